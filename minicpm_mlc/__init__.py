@@ -1,0 +1,32 @@
+"""MiniCPM4 compiled ahead of time with TVM: `Engine(bundle)` runs a bundle, `minicpm-mlc compile` makes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import errors
+    from .errors import MiniCPMError
+    from .runtime_py.engine import Engine
+    from .runtime_py.exclusive import EngineError
+
+__all__ = ["Engine", "EngineError", "MiniCPMError", "__version__", "errors"]
+
+_HOMES = {
+    "Engine": "runtime_py.engine",
+    "EngineError": "runtime_py.exclusive",
+    "MiniCPMError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for, so that the command line answers at once.
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module(".errors", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

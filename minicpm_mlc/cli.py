@@ -1,0 +1,165 @@
+"""The command line: one command per verb, no logic. Only click and the errors are imported before a verb runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import MiniCPMError
+
+SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
+
+
+class Commands(click.Group):
+    """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except (MiniCPMError, OSError) as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a user's work
+
+
+def _example(text: str) -> Any:
+    """Sets the example at the end of a command's help."""
+    return {"epilog": f"Example: {text}", "context_settings": {"show_default": True}}
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="minicpm-mlc", message="%(prog)s %(version)s")
+def main() -> None:
+    """Compile MiniCPM4 models for a device, and chat with them there."""
+
+
+@main.command("compile", **_example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
+@click.argument("source")
+@click.option("-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]")
+@click.option("--device", default="cpu", help="What to compile for.")
+@click.option("--cpu", default="native", help="native, a level such as x86-64-v3, or a processor that LLVM knows.")
+@click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
+@click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
+@click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
+@click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
+@click.option("--dry-run", is_flag=True, help="Print the memory it will need per context length; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--random-weights", is_flag=True, help="Without weights: SOURCE is a published model's name or a config.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def compile_command(
+    source: str, quant: str, embedding_quant: str | None, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Compile the checkpoint folder SOURCE into a bundle."""
+    from .compile import compile_model
+    from .progress import progress
+
+    with progress() as report:
+        result = compile_model(
+            source, scheme=quant, embedding_scheme=embedding_quant, overwrite=force, progress=report, **options
+        )
+    click.echo(result.json() if as_json else result.plain())
+
+
+@main.command(**_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
+@click.argument("bundle", type=click.Path())
+@click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
+@click.option("--system", help="System prompt.")
+@click.option("--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-k", type=int, help="0 is all.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share.")
+@click.option("--min-p", type=float, help="Draw from tokens at least this times as likely as the likeliest.")
+@click.option("--repetition-penalty", type=float, help="1 is none.")
+@click.option("--presence-penalty", type=float, help="0 is none.")
+@click.option("--frequency-penalty", type=float, help="0 is none.")
+@click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be given more than once.")
+@click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
+@click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
+@click.option("--think/--no-think", default=None, help="Think before answering, or don't.  [default: the model's]")
+@click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
+@click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
+@click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
+def chat(
+    bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None,
+    hide_thinking: bool, as_json: bool, stats: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Chat with BUNDLE; /help lists the commands of the chat.
+
+    The answer to one question (--prompt, or piped text) goes to standard output, its thinking to standard error.
+    """
+    from .runtime_py.engine import Engine
+    from .runtime_py.repl import answer_once, chosen, read_question, talk
+
+    given, shared = chosen(options), {"system": system, "hide_thinking": hide_thinking}
+    question = read_question(prompt)
+    with Engine(bundle, context=context, threads=threads) as engine:
+        if question is None:
+            talk(engine, options=given, **shared)
+        else:
+            answer_once(engine, question, options=given, as_json=as_json, with_stats=stats, **shared)
+
+
+@main.command(**_example("minicpm-mlc inspect MiniCPM4.1-8B"))
+@click.argument("source")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(source: str, as_json: bool) -> None:
+    """Show config, sizes and memory need of SOURCE.
+
+    SOURCE is a bundle, a checkpoint, or a published model's name.
+    """
+    from . import describe
+
+    _print(describe.describe(source), describe.as_text, as_json)
+
+
+@main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
+@click.argument("bundle", type=click.Path())
+@click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
+@click.option("--prompt-tokens", default=512, help="Tokens prefilled per measurement.")
+@click.option("--new-tokens", default=64, help="Tokens decoded per measurement.")
+@click.option("--repeats", default=3, help="Measurements per row.")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+def bench(bundle: str, depth: str, form: str | None, **options: Any) -> None:
+    """Measure the tokens/s of BUNDLE.
+
+    Prefill and decode at each depth, and how near decode comes to the speed of memory.
+    """
+    from .runtime_py.bench import bench_bundle
+
+    report = bench_bundle(bundle, _numbers(depth), **options)
+    click.echo(getattr(report, form or "plain")())
+
+
+@main.command(**_example("minicpm-mlc devices"))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def devices(as_json: bool) -> None:
+    """Show what this machine can compile for, and what is missing."""
+    from .devices import as_text, survey
+
+    _print(survey(), as_text, as_json)
+
+
+def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
+    import json
+
+    click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1024", param_hint="--depth") from None

@@ -1,0 +1,164 @@
+"""Checkpoint -> weight shards, a block of rows at a time: memory stays small whatever the model's size."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpm_mlc.compile.bundle import BundleWriter
+from minicpm_mlc.compile.checkpoint import Checkpoint
+from minicpm_mlc.compile.quantize import Scheme, quantize
+from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.ops.packing import LANES, pack, pack_scales, packed_scales_shape, packed_shape
+
+BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
+MAX_THREADS = 4  # each holds about 8 blocks
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an f32 vector."""
+
+    name: str
+    sources: tuple[str, ...]
+    rows: int
+    columns: int
+    scheme: Scheme
+
+    @property
+    def weights(self) -> int:
+        """Number of weights it holds."""
+        return self.rows * (self.columns or 1)
+
+
+def stored_tensors(param: Param) -> list[StoredTensor]:
+    """What is written for `param`, in order: NAME.weight and, where the scheme has scales, NAME.scale."""
+    scheme = param.scheme
+    if not param.columns:
+        return [StoredTensor(f"{param.name}.weight", (param.rows,), "float32")]
+    values = StoredTensor(f"{param.name}.weight", packed_shape(param.rows, param.columns, scheme.bits), scheme.dtype)
+    if not scheme.group:
+        return [values]
+    scales = packed_scales_shape(param.rows, param.columns, scheme.group)
+    return [values, StoredTensor(f"{param.name}.scale", scales, "float16")]
+
+
+def stored_bytes(params: Iterable[Param]) -> int:
+    """Bytes of all weights on disk and in memory."""
+    return sum(tensor.nbytes for param in params for tensor in stored_tensors(param))
+
+
+def convert(
+    params: Sequence[Param],
+    checkpoint: Checkpoint,
+    bundle: BundleWriter,
+    *,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> list[str]:
+    """Quantise, pack and write every parameter into `bundle`; returns the stored names in the library's ABI order.
+
+    `progress(done, total)` counts stored bytes. Same input, same bytes, whatever `threads`.
+    """
+    for param in params:
+        _check_sources(param, checkpoint)
+    tensors = [tensor for param in params for tensor in stored_tensors(param)]
+    shards = ShardWriter(bundle, tensors, sum(param.weights for param in params))
+    count = _Counter(sum(tensor.nbytes for tensor in tensors), progress)
+    with ThreadPoolExecutor(threads or min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for param in params:
+            _write(param, checkpoint, shards, pool, count)
+    shards.close()
+    return [tensor.name for tensor in tensors]
+
+
+@dataclass
+class _Counter:
+    """Passes chunks through and reports how many bytes went by."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def watch(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            yield chunk
+            self.done += chunk.nbytes
+            if self.progress:
+                self.progress(self.done, self.total)
+
+
+def _check_sources(param: Param, checkpoint: Checkpoint) -> None:
+    shapes = [tuple(checkpoint.shape(source)) for source in param.sources]
+    width = (param.columns,) if param.columns else ()
+    if any(shape[1:] != width for shape in shapes) or sum(shape[0] for shape in shapes) != param.rows:
+        raise CompileError(
+            f"parameter {param.name} is {(param.rows, *width)}, "
+            f"and {', '.join(param.sources)} of shapes {shapes} don't stack to it"
+        )
+
+
+def _write(
+    param: Param, checkpoint: Checkpoint, shards: ShardWriter, pool: ThreadPoolExecutor, count: _Counter
+) -> None:
+    names = [tensor.name for tensor in stored_tensors(param)]
+    if not param.columns:
+        vector = _stacked_rows(param, checkpoint, 0, param.rows)
+        values, _ = quantize(vector[:, None], param.scheme, param.name)
+        return shards.add(names[0], count.watch([values.reshape(-1)]))
+    scales: list[np.ndarray] = []
+    shards.add(names[0], count.watch(_packed_blocks(param, checkpoint, pool, scales)))
+    if scales:
+        shards.add(names[1], count.watch(scales))
+
+
+def _packed_blocks(
+    param: Param, checkpoint: Checkpoint, pool: ThreadPoolExecutor, scales: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Packed values block by block; the scales gather in `scales`, since they follow all values on disk."""
+
+    def pack_block(start: int) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = _stacked_rows(param, checkpoint, start, min(start + step, param.rows))
+        values, scale = quantize(rows, param.scheme, param.name)
+        return pack(values, param.scheme.bits), None if scale is None else pack_scales(scale)
+
+    step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
+    for values, scale in _map_ahead(pool, pack_block, range(0, param.rows, step)):
+        if scale is not None:
+            scales.append(scale)
+        yield values
+
+
+def _map_ahead(pool: ThreadPoolExecutor, work: Callable[[int], tuple], items: Iterable[int]) -> Iterator[tuple]:
+    """pool.map that runs only a few items ahead of the consumer, so results can't pile up in memory."""
+    pending = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > MAX_THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _stacked_rows(param: Param, checkpoint: Checkpoint, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of the stacked sources; f32, contiguous."""
+    parts, first = [], 0
+    for source in param.sources:
+        rows = checkpoint.shape(source)[0]
+        low, high = max(start - first, 0), min(stop - first, rows)
+        if low < high:
+            parts.append(checkpoint.rows(source, low, high))
+        first += rows
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), dtype=np.float32)

@@ -1,0 +1,175 @@
+"""MiniCPM4 and MiniCPM4.1 (and, with its scalings at 1, MiniCPM5) as a Relax module over paged key/value pools.
+
+    x = embed(ids) * scale_emb
+    x = x + residual_scale * attention(rms_norm(x));  x = x + residual_scale * mlp(rms_norm(x))     for every layer
+    logits = head(rms_norm(x) * logit_scale)
+
+All state is passed in: the pools are updated in place, one page table per sequence names a sequence's pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor, op, spec
+
+from ...manifest import PAGE_SIZE
+from ...ops.weight_format import LANES, WeightFormat
+from ...targets.cpu import CpuKernels
+from ..config import ModelConfig
+from ..parameters import Precision
+
+class Linear(nn.Module):
+    """A packed [rows, columns] weight: (residual or 0) + scale * x @ W^T."""
+
+    def __init__(
+        self, kernels: CpuKernels, rows: int, columns: int, fmt: WeightFormat, *, scale: float = 1.0, residual: bool = False
+    ) -> None:
+        self.width = -(-rows // LANES) * LANES  # of the output, padded
+        self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
+        if fmt.group:
+            self.scale = nn.Parameter(fmt.scale_shape(rows, columns), fmt.scale_dtype)
+        self.kernel = kernels.linear(rows, columns, fmt, residual=residual, scale=scale)
+
+    def forward(self, x: Tensor, *residual: Tensor) -> Tensor:
+        return call(self.kernel, "linear", [x, *self.stored(), *residual], (x.shape[0], self.width))
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Weight and scales as kernels take them; without scales, the weight stands in their place."""
+        return self.weight, getattr(self, "scale", self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight * scale."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, scale: float = 1.0) -> None:
+        self.weight = nn.Parameter((config.hidden_size,), "float32")
+        self.kernel = kernels.rms_norm(config.hidden_size, config.rms_norm_eps, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return call(self.kernel, "rms_norm", [x, self.weight], x.shape)
+
+
+class Batch:
+    """What every layer of one call shares: the rows' angles, their slots, and their sequences' page tables."""
+
+    def __init__(self, cos_sin: Tensor, slots: Tensor, page_tables: Tensor, *, decode: bool) -> None:
+        self.cos_sin, self.slots, self.page_tables, self.decode = cos_sin, slots, page_tables, decode
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the paged pools; writes its keys and values, then reads all up to its slot."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, fmt: WeightFormat, kv_dtype: str) -> None:
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_shape = (config.num_heads, config.head_dim)
+        self.qkv = Linear(kernels, width + 2 * kv_width, config.hidden_size, fmt)
+        self.out = Linear(kernels, config.hidden_size, width, fmt, scale=config.residual_scale, residual=True)
+        self.append = {decode: kernels.rope_append(*heads, kv_dtype, batched=decode) for decode in (False, True)}
+        self.attend = {False: kernels.attend_prefill(*heads, kv_dtype), True: kernels.attend_decode(*heads, kv_dtype)}
+
+    def forward(self, x: Tensor, residual: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
+        n = x.shape[0]
+        args = [self.qkv(x), batch.cos_sin, batch.slots, batch.page_tables, keys, values]
+        outputs = [like(keys), like(values), Tensor.placeholder((n, *self.q_shape), "float32")]
+        keys, values, q = op.tensor_ir_inplace_op(self.append[batch.decode], "rope_append", args, [4, 5, -1], outputs)
+        kind = "decode" if batch.decode else "prefill"
+        args = [q, keys, values, batch.page_tables, batch.slots]
+        attended = call(self.attend[batch.decode], f"attend_{kind}", args, (n, self.q_shape[0] * self.q_shape[1]))
+        return self.out(attended, residual)
+
+
+class MLP(nn.Module):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, fmt: WeightFormat) -> None:
+        self.width = config.intermediate_size
+        self.gate_up = Linear(kernels, 2 * self.width, config.hidden_size, fmt)
+        self.swiglu = kernels.swiglu(self.width)
+        self.down = Linear(kernels, config.hidden_size, self.width, fmt, scale=config.residual_scale, residual=True)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        gated = call(self.swiglu, "swiglu", [self.gate_up(x)], (x.shape[0], self.width))
+        return self.down(gated, residual)
+
+
+class Layer(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, fmt: WeightFormat, kv_dtype: str) -> None:
+        self.input_norm = RMSNorm(kernels, config)
+        self.attention = Attention(kernels, config, fmt, kv_dtype)
+        self.mlp_norm = RMSNorm(kernels, config)
+        self.mlp = MLP(kernels, config, fmt)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
+        x = self.attention(self.input_norm(x), x, keys, values, batch)
+        return self.mlp(self.mlp_norm(x), x)
+
+
+class MiniCPM(nn.Module):
+    """The whole model. `prefill` takes a chunk of one sequence, `decode` one row of each of several sequences."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, precision: Precision) -> None:
+        self.config, self.kv_dtype = config, precision.kv_dtype
+        table_format, fmt = WeightFormat.of(precision.embedding), WeightFormat.of(precision.linear)
+        self.embedding = Linear(kernels, config.vocab_size, config.hidden_size, table_format)
+        self.layers = nn.ModuleList([Layer(kernels, config, fmt, precision.kv_dtype) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(kernels, config, config.logit_scale)
+        if not config.tie_word_embeddings:
+            self.head = Linear(kernels, config.vocab_size, config.hidden_size, table_format)
+        self.embed = kernels.embed(config.vocab_size, config.hidden_size, table_format, scale=config.scale_emb)
+        self.gather = kernels.gather_rows(config.hidden_size)
+        self.angles = kernels.rope_angles(config.head_dim, config.rope_attention_scale)
+
+    def prefill(self, token_ids, positions, slots, page_table, logit_rows, k_pages, v_pages) -> Tensor:
+        """One chunk of one sequence -> logits f32[m, padded vocab] of the rows that `logit_rows` names."""
+        x = self.hidden(token_ids, positions, slots, page_table, k_pages, v_pages, decode=False)
+        shape = (logit_rows.shape[0], self.config.hidden_size)
+        return self.logits(call(self.gather, "gather_rows", [x, logit_rows], shape))
+
+    def decode(self, token_ids, positions, slots, page_tables, k_pages, v_pages) -> Tensor:
+        """One row of each of b sequences -> logits f32[b, padded vocab]."""
+        return self.logits(self.hidden(token_ids, positions, slots, page_tables, k_pages, v_pages, decode=True))
+
+    def logits(self, x: Tensor) -> Tensor:
+        head = self.embedding if self.config.tie_word_embeddings else self.head
+        return head(self.norm(x))
+
+    def hidden(self, token_ids, positions, slots, page_tables, k_pages, v_pages, *, decode: bool) -> Tensor:
+        """The residual stream after the last layer, f32[n, hidden]."""
+        n = token_ids.shape[0]
+        inv_freq = Tensor.from_const(self.config.inv_freq.astype(np.float32))
+        cos_sin = call(self.angles, "rope_angles", [positions, inv_freq], (n, self.config.head_dim))
+        batch = Batch(cos_sin, slots, page_tables, decode=decode)
+        args = [token_ids, *self.embedding.stored()]
+        x = call(self.embed, "embed", args, (n, self.config.hidden_size))
+        for layer, keys, values in zip(self.layers, k_pages, v_pages, strict=True):
+            x = layer(x, keys, values, batch)
+        return x
+
+    def call_specs(self) -> dict[str, Any]:
+        """Argument shapes and dtypes of both functions, as `export_tvm` takes them."""
+        c = self.config
+        pools = {"k_pages": (c.num_kv_heads, c.head_dim, PAGE_SIZE), "v_pages": (c.num_kv_heads, PAGE_SIZE, c.head_dim)}
+        state = {k: [spec.Tensor(["num_pages", *s], self.kv_dtype)] * c.num_layers for k, s in pools.items()}
+        packed = {"$": {"param_mode": "packed", "effect_mode": "none"}}
+
+        def rows(n: str, names: str) -> dict[str, Any]:
+            return {name: spec.Tensor([n], "int32") for name in names.split()}
+
+        prefill = rows("n", "token_ids positions slots") | {"page_table": spec.Tensor([1, "p"], "int32")}
+        decode = rows("b", "token_ids positions slots") | {"page_tables": spec.Tensor(["b", "p"], "int32")}
+        return {"prefill": prefill | rows("m", "logit_rows") | state | packed, "decode": decode | state | packed}
+
+
+def call(kernel: Any, name: str, args: list[Any], shape: Any) -> Tensor:
+    """Call a PrimFunc that writes one new float32 tensor."""
+    return op.tensor_ir_op(kernel, name, args, Tensor.placeholder(shape, "float32"))
+
+
+def like(pool: Tensor) -> Tensor:
+    return Tensor.placeholder(pool.shape, pool.dtype)

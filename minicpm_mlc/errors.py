@@ -1,0 +1,35 @@
+"""Every mistake a user can mend. The message says what was seen, what was expected and what to type next."""
+
+from __future__ import annotations
+
+
+class MiniCPMError(Exception):
+    """Base of all errors shown to users without a traceback."""
+
+
+class ConfigError(MiniCPMError):
+    """A config.json that is missing, damaged, or asks for maths that is not implemented."""
+
+
+class CheckpointError(MiniCPMError):
+    """A checkpoint whose files or tensors are missing, damaged, extra or mis-shaped."""
+
+
+class CompileError(MiniCPMError):
+    """A bundle that can't be compiled or written as asked."""
+
+
+class BundleError(MiniCPMError):
+    """A bundle that is damaged, or made for another device, ABI or TVM version."""
+
+
+class ContextError(MiniCPMError):
+    """A prompt or context that doesn't fit the model, the engine's context or memory."""
+
+
+class SamplingError(MiniCPMError):
+    """A sampling option outside its range."""
+
+
+class TemplateError(MiniCPMError):
+    """A chat template that can't be parsed or rendered."""

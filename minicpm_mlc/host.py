@@ -1,0 +1,97 @@
+"""Which machine this is, in LLVM's words, and whether a bundle's target can run on it."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+# LLVM feature -> /proc/cpuinfo flag. Only instruction sets that a compiler emits; LLVM's lists also hold tuning hints.
+_SAME_NAME = (
+    "ssse3 popcnt movbe bmi2 avx f16c fma avx2 avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi "
+    "i8mm bf16 sve sve2"
+)
+FLAGS = {name: name for name in _SAME_NAME.split()} | {
+    "sse3": "pni",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "lzcnt": "abm",
+    "bmi": "bmi1",
+    "avxvnni": "avx_vnni",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512vnni": "avx512_vnni",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
+    "amx-bf16": "amx_bf16",
+    "neon": "asimd",
+    "lse": "atomics",
+    "rdm": "asimdrdm",
+    "fullfp16": "asimdhp",
+    "fp16fml": "asimdfhm",
+    "dotprod": "asimddp",
+}
+MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+SYSTEMS = {"linux": "linux", "darwin": "darwin", "macos": "darwin", "windows": "windows", "mingw": "windows"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """`features` are LLVM names; None where the system doesn't tell, and then they are not checked."""
+
+    system: str
+    machine: str
+    features: frozenset[str] | None
+
+
+@functools.cache
+def this_host() -> Host:
+    """The machine this process runs on."""
+    system = "android" if hasattr(sys, "getandroidapilevel") else platform.system().lower()
+    return Host(system, _machine(platform.machine()), _cpuinfo_features())
+
+
+def mismatch(target: dict[str, Any], host: Host) -> str | None:
+    """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it can."""
+    if target["device"] != "cpu":
+        return f"it was compiled for device {target['device']}, and this version runs cpu"
+    system, machine = _system_of(target["triple"]), _machine(target["triple"].split("-")[0])
+    if (system, machine) != (host.system, host.machine):
+        return f"it was compiled for {machine} {system}, and this machine is {host.machine} {host.system}"
+    if missing := missing_features(target["features"], host):
+        return f"it was compiled for {target['cpu']}, and this CPU lacks {', '.join(missing)}"
+    return None
+
+
+def missing_features(features: list[str], host: Host) -> list[str]:
+    """Instruction sets among `features` (LLVM names) that `host` is known to lack."""
+    if host.features is None:
+        return []
+    return sorted(name for name in features if name in FLAGS and name not in host.features)
+
+
+def _machine(name: str) -> str:
+    return MACHINES.get(name.lower(), name.lower())
+
+
+def _system_of(triple: str) -> str:
+    if "android" in triple:
+        return "android"
+    return next((system for word, system in SYSTEMS.items() if word in triple), "unknown")
+
+
+def _cpuinfo_features() -> frozenset[str] | None:
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return None
+    flags = next((value.split() for key, _, value in lines if key.strip() in ("flags", "Features")), None)
+    if flags is None:
+        return None
+    return frozenset(name for name, flag in FLAGS.items() if flag in flags)

@@ -1,0 +1,223 @@
+"""manifest.json: what a bundle holds and was compiled for, and the check that it is whole and runs on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
+
+from minicpm_mlc.errors import BundleError
+from minicpm_mlc.host import Host, mismatch, this_host
+
+FORMAT = 1  # layout of the bundle folder
+ABI = 1  # functions of the compiled library
+PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+MAX_DECODE_SEQUENCES = 64  # rows of one decode call
+MANIFEST = "manifest.json"
+COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
+REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
+
+_NESTED = {
+    "target": {"device": str, "triple": str, "cpu": str, "features": list},
+    "memory": {"weights": int, "kv_per_token": int, "activations": int},
+    "kv_layout": {"k": list, "v": list},
+}
+_FILE = {"bytes": int, "sha256": str}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names in ABI order."""
+
+    name: str
+    scheme: str
+    embedding_scheme: str
+    target: dict[str, Any]
+    model: dict[str, Any]
+    kv_dtype: str
+    kv_layout: dict[str, list[int]]
+    max_context: int
+    prefill_chunk: int
+    params: list[str]
+    memory: dict[str, int]
+    tvm: str
+    page_size: int = PAGE_SIZE
+    library: str = "model.so"
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+    abi: int = ABI
+
+    @staticmethod
+    def load(folder: str | Path) -> Manifest:
+        """Read and validate a bundle's manifest without asking whether this machine can run it."""
+        return _parse(_read(Path(folder)), Path(folder))
+
+    def to_bytes(self) -> bytes:
+        """Stable JSON: the same manifest gives the same bytes."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    def memory_need(self, context: int) -> int:
+        """Bytes to run with `context` tokens: weights, KV cache in whole pages, activations."""
+        pages = -(-context // self.page_size)
+        return (
+            self.memory["weights"] + pages * self.page_size * self.memory["kv_per_token"] + self.memory["activations"]
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was checked: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+def read_bundle(
+    path: str | Path,
+    *,
+    verify: Literal["auto", "always", "never"] = "auto",
+    host: Host | None = None,
+    tvm: str | None = None,
+) -> Bundle:
+    """Open a bundle that this machine can run; raises BundleError with what to do otherwise.
+
+    The SHA-256 of every file is checked at the first load and again when a file's size or time changed ("auto"),
+    at every load ("always"), or never. `host` and `tvm` default to this machine and its installed apache-tvm.
+    """
+    if verify not in ("auto", "always", "never"):
+        raise ValueError(f'verify is {verify!r}; expected "auto", "always" or "never"')
+    folder = Path(path)
+    manifest = Manifest.load(folder)
+    if why := mismatch(manifest.target, host or this_host()):
+        raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} --device cpu --cpu native")
+    _check_tvm(folder, manifest, tvm or _installed_tvm())
+    bundle = Bundle(folder.absolute(), manifest)  # a bare file name would send the loader to the system's folders
+    seen = _stat_files(bundle)
+    if verify == "always" or (verify == "auto" and not _verified_before(bundle, seen)):
+        _check_hashes(bundle)
+        _remember_verified(bundle, seen)
+    return bundle
+
+
+def _read(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder")
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise BundleError(_not_a_bundle(folder)) from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{folder / MANIFEST} isn't JSON ({error}); {REPAIR}") from None
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST} can't be read: {error.strerror}") from None
+
+
+def _not_a_bundle(folder: Path) -> str:
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return f"{folder} is a checkpoint, not a bundle; compile it first: minicpm-mlc compile {folder}"
+    return f"{folder} has no {MANIFEST}, so it isn't a bundle; make one: minicpm-mlc compile CHECKPOINT"
+
+
+def _parse(data: Any, folder: Path) -> Manifest:
+    seen = (data.get("format"), data.get("abi")) if isinstance(data, dict) else (None, None)
+    if seen != (FORMAT, ABI):
+        raise BundleError(
+            f"{folder} has bundle format {seen[0]} and ABI {seen[1]}; "
+            f"this minicpm-mlc reads format {FORMAT} and ABI {ABI}; {COMPILE_AGAIN}"
+        )
+    kinds = {name: get_origin(kind) or kind for name, kind in get_type_hints(Manifest).items()}
+    checks = [("fields", data, kinds), *((name, data.get(name), nested) for name, nested in _NESTED.items())]
+    for what, value, expected in checks:
+        if not _has(value, expected):
+            raise _damaged(folder, what)
+    if data.keys() != kinds.keys():
+        raise _damaged(folder, str(sorted(data.keys() - kinds.keys())[0]))
+    for name, entry in data["files"].items():
+        if not is_plain_name(name) or not _has(entry, _FILE):
+            raise _damaged(folder, f"files: {name}")
+    return Manifest(**data)
+
+
+def _has(value: Any, expected: dict[str, type]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in expected.items())
+
+
+def _damaged(folder: Path, what: str) -> BundleError:
+    return BundleError(f"{folder / MANIFEST} is damaged at {what!r}; {REPAIR}")
+
+
+def is_plain_name(name: str) -> bool:
+    """True for a file name that stays inside its folder on every system."""
+    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\:\0")
+
+
+def _installed_tvm() -> str:
+    try:
+        return importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError:
+        raise BundleError("apache-tvm is not installed: pip install minicpm-mlc") from None
+
+
+def _check_tvm(folder: Path, manifest: Manifest, installed: str) -> None:
+    if installed != manifest.tvm:
+        raise BundleError(
+            f"{folder} was compiled with apache-tvm {manifest.tvm}, and {installed} is installed; "
+            f"pip install apache-tvm=={manifest.tvm}, or {COMPILE_AGAIN}"
+        )
+
+
+def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
+    """{name: [bytes, mtime_ns]}; raises for a missing file or a wrong size."""
+    seen = {}
+    for name, entry in bundle.manifest.files.items():
+        try:
+            stat = (bundle.path / name).stat()
+        except OSError:
+            raise BundleError(f"{bundle.path} lacks {name}; {REPAIR}") from None
+        if stat.st_size != entry["bytes"]:
+            raise BundleError(f"{bundle.path / name} has {stat.st_size} bytes, expected {entry['bytes']}; {REPAIR}")
+        seen[name] = [stat.st_size, stat.st_mtime_ns]
+    return seen
+
+
+def _check_hashes(bundle: Bundle) -> None:
+    for name, entry in bundle.manifest.files.items():
+        if _sha256(bundle.path / name) != entry["sha256"]:
+            raise BundleError(f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _verified_file(bundle: Bundle) -> Path:
+    """One small file per bundle and place: a copy elsewhere is verified on its own."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = hashlib.sha256(bundle.manifest.to_bytes() + os.fsencode(bundle.path.resolve())).hexdigest()
+    return Path(cache) / "minicpm-mlc" / "verified" / f"{key}.json"
+
+
+def _verified_before(bundle: Bundle, seen: dict[str, list[int]]) -> bool:
+    try:
+        return json.loads(_verified_file(bundle).read_bytes()) == seen
+    except (OSError, RuntimeError, ValueError):  # no cache, no home, damaged: verify again
+        return False
+
+
+def _remember_verified(bundle: Bundle, seen: dict[str, list[int]]) -> None:
+    try:
+        file = _verified_file(bundle)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".partial-{os.getpid()}")
+        partial.write_text(json.dumps(seen))
+        partial.replace(file)
+    except (OSError, RuntimeError):
+        pass  # only a saving of time: the next load verifies again

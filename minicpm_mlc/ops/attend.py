@@ -1,0 +1,184 @@
+"""Attention over paged keys and values, for prefill and decode.
+
+A prefill task owns 64 rows (token-major: row m is token m // group, head m % group) and walks all their pages.
+A decode task owns one sequence, one KV head and a share of the pages; the shares are merged by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+from minicpm_mlc.ops import vector
+from minicpm_mlc.ops.attend_page import LOWEST, Block, Shape, attend_page
+from minicpm_mlc.ops.rope import PAGE_SIZE
+
+BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
+SPLIT_PAGES = 4  # the least work worth a split of its own in decode
+MAX_SPLITS = 16
+
+
+def attend_definition(
+    q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, page_tables: np.ndarray, slots: np.ndarray
+) -> np.ndarray:
+    """softmax(q k^T / sqrt(d)) v over the slots 0..slots[r] of row r's page table, float64 [n, heads * d].
+
+    q [n, heads, d]; k_pages [pages, kv_heads, d, 64], v_pages [pages, kv_heads, 64, d];
+    page_tables [n, p] (decode), or [1, p] shared by all rows (prefill).
+    """
+    n, heads, head_dim = q.shape
+    grouped = q.astype(np.float64).reshape(n, k_pages.shape[1], -1, head_dim) / np.sqrt(head_dim)
+    out = np.zeros(grouped.shape)
+    for row, slot in enumerate(slots):
+        table = page_tables[row if len(page_tables) > 1 else 0][: slot // PAGE_SIZE + 1]
+        keys = np.concatenate(k_pages[table], -1)[..., : slot + 1].astype(np.float64)
+        values = np.concatenate(v_pages[table], -2)[:, : slot + 1].astype(np.float64)
+        scores = grouped[row] @ keys
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[row] = weights / weights.sum(-1, keepdims=True) @ values
+    return out.reshape(n, heads * head_dim)
+
+
+def paged(shape: Shape, kv_dtype: str, body: Callable[..., None]) -> Any:
+    """The PrimFunc (q, k_pages, v_pages, page_tables, slots) -> out that both kinds of attention share."""
+    num_heads, num_kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+
+    @T.prim_func(private=True)
+    def attend(
+        q_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        page_tables_handle: T.handle,
+        slots_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr(vector.ATTRS)
+        n = T.int64()
+        s = T.int64()
+        p = T.int64()
+        num_pages = T.int64()
+        q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, num_kv_heads, head_dim, PAGE_SIZE), kv_dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, num_kv_heads, PAGE_SIZE, head_dim), kv_dtype)
+        page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
+        slots = T.match_buffer(slots_handle, (n,), "int32")
+        out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
+        body(n, q, (k_pages, v_pages), page_tables, slots, out)
+
+    return attend
+
+
+def attend_prefill(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h * d].
+
+    Row r sees the slots up to slots[r]. `tile_vectors` accumulators of 16 lanes must fit the registers beside
+    their operands: 8 hide the latency of AVX-512, 4 are what AVX2 and NEON hold.
+    """
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, BLOCK_ROWS)
+    group = shape.group
+
+    def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
+        rows = T.Bind(n * group)
+        blocks = T.Bind((rows + BLOCK_ROWS - 1) // BLOCK_ROWS)
+        with T.parallel(blocks * num_kv_heads) as task:
+            kv_head = T.Bind(task % num_kv_heads)
+            order = T.Bind(task // num_kv_heads)
+            # threads get runs of tasks: cheap early blocks and dear late ones alternate
+            start = T.Bind(T.Select(order % 2 == 0, order // 2, blocks - 1 - order // 2) * BLOCK_ROWS)
+            here = T.Bind(T.min(rows - start, BLOCK_ROWS))
+            tiles = T.Bind((here + shape.rows - 1) // shape.rows)
+            block = Block.allocate(shape, BLOCK_ROWS)
+            last = T.alloc_buffer((1,), "int32", scope="local")
+            T.buffer_store(last, 0, [0])
+            with T.serial(tiles * shape.rows) as row:
+                at = T.Bind(start + T.min(row, here - 1))
+                slot = T.Bind(slots[at // group])
+                block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
+                T.buffer_store(last, T.max(last[0], slot), [0])
+            with T.serial(last[0] // PAGE_SIZE + 1) as page:
+                place = T.Bind(T.Cast("int64", page_tables[0, page]))
+                attend_page(shape, block, tiles, page * PAGE_SIZE, place, kv_head, pools)
+            with T.serial(here) as row:
+                at = T.Bind(start + row)
+                factor = T.Bind(vector.splat(T.float32(1) / block.sum_of(row)))
+                column = (kv_head * group + at % group) * head_dim
+                for j in range(0, head_dim, vector.LANES):
+                    vector.store(out, vector.load(block.output, row, j) * factor, at // group, column + j)
+
+    return paged(shape, kv_dtype, attend)
+
+
+def merge_splits(
+    shape: Shape, splits: Any, splits_of: tuple[Any, Any, Any], sequence: Any, head: Any, out: Any
+) -> None:
+    """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the highest."""
+    outputs, maxima, sums = splits_of
+    vectors = shape.head_dim // vector.LANES
+    scalars = T.alloc_buffer((2,), "float32", scope="local")  # highest maximum, total sum
+    tile = vector.registers(vectors)
+    T.buffer_store(scalars, T.float32(LOWEST), [0])
+    T.buffer_store(scalars, T.float32(0), [1])
+    for j in range(vectors):
+        vector.store(tile, vector.splat(0.0), j * vector.LANES)
+    with T.serial(splits) as split:
+        T.buffer_store(scalars, T.max(scalars[0], maxima[split, sequence, head]), [0])
+    with T.serial(splits) as split:
+        weight = vector.exp2(vector.splat(maxima[split, sequence, head] - scalars[0]))
+        T.buffer_store(scalars, scalars[1] + T.Shuffle([weight], [0]) * sums[split, sequence, head], [1])
+        for at in range(0, shape.head_dim, vector.LANES):
+            part = vector.load(outputs, split, sequence, head, at)
+            vector.store(tile, vector.load(tile, at) + part * weight, at)
+    factor = T.Bind(vector.splat(T.float32(1) / scalars[1]))
+    for at in range(0, shape.head_dim, vector.LANES):
+        vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
+
+
+def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
+    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h * d].
+
+    One row per sequence, which sees the slots up to slots[r] of its own page table. Each sequence is cut into up to
+    16 equal splits of pages, so that one long sequence keeps every core busy. `tile_vectors`: as in attend_prefill.
+    """
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
+    group = shape.group
+
+    def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
+        longest = T.alloc_buffer((1,), "int32", scope="local")
+        T.buffer_store(longest, 0, [0])
+        with T.serial(b) as row:
+            T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
+        pages = longest[0] // PAGE_SIZE + 1
+        splits = T.Bind(T.Cast("int64", T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS)))
+        outputs = T.alloc_buffer((MAX_SPLITS, b, num_heads, head_dim), "float32")
+        maxima = T.alloc_buffer((MAX_SPLITS, b, num_heads), "float32")
+        sums = T.alloc_buffer((MAX_SPLITS, b, num_heads), "float32")
+        with T.parallel(splits * b * num_kv_heads) as task:
+            kv_head = T.Bind(task % num_kv_heads)
+            row = T.Bind(task // num_kv_heads % b)
+            split = T.Bind(task // (b * num_kv_heads))
+            own = T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1))
+            begin = T.Bind(own * split // splits)
+            block = Block.allocate(shape, group)
+            for m in range(shape.tiles(group) * shape.rows):
+                block.load_row(shape, m, q, row, kv_head * group + min(m, group - 1), slots[row])
+            with T.serial(own * (split + 1) // splits - begin) as step:
+                page = T.Bind(begin + step)
+                place = T.Bind(T.Cast("int64", page_tables[row, page]))
+                slot = T.Bind(T.Cast("int32", page * PAGE_SIZE))
+                attend_page(shape, block, shape.tiles(group), slot, place, kv_head, pools)
+            with T.serial(group) as m:
+                head = kv_head * group + m
+                T.buffer_store(maxima, block.maxima[m], [split, row, head])
+                T.buffer_store(sums, block.sum_of(m), [split, row, head])
+                for at in range(0, head_dim, vector.LANES):
+                    vector.store(outputs, vector.load(block.output, m, at), split, row, head, at)
+
+        def merge(task: Any) -> None:
+            merge_splits(shape, splits, (outputs, maxima, sums), task // num_heads, task % num_heads, out)
+
+        vector.spread(b * num_heads, merge, serial_below=128)
+
+    return paged(shape, kv_dtype, attend)

@@ -1,0 +1,1 @@
+"""Runs bundles. Nothing here needs TVM's compiler, torch or transformers."""

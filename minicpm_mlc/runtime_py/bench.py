@@ -1,0 +1,303 @@
+"""Prefill and decode speed at given depths, and how close a decode step comes to the speed of memory.
+
+Depth is the number of tokens already in the cache. The cache is filled to a depth once and cut back for every repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import MiniCPMError
+from ..manifest import Bundle, read_bundle
+from ..params import load_params
+from .defaults import choose_context
+from .machine import available_memory, physical_cores
+from .roofline import memory_bandwidth
+
+WARM_UP_TOKENS = 16
+
+
+class BenchError(MiniCPMError):
+    """Depths or token counts that can't be measured."""
+
+
+class Model(Protocol):
+    """What a benchmark drives: an Engine, a BundleModel, or llama.cpp in bench/vs_llama.py."""
+
+    def prefill(self, token_ids: Sequence[int]) -> Any: ...
+    def decode(self, token_id: int) -> Any: ...
+    def truncate(self, length: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one decode step must read."""
+
+    weights: int
+    kv_per_token: int
+
+    def per_step(self, depth: float) -> float:
+        """`depth` counts the cached tokens that the step attends to."""
+        return self.weights + self.kv_per_token * depth
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only."""
+
+    phase: str
+    depth: int
+    tokens: int
+    samples: tuple[float, ...]
+    gb_per_second: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return statistics.median(self.samples)
+
+
+class Side(Protocol):
+    """A model that times itself."""
+
+    def fill(self, depth: int) -> None: ...
+    def prefill_seconds(self, tokens: int) -> float: ...
+    def decode_seconds(self, tokens: int) -> float: ...
+
+
+class Stopwatch:
+    """Times one model: every call leaves the cache at the depth that `fill` last gave it."""
+
+    def __init__(self, model: Model, vocab_size: int, seed: int = 0):
+        self.model = model
+        self.random = np.random.default_rng(seed)
+        self.vocab_size = vocab_size
+        self.depth = 0
+
+    def fill(self, depth: int) -> None:
+        """Bring the cache to `depth` tokens, keeping those that are there."""
+        self.depth = min(self.depth, depth)
+        self.model.truncate(self.depth)
+        if depth > self.depth:
+            self.model.prefill(self._tokens(depth - self.depth))
+        self.depth = depth
+
+    def prefill_seconds(self, tokens: int) -> float:
+        token_ids = self._tokens(tokens)
+        return self._seconds(lambda: self.model.prefill(token_ids))
+
+    def decode_seconds(self, tokens: int) -> float:
+        token_ids = self._tokens(tokens)
+        return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
+
+    def logits(self, tokens: int) -> np.ndarray:
+        """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and calls."""
+        logits = np.array(self.model.prefill(self._tokens(tokens))).reshape(-1)
+        self.model.truncate(self.depth)
+        return logits
+
+    def _tokens(self, count: int) -> list[int]:
+        return self.random.integers(self.vocab_size, size=count).tolist()
+
+    def _seconds(self, call: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        self.model.truncate(self.depth)
+        return seconds
+
+
+def measure(
+    sides: Mapping[str, Side], depths: Sequence[int], prompt_tokens: int, new_tokens: int, repeats: int
+) -> dict[str, list[Row]]:
+    """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike."""
+    rows: dict[str, list[Row]] = {name: [] for name in sides}
+    for depth in sorted(set(depths)):
+        for side in sides.values():
+            side.fill(depth)
+            side.prefill_seconds(WARM_UP_TOKENS)  # threads awake, pages mapped
+            side.decode_seconds(2)
+        for phase, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
+            samples: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(repeats):
+                for name, side in sides.items():
+                    samples[name].append(tokens / getattr(side, f"{phase}_seconds")(tokens))
+            for name in sides:
+                rows[name].append(Row(phase, depth, tokens, tuple(samples[name])))
+    return rows
+
+
+def with_traffic(row: Row, traffic: Traffic) -> Row:
+    """The row with its GB/s: a decode step at depth d + i reads the keys and values of i + 1 new tokens too."""
+    if row.phase != "decode":
+        return row
+    step_bytes = traffic.per_step(row.depth + (row.tokens + 1) / 2)
+    return Row(row.phase, row.depth, row.tokens, row.samples, row.tokens_per_second * step_bytes / 1e9)
+
+
+def run_bench(
+    model: Model,
+    vocab_size: int,
+    traffic: Traffic,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    repeats: int = 3,
+) -> list[Row]:
+    """Prefill `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
+    sides = {"": Stopwatch(model, vocab_size)}
+    rows = measure(sides, depths, prompt_tokens, new_tokens, repeats)[""]
+    return [with_traffic(row, traffic) for row in rows]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per second."""
+
+    name: str
+    scheme: str
+    device: str
+    threads: int
+    context: int
+    command: str
+    bandwidth: float
+    rows: list[Row] = field(default_factory=list)
+
+    def head(self) -> str:
+        return (
+            f"{self.name} {self.scheme} on {self.device}, {self.threads} threads, context {self.context}, "
+            f"memory reads {self.bandwidth / 1e9:.1f} GB/s\n{self.command}"
+        )
+
+    def cells(self) -> list[list[str]]:
+        head = ["phase", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
+        return [head, *map(self._line, self.rows)]
+
+    def _line(self, row: Row) -> list[str]:
+        speeds = [f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))]
+        return [row.phase, f"{row.depth}", f"{row.tokens}", *speeds, *bandwidth_cells(row, self.bandwidth)]
+
+    def plain(self) -> str:
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
+
+    def markdown(self) -> str:
+        title, command = self.head().splitlines()
+        return f"{title}\n\n`{command}`\n\n{markdown_table(self.cells())}"
+
+    def json(self) -> str:
+        rows = [asdict(row) | {"tokens_per_second": row.tokens_per_second} for row in self.rows]
+        return json.dumps(asdict(self) | {"rows": rows}, indent=2)
+
+
+def bandwidth_cells(row: Row, bandwidth: float) -> list[str]:
+    """GB/s and its share of the memory's `bandwidth` (bytes/s); empty for prefill, which arithmetic bounds."""
+    if row.gb_per_second is None:
+        return ["", ""]
+    return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}"]
+
+
+def plain_table(cells: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces: the first to the left, the numbers after it to the right."""
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
+    return "\n".join(form.format(*line).rstrip() for line in cells)
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = ("| " + " | ".join(line) + " |" for line in cells)
+    rule = "|---" + "|--:" * (len(cells[0]) - 1) + "|"
+    return "\n".join([head, rule, *body])
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def room_needed(depths: Sequence[int], prompt_tokens: int, new_tokens: int) -> int:
+    """The context that a benchmark needs, in tokens. Raises BenchError for what can't be measured."""
+    if not depths or min(depths) < 0:
+        raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
+    need_positive(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    return max(depths) + max(prompt_tokens, new_tokens, WARM_UP_TOKENS)
+
+
+def need_positive(**counts: int) -> None:
+    """Raises BenchError naming the option whose number is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise BenchError(f"--{name.replace('_', '-')} is {count}; it must be 1 or more")
+
+
+def bundle_traffic(bundle: Bundle) -> Traffic:
+    """Every weight is read once per step, except an embedding table that isn't the head too: one row of it is."""
+    tied = bundle.manifest.model["tie_word_embeddings"]
+    named = zip(bundle.manifest.params, load_params(bundle), strict=True)
+    weights = sum(array.nbytes for name, array in named if tied or not name.startswith("embedding."))
+    return Traffic(weights, bundle.manifest.memory["kv_per_token"])
+
+
+class BundleModel:
+    """A bundle's compiled functions and one cached sequence; token ids only, so that it needs no tokenizer."""
+
+    def __init__(self, bundle: Bundle, context: int, threads: int):
+        from .cached_model import CachedModel
+        from .library import Library
+
+        choose_context(bundle.manifest, context, available_memory())  # refuses what doesn't fit
+        self.chunk = bundle.manifest.prefill_chunk
+        self.cached = CachedModel(Library(bundle, threads), context, bundle.manifest.page_size)
+
+    def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Append `token_ids`; float32[rows, vocab], the logits of the last."""
+        return deque(self.cached.prefill(list(token_ids), self.chunk), maxlen=1).pop()[1]
+
+    def decode(self, token_id: int) -> np.ndarray:
+        """Append one token; its logits, float32[vocab]."""
+        return self.cached.decode(token_id)
+
+    def truncate(self, length: int) -> None:
+        self.cached.sequence.truncate(length)
+
+
+def bench_bundle(
+    path: str | Path,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+) -> Report:
+    """Benchmark a bundle on this machine; `threads` None means the physical cores.
+
+    Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for too deep ones.
+    """
+    threads = physical_cores() if threads is None else threads
+    need_positive(repeats=repeats, threads=threads)
+    context = room_needed(depths, prompt_tokens, new_tokens)
+    bundle = read_bundle(path)
+    bandwidth = memory_bandwidth(threads)
+    model = BundleModel(bundle, context, threads)
+    vocab_size = bundle.manifest.model["vocab_size"]
+    rows = run_bench(model, vocab_size, bundle_traffic(bundle), depths, prompt_tokens, new_tokens, repeats)
+    command = (
+        f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
+        f"--prompt-tokens {prompt_tokens} --new-tokens {new_tokens} --repeats {repeats} --threads {threads}"
+    )
+    name, scheme = bundle.manifest.name, bundle.manifest.scheme
+    return Report(name, scheme, cpu_name(), threads, context, command, bandwidth, rows)

@@ -1,0 +1,43 @@
+"""What this machine has to give: processor cores and free memory, within the limits of its container."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+CPUS = Path("/sys/devices/system/cpu")
+
+
+def physical_cores() -> int:
+    """Cores this process may run on; hyper-threads of one core count once, and a container's quota is a limit."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = {_read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
+    allowed = int(quota) // int(period) if quota.isdigit() else len(siblings)
+    return max(1, min(len(siblings), allowed))
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
+    return min(free, int(limit) - int(used) + _file_cache()) if limit.isdigit() and used.isdigit() else free
+
+
+def _meminfo_available() -> int:
+    fields = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
+    return next((int(f[1]) * 1024 for f in fields if f[0] == "MemAvailable:"), 0)
+
+
+def _file_cache() -> int:
+    """Bytes of the container's memory that hold files and are given back when needed."""
+    fields = (line.split() for line in _read(CGROUP / "memory.stat").splitlines())
+    return next((int(f[1]) for f in fields if f[0] == "inactive_file"), 0)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,85 @@
+"""What one call asks for, and the figures it leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
+
+from ..errors import SamplingError
+from .sampler import SamplingParams, check_count
+from .text import StopStrings
+
+
+class Options(TypedDict, total=False):
+    """Options of one call. What is left out, or None, is the bundle's default."""
+
+    max_tokens: int | None  # None: until the context is full
+    stop: str | list[str] | None  # the text ends before the first of them
+    temperature: float | None  # 0: greedy
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None  # same seed, same text
+    on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Checked options and the prompt."""
+
+    token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    on_prefill: Callable[[int, int], None] | None = None
+
+    @classmethod
+    def of(cls, token_ids: list[int], options: Mapping[str, Any], defaults: SamplingParams) -> Request:
+        """Raises SamplingError for an option that is unknown or out of range."""
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise SamplingError(f"there is no option {unknown[0]!r}; options are {', '.join(Options.__annotations__)}")
+        given = {name: value for name, value in options.items() if value is not None}
+        sampling = {f.name: given.pop(f.name) for f in fields(SamplingParams) if f.name in given}
+        check_count("max_tokens", given.get("max_tokens", 1), lowest=1)
+        StopStrings(given.get("stop"))  # refuses a bad one now, not at the first piece
+        return cls(token_ids, replace(defaults, **sampling), **given)
+
+
+@dataclass
+class Stats:
+    """Figures of one call, updated while it runs."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, already in the cache
+    prefill_seconds: float = 0.0
+    generated_tokens: int = 0
+    decode_steps: int = 0  # the first token comes from the prefill, so these are fewer than the tokens
+    decode_seconds: float = 0.0  # decode steps and sampling
+    context_used: int = 0
+    context: int = 0
+    finish_reason: str | None = None  # "stop", "length" or "context"; None while it runs or when it was abandoned
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens computed per second."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens decoded per second."""
+        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to the field `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)

@@ -1,0 +1,40 @@
+"""How fast this machine reads memory: the ceiling of a decode step, which reads every weight once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+BUFFER_BYTES = 512 << 20  # far larger than any last-level cache
+SLICE_BYTES = 8 << 20  # small enough that a slow core doesn't hold up the others
+
+
+def memory_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES, passes: int = 5) -> float:
+    """Bytes read per second by `threads` threads scanning one buffer: the best of `passes` passes.
+
+    Call it before an engine is opened: TVM may pin the calling thread to a core, and new threads inherit that.
+    """
+    buffer = np.full(buffer_bytes, 1, np.uint8)
+    slices = [buffer[start : start + SLICE_BYTES] for start in range(0, buffer_bytes, SLICE_BYTES)]
+    scan = _scanner()
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = [_timed(lambda: list(pool.map(scan, slices))) for _ in range(passes)]
+    return buffer_bytes / min(seconds)
+
+
+def _scanner():
+    """memchr for a byte that isn't there: reads as fast as the C library can, and ctypes lets go of the GIL."""
+    memchr = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memchr
+    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    memchr.restype = ctypes.c_void_p
+    return lambda part: memchr(part.ctypes.data, 0, part.nbytes)
+
+
+def _timed(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,141 @@
+"""From logits to the next token. The order of the steps is transformers':
+
+repetition, presence and frequency penalties -> temperature -> top-k -> top-p -> min-p -> draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import SamplingError
+
+# Option -> (lowest, highest, whether lowest itself is allowed).
+_RANGES = {
+    "temperature": (0.0, 100.0, True),
+    "top_p": (0.0, 1.0, False),
+    "min_p": (0.0, 1.0, True),
+    "repetition_penalty": (0.0, 100.0, False),
+    "presence_penalty": (-100.0, 100.0, True),
+    "frequency_penalty": (-100.0, 100.0, True),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. The defaults are the ones published with MiniCPM4."""
+
+    temperature: float = 0.6  # 0: greedy
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # tokens of prompt and answer
+    presence_penalty: float = 0.0  # tokens of the answer alone
+    frequency_penalty: float = 0.0
+    seed: int | None = None  # None: another text each time
+
+    def __post_init__(self) -> None:
+        for name, (low, high, closed) in _RANGES.items():
+            _check_range(name, getattr(self, name), low, high, closed)
+        check_count("top_k", self.top_k)
+        if self.seed is not None:
+            check_count("seed", self.seed)
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _check_range(name: str, value: object, low: float, high: float, closed: bool) -> None:
+    number = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or (number == low and not closed):
+        raise SamplingError(f"{name} is {value!r}; it must be a number in {'[' if closed else '('}{low:g}, {high:g}]")
+
+
+def check_count(name: str, value: object, lowest: int = 0) -> None:
+    """Raises SamplingError unless the value is a whole number, `lowest` or more."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < lowest:
+        raise SamplingError(f"{name} is {value!r}; it must be a whole number, {lowest} or more")
+
+
+class Sampler:
+    """Draws the tokens of one answer: holds its random numbers and the tokens seen so far."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()) -> None:
+        self.params = params
+        self._random = np.random.Generator(np.random.PCG64(params.seed))
+        self._counts = np.zeros(vocab_size, np.int32)  # in the answer
+        self._seen = np.zeros(vocab_size, bool)  # in the prompt or the answer
+        self._seen[np.fromiter(prompt_ids, np.int64)] = True
+
+    def accept(self, token_id: int) -> None:
+        """Counts a token of the answer for the penalties to come."""
+        self._counts[token_id] += 1
+        self._seen[token_id] = True
+
+    def sample(self, logits: np.ndarray) -> int:
+        """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once accepted."""
+        ids, probs = self.probabilities(logits)
+        return int(ids[0]) if len(ids) == 1 else int(ids[self._draw(probs)])
+
+    def probabilities(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that may be drawn, int64 [n], and their probabilities, float64 [n], summing to 1.
+
+        Sorted from the likeliest down (ties: lower id first) where top-p or min-p cuts, else by id.
+        Greedy is the one token with the largest logit after the penalties, the lowest id among equals.
+        """
+        scores = self._penalised(logits)
+        if not math.isfinite(scores.max()):
+            raise SamplingError("the largest logit is not a finite number; "
+                                "the weights are damaged: compile the checkpoint again")
+        if self.params.temperature == 0:
+            return np.array([scores.argmax()]), np.ones(1)
+        ids = _top_k(scores, self.params.top_k)
+        return _cut_tail(ids, _softmax(scores[ids], self.params.temperature), self.params.top_p, self.params.min_p)
+
+    def _draw(self, probs: np.ndarray) -> int:
+        edges = np.cumsum(probs)
+        return int(np.searchsorted(edges[:-1], self._random.random() * edges[-1], side="right"))
+
+    def _penalised(self, logits: np.ndarray) -> np.ndarray:
+        scores = logits.astype(np.float64)
+        if self.params.penalises:
+            seen = scores[self._seen]
+            penalty = self.params.repetition_penalty
+            scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
+            scores -= self.params.presence_penalty * (self._counts > 0) + self.params.frequency_penalty * self._counts
+        return scores
+
+
+def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
+    weights = np.exp((scores - scores.max()) / temperature)
+    return weights / weights.sum()
+
+
+def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Ids, ascending, of exactly the k largest scores; of equal scores the lower ids."""
+    if not 0 < k < len(scores):
+        return np.arange(len(scores))
+    threshold = np.partition(scores, -k)[-k]
+    above = np.flatnonzero(scores > threshold)
+    equal = np.flatnonzero(scores == threshold)[: k - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
+def _cut_tail(ids: np.ndarray, probs: np.ndarray, top_p: float, min_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """Top-p keeps a token if those before it sum to less than top_p; min-p, if it has min_p times the largest.
+
+    The sums run over the whole distribution, yet few tokens are sorted: those under (1 - top_p) / n together
+    weigh less than 1 - top_p, so all of them lie behind the cut (halved here to be safe from rounding).
+    """
+    if top_p == 1 and min_p == 0:
+        return ids, probs
+    likely = probs >= max(0.5 * (1 - top_p) / len(probs), min_p * probs.max())
+    ids, probs = ids[likely], probs[likely]
+    order = np.argsort(-probs, kind="stable")
+    ids, probs = ids[order], probs[order]
+    kept = np.cumsum(probs) - probs < top_p if top_p < 1 else slice(None)
+    return ids[kept], probs[kept] / probs[kept].sum()

@@ -1,0 +1,132 @@
+"""The CPU target: which processor to compile for, what it needs at run time, and how its library is linked."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..errors import CompileError
+from ..host import FLAGS, this_host
+
+TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
+LINK_TARGETS = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
+
+
+@dataclass(frozen=True)
+class CpuKernels:
+    """The operators as the CPU wants them; equal calls share one PrimFunc.
+
+    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
+    """
+
+    accumulators: int
+
+    def attend_prefill(self, *shape: Any) -> Any:
+        return _build("attend", "attend_prefill", *shape, tile_vectors=self.accumulators)
+
+    def attend_decode(self, *shape: Any) -> Any:
+        return _build("attend", "attend_decode", *shape, tile_vectors=self.accumulators)
+
+    def embed(self, *shape: Any, **options: Any) -> Any:
+        return _build("embed", "embed", *shape, **options)
+
+    def gather_rows(self, *shape: Any) -> Any:
+        return _build("gather", "gather_rows", *shape)
+
+    def linear(self, *shape: Any, **options: Any) -> Any:
+        return _build("linear", "linear", *shape, **options)
+
+    def rms_norm(self, *shape: Any) -> Any:
+        return _build("norm", "rms_norm", *shape)
+
+    def rope_angles(self, *shape: Any) -> Any:
+        return _build("rope", "rope_angles", *shape)
+
+    def rope_append(self, *shape: Any, **options: Any) -> Any:
+        return _build("rope", "rope_append", *shape, **options)
+
+    def swiglu(self, *shape: Any) -> Any:
+        return _build("swiglu", "swiglu", *shape)
+
+
+@cache
+def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
+    return getattr(importlib.import_module(f"minicpm_mlc.ops.{module}"), operator)(*shape, **options)
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """One processor family. `features` are LLVM's names of the instruction sets without which its library must not run."""
+
+    machine: str
+    cpu: str
+    attributes: tuple[str, ...]
+    features: tuple[str, ...]
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, cpu: str) -> CpuTarget:
+        """`native`, a level such as x86-64-v3, or any processor LLVM knows. Raises CompileError for others."""
+        machine = platform.machine()
+        if machine not in TRIPLES:
+            raise CompileError(f"no CPU target for {machine}; there are {', '.join(TRIPLES)}")
+        native = cpu == "native"
+        name = host_cpu() if native else cpu
+        used = _llvm_features(name, machine) & FLAGS.keys()
+        present = this_host().features
+        if not native or present is None:
+            return cls(machine, name, (), tuple(sorted(used)))
+        hidden = tuple(f"-{f}" for f in sorted(used - present))  # a virtual machine may hide what its processor has
+        return cls(machine, name, hidden, tuple(sorted(used & present)))
+
+    @property
+    def triple(self) -> str:
+        return TRIPLES[self.machine]
+
+    @property
+    def kernels(self) -> CpuKernels:
+        return CpuKernels(accumulators=16 if "avx512f" in self.features else 4)
+
+    def tvm_target(self) -> Any:
+        """The target as TVM's compiler takes it."""
+        import tvm
+
+        attributes = {"mattr": list(self.attributes)} if self.attributes else {}
+        return tvm.target.Target({"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, **attributes})
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records, checked when the bundle is loaded."""
+        return {"device": self.device, "triple": self.triple, "cpu": self.cpu, "features": list(self.features)}
+
+    def link(self, library: str, objects: list[str], **_: Any) -> None:
+        """Link TVM's objects into a shared library with zig's linker, the same bytes each time."""
+        flags = ["-shared", "-nostdlib", "-s", "-Wl,-z,undefs", "-Wl,--build-id=none"]
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", LINK_TARGETS[self.machine], *flags, "-o", library]
+        result = subprocess.run([*command, *objects], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise CompileError(f"linking {library} failed: {result.stderr.strip()[-2000:]}; try: pip install ziglang")
+
+
+def host_cpu() -> str:
+    """LLVM's name of this machine's processor."""
+    from tvm.target import codegen
+
+    return codegen.llvm_get_system_cpu()
+
+
+def _llvm_features(cpu: str, machine: str) -> set[str]:
+    """The features that LLVM assumes of a processor. Raises CompileError when it doesn't know the name."""
+    import tvm
+    from tvm.target import codegen
+
+    generic = tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[machine]})
+    if cpu not in codegen.llvm_get_cpu_archlist(generic):
+        examples = "native, x86-64-v3, x86-64-v4" if machine == "x86_64" else "native, generic, cortex-a76"
+        raise CompileError(f"--cpu {cpu}: LLVM knows no such {machine} processor; use for example {examples}")
+    target = tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[machine], "mcpu": cpu})
+    return {str(feature) for feature in codegen.llvm_get_cpu_features(target)}

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import ctypes
+import json
+
+import numpy as np
+import pytest
+
+from minicpm_mlc.runtime_py import bench, roofline
+from minicpm_mlc.runtime_py.bench import BenchError, Report, Row, Stopwatch, Traffic, measure, run_bench, with_traffic
+
+
+class FakeModel:
+    """Takes 1 ms per prefilled token and 10 ms + 1 us per cached token for a decoded one, on a clock of its own."""
+
+    def __init__(self, clock: list[float], calls: list[tuple] | None = None, name: str = ""):
+        self.clock, self.calls, self.name = clock, calls if calls is not None else [], name
+        self.length, self.logits = 0, [[0.0]]
+
+    def prefill(self, token_ids):
+        assert all(0 <= token_id < 100 for token_id in token_ids)
+        self.calls.append((self.name, "prefill", self.length, len(token_ids)))
+        self.clock[0] += 1e-3 * len(token_ids)
+        self.length += len(token_ids)
+        return self.logits
+
+    def decode(self, token_id):
+        self.calls.append((self.name, "decode", self.length, 1))
+        self.length += 1
+        self.clock[0] += 1e-2 + 1e-6 * self.length
+
+    def truncate(self, length):
+        assert length <= self.length
+        self.length = length
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_speeds_are_those_of_the_depth(clock):
+    rows = run_bench(FakeModel(clock), 100, Traffic(0, 0), [4096, 0], prompt_tokens=32, new_tokens=8, repeats=3)
+    assert [(row.phase, row.depth) for row in rows] == [
+        ("prefill", 0), ("decode", 0), ("prefill", 4096), ("decode", 4096),
+    ]  # fmt: skip
+    assert [row.tokens_per_second for row in rows if row.phase == "prefill"] == pytest.approx([1000, 1000])
+    decode = [row.tokens_per_second for row in rows if row.phase == "decode"]
+    assert decode == pytest.approx([1 / (1e-2 + 1e-6 * (depth + 4.5)) for depth in (0, 4096)])
+    assert all(len(row.samples) == 3 for row in rows)
+
+
+def test_every_repeat_starts_at_the_depth_and_the_cache_is_filled_once(clock):
+    model = FakeModel(clock)
+    run_bench(model, 100, Traffic(0, 0), [0, 100, 300], prompt_tokens=32, new_tokens=2, repeats=4)
+    timed = [length for _, call, length, tokens in model.calls if call == "prefill" and tokens == 32]
+    assert timed == [0] * 4 + [100] * 4 + [300] * 4
+    fills = [(length, tokens) for _, call, length, tokens in model.calls if call == "prefill" and tokens > 32]
+    assert fills == [(0, 100), (100, 200)]
+
+
+def test_sides_take_turns(clock):
+    calls: list[tuple] = []
+    sides = {name: Stopwatch(FakeModel(clock, calls, name), 100) for name in ("a", "b")}
+    rows = measure(sides, [0], prompt_tokens=32, new_tokens=1, repeats=3)
+    assert [name for name, call, _, tokens in calls if call == "prefill" and tokens == 32] == list("ababab")
+    assert [row.phase for row in rows["b"]] == ["prefill", "decode"]
+
+
+def test_both_sides_are_fed_the_same_tokens(clock):
+    fed: dict[str, list] = {"a": [], "b": []}
+
+    class Recorder(FakeModel):
+        def prefill(self, token_ids):
+            fed[self.name].append(list(token_ids))
+            super().prefill(token_ids)
+
+    sides = {name: Stopwatch(Recorder(clock, None, name), 100) for name in fed}
+    measure(sides, [0, 5], prompt_tokens=7, new_tokens=1, repeats=2)
+    assert fed["a"] == fed["b"] != []
+
+
+def test_logits_leave_the_cache_as_it_was(clock):
+    model = FakeModel(clock)
+    model.logits = [[1.0, 2.0]]
+    side = Stopwatch(model, 100)
+    side.fill(3)
+    assert side.logits(5).tolist() == [1.0, 2.0]
+    assert model.length == 3
+
+
+def test_decode_traffic_is_the_weights_and_the_cache_read_by_the_average_step():
+    row = with_traffic(Row("decode", 1000, 9, (10.0, 20.0, 30.0)), Traffic(weights=10**9, kv_per_token=1000))
+    assert row.gb_per_second == pytest.approx(20 * (1e9 + 1000 * 1005) / 1e9)
+
+
+def test_prefill_has_no_traffic():
+    assert with_traffic(Row("prefill", 0, 9, (1.0,)), Traffic(1, 1)).gb_per_second is None
+
+
+REPORT = Report(
+    "M", "w4", "some cpu", 2, 600, "minicpm-mlc bench M", 40e9,
+    [Row("prefill", 0, 512, (100.0, 300.0, 200.0)), Row("decode", 0, 64, (10.0,), 20.0)],
+)  # fmt: skip
+
+
+def test_table_shows_the_median_and_the_share_of_bandwidth():
+    lines = REPORT.plain().splitlines()
+    assert "M w4 on some cpu, 2 threads, context 600" in lines[0] and "40.0 GB/s" in lines[0]
+    assert lines[1] == "minicpm-mlc bench M"
+    assert lines[4].split() == ["prefill", "0", "512", "200.0", "100.0", "300.0"]
+    assert lines[5].split() == ["decode", "0", "64", "10.0", "10.0", "10.0", "20.0", "50%"]
+
+
+def test_markdown_holds_the_same_cells():
+    body = [line for line in REPORT.markdown().splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in body[3].strip("|").split("|")] == REPORT.cells()[2]
+    assert len({line.count("|") for line in body}) == 1
+
+
+def test_json_holds_every_sample():
+    data = json.loads(REPORT.json())
+    assert data["rows"][0]["samples"] == [100.0, 300.0, 200.0]
+    assert data["rows"][0]["tokens_per_second"] == 200.0
+    assert data["bandwidth"] == 40e9 and data["command"] == "minicpm-mlc bench M"
+
+
+@pytest.mark.parametrize("options", [
+    {"depths": []}, {"depths": [-1]}, {"prompt_tokens": 0}, {"new_tokens": 0}, {"repeats": 0}, {"threads": 0},
+])  # fmt: skip
+def test_impossible_requests_are_refused_by_option_before_anything_is_opened(options):
+    option = next(iter(options)).replace("_", "-").removesuffix("s")
+    with pytest.raises(BenchError, match=f"--{option}"):
+        bench.bench_bundle("no bundle here", **options)
+
+
+def test_room_is_enough_for_everything_measured(clock):
+    model = FakeModel(clock)
+    run_bench(model, 100, Traffic(0, 0), [0, 50], prompt_tokens=3, new_tokens=5, repeats=1)
+    assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed([0, 50], 3, 5)
+
+
+def test_bandwidth_scan_covers_the_whole_buffer_once_per_pass(monkeypatch):
+    scanned: list[tuple[int, int]] = []
+    monkeypatch.setattr(roofline, "_scanner", lambda: lambda part: scanned.append((part.ctypes.data, part.nbytes)))
+    size = 2 * roofline.SLICE_BYTES + 1000
+    assert roofline.memory_bandwidth(2, size, passes=3) > 0
+    assert sum(nbytes for _, nbytes in scanned) == 3 * size
+    assert len(set(scanned)) == 3
+
+
+def test_bandwidth_scanner_reads_to_the_last_byte():
+    buffer = np.full(4097, 1, np.uint8)
+    scan = roofline._scanner()
+    assert scan(buffer) is None
+    buffer[-1] = 0
+    assert scan(buffer) == ctypes.c_void_p(buffer.ctypes.data + 4096).value

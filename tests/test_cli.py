@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import tiny_config, write_checkpoint
+from click.testing import CliRunner, Result
+from fake_engine import FakeEngine
+
+import minicpm_mlc.compile
+import minicpm_mlc.runtime_py.bench
+import minicpm_mlc.runtime_py.engine
+from minicpm_mlc.cli import main
+from minicpm_mlc.errors import BundleError, CompileError, ContextError
+from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.progress import Bars
+
+VERBS = ["compile", "chat", "inspect", "bench", "devices"]
+
+
+def run(*args: str, **options: Any) -> Result:
+    result = CliRunner().invoke(main, list(args), prog_name="minicpm-mlc", **options)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine()
+
+    def open_engine(bundle: str, **options: Any) -> FakeEngine:
+        fake.opened = {"bundle": bundle, **options}
+        return fake
+
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", open_engine)
+    return fake
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'numpy', 'tvm', 'tvm_ffi', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit', 'torch', 'safetensors'}"
+    code = (
+        "import sys\nfrom minicpm_mlc.cli import main\n"
+        f"for args in {[['--help'], *([verb, '--help'] for verb in VERBS)]}:\n"
+        "    main(args, standalone_mode=False)\n"
+        f"sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Example: minicpm-mlc") == len(VERBS)
+
+
+def test_verbs_are_listed_in_the_order_of_use() -> None:
+    commands = run("--help").output.partition("Commands:\n")[2]
+    assert [line.split()[0] for line in commands.splitlines()] == VERBS
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "minicpm_mlc", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("minicpm-mlc ")
+
+
+def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
+    result = run("chat", "B", "--prompt", "Hi", "--temperature", "0", "--stop", "x", "--no-think", "--context", "128")
+    assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
+    assert engine.opened == {"bundle": "B", "context": 128, "threads": None}
+    assert engine.calls == [
+        ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
+    ]
+
+
+def test_chat_answers_a_pipe(engine: FakeEngine) -> None:
+    assert run("chat", "B", "--hide-thinking", input="piped\n").output == "Hello\n"
+    assert engine.calls[0][0][-1]["content"] == "piped\n"
+
+
+def test_chat_json_and_stats(engine: FakeEngine) -> None:
+    result = run("chat", "B", "--prompt", "Hi", "--json", "--stats")
+    assert json.loads(result.stdout)["answer"] == "Hello"
+    assert "context 15/64" in result.stderr
+
+
+def test_bad_sampling_value_is_refused_before_the_bundle_is_opened(engine: FakeEngine) -> None:
+    result = run("chat", "B", "--prompt", "Hi", "--top-p", "7")
+    assert result.exit_code == 1 and result.stderr.startswith("error: top_p is 7.0")
+    assert engine.opened is None
+
+
+def test_empty_prompt_is_refused(engine: FakeEngine) -> None:
+    result = run("chat", "B", input="")
+    assert (result.exit_code, result.stderr) == (1, "error: the prompt is empty; give --prompt TEXT or pipe text in\n")
+
+
+def test_engine_errors_are_one_line(engine: FakeEngine) -> None:
+    engine.events = [ContextError("the prompt has 99 tokens, the context holds 64")]
+    result = run("chat", "B", "--prompt", "Hi")
+    assert (result.exit_code, result.stderr) == (1, "error: the prompt has 99 tokens, the context holds 64\n")
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+    result = run("chat", str(tmp_path), "--prompt", "Hi")
+    assert result.exit_code == 1 and f"error: {tmp_path}" in result.stderr
+
+
+def test_ctrl_c_is_status_130_without_a_traceback(engine: FakeEngine) -> None:
+    engine.events = [("answer", "He"), KeyboardInterrupt()]
+    result = run("chat", "B", "--prompt", "Hi")
+    assert (result.exit_code, result.output) == (130, "He\n")
+    assert engine.closed == 1
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    code = "from minicpm_mlc.cli import main; main(['inspect', 'MiniCPM4-0.5B'])"
+    command = f"{sys.executable} -c \"{code}\" | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+@dataclass
+class Written:
+    path: str = "B"
+
+    def plain(self) -> str:
+        return f"wrote {self.path}"
+
+    def json(self) -> str:
+        return json.dumps({"path": self.path})
+
+
+def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def compile_model(source: str, out: str | None, *, progress: Any, **options: Any) -> Written:
+        seen.update(source=source, out=out, **options)
+        progress("quantising", 0, 2)
+        progress("quantising", 2, 2)
+        return Written()
+
+    monkeypatch.setattr(minicpm_mlc.compile, "compile_model", compile_model, raising=False)
+    result = run("compile", "S", "-o", "B", "--quant", "w8", "--context", "512", "--force")
+    assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
+    assert seen == {
+        "source": "S", "out": "B", "device": "cpu", "cpu": "native", "scheme": "w8", "embedding_scheme": None,
+        "context": 512, "prefill_chunk": None, "overwrite": True, "random_weights": False, "dry_run": False,
+    }  # fmt: skip
+    assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
+
+
+def test_progress_on_a_terminal_is_a_bar_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars() as report:
+        for done in (0, 1, 2):
+            report("weights", done, 2)
+        report("library", 0, 1)
+    shown = capsys.readouterr().err
+    assert "weights" in shown and "100%" in shown and "library" in shown
+
+
+def test_compile_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CompileError("--device toaster: not a device; there is cpu")
+
+    monkeypatch.setattr(minicpm_mlc.compile, "compile_model", refuse, raising=False)
+    result = run("compile", "S", "--device", "toaster")
+    assert (result.exit_code, result.output) == (1, "error: --device toaster: not a device; there is cpu\n")
+
+
+def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Report:
+        plain, json, markdown = (staticmethod(lambda form=form: form) for form in ("plain", "json", "markdown"))
+
+    def bench_bundle(bundle: str, depths: list[int], **options: Any) -> Report:
+        assert (bundle, depths) == ("B", [0, 64])
+        assert options == {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1, "threads": 2}
+        return Report()
+
+    monkeypatch.setattr(minicpm_mlc.runtime_py.bench, "bench_bundle", bench_bundle, raising=False)
+    command = "bench B --depth 0,64 --prompt-tokens 8 --new-tokens 4 --repeats 1 --threads 2"
+    for form, printed in {"": "plain", "--json": "json", "--markdown": "markdown"}.items():
+        assert run(*f"{command} {form}".split()).output == printed + "\n"
+    assert run("bench", "B", "--depth", "deep").exit_code == 2
+
+
+def test_inspect_of_a_published_model() -> None:
+    report = json.loads(run("inspect", "MiniCPM4-8B", "--json").stdout)
+    assert (report["kind"], report["parameters"]) == ("published model", 8_185_253_888)
+    short, *_, long = report["memory"]
+    assert (short["context"], long["context"]) == (1024, 32768)
+    assert long["w4"] - short["w4"] == (32768 - 1024) * 2 * 32 * 2 * 128 * 2
+    assert short["w4"] < short["w8"] < short["f16"]
+    assert "8,185,253,888" in run("inspect", "MiniCPM4-8B").stdout
+
+
+def test_inspect_of_a_checkpoint_names_what_is_wrong_with_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny_config("MiniCPM4-0.5B"))
+    report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
+    assert report["kind"] == "checkpoint" and report["weights"] == 2 * report["parameters"]
+    (tmp_path / "model.safetensors").unlink()
+    assert "model.safetensors" in json.loads(run("inspect", str(tmp_path), "--json").stdout)["weights"]
+
+
+def test_inspect_of_a_bundle_for_another_machine(tmp_path: Path) -> None:
+    manifest = Manifest(
+        name="tiny",
+        scheme="w4",
+        embedding_scheme="w4",
+        target={"device": "cpu", "triple": "riscv64-unknown-linux-gnu", "cpu": "generic", "features": []},
+        model=tiny_config("MiniCPM4-0.5B").to_dict(),
+        kv_dtype="float16",
+        kv_layout={"k": [], "v": []},
+        max_context=3000,
+        prefill_chunk=512,
+        params=[],
+        memory={"weights": 1000, "kv_per_token": 10, "activations": 1},
+        tvm="0",
+    )
+    (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
+    report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
+    assert [row["context"] for row in report["memory"]] == [1024, 2048, 3000]
+    assert report["memory"][-1]["memory"] == 1000 + 10 * 3008 + 1  # whole pages of 64
+    assert "riscv64" in report["runs here"]
+
+
+def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
+    nowhere, empty = run("inspect", "nowhere"), run("inspect", str(tmp_path))
+    assert (nowhere.exit_code, empty.exit_code) == (1, 1)
+    assert "one of MiniCPM4-0.5B" in nowhere.stderr and "config.json" in empty.stderr
+
+
+def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import minicpm_mlc.devices as devices
+
+    found = json.loads(run("devices", "--json").stdout)
+    assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
+    assert found["devices"][0]["native"] in run("devices").stdout
+    monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
+    assert "cpu: can't compile yet; first: pip install ziglang" in run("devices").stdout
+
+
+def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/B")
+
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refuse)
+    assert run("chat", "/B", "--prompt", "Hi").stderr == "error: [Errno 13] Permission denied: '/B'\n"
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BundleError("B has ABI 9") from None
+
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refuse)
+    assert run("chat", "B", "--prompt", "Hi").stderr == "error: B has ABI 9\n"
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", lambda *_, **__: 1 / 0)
+    with pytest.raises(AssertionError, match="division by zero"):
+        run("chat", "B", "--prompt", "Hi")

@@ -1,0 +1,144 @@
+"""compile_model end to end: the same bytes twice, a forecast without writing, and bad input that leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import tiny_config, write_checkpoint
+
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
+from minicpm_mlc.manifest import Manifest, read_bundle
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B", num_layers=1))
+    return tmp_path / "model"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_the_same_input_gives_the_same_bytes(checkpoint, tmp_path):
+    compile_model(checkpoint, tmp_path / "one", cpu="x86-64-v3")
+    compile_model(checkpoint, tmp_path / "two", cpu="x86-64-v3")
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    bundle = read_bundle(tmp_path / "one", verify="always")
+    assert bundle.manifest.target["cpu"] == "x86-64-v3"
+    assert set(bundle.manifest.files) >= {"model.so", "tensor-cache.json", "tokenizer.json", "mlc-chat-config.json"}
+
+
+def test_progress_is_reported_for_weights_and_library(checkpoint, tmp_path):
+    seen: dict[str, tuple[int, int]] = {}
+    compile_model(checkpoint, tmp_path / "out", progress=lambda stage, done, total: seen.update({stage: (done, total)}))
+    assert set(seen) == {"weights", "library"}
+    assert all(done == total for done, total in seen.values())
+
+
+def test_dry_run_writes_nothing_and_forecasts_what_the_manifest_says(checkpoint, tmp_path):
+    forecast = compile_model(checkpoint, tmp_path / "out", context=4096, dry_run=True)
+    assert not forecast.written and not (tmp_path / "out").exists()
+    assert [row["context"] for row in forecast.memory] == [1024, 2048, 4096]
+    made = compile_model(checkpoint, tmp_path / "out", context=4096)
+    manifest = Manifest.load(tmp_path / "out")
+    assert made.memory == forecast.memory == [{"context": n, "bytes": manifest.memory_need(n)} for n in (1024, 2048, 4096)]
+
+
+def test_published_shapes_forecast_without_weights():
+    forecast = compile_model("MiniCPM4.1-8B", scheme="w4", random_weights=True, dry_run=True)
+    assert 4.2e9 < forecast.weights < 5e9
+    assert forecast.memory[-1] == {"context": 65536, "bytes": forecast.memory[-1]["bytes"]}
+
+
+def test_head_and_embedding_have_their_own_scheme(checkpoint, tmp_path):
+    compile_model(checkpoint, tmp_path / "out", scheme="w4", embedding_scheme="f16")
+    stored = json.loads((tmp_path / "out" / "tensor-cache.json").read_text())
+    dtypes = {r["name"]: r["dtype"] for shard in stored["records"] for r in shard["records"]}
+    assert dtypes["embedding.weight"] == dtypes["head.weight"] == "float16"
+    assert dtypes["layers.0.mlp.down.weight"] == "uint8"
+
+
+def damage(checkpoint: Path, **changes: object) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "gpt2|GPT2"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_a_config_with_other_maths_is_refused_by_name(checkpoint, tmp_path, changes, message):
+    damage(checkpoint, **changes)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=message):
+        compile_model(checkpoint, tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "toaster"}, "toaster.*cpu"),
+        ({"cpu": "pentium9"}, "pentium9.*native"),
+        ({"scheme": "w3"}, "w3.*w4"),
+        ({"context": 1 << 20}, "1048576.*131072"),
+        ({"context": 0}, "--context 0"),
+        ({"prefill_chunk": -1}, "--prefill-chunk -1"),
+        ({"out": "no/such/folder/out"}, "mkdir -p"),
+    ],
+)
+def test_options_out_of_range_are_refused(checkpoint, tmp_path, options, message):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CompileError, match=message):
+        compile_model(checkpoint, **{"out": tmp_path / "out", **options})
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MiniCPMError, match=r"config\.json"):
+        compile_model(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="not a folder"):
+        compile_model(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="--random-weights"):
+        compile_model("MiniCPM4-8B", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    from minicpm_mlc.compile import bundle
+
+    written = 0
+
+    def write(self, data):
+        nonlocal written
+        written += len(data)
+        if written > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, data)
+
+    original = bundle.BundleFile.write
+    monkeypatch.setattr(bundle.BundleFile, "write", write)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CompileError, match="full"):
+        compile_model(checkpoint, tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint, tmp_path):
+    compile_model(checkpoint, tmp_path / "out")
+    with pytest.raises(CompileError, match="--force"):
+        compile_model(checkpoint, tmp_path / "out", scheme="w8")
+    compile_model(checkpoint, tmp_path / "out", scheme="w8", overwrite=True)
+    assert Manifest.load(tmp_path / "out").scheme == "w8"

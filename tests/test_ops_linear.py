@@ -1,0 +1,86 @@
+"""linear and embed against their definitions, over every storage format and shape family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from op_cases import compiled, nmse
+
+from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.ops.embed import embed, embed_definition
+from minicpm_mlc.ops.linear import CACHE_ROWS, linear, linear_definition
+from minicpm_mlc.ops.packing import pack, pack_scales
+from minicpm_mlc.ops.weight_format import WeightFormat
+
+ROWS = [1, 3, 4, 6, 7, 61, CACHE_ROWS + 5]  # both paths, full and partial register tiles, two cache blocks
+SHAPES = [(16, 32), (48, 96), (33, 128), (64, 320)]  # one block, odd tiles of columns, padded rows, several tiles
+
+
+def packed(name: str, n: int, k: int, seed: int) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
+    """Stored arrays, the weights they stand for, and their format."""
+    weights = np.random.default_rng(seed).standard_normal((n, k), dtype=np.float32)
+    scheme = SCHEMES[name]
+    values, scale = quantize(weights, scheme)
+    stored = pack(values, scheme.bits)
+    scales = stored if scale is None else pack_scales(scale)
+    return [stored, scales], dequantize(values, scale, scheme), WeightFormat.of(scheme)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("n, k", SHAPES)
+def test_linear_equals_its_definition(name, n, k):
+    stored, weights, fmt = packed(name, n, k, seed=n + k)
+    call = compiled(linear(n, k, fmt, scale=0.25))
+    for m in ROWS:
+        x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
+        out = np.full((m, -(-n // 16) * 16), np.nan, np.float32)
+        call(x, *stored, out)
+        assert nmse(out[:, :n], linear_definition(x, weights, scale=0.25)) <= 1e-11, m
+        assert not out[:, n:].any(), "padding rows are zero weights"
+
+
+@pytest.mark.parametrize("name", ["f32", "w4"])
+def test_linear_adds_the_residual(name):
+    n, k = 48, 320
+    stored, weights, fmt = packed(name, n, k, seed=1)
+    call = compiled(linear(n, k, fmt, residual=True, scale=0.25))
+    for m in ROWS:
+        rng = np.random.default_rng(m)
+        x, residual = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
+        out = np.empty((m, n), np.float32)
+        call(x, *stored, residual, out)
+        assert nmse(out, linear_definition(x, weights, residual, 0.25)) <= 1e-11, m
+
+
+def test_linear_reads_scales_of_128_columns():
+    from dataclasses import replace
+
+    scheme = replace(SCHEMES["w4"], group=128)
+    weights = np.random.default_rng(0).standard_normal((32, 256), dtype=np.float32)
+    values, scale = quantize(weights, scheme)
+    call = compiled(linear(32, 256, WeightFormat.of(scheme)))
+    for m in (1, 9):
+        x = np.random.default_rng(m).standard_normal((m, 256), dtype=np.float32)
+        out = np.empty((m, 32), np.float32)
+        call(x, pack(values, 4), pack_scales(scale), out)
+        assert nmse(out, linear_definition(x, dequantize(values, scale, scheme))) <= 1e-11
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_embed_equals_its_definition(name):
+    vocab, hidden = 67, 96
+    stored, table, fmt = packed(name, vocab, hidden, seed=2)
+    call = compiled(embed(vocab, hidden, fmt, scale=12.0))
+    for n in (1, 2, 65):
+        ids = np.random.default_rng(n).integers(0, vocab, n).astype(np.int32)
+        out = np.empty((n, hidden), np.float32)
+        call(ids, *stored, out)
+        assert nmse(out, embed_definition(ids, table, 12.0)) <= 1e-13
+
+
+def test_shapes_that_do_not_fit_the_layout_are_refused():
+    with pytest.raises(CompileError, match="multiple of 32"):
+        linear(16, 40, WeightFormat.of(SCHEMES["f32"]))
+    with pytest.raises(CompileError, match="multiple of 16"):
+        linear(40, 64, WeightFormat.of(SCHEMES["f32"]), residual=True)

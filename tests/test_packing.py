@@ -1,0 +1,60 @@
+"""The interleaved layout: exact round trips, and every element where the operators look for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm_mlc.ops.packing import pack, pack_scales, packed_scales_shape, packed_shape, unpack, unpack_scales
+
+DTYPES = {32: np.float32, 16: np.uint16, 8: np.int8, 4: np.uint8}
+
+
+def values(rows: int, columns: int, bits: int, seed: int = 0) -> np.ndarray:
+    low, high = (0, 16) if bits == 4 else (-128, 128) if bits == 8 else (0, 60000)
+    return np.random.default_rng(seed).integers(low, high, (rows, columns)).astype(DTYPES[bits])
+
+
+@given(st.integers(1, 50), st.integers(1, 5), st.sampled_from(sorted(DTYPES)), st.integers(0, 9))
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_unpack_inverts_pack(rows, groups, bits, seed):
+    original = values(rows, 32 * groups, bits, seed)
+    packed = pack(original, bits)
+    assert packed.shape == packed_shape(rows, 32 * groups, bits)
+    assert packed.dtype == original.dtype
+    assert np.array_equal(unpack(packed, rows, bits), original)
+
+
+@given(st.integers(1, 50), st.integers(1, 9))
+@settings(derandomize=True, max_examples=30, deadline=None)
+def test_unpack_scales_inverts_pack_scales(rows, groups):
+    scale = np.random.default_rng(rows).standard_normal((rows, groups)).astype(np.float16)
+    packed = pack_scales(scale)
+    assert packed.shape == packed_scales_shape(rows, 32 * groups, 32)
+    assert np.array_equal(unpack_scales(packed, rows), scale)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_element_is_at_block_column_lane(bits):
+    original = values(40, 64, bits)
+    packed = pack(original, bits)
+    assert all(packed[r // 16, c, r % 16] == original[r, c] for r in range(40) for c in range(64))
+
+
+def test_nibbles_pair_column_j_with_column_16_plus_j_of_their_group():
+    original = values(32, 96, 4)
+    packed = pack(original, 4)
+    for row in range(32):
+        for group in range(3):
+            for j in range(16):
+                low, high = original[row, 32 * group + j], original[row, 32 * group + 16 + j]
+                assert packed[row // 16, 16 * group + j, row % 16] == low | high << 4
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(32, 0), (16, 0), (8, 0), (4, 0x88)])
+def test_padding_rows_are_zero_weights(bits, zero):
+    packed = pack(values(17, 32, bits), bits)
+    assert packed.shape[0] == 2
+    assert (packed[1, :, 1:] == zero).all()

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, FakeStats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm_mlc.errors import ContextError, SamplingError
+from minicpm_mlc.runtime_py.session import (
+    COMMANDS,
+    SETTINGS,
+    Session,
+    SessionError,
+    join_lines,
+    needs_more,
+    parse_setting,
+    stats_line,
+)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.pieces: list[tuple[str, str]] = []
+
+    def __call__(self, text: str, kind: str) -> None:
+        self.pieces.append((text, kind))
+
+    def of(self, kind: str) -> str:
+        return "\n".join(text for text, k in self.pieces if k == kind)
+
+
+def session(**engine_fields: Any) -> tuple[Session, Recorder]:
+    recorder = Recorder()
+    return Session(FakeEngine(**engine_fields), recorder), recorder
+
+
+def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
+    chat, recorder = session()
+    assert chat.handle("Hi")
+    assert chat.messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert recorder.pieces[:3] == [("hm", "thinking"), ("He", "answer"), ("llo", "answer")]
+    chat.handle("More")
+    assert [m["content"] for m in chat.engine.calls[1][0]] == ["Hi", "Hello", "More"]
+
+
+def test_numbers_follow_every_answer() -> None:
+    chat, recorder = session()
+    chat.handle("Hi")
+    parts = ["prompt 12 tokens (4 cached), 100.0 tok/s", "answer 3 tokens, 20.0 tok/s", "context 15/64"]
+    assert recorder.of("note") == " | ".join(parts) == stats_line(chat.engine.stats)
+
+
+def test_ctrl_c_keeps_the_partial_answer_and_the_session() -> None:
+    chat, recorder = session(events=[("answer", "Once upon"), KeyboardInterrupt()])
+    assert chat.handle("Tell a story")
+    assert chat.messages[-1] == {"role": "assistant", "content": "Once upon"}
+    assert "stopped" in recorder.of("note")
+    assert ("", "end") in recorder.pieces and chat.engine.closed == 1
+
+
+def test_ctrl_c_before_any_answer_drops_the_question() -> None:
+    chat, recorder = session(events=[("thinking", "hm"), KeyboardInterrupt()])
+    assert chat.handle("Hard question")
+    assert chat.messages == [] and "not kept" in recorder.of("note")
+
+
+def test_ctrl_c_while_writing_closes_the_stream() -> None:
+    chat, _ = session()
+
+    def interrupted(text: str, kind: str) -> None:
+        if kind == "answer":
+            raise KeyboardInterrupt
+
+    chat.write = interrupted
+    assert chat.handle("Hi")
+    assert chat.engine.closed == 1
+
+
+def test_an_engine_error_leaves_the_conversation_as_it_was() -> None:
+    chat, recorder = session(events=[ContextError("the prompt has 99 tokens")])
+    assert chat.handle("Hi")
+    assert chat.messages == [] and recorder.of("error") == "the prompt has 99 tokens"
+
+
+@pytest.mark.parametrize(("reason", "hint"), [("length", "max_tokens"), ("context", "/reset")])
+def test_a_cut_off_answer_says_why(reason: str, hint: str) -> None:
+    chat, recorder = session(stats=FakeStats(finish_reason=reason))
+    chat.handle("Hi")
+    assert "cut off" in recorder.of("note") and hint in recorder.of("note")
+
+
+def test_an_answer_cut_off_inside_its_thinking_says_both() -> None:
+    chat, recorder = session(events=[("thinking", "hm")], stats=FakeStats(finish_reason="length"))
+    chat.handle("Hi")
+    assert chat.messages == [] and "max_tokens" in recorder.of("note") and "not kept" in recorder.of("note")
+
+
+def test_reset_keeps_the_system_prompt() -> None:
+    chat = Session(FakeEngine(), Recorder(), system="Be brief.")
+    chat.handle("Hi")
+    chat.handle("/reset")
+    assert chat.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_only_quit_ends_the_session() -> None:
+    chat, _ = session()
+    assert chat.handle("/help") and chat.handle("") and chat.handle("/nonsense")
+    assert not chat.handle("/quit")
+
+
+def test_help_names_every_command() -> None:
+    chat, recorder = session()
+    chat.handle("/help")
+    assert all(f"/{name}" in recorder.of("note") for name in [*COMMANDS, "quit"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/nonsense", "there is no command /nonsense"),
+        ("/no_think", "end of a message"),
+        ("/set colour red", "there is no setting 'colour'"),
+        ("/set temperature warm", "temperature takes number"),
+        ("/set temperature", "temperature takes number"),
+        ("/set temperature -1", "temperature"),
+        ("/set temperature nan", "temperature"),
+        ("/set top_k 1.5", "top_k takes whole number"),
+        ("/set max_tokens 0", "max_tokens is 0"),
+        ("/set think maybe", "think takes on, off or auto"),
+        ("/set stop", "stop is ['']"),
+        ("/set stop [1]", "stop is [1]"),
+        ("/set stop [", "stop takes text"),
+        ("/save", "which file?"),
+        ("/load", "which file?"),
+        ("/load /no/such/file", "there is no file"),
+        ("/save /no/such/folder/file", "No such file or directory"),
+    ],
+)
+def test_a_bad_command_is_one_line_and_changes_nothing(line: str, message: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(line)
+    assert message in recorder.of("error") and "\n" not in recorder.of("error")
+    assert chat.options == {} and chat.messages == []
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.sampled_from([*SETTINGS, "x"]), st.text(max_size=6) | st.integers().map(str) | st.floats().map(str))
+def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: str) -> None:
+    chat, recorder = session()
+    chat.handle(f"/set {name} {value}")
+    assert len(recorder.pieces) == 1 or "\n" in value
+    assert set(chat.options) <= {name}
+
+
+def test_settings_reach_the_engine() -> None:
+    chat, _ = session()
+    for line in ("/set temperature 0.7", "/set think off", '/set stop ["\\n", "END"]', "/set max_think_tokens 0", "Hi"):
+        chat.handle(line)
+    options = {"temperature": 0.7, "think": False, "stop": ["\n", "END"], "max_think_tokens": 0}
+    assert chat.engine.calls[0][1] == options
+
+
+def test_a_setting_goes_back_to_the_model_s_default() -> None:
+    chat, recorder = session()
+    for line in ("/set temperature 0.1", "/set temperature default", "/set"):
+        chat.handle(line)
+    assert chat.options == {} and "temperature = 0.6" in recorder.of("note")
+    assert all(name in recorder.of("note") for name in SETTINGS)
+
+
+def test_stop_is_one_text_unless_it_is_a_list() -> None:
+    assert parse_setting("stop", "the end") == ["the end"]
+
+
+def test_bad_options_are_refused_before_the_first_question() -> None:
+    with pytest.raises(SamplingError, match="top_p"):
+        Session(FakeEngine(), Recorder(), {"top_p": 2.0})
+    with pytest.raises(SessionError, match="no setting"):
+        Session(FakeEngine(), Recorder(), {"topp": 1.0})
+
+
+def test_saved_session_comes_back(tmp_path: Path) -> None:
+    chat, _ = session()
+    for line in ("Hi", "/set seed 7", f"/save {tmp_path / 'a b.json'}"):
+        chat.handle(line)
+    other, recorder = session()
+    other.handle(f"/load {tmp_path / 'a b.json'}")
+    assert (other.messages, other.options) == (chat.messages, {"seed": 7}) and "loaded 2" in recorder.of("note")
+    assert [path.name for path in tmp_path.iterdir()] == ["a b.json"]
+
+
+def test_save_replaces_a_saved_session_and_nothing_else(tmp_path: Path) -> None:
+    chat, recorder = session()
+    mine, other = tmp_path / "mine.json", tmp_path / "thesis.txt"
+    other.write_text("years of work")
+    for line in (f"/save {mine}", "Hi", f"/save {mine}", f"/save {other}"):
+        chat.handle(line)
+    assert len(json.loads(mine.read_text())["messages"]) == 2
+    assert other.read_text() == "years of work" and "is not a saved session" in recorder.of("error")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "something else"},
+        {"format": 99},
+        {"messages": "no"},
+        {"messages": [{"role": "robot", "content": ""}]},
+        {"messages": [{"role": "user"}]},
+        {"options": []},
+        {"options": {"temperature": "hot"}},
+        {"options": {"unknown": 1}},
+        {"options": {"stop": "END"}},
+    ],
+)
+def test_a_damaged_session_file_is_refused_whole(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps({"kind": "minicpm-mlc chat", "format": 1, "messages": [], "options": {}} | change))
+    chat, recorder = session()
+    chat.handle("Hi")
+    before = list(chat.messages)
+    assert chat.handle(f"/load {file}")
+    assert recorder.of("error") and chat.messages == before
+
+
+def test_lines_of_one_message_are_joined() -> None:
+    assert join_lines("a\\\nb") == "a\nb"
+    assert join_lines('"""\ndef f():\n    pass\\\n"""') == "def f():\n    pass\\"
+    assert join_lines("  plain  ") == "plain"
+
+
+def test_unfinished_input_goes_on() -> None:
+    assert needs_more("a\\") and needs_more('"""a') and needs_more('"""\na\n')
+    assert not needs_more("a") and not needs_more('"""a"""') and not needs_more('say """')
+
+
+def test_text_that_looks_like_a_command_can_be_sent() -> None:
+    chat, _ = session()
+    chat.handle(" /etc/hosts is what?")
+    chat.handle("/usr\n/bin")
+    assert [call[0][-1]["content"] for call in chat.engine.calls] == ["/etc/hosts is what?", "/usr\n/bin"]
