@@ -10,13 +10,11 @@ if TYPE_CHECKING:
     from . import errors
     from .errors import MiniCPMError
     from .runtime_py.engine import Engine
-    from .runtime_py.exclusive import EngineError
 
-__all__ = ["Engine", "EngineError", "MiniCPMError", "__version__", "errors"]
+__all__ = ["Engine", "MiniCPMError", "__version__", "errors"]
 
 _HOMES = {
     "Engine": "runtime_py.engine",
-    "EngineError": "runtime_py.exclusive",
     "MiniCPMError": "errors",
 }
 

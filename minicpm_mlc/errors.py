@@ -33,3 +33,7 @@ class SamplingError(MiniCPMError):
 
 class TemplateError(MiniCPMError):
     """A chat template that can't be parsed or rendered."""
+
+
+class EngineError(MiniCPMError):
+    """An engine that is closed, busy, or asked for something that it does not have."""

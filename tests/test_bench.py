@@ -17,7 +17,7 @@ class FakeModel:
         self.clock, self.calls, self.name = clock, calls if calls is not None else [], name
         self.length, self.logits = 0, [[0.0]]
 
-    def prefill(self, token_ids):
+    def prefill(self, token_ids) -> object:
         assert all(0 <= token_id < 100 for token_id in token_ids)
         self.calls.append((self.name, "prefill", self.length, len(token_ids)))
         self.clock[0] += 1e-3 * len(token_ids)

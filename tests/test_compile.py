@@ -1,4 +1,4 @@
-"""compile_model end to end: the same bytes twice, a forecast without writing, and bad input that leaves nothing behind."""
+"""compile_model end to end: the same bytes twice, a forecast that writes nothing, bad input that leaves nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def test_dry_run_writes_nothing_and_forecasts_what_the_manifest_says(checkpoint,
     assert [row["context"] for row in forecast.memory] == [1024, 2048, 4096]
     made = compile_model(checkpoint, tmp_path / "out", context=4096)
     manifest = Manifest.load(tmp_path / "out")
-    assert made.memory == forecast.memory == [{"context": n, "bytes": manifest.memory_need(n)} for n in (1024, 2048, 4096)]
+    needs = [{"context": n, "bytes": manifest.memory_need(n)} for n in (1024, 2048, 4096)]
+    assert made.memory == forecast.memory == needs
 
 
 def test_published_shapes_forecast_without_weights():

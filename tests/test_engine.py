@@ -1,84 +1,23 @@
-"""The engine over a model made of NumPy: its logits depend on the whole history, read back through the page table."""
+"""The engine over a fake library, with a real tokenizer and chat template."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_tokenizers
+from fake_library import EOS, FIRST_WORD, PAGE, TOKENIZER, VOCAB, FakeLibrary, manifest, token
 
 from minicpm_mlc.errors import BundleError, ContextError, SamplingError
-from minicpm_mlc.manifest import Bundle, Manifest
+from minicpm_mlc.manifest import Bundle
 from minicpm_mlc.runtime_py import engine as engine_module
-from minicpm_mlc.runtime_py.defaults import choose_context
 from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.exclusive import EngineError
+from minicpm_mlc.errors import EngineError
 from minicpm_mlc.runtime_py.tokenizer import Tokenizer
-
-TOKENIZER = tiny_tokenizers.sentencepiece()
-VOCAB = TOKENIZER.get_vocab_size() + 3
-EOS = 4  # <|im_end|>
-PAGE = 4
-
-
-def token(text: str) -> int:
-    found = TOKENIZER.token_to_id(text)
-    assert found is not None
-    return found
-
-
-class FakeLibrary:
-    """Stores tokens in the pages as a model stores keys; counts what it computes. `say` may script the answer."""
-
-    def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
-        self.say = say
-        self.calls: list[int] = []  # rows of each call
-
-    def new_pools(self, num_pages: int) -> Any:
-        return SimpleNamespace(tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1))
-
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools) -> np.ndarray:
-        assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {np.dtype(np.int32)}
-        self.calls.append(len(token_ids))
-        pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
-        pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
-        return np.stack([self._row(slots[r], page_table, pools) for r in logit_rows])
-
-    def decode(self, token_ids, positions, slots, page_tables, pools) -> np.ndarray:
-        assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools)
-
-    def _row(self, last: int, page_table: np.ndarray, pools: Any) -> np.ndarray:
-        slots = np.arange(last + 1)
-        history = pools.tokens[page_table[slots // PAGE], slots % PAGE].tolist()
-        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == slots.tolist()
-        return self.row(history)
-
-    def row(self, history: list[int]) -> np.ndarray:
-        logits = np.random.default_rng(history).standard_normal(VOCAB).astype(np.float32)
-        logits[[*range(FIRST_WORD), *range(VOCAB - 3, VOCAB)]] -= 20  # readable text, no accidental end
-        if self.say:
-            logits[self.say(history)] += 100
-        return logits
-
-
-FIRST_WORD = token("▁hello")
-
-
-def manifest(**changes: Any) -> Manifest:
-    values: dict[str, Any] = {
-        "name": "fake", "scheme": "f32", "embedding_scheme": "f32", "target": {}, "tvm": "", "params": [],
-        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]}, "kv_dtype": "float32", "kv_layout": {},
-        "page_size": PAGE, "max_context": 200, "prefill_chunk": 5,
-        "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
-    }  # fmt: skip
-    return Manifest(**(values | changes))
 
 
 @pytest.fixture
@@ -225,6 +164,26 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(build) -> None:
     assert engine.generate(PROMPT, stop="ox") == "hellohebo"  # the held-back o is given out at the end
 
 
+def test_half_a_character_at_the_end_of_an_answer_shows_as_a_replacement(build) -> None:
+    engine = build(scripted(["hello", "<0xE4>"]))
+    assert list(engine.generate(PROMPT, stream=True)) == ["hello", "\ufffd"]
+
+
+def test_penalties_count_the_prompt_and_what_was_said(build) -> None:
+    likes = [PROMPT[1], token("hello"), token("b")]
+
+    def favourite(history: list[int]) -> np.ndarray:
+        logits = np.zeros(VOCAB, np.float32)
+        logits[likes] = [9, 8, 7]
+        return logits
+
+    engine = build()
+    library(engine).row = favourite  # type: ignore[method-assign]
+    assert engine.generate([1], max_tokens=3) == "hello hello hello"
+    assert engine.generate([1], max_tokens=3, presence_penalty=5) == "hellohellob"
+    assert engine.generate(PROMPT[:2], max_tokens=2, repetition_penalty=3) == "hellob"
+
+
 def test_max_tokens_counts_the_answer(build) -> None:
     engine = build()
     engine.generate(PROMPT, max_tokens=5)
@@ -315,31 +274,29 @@ def test_an_older_stream_of_the_same_thread_ends_with_a_sentence(build) -> None:
     older = engine.generate(PROMPT, stream=True)
     next(older)
     assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
+    newer = engine.generate(PROMPT, stream=True)
+    next(newer)
     with pytest.raises(EngineError, match="ended when another call"):
         list(older)
+    refused = in_another_thread(lambda: engine.generate(PROMPT))
+    assert isinstance(refused, EngineError)  # the end of the older stream did not end the newer one's turn
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    """What the call returns or raises there."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(call)
+        return future.exception() or future.result()
 
 
 def test_another_thread_is_refused_while_a_stream_runs(build) -> None:
-    engine, errors = build(), []
-
-    def other() -> None:
-        try:
-            engine.generate(PROMPT, max_tokens=1)
-        except EngineError as error:
-            errors.append(str(error))
-
-    def run_other() -> None:
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-
+    engine, expected = build(), build().generate(PROMPT, max_tokens=9)
     stream = engine.generate(PROMPT, stream=True, max_tokens=9)
     first = next(stream)
-    run_other()
-    assert len(errors) == 1 and "busy in another thread" in errors[0]
-    assert first + "".join(stream) == build().generate(PROMPT, max_tokens=9)
-    run_other()
-    assert len(errors) == 1
+    refused = in_another_thread(lambda: engine.generate(PROMPT, max_tokens=9))
+    assert isinstance(refused, EngineError) and "busy in another thread" in str(refused)
+    assert first + "".join(stream) == expected
+    assert in_another_thread(lambda: engine.generate(PROMPT, max_tokens=9)) == expected
 
 
 def test_a_call_from_the_progress_callback_ends_the_outer_one(build) -> None:
@@ -347,28 +304,6 @@ def test_a_call_from_the_progress_callback_ends_the_outer_one(build) -> None:
     with pytest.raises(EngineError, match="ended when another call"):
         engine.generate(PROMPT, on_prefill=lambda *_: engine.logits([1, 2, 3]))
     assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
-
-
-# Context against memory: 1100 bytes fixed, 10 per token, pages of 4
-
-small = manifest(max_context=64)
-
-
-def test_the_context_is_the_models_or_what_memory_holds() -> None:
-    assert choose_context(small, None, 10**6) == 64
-    assert choose_context(small, None, 1100 + 439) == 40
-    assert choose_context(small, 37, 1100 + 439) == 37
-
-
-def test_a_context_that_does_not_fit_is_refused_with_the_largest_that_does() -> None:
-    with pytest.raises(ContextError, match="65 tokens was asked for; this bundle holds 1 to 64"):
-        choose_context(small, 65, 10**6)
-    with pytest.raises(ContextError, match=r"41 tokens needs .* is free; give --context 40 or less"):
-        choose_context(small, 41, 1100 + 439)
-    with pytest.raises(ContextError, match="close other programs"):
-        choose_context(small, None, 1139)
-    with pytest.raises(ContextError, match="0 tokens was asked for"):
-        choose_context(small, 0, 10**6)
 
 
 def test_threads_below_one_are_refused(build) -> None:

@@ -102,6 +102,24 @@ def test_top_p_over_a_whole_vocabulary_sums_the_whole_tail() -> None:
     assert probs[0] == pytest.approx(0.3 / 0.5, rel=1e-3)
 
 
+class Fixed:
+    """Stands for the random numbers."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(0.0, 1), (0.2499, 1), (0.25, 3), (0.75, 5), (0.9999, 5)])
+def test_each_token_owns_its_stretch_of_the_random_numbers(value: float, drawn: int) -> None:
+    sampler = Sampler(SamplingParams(temperature=1, top_p=1), 6)
+    sampler._random = Fixed(value)  # type: ignore[assignment]
+    zero = -np.inf  # tokens 0 and 2 have no stretch, so the borders never draw them
+    assert sampler.sample(np.array([zero, 0, zero, 0, 0, 0], np.float32)) == drawn
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingParams(temperature=1, top_p=1, seed=3), 4)

@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     batch: int
 
 
-STAGES = [Stage(1000, 256, 16), Stage(500, 1024, 4), Stage(350, 2048, 2), Stage(100, 4096, 1)]
+STAGES = [Stage(900, 256, 16), Stage(350, 1024, 4), Stage(250, 2048, 2), Stage(60, 4096, 1)]
 TOTAL = sum(stage.steps for stage in STAGES)
 WARMUP, DECAY = 60, 0.45  # steps; share of all steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006

@@ -8,6 +8,7 @@ from .config import ModelConfig
 from .convert import Param
 from .quantize import SCHEMES, Scheme
 
+
 @dataclass(frozen=True)
 class Precision:
     """What is stored how: linears, embedding and head, and the key/value pools. Arithmetic is float32."""

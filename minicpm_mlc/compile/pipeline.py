@@ -15,7 +15,6 @@ from .config import ModelConfig
 from .model.minicpm import MiniCPM
 from .parameters import Precision
 
-
 PASSES = [
     transform.ToNonDataflow(),
     transform.RemovePurityChecking(),

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ..errors import ContextError
+from ..errors import ContextError, EngineError
 from ..manifest import Bundle, read_bundle
 from .cached_model import CachedModel
 from .chat import ChatTemplate, Message, Prompt
 from .defaults import choose_context, default_sampling, eos_token_ids
-from .exclusive import EngineError, Exclusive
+from .exclusive import Exclusive
 from .machine import available_memory, physical_cores
 from .request import Options, Request, Stats
 from .sampler import Sampler

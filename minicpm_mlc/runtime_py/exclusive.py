@@ -6,11 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..errors import MiniCPMError
-
-
-class EngineError(MiniCPMError):
-    """An engine that is closed, busy, or asked for something that it does not have."""
+from ..errors import EngineError
 
 
 class Exclusive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
@@ -12,11 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from ..errors import BundleError, ContextError
 from ..manifest import MAX_DECODE_SEQUENCES, Bundle
 from ..params import load_params
+
+
+def _import_without_torch(name: str) -> Any:
+    """tvm_ffi imports torch wherever it is installed, which takes seconds; only NumPy arrays are handed to it here."""
+    if "torch" in sys.modules:
+        return importlib.import_module(name)
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules["torch"]
+
+
+tvm_ffi = _import_without_torch("tvm_ffi")
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
@@ -25,7 +39,7 @@ POOLED_ALLOCATOR = 2
 
 @dataclass(frozen=True)
 class Pools:
-    """Keys and values of all layers: one tensor [num_pages, ...] per layer and kind. A page costs memory once written."""
+    """Keys and values of all layers: one tensor [num_pages, ...] each. A page costs memory once it is written."""
 
     k_pages: Any
     v_pages: Any

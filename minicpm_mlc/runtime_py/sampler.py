@@ -67,6 +67,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()) -> None:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
+        self._all = np.arange(vocab_size)
         self._counts = np.zeros(vocab_size, np.int32)  # in the answer
         self._seen = np.zeros(vocab_size, bool)  # in the prompt or the answer
         self._seen[np.fromiter(prompt_ids, np.int64)] = True
@@ -93,32 +94,38 @@ class Sampler:
                                 "the weights are damaged: compile the checkpoint again")
         if self.params.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
-        ids = _top_k(scores, self.params.top_k)
-        return _cut_tail(ids, _softmax(scores[ids], self.params.temperature), self.params.top_p, self.params.min_p)
+        ids = self._all
+        if 0 < self.params.top_k < len(ids):
+            ids = _top_k(scores, self.params.top_k)
+            scores = scores[ids]
+        return _cut_tail(ids, _softmax(scores, self.params.temperature), self.params.top_p, self.params.min_p)
 
     def _draw(self, probs: np.ndarray) -> int:
         edges = np.cumsum(probs)
         return int(np.searchsorted(edges[:-1], self._random.random() * edges[-1], side="right"))
 
     def _penalised(self, logits: np.ndarray) -> np.ndarray:
+        if not self.params.penalises:
+            return logits
         scores = logits.astype(np.float64)
-        if self.params.penalises:
-            seen = scores[self._seen]
-            penalty = self.params.repetition_penalty
-            scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
-            scores -= self.params.presence_penalty * (self._counts > 0) + self.params.frequency_penalty * self._counts
+        ids = np.flatnonzero(self._seen)
+        seen, counts, penalty = scores[ids], self._counts[ids], self.params.repetition_penalty
+        seen = np.where(seen < 0, seen * penalty, seen / penalty)
+        scores[ids] = seen - self.params.presence_penalty * (counts > 0) - self.params.frequency_penalty * counts
         return scores
 
 
 def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
-    weights = np.exp((scores - scores.max()) / temperature)
-    return weights / weights.sum()
+    # In place: fresh memory for each step would cost more than the arithmetic.
+    weights = np.subtract(scores, scores.max(), dtype=np.float64)
+    weights /= temperature
+    np.exp(weights, out=weights)
+    weights /= weights.sum()
+    return weights
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Ids, ascending, of exactly the k largest scores; of equal scores the lower ids."""
-    if not 0 < k < len(scores):
-        return np.arange(len(scores))
     threshold = np.partition(scores, -k)[-k]
     above = np.flatnonzero(scores > threshold)
     equal = np.flatnonzero(scores == threshold)[: k - len(above)]
@@ -133,7 +140,7 @@ def _cut_tail(ids: np.ndarray, probs: np.ndarray, top_p: float, min_p: float) ->
     """
     if top_p == 1 and min_p == 0:
         return ids, probs
-    likely = probs >= max(0.5 * (1 - top_p) / len(probs), min_p * probs.max())
+    likely = np.flatnonzero(probs >= max(0.5 * (1 - top_p) / len(probs), min_p * probs.max()))
     ids, probs = ids[likely], probs[likely]
     order = np.argsort(-probs, kind="stable")
     ids, probs = ids[order], probs[order]

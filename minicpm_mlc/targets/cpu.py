@@ -61,7 +61,7 @@ def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """One processor family. `features` are LLVM's names of the instruction sets without which its library must not run."""
+    """One processor family. `features` are LLVM's names of the instruction sets that its library needs."""
 
     machine: str
     cpu: str
@@ -90,7 +90,7 @@ class CpuTarget:
 
     @property
     def kernels(self) -> CpuKernels:
-        return CpuKernels(accumulators=16 if "avx512f" in self.features else 4)
+        return CpuKernels(accumulators=8 if "avx512f" in self.features else 4)
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

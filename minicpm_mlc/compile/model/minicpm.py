@@ -21,6 +21,7 @@ from ...targets.cpu import CpuKernels
 from ..config import ModelConfig
 from ..parameters import Precision
 
+
 class Linear(nn.Module):
     """A packed [rows, columns] weight: (residual or 0) + scale * x @ W^T."""
 

@@ -1,0 +1,71 @@
+"""A model made of NumPy: its logits depend on the whole history, read back through the page table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tiny_tokenizers
+
+from minicpm_mlc.manifest import Manifest
+
+TOKENIZER = tiny_tokenizers.sentencepiece()
+VOCAB = TOKENIZER.get_vocab_size() + 3
+EOS = 4  # <|im_end|>
+PAGE = 4
+
+
+def token(text: str) -> int:
+    found = TOKENIZER.token_to_id(text)
+    assert found is not None
+    return found
+
+
+class FakeLibrary:
+    """Stores tokens in the pages as a model stores keys; counts what it computes. `say` may script the answer."""
+
+    def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
+        self.say = say
+        self.calls: list[int] = []  # rows of each call
+
+    def new_pools(self, num_pages: int) -> Any:
+        return SimpleNamespace(tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1))
+
+    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools) -> np.ndarray:
+        assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {np.dtype(np.int32)}
+        self.calls.append(len(token_ids))
+        pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
+        pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
+        return np.stack([self._row(slots[r], page_table, pools) for r in logit_rows])
+
+    def decode(self, token_ids, positions, slots, page_tables, pools) -> np.ndarray:
+        assert token_ids.shape == (1,) and page_tables.ndim == 2
+        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools)
+
+    def _row(self, last: int, page_table: np.ndarray, pools: Any) -> np.ndarray:
+        slots = np.arange(last + 1)
+        history = pools.tokens[page_table[slots // PAGE], slots % PAGE].tolist()
+        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == slots.tolist()
+        return self.row(history)
+
+    def row(self, history: list[int]) -> np.ndarray:
+        logits = np.random.default_rng(history).standard_normal(VOCAB).astype(np.float32)
+        logits[[*range(FIRST_WORD), *range(VOCAB - 3, VOCAB)]] -= 20  # readable text, no accidental end
+        if self.say:
+            logits[self.say(history)] += 100
+        return logits
+
+
+FIRST_WORD = token("▁hello")
+
+
+def manifest(**changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "name": "fake", "scheme": "f32", "embedding_scheme": "f32", "target": {}, "tvm": "", "params": [],
+        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]}, "kv_dtype": "float32", "kv_layout": {},
+        "page_size": PAGE, "max_context": 200, "prefill_chunk": 5,
+        "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
+    }  # fmt: skip
+    return Manifest(**(values | changes))
