@@ -93,7 +93,6 @@ def test_a_config_with_other_maths_is_refused_by_name(checkpoint, tmp_path, chan
         ({"device": "toaster"}, "toaster.*cpu"),
         ({"cpu": "pentium9"}, "pentium9.*native"),
         ({"scheme": "w3"}, "w3.*w4"),
-        ({"context": 1 << 20}, "1048576.*131072"),
         ({"context": 0}, "--context 0"),
         ({"prefill_chunk": -1}, "--prefill-chunk -1"),
         ({"out": "no/such/folder/out"}, "mkdir -p"),
@@ -104,6 +103,19 @@ def test_options_out_of_range_are_refused(checkpoint, tmp_path, options, message
     with pytest.raises(CompileError, match=message):
         compile_model(checkpoint, **{"out": tmp_path / "out", **options})
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_context_that_no_list_covers_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match="1048576.*131072"):
+        compile_model(checkpoint, tmp_path / "out", context=1 << 20)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_128k_lists_apply_when_the_context_asks_for_them():
+    forecast = compile_model("MiniCPM4.1-8B", random_weights=True, context=131072, dry_run=True)
+    assert forecast.memory[-1]["context"] == 131072
+    with pytest.raises(ConfigError, match="32768"):
+        compile_model("MiniCPM4-0.5B", random_weights=True, context=131072, dry_run=True)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

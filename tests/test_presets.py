@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from minicpm_mlc.compile import rope_lists
-from minicpm_mlc.compile.config import ModelConfig
+from minicpm_mlc.compile.config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.presets import PRESETS
+from minicpm_mlc.compile.rope_lists import FACTORS_8B_128K, FACTORS_41_8B_128K
+from minicpm_mlc.errors import ConfigError
 
 
 def numbers(text: str) -> list[float]:
@@ -146,3 +148,20 @@ def test_minicpm5_queries_are_wider_than_its_hidden_state():
 def test_preset_is_consistent_and_survives_the_manifest(config):
     assert len(config.rope_factors) == config.head_dim // 2
     assert ModelConfig.from_manifest(config.to_dict()) == config
+
+
+def test_longer_contexts_take_the_published_128k_lists():
+    for name, longer in (("MiniCPM4-8B", FACTORS_8B_128K), ("MiniCPM4.1-8B", FACTORS_41_8B_128K)):
+        preset = PRESETS[name]
+        assert preset.with_context(preset.max_position_embeddings) is preset
+        extended = preset.with_context(100_000)
+        assert extended.rope_factors == longer and extended.max_position_embeddings == 131072
+        assert extended.rope_attention_scale == 1.0
+        with pytest.raises(ConfigError, match="131072"):
+            preset.with_context(131073)
+
+
+def test_only_the_8b_models_were_trained_for_sparse_attention():
+    trained = {name: preset.sparse_attention for name, preset in PRESETS.items()}
+    assert trained["MiniCPM4-8B"] == trained["MiniCPM4.1-8B"] == SparseConfig()
+    assert trained["MiniCPM4-0.5B"] is trained["MiniCPM5-1B"] is None

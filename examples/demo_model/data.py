@@ -183,7 +183,14 @@ def _secret(rng: random.Random) -> str:
     return f"{rng.choice(w.SECRETS)} {rng.choice(w.SECRETS)}"
 
 
-FactKind = tuple[Callable[[random.Random], str], Callable[[random.Random], str], str, list[str]]
+class FactKind(NamedTuple):
+    """odds: how often, relative to the others. The statement is also the answer."""
+
+    odds: int
+    key: Callable[[random.Random], str]
+    value: Callable[[random.Random], str]
+    statement: str
+    questions: list[str]
 
 
 def _thing(rng: random.Random) -> str:
@@ -194,70 +201,61 @@ def _name(rng: random.Random) -> str:
     return rng.choice(w.PEOPLE) if rng.random() < 0.7 else coin(rng)
 
 
-# (key, value, statement, questions); the statement is also the answer.
-FACTS: list[tuple[int, FactKind]] = [
-    (
+ANY_WORD = w.OBJECTS + w.ANIMALS + w.FOODS + w.PLACES + w.ROOMS + w.SECRETS + w.QUALITIES + w.JOBS + w.CITIES + w.PEOPLE
+FACTS = [
+    FactKind(
         5,
-        (
-            lambda r: f"{r.choice(w.ATTRIBUTES)} of the {_thing(r)}",
-            _number,
-            "The {k} is {v}.",
-            ["What is the {k}?", "Tell me the {k}."],
-        ),
+        lambda rng: f"{rng.choice(w.ATTRIBUTES)} of the {_thing(rng)}",
+        _number,
+        "The {k} is {v}.",
+        ["What is the {k}?", "Tell me the {k}."],
     ),
-    (
+    FactKind(
+        3,
+        lambda rng: f"{rng.choice(w.PLACES)} of {coin(rng)}",
+        _secret,
+        "The password of the {k} is {v}.",
+        ["What is the password of the {k}?", "Tell me the password of the {k}."],
+    ),
+    FactKind(
+        3,
+        _thing,
+        lambda rng: rng.choice(ANY_WORD),
+        "The word on the {k} is {v}.",
+        ["What is the word on the {k}?", "Tell me the word on the {k}."],
+    ),
+    FactKind(
         2,
-        (
-            lambda r: f"{r.choice(w.PLACES)} of {coin(r)}",
-            _secret,
-            "The password of the {k} is {v}.",
-            ["What is the password of the {k}?", "Tell me the password of the {k}."],
-        ),
+        _name,
+        lambda rng: rng.choice(w.CITIES),
+        "{k} lives in {v}.",
+        ["Where does {k} live?", "In which city does {k} live?"],
     ),
-    (
+    FactKind(
+        3,
+        _name,
+        lambda rng: rng.choice(w.JOBS),
+        "{k} works as a {v}.",
+        ["What is the job of {k}?", "What does {k} work as?"],
+    ),
+    FactKind(
         2,
-        (
-            _name,
-            lambda r: r.choice(w.CITIES),
-            "{k} lives in {v}.",
-            ["Where does {k} live?", "In which city does {k} live?"],
-        ),
+        _thing,
+        lambda rng: rng.choice(w.ROOMS),
+        "The {k} is kept in the {v}.",
+        ["Where is the {k}?", "Where is the {k} kept?"],
     ),
-    (
-        2,
-        (
-            _name,
-            lambda r: r.choice(w.JOBS),
-            "{k} works as a {v}.",
-            ["What is the job of {k}?", "What does {k} work as?"],
-        ),
-    ),
-    (
-        2,
-        (
-            _thing,
-            lambda r: r.choice(w.ROOMS),
-            "The {k} is kept in the {v}.",
-            ["Where is the {k}?", "Where is the {k} kept?"],
-        ),
-    ),
-    (1, (_thing, _name, "The {k} belongs to {v}.", ["Who owns the {k}?", "To whom does the {k} belong?"])),
+    FactKind(1, _thing, _name, "The {k} belongs to {v}.", ["Who owns the {k}?", "To whom does the {k} belong?"]),
 ]
 
 
 def fact(rng: random.Random, held: bool) -> Fact:
     while True:
-        key_of, value_of, statement, questions = rng.choices(
-            [kind for _, kind in FACTS], [weight for weight, _ in FACTS]
-        )[0]
-        key, value = key_of(rng), value_of(rng)
-        if held_out(statement, key, value) == held:
-            return Fact(
-                statement.format(k=key, v="").strip(),
-                value,
-                statement.format(k=key, v=value),
-                rng.choice(questions).format(k=key),
-            )
+        kind = rng.choices(FACTS, [kind.odds for kind in FACTS])[0]
+        key, value = kind.key(rng), kind.value(rng)
+        if held_out(kind.statement, key, value) == held:
+            statement = kind.statement.format(k=key, v=value)
+            return Fact(kind.statement.format(k=key, v=""), value, statement, rng.choice(kind.questions).format(k=key))
 
 
 def facts(rng: random.Random, count: int, held: bool) -> list[Fact]:
@@ -388,7 +386,7 @@ def short(rng: random.Random) -> Sample:
     if kind < 0.66:
         return Sample(text=document(rng, [], rng.randint(3, 12)))
     count = rng.randint(1, 6)
-    return recall(rng, False, rng.randint(0, 6), count, rng.randint(1, min(3, count)))
+    return recall(rng, False, rng.randint(0, 6), count, rng.randint(1, min(4, count)))
 
 
 def long(rng: random.Random, tokens: int) -> Sample:
@@ -400,9 +398,9 @@ def long(rng: random.Random, tokens: int) -> Sample:
         return Sample(text=document(rng, [], tokens // 16))
     if kind < 0.55:
         return conversation(rng, False, max(3, tokens // 50))
-    size = max(2, int(tokens * rng.uniform(0.3, 0.8)) // 16)
-    count = rng.randint(2, 4 + size // 6)
-    return recall(rng, False, size, count, rng.randint(2, min(8, count)))
+    size = max(2, int(tokens * rng.uniform(0.25, 0.65)) // 16)
+    count = rng.randint(3, 5 + size // 4)
+    return recall(rng, False, size, count, rng.randint(3, min(10, count)))
 
 
 def samples(seed: int, tokens: int) -> Iterator[Sample]:

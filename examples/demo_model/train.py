@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 HERE = Path(__file__).parent
 SEED = 20260
 EMPTY_THINK = 11  # tokens of data.NO_THINK
-OTHER_WEIGHT = 0.15  # loss weight of tokens that are not the assistant's
+OTHER_WEIGHT = 0.1  # loss weight of tokens that are not the assistant's
 
 
 PASSED_OVER = 6
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     batch: int
 
 
-STAGES = [Stage(900, 256, 16), Stage(350, 1024, 4), Stage(250, 2048, 2), Stage(60, 4096, 1)]
+STAGES = [Stage(1300, 256, 16), Stage(400, 1024, 4), Stage(300, 2048, 2), Stage(80, 4096, 1)]
 TOTAL = sum(stage.steps for stage in STAGES)
 WARMUP, DECAY = 60, 0.45  # steps; share of all steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006

@@ -70,6 +70,7 @@ def compile_model(
     """
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
+    config = config.with_context(_positive("--context", context, config.max_position_embeddings))
     precision = _precision(scheme, embedding_scheme or scheme)
     target = get_target(device, cpu)
     params = parameters(config, precision)
@@ -117,8 +118,6 @@ def _manifest(
 ) -> Manifest:
     c, chunk = config, _positive("--prefill-chunk", prefill_chunk, PREFILL_CHUNK)
     longest = _positive("--context", context, c.max_position_embeddings)
-    if longest > c.max_position_embeddings:
-        raise CompileError(f"--context {longest}: {c.name} reaches {c.max_position_embeddings} tokens; ask for no more")
     # the widest moment of a prefill: gate and up, their product, and the residual stream beside them
     activations = 4 * chunk * (3 * c.intermediate_size + 2 * c.hidden_size)
     kv_bytes = c.kv_bytes_per_token(4 if precision.kv_dtype == "float32" else 2)

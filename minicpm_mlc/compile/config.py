@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.compile.config_json import Keys, read_fields
+from minicpm_mlc.compile.rope_lists import LONGER_LISTS
 from minicpm_mlc.errors import CheckpointError, ConfigError
 
 
@@ -154,6 +155,29 @@ class ModelConfig:
         """float32 [head_dim / 2]: 1 / (factor * theta^(2i / head_dim)), computed in float64."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
         return (1.0 / (np.asarray(self.rope_factors) * self.rope_theta**exponents)).astype(np.float32)
+
+    @property
+    def sparse_attention(self) -> SparseConfig | None:
+        """The settings to run InfLLM-v2 with, None for a model that was not trained for it.
+
+        The 8B models were, and ship without a `sparse_config`: they get the published one. Their mark is the 16 query
+        heads of 128 that share a key; MiniCPM4-0.5B and MiniCPM5 have 8.
+        """
+        trained = self.model_type == "minicpm4" and self.num_heads == 16 * self.num_kv_heads and self.head_dim == 128
+        return self.sparse or (SparseConfig() if trained else None)
+
+    def with_context(self, length: int) -> ModelConfig:
+        """This model for contexts up to `length` tokens, with the published longer RoPE list where there is one.
+
+        Raises ConfigError for a length that no published list covers.
+        """
+        if length <= self.max_position_embeddings:
+            return self
+        longer = LONGER_LISTS.get(self.rope_factors) if self.model_type == "minicpm4" else None
+        if longer is None or length > longer[0]:
+            reach = longer[0] if longer else self.max_position_embeddings
+            raise ConfigError(f"--context {length}: {self.name} reaches {reach} tokens; ask for no more")
+        return replace(self, max_position_embeddings=longer[0], rope_factors=longer[1])
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of keys and values that one token adds over all layers."""

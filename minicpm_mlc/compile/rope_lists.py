@@ -38,3 +38,6 @@ FACTORS_8B = sigmoid_factors(0.9157734670477344, 30.190175865146276)
 FACTORS_8B_128K = extend_factors(FACTORS_8B, 4)
 FACTORS_41_8B = sigmoid_factors(0.8288299491615249, 62.34913451640336)
 FACTORS_41_8B_128K = extend_factors(FACTORS_41_8B, 2)
+
+# The native list -> the longest context there is a published list for, and that list.
+LONGER_LISTS = {FACTORS_8B: (131072, FACTORS_8B_128K), FACTORS_41_8B: (131072, FACTORS_41_8B_128K)}

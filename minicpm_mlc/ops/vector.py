@@ -64,12 +64,15 @@ def spread(extent: Expr, body: Callable[[Any], None], serial_below: int) -> None
             body(i)
 
 
-def fold(combine: Callable[[Expr, Expr], Expr], vector: Expr) -> Expr:
-    """Reduce the 16 lanes to a scalar, in halves."""
-    for lanes in (8, 4, 2):
-        dtype = f"float32x{lanes}"
-        vector = T.Bind(combine(T.vectorlow(dtype, vector), T.vectorhigh(dtype, vector)))
-    return T.Bind(combine(T.Shuffle([vector], [0]), T.Shuffle([vector], [1])))
+def fold(combine: Callable[[Expr, Expr], Expr], vector: Expr, lanes: int = 1) -> Expr:
+    """Reduce the 16 lanes to `lanes` (a power of two) in halves: lane l combines l, l + lanes, l + 2 lanes, ..."""
+    dtype = str(vector.ty.dtype).partition("x")[0]
+    width = LANES // 2
+    while width >= max(lanes, 2):
+        half = f"{dtype}x{width}"
+        vector = T.Bind(combine(T.vectorlow(half, vector), T.vectorhigh(half, vector)))
+        width //= 2
+    return vector if lanes > 1 else T.Bind(combine(T.Shuffle([vector], [0]), T.Shuffle([vector], [1])))
 
 
 def polynomial(coefficients: tuple[float, ...], x: Expr) -> Expr:
