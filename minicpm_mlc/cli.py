@@ -9,6 +9,7 @@ import click
 from . import __version__
 from .errors import MiniCPMError
 
+ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
 
 
@@ -50,6 +51,7 @@ def main() -> None:
 @click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
 @click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
+@click.option("--attention", type=click.Choice(["auto", "dense"]), default="auto", help="dense leaves out sparse kernels.")
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
 @click.option("--dry-run", is_flag=True, help="Print the memory it will need per context length; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -75,6 +77,7 @@ def compile_command(
 @click.option("--system", help="System prompt.")
 @click.option("--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--top-k", type=int, help="0 is all.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share.")
@@ -91,7 +94,7 @@ def compile_command(
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
-    bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None,
+    bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None, attention: str,
     hide_thinking: bool, as_json: bool, stats: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Chat with BUNDLE; /help lists the commands of the chat.
@@ -103,7 +106,7 @@ def chat(
 
     given, shared = chosen(options), {"system": system, "hide_thinking": hide_thinking}
     question = read_question(prompt)
-    with Engine(bundle, context=context, threads=threads) as engine:
+    with Engine(bundle, context=context, threads=threads, attention=attention) as engine:
         if question is None:
             talk(engine, options=given, **shared)
         else:
@@ -141,6 +144,29 @@ def bench(bundle: str, depth: str, form: str | None, **options: Any) -> None:
 
     report = bench_bundle(bundle, _numbers(depth), **options)
     click.echo(getattr(report, form or "plain")())
+
+
+@main.command(**_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"))
+@click.argument("bundle", type=click.Path())
+@click.option("--prompt-file", type=click.File(encoding="utf-8"), required=True, help="The message: document and question.")
+@click.option("-o", "--out", type=click.Path(), default="trace.html", help="Page to write.")
+@click.option("--max-tokens", default=128, help="Longest answer, in tokens.")
+@click.option("--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
+def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
+    """Show which blocks of a document each answer token of BUNDLE read, as one HTML page.
+
+    It shows selection, not attribution.
+    """
+    from .runtime_py.engine import Engine
+    from .runtime_py.trace import as_html, write_page
+    from .runtime_py.trace import trace as record
+
+    with Engine(bundle, **options) as engine:
+        result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
+    write_page(out, as_html(result))
+    click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
 @main.command(**_example("minicpm-mlc devices"))

@@ -60,6 +60,11 @@ class Manifest:
         """Stable JSON: the same manifest gives the same bytes."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
+    @property
+    def dense_len(self) -> int | None:
+        """Tokens from which on a sequence reads sparsely; None where sparse attention isn't compiled in."""
+        return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
+
     def memory_need(self, context: int) -> int:
         """Bytes to run with `context` tokens: weights, KV cache in whole pages, activations."""
         pages = -(-context // self.page_size)

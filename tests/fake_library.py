@@ -33,16 +33,16 @@ class FakeLibrary:
     def new_pools(self, num_pages: int) -> Any:
         return SimpleNamespace(tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1))
 
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools) -> np.ndarray:
+    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False) -> np.ndarray:
         assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {np.dtype(np.int32)}
         self.calls.append(len(token_ids))
         pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
         pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
         return np.stack([self._row(slots[r], page_table, pools) for r in logit_rows])
 
-    def decode(self, token_ids, positions, slots, page_tables, pools) -> np.ndarray:
+    def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> tuple[np.ndarray, list]:
         assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools)
+        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools), []
 
     def _row(self, last: int, page_table: np.ndarray, pools: Any) -> np.ndarray:
         slots = np.arange(last + 1)

@@ -16,10 +16,10 @@ from ..targets import get_target
 from ..targets.cpu import CpuTarget
 from .bundle import BundleWriter
 from .checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
-from .config import ModelConfig
+from .config import ModelConfig, SparseConfig
 from .convert import Param, convert, stored_bytes
 from .mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
-from .parameters import Precision, parameters
+from .parameters import Precision, parameters, pool_bytes_per_token, pool_layout
 from .presets import PRESETS
 from .quantize import SCHEMES
 
@@ -58,6 +58,7 @@ def compile_model(
     embedding_scheme: str | None = None,
     context: int | None = None,
     prefill_chunk: int | None = None,
+    attention: str = "auto",
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -71,6 +72,7 @@ def compile_model(
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
     config = config.with_context(_positive("--context", context, config.max_position_embeddings))
+    config = replace(config, sparse=_sparse(config, attention))
     precision = _precision(scheme, embedding_scheme or scheme)
     target = get_target(device, cpu)
     params = parameters(config, precision)
@@ -101,6 +103,17 @@ def _open(source: str | Path, random_weights: bool) -> tuple[ModelConfig, Checkp
     return config, RandomCheckpoint(config, seed=0) if random_weights else open_checkpoint(folder, config), folder
 
 
+def _sparse(config: ModelConfig, attention: str) -> SparseConfig | None:
+    """What to compile in: "auto" is what the model was trained for, "dense" nothing."""
+    if attention not in ("auto", "dense"):
+        raise CompileError(f"--attention {attention}: choose auto or dense; a chat can force sparse attention")
+    sparse = config.sparse_attention if attention == "auto" else None
+    if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):
+        seen = f"block_size {sparse.block_size}, use_nope {sparse.use_nope}"
+        raise CompileError(f"sparse_config has {seen}; 64 and false are implemented; compile with --attention dense")
+    return sparse
+
+
 def _precision(scheme: str, embedding_scheme: str) -> Precision:
     for name in (scheme, embedding_scheme):
         if name not in SCHEMES:
@@ -120,7 +133,7 @@ def _manifest(
     longest = _positive("--context", context, c.max_position_embeddings)
     # the widest moment of a prefill: gate and up, their product, and the residual stream beside them
     activations = 4 * chunk * (3 * c.intermediate_size + 2 * c.hidden_size)
-    kv_bytes = c.kv_bytes_per_token(4 if precision.kv_dtype == "float32" else 2)
+    kv_bytes = pool_bytes_per_token(c, precision.kv_dtype)
     return Manifest(
         name=c.name,
         scheme=precision.linear.name,
@@ -128,7 +141,7 @@ def _manifest(
         target=target.describe(),
         model=c.to_dict(),
         kv_dtype=precision.kv_dtype,
-        kv_layout={"k": [c.num_kv_heads, c.head_dim, PAGE_SIZE], "v": [c.num_kv_heads, PAGE_SIZE, c.head_dim]},
+        kv_layout={kind: shape for kind, (shape, _) in pool_layout(c, precision.kv_dtype).items()},
         max_context=longest,
         prefill_chunk=chunk,
         params=[],

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
+from ..manifest import PAGE_SIZE
 from .config import ModelConfig
 from .convert import Param
 from .quantize import SCHEMES, Scheme
+
+SEGMENTS = 4  # of 16 tokens in a page
+
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,21 @@ def parameters(config: ModelConfig, precision: Precision) -> list[Param]:
     layers = [param for i in range(c.num_layers) for param in layer(i)]
     body = [table, *layers, norm("norm", "model.norm.weight")]
     return body if c.tie_word_embeddings else [*body, head]
+
+
+def pool_layout(config: ModelConfig, kv_dtype: str) -> dict[str, tuple[list[int], str]]:
+    """Shape of one page and dtype of each kind of pool, in the library's order: all layers' keys, values, means.
+
+    Keys are transposed inside a page, so that the scores of 64 tokens fill vectors. A model with sparse attention has
+    the mean key of each 16-token segment, in float32: rounded to float16 it can move a selection.
+    """
+    heads, width = config.num_kv_heads, config.head_dim
+    pools = {"k": ([heads, width, PAGE_SIZE], kv_dtype), "v": ([heads, PAGE_SIZE, width], kv_dtype)}
+    return pools | {"means": ([heads, SEGMENTS, width], "float32")} if config.sparse else pools
+
+
+def pool_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
+    """Bytes that one token takes in the pools of all layers."""
+    item = {"float16": 2, "float32": 4}
+    pages = (prod(shape) * item[dtype] for shape, dtype in pool_layout(config, kv_dtype).values())
+    return config.num_layers * sum(pages) // PAGE_SIZE

@@ -18,6 +18,7 @@ from .cached_model import CachedModel
 from .chat import ChatTemplate, Message, Prompt
 from .defaults import choose_context, default_sampling, eos_token_ids
 from .exclusive import Exclusive
+from .gears import Gears
 from .machine import available_memory, physical_cores
 from .request import Options, Request, Stats
 from .sampler import Sampler
@@ -45,12 +46,19 @@ class Engine:
     of the last call; `prefill_chunk` is how many prompt tokens are computed at once.
     """
 
-    def __init__(self, bundle_path: str | Path, context: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle_path: str | Path,
+        context: int | None = None,
+        threads: int | None = None,
+        attention: str = "auto",
+    ) -> None:
         """Loads the bundle.
 
         Args:
             context: most tokens in the cache; None: as many as the bundle was compiled for and memory holds.
             threads: None: the physical cores.
+            attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or "sparse" forces one.
 
         Raises:
             BundleError: the bundle is damaged or made for another machine.
@@ -65,12 +73,13 @@ class Engine:
         self.context = choose_context(manifest, context, available_memory())
         self.threads = threads or physical_cores()
         self.prefill_chunk = manifest.prefill_chunk
+        self.gears = Gears.of(manifest, attention)
         self.defaults = default_sampling(bundle.path)
         self.eos_token_ids = eos_token_ids(bundle)
         self.stats = Stats(context=self.context)
         self._exclusive = Exclusive()
         library = open_library(bundle, self.threads)
-        self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size)
+        self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
 
     def __enter__(self) -> Engine:
         return self
@@ -175,6 +184,11 @@ class Engine:
         with self._exclusive.turn():
             return self._model.decode(*self._checked([token_id], len(self._model)))
 
+    @property
+    def selected(self) -> list[np.ndarray]:
+        """What the last decode read, if sparsely: per layer the block numbers, int32 [kv_heads, budget], -1 padded."""
+        return self._model.selected
+
     def truncate(self, length: int) -> None:
         """Cuts the cached sequence back to its first `length` tokens."""
         with self._exclusive.turn():
@@ -269,17 +283,22 @@ class Engine:
         with stats.timing("prefill_seconds"):
             for done, logits in self._model.prefill(new, self.prefill_chunk):
                 last = logits
-                stats.context_used = len(self._model)
+                self._note_context(stats)
                 if request.on_prefill:
                     request.on_prefill(done, len(new))
                     check()
         return last[-1]
 
+    def _note_context(self, stats: Stats) -> None:
+        length = stats.context_used = len(self._model)
+        stats.attention = "sparse" if self.gears.sparse(length) else "dense"
+        stats.blocks_read, stats.blocks = self.gears.blocks(length)
+
     def _decode_next(self, token_id: int, stats: Stats) -> np.ndarray:
         with stats.timing("decode_seconds"):
             logits = self._model.decode(token_id)
         stats.decode_steps += 1
-        stats.context_used = len(self._model)
+        self._note_context(stats)
         return logits
 
     def _limit_reached(self, request: Request, stats: Stats) -> str | None:

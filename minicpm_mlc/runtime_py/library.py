@@ -39,10 +39,9 @@ POOLED_ALLOCATOR = 2
 
 @dataclass(frozen=True)
 class Pools:
-    """Keys and values of all layers: one tensor [num_pages, ...] each. A page costs memory once it is written."""
+    """All layers' keys, then values, then segment means: tensors [num_pages, ...]. A page costs memory once written."""
 
-    k_pages: Any
-    v_pages: Any
+    tensors: Any
     bytes: int
 
 
@@ -64,14 +63,17 @@ class Library:
         self._module, self._vm = module, vm
         self._arrays = load_params(bundle)  # keeps the maps alive
         self._params = _tensors(self._arrays)
-        self._prefill, self._decode = vm["prefill"], vm["decode"]
+        gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
+        self._prefill, self._decode = ([vm[name + gear] for gear in gears] for name in ("prefill", "decode"))
 
     def new_pools(self, num_pages: int) -> Pools:
         """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are written."""
-        layers, dtype = self.manifest.model["num_layers"], np.dtype(self.manifest.kv_dtype)
-        shapes = [(num_pages, *self.manifest.kv_layout[kind]) for kind in "kv"]
-        keys, values = ([reserve(shape, dtype) for _ in range(layers)] for shape in shapes)
-        return Pools(_tensors(keys), _tensors(values), sum(array.nbytes for array in keys + values))
+        layout = self.manifest.kv_layout
+        kinds = [(layout[kind], np.dtype("float32" if kind == "means" else self.manifest.kv_dtype))
+                 for kind in ("k", "v", "means") if kind in layout]  # fmt: skip
+        layers = range(self.manifest.model["num_layers"])
+        arrays = [reserve((num_pages, *shape), dtype) for shape, dtype in kinds for _ in layers]
+        return Pools(_tensors(arrays), sum(array.nbytes for array in arrays))
 
     def prefill(
         self,
@@ -81,23 +83,34 @@ class Library:
         page_table: np.ndarray,
         logit_rows: np.ndarray,
         pools: Pools,
+        sparse: bool = False,
     ) -> np.ndarray:
         """One chunk of one sequence, all arrays int32 -> logits float32 [len(logit_rows), vocab] of those rows."""
         if len(token_ids) > self.manifest.prefill_chunk:
             raise ContextError(f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}")
         rows = map(_tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
-        logits = self._prefill(*rows, pools.k_pages, pools.v_pages, self._params)
+        logits = self._prefill[sparse](*rows, pools.tensors, self._params)
         return np.from_dlpack(logits)[:, : self.vocab_size]
 
     def decode(
-        self, token_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray, page_tables: np.ndarray, pools: Pools
-    ) -> np.ndarray:
-        """One row of each of b sequences, page_tables int32 [b, p] -> logits float32 [b, vocab]."""
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        page_tables: np.ndarray,
+        pools: Pools,
+        sparse: bool = False,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """One row of each of b sequences, page_tables int32 [b, p] -> logits float32 [b, vocab].
+
+        With `sparse` also the blocks that each layer read, int32 [b, kv_heads, budget], ascending, then -1.
+        """
         if len(token_ids) > MAX_DECODE_SEQUENCES:
             raise ContextError(f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}")
         rows = map(_tensor, (token_ids, positions, slots, page_tables))
-        logits = self._decode(*rows, pools.k_pages, pools.v_pages, self._params)
-        return np.from_dlpack(logits)[:, : self.vocab_size]
+        out = self._decode[sparse](*rows, pools.tensors, self._params)
+        logits, *selected = map(np.from_dlpack, out if sparse else [out])
+        return logits[:, : self.vocab_size], selected
 
 
 @cache

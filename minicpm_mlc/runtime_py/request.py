@@ -63,6 +63,9 @@ class Stats:
     decode_seconds: float = 0.0  # decode steps and sampling
     context_used: int = 0
     context: int = 0
+    attention: str = "dense"  # the gear that the last token ran in
+    blocks_read: int = 0  # of 64 tokens, by the last token in each layer and KV head
+    blocks: int = 0  # that there were
     finish_reason: str | None = None  # "stop", "length" or "context"; None while it runs or when it was abandoned
 
     @property

@@ -83,12 +83,16 @@ def check_options(options: dict[str, Any]) -> None:
         raise SessionError(f"stop is {stop!r}; it must be a list of texts, none of them empty")
 
 
+def _read_sparsely(stats: Stats) -> str:
+    return f", sparse: {stats.blocks_read} of {stats.blocks} blocks read" if stats.attention == "sparse" else ""
+
+
 def stats_line(stats: Stats) -> str:
     """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full the context is."""
     return (
         f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached), {stats.prefill_rate:.1f} tok/s"
         f" | answer {stats.generated_tokens} tokens, {stats.decode_rate:.1f} tok/s"
-        f" | context {stats.context_used}/{stats.context}"
+        f" | context {stats.context_used}/{stats.context}{_read_sparsely(stats)}"
     )
 
 

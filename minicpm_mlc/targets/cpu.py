@@ -32,6 +32,18 @@ class CpuKernels:
     def attend_decode(self, *shape: Any) -> Any:
         return _build("attend", "attend_decode", *shape, tile_vectors=self.accumulators)
 
+    def attend_blocks(self, *shape: Any, **options: Any) -> Any:
+        return _build("attend_blocks", "attend_blocks", *shape, tile_vectors=self.accumulators, **options)
+
+    def score_blocks(self, *shape: Any, **options: Any) -> Any:
+        return _build("score_blocks", "score_blocks", *shape, **options)
+
+    def segment_means(self, *shape: Any, **options: Any) -> Any:
+        return _build("segment_means", "segment_means", *shape, **options)
+
+    def select_blocks(self, *shape: Any) -> Any:
+        return _build("select_blocks", "select_blocks", *shape)
+
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("embed", "embed", *shape, **options)
 

@@ -9,24 +9,31 @@ All state is passed in: the pools are updated in place, one page table per seque
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
-from ...manifest import PAGE_SIZE
 from ...ops.weight_format import LANES, WeightFormat
 from ...targets.cpu import CpuKernels
-from ..config import ModelConfig
-from ..parameters import Precision
+from ..config import ModelConfig, SparseConfig
+from ..parameters import Precision, pool_layout
 
 
 class Linear(nn.Module):
     """A packed [rows, columns] weight: (residual or 0) + scale * x @ W^T."""
 
     def __init__(
-        self, kernels: CpuKernels, rows: int, columns: int, fmt: WeightFormat, *, scale: float = 1.0, residual: bool = False
+        self,
+        kernels: CpuKernels,
+        rows: int,
+        columns: int,
+        fmt: WeightFormat,
+        *,
+        scale: float = 1.0,
+        residual: bool = False,
     ) -> None:
         self.width = -(-rows // LANES) * LANES  # of the output, padded
         self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
@@ -53,11 +60,43 @@ class RMSNorm(nn.Module):
         return call(self.kernel, "rms_norm", [x, self.weight], x.shape)
 
 
+@dataclass(frozen=True)
 class Batch:
-    """What every layer of one call shares: the rows' angles, their slots, and their sequences' page tables."""
+    """What every layer of one call shares: its rows' positions, angles and slots, their sequences' page tables, and
+    whether they are decode rows (one per sequence) and read blocks sparsely."""
 
-    def __init__(self, cos_sin: Tensor, slots: Tensor, page_tables: Tensor, *, decode: bool) -> None:
-        self.cos_sin, self.slots, self.page_tables, self.decode = cos_sin, slots, page_tables, decode
+    positions: Tensor
+    cos_sin: Tensor
+    slots: Tensor
+    page_tables: Tensor
+    decode: bool
+    sparse: bool
+
+
+class BlockSelection:
+    """InfLLM-v2: blocks are scored by the means of their 16-token segments, and only the best are attended to."""
+
+    def __init__(self, kernels: CpuKernels, config: ModelConfig, sparse: SparseConfig, kv_dtype: str) -> None:
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        local, both = sparse.window_size // sparse.block_size, (False, True)
+        self.kv_heads, self.budget = config.num_kv_heads, sparse.topk + local
+        self.means = {d: kernels.segment_means(*heads[1:], kv_dtype, batched=d) for d in both}
+        self.score = {d: kernels.score_blocks(*heads, batched=d) for d in both}
+        self.select = kernels.select_blocks(config.num_kv_heads, sparse.topk, local, sparse.init_blocks)
+        self.attend = {d: kernels.attend_blocks(*heads, kv_dtype, self.budget, batched=d) for d in both}
+
+    def update(self, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
+        """The means with those of the segments that this call finishes; in both gears, so that shifting costs nothing."""
+        args = [batch.slots, batch.page_tables, keys, means]
+        return op.tensor_ir_inplace_op(self.means[batch.decode], "segment_means", args, 3, like(means))
+
+    def blocks(self, q: Tensor, means: Tensor, batch: Batch) -> Tensor:
+        """Block numbers each row reads, i32[n, kv_heads, budget], ascending, then -1."""
+        n, pages = q.shape[0], batch.page_tables.shape[1]
+        args = [q, means, batch.page_tables, batch.slots, batch.positions]
+        scores = call(self.score[batch.decode], "score_blocks", args, (n, self.kv_heads, pages))
+        selected = Tensor.placeholder((n, self.kv_heads, self.budget), "int32")
+        return op.tensor_ir_op(self.select, "select_blocks", [scores, batch.positions], selected)
 
 
 class Attention(nn.Module):
@@ -71,16 +110,21 @@ class Attention(nn.Module):
         self.out = Linear(kernels, config.hidden_size, width, fmt, scale=config.residual_scale, residual=True)
         self.append = {decode: kernels.rope_append(*heads, kv_dtype, batched=decode) for decode in (False, True)}
         self.attend = {False: kernels.attend_prefill(*heads, kv_dtype), True: kernels.attend_decode(*heads, kv_dtype)}
+        self.selection = BlockSelection(kernels, config, config.sparse, kv_dtype) if config.sparse else None
 
-    def forward(self, x: Tensor, residual: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
-        n = x.shape[0]
+    def forward(self, x: Tensor, residual: Tensor, pools: list[Tensor], batch: Batch, selected: list[Tensor]) -> Tensor:
+        """`selected` collects the blocks that a sparse layer reads."""
+        n, (keys, values, *means) = x.shape[0], pools
         args = [self.qkv(x), batch.cos_sin, batch.slots, batch.page_tables, keys, values]
         outputs = [like(keys), like(values), Tensor.placeholder((n, *self.q_shape), "float32")]
         keys, values, q = op.tensor_ir_inplace_op(self.append[batch.decode], "rope_append", args, [4, 5, -1], outputs)
-        kind = "decode" if batch.decode else "prefill"
-        args = [q, keys, values, batch.page_tables, batch.slots]
-        attended = call(self.attend[batch.decode], f"attend_{kind}", args, (n, self.q_shape[0] * self.q_shape[1]))
-        return self.out(attended, residual)
+        kernel, args = self.attend[batch.decode], [q, keys, values, batch.page_tables, batch.slots]
+        if self.selection:
+            means = self.selection.update(keys, means[0], batch)
+            if batch.sparse:
+                selected.append(self.selection.blocks(q, means, batch))
+                kernel, args = self.selection.attend[batch.decode], [*args, selected[-1]]
+        return self.out(call(kernel, "attend", args, (n, self.q_shape[0] * self.q_shape[1])), residual)
 
 
 class MLP(nn.Module):
@@ -106,8 +150,8 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(kernels, config)
         self.mlp = MLP(kernels, config, fmt)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
-        x = self.attention(self.input_norm(x), x, keys, values, batch)
+    def forward(self, x: Tensor, pools: list[Tensor], batch: Batch, selected: list[Tensor]) -> Tensor:
+        x = self.attention(self.input_norm(x), x, pools, batch, selected)
         return self.mlp(self.mlp_norm(x), x)
 
 
@@ -126,45 +170,62 @@ class MiniCPM(nn.Module):
         self.gather = kernels.gather_rows(config.hidden_size)
         self.angles = kernels.rope_angles(config.head_dim, config.rope_attention_scale)
 
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, k_pages, v_pages) -> Tensor:
+    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools) -> Tensor:
         """One chunk of one sequence -> logits f32[m, padded vocab] of the rows that `logit_rows` names."""
-        x = self.hidden(token_ids, positions, slots, page_table, k_pages, v_pages, decode=False)
+        return self._prefill(token_ids, positions, slots, page_table, logit_rows, pools, sparse=False)
+
+    def prefill_sparse(self, token_ids, positions, slots, page_table, logit_rows, pools) -> Tensor:
+        """The same with every row reading its selected blocks only."""
+        return self._prefill(token_ids, positions, slots, page_table, logit_rows, pools, sparse=True)
+
+    def decode(self, token_ids, positions, slots, page_tables, pools) -> Tensor:
+        """One row of each of b sequences -> logits f32[b, padded vocab]."""
+        return self.logits(self.hidden(token_ids, positions, slots, page_tables, pools, decode=True)[0])
+
+    def decode_sparse(self, token_ids, positions, slots, page_tables, pools) -> tuple[Tensor, ...]:
+        """The same over selected blocks -> logits, and per layer the blocks, i32[b, kv_heads, budget]."""
+        x, selected = self.hidden(token_ids, positions, slots, page_tables, pools, decode=True, sparse=True)
+        return self.logits(x), *selected
+
+    def _prefill(self, token_ids, positions, slots, page_table, logit_rows, pools, *, sparse: bool) -> Tensor:
+        x, _ = self.hidden(token_ids, positions, slots, page_table, pools, decode=False, sparse=sparse)
         shape = (logit_rows.shape[0], self.config.hidden_size)
         return self.logits(call(self.gather, "gather_rows", [x, logit_rows], shape))
-
-    def decode(self, token_ids, positions, slots, page_tables, k_pages, v_pages) -> Tensor:
-        """One row of each of b sequences -> logits f32[b, padded vocab]."""
-        return self.logits(self.hidden(token_ids, positions, slots, page_tables, k_pages, v_pages, decode=True))
 
     def logits(self, x: Tensor) -> Tensor:
         head = self.embedding if self.config.tie_word_embeddings else self.head
         return head(self.norm(x))
 
-    def hidden(self, token_ids, positions, slots, page_tables, k_pages, v_pages, *, decode: bool) -> Tensor:
-        """The residual stream after the last layer, f32[n, hidden]."""
-        n = token_ids.shape[0]
+    def hidden(
+        self, token_ids, positions, slots, page_tables, pools, *, decode: bool, sparse: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The residual stream after the last layer, f32[n, hidden], and the blocks each sparse layer read."""
+        n, selected = token_ids.shape[0], []
         inv_freq = Tensor.from_const(self.config.inv_freq.astype(np.float32))
         cos_sin = call(self.angles, "rope_angles", [positions, inv_freq], (n, self.config.head_dim))
-        batch = Batch(cos_sin, slots, page_tables, decode=decode)
-        args = [token_ids, *self.embedding.stored()]
-        x = call(self.embed, "embed", args, (n, self.config.hidden_size))
-        for layer, keys, values in zip(self.layers, k_pages, v_pages, strict=True):
-            x = layer(x, keys, values, batch)
-        return x
+        batch = Batch(positions, cos_sin, slots, page_tables, decode, sparse)
+        x = call(self.embed, "embed", [token_ids, *self.embedding.stored()], (n, self.config.hidden_size))
+        for i, layer in enumerate(self.layers):
+            x = layer(x, pools[i :: len(self.layers)], batch, selected)
+        return x, selected
 
     def call_specs(self) -> dict[str, Any]:
-        """Argument shapes and dtypes of both functions, as `export_tvm` takes them."""
-        c = self.config
-        pools = {"k_pages": (c.num_kv_heads, c.head_dim, PAGE_SIZE), "v_pages": (c.num_kv_heads, PAGE_SIZE, c.head_dim)}
-        state = {k: [spec.Tensor(["num_pages", *s], self.kv_dtype)] * c.num_layers for k, s in pools.items()}
-        packed = {"$": {"param_mode": "packed", "effect_mode": "none"}}
+        """Argument shapes and dtypes of every function, as `export_tvm` takes them."""
+        pools = [
+            spec.Tensor(["num_pages", *shape], dtype)
+            for shape, dtype in pool_layout(self.config, self.kv_dtype).values()
+            for _ in range(self.config.num_layers)
+        ]
+        state = {"pools": pools, "$": {"param_mode": "packed", "effect_mode": "none"}}
 
         def rows(n: str, names: str) -> dict[str, Any]:
             return {name: spec.Tensor([n], "int32") for name in names.split()}
 
         prefill = rows("n", "token_ids positions slots") | {"page_table": spec.Tensor([1, "p"], "int32")}
-        decode = rows("b", "token_ids positions slots") | {"page_tables": spec.Tensor(["b", "p"], "int32")}
-        return {"prefill": prefill | rows("m", "logit_rows") | state | packed, "decode": decode | state | packed}
+        prefill = prefill | rows("m", "logit_rows") | state
+        decode = rows("b", "token_ids positions slots") | {"page_tables": spec.Tensor(["b", "p"], "int32")} | state
+        dense = {"prefill": prefill, "decode": decode}
+        return dense | {"prefill_sparse": prefill, "decode_sparse": decode} if self.config.sparse else dense
 
 
 def call(kernel: Any, name: str, args: list[Any], shape: Any) -> Tensor:

@@ -1,0 +1,113 @@
+"""Which blocks of a document each answer token read: recorded from the sparse gear, shown as one HTML page."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EngineError
+from .chat import Message
+from .engine import Engine
+
+NOTE = (
+    "This page shows which blocks of 64 tokens were selected for attention, per layer and answer token. "
+    "Selection is not attribution: a block that was read need not have shaped the answer, and the first block and the "
+    "latest ones are always read."
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`reads[step, layer, block]`: the share of KV heads that read a block while that answer token was computed.
+
+    `forced[step, block]` marks the blocks that every row reads: the first ones and the local window.
+    """
+
+    blocks: list[str]
+    answer: str
+    reads: np.ndarray
+    forced: np.ndarray
+
+
+def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
+    """Answer greedily and record what each decode step read. Raises EngineError if all of it ran in the dense gear."""
+    prompt = engine.template.prompt(engine.tokenizer.raw, messages, None).ids
+    engine.truncate(0)
+    logits, steps, answer = engine.prefill(prompt), [], []
+    while len(answer) < max_tokens and len(prompt) + len(answer) < engine.context:
+        token = int(logits.argmax())
+        if token in engine.eos_token_ids:
+            break
+        answer.append(token)
+        logits = engine.decode(token)
+        steps.append(engine.selected)
+    if not any(steps):
+        dense_len = engine.manifest.dense_len
+        raise EngineError(
+            f"{len(prompt) + len(answer)} tokens ran in the dense gear, which reads every block; "
+            + (f"give a prompt of {dense_len} tokens or more" if dense_len else "use a model with sparse attention")
+        )
+    texts = [engine.detokenize(prompt[i : i + 64]) for i in range(0, len(prompt), 64)]
+    reads = np.array([count_reads(step, len(texts)) for step in steps if step])
+    forced = np.array([forced_blocks(engine, len(prompt) + i, len(texts)) for i, step in enumerate(steps) if step])
+    sparse = [token for token, step in zip(answer, steps, strict=True) if step]
+    return Trace(texts, engine.detokenize(sparse), reads, forced)
+
+
+def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
+    """float [layers, blocks]: share of KV heads whose list (i32 [kv_heads, budget], -1 padded) names each block."""
+    return np.array([[(layer == block).any(-1).mean() for block in range(blocks)] for layer in selected])
+
+
+def forced_blocks(engine: Engine, position: int, blocks: int) -> np.ndarray:
+    """bool [blocks]: what a row at `position` reads whatever the scores."""
+    sparse = engine.manifest.model["sparse"]
+    numbers, current = np.arange(blocks), position // 64
+    return (numbers < sparse["init_blocks"]) | (numbers >= current - sparse["window_size"] // sparse["block_size"])
+
+
+def as_html(result: Trace) -> str:
+    """One self-contained page: the text shaded by how often it was chosen, and a table of layers and blocks."""
+    chosen = np.where(result.forced[:, None, :], np.nan, result.reads)
+    with np.errstate(invalid="ignore"):
+        by_layer = np.nan_to_num(np.nanmean(np.where(np.isnan(chosen).all(0), 0.0, chosen), axis=0))
+    total = by_layer.mean(0)
+    always = result.forced.all(0)
+    text = "".join(_passage(i, block, total[i], bool(always[i])) for i, block in enumerate(result.blocks))
+    rows = "".join(
+        f"<tr><th>{layer}</th>{''.join(_cell(value, layer, i) for i, value in enumerate(values))}</tr>"
+        for layer, values in enumerate(by_layer)
+    )
+    answer = html.escape(result.answer)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Blocks read</title><style>"
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "span.forced{color:#888}table{border-collapse:collapse}td{width:9px;height:14px;padding:0}"
+        "th{font-weight:normal;padding-right:.5rem;text-align:right;color:#666}.scroll{overflow-x:auto}</style>"
+        f"<h1>Blocks read</h1><p>{NOTE}</p><h2>Answer</h2><p>{answer}</p>"
+        "<h2>Document</h2><p>The darker a passage, the more often it was chosen by score; grey text is always read.</p>"
+        f"<p>{text}</p><h2>By layer</h2><div class=scroll><table>{rows}</table></div></html>\n"
+    )
+
+
+def write_page(path: str | Path, page: str) -> None:
+    """Write the page beside its place and move it there, so that a half one never stands."""
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise EngineError(f"{path} can't be written: {error.strerror}; choose another file with -o") from None
+
+
+def _passage(number: int, text: str, share: float, forced: bool) -> str:
+    kind = ' class="forced"' if forced else f' style="background:rgba(255,140,0,{share:.2f})"'
+    return f'<span{kind} title="block {number}: {share:.0%}">{html.escape(text)}</span>'
+
+
+def _cell(share: float, layer: int, block: int) -> str:
+    return f'<td style="background:rgba(255,140,0,{share:.2f})" title="layer {layer}, block {block}: {share:.0%}"></td>'
