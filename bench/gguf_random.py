@@ -18,6 +18,9 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
+from minicpm_mlc.compile.checkpoint import RandomCheckpoint
+from minicpm_mlc.compile.presets import PRESETS
+
 TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
 BLOCK_ROWS = 4096  # rows converted at a time: bounds the memory a large tensor takes
 
@@ -146,16 +149,13 @@ def write_gguf(path: Path, config, weights: Weights, linear: str = "q4_0", embed
 
 
 def write_random(path: Path, preset: str, seed: int = 0, linear: str = "q4_0", embedding: str = "q4_0") -> Path:
-    from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-    from minicpm_mlc.compile.presets import PRESETS
-
     config = PRESETS[preset]
     return write_gguf(path, config, RandomCheckpoint(config, seed), linear, embedding)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", help="for example MiniCPM4-0.5B")
+    parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("output", type=Path)
     parser.add_argument("--linear", choices=TYPES, default="q4_0", help="type of the linear layers (default q4_0)")
     parser.add_argument("--embedding", choices=TYPES, default="q4_0", help="type of embedding and head (default q4_0)")

@@ -13,6 +13,7 @@ import ctypes
 import importlib
 import json
 import multiprocessing
+import os
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.compile.presets import PRESETS
 from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py import bench
@@ -130,13 +132,17 @@ def agreement(ours: Remote, theirs: Remote, tokens: int = 64) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides' rows, line by line. `bandwidth` is in bytes/s, `agreement` the correlation of their logits."""
+    """Both sides' rows, line by line. `bandwidth` is in bytes/s, `agreement` the correlation of their logits.
+
+    `load` is the load average when it began: programs that were running besides.
+    """
 
     preset: str
     device: str
     threads: int
     bandwidth: float
     agreement: float
+    load: float
     command: str
     ours: list[bench.Row]
     theirs: list[bench.Row]
@@ -144,7 +150,8 @@ class Comparison:
     def head(self) -> str:
         return (
             f"{self.preset}, random weights, 4-bit linears, embedding and head; {self.device}, {self.threads} threads, "
-            f"memory reads {self.bandwidth / 1e9:.1f} GB/s. The two sides' logits correlate {self.agreement:.3f}."
+            f"memory reads {self.bandwidth / 1e9:.1f} GB/s. The two sides' logits correlate {self.agreement:.3f}. "
+            f"Load average before the run: {self.load:.1f}."
         )
 
     def cells(self) -> list[list[str]]:
@@ -186,18 +193,18 @@ def prepared(args: argparse.Namespace) -> tuple[Path, Path]:
     gguf_path: Path = args.work / f"{args.preset}-q4_0.gguf"
     if not bundle.exists():
         command = ["compile", args.preset, "--random-weights", "--quant", "w4", "--out", str(bundle)]
-        subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], check=True)
+        if subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr).returncode:
+            sys.exit("the bundle was not compiled; the reason is printed above")
     if not gguf_path.exists():
         write_random(gguf_path, args.preset)
     return bundle, gguf_path
 
 
 def compare(args: argparse.Namespace) -> Comparison:
-    from minicpm_mlc.compile.presets import PRESETS
-
     config = PRESETS[args.preset]
     bench.need_positive(repeats=args.repeats, threads=args.threads)
     bundle, gguf_path = prepared(args)
+    load = os.getloadavg()[0]
     bandwidth = memory_bandwidth(args.threads)
     context = bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
     sides = {
@@ -209,12 +216,12 @@ def compare(args: argparse.Namespace) -> Comparison:
     traffic = {OURS: bench.bundle_traffic(read_bundle(bundle)), THEIRS: gguf_traffic(gguf_path, config)}
     ours, theirs = ([bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides)
     command = shlex.join(["python", "bench/vs_llama.py", *sys.argv[1:]])
-    return Comparison(args.preset, bench.cpu_name(), args.threads, bandwidth, agreed, command, ours, theirs)
+    return Comparison(args.preset, bench.cpu_name(), args.threads, bandwidth, agreed, load, command, ours, theirs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="MiniCPM4-0.5B")
+    parser.add_argument("--preset", choices=PRESETS, default="MiniCPM4-0.5B")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where bundle and GGUF are kept")
     parser.add_argument("--bundle", type=Path, help="a w4 bundle of the preset, instead of building one in --work")
     parser.add_argument("--depth", dest="depths", type=depth_list, default=[0, 1024, 8192], help="0,1024,8192")

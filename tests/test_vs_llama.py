@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 vs_llama = importlib.import_module("vs_llama")
 
 COMPARISON = vs_llama.Comparison(
-    "M", "some cpu", 2, 40e9, 0.98, "python bench/vs_llama.py",
+    "M", "some cpu", 2, 40e9, 0.98, 3.25, "python bench/vs_llama.py",
     [Row("prefill", 0, 8, (50.0,)), Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0)],
     [Row("prefill", 0, 8, (100.0,)), Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0)],
 )  # fmt: skip
@@ -77,5 +77,6 @@ def test_comparison_shows_medians_their_ratio_and_both_bandwidths():
 def test_comparison_says_what_was_run():
     markdown = COMPARISON.markdown()
     assert "some cpu, 2 threads, memory reads 40.0 GB/s" in markdown
+    assert "correlate 0.980" in markdown and "Load average before the run: 3.2" in markdown
     assert "`python bench/vs_llama.py`" in markdown
     assert json.loads(COMPARISON.json())["theirs"][1]["samples"] == [10.0, 40.0, 90.0]

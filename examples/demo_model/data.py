@@ -204,42 +204,42 @@ def _name(rng: random.Random) -> str:
 ANY_WORD = w.OBJECTS + w.ANIMALS + w.FOODS + w.PLACES + w.ROOMS + w.SECRETS + w.QUALITIES + w.JOBS + w.CITIES + w.PEOPLE
 FACTS = [
     FactKind(
-        5,
+        4,
         lambda rng: f"{rng.choice(w.ATTRIBUTES)} of the {_thing(rng)}",
         _number,
         "The {k} is {v}.",
         ["What is the {k}?", "Tell me the {k}."],
     ),
     FactKind(
-        3,
+        4,
         lambda rng: f"{rng.choice(w.PLACES)} of {coin(rng)}",
         _secret,
         "The password of the {k} is {v}.",
         ["What is the password of the {k}?", "Tell me the password of the {k}."],
     ),
     FactKind(
-        3,
+        4,
         _thing,
         lambda rng: rng.choice(ANY_WORD),
         "The word on the {k} is {v}.",
         ["What is the word on the {k}?", "Tell me the word on the {k}."],
     ),
     FactKind(
-        2,
+        3,
         _name,
         lambda rng: rng.choice(w.CITIES),
         "{k} lives in {v}.",
         ["Where does {k} live?", "In which city does {k} live?"],
     ),
     FactKind(
-        3,
+        4,
         _name,
         lambda rng: rng.choice(w.JOBS),
         "{k} works as a {v}.",
         ["What is the job of {k}?", "What does {k} work as?"],
     ),
     FactKind(
-        2,
+        1,
         _thing,
         lambda rng: rng.choice(w.ROOMS),
         "The {k} is kept in the {v}.",
@@ -375,18 +375,18 @@ def _mode(rng: random.Random, sample: Sample) -> Sample:
 def short(rng: random.Random) -> Sample:
     """Fits in 256 tokens most of the time."""
     kind = rng.random()
-    if kind < 0.30:
+    if kind < 0.20:
         return Sample((arithmetic(rng, False, think=True),))
-    if kind < 0.40:
+    if kind < 0.25:
         return Sample((arithmetic(rng, False, think=False),))
-    if kind < 0.52:
+    if kind < 0.35:
         return Sample((chat(rng, False)[0],))
-    if kind < 0.62:
+    if kind < 0.47:
         return conversation(rng, False, rng.randint(2, 5))
-    if kind < 0.66:
+    if kind < 0.49:
         return Sample(text=document(rng, [], rng.randint(3, 12)))
     count = rng.randint(1, 6)
-    return recall(rng, False, rng.randint(0, 6), count, rng.randint(1, min(4, count)))
+    return recall(rng, False, rng.randint(0, 5), count, rng.randint(1, min(4, count)))
 
 
 def long(rng: random.Random, tokens: int) -> Sample:

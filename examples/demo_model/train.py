@@ -39,9 +39,9 @@ class Stage(NamedTuple):
     batch: int
 
 
-STAGES = [Stage(1300, 256, 16), Stage(400, 1024, 4), Stage(300, 2048, 2), Stage(80, 4096, 1)]
+STAGES = [Stage(1600, 256, 16), Stage(350, 1024, 4), Stage(250, 2048, 2), Stage(30, 4096, 1)]
 TOTAL = sum(stage.steps for stage in STAGES)
-WARMUP, DECAY = 60, 0.45  # steps; share of all steps over which the learning rate falls to zero
+WARMUP, DECAY = 60, 0.35  # steps; share of all steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
 
 

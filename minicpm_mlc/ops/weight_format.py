@@ -1,6 +1,7 @@
 """How a weight element is stored, and the TIR that reads it back as float32.
 
-Rows are interleaved by 16 (ops/packing.py): one vector register holds the same column of 16 rows.
+Rows are interleaved by 16 (ops/packing.py has the layouts): one vector register holds the same column of 16 rows, or
+the same four columns.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.script import tirx as T
+
+from minicpm_mlc.ops.packing import QUAD, packed_shape
 
 LANES = 16  # rows interleaved in one block
 GROUP = 32  # columns unpacked together; a scale covers a whole number of these
@@ -21,11 +24,12 @@ class WeightFormat:
     name: str
     dtype: str
     group: int = 0
+    layout: str = "rows16"
 
     @staticmethod
-    def of(scheme: Any) -> WeightFormat:
+    def of(scheme: Any, layout: str = "rows16") -> WeightFormat:
         """The format of a quantisation scheme (any object with a name and a group)."""
-        return replace(FORMATS[scheme.name], group=scheme.group)
+        return replace(FORMATS[scheme.name], group=scheme.group, layout=layout)
 
     @property
     def columns_per_element(self) -> int:
@@ -34,7 +38,7 @@ class WeightFormat:
 
     def weight_shape(self, n: int, k: int) -> tuple[int, int, int]:
         """Stored shape of a [n, k] matrix, rows padded to a multiple of 16."""
-        return (-(-n // LANES), k // self.columns_per_element, LANES)
+        return packed_shape(n, k, 4 if self.name == "w4" else 0, self.layout)
 
     def scale_shape(self, n: int, k: int) -> tuple[int, int, int]:
         """Stored shape of the scales. Formats without scales pass their weight in the scales' place, unread."""
@@ -45,7 +49,12 @@ class WeightFormat:
         return "float16" if self.group else self.dtype
 
     def pair(self, w: Any, block: Any, g: Any, j: Any, lane: Any, lanes: int) -> tuple[Any, Any]:
-        """Unscaled float32 values of columns 32g+j and 32g+16+j (j < 16), for one lane or a vector of lanes."""
+        """Unscaled float32 values of columns 32g+j and 32g+16+j (j < 16), for one lane or a vector of lanes.
+
+        In the layout rows16x4, for one lane.
+        """
+        if self.layout == "rows16x4":
+            return tuple(T.Cast("float32", self._quad_element(w, block, g * GROUP + half + j, lane)) for half in (0, 16))
         if self.name == "w4":
             byte = T.Cast(_typed("int32", lanes), w[block, g * 16 + j, lane])
             low = T.bitwise_and(byte, _splat(T.int32(15), lanes))
@@ -56,6 +65,14 @@ class WeightFormat:
     def scale(self, s: Any, block: Any, g: Any, lane: Any, lanes: int) -> Any:
         """float32 scale of column group g (32 columns)."""
         return T.Cast(_typed("float32", lanes), s[block, g * GROUP // self.group, lane])
+
+    def _quad_element(self, w: Any, block: Any, column: Any, lane: Any) -> Any:
+        """int32 value of one column of one row, in the layout rows16x4."""
+        quad, at = column // QUAD, lane * QUAD + column % QUAD
+        if self.name != "w4":
+            return T.Cast("int32", w[block, quad, at])
+        nibbles = T.shift_right(T.Cast("int32", w[block, quad // 2, at]), T.Cast("int32", quad % 2 * 4))
+        return T.bitwise_and(nibbles, 15) - 8
 
     def _widen(self, value: Any, lanes: int) -> Any:
         if self.name == "bf16":

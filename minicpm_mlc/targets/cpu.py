@@ -14,6 +14,7 @@ from ..errors import CompileError
 from ..host import FLAGS, this_host
 
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
+INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "dotprod")  # features with int8 dot products, the fastest first
 LINK_TARGETS = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
 
 
@@ -21,10 +22,12 @@ LINK_TARGETS = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu
 class CpuKernels:
     """The operators as the CPU wants them; equal calls share one PrimFunc.
 
-    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
+    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands. `int8_dot`: the feature
+    whose dot products the linears with int8 activations use, if there is one.
     """
 
     accumulators: int
+    int8_dot: str | None = None
 
     def attend_prefill(self, *shape: Any) -> Any:
         return _build("attend", "attend_prefill", *shape, tile_vectors=self.accumulators)
@@ -52,6 +55,14 @@ class CpuKernels:
 
     def linear(self, *shape: Any, **options: Any) -> Any:
         return _build("linear", "linear", *shape, **options)
+
+    def linear_int8(self, *shape: Any, **options: Any) -> Any:
+        return _build("linear_int8", "linear_int8", *shape, self.int8_dot, **options)
+
+    def quantize_rows(self, columns: int, fmt: Any) -> Any:
+        """The activations as linear_int8 takes them beside weights of this format."""
+        dots = importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS
+        return _build("quantize_rows", "quantize_rows", columns, dots[self.int8_dot].zero(fmt))
 
     def rms_norm(self, *shape: Any) -> Any:
         return _build("norm", "rms_norm", *shape)
@@ -102,7 +113,12 @@ class CpuTarget:
 
     @property
     def kernels(self) -> CpuKernels:
-        return CpuKernels(accumulators=8 if "avx512f" in self.features else 4)
+        return CpuKernels(accumulators=8 if "avx512f" in self.features else 4, int8_dot=self.int8_dot)
+
+    @property
+    def int8_dot(self) -> str | None:
+        """The feature for linears with int8 activations, None where the processor has none."""
+        return next((feature for feature in INT8_DOTS if feature in self.features), None)
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

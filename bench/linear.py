@@ -1,0 +1,258 @@
+"""The linear kernels alone: int8 activations against float32 ones and against ggml's q4_0, taking turns in one run.
+
+    python bench/linear.py                   # one thread, CPU time: right on a busy machine too
+    python bench/linear.py --threads 2       # wall time
+    python bench/linear.py --shape 8x4096x4096 --dot avx2 --json
+
+A shape is rows x outputs x inputs; the weights are random and rotate through more memory than the caches hold.
+Activations start and end as float32 on every side. ggml comes with `pip install llama-cpp-python`, its weights repacked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES = ["1x1024x1024", "1x4096x1024", "1x4096x4096", "1x16384x4096", "2x4096x4096", "4x4096x4096", "8x4096x4096"]
+SHAPES += ["16x4096x4096", "64x4096x4096", "512x4096x4096"]
+Q4_0 = 2  # ggml's number of the type
+Pass = Callable[[], Any]  # multiplies by every copy of the weights once
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median speed of one side at one shape; `ratio` is the median of the pairwise ratios to the first side."""
+
+    m: int
+    n: int
+    k: int
+    side: str
+    gb_per_second: float  # of weights and scales
+    gop_per_second: float
+    ratio: float
+
+
+def stored_bytes(n: int, k: int, scheme: str) -> int:
+    """Bytes of weights and f16 scales per 32 columns."""
+    return n * k * (4 if scheme == "w4" else 8) // 8 + n * k // 32 * 2
+
+
+class Kernels:
+    """Our compiled kernels at one shape over `copies` random weights."""
+
+    def __init__(self, scheme: str, m: int, n: int, k: int, copies: int) -> None:
+        from minicpm_mlc.compile.quantize import SCHEMES
+
+        self.scheme, self.m, self.n, self.k, self.copies = SCHEMES[scheme], m, n, k, copies
+        self.x = random_tensor((m, k), "float32")
+        self.out = random_tensor((m, -(-n // 16) * 16), "float32")
+
+    def float32(self) -> Pass:
+        from minicpm_mlc.ops.linear import linear
+        from minicpm_mlc.ops.weight_format import WeightFormat
+
+        fmt = WeightFormat.of(self.scheme)
+        call, weights = build(linear(self.n, self.k, fmt)), self.weights(fmt)
+        return lambda: [call(self.x, w, s, self.out) for w, s in weights]
+
+    def int8(self, dot: str) -> Pass:
+        from minicpm_mlc.ops.int8_dot import DOTS
+        from minicpm_mlc.ops.linear_int8 import linear_int8
+        from minicpm_mlc.ops.quantize_rows import quantize_rows, quantized_shape
+        from minicpm_mlc.ops.weight_format import WeightFormat
+
+        fmt = WeightFormat.of(self.scheme, "rows16x4")
+        call, weights = build(linear_int8(self.n, self.k, fmt, dot)), self.weights(fmt)
+        quantize, words = (
+            build(quantize_rows(self.k, DOTS[dot].zero(fmt))), random_tensor(quantized_shape(self.m, self.k), "int32"),
+        )  # fmt: skip
+        return lambda: [(quantize(self.x, words), call(words, w, s, self.out)) for w, s in weights]
+
+    def weights(self, fmt: Any) -> list[tuple[Any, Any]]:
+        n, k = self.n, self.k
+        pairs = [(fmt.weight_shape(n, k), fmt.dtype), (fmt.scale_shape(n, k), fmt.scale_dtype)]
+        return [tuple(random_tensor(*pair) for pair in pairs) for _ in range(self.copies)]
+
+
+@cache
+def native() -> Any:
+    from minicpm_mlc.targets import get_target
+
+    return get_target("cpu", "native")
+
+
+def build(function: Any) -> Callable[..., None]:
+    import tvm
+
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return tvm.compile(module, native().tvm_target())["main"]
+
+
+def random_tensor(shape: tuple[int, ...], dtype: str) -> Any:
+    import tvm
+
+    rng = np.random.default_rng(0)
+    if dtype.startswith("float"):
+        return tvm.runtime.tensor(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
+    return tvm.runtime.tensor(rng.integers(0, 256, int(np.prod(shape)) * np.dtype(dtype).itemsize, np.uint8).view(dtype).reshape(shape))
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+class Ggml:
+    """ggml's CPU backend through its C API: a graph of one mul_mat per copy of the weights, repacked where it can."""
+
+    def __init__(self, threads: int) -> None:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            raise SystemExit("ggml isn't installed: pip install llama-cpp-python, or leave it out with --no-ggml")
+        folder = Path(spec.origin).parent / "lib"
+        self.base, self.cpu = (
+            ctypes.CDLL(str(next(folder.glob(f"libggml-{part}.*"))), mode=ctypes.RTLD_GLOBAL) for part in ("base", "cpu")
+        )
+        self.quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        self._call(self.base, "ggml_log_set", self.quiet, None)
+        self.backend = self._call(self.cpu, "ggml_backend_cpu_init")
+        self._call(self.cpu, "ggml_backend_cpu_set_n_threads", self.backend, threads)
+
+    def q4_0(self, m: int, n: int, k: int, copies: int) -> Pass:
+        """The graph's compute call."""
+        weights, rest = self._context(copies), self._context(2 * copies + 1)
+        matrices = [self._tensor(weights, Q4_0, k, n) for _ in range(copies)]
+        x = self._tensor(rest, 0, k, m)
+        graph = self._call(self.base, "ggml_new_graph", rest)
+        for matrix in matrices:
+            product = self._call(self.base, "ggml_mul_mat", rest, matrix, x)
+            self._call(self.base, "ggml_build_forward_expand", graph, product)
+        self._allocate(weights, self._repacking())
+        self._allocate(rest, self._call(self.cpu, "ggml_backend_cpu_buffer_type"))
+        for matrix in matrices:
+            self._set(matrix, random_q4_0(n, k))
+        self._set(x, np.random.default_rng(0).standard_normal((m, k), dtype=np.float32))
+        return lambda: self._call(self.base, "ggml_backend_graph_compute", self.backend, graph)
+
+    def _call(self, library: Any, name: str, *args: Any) -> Any:
+        function = getattr(library, name)
+        function.restype = ctypes.c_void_p
+        return function(*(ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 31 else a for a in args))
+
+    def _context(self, tensors: int) -> int:
+        size = 1 << 20 | tensors * 1024
+        return self._call(self.base, "ggml_init", _InitParams(size, None, True))
+
+    def _tensor(self, context: int, kind: int, *shape: int) -> int:
+        return self._call(self.base, "ggml_new_tensor_2d", context, kind, *map(ctypes.c_int64, shape))
+
+    def _allocate(self, context: int, buffer_type: int) -> None:
+        if not self._call(self.base, "ggml_backend_alloc_ctx_tensors_from_buft", context, buffer_type):
+            raise SystemExit("ggml has no memory for the weights; ask for a smaller --shape")
+
+    def _set(self, tensor: int, array: np.ndarray) -> None:
+        data = array.ctypes.data_as(ctypes.c_void_p)
+        self._call(self.base, "ggml_backend_tensor_set", tensor, data, ctypes.c_size_t(0), ctypes.c_size_t(array.nbytes))
+
+    def _repacking(self) -> int:
+        """The buffer type that interleaves the weights as llama.cpp does by default."""
+        register = self._call(self.cpu, "ggml_backend_cpu_reg")
+        device = self._call(self.base, "ggml_backend_reg_dev_get", register, ctypes.c_size_t(0))
+        name = b"ggml_backend_dev_get_extra_bufts"
+        address = self._call(self.base, "ggml_backend_reg_get_proc_address", register, name)
+        listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
+        for index in range(16):
+            if not listed[index]:
+                break
+            label = ctypes.string_at(self._call(self.base, "ggml_backend_buft_name", listed[index]))
+            if b"REPACK" in label:
+                return listed[index]
+        return self._call(self.cpu, "ggml_backend_cpu_buffer_type")
+
+
+def random_q4_0(n: int, k: int) -> np.ndarray:
+    """Blocks of an f16 scale and 32 nibbles."""
+    rng = np.random.default_rng(0)
+    blocks = np.empty(n * k // 32, np.dtype([("scale", np.float16), ("nibbles", np.uint8, 16)]))
+    blocks["scale"] = rng.standard_normal(len(blocks), dtype=np.float32)
+    blocks["nibbles"] = rng.integers(0, 256, (len(blocks), 16), np.uint8)
+    return blocks
+
+
+def measure(passes: dict[str, Pass], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every pass, in turns, after one unmeasured pass each."""
+    seconds: dict[str, list[float]] = {side: [] for side in passes}
+    for repeat in range(repeats + 1):
+        for side, run in passes.items():
+            start = clock()
+            run()
+            if repeat:
+                seconds[side].append(clock() - start)
+    return seconds
+
+
+def compare(shape: str, args: argparse.Namespace) -> list[Row]:
+    m, n, k = map(int, shape.split("x"))
+    nbytes = stored_bytes(n, k, args.scheme)
+    copies = max(1, (args.rotate << 20) // (nbytes * min(m, 64)))
+    kernels = Kernels(args.scheme, m, n, k, copies)
+    passes = {f"int8 {dot}": kernels.int8(dot) for dot in args.dot or [native().int8_dot]}
+    if not args.no_float32:
+        passes["float32"] = kernels.float32()
+    if not args.no_ggml and args.scheme == "w4":
+        passes["ggml q4_0"] = Ggml(args.threads).q4_0(m, n, k, copies)
+    seconds = measure(passes, args.repeats, time.thread_time if args.threads == 1 else time.perf_counter)
+    first = next(iter(seconds.values()))
+
+    def row(side: str, times: list[float]) -> Row:
+        median = statistics.median(times) / copies
+        ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
+        return Row(m, n, k, side, nbytes / median / 1e9, 2 * m * n * k / median / 1e9, ratio)
+
+    return [row(*pair) for pair in seconds.items()]
+
+
+def text(device: str, threads: int, rows: list[Row]) -> str:
+    clock = "CPU time" if threads == 1 else "wall time"
+    lines = [f"{device}, {threads} thread{'s' * (threads > 1)}, {clock}; ratio: speed against the first side"]
+    lines.append(f"{'rows x outputs x inputs':24} {'side':16} {'GB/s':>7} {'GOP/s':>8} {'ratio':>6}")
+    for r in rows:
+        shape = f"{r.m} x {r.n} x {r.k}"
+        lines.append(f"{shape:24} {r.side:16} {r.gb_per_second:7.1f} {r.gop_per_second:8.1f} {r.ratio:6.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat")
+    parser.add_argument("--scheme", choices=["w4", "w8"], default="w4")
+    parser.add_argument("--dot", action="append", help="kernels to compare: avx512vnni, avxvnni, avx2, dotprod")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rotate", type=int, default=300, help="MB of weights that a GEMV goes through")
+    parser.add_argument("--no-ggml", action="store_true")
+    parser.add_argument("--no-float32", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    os.environ["TVM_NUM_THREADS"] = str(args.threads)  # before TVM starts its pool
+
+    from minicpm_mlc.runtime_py.bench import cpu_name
+
+    rows = [row for shape in args.shape or SHAPES for row in compare(shape, args)]
+    result = {"device": cpu_name(), "threads": args.threads, "scheme": args.scheme, "rows": [asdict(row) for row in rows]}
+    print(json.dumps(result, indent=1) if args.json else text(cpu_name(), args.threads, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The processor's dot products of four int8 pairs, and the sum of one group of 32 columns made of them.
+
+A register holds `rows` weight rows of four consecutive columns; the same four activations meet every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from tvm.script import tirx as T
+
+
+@dataclass(frozen=True)
+class Int8Dot:
+    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers."""
+
+    name: str
+    rows: int
+    tile: int
+
+    def zero(self, fmt: Any) -> int:
+        """What the weights are too large by when they meet the activations; see quantize_rows."""
+        return 8 if fmt.name == "w4" else 0
+
+    def unpack(self, fmt: Any, load: Any) -> list[Any]:
+        """The group's eight registers of weights; load(i) is the i-th stored register."""
+        if fmt.name != "w4":
+            return [load(i) for i in range(8)]
+        nibbles = []
+        for stored in map(load, range(4)):
+            nibbles += [T.Bind(stored & self._bytes(15)), T.Bind(T.shift_right(stored, self._bytes(4)))]
+        return nibbles
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        """int32[rows]: correction + the sum of all 32 products."""
+        raise NotImplementedError
+
+    def _bytes(self, value: int) -> Any:
+        return T.broadcast(T.uint8(value), 4 * self.rows)
+
+    def _type(self, bits: int, sign: str = "int") -> str:
+        return f"{sign}{bits}x{32 // bits * self.rows}"
+
+    def _splat(self, word: Any) -> Any:
+        """Four activations, in every row."""
+        return T.reinterpret(T.broadcast(word, self.rows), dtype=self._type(8))
+
+
+class VpDpBusd(Int8Dot):
+    """AVX-512 VNNI and AVX-VNNI: four unsigned times signed products, added to 32 bits."""
+
+    def zero(self, fmt: Any) -> int:
+        return 8 if fmt.name == "w4" else 128
+
+    def unpack(self, fmt: Any, load: Any) -> list[Any]:
+        weights = super().unpack(fmt, load)
+        if fmt.name == "w4":
+            return weights
+        return [T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128)) for w in weights]
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
+        total = T.broadcast(correction, self.rows)
+        for weight, word in zip(weights, words, strict=True):
+            total = _intrinsic(name, self._type(32), total, weight, self._splat(word))
+        return total
+
+
+class PMAddUbsW(Int8Dot):
+    """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of those to 32.
+
+    Nibbles can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15. Bytes meet as |w| and sign(w) x,
+    2 * 128 * 127 < 2**15: exact as well.
+    """
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        start = T.broadcast(correction, self.rows)
+        if fmt.name == "w4":
+            pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
+            return start + self._quads(reduce(lambda a, b: a + b, pairs))
+        return reduce(lambda a, b: a + b, map(self._signed, weights, words), start)
+
+    def _signed(self, weight: Any, word: Any) -> Any:
+        size = T.reinterpret(T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight), dtype=self._type(8, "uint"))
+        x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), self._splat(word), weight)
+        return self._quads(self._pairs(size, x))
+
+    def _pairs(self, weight: Any, x: Any) -> Any:
+        return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", self._type(16), weight, x)
+
+    def _quads(self, pairs: Any) -> Any:
+        return _intrinsic("llvm.x86.avx2.pmadd.wd", self._type(32), pairs, T.broadcast(T.int16(1), 2 * self.rows))
+
+
+class SDot(Int8Dot):
+    """Armv8.2 dotprod: four signed products, added to 32 bits."""
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        total = T.broadcast(correction, self.rows)
+        for weight, word in zip(weights, words, strict=True):
+            weight = T.reinterpret(weight, dtype=self._type(8)) if fmt.name == "w4" else weight
+            total = _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word))
+        return total
+
+
+def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
+    return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype))
+
+
+DOTS = {
+    dot.name: dot
+    for dot in (
+        VpDpBusd("avx512vnni", rows=16, tile=8),
+        VpDpBusd("avxvnni", rows=8, tile=4),
+        PMAddUbsW("avx2", rows=8, tile=4),
+        SDot("dotprod", rows=4, tile=4),
+    )
+}
