@@ -25,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc import Engine
 from minicpm_mlc.compile.presets import PRESETS
 from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py import bench
+from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import physical_cores
 from minicpm_mlc.runtime_py.roofline import memory_bandwidth
 
@@ -78,7 +80,7 @@ class LlamaCpp:
 
 
 def open_bundle(path: str, context: int, threads: int) -> bench.Model:
-    return bench.BundleModel(read_bundle(path), context, threads)
+    return Engine(path, context=context, threads=threads)
 
 
 class Remote:
@@ -213,7 +215,11 @@ def compare(args: argparse.Namespace) -> Comparison:
     }
     agreed = agreement(sides[OURS], sides[THEIRS])
     rows = bench.measure(sides, args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
-    traffic = {OURS: bench.bundle_traffic(read_bundle(bundle)), THEIRS: gguf_traffic(gguf_path, config)}
+    ours = read_bundle(bundle)
+    traffic = {
+        OURS: bench.bundle_traffic(ours, Gears.of(ours.manifest, "auto")),
+        THEIRS: gguf_traffic(gguf_path, config),
+    }
     ours, theirs = ([bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides)
     command = shlex.join(["python", "bench/vs_llama.py", *sys.argv[1:]])
     return Comparison(args.preset, bench.cpu_name(), args.threads, bandwidth, agreed, load, command, ours, theirs)

@@ -133,6 +133,7 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 def bench(bundle: str, depth: str, form: str | None, **options: Any) -> None:

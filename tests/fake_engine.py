@@ -16,6 +16,7 @@ class FakeStats:
     generated_tokens: int = 3
     context_used: int = 15
     context: int = 64
+    attention: str = "dense"
     prefill_rate: float = 100.0
     decode_rate: float = 20.0
     finish_reason: str | None = "stop"

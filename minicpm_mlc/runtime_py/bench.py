@@ -6,11 +6,11 @@ Depth is the number of tokens already in the cache. The cache is filled to a dep
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import MiniCPMError
-from ..manifest import Bundle, read_bundle
+from ..manifest import Bundle, Manifest, read_bundle
 from ..params import load_params
-from .defaults import choose_context
-from .machine import available_memory, physical_cores
+from .engine import Engine
+from .gears import Gears
+from .machine import physical_cores
 from .roofline import memory_bandwidth
 
 WARM_UP_TOKENS = 16
@@ -33,7 +34,7 @@ class BenchError(MiniCPMError):
 
 
 class Model(Protocol):
-    """What a benchmark drives: an Engine, a BundleModel, or llama.cpp in bench/vs_llama.py."""
+    """What a benchmark drives: an Engine, or llama.cpp in bench/vs_llama.py."""
 
     def prefill(self, token_ids: Sequence[int]) -> Any: ...
     def decode(self, token_id: int) -> Any: ...
@@ -42,14 +43,20 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one decode step must read."""
+    """Bytes that one decode step must read. `kv_per_token` holds keys, values and, with sparse attention, means."""
 
     weights: int
     kv_per_token: int
+    gears: Gears | None = None
+    means_per_token: int = 0
 
     def per_step(self, depth: float) -> float:
-        """`depth` counts the cached tokens that the step attends to."""
-        return self.weights + self.kv_per_token * depth
+        """At `depth` cached tokens: all of their keys and values, or every mean and the blocks that are selected."""
+        keys_and_values = self.kv_per_token - self.means_per_token
+        if self.gears is None or not self.gears.sparse(int(depth)):
+            return self.weights + keys_and_values * depth
+        read, _ = self.gears.blocks(int(depth))
+        return self.weights + self.means_per_token * depth + keys_and_values * min(depth, read * self.gears.block_size)
 
 
 @dataclass(frozen=True)
@@ -244,35 +251,17 @@ def need_positive(**counts: int) -> None:
             raise BenchError(f"--{name.replace('_', '-')} is {count}; it must be 1 or more")
 
 
-def bundle_traffic(bundle: Bundle) -> Traffic:
+def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
     """Every weight is read once per step, except an embedding table that isn't the head too: one row of it is."""
     tied = bundle.manifest.model["tie_word_embeddings"]
     named = zip(bundle.manifest.params, load_params(bundle), strict=True)
     weights = sum(array.nbytes for name, array in named if tied or not name.startswith("embedding."))
-    return Traffic(weights, bundle.manifest.memory["kv_per_token"])
+    return Traffic(weights, bundle.manifest.memory["kv_per_token"], gears, _means_per_token(bundle.manifest))
 
 
-class BundleModel:
-    """A bundle's compiled functions and one cached sequence; token ids only, so that it needs no tokenizer."""
-
-    def __init__(self, bundle: Bundle, context: int, threads: int):
-        from .cached_model import CachedModel
-        from .library import Library
-
-        choose_context(bundle.manifest, context, available_memory())  # refuses what doesn't fit
-        self.chunk = bundle.manifest.prefill_chunk
-        self.cached = CachedModel(Library(bundle, threads), context, bundle.manifest.page_size)
-
-    def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Append `token_ids`; float32[rows, vocab], the logits of the last."""
-        return deque(self.cached.prefill(list(token_ids), self.chunk), maxlen=1).pop()[1]
-
-    def decode(self, token_id: int) -> np.ndarray:
-        """Append one token; its logits, float32[vocab]."""
-        return self.cached.decode(token_id)
-
-    def truncate(self, length: int) -> None:
-        self.cached.sequence.truncate(length)
+def _means_per_token(manifest: Manifest) -> int:
+    shape = manifest.kv_layout.get("means")
+    return manifest.model["num_layers"] * math.prod(shape) * 4 // manifest.page_size if shape else 0
 
 
 def bench_bundle(
@@ -282,8 +271,9 @@ def bench_bundle(
     new_tokens: int = 64,
     repeats: int = 3,
     threads: int | None = None,
+    attention: str = "auto",
 ) -> Report:
-    """Benchmark a bundle on this machine; `threads` None means the physical cores.
+    """Benchmark a bundle on this machine; `threads` None means the physical cores, `attention` is the engine's.
 
     Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for too deep ones.
     """
@@ -292,12 +282,13 @@ def bench_bundle(
     context = room_needed(depths, prompt_tokens, new_tokens)
     bundle = read_bundle(path)
     bandwidth = memory_bandwidth(threads)
-    model = BundleModel(bundle, context, threads)
-    vocab_size = bundle.manifest.model["vocab_size"]
-    rows = run_bench(model, vocab_size, bundle_traffic(bundle), depths, prompt_tokens, new_tokens, repeats)
+    with Engine(path, context=context, threads=threads, attention=attention) as engine:
+        traffic = bundle_traffic(bundle, engine.gears)
+        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {prompt_tokens} --new-tokens {new_tokens} --repeats {repeats} --threads {threads}"
+        f"--prompt-tokens {prompt_tokens} --new-tokens {new_tokens} --repeats {repeats} --threads {threads} "
+        f"--attention {attention}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
     return Report(name, scheme, cpu_name(), threads, context, command, bandwidth, rows)
