@@ -20,7 +20,7 @@ from minicpm_mlc.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.progress import Bars
 
-VERBS = ["compile", "chat", "inspect", "bench", "devices"]
+VERBS = ["compile", "chat", "inspect", "bench", "trace", "devices"]
 
 
 def run(*args: str, **options: Any) -> Result:
@@ -68,7 +68,7 @@ def test_the_package_runs_as_a_module() -> None:
 def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
     result = run("chat", "B", "--prompt", "Hi", "--temperature", "0", "--stop", "x", "--no-think", "--context", "128")
     assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
-    assert engine.opened == {"bundle": "B", "context": 128, "threads": None}
+    assert engine.opened == {"bundle": "B", "context": 128, "threads": None, "attention": "auto"}
     assert engine.calls == [
         ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
     ]
@@ -146,7 +146,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
     assert seen == {
         "source": "S", "out": "B", "device": "cpu", "cpu": "native", "scheme": "w8", "embedding_scheme": None,
-        "context": 512, "prefill_chunk": None, "overwrite": True, "random_weights": False, "dry_run": False,
+        "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True, "random_weights": False, "dry_run": False,
     }  # fmt: skip
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
 
@@ -175,7 +175,7 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def bench_bundle(bundle: str, depths: list[int], **options: Any) -> Report:
         assert (bundle, depths) == ("B", [0, 64])
-        assert options == {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1, "threads": 2}
+        assert options == {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1, "threads": 2, "attention": "auto"}
         return Report()
 
     monkeypatch.setattr(minicpm_mlc.runtime_py.bench, "bench_bundle", bench_bundle, raising=False)

@@ -131,7 +131,7 @@ def test_an_interrupt_inside_the_model_does_no_harm(build, monkeypatch, failing_
     fake, calls = library(engine), []
     original = fake.prefill
 
-    def interrupted(token_ids, positions, slots, page_table, logit_rows, pools):
+    def interrupted(token_ids, positions, slots, page_table, logit_rows, pools, sparse=False):
         calls.append(1)
         if len(calls) == failing_call:
             pools.tokens[page_table[slots // PAGE], slots % PAGE] = -7
