@@ -127,23 +127,29 @@ def inspect(source: str, as_json: bool) -> None:
 
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=click.Path(), required=False)
 @click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
 @click.option("--prompt-tokens", default=512, help="Tokens prefilled per measurement.")
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
+@click.option("--attention-only", is_flag=True, help="No bundle: dense against sparse kernels at the 8B models' shapes.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
-def bench(bundle: str, depth: str, form: str | None, **options: Any) -> None:
-    """Measure the tokens/s of BUNDLE.
+def bench(bundle: str | None, depth: str, form: str | None, attention_only: bool, **options: Any) -> None:
+    """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
+    if attention_only:
+        from .compile.bench_attention import bench_attention
 
-    Prefill and decode at each depth, and how near decode comes to the speed of memory.
-    """
-    from .runtime_py.bench import bench_bundle
+        chosen = {name: options[name] for name in ("repeats", "threads")}
+        report = bench_attention(_numbers(depth), options["prompt_tokens"], **chosen)
+    elif bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
+    else:
+        from .runtime_py.bench import bench_bundle
 
-    report = bench_bundle(bundle, _numbers(depth), **options)
+        report = bench_bundle(bundle, _numbers(depth), **options)
     click.echo(getattr(report, form or "plain")())
 
 

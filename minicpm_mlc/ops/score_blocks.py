@@ -203,11 +203,13 @@ class Scorer:
 
 def log2_of(x: Any) -> Any:
     """log2 of lanes >= 1, by three Newton steps on exp2 from the exponent and mantissa (off by at most 0.09)."""
+    guess = vector.registers(1)
     bits = T.Cast("float32x16", T.reinterpret(x, dtype="int32x16"))
-    y = T.Bind(bits * vector.splat(2.0**-23) - vector.splat(127.0))
-    for _ in range(3):
-        y = T.Bind(y + (x * vector.exp2(-y) - vector.splat(1.0)) * vector.splat(log2(e)))
-    return y
+    vector.store(guess, bits * vector.splat(2.0**-23) - vector.splat(127.0), 0)
+    with T.serial(3):
+        y = T.Bind(vector.load(guess, 0))
+        vector.store(guess, y + (x * vector.exp2(-y) - vector.splat(1.0)) * vector.splat(log2(e)), 0)
+    return vector.load(guess, 0)
 
 
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool, tile_vectors: int = 4) -> Any:
@@ -219,7 +221,7 @@ def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool
     lanes = Lanes.of(num_heads // num_kv_heads, batched, tile_vectors)
     pages_at_once = max(1, tile_vectors // (SEGMENTS * lanes.vectors))
     tile_pages = min(2, pages_at_once)
-    tensors: tuple[Any, ...]
+
 
     def pages_of(position: Any) -> Any:
         """Pages with a segment that a window up to `position` covers."""

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CompileError
 from ..host import FLAGS, this_host
 
+PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "dotprod")  # features with int8 dot products, the fastest first
 LINK_TARGETS = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
@@ -39,7 +40,7 @@ class CpuKernels:
         return _build("attend_blocks", "attend_blocks", *shape, tile_vectors=self.accumulators, **options)
 
     def score_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("score_blocks", "score_blocks", *shape, **options)
+        return _build("score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options)
 
     def segment_means(self, *shape: Any, **options: Any) -> Any:
         return _build("segment_means", "segment_means", *shape, **options)
@@ -63,6 +64,9 @@ class CpuKernels:
         """The activations as linear_int8 takes them beside weights of this format."""
         dots = importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS
         return _build("quantize_rows", "quantize_rows", columns, dots[self.int8_dot].zero(fmt))
+
+    def multiply_add_peak(self) -> Any:
+        return _build("peak", "multiply_add_peak", PEAK_VECTORS)
 
     def rms_norm(self, *shape: Any) -> Any:
         return _build("norm", "rms_norm", *shape)

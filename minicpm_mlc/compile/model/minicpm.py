@@ -86,14 +86,14 @@ class BlockSelection:
         self.attend = {d: kernels.attend_blocks(*heads, kv_dtype, self.budget, batched=d) for d in both}
 
     def update(self, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
-        """The means with those of the segments that this call finishes; in both gears, so that shifting costs nothing."""
+        """Writes the means of segments that this call finishes; in both gears, so that shifting costs nothing."""
         args = [batch.slots, batch.page_tables, keys, means]
         return op.tensor_ir_inplace_op(self.means[batch.decode], "segment_means", args, 3, like(means))
 
     def blocks(self, q: Tensor, means: Tensor, batch: Batch) -> Tensor:
         """Block numbers each row reads, i32[n, kv_heads, budget], ascending, then -1."""
         n, pages = q.shape[0], batch.page_tables.shape[1]
-        args = [q, means, batch.page_tables, batch.slots, batch.positions]
+        args = [q, means, batch.page_tables, batch.positions]
         scores = call(self.score[batch.decode], "score_blocks", args, (n, self.kv_heads, pages))
         selected = Tensor.placeholder((n, self.kv_heads, self.budget), "int32")
         return op.tensor_ir_op(self.select, "select_blocks", [scores, batch.positions], selected)
@@ -224,8 +224,8 @@ class MiniCPM(nn.Module):
         prefill = rows("n", "token_ids positions slots") | {"page_table": spec.Tensor([1, "p"], "int32")}
         prefill = prefill | rows("m", "logit_rows") | state
         decode = rows("b", "token_ids positions slots") | {"page_tables": spec.Tensor(["b", "p"], "int32")} | state
-        dense = {"prefill": prefill, "decode": decode}
-        return dense | {"prefill_sparse": prefill, "decode_sparse": decode} if self.config.sparse else dense
+        gears = ("", "_sparse") if self.config.sparse else ("",)
+        return {name + gear: dict(s) for name, s in (("prefill", prefill), ("decode", decode)) for gear in gears}
 
 
 def call(kernel: Any, name: str, args: list[Any], shape: Any) -> Tensor:

@@ -1,0 +1,195 @@
+"""Dense against sparse attention alone, at the 8B models' head shapes: compiled here, paired in one run.
+
+The key/value pools hold random numbers; selection then spreads over the whole context, which is its dearest case.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from ..manifest import PAGE_SIZE
+from ..runtime_py.bench import cpu_name, markdown_table, plain_table
+from ..runtime_py.library import reserve, use_threads
+from ..runtime_py.machine import physical_cores
+from ..runtime_py.roofline import memory_bandwidth
+from ..ops.peak import STEPS
+from ..targets.cpu import PEAK_VECTORS, CpuTarget
+from .config import ModelConfig, SparseConfig
+from .presets import PRESETS
+
+MODEL = "MiniCPM4.1-8B"
+COLUMNS = ["phase", "context", "rows", "tokens read", "multiply-adds", "dense ms", "sparse ms", "score + select + attend",
+           "speed-up", "dense GB/s", "% of bandwidth", "dense GFLOP/s", "% of peak"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; milliseconds are medians per call of all rows, shares are of the dense kernel's."""
+
+    phase: str
+    context: int
+    rows: int
+    tokens_read: float
+    multiply_adds: float
+    dense_ms: float
+    sparse_ms: float
+    parts_ms: tuple[float, float, float]
+    dense_gb_per_second: float
+    dense_gflops: float
+
+    @property
+    def speed_up(self) -> float:
+        return self.dense_ms / self.sparse_ms
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """Rows and the limits that were measured in the same run, in GB/s and GFLOP/s."""
+
+    device: str
+    threads: int
+    command: str
+    bandwidth: float
+    peak: float
+    rows: list[Row]
+
+    def cells(self) -> list[list[str]]:
+        return [COLUMNS, *(self._line(row) for row in self.rows)]
+
+    def _line(self, r: Row) -> list[str]:
+        parts = " + ".join(f"{part:.2f}" for part in r.parts_ms)
+        rates = [f"{r.dense_gb_per_second:.1f}", f"{100 * r.dense_gb_per_second / self.bandwidth:.0f}"]
+        rates += [f"{r.dense_gflops:.0f}", f"{100 * r.dense_gflops / self.peak:.0f}"]
+        shares = [f"{100 * r.tokens_read:.1f} %", f"{100 * r.multiply_adds:.1f} %"]
+        times = [f"{r.dense_ms:.2f}", f"{r.sparse_ms:.2f}", parts, f"{r.speed_up:.1f}x"]
+        return [r.phase, str(r.context), str(r.rows), *shares, *times, *rates]
+
+    def head(self) -> str:
+        return (
+            f"{self.device}, {self.threads} threads, {MODEL}'s heads, f16 keys and values; measured here: "
+            f"{self.bandwidth:.1f} GB/s, {self.peak:.0f} GFLOP/s float32\n{self.command}"
+        )
+
+    def plain(self) -> str:
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
+
+    def markdown(self) -> str:
+        return f"{self.head()}\n\n{markdown_table(self.cells())}"
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def bench_attention(
+    contexts: list[int], prefill_rows: int = 64, repeats: int = 3, threads: int | None = None
+) -> AttentionReport:
+    """Time decode at each context, and the last `prefill_rows` rows of a prefill at the longest."""
+    count = threads or physical_cores()
+    bandwidth = memory_bandwidth(count) / 1e9
+    use_threads(count)
+    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(contexts), repeats)
+    rows = [bench.compare("decode", context, 1) for context in contexts]
+    rows.append(bench.compare("prefill", max(contexts), prefill_rows))
+    command = (
+        f"minicpm-mlc bench --attention-only --depth {','.join(map(str, contexts))} "
+        f"--prompt-tokens {prefill_rows} --repeats {repeats} --threads {count}"
+    )
+    return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows)
+
+
+class _Bench:
+    """Compiled operators and random pools of one layer."""
+
+    def __init__(self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int) -> None:
+        self.config, self.sparse, self.repeats = config, sparse, repeats
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        pages = -(-context // PAGE_SIZE)
+        local = sparse.window_size // sparse.block_size
+        self.budget = sparse.topk + local
+        target = CpuTarget.of("native")
+        kernels, shape = target.kernels, (heads, kv_heads, width)
+        self.peak_kernel = _compiled(kernels.multiply_add_peak(), target)
+        both = {"prefill": False, "decode": True}
+        self.dense = {"prefill": kernels.attend_prefill(*shape, "float16"), "decode": kernels.attend_decode(*shape, "float16")}
+        self.dense = {kind: _compiled(kernel, target) for kind, kernel in self.dense.items()}
+        self.score = {k: _compiled(kernels.score_blocks(*shape, batched=b), target) for k, b in both.items()}
+        self.select = _compiled(kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks), target)
+        self.attend = {
+            k: _compiled(kernels.attend_blocks(*shape, "float16", self.budget, batched=b), target) for k, b in both.items()
+        }
+        means = _compiled(kernels.segment_means(kv_heads, width, "float16", batched=False), target)
+        rng = np.random.default_rng(0)
+        self.keys = _random(rng, (pages, kv_heads, width, PAGE_SIZE))
+        self.values = _random(rng, (pages, kv_heads, PAGE_SIZE, width))
+        self.means = _aligned(np.zeros((pages, kv_heads, 4, width), np.float32))
+        self.tables = _aligned(rng.permutation(pages).astype(np.int32)[None])
+        means(_aligned(np.arange(pages * PAGE_SIZE, dtype=np.int32)), self.tables, self.keys, self.means)
+
+    def compare(self, phase: str, context: int, n: int) -> Row:
+        """The last n rows at `context` tokens, dense and sparse in turn."""
+        c = self.config
+        q = _aligned(np.random.default_rng(1).standard_normal((n, c.num_heads, c.head_dim), dtype=np.float32))
+        slots = _aligned(np.arange(context - n, context, dtype=np.int32))
+        tables = _aligned(self.tables[:, : -(-context // PAGE_SIZE)])
+        scores = _aligned(np.zeros((n, c.num_kv_heads, tables.shape[1]), np.float32))
+        chosen = _aligned(np.zeros((n, c.num_kv_heads, self.budget), np.int32))
+        out = _aligned(np.zeros((n, c.num_heads * c.head_dim), np.float32))
+        calls: list[Callable[[], Any]] = [
+            lambda: self.dense[phase](q, self.keys, self.values, tables, slots, out),
+            lambda: self.score[phase](q, self.means, tables, slots, scores),
+            lambda: self.select(scores, slots, chosen),
+            lambda: self.attend[phase](q, self.keys, self.values, tables, slots, chosen, out),
+        ]
+        dense, *parts = _medians(calls, self.repeats)
+        read = min(self.budget * PAGE_SIZE, context)
+        windows = context // 16 - 1 + context // 64 - 1
+        work = 4 * c.num_heads * c.head_dim * context * n
+        moved = 2 * 2 * c.num_kv_heads * c.head_dim * context
+        return Row(
+            phase, context, n, read / context, (2 * windows + 4 * read) / (4 * context), dense * 1e3, sum(parts) * 1e3,
+            (parts[0] * 1e3, parts[1] * 1e3, parts[2] * 1e3), moved / dense / 1e9, work / dense / 1e9,
+        )  # fmt: skip
+
+    def peak(self, threads: int) -> float:
+        """GFLOP/s of multiply-adds on registers alone."""
+        out = _aligned(np.zeros((threads, 16), np.float32))
+        seconds = min(_medians([lambda: self.peak_kernel(out)], 5))
+        return threads * STEPS * PEAK_VECTORS * 16 * 2 / seconds / 1e9
+
+
+def _compiled(kernel: Any, target: CpuTarget) -> Callable[..., None]:
+    module = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target.tvm_target())
+    function = module["main"]
+    return lambda *arrays: function(*(tvm.runtime.from_dlpack(array) for array in arrays))
+
+
+def _medians(calls: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Seconds of each call, the calls taking turns, after one round of warming up."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + 1):
+        for call, samples in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            samples += [time.perf_counter() - start] if turn else []
+    return [statistics.median(samples) for samples in seconds]
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    held = reserve(array.shape, array.dtype)
+    held[...] = array
+    return held
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    held = reserve(shape, np.dtype(np.float16))
+    for page in held:
+        page[...] = rng.standard_normal(page.shape, dtype=np.float32)
+    return held
