@@ -76,7 +76,7 @@ class Lanes:
         if batched:
             return Lanes(group, 1, 1)
         padded = 1 << (group - 1).bit_length()
-        return Lanes(group, vector.LANES // padded, max(1, tile_vectors // 8))
+        return Lanes(group, vector.LANES // padded, max(1, tile_vectors // SEGMENTS))
 
     @property
     def task_rows(self) -> int:
@@ -212,6 +212,13 @@ def log2_of(x: Any) -> Any:
     return vector.load(guess, 0)
 
 
+def opaque(value: Any) -> Any:
+    """An int64 that TVM's index analysis can't look into: with these inlined it takes half a minute."""
+    cell = T.alloc_buffer((1,), "int64", scope="local")
+    T.buffer_store(cell, value, [0])
+    return T.Bind(cell[0])
+
+
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool, tile_vectors: int = 4) -> Any:
     """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions i32[n]) -> f32[n, k, p].
 
@@ -275,13 +282,13 @@ def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool
             return (
                 T.Bind(task // num_kv_heads),
                 T.Bind(task % num_kv_heads),
-                Scorer(lanes, head_dim, logits, T.Bind(task * (p + 1) * SEGMENTS)),
+                Scorer(lanes, head_dim, logits, opaque(task * (p + 1) * SEGMENTS)),
             )
 
         def share(task: Any, row: Any) -> tuple[Any, Any]:
             pages = pages_of(positions[row])
             split = T.Bind(task // (n * num_kv_heads))
-            return T.Bind(pages * split // splits), T.Bind(pages * (split + 1) // splits)
+            return opaque(pages * split // splits), opaque(pages * (split + 1) // splits)
 
         with T.parallel(splits * n * num_kv_heads) as task:
             row, kv_head, scorer = task_of(T.Bind(task % (n * num_kv_heads)))
