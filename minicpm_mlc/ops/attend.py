@@ -136,6 +136,51 @@ def merge_splits(
         vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
 
 
+Visit = Callable[[Any, Any], None]  # of a block of 64 slots: its number in the sequence, its page
+
+
+def attend_row(
+    shape: Shape, q: Any, pools: tuple[Any, Any], slot: Any, row: Any, kv_head: Any, visit_all: Callable[[Visit], None]
+) -> Block:
+    """One row's heads of one KV head over the blocks that visit_all calls its argument with; sees slots <= slot."""
+    block = Block.allocate(shape, shape.group)
+    for m in range(shape.tiles(shape.group) * shape.rows):
+        block.load_row(shape, m, q, row, kv_head * shape.group + min(m, shape.group - 1), slot)
+
+    def visit(number: Any, page: Any) -> None:
+        place, start = T.Bind(T.Cast("int64", page)), T.Bind(T.Cast("int32", number * PAGE_SIZE))
+        attend_page(shape, block, shape.tiles(shape.group), start, place, kv_head, pools)
+
+    visit_all(visit)
+    return block
+
+
+def attend_in_splits(
+    shape: Shape, n: Any, splits: Any, attend_split: Callable[[Any, Any, Any], Block], out: Any
+) -> None:
+    """A task per row, KV head and split (attend_split of them), then a merge of each head's splits, at most 16."""
+    num_heads, num_kv_heads, head_dim, group = shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.group
+    outputs = T.alloc_buffer((MAX_SPLITS, n, num_heads, head_dim), "float32")
+    maxima = T.alloc_buffer((MAX_SPLITS, n, num_heads), "float32")
+    sums = T.alloc_buffer((MAX_SPLITS, n, num_heads), "float32")
+    with T.parallel(splits * n * num_kv_heads) as task:
+        kv_head = T.Bind(task % num_kv_heads)
+        row = T.Bind(task // num_kv_heads % n)
+        split = T.Bind(task // (n * num_kv_heads))
+        block = attend_split(row, kv_head, split)
+        with T.serial(group) as m:
+            head = kv_head * group + m
+            T.buffer_store(maxima, block.maxima[m], [split, row, head])
+            T.buffer_store(sums, block.sum_of(m), [split, row, head])
+            for at in range(0, head_dim, vector.LANES):
+                vector.store(outputs, vector.load(block.output, m, at), split, row, head, at)
+
+    def merge(task: Any) -> None:
+        merge_splits(shape, splits, (outputs, maxima, sums), task // num_heads, task % num_heads, out)
+
+    vector.spread(n * num_heads, merge, serial_below=128)
+
+
 def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
     """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h * d].
 
@@ -143,7 +188,6 @@ def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: st
     16 equal splits of pages, so that one long sequence keeps every core busy. `tile_vectors`: as in attend_prefill.
     """
     shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
-    group = shape.group
 
     def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
         longest = T.alloc_buffer((1,), "int32", scope="local")
@@ -152,33 +196,18 @@ def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: st
             T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
         pages = longest[0] // PAGE_SIZE + 1
         splits = T.Bind(T.Cast("int64", T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS)))
-        outputs = T.alloc_buffer((MAX_SPLITS, b, num_heads, head_dim), "float32")
-        maxima = T.alloc_buffer((MAX_SPLITS, b, num_heads), "float32")
-        sums = T.alloc_buffer((MAX_SPLITS, b, num_heads), "float32")
-        with T.parallel(splits * b * num_kv_heads) as task:
-            kv_head = T.Bind(task % num_kv_heads)
-            row = T.Bind(task // num_kv_heads % b)
-            split = T.Bind(task // (b * num_kv_heads))
+
+        def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
             own = T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1))
             begin = T.Bind(own * split // splits)
-            block = Block.allocate(shape, group)
-            for m in range(shape.tiles(group) * shape.rows):
-                block.load_row(shape, m, q, row, kv_head * group + min(m, group - 1), slots[row])
-            with T.serial(own * (split + 1) // splits - begin) as step:
-                page = T.Bind(begin + step)
-                place = T.Bind(T.Cast("int64", page_tables[row, page]))
-                slot = T.Bind(T.Cast("int32", page * PAGE_SIZE))
-                attend_page(shape, block, shape.tiles(group), slot, place, kv_head, pools)
-            with T.serial(group) as m:
-                head = kv_head * group + m
-                T.buffer_store(maxima, block.maxima[m], [split, row, head])
-                T.buffer_store(sums, block.sum_of(m), [split, row, head])
-                for at in range(0, head_dim, vector.LANES):
-                    vector.store(outputs, vector.load(block.output, m, at), split, row, head, at)
 
-        def merge(task: Any) -> None:
-            merge_splits(shape, splits, (outputs, maxima, sums), task // num_heads, task % num_heads, out)
+            def visit_all(visit: Visit) -> None:
+                with T.serial(own * (split + 1) // splits - begin) as step:
+                    page = T.Bind(begin + step)
+                    visit(page, page_tables[row, page])
 
-        vector.spread(b * num_heads, merge, serial_below=128)
+            return attend_row(shape, q, pools, slots[row], row, kv_head, visit_all)
+
+        attend_in_splits(shape, b, splits, attend_split, out)
 
     return paged(shape, kv_dtype, attend)
