@@ -26,6 +26,10 @@ def linear_int8_definition(
     return linear_definition(rounded_rows_definition(x), w, residual, scale)
 
 
+def prefetch(e):
+    T.evaluate(T.call_llvm_intrin(T.llvm_lookup_intrinsic_id("llvm.prefetch.p0"), T.address_of(e), 0, int(__import__("os").environ.get("LOC","3")), 1, dtype="void"))
+
+
 class _LinearInt8:
     """The loops of one shape; the buffers are set when a PrimFunc's signature is known."""
 
@@ -41,52 +45,62 @@ class _LinearInt8:
         self.blocks = -(-n // LANES)
 
     def emit(self) -> None:
-        """Tasks of a few blocks of 16 output columns, of one block while there are few rows to share."""
-        per_task = T.Bind(T.Select(self.m > self.dot.tile, T.int64(CACHE_BLOCKS), T.int64(1)))
+        """Tasks of a few blocks of 16 output columns."""
+        import os
+        SB=int(os.environ.get("SB","4")); MR=int(os.environ.get("MR","1"))
         parts = (self.m + CACHE_ROWS - 1) // CACHE_ROWS
-        with T.parallel((self.blocks + per_task - 1) // per_task) as task, T.serial(parts) as part:
-            first, block = T.Bind(part * CACHE_ROWS), T.Bind(task * per_task)
+        tasks = -(-self.blocks // CACHE_BLOCKS)
+        self.stride=tasks
+        with T.parallel(tasks) as task, T.serial(parts) as part:
+            first = T.Bind(part * CACHE_ROWS)
             rows = T.Bind(T.min(self.m - first, CACHE_ROWS))
+            whole = task + (CACHE_BLOCKS-1)*tasks < self.blocks
             with T.serial(-(-self.groups // CACHE_GROUPS)) as c:
-                with T.serial(T.min(self.blocks - block, per_task)) as b:
-                    self.tiles(first, rows, block + b, c)
+                with T.If(T.And(self.m<=MR, whole)):
+                    with T.Then(), T.serial(CACHE_BLOCKS//SB) as bb:
+                        with T.serial(self.m) as r: self.tile(r, 1, task+bb*SB*tasks, SB, c)
+                    with T.Else():
+                        with T.serial((self.blocks-task+tasks-1)//tasks) as b:
+                            self.tiles(first, rows, task + b*tasks, c)
 
     def tiles(self, first: Any, rows: Any, block: Any, c: Any) -> None:
         """All rows of a part: whole tiles, then the powers of two that make up the rest."""
         size = self.dot.tile
         with T.serial(rows // size) as t:
-            self.tile(T.Bind(first + t * size), size, block, c)
+            self.tile(T.Bind(first + t * size), size, block, 1, c)
         while size > 1:
             done = rows // size * size
             size //= 2
             with T.If((rows // size % 2).equal(1)), T.Then():
-                self.tile(T.Bind(first + done), size, block, c)
+                self.tile(T.Bind(first + done), size, block, 1, c)
 
-    def tile(self, first: Any, rows: int, block: Any, c: Any) -> None:
+    def tile(self, first: Any, rows: int, block: Any, blocks: int, c: Any) -> None:
         """out[first : first + rows] += x @ w^T over one run of column groups; the last run applies the epilogue."""
-        total = vector.registers(rows)
+        total = vector.registers(rows * blocks)
+        places = [(i * LANES, first + r, block + b*self.stride) for i, (b, r) in enumerate((b, r) for b in range(blocks) for r in range(rows))]
         start = T.Bind(c * CACHE_GROUPS)
         with T.If(c == 0):
             with T.Then():
-                for r in range(rows):
-                    vector.store(total, vector.splat(0.0), r * LANES)
+                for at, _, _ in places:
+                    vector.store(total, vector.splat(0.0), at)
             with T.Else():
-                for r in range(rows):
-                    vector.store(total, vector.load(self.out, first + r, block * LANES), r * LANES)
+                for at, row, b in places:
+                    vector.store(total, vector.load(self.out, row, b * LANES), at)
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as i:
-            self.group(total, first, rows, block, T.Bind(start + i))
+            for b in range(blocks):
+                self.group(total, b * rows, first, rows, block + b*self.stride, T.Bind(start + i))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
-                for r in range(rows):
-                    value = self.finish(vector.load(total, r * LANES), first + r, block)
-                    vector.store(self.out, value, first + r, block * LANES)
+                for at, row, b in places:
+                    vector.store(self.out, self.finish(vector.load(total, at), row, b), row, b * LANES)
             with T.Else():
-                for r in range(rows):
-                    vector.store(self.out, vector.load(total, r * LANES), first + r, block * LANES)
+                for at, row, b in places:
+                    vector.store(self.out, vector.load(total, at), row, b * LANES)
 
-    def group(self, total: Any, first: Any, rows: int, block: Any, g: Any) -> None:
+    def group(self, total: Any, base: int, first: Any, rows: int, block: Any, g: Any) -> None:
         """total[r] += x scale * w scale * integer product; the weights are unpacked once for all rows."""
         width = self.dot.rows
+        self.rows_now=rows
         for part in range(0, LANES, width):
             lanes = T.ramp(part, 1, width)
             scale = T.Bind(T.Cast(f"float32x{width}", self.s[block, g * GROUP // self.fmt.group, lanes]))
@@ -96,11 +110,16 @@ class _LinearInt8:
                 product = self.dot.group(self.fmt, weights, words, self.x[first + r, g, CORRECTION])
                 x_scale = T.reinterpret(self.x[first + r, g, SCALE], dtype="float32")
                 value = T.Cast(f"float32x{width}", product) * T.Bind(scale * T.broadcast(x_scale, width))
-                at = T.ramp(r * LANES + part, 1, width)
+                at = T.ramp((base + r) * LANES + part, 1, width)
                 T.buffer_store(total, total[at] + value, [at])
 
     def weights(self, block: Any, g: Any, part: int) -> list[Any]:
         stored = 8 // self.fmt.columns_per_element
+        import os
+        A=int(os.environ.get("AHEAD","0"))
+        if A and self.rows_now<=1:
+            for i in range(stored): prefetch(self.w[block, g*stored+A*stored+i, 0])
+            if os.environ.get("PS"): prefetch(self.s[block, g+2*A, 0])
         lanes = T.ramp(4 * part, 1, 4 * self.dot.rows)
         return self.dot.unpack(self.fmt, lambda i: T.Bind(self.w[block, g * stored + i, lanes]))
 
