@@ -91,11 +91,12 @@ def compile_command(
 @click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
 @click.option("--think/--no-think", default=None, help="Think before answering, or don't.  [default: the model's]")
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
+@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it read most.")
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
     bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None, attention: str,
-    hide_thinking: bool, as_json: bool, stats: bool, **options: Any,
+    hide_thinking: bool, show_blocks: bool, as_json: bool, stats: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Chat with BUNDLE; /help lists the commands of the chat.
 
@@ -104,7 +105,8 @@ def chat(
     from .runtime_py.engine import Engine
     from .runtime_py.repl import answer_once, chosen, read_question, talk
 
-    given, shared = chosen(options), {"system": system, "hide_thinking": hide_thinking}
+    given = chosen(options)
+    shared: dict[str, Any] = {"system": system, "hide_thinking": hide_thinking, "show_blocks": show_blocks}
     question = read_question(prompt)
     with Engine(bundle, context=context, threads=threads, attention=attention) as engine:
         if question is None:

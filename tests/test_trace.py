@@ -59,3 +59,11 @@ def test_the_command_writes_the_page(bundle, tmp_path):
     failed = CliRunner().invoke(main, [*command, "--max-tokens", "3", "-o", str(tmp_path / "no" / "page.html")])
     assert failed.exit_code == 1 and "can't be written" in failed.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "question.txt"]
+
+
+def test_a_chat_shows_the_blocks_it_chose(bundle):
+    command = ["chat", str(bundle), "--prompt", DOCUMENT, "--context", "2048", "--temperature", "0", "--max-tokens", "4"]
+    shown = CliRunner().invoke(main, [*command, "--show-blocks"])
+    assert shown.exit_code == 0 and "read" in shown.stderr and "times: " in shown.stderr
+    short = CliRunner().invoke(main, ["chat", str(bundle), "--prompt", "hi", "--max-tokens", "4", "--show-blocks"])
+    assert "dense attention: every block was read" in short.stderr

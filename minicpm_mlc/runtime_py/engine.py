@@ -77,6 +77,7 @@ class Engine:
         self.defaults = default_sampling(bundle.path)
         self.eos_token_ids = eos_token_ids(bundle)
         self.stats = Stats(context=self.context)
+        self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by this call's sparse decodes
         self._exclusive = Exclusive()
         library = open_library(bundle, self.threads)
         self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
@@ -189,6 +190,11 @@ class Engine:
         """What the last decode read, if sparsely: per layer the block numbers, int32 [kv_heads, budget], -1 padded."""
         return self._model.selected
 
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The token ids whose keys and values are cached."""
+        return list(self._model.sequence.tokens)
+
     def truncate(self, length: int) -> None:
         """Cuts the cached sequence back to its first `length` tokens."""
         with self._exclusive.turn():
@@ -237,6 +243,7 @@ class Engine:
     def _pieces(self, request: Request, budget: ThinkBudget | None = None) -> Generator[str]:
         """A piece of text for each token, often empty, up to a stop string. A spent budget closes the think block."""
         stats = self.stats = Stats(prompt_tokens=len(request.token_ids), context=self.context)
+        self.block_reads[:] = 0
         text, stops = TextStream(self.tokenizer, request.token_ids), StopStrings(request.stop)
         forced = deque(self.tokenizer.encode_middle(CLOSING) if budget and budget.start() else [])
         budget = None if forced else budget
@@ -298,6 +305,8 @@ class Engine:
         with stats.timing("decode_seconds"):
             logits = self._model.decode(token_id)
         stats.decode_steps += 1
+        for blocks in self.selected:
+            self.block_reads += np.bincount(blocks[blocks >= 0], minlength=len(self.block_reads))
         self._note_context(stats)
         return logits
 

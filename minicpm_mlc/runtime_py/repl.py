@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minicpm_mlc.runtime_py.session import Session, SessionError, check_options, needs_more, stats_line
+from minicpm_mlc.runtime_py.session import Session, SessionError, blocks_read, check_options, needs_more, stats_line
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -59,10 +59,17 @@ class Screen:
         self.console.out(text.translate(HARMLESS), style=STYLES[kind], end="", highlight=False)
 
 
-def talk(engine: Any, *, options: dict[str, Any], system: str | None = None, hide_thinking: bool = False) -> None:
+def talk(
+    engine: Any,
+    *,
+    options: dict[str, Any],
+    system: str | None = None,
+    hide_thinking: bool = False,
+    show_blocks: bool = False,
+) -> None:
     """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal."""
     screen = Screen(Console(), hide_thinking)
-    session = Session(engine, screen, options, system, screen.on_prefill)
+    session = Session(engine, screen, options, system, screen.on_prefill, show_blocks)
     prompt = _prompt_session(history_path())
     screen("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "note")
     more = True
@@ -84,12 +91,14 @@ def answer_once(
     hide_thinking: bool = False,
     as_json: bool = False,
     with_stats: bool = False,
+    show_blocks: bool = False,
 ) -> None:
     """One answer on standard output, as it streams; thinking goes to standard error, so a pipe gets the answer alone.
 
     Args:
         as_json: print one object {"answer", "thinking", "stats"} at the end instead.
         with_stats: one line of numbers on standard error.
+        show_blocks: the blocks that the answer read most, on standard error.
 
     Raises:
         SessionError: the question is empty.
@@ -111,6 +120,8 @@ def answer_once(
         print(flush=True)
     if with_stats:
         print(stats_line(engine.stats), file=sys.stderr)
+    if show_blocks:
+        print(*blocks_read(engine), sep="\n", file=sys.stderr)
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,13 @@ def _read_sparsely(stats: Stats) -> str:
     return f", sparse: {stats.blocks_read} of {stats.blocks} blocks read" if stats.attention == "sparse" else ""
 
 
+def blocks_read(engine: Any) -> list[str]:
+    """What --show-blocks prints: the blocks chosen most, or why there are none."""
+    from .trace import most_read
+
+    return most_read(engine) or ["dense attention: every block was read"]
+
+
 def stats_line(stats: Stats) -> str:
     """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full the context is."""
     return (
@@ -121,6 +128,7 @@ class Session:
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     on_prefill: Callable[[int, int], None] | None = None  # (tokens done, tokens to do) while a prompt is read
+    show_blocks: bool = False  # after each answer, the blocks that it read most
     messages: list[Message] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -162,6 +170,8 @@ class Session:
 
     def _after_answer(self, answer: str, stopped: bool) -> None:
         self.write(stats_line(self.engine.stats), "note")
+        for line in blocks_read(self.engine) if self.show_blocks else []:
+            self.write(line, "note")
         finish = getattr(self.engine.stats, "finish_reason", None)
         kept = "what was said is kept" if answer else "without an answer the question is not kept"
         if stopped:

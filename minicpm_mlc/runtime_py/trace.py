@@ -69,6 +69,24 @@ def forced_blocks(engine: Engine, position: int, blocks: int) -> np.ndarray:
     return (numbers < sparse["init_blocks"]) | (numbers >= current - sparse["window_size"] // sparse["block_size"])
 
 
+def most_read(engine: Engine, count: int = 3) -> list[str]:
+    """A line for each of the blocks that the last answer chose most by score, with the beginning of its text.
+
+    Blocks that every row reads are left out. Empty when the answer ran in the dense gear.
+    """
+    tokens, chosen = engine.cached_tokens, engine.block_reads.copy()
+    if not chosen.any():
+        return []
+    chosen[: len(tokens) // 64 + 1][forced_blocks(engine, len(tokens), len(tokens) // 64 + 1)] = 0
+    best = [int(block) for block in np.argsort(-chosen, kind="stable")[:count] if chosen[block]]
+    return [f"block {b}, read {chosen[b]} times: {_beginning(engine, tokens[64 * b : 64 * b + 64])}" for b in best]
+
+
+def _beginning(engine: Engine, token_ids: list[int], width: int = 80) -> str:
+    text = " ".join(engine.detokenize(token_ids).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def as_html(result: Trace) -> str:
     """One self-contained page: the text shaded by how often it was chosen, and a table of layers and blocks."""
     chosen = np.where(result.forced[:, None, :], np.nan, result.reads)
