@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..describe import context_lengths, human_bytes
 from ..errors import CheckpointError, CompileError
@@ -176,11 +177,18 @@ def _add_library(
 
 def _add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifest) -> None:
     """Copy the tokenizer, template and generation defaults, and describe the bundle for MLC's tools."""
-    present = [name for name in COPIED if folder and (folder / name).is_file()]
-    for name in present:
-        bundle.add_file(name, folder / name)
-    contents = {name: json.loads((folder / name).read_bytes()) for name in present if name.endswith(".json")}
+    present = {name: folder / name for name in COPIED if (folder / name).is_file()} if folder else {}
+    for name, path in present.items():
+        bundle.add_file(name, path)
+    contents = {name: _read_json(path) for name, path in present.items() if name.endswith(".json")}
     config, generation = (contents.get(name, {}) for name in ("config.json", "generation_config.json"))
     tokenizer_files = [name for name in present if name in TOKENIZER_FILES]
     described = mlc_chat_config(manifest, config, generation, contents.get("tokenizer.json"), tokenizer_files)
     bundle.add_json("mlc-chat-config.json", described)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from None

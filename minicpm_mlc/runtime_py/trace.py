@@ -59,7 +59,7 @@ def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
 
 def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
     """float [layers, blocks]: share of KV heads whose list (i32 [kv_heads, budget], -1 padded) names each block."""
-    return np.array([[(layer == block).any(-1).mean() for block in range(blocks)] for layer in selected])
+    return np.array([[np.equal(layer, block).any(-1).mean() for block in range(blocks)] for layer in selected])
 
 
 def forced_blocks(engine: Engine, position: int, blocks: int) -> np.ndarray:
@@ -89,12 +89,10 @@ def _beginning(engine: Engine, token_ids: list[int], width: int = 80) -> str:
 
 def as_html(result: Trace) -> str:
     """One self-contained page: the text shaded by how often it was chosen, and a table of layers and blocks."""
-    chosen = np.where(result.forced[:, None, :], np.nan, result.reads)
-    with np.errstate(invalid="ignore"):
-        by_layer = np.nan_to_num(np.nanmean(np.where(np.isnan(chosen).all(0), 0.0, chosen), axis=0))
-    total = by_layer.mean(0)
-    always = result.forced.all(0)
-    text = "".join(_passage(i, block, total[i], bool(always[i])) for i, block in enumerate(result.blocks))
+    free = ~result.forced[:, None, :]
+    by_layer = (result.reads * free).sum(0) / np.maximum(free.sum(0), 1)  # of the steps that could leave a block out
+    total, always = by_layer.mean(0).tolist(), np.all(result.forced, axis=0).tolist()
+    text = "".join(map(_passage, range(len(total)), result.blocks, total, always))
     rows = "".join(
         f"<tr><th>{layer}</th>{''.join(_cell(value, layer, i) for i, value in enumerate(values))}</tr>"
         for layer, values in enumerate(by_layer)
