@@ -12,7 +12,7 @@ from minicpm_mlc.compile.config import SparseConfig
 from minicpm_mlc.errors import EngineError
 from minicpm_mlc.runtime_py.trace import NOTE, as_html, count_reads, trace
 
-SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=2, dense_len=384)
+SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 DOCUMENT = "<b>lamp & key</b> " * 60
 
 
