@@ -64,9 +64,7 @@ def attend_blocks(
     shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
     group = shape.group
 
-    def attend(
-        n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, selected: Any, out: Any
-    ) -> None:
+    def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, selected: Any, out: Any) -> None:
         def attend_share(row: Any, kv_head: Any, begin: int, share: int) -> Block:
             """The blocks at places begin .. begin + share - 1 of the list."""
             table = row if batched else 0

@@ -34,9 +34,10 @@ class Budget:
 
 def all_segment_means(k_pages: np.ndarray, page_table: np.ndarray, tokens: int) -> np.ndarray:
     """float64 [pages, kv_heads, 4, d]: the means of one sequence's finished segments; NaN elsewhere."""
-    pages, kv_heads, head_dim, _ = k_pages.shape
+    pages, kv_heads, head_dim, page_size = k_pages.shape
     means = np.full((pages, kv_heads, SEGMENTS, head_dim), np.nan)
-    segment_means_definition(np.arange(tokens), page_table[None], k_pages, means)
+    ends = np.arange(page_size // SEGMENTS - 1, tokens, page_size // SEGMENTS)
+    segment_means_definition(ends, page_table[None], k_pages, means)
     return means
 
 

@@ -38,7 +38,7 @@ def select_blocks_definition(
         blocks = np.arange(own + 1)
         forced = (blocks < init_blocks) | (blocks >= own - window_blocks)
         for head, scores in enumerate(pooled[row, :, : own + 1]):
-            best = np.argsort(np.where(forced, -np.inf, -scores), kind="stable")[:budget]
+            best = np.lexsort((blocks, -scores, ~forced))[:budget]
             selected[row, head, : len(best)] = np.sort(best)
     return selected
 
@@ -50,7 +50,9 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
     initial blocks and the query's own.
     """
     if topk <= init_blocks:
-        raise CompileError(f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or the own block is lost")
+        raise CompileError(
+            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own block has no place"
+        )
     budget = topk + window_blocks
     free = topk - init_blocks - 1
 
@@ -103,7 +105,7 @@ class Candidates:
     end: Any
 
     def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
-        """put(place, block) for the `count` best from place `begin` on, in ascending order; there are at least that many."""
+        """put(place, block) for the `count` best, ascending, from place `begin` on; there must be that many."""
         threshold = self.kth_largest(count)
         state = T.alloc_buffer((2,), "int32", scope="local")  # places filled, ties still to take
         T.buffer_store(state, self.begin, [0])

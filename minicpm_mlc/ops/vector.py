@@ -50,6 +50,13 @@ def store(buffer: Any, value: Expr, *index: Expr) -> None:
     T.buffer_store(buffer, value, [*index[:-1], T.ramp(index[-1], 1, LANES)])
 
 
+def prefetch(buffer: Any, *index: Expr) -> None:
+    """Ask for the cache line of an element that is read soon, into L2; it may lie past the buffer's end."""
+    read, into_l2, data = 0, 2, 1
+    intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
+    T.evaluate(T.call_llvm_intrin(intrinsic, T.address_of(buffer[index]), read, into_l2, data, dtype="void"))
+
+
 def registers(count: int) -> Any:
     """`count` float32 vectors that LLVM keeps in registers as long as every index is a constant."""
     return T.alloc_buffer((count * LANES,), "float32", scope="local")

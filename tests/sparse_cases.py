@@ -1,0 +1,140 @@
+"""Sequences, kernels and calls that the tests of sparse attention share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from op_cases import compiled
+
+from minicpm_mlc.ops.attend_blocks import attend_blocks
+from minicpm_mlc.ops.infllm import Budget, all_segment_means
+from minicpm_mlc.ops.score_blocks import score_blocks
+from minicpm_mlc.ops.segment_means import segment_means
+from minicpm_mlc.ops.select_blocks import select_blocks
+
+BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What kernels are compiled for; `tile`: vectors of 16 accumulators."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    kv_dtype: str
+    tile: int
+    budget: Budget = BUDGET
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        return self.num_heads, self.num_kv_heads, self.head_dim
+
+
+FAMILIES = [  # groups of 16, 8, 4 and 1
+    Family(32, 2, 128, "float16", 16),
+    Family(8, 1, 64, "float32", 8, Budget(topk=4, window_blocks=1, init_blocks=0)),
+    Family(8, 2, 64, "float16", 4, Budget(topk=2, window_blocks=3, init_blocks=1)),
+    Family(2, 2, 64, "float32", 4, Budget(topk=8, window_blocks=4, init_blocks=2)),
+]
+KINDS = ["random", "clustered", "periodic", "equal", "extreme"]
+
+
+@dataclass
+class Sequence:
+    """One sequence in shuffled pages; NaN in every slot and mean past its last token."""
+
+    k_pages: np.ndarray
+    v_pages: np.ndarray
+    k_means: np.ndarray
+    page_table: np.ndarray
+    tokens: int
+
+
+def make_keys(kind: str, family: Family, pages: int, rng: np.random.Generator) -> np.ndarray:
+    """Keys [pages, kv_heads, d, 64], in the order of the sequence.
+
+    clustered: pages share eight directions, as topics do; periodic: every third page is the same, which ties blocks;
+    equal: one key everywhere.
+    """
+    shape = (pages, family.num_kv_heads, family.head_dim, 64)
+    keys = rng.standard_normal(shape)
+    if kind == "clustered":
+        return 0.5 * keys + rng.standard_normal((8, *shape[1:3], 1))[rng.integers(0, 8, pages)]
+    if kind == "periodic":
+        return keys[np.arange(pages) % 3]
+    if kind == "equal":
+        return np.broadcast_to(keys[:1, :, :, :1], shape)
+    return keys
+
+
+@cache
+def make_sequence(kind: str, family: Family, tokens: int, seed: int = 0) -> Sequence:
+    rng = np.random.default_rng([tokens, seed, KINDS.index(kind)])
+    pages = -(-tokens // 64)
+    table = rng.permutation(pages).astype(np.int32)
+    k_pages, v_pages = np.empty((2, pages, family.num_kv_heads, family.head_dim * 64), family.kv_dtype)
+    k_pages = k_pages.reshape(pages, family.num_kv_heads, family.head_dim, 64)
+    v_pages = v_pages.reshape(pages, family.num_kv_heads, 64, family.head_dim)
+    k_pages[table] = make_keys(kind, family, pages, rng)
+    v_pages[:] = rng.standard_normal(v_pages.shape)
+    k_pages[table[-1], :, :, (tokens - 1) % 64 + 1 :] = np.nan
+    v_pages[table[-1], :, (tokens - 1) % 64 + 1 :] = np.nan
+    means = all_segment_means(k_pages, table, tokens).astype(np.float32)
+    return Sequence(k_pages, v_pages, means, table, tokens)
+
+
+def make_queries(kind: str, family: Family, rows: int, seed: int = 0) -> np.ndarray:
+    """float32 [rows, heads, d]; extreme: logits of hundreds, most of whose exponentials underflow."""
+    rng = np.random.default_rng([rows, seed])
+    scale = {"random": 3, "clustered": 1, "extreme": 200}.get(kind, 1)
+    return (scale * rng.standard_normal((rows, family.num_heads, family.head_dim))).astype(np.float32)
+
+
+@cache
+def kernel(operator: str, family: Family, batched: bool = False):
+    budget = family.budget
+    if operator == "means":
+        return compiled(segment_means(*family.heads[1:], family.kv_dtype, batched))
+    if operator == "score":
+        return compiled(score_blocks(*family.heads, batched, family.tile))
+    if operator == "select":
+        return compiled(select_blocks(family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks))
+    return compiled(attend_blocks(*family.heads, family.kv_dtype, budget.blocks, batched, family.tile))
+
+
+def tables(sequence: Sequence, rows: int, batched: bool) -> np.ndarray:
+    return np.tile(sequence.page_table, (rows if batched else 1, 1))
+
+
+def score(family: Family, sequence: Sequence, q: np.ndarray, positions: np.ndarray, batched: bool) -> np.ndarray:
+    pooled = np.full((len(q), family.num_kv_heads, len(sequence.page_table)), np.nan, np.float32)
+    table = tables(sequence, len(q), batched)
+    kernel("score", family, batched)(q, sequence.k_means, table, positions, pooled)
+    return pooled
+
+
+def select(family: Family, pooled: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    selected = np.full((*pooled.shape[:2], family.budget.blocks), -9, np.int32)
+    kernel("select", family)(pooled, positions, selected)
+    return selected
+
+
+def attend(
+    family: Family, sequence: Sequence, q: np.ndarray, slots: np.ndarray, selected: np.ndarray, batched: bool
+) -> np.ndarray:
+    out = np.full((len(q), family.num_heads * family.head_dim), np.nan, np.float32)
+    table = tables(sequence, len(q), batched)
+    kernel("attend", family, batched)(q, sequence.k_pages, sequence.v_pages, table, slots, selected, out)
+    return out
+
+
+def sparse_attention(
+    family: Family, sequence: Sequence, q: np.ndarray, positions: np.ndarray, batched: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three kernels in a row -> attention, selected, pooled; what infllm_definition returns."""
+    pooled = score(family, sequence, q, positions, batched)
+    selected = select(family, pooled, positions)
+    return attend(family, sequence, q, positions, selected, batched), selected, pooled

@@ -1,0 +1,96 @@
+"""Each operator of sparse attention alone: means, scores, selection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import nmse
+from sparse_cases import FAMILIES, Family, kernel, make_queries, make_sequence, score, select, tables
+
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.score_blocks import score_blocks, score_blocks_definition
+from minicpm_mlc.ops.segment_means import segment_means_definition
+from minicpm_mlc.ops.select_blocks import select_blocks, select_blocks_definition
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 200])
+@pytest.mark.parametrize("family", FAMILIES[:2], ids=str)
+def test_means_written_chunk_by_chunk_are_those_of_the_whole(family: Family, chunk: int):
+    sequence = make_sequence("random", family, 200)
+    means = np.full_like(sequence.k_means, np.nan)
+    for start in range(0, 200, chunk):
+        slots = np.arange(start, min(start + chunk, 200)).astype(np.int32)
+        kernel("means", family)(slots, tables(sequence, 1, False), sequence.k_pages, means)
+    np.testing.assert_allclose(means, sequence.k_means, rtol=1e-5, atol=1e-6)
+    assert np.isnan(means).any() and np.isfinite(means[sequence.page_table[:3]]).all()
+
+
+def test_decode_means_follow_each_rows_own_page_table():
+    family = FAMILIES[0]
+    sequence = make_sequence("random", family, 256)
+    page_tables = sequence.page_table.reshape(2, 2)
+    means, expected = np.zeros((2, *sequence.k_means.shape), np.float32)
+    slots = np.array([79, 31], np.int32)
+    kernel("means", family, True)(slots, page_tables, sequence.k_pages, means)
+    segment_means_definition(slots, page_tables, sequence.k_pages, expected)
+    np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["prefill", "decode"])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_scores_match_the_definition_at_every_edge_of_a_window(family: Family, batched: bool):
+    sequence = make_sequence("random", family, 6500)  # 102 pages: decode cuts them into three
+    edges = np.array([0, 15, 31, 63, 79, 126, 127, 142, 191, 1023, 2190, 4222, 4366, 6399, 6498])
+    positions = np.concatenate([edges, edges + 1]).astype(np.int32)
+    q = make_queries("random", family, len(positions))
+    expected = score_blocks_definition(q, sequence.k_means, tables(sequence, 1, False), positions)
+    got = score(family, sequence, q, positions, batched)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert (got[positions < 127] == 0).all() and (got[positions >= 127, :, 0] > 0).all()
+
+
+def test_decode_rows_of_different_sequences_do_not_mix():
+    family = FAMILIES[0]
+    sequence = make_sequence("random", family, 1024)
+    page_tables = sequence.page_table.reshape(2, 8)
+    positions = np.array([500, 140], np.int32)
+    q = make_queries("random", family, 2)
+    pooled, out = np.full((2, 2, 8), np.nan, np.float32), np.full((2, 32 * 128), np.nan, np.float32)
+    kernel("score", family, True)(q, sequence.k_means, page_tables, positions, pooled)
+    np.testing.assert_allclose(pooled, score_blocks_definition(q, sequence.k_means, page_tables, positions), rtol=1e-5)
+    arguments = [q, sequence.k_pages, sequence.v_pages, page_tables, positions, select(family, pooled, positions)]
+    kernel("attend", family, True)(*arguments, out)
+    assert nmse(out, attend_blocks_definition(*arguments)) < 1e-11
+
+
+SCORES = st.sampled_from([0.0, 1e-45, 1e-38, 0.25, 0.25000003, 1.0, 1e30, np.inf])
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(data=st.data(), family=st.sampled_from(FAMILIES), pages=st.integers(1, 70))
+def test_selection_is_exact_with_ties_to_the_lower_block(data: st.DataObject, family: Family, pages: int):
+    position = data.draw(st.integers(0, 64 * pages - 1))
+    row = data.draw(st.lists(SCORES, min_size=pages, max_size=pages))
+    pooled = np.tile(np.array(row, np.float32), (1, family.num_kv_heads, 1))
+    positions, budget = np.array([position], np.int32), family.budget
+    expected = select_blocks_definition(pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks)
+    np.testing.assert_array_equal(select(family, pooled, positions), expected)
+
+
+def test_selection_of_nan_scores_stays_inside_the_sequence():
+    pooled = np.full((1, 2, 40), -np.nan, np.float32)
+    selected = select(FAMILIES[0], pooled, np.array([40 * 64 - 1], np.int32))
+    assert (selected >= -9).all() and (selected < 40).all() and (selected[..., 0] == 0).all()
+
+
+def test_a_budget_without_room_for_the_own_block_is_refused():
+    with pytest.raises(CompileError, match="topk 1 must exceed init_blocks 1"):
+        select_blocks(2, 1, 4, 1)
+
+
+def test_more_heads_than_lanes_are_refused():
+    with pytest.raises(CompileError, match="at most 16"):
+        score_blocks(64, 2, 128, batched=True)
