@@ -1,6 +1,7 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
+SOURCES := $(shell find minicpm_mlc -name '*.py')
 DEMO := examples/demo_model/MiniCPM4.1-demo
 
 .PHONY: demo test check clean
@@ -24,11 +25,11 @@ clean:
 	PYTHON=$(PYTHON) sh tools/make_venv.sh .venv
 	touch $@
 
-.venv/.installed: .venv/.made pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+.venv/.installed: .venv/.made pyproject.toml $(SOURCES)
+	$(BIN)/pip install --quiet .
 	mkdir -p build
 	touch $@
 
 .venv/.tests: .venv/.installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet '.[dev]'
 	touch $@
