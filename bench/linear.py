@@ -75,15 +75,21 @@ class Kernels:
 
         fmt = WeightFormat.of(self.scheme, "rows16x4")
         call, weights = build(linear_int8(self.n, self.k, fmt, dot)), self.weights(fmt)
-        quantize, words = (
-            build(quantize_rows(self.k, DOTS[dot].zero(fmt))), random_tensor(quantized_shape(self.m, self.k), "int32"),
-        )  # fmt: skip
+        quantize = build(quantize_rows(self.k, DOTS[dot].zero(fmt)))
+        words = random_tensor(quantized_shape(self.m, self.k), "int32")
         return lambda: [(quantize(self.x, words), call(words, w, s, self.out)) for w, s in weights]
 
     def weights(self, fmt: Any) -> list[tuple[Any, Any]]:
         n, k = self.n, self.k
         pairs = [(fmt.weight_shape(n, k), fmt.dtype), (fmt.scale_shape(n, k), fmt.scale_dtype)]
         return [tuple(random_tensor(*pair) for pair in pairs) for _ in range(self.copies)]
+
+
+def memory_read(nbytes: int, copies: int) -> Pass:
+    """Reads as many bytes as the copies hold: memchr for a byte that isn't there. What a GEMV can reach at most."""
+    memchr = ctypes.CDLL(None).memchr
+    buffer = (ctypes.c_char * (nbytes * copies)).from_buffer(bytearray(b"\1") * (nbytes * copies))
+    return lambda: memchr(buffer, 0, ctypes.c_size_t(nbytes * copies))
 
 
 @cache
@@ -106,7 +112,8 @@ def random_tensor(shape: tuple[int, ...], dtype: str) -> Any:
     rng = np.random.default_rng(0)
     if dtype.startswith("float"):
         return tvm.runtime.tensor(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
-    return tvm.runtime.tensor(rng.integers(0, 256, int(np.prod(shape)) * np.dtype(dtype).itemsize, np.uint8).view(dtype).reshape(shape))
+    span = np.iinfo(dtype)
+    return tvm.runtime.tensor(rng.integers(span.min, span.max, shape, dtype))
 
 
 class _InitParams(ctypes.Structure):
@@ -212,6 +219,8 @@ def compare(shape: str, args: argparse.Namespace) -> list[Row]:
         passes["float32"] = kernels.float32()
     if not args.no_ggml and args.scheme == "w4":
         passes["ggml q4_0"] = Ggml(args.threads).q4_0(m, n, k, copies)
+    if m == 1 and args.threads == 1:
+        passes["memory read"] = memory_read(nbytes, copies)
     seconds = measure(passes, args.repeats, time.thread_time if args.threads == 1 else time.perf_counter)
     first = next(iter(seconds.values()))
 

@@ -11,6 +11,7 @@ from .errors import MiniCPMError
 
 ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
+ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
 
 
 class Commands(click.Group):
@@ -50,6 +51,7 @@ def main() -> None:
 @click.option("--cpu", default="native", help="native, a level such as x86-64-v3, or a processor that LLVM knows.")
 @click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
 @click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
+@click.option("--activations", type=ACTIVATIONS, default="auto", help="What meets w4 and w8 weights; auto is int8 where fast.")
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
 @click.option("--attention", type=click.Choice(["auto", "dense"]), default="auto", help="dense leaves out sparse kernels.")
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
@@ -137,22 +139,32 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
 @click.option("--attention-only", is_flag=True, help="No bundle: dense against sparse kernels at the 8B models' shapes.")
+@click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
-def bench(bundle: str | None, depth: str, form: str | None, attention_only: bool, **options: Any) -> None:
+def bench(
+    bundle: str | None, depth: str, form: str | None, attention_only: bool, plot: str | None, **options: Any
+) -> None:
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
     if attention_only:
         from .compile.bench_attention import bench_attention
 
         chosen = {name: options[name] for name in ("repeats", "threads")}
-        report = bench_attention(_numbers(depth), options["prompt_tokens"], **chosen)
+        reports = {"": bench_attention(_numbers(depth), options["prompt_tokens"], **chosen)}
     elif bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
     else:
         from .runtime_py.bench import bench_bundle
 
-        report = bench_bundle(bundle, _numbers(depth), **options)
-    click.echo(getattr(report, form or "plain")())
+        gears = ["dense", "sparse"] if plot else [options["attention"]]
+        reports = {gear: bench_bundle(bundle, _numbers(depth), **options | {"attention": gear}) for gear in gears}
+    for report in reports.values():
+        click.echo(getattr(report, form or "plain")())
+    if plot and bundle:
+        from .manifest import Manifest
+        from .runtime_py.plot import plot as draw
+
+        draw(reports, Manifest.load(bundle), plot)
 
 
 @main.command(**_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"))

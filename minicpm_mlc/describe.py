@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "runs here": mismatch(manifest.target, this_host()) or "yes",
         "scheme": manifest.scheme,
         "embedding": manifest.embedding_scheme,
+        "activations": manifest.activations,
         "target": manifest.target,
         "tvm": manifest.tvm,
         "max context": manifest.max_context,
@@ -77,11 +79,12 @@ def _weights(path: Path, config: Any) -> int | str:
 def _forecast(config: Any) -> dict[str, Any]:
     """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on top."""
     from .compile.convert import stored_bytes
-    from .compile.parameters import Precision, parameters
+    from .compile.parameters import Precision, parameters, pool_bytes_per_token
     from .compile.quantize import SCHEMES as ALL
 
     weights = {name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16"))) for name in SCHEMES}
-    per_token = config.kv_bytes_per_token(2)
+    config = replace(config, sparse=config.sparse_attention)
+    per_token = pool_bytes_per_token(config, "float16")
     rows = [
         {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
         for n in context_lengths(config.max_position_embeddings)

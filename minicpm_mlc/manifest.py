@@ -14,9 +14,10 @@ from minicpm_mlc.errors import BundleError
 from minicpm_mlc.host import Host, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 1  # functions of the compiled library
+ABI = 2  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
+WEIGHT_LAYOUTS = {"f32": "rows16", "int8": "rows16x4"}  # of integer weights, by the activations that meet them
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
 REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
@@ -31,7 +32,11 @@ _FILE = {"bytes": int, "sha256": str}
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names in ABI order."""
+    """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names in ABI order.
+
+    `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is how those weights are
+    interleaved (ops/packing.py), the layout that the library was compiled for.
+    """
 
     name: str
     scheme: str
@@ -45,6 +50,8 @@ class Manifest:
     params: list[str]
     memory: dict[str, int]
     tvm: str
+    activations: str = "f32"
+    weight_layout: str = "rows16"
     page_size: int = PAGE_SIZE
     library: str = "model.so"
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -141,6 +148,8 @@ def _parse(data: Any, folder: Path) -> Manifest:
             raise _damaged(folder, what)
     if data.keys() != kinds.keys():
         raise _damaged(folder, str(sorted(data.keys() - kinds.keys())[0]))
+    if WEIGHT_LAYOUTS.get(data["activations"]) != data["weight_layout"]:
+        raise _damaged(folder, "weight_layout")
     for name, entry in data["files"].items():
         if not is_plain_name(name) or not _has(entry, _FILE):
             raise _damaged(folder, f"files: {name}")

@@ -227,10 +227,17 @@ def test_folders_that_are_not_bundles_are_refused_with_the_next_command(place):
         read(place / "file")
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"abi": 2}])
+@pytest.mark.parametrize("change", [{"activations": "int8"}, {"weight_layout": "rows8"}, {"activations": "int4"}])
+def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
+    write(place / "b", dataclasses.replace(MANIFEST, **change))
+    with pytest.raises(BundleError, match="damaged at 'weight_layout'"):
+        read(place / "b")
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"abi": 1}])
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
-    with pytest.raises(BundleError, match="this minicpm-mlc reads format 1 and ABI 1; compile it again"):
+    with pytest.raises(BundleError, match="this minicpm-mlc reads format 1 and ABI 2; compile it again"):
         read(place / "b")
 
 

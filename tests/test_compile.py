@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,44 @@ def test_head_and_embedding_have_their_own_scheme(checkpoint, tmp_path):
     dtypes = {r["name"]: r["dtype"] for shard in stored["records"] for r in shard["records"]}
     assert dtypes["embedding.weight"] == dtypes["head.weight"] == "float16"
     assert dtypes["layers.0.mlp.down.weight"] == "uint8"
+
+
+@pytest.mark.parametrize(
+    "options, activations, layout, quads",
+    [
+        ({"cpu": "x86-64-v3"}, "int8", "rows16x4", True),
+        ({"cpu": "x86-64-v3", "scheme": "f16", "embedding_scheme": "w8"}, "int8", "rows16x4", False),
+        ({"cpu": "x86-64-v3", "activations": "f32"}, "f32", "rows16", False),
+        ({"cpu": "x86-64-v2"}, "f32", "rows16", False),
+        ({"cpu": "x86-64-v3", "scheme": "f16"}, "f32", "rows16", False),
+    ],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
+    checkpoint, tmp_path, options, activations, layout, quads
+):
+    compile_model(checkpoint, tmp_path / "out", **options)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.activations, manifest.weight_layout) == (activations, layout)
+    stored = json.loads((tmp_path / "out" / "tensor-cache.json").read_text())
+    shapes = {r["name"]: r["shape"] for shard in stored["records"] for r in shard["records"]}
+    assert (shapes["layers.0.mlp.down.weight"][-1] == 64) == quads
+    assert (shapes["embedding.weight"][-1] == 64) == (activations == "int8")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
+        ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
+        ({"activations": "int8", "cpu": "x86-64-v2"}, "x86-64-v2 has no int8 dot products; use --activations f32"),
+    ],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+def test_activations_that_can_not_be_are_refused(checkpoint, tmp_path, options, message):
+    with pytest.raises(CompileError, match=message):
+        compile_model(checkpoint, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def damage(checkpoint: Path, **changes: object) -> None:

@@ -83,8 +83,7 @@ def test_recall_prompts_are_as_long_as_they_say(tokens: int) -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     rng = random.Random(tokens)
     lengths = [
-        len(tokenizer.encode(evaluate.prompt_of(evaluate.SKILLS[f"recall, {tokens} tokens"](rng))).ids)
-        for _ in range(10)
+        len(tokenizer.encode(evaluate.prompt_of(evaluate.SKILLS[f"recall, {tokens} tokens"](rng))).ids) for _ in range(10)
     ]
     assert 0.8 * tokens < sum(lengths) / 10 < 1.2 * tokens
 
@@ -115,3 +114,32 @@ def test_checkpoint_files_agree_with_each_other() -> None:
     assert config["hidden_size"] // config["num_attention_heads"] == 64
     assert len(config["rope_scaling"]["long_factor"]) == 32
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 12_000_000
+
+
+def test_the_loss_counts_what_the_model_has_to_say_and_nothing_else() -> None:
+    train = pytest.importorskip("train", exc_type=ImportError)
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    turns = (data.Turn("Hi", "Hello!", None), data.Turn("2 + 2", "2 + 2 = 4.", "2 + 2"))
+    marks = tuple(tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+    head = tokenizer.encode("assistant\n", add_special_tokens=False).ids
+
+    def counted(sample: data.Sample) -> str:
+        ids = tokenizer.encode(data.render(sample)).ids
+        weights = train.weigh(ids, (*marks, head), sample.prefilled)
+        return tokenizer.decode([i for i, weight in zip(ids, weights, strict=True) if weight == 1], skip_special_tokens=False)
+
+    # The first token of a past answer stands where a think block would: it is left out.
+    said = counted(data.Sample(turns))
+    assert said.endswith("!<|im_end|><think>\n2 + 2\n</think>\n\n2 + 2 = 4.<|im_end|>")
+    assert "Hi" not in said and "Hello" not in said
+    direct = data.Sample((data.Turn("2 + 2", "2 + 2 = 4.", None),), prefilled=True)
+    assert counted(direct) == "2 + 2 = 4.<|im_end|>"
+    assert counted(direct._replace(prefilled=False)) == data.NO_THINK + "2 + 2 = 4.<|im_end|>"
+
+
+def test_the_shipped_tokenizer_files_name_the_published_special_tokens() -> None:
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    assert [tokenizer.token_to_id(token) for token in ("<unk>", "<s>", "</s>", "<0x00>")] == [0, 1, 2, 3]
+    last = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size() - 8, tokenizer.get_vocab_size())]
+    assert last[:3] == ["<|im_end|>", "<|im_start|>", "<|tool_call|>"]
+    assert json.loads((CHECKPOINT / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"

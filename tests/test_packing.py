@@ -27,6 +27,17 @@ def test_unpack_inverts_pack(rows, groups, bits, seed):
     assert np.array_equal(unpack(packed, rows, bits), original)
 
 
+@given(st.integers(1, 50), st.integers(1, 5), st.sampled_from([4, 8]), st.integers(0, 9))
+@settings(derandomize=True, max_examples=40, deadline=None)
+def test_unpack_inverts_pack_of_quads(rows, groups, bits, seed):
+    original = values(rows, 32 * groups, bits, seed)
+    packed = pack(original, bits, "rows16x4")
+    assert packed.shape == packed_shape(rows, 32 * groups, bits, "rows16x4")
+    assert packed.dtype == original.dtype
+    assert packed.flags.c_contiguous
+    assert np.array_equal(unpack(packed, rows, bits, "rows16x4"), original)
+
+
 @given(st.integers(1, 50), st.integers(1, 9))
 @settings(derandomize=True, max_examples=30, deadline=None)
 def test_unpack_scales_inverts_pack_scales(rows, groups):
@@ -51,6 +62,22 @@ def test_nibbles_pair_column_j_with_column_16_plus_j_of_their_group():
             for j in range(16):
                 low, high = original[row, 32 * group + j], original[row, 32 * group + 16 + j]
                 assert packed[row // 16, 16 * group + j, row % 16] == low | high << 4
+
+
+def test_quads_hold_four_columns_of_each_row_and_their_nibbles_four_more():
+    eight, four = values(40, 64, 8), values(40, 64, 4)
+    packed8, packed4 = pack(eight, 8, "rows16x4"), pack(four, 4, "rows16x4")
+    for row in range(40):
+        for c in range(64):
+            lane = 4 * (row % 16) + c % 4
+            assert packed8[row // 16, c // 4, lane] == eight[row, c]
+            assert packed4[row // 16, c // 8, lane] >> (c // 4 % 2 * 4) & 15 == four[row, c]
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(8, 0), (4, 0x88)])
+def test_padding_rows_of_quads_are_zero_weights(bits, zero):
+    packed = pack(values(17, 32, bits), bits, "rows16x4").reshape(2, -1, 16, 4)
+    assert (packed[1, :, 1:] == zero).all()
 
 
 @pytest.mark.parametrize(("bits", "zero"), [(32, 0), (16, 0), (8, 0), (4, 0x88)])

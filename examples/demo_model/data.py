@@ -327,9 +327,7 @@ def conversation(rng: random.Random, held: bool, turns: int) -> Sample:
 
 def _vary(rng: random.Random, question: str) -> str:
     if rng.random() < 0.2:
-        question = (
-            rng.choice(["Please tell me: ", "I have a question. ", "Hi! ", "Hello. ", "Can you tell me: "]) + question
-        )
+        question = rng.choice(["Please tell me: ", "I have a question. ", "Hi! ", "Hello. ", "Can you tell me: "]) + question
     if rng.random() < 0.2:
         question = question.lower()
     if rng.random() < 0.15:
@@ -390,17 +388,24 @@ def short(rng: random.Random) -> Sample:
 
 
 def long(rng: random.Random, tokens: int) -> Sample:
-    """About `tokens` tokens, with a third of short samples between."""
-    kind = rng.random()
-    if kind < 0.35:
+    """Up to `tokens` tokens. Each kind's odds are its share of the text over its length, so that short ones keep theirs."""
+    shares = {"think": 0.08 / 105, "direct": 0.01 / 45, "chat": 0.03 / 70, "short": 0.04 / 140}
+    shares |= {"text": 0.04 / tokens, "conversation": 0.08 / tokens, "recall": 0.72 / (0.9 * tokens)}
+    kind = rng.choices(list(shares), list(shares.values()))[0]
+    if kind in ("think", "direct"):
+        return Sample((arithmetic(rng, False, think=kind == "think"),))
+    if kind == "chat":
+        return Sample((chat(rng, False)[0],))
+    if kind == "short":
         return short(rng)
-    if kind < 0.42:
+    if kind == "text":
         return Sample(text=document(rng, [], tokens // 16))
-    if kind < 0.55:
+    if kind == "conversation":
         return conversation(rng, False, max(3, tokens // 50))
-    size = max(2, int(tokens * rng.uniform(0.25, 0.65)) // 16)
-    count = rng.randint(3, 5 + size // 4)
-    return recall(rng, False, size, count, rng.randint(3, min(10, count)))
+    text = int(tokens * rng.uniform(0.2, 0.75))
+    count = rng.randint(3, text // 30)
+    questions = min(24, int(0.93 * tokens - text) // 40)  # a question and its answer are about 40 tokens
+    return recall(rng, False, (text - 13 * count) // 15, count, questions)
 
 
 def samples(seed: int, tokens: int) -> Iterator[Sample]:
@@ -416,13 +421,7 @@ def messages(sample: Sample) -> list[dict[str, str]]:
     out = []
     for i, turn in enumerate(sample.turns):
         out.append({"role": "user", "content": turn.user})
-        block = (
-            ""
-            if i < len(sample.turns) - 1
-            else NO_THINK
-            if turn.think is None
-            else f"<think>\n{turn.think}\n</think>\n\n"
-        )
+        block = "" if i < len(sample.turns) - 1 else NO_THINK if turn.think is None else f"<think>\n{turn.think}\n</think>\n\n"
         out.append({"role": "assistant", "content": block + turn.answer})
     return out
 

@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     batch: int
 
 
-STAGES = [Stage(1600, 256, 16), Stage(350, 1024, 4), Stage(250, 2048, 2), Stage(30, 4096, 1)]
+STAGES = [Stage(1480, 256, 16), Stage(220, 512, 8), Stage(560, 1024, 4), Stage(500, 2048, 2)]
 TOTAL = sum(stage.steps for stage in STAGES)
 WARMUP, DECAY = 60, 0.35  # steps; share of all steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
@@ -216,10 +216,10 @@ def train(run: Run, tokenizer: Tokenizer, minutes: float, save_every: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "MiniCPM4.1-demo", help="checkpoint folder to write")
-    parser.add_argument("--state", type=Path, default=HERE / "train-state.pt", help="where the training state is kept")
     parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the state file"
+        "--state", type=Path, default=HERE / "build" / "train-state.pt", help="where the training state is kept"
     )
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the state file")
     parser.add_argument("--minutes", type=float, default=0, help="stop (resumably) after this time")
     parser.add_argument("--save-every", type=float, default=150, help="seconds between two saved states")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -228,6 +228,7 @@ def main() -> None:
     if not args.resume:
         args.state.unlink(missing_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
+    args.state.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = args.out / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(vocabulary)) if vocabulary.exists() else tok.write(args.out)
     train(Run(args.out, args.state), tokenizer, args.minutes, args.save_every)

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Word lists that the generated text is filled from."""
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ import numpy as np
 import tvm
 
 from ..manifest import PAGE_SIZE
+from ..ops.peak import STEPS
 from ..runtime_py.bench import cpu_name, markdown_table, plain_table
 from ..runtime_py.library import reserve, use_threads
 from ..runtime_py.machine import physical_cores
 from ..runtime_py.roofline import memory_bandwidth
-from ..ops.peak import STEPS
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
 from .config import ModelConfig, SparseConfig
 from .presets import PRESETS

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..describe import context_lengths, human_bytes
 from ..errors import CheckpointError, CompileError
-from ..manifest import PAGE_SIZE, Manifest
+from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
 from ..targets import get_target
 from ..targets.cpu import CpuTarget
 from .bundle import BundleWriter
@@ -57,6 +57,7 @@ def compile_model(
     cpu: str = "native",
     scheme: str = "w4",
     embedding_scheme: str | None = None,
+    activations: str = "auto",
     context: int | None = None,
     prefill_chunk: int | None = None,
     attention: str = "auto",
@@ -68,14 +69,15 @@ def compile_model(
     """Compile a checkpoint folder, or with `random_weights` a published model's name, into a bundle.
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can mend; then nothing is
-    written. The same input gives the same bytes.
+    written. The same input gives the same bytes. `activations` are rounded to int8 where they meet w4 or w8 weights
+    ("auto", if the processor multiplies int8; "int8" insists) or stay exact ("f32").
     """
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
     config = config.with_context(_positive("--context", context, config.max_position_embeddings))
     config = replace(config, sparse=_sparse(config, attention))
-    precision = _precision(scheme, embedding_scheme or scheme)
     target = get_target(device, cpu)
+    precision = _precision(scheme, embedding_scheme or scheme, activations, target)
     params = parameters(config, precision)
     manifest = _manifest(config, precision, target, params, context, prefill_chunk)
     path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}")
@@ -115,11 +117,23 @@ def _sparse(config: ModelConfig, attention: str) -> SparseConfig | None:
     return sparse
 
 
-def _precision(scheme: str, embedding_scheme: str) -> Precision:
+def _precision(scheme: str, embedding_scheme: str, activations: str, target: CpuTarget) -> Precision:
     for name in (scheme, embedding_scheme):
         if name not in SCHEMES:
             raise CompileError(f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
-    return Precision(SCHEMES[scheme], SCHEMES[embedding_scheme], "float32" if scheme == "f32" else "float16")
+    schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
+    kv_dtype = "float32" if scheme == "f32" else "float16"
+    return Precision(*schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target))
+
+
+def _activations(wanted: str, integer_weights: bool, target: CpuTarget) -> str:
+    if wanted not in ("auto", "int8", "f32"):
+        raise CompileError(f"--activations {wanted}: choose auto, int8 or f32")
+    if wanted == "int8" and not integer_weights:
+        raise CompileError("--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32")
+    if wanted == "int8" and not target.int8_dot:
+        raise CompileError(f"--activations int8: {target.cpu} has no int8 dot products; use --activations f32")
+    return "int8" if wanted != "f32" and integer_weights and target.int8_dot else "f32"
 
 
 def _manifest(
@@ -139,6 +153,8 @@ def _manifest(
         name=c.name,
         scheme=precision.linear.name,
         embedding_scheme=precision.embedding.name,
+        activations=precision.activations,
+        weight_layout=WEIGHT_LAYOUTS[precision.activations],
         target=target.describe(),
         model=c.to_dict(),
         kv_dtype=precision.kv_dtype,

@@ -25,13 +25,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an f32 vector."""
+    """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an f32 vector.
+
+    `layout` is how its rows are interleaved (ops/packing.py).
+    """
 
     name: str
     sources: tuple[str, ...]
     rows: int
     columns: int
     scheme: Scheme
+    layout: str = "rows16"
 
     @property
     def weights(self) -> int:
@@ -44,7 +48,8 @@ def stored_tensors(param: Param) -> list[StoredTensor]:
     scheme = param.scheme
     if not param.columns:
         return [StoredTensor(f"{param.name}.weight", (param.rows,), "float32")]
-    values = StoredTensor(f"{param.name}.weight", packed_shape(param.rows, param.columns, scheme.bits), scheme.dtype)
+    shape = packed_shape(param.rows, param.columns, scheme.bits, param.layout)
+    values = StoredTensor(f"{param.name}.weight", shape, scheme.dtype)
     if not scheme.group:
         return [values]
     scales = packed_scales_shape(param.rows, param.columns, scheme.group)
@@ -128,7 +133,7 @@ def _packed_blocks(
     def pack_block(start: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows = _stacked_rows(param, checkpoint, start, min(start + step, param.rows))
         values, scale = quantize(rows, param.scheme, param.name)
-        return pack(values, param.scheme.bits), None if scale is None else pack_scales(scale)
+        return pack(values, param.scheme.bits, param.layout), None if scale is None else pack_scales(scale)
 
     step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
     for values, scale in _map_ahead(pool, pack_block, range(0, param.rows, step)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ..manifest import PAGE_SIZE
+from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS
 from .config import ModelConfig
 from .convert import Param
 from .quantize import SCHEMES, Scheme
@@ -16,16 +16,24 @@ SEGMENTS = 4  # of 16 tokens in a page
 
 @dataclass(frozen=True)
 class Precision:
-    """What is stored how: linears, embedding and head, and the key/value pools. Arithmetic is float32."""
+    """What is stored how: linears, embedding and head, and the key/value pools.
+
+    Arithmetic is float32; with `activations` "int8" integer weights meet inputs rounded to 8 bits.
+    """
 
     linear: Scheme
     embedding: Scheme
     kv_dtype: str
+    activations: str = "f32"
+
+    def layout(self, scheme: Scheme) -> str:
+        """How weights of a scheme are interleaved (ops/packing.py)."""
+        return WEIGHT_LAYOUTS[self.activations if scheme.kind == "int" else "f32"]
 
 
 def parameters(config: ModelConfig, precision: Precision) -> list[Param]:
     """The checkpoint tensors behind every parameter, in the library's order."""
-    c, matrix = config, precision.linear
+    c, matrix, layout = config, precision.linear, precision.layout(precision.linear)
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
     def layer(i: int) -> list[Param]:
@@ -35,18 +43,19 @@ def parameters(config: ModelConfig, precision: Precision) -> list[Param]:
         gate_up = (mlp + "gate_proj.weight", mlp + "up_proj.weight")
         return [
             norm(ours + "input_norm", theirs + "input_layernorm.weight"),
-            Param(ours + "attention.qkv", qkv, q + 2 * kv, c.hidden_size, matrix),
-            Param(ours + "attention.out", (attention + "o_proj.weight",), c.hidden_size, q, matrix),
+            Param(ours + "attention.qkv", qkv, q + 2 * kv, c.hidden_size, matrix, layout),
+            Param(ours + "attention.out", (attention + "o_proj.weight",), c.hidden_size, q, matrix, layout),
             norm(ours + "mlp_norm", theirs + "post_attention_layernorm.weight"),
-            Param(ours + "mlp.gate_up", gate_up, 2 * c.intermediate_size, c.hidden_size, matrix),
-            Param(ours + "mlp.down", (mlp + "down_proj.weight",), c.hidden_size, c.intermediate_size, matrix),
+            Param(ours + "mlp.gate_up", gate_up, 2 * c.intermediate_size, c.hidden_size, matrix, layout),
+            Param(ours + "mlp.down", (mlp + "down_proj.weight",), c.hidden_size, c.intermediate_size, matrix, layout),
         ]
 
     def norm(name: str, source: str) -> Param:
         return Param(name, (source,), c.hidden_size, 0, SCHEMES["f32"])
 
-    table = Param("embedding", ("model.embed_tokens.weight",), c.vocab_size, c.hidden_size, precision.embedding)
-    head = Param("head", ("lm_head.weight",), c.vocab_size, c.hidden_size, precision.embedding)
+    wide = (c.vocab_size, c.hidden_size, precision.embedding, precision.layout(precision.embedding))
+    table = Param("embedding", ("model.embed_tokens.weight",), *wide)
+    head = Param("head", ("lm_head.weight",), *wide)
     layers = [param for i in range(c.num_layers) for param in layer(i)]
     body = [table, *layers, norm("norm", "model.norm.weight")]
     return body if c.tie_word_embeddings else [*body, head]

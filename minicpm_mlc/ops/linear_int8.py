@@ -20,9 +20,7 @@ STREAMS = 4  # weight blocks of one task, far apart: memory delivers 40 % more t
 AHEAD = 2048  # bytes that each stream is prefetched ahead: 25 % where rows are short or several
 
 
-def linear_int8_definition(
-    x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
-) -> np.ndarray:
+def linear_int8_definition(x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
     """linear_definition with x [m, k] rounded to int8 as quantize_rows does; w [n, k] dequantised -> float64 [m, n]."""
     return linear_definition(rounded_rows_definition(x), w, residual, scale)
 

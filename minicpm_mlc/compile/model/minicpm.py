@@ -16,6 +16,7 @@ import numpy as np
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
+from ...ops.quantize_rows import quantized_shape
 from ...ops.weight_format import LANES, WeightFormat
 from ...targets.cpu import CpuKernels
 from ..config import ModelConfig, SparseConfig
@@ -39,10 +40,17 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
         if fmt.group:
             self.scale = nn.Parameter(fmt.scale_shape(rows, columns), fmt.scale_dtype)
-        self.kernel = kernels.linear(rows, columns, fmt, residual=residual, scale=scale)
+        int8 = fmt.layout == "rows16x4"
+        linear = kernels.linear_int8 if int8 else kernels.linear
+        self.kernel = linear(rows, columns, fmt, residual=residual, scale=scale)
+        self.quantize, self.columns = kernels.quantize_rows(columns, fmt) if int8 else None, columns
 
     def forward(self, x: Tensor, *residual: Tensor) -> Tensor:
-        return call(self.kernel, "linear", [x, *self.stored(), *residual], (x.shape[0], self.width))
+        rows = x.shape[0]
+        if self.quantize:
+            words = Tensor.placeholder(quantized_shape(rows, self.columns), "int32")
+            x = op.tensor_ir_op(self.quantize, "quantize_rows", [x], words)
+        return call(self.kernel, "linear", [x, *self.stored(), *residual], (rows, self.width))
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Weight and scales as kernels take them; without scales, the weight stands in their place."""
@@ -160,7 +168,7 @@ class MiniCPM(nn.Module):
 
     def __init__(self, kernels: CpuKernels, config: ModelConfig, precision: Precision) -> None:
         self.config, self.kv_dtype = config, precision.kv_dtype
-        table_format, fmt = WeightFormat.of(precision.embedding), WeightFormat.of(precision.linear)
+        table_format, fmt = (WeightFormat.of(s, precision.layout(s)) for s in (precision.embedding, precision.linear))
         self.embedding = Linear(kernels, config.vocab_size, config.hidden_size, table_format)
         self.layers = nn.ModuleList([Layer(kernels, config, fmt, precision.kv_dtype) for _ in range(config.num_layers)])
         self.norm = RMSNorm(kernels, config, config.logit_scale)

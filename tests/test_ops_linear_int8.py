@@ -1,0 +1,178 @@
+"""quantize_rows and linear_int8 against their definitions, with every dot product that this processor has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from op_cases import compiled, nmse
+
+from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.ops.embed import embed, embed_definition
+from minicpm_mlc.ops.int8_dot import DOTS
+from minicpm_mlc.ops.linear import linear_definition
+from minicpm_mlc.ops.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
+from minicpm_mlc.ops.packing import pack, pack_scales
+from minicpm_mlc.ops.quantize_rows import (
+    CORRECTION,
+    SCALE,
+    quantize_rows,
+    quantize_rows_definition,
+    quantized_shape,
+    rounded_rows_definition,
+)
+from minicpm_mlc.ops.weight_format import WeightFormat
+from minicpm_mlc.targets import get_target
+from minicpm_mlc.targets.cpu import INT8_DOTS
+
+FEATURES = get_target("cpu", "native").features
+HERE = [dot for dot in INT8_DOTS if dot in FEATURES]
+if "avx512vnni" in FEATURES and "avx512vl" in FEATURES:
+    HERE.append("avxvnni")  # the same instruction under its older encoding
+pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
+ROWS = [1, 2, 3, 4, 7, 8, 9, 61, CACHE_ROWS + 5, 300]  # every tile size alone and together, several parts
+# one block, padded rows, groups over two runs, four whole streams, six blocks: two tasks of four and two blocks
+SHAPES = [(16, 32), (33, 160), (48, 1088), (64, 96), (96, 320)]
+
+
+def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
+    """Stored arrays, the weights they stand for, and their format."""
+    scheme = SCHEMES[name]
+    values, scale = quantize(np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32), scheme)
+    arrays = [pack(values, scheme.bits, "rows16x4"), pack_scales(scale)]
+    return arrays, dequantize(values, scale, scheme), WeightFormat.of(scheme, "rows16x4")
+
+
+def words_of(x: np.ndarray, zero: int) -> np.ndarray:
+    """What quantize_rows writes, by its definition."""
+    values, scale = quantize_rows_definition(x)
+    words = np.empty(quantized_shape(*x.shape), np.int32)
+    words[..., :SCALE] = values.reshape(len(x), -1, 32).view(np.int32)
+    words[..., SCALE] = scale.view(np.int32)
+    words[..., CORRECTION] = -zero * values.reshape(len(x), -1, 32).sum(-1, dtype=np.int32)
+    return words
+
+
+@pytest.mark.parametrize("zero", [0, 8, 128])
+def test_quantize_rows_equals_its_definition_bit_by_bit(zero):
+    call = compiled(quantize_rows(96, zero))
+    for m in (1, 9):
+        x = np.random.default_rng(m).standard_normal((m, 96), dtype=np.float32)
+        x[0, :32] = 0
+        x[0, 32:64] *= np.float32(1e37)
+        x[0, 64:] *= np.float32(1e-38)
+        words = np.empty(quantized_shape(m, 96), np.int32)
+        call(x, words)
+        assert np.array_equal(words, words_of(x, zero))
+
+
+def test_rounding_error_is_at_most_half_a_step():
+    x = np.random.default_rng(0).standard_normal((5, 320), dtype=np.float32)
+    largest = np.abs(x.reshape(5, -1, 32)).max(-1).repeat(32, axis=1)
+    assert (np.abs(rounded_rows_definition(x) - x) <= largest / 127 * 0.5001).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_number_that_is_none_stays_visible(bad):
+    arrays, _, fmt = stored("w4", 64, 96)
+    words, out = np.empty(quantized_shape(1, 96), np.int32), np.empty((1, 64), np.float32)
+    x = np.ones((1, 96), np.float32)
+    x[0, 40] = bad
+    compiled(quantize_rows(96, DOTS[HERE[0]].zero(fmt)))(x, words)
+    compiled(linear_int8(64, 96, fmt, HERE[0]))(words, *arrays, out)
+    assert not np.isfinite(out).any()
+
+
+@pytest.mark.parametrize("dot", HERE)
+@pytest.mark.parametrize("name", ["w8", "w4"])
+@pytest.mark.parametrize("n, k", SHAPES)
+def test_linear_int8_equals_its_definition(dot, name, n, k):
+    arrays, weights, fmt = stored(name, n, k)
+    call = compiled(linear_int8(n, k, fmt, dot, scale=0.25))
+    for m in ROWS:
+        x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
+        x[-1, :32] = 0
+        out = np.full((m, -(-n // 16) * 16), np.nan, np.float32)
+        call(words_of(x, DOTS[dot].zero(fmt)), *arrays, out)
+        assert nmse(out[:, :n], linear_int8_definition(x, weights, scale=0.25)) <= 1e-11, m
+        assert nmse(out[:, :n], linear_definition(x, weights, scale=0.25)) <= 5e-4, m
+        assert not out[:, n:].any(), "padding rows are zero weights"
+
+
+@pytest.mark.parametrize("dot", HERE)
+def test_the_largest_products_do_not_saturate(dot):
+    """Every weight and activation at its extreme, where 16-bit sums of pairs come closest to their limit."""
+    for name, low, high in (("w4", 0, 15), ("w8", -127, 127)):
+        arrays, _, fmt = stored(name, 64, 64)
+        bits, dtype = SCHEMES[name].bits, SCHEMES[name].dtype
+        for value in (low, high):
+            values = np.full((64, 64), value, dtype)
+            ones = np.ones((64, 2), np.float16)
+            x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array([[1], [-1]], np.float32)
+            x[:, 40] *= -1
+            out = np.empty((2, 64), np.float32)
+            arrays = [pack(values, bits, "rows16x4"), pack_scales(ones)]
+            compiled(linear_int8(64, 64, fmt, dot))(words_of(x, DOTS[dot].zero(fmt)), *arrays, out)
+            assert np.array_equal(out, linear_definition(x, dequantize(values, ones, SCHEMES[name])))
+
+
+@pytest.mark.parametrize("name", ["w8", "w4"])
+def test_linear_int8_adds_the_residual(name):
+    n, k = 96, 320
+    arrays, weights, fmt = stored(name, n, k)
+    call = compiled(linear_int8(n, k, fmt, HERE[0], residual=True, scale=0.25))
+    for m in ROWS:
+        rng = np.random.default_rng(m)
+        x, residual = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
+        out = np.empty((m, n), np.float32)
+        call(words_of(x, DOTS[HERE[0]].zero(fmt)), *arrays, residual, out)
+        assert nmse(out, linear_int8_definition(x, weights, residual, 0.25)) <= 1e-11, m
+
+
+def test_a_row_is_the_same_whatever_rows_are_beside_it():
+    arrays, _, fmt = stored("w4", 96, 1088)
+    call = compiled(linear_int8(96, 1088, fmt, HERE[0]))
+    words = words_of(np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32), DOTS[HERE[0]].zero(fmt))
+    together = np.empty((15, 96), np.float32)
+    call(words, *arrays, together)
+    for row in range(15):
+        alone = np.empty((1, 96), np.float32)
+        call(words[row : row + 1], *arrays, alone)
+        assert np.array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("name", ["w8", "w4"])
+def test_embed_reads_the_layout_of_int8_activations(name):
+    arrays, table, fmt = stored(name, 67, 96)
+    call = compiled(embed(67, 96, fmt, scale=12.0))
+    ids = np.arange(67, dtype=np.int32)[::-1].copy()
+    out = np.empty((67, 96), np.float32)
+    call(ids, *arrays, out)
+    assert nmse(out, embed_definition(ids, table, 12.0)) <= 1e-13
+
+
+@pytest.mark.parametrize(
+    "dot, triple, cpu, instruction",
+    [
+        ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", "vpdpbusd"),
+        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "vpdpbusd"),
+        ("avx2", "x86_64-unknown-linux-gnu", "x86-64-v3", "vpmaddubsw"),
+        ("dotprod", "aarch64-unknown-linux-gnu", "cortex-a76", "sdot"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w8", "w4"])
+def test_every_processor_family_gets_its_instruction(dot, triple, cpu, instruction, name):
+    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
+    fmt = WeightFormat.of(SCHEMES[name], "rows16x4")
+    functions = {"linear": linear_int8(64, 64, fmt, dot), "quantize": quantize_rows(64, DOTS[dot].zero(fmt))}
+    module = tvm.IRModule({key: function.with_attr("global_symbol", key) for key, function in functions.items()})
+    assert instruction in tvm.compile(module, target).mod.inspect_source("asm")
+
+
+def test_shapes_that_do_not_fit_the_layout_are_refused():
+    fmt = WeightFormat.of(SCHEMES["w4"], "rows16x4")
+    with pytest.raises(CompileError, match="multiple of 32"):
+        quantize_rows(40, 8)
+    with pytest.raises(CompileError, match="multiple of 16"):
+        linear_int8(40, 64, fmt, "avx2", residual=True)
