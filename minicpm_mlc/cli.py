@@ -147,24 +147,21 @@ def bench(
 ) -> None:
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
     if attention_only:
-        from .compile.bench_attention import bench_attention
+        from .compile.bench_attention import bench_attention as measure
 
-        chosen = {name: options[name] for name in ("repeats", "threads")}
-        reports = {"": bench_attention(_numbers(depth), options["prompt_tokens"], **chosen)}
+        options = {"prefill_rows": options["prompt_tokens"], "repeats": options["repeats"], "threads": options["threads"]}
     elif bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
+    elif plot:
+        from .runtime_py.plot import bench_both_gears as measure
+
+        options |= {"path": bundle, "svg": plot}
     else:
-        from .runtime_py.bench import bench_bundle
+        from .runtime_py.bench import bench_bundle as measure
 
-        gears = ["dense", "sparse"] if plot else [options["attention"]]
-        reports = {gear: bench_bundle(bundle, _numbers(depth), **options | {"attention": gear}) for gear in gears}
-    for report in reports.values():
-        click.echo(getattr(report, form or "plain")())
-    if plot and bundle:
-        from .manifest import Manifest
-        from .runtime_py.plot import plot as draw
-
-        draw(reports, Manifest.load(bundle), plot)
+        options |= {"path": bundle}
+    report = measure(depths=_numbers(depth), **options)
+    click.echo(getattr(report, form or "plain")())
 
 
 @main.command(**_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"))

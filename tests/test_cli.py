@@ -145,8 +145,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("compile", "S", "-o", "B", "--quant", "w8", "--context", "512", "--force")
     assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
     assert seen == {
-        "source": "S", "out": "B", "device": "cpu", "cpu": "native", "scheme": "w8", "embedding_scheme": None, "activations": "auto",
-        "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True, "random_weights": False, "dry_run": False,
+        "source": "S", "out": "B", "device": "cpu", "cpu": "native", "scheme": "w8", "embedding_scheme": None,
+        "activations": "auto", "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True,
+        "random_weights": False, "dry_run": False,
     }  # fmt: skip
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
 
@@ -173,8 +174,8 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     class Report:
         plain, json, markdown = (staticmethod(lambda form=form: form) for form in ("plain", "json", "markdown"))
 
-    def bench_bundle(bundle: str, depths: list[int], **options: Any) -> Report:
-        assert (bundle, depths) == ("B", [0, 64])
+    def bench_bundle(path: str, depths: list[int], **options: Any) -> Report:
+        assert (path, depths) == ("B", [0, 64])
         assert options == {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1, "threads": 2, "attention": "auto"}
         return Report()
 

@@ -145,7 +145,7 @@ def test_options_out_of_range_are_refused(checkpoint, tmp_path, options, message
 
 
 def test_a_context_that_no_list_covers_is_refused(checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match="1048576.*131072"):
+    with pytest.raises(ConfigError, match=r"1048576.*131072"):
         compile_model(checkpoint, tmp_path / "out", context=1 << 20)
     assert not (tmp_path / "out").exists()
 

@@ -89,17 +89,17 @@ class AttentionReport:
 
 
 def bench_attention(
-    contexts: list[int], prefill_rows: int = 64, repeats: int = 3, threads: int | None = None
+    depths: list[int], prefill_rows: int = 64, repeats: int = 3, threads: int | None = None
 ) -> AttentionReport:
-    """Time decode at each context, and the last `prefill_rows` rows of a prefill at the longest."""
+    """Time decode at each of `depths` (tokens of context), and the last `prefill_rows` rows of a prefill at the longest."""
     count = threads or physical_cores()
     bandwidth = memory_bandwidth(count) / 1e9
     use_threads(count)
-    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(contexts), repeats)
-    rows = [bench.compare("decode", context, 1) for context in contexts]
-    rows.append(bench.compare("prefill", max(contexts), prefill_rows))
+    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats)
+    rows = [bench.compare("decode", context, 1) for context in depths]
+    rows.append(bench.compare("prefill", max(depths), prefill_rows))
     command = (
-        f"minicpm-mlc bench --attention-only --depth {','.join(map(str, contexts))} "
+        f"minicpm-mlc bench --attention-only --depth {','.join(map(str, depths))} "
         f"--prompt-tokens {prefill_rows} --repeats {repeats} --threads {count}"
     )
     return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows)
