@@ -86,10 +86,10 @@ def from_checkpoint(folder: Path) -> Answer:
     return lambda prompt, limit: tokenizer.decode(network.greedy(tokenizer.encode(prompt).ids, limit))
 
 
-def from_bundle(folder: Path) -> Answer:
+def from_bundle(folder: Path, attention: str) -> Answer:
     import minicpm_mlc
 
-    engine = minicpm_mlc.Engine(folder)
+    engine = minicpm_mlc.Engine(folder, attention=attention)
 
     def answer(prompt: str, limit: int) -> str:
         return engine.generate(engine.tokenize(prompt), max_tokens=limit, temperature=0, stream=False)
@@ -101,11 +101,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=HERE / "MiniCPM4.1-demo")
     parser.add_argument("--bundle", type=Path, help="compiled bundle to ask instead")
+    parser.add_argument(
+        "--attention",
+        choices=["auto", "dense", "sparse"],
+        default="auto",
+        help="of the bundle: auto is sparse from dense_len on",
+    )
     parser.add_argument("--per-skill", type=int, default=100, help="prompts per skill")
     parser.add_argument("--skill", action="append", choices=list(SKILLS), help="only this one (repeatable)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    answer = from_bundle(args.bundle) if args.bundle else from_checkpoint(args.checkpoint)
+    answer = from_bundle(args.bundle, args.attention) if args.bundle else from_checkpoint(args.checkpoint)
     table: dict[str, float] = {}
     for skill in args.skill or SKILLS:
         begun = time.monotonic()
