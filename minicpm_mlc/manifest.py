@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from minicpm_mlc.errors import BundleError
+from minicpm_mlc.files import write_whole
 from minicpm_mlc.host import Host, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
@@ -230,8 +231,6 @@ def _remember_verified(bundle: Bundle, seen: dict[str, list[int]]) -> None:
     try:
         file = _verified_file(bundle)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(json.dumps(seen))
-        partial.replace(file)
+        write_whole(file, lambda partial: partial.write_text(json.dumps(seen)))
     except (OSError, RuntimeError):
         pass  # only a saving of time: the next load verifies again

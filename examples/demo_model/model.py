@@ -52,7 +52,7 @@ CONFIG = {
     "scale_emb": 12,
     "sparse_config": {
         "block_size": 64, "dense_len": 512, "init_blocks": 1, "kernel_size": 32, "kernel_stride": 16,
-        "topk": 4, "use_nope": False, "window_size": 128,
+        "topk": 6, "use_nope": False, "window_size": 128,
     },
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
@@ -84,9 +84,40 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+@torch.no_grad()
+def block_mask(q: Tensor, k: Tensor, sparse: dict) -> Tensor:
+    """Which keys each row reads under InfLLM-v2, bool [batch, kv heads, length, length].
+
+    q [batch, heads, length, d], k [batch, kv heads, length, d], rotated. The blocks are chosen as the engine does: by
+    the means of 16-token segments, normalised over the coarse windows, summed over the heads of a group. The choice
+    itself has no gradient, the attention over what it chose does.
+    """
+    batch, kv_heads, length, dim = k.shape
+    rows = torch.arange(length)
+    means = k[:, :, : length // 16 * 16].float().view(batch, kv_heads, -1, 16, dim).mean(3)
+    groups = q.float().view(batch, kv_heads, -1, length, dim)
+    logits = groups @ means[:, :, None].transpose(-1, -2) / math.sqrt(dim)
+    fine, coarse = (logits[..., :-1] + logits[..., 1:]) / 2, logits.unfold(-1, 8, 4).mean(-1)
+    fine_ends, coarse_ends = (16 * torch.arange(fine.shape[-1]) + 32, 64 * torch.arange(coarse.shape[-1]) + 128)
+    coarse = coarse.masked_fill(coarse_ends > rows[:, None] + 1, -torch.inf)
+    scores = (fine - coarse.logsumexp(-1, keepdim=True)).exp().sum(2)
+    hidden = (fine_ends > rows[:, None] + 1) | (rows[:, None] < 127)
+    scores = scores.masked_fill(hidden, 0.0)
+    blocks, own = -(-length // 64), rows[:, None] // 64
+    padded = F.pad(scores, (1, 4 * blocks + 4 - scores.shape[-1])).flatten(0, 1)
+    pooled = F.max_pool1d(padded, 5, 4)[..., :blocks].view(batch, kv_heads, length, blocks)
+    number, local = torch.arange(blocks), sparse["window_size"] // sparse["block_size"]
+    pooled = pooled.masked_fill((number < sparse["init_blocks"]) | (number >= own - local), torch.inf)
+    pooled = pooled.masked_fill(number > own, -torch.inf)
+    chosen = pooled.topk(min(sparse["topk"] + local, blocks)).indices
+    mask = torch.zeros(pooled.shape, dtype=torch.bool).scatter(-1, chosen, True) & (number <= own)
+    return mask.repeat_interleave(64, -1)[..., :length] & (rows <= rows[:, None])
+
+
 class Attention(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
+        self.sparse_config = config["sparse_config"]
         size, self.heads, self.kv_heads = (
             config["hidden_size"],
             config["num_attention_heads"],
@@ -98,7 +129,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, sparse: bool) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, heads, self.dim).transpose(1, 2)
@@ -110,8 +141,9 @@ class Attention(nn.Module):
             k, v = torch.cat([past[0], k], 2) if past else k, torch.cat([past[1], v], 2) if past else v
             past[:] = [k, v]
         share = self.heads // self.kv_heads
+        mask = block_mask(q, k, self.sparse_config).repeat_interleave(share, 1) if sparse else None
         k, v = (t.repeat_interleave(share, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and not sparse)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -136,8 +168,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.scale = config["scale_depth"] / math.sqrt(config["num_hidden_layers"])
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past) * self.scale
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, sparse: bool) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, sparse) * self.scale
         return x + self.mlp(self.post_attention_layernorm(x)) * self.scale
 
 
@@ -161,15 +193,18 @@ class MiniCPM(nn.Module):
         tables = rotary_tables(config, torch.arange(config["max_position_embeddings"]))
         self.cos, self.sin = (nn.Buffer(table, persistent=False) for table in tables)
 
-    def forward(self, ids: Tensor, start: int = 0, cache: list[list[Tensor]] | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, start: int = 0, cache: list[list[Tensor]] | None = None, sparse: bool = False
+    ) -> Tensor:
         """Logits [batch, length, vocab] of ids [batch, length]; with a cache only the last row's.
 
+        `sparse` lets each row read only the blocks that InfLLM-v2 selects; it is for training, without a cache.
         A cache is one empty list per layer, filled in place. With a filled cache the length is 1.
         """
         cos, sin = self.cos[start : start + ids.shape[1]], self.sin[start : start + ids.shape[1]]
         x = self.model.embed_tokens(ids) * self.config["scale_emb"]
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache[i] if cache is not None else None)
+            x = layer(x, cos, sin, cache[i] if cache is not None else None, sparse)
         x = self.model.norm(x if cache is None else x[:, -1:])
         return F.linear(
             x * (self.config["dim_model_base"] / self.config["hidden_size"]), self.model.embed_tokens.weight

@@ -37,9 +37,18 @@ class Stage(NamedTuple):
     steps: int
     length: int
     batch: int
+    sparse: bool = False  # every other step reads only the selected blocks, so that both gears are trained
 
 
-STAGES = [Stage(1480, 256, 16), Stage(220, 512, 8), Stage(560, 1024, 4), Stage(500, 2048, 2)]
+STAGES = [
+    Stage(1480, 256, 16),
+    Stage(220, 512, 8),
+    Stage(560, 1024, 4),
+    Stage(500, 2048, 2),
+    Stage(680, 1024, 4, sparse=True),
+    Stage(640, 2048, 2, sparse=True),
+    Stage(140, 4096, 1, sparse=True),
+]
 TOTAL = sum(stage.steps for stage in STAGES)
 WARMUP, DECAY = 60, 0.35  # steps; share of all steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
@@ -109,10 +118,12 @@ def optimizers(model: m.MiniCPM) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def loss_of(model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(
+    model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, sparse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted loss, and the plain loss of the answers' tokens."""
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(ids[:, :-1])
+        logits = model(ids[:, :-1], sparse=sparse)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
     answers = weights == 1
@@ -180,11 +191,11 @@ class Run:
         """Seconds of training, those before a resume included."""
         return self.seconds + time.monotonic() - self.begun
 
-    def learn(self, ids: torch.Tensor, weights: torch.Tensor) -> str:
+    def learn(self, ids: torch.Tensor, weights: torch.Tensor, sparse: bool = False) -> str:
         """One step; returns the progress line."""
         for optim, lr in zip(self.optims, (MUON_LR, ADAM_LR), strict=True):
             optim.param_groups[0]["lr"] = lr * rate(self.step, TOTAL)
-        loss, answers = loss_of(self.model, ids, weights)
+        loss, answers = loss_of(self.model, ids, weights, sparse)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optim in self.optims:
@@ -203,7 +214,7 @@ def train(run: Run, tokenizer: Tokenizer, minutes: float, save_every: float) -> 
         # The seed names the step, so that a resumed run sees new text.
         feed = batches(tokenizer, SEED + 7919 * run.step, stage)
         while run.step < end:
-            line = run.learn(*next(feed))
+            line = run.learn(*next(feed), sparse=stage.sparse and run.step % 2 == 0)
             if run.step % 20 == 0:
                 print(line, flush=True)
             stop = bool(minutes) and time.monotonic() - run.begun > 60 * minutes

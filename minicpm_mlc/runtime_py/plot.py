@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MiniCPMError
+from ..files import write_whole
 from ..manifest import Manifest
 from .bench import Report, bench_bundle
 
@@ -62,10 +63,7 @@ def plot(reports: dict[str, Report], manifest: Manifest, path: str | Path) -> No
 
 
 def _write(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(partial, format="svg")
-        partial.replace(path)
+        write_whole(path, lambda partial: figure.savefig(partial, format="svg"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise PlotError(f"{path} can't be written: {error.strerror}; choose another file") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.errors import MiniCPMError
+from minicpm_mlc.files import write_whole
 from minicpm_mlc.runtime_py.chat import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 
@@ -231,7 +231,8 @@ class Session:
         if path.exists():
             _read_saved(path)  # anything but a saved session is refused
         saved = {"kind": FILE_KIND, "format": FORMAT, "messages": self.messages, "options": self.options}
-        _write_atomically(path, json.dumps(saved, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         self.write(f"saved {len(self.messages)} messages to {path}", "note")
 
     def _load(self, argument: str) -> None:
@@ -274,15 +275,3 @@ def _read_saved(path: Path) -> dict[str, Any]:
         raise SessionError(f"{path} is damaged: options must be an object")
     check_options(options)
     return {"messages": [check_message(m, i) for i, m in enumerate(saved["messages"])], "options": options}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EngineError
+from ..files import write_whole
 from .chat import Message
 from .engine import Engine
 
@@ -110,13 +111,10 @@ def as_html(result: Trace) -> str:
 
 
 def write_page(path: str | Path, page: str) -> None:
-    """Write the page beside its place and move it there, so that a half one never stands."""
-    partial = Path(f"{path}.partial")
+    """Write the page whole or not at all. Raises EngineError."""
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise EngineError(f"{path} can't be written: {error.strerror}; choose another file with -o") from None
 
 
