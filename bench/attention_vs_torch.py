@@ -17,9 +17,8 @@ import torch
 import tvm
 
 from minicpm_mlc.manifest import PAGE_SIZE
-from minicpm_mlc.runtime_py.bench import cpu_name
 from minicpm_mlc.runtime_py.library import use_threads
-from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets.cpu import CpuTarget
 
 HEADS, KV_HEADS, WIDTH = 32, 2, 128

@@ -256,7 +256,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(args.threads)  # before TVM starts its pool
 
-    from minicpm_mlc.runtime_py.bench import cpu_name
+    from minicpm_mlc.runtime_py.machine import cpu_name
 
     rows = [row for shape in args.shape or SHAPES for row in compare(shape, args)]
     result = {"device": cpu_name(), "threads": args.threads, "scheme": args.scheme, "rows": [asdict(row) for row in rows]}

@@ -31,8 +31,9 @@ from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py import bench
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.roofline import memory_bandwidth
+from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"
 
@@ -167,10 +168,10 @@ class Comparison:
         return [ours.phase, f"{ours.depth}", f"{ours.tokens}", *speeds, *gb_per_second]
 
     def plain(self) -> str:
-        return f"{self.head()}\n\n{bench.plain_table(self.cells())}"
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
 
     def markdown(self) -> str:
-        return f"{self.head()}\n\n`{self.command}`\n\n{bench.markdown_table(self.cells())}"
+        return f"{self.head()}\n\n`{self.command}`\n\n{markdown_table(self.cells())}"
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -222,7 +223,7 @@ def compare(args: argparse.Namespace) -> Comparison:
     }
     ours, theirs = ([bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides)
     command = shlex.join(["python", "bench/vs_llama.py", *sys.argv[1:]])
-    return Comparison(args.preset, bench.cpu_name(), args.threads, bandwidth, agreed, load, command, ours, theirs)
+    return Comparison(args.preset, cpu_name(), args.threads, bandwidth, agreed, load, command, ours, theirs)
 
 
 def main() -> None:

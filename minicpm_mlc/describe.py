@@ -108,7 +108,7 @@ def context_lengths(longest: int) -> list[int]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
-    from .runtime_py.bench import plain_table
+    from .runtime_py.tables import plain_table
 
     lines = [f"{report['name']} ({report['kind']})"]
     for key, value in report.items():

@@ -9,8 +9,7 @@ from typing import Any
 
 from .describe import human_bytes
 from .host import this_host
-from .runtime_py.bench import cpu_name
-from .runtime_py.machine import available_memory, physical_cores
+from .runtime_py.machine import available_memory, cpu_name, physical_cores
 
 TVM = "apache-tvm"
 LEVELS = {"x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"), "aarch64": ("generic", "cortex-a76", "neoverse-n1")}

@@ -17,10 +17,10 @@ import tvm
 
 from ..manifest import PAGE_SIZE
 from ..ops.peak import STEPS
-from ..runtime_py.bench import cpu_name, markdown_table, plain_table
 from ..runtime_py.library import reserve, use_threads
-from ..runtime_py.machine import physical_cores
+from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.roofline import memory_bandwidth
+from ..runtime_py.tables import markdown_table, plain_table
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
 from .config import ModelConfig, SparseConfig
 from .presets import PRESETS

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
+from minicpm_mlc.manifest import PAGE_SIZE
 from minicpm_mlc.ops import vector
-
-PAGE_SIZE = 64
 
 
 def rope_angles_definition(positions: np.ndarray, inv_freq: np.ndarray, attention_scale: float = 1.0) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shlex
 import statistics
 import time
@@ -23,8 +22,9 @@ from ..manifest import Bundle, Manifest, read_bundle
 from ..params import load_params
 from .engine import Engine
 from .gears import Gears
-from .machine import physical_cores
+from .machine import cpu_name, physical_cores
 from .roofline import memory_bandwidth
+from .tables import markdown_table, plain_table
 
 WARM_UP_TOKENS = 16
 
@@ -211,29 +211,6 @@ def bandwidth_cells(row: Row, bandwidth: float) -> list[str]:
     if row.gb_per_second is None:
         return ["", ""]
     return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}"]
-
-
-def plain_table(cells: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by spaces: the first to the left, the numbers after it to the right."""
-    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
-    return "\n".join(form.format(*line).rstrip() for line in cells)
-
-
-def markdown_table(cells: Sequence[Sequence[str]]) -> str:
-    head, *body = ("| " + " | ".join(line) + " |" for line in cells)
-    rule = "|---" + "|--:" * (len(cells[0]) - 1) + "|"
-    return "\n".join([head, rule, *body])
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def room_needed(depths: Sequence[int], prompt_tokens: int, new_tokens: int) -> int:

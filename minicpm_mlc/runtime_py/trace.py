@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import EngineError
 from ..files import write_whole
+from ..manifest import PAGE_SIZE
 from .chat import Message
 from .engine import Engine
 
@@ -51,7 +52,7 @@ def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
             f"{len(prompt) + len(answer)} tokens ran in the dense gear, which reads every block; "
             + (f"give a prompt of {dense_len} tokens or more" if dense_len else "use a model with sparse attention")
         )
-    texts = [engine.detokenize(prompt[i : i + 64]) for i in range(0, len(prompt), 64)]
+    texts = [engine.detokenize(prompt[i : i + PAGE_SIZE]) for i in range(0, len(prompt), PAGE_SIZE)]
     reads = np.array([count_reads(step, len(texts)) for step in steps if step])
     forced = np.array([forced_blocks(engine, len(prompt) + i, len(texts)) for i, step in enumerate(steps) if step])
     sparse = [token for token, step in zip(answer, steps, strict=True) if step]
@@ -66,7 +67,7 @@ def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
 def forced_blocks(engine: Engine, position: int, blocks: int) -> np.ndarray:
     """bool [blocks]: what a row at `position` reads whatever the scores."""
     sparse = engine.manifest.model["sparse"]
-    numbers, current = np.arange(blocks), position // 64
+    numbers, current = np.arange(blocks), position // PAGE_SIZE
     return (numbers < sparse["init_blocks"]) | (numbers >= current - sparse["window_size"] // sparse["block_size"])
 
 
@@ -78,9 +79,11 @@ def most_read(engine: Engine, count: int = 3) -> list[str]:
     tokens, chosen = engine.cached_tokens, engine.block_reads.copy()
     if not chosen.any():
         return []
-    chosen[: len(tokens) // 64 + 1][forced_blocks(engine, len(tokens), len(tokens) // 64 + 1)] = 0
+    present = len(tokens) // PAGE_SIZE + 1
+    chosen[:present][forced_blocks(engine, len(tokens), present)] = 0
     best = [int(block) for block in np.argsort(-chosen, kind="stable")[:count] if chosen[block]]
-    return [f"block {b}, read {chosen[b]} times: {_beginning(engine, tokens[64 * b : 64 * b + 64])}" for b in best]
+    texts = [_beginning(engine, tokens[PAGE_SIZE * b : PAGE_SIZE * (b + 1)]) for b in best]
+    return [f"block {b}, read {chosen[b]} times: {text}" for b, text in zip(best, texts, strict=True)]
 
 
 def _beginning(engine: Engine, token_ids: list[int], width: int = 80) -> str:
