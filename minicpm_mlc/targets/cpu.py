@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import platform
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..errors import CompileError
 from ..host import FLAGS, this_host
+from .link import link_shared
 
 PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "dotprod")  # features with int8 dot products, the fastest first
-LINK_TARGETS = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,37 @@ class CpuKernels:
     accumulators: int
     int8_dot: str | None = None
 
+    @property
+    def attention_tile(self) -> int:
+        """Accumulators of attention: two vectors for each scalar that is loaded, where there are registers for it."""
+        return 16 if self.accumulators >= 8 else self.accumulators
+
     def attend_prefill(self, *shape: Any) -> Any:
-        return _build("attend", "attend_prefill", *shape, tile_vectors=self.accumulators)
+        return _build("attend", "attend_prefill", *shape, tile_vectors=self.attention_tile)
 
     def attend_decode(self, *shape: Any) -> Any:
-        return _build("attend", "attend_decode", *shape, tile_vectors=self.accumulators)
+        return _build("attend", "attend_decode", *shape, tile_vectors=self.attention_tile)
 
     def attend_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("attend_blocks", "attend_blocks", *shape, tile_vectors=self.accumulators, **options)
+        return _build("attend_blocks", "attend_blocks", *shape, tile_vectors=self.attention_tile, **options)
+
+    def attend_tree(self, *shape: Any) -> Any:
+        return _build("attend_tree", "attend_tree", *shape, tile_vectors=self.attention_tile)
+
+    def attend_tree_blocks(self, *shape: Any) -> Any:
+        return _build("attend_tree", "attend_tree_blocks", *shape, tile_vectors=self.attention_tile)
 
     def score_blocks(self, *shape: Any, **options: Any) -> Any:
         return _build("score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options)
+
+    def score_tree(self, *shape: Any) -> Any:
+        return _build("score_tree", "score_tree", *shape, tile_vectors=self.accumulators)
+
+    def path_means(self, *shape: Any) -> Any:
+        return _build("path_means", "path_means", *shape)
+
+    def move_rows(self, *shape: Any) -> Any:
+        return _build("move_rows", "move_rows", *shape)
 
     def segment_means(self, *shape: Any, **options: Any) -> Any:
         return _build("segment_means", "segment_means", *shape, **options)
@@ -54,6 +72,12 @@ class CpuKernels:
     def gather_rows(self, *shape: Any) -> Any:
         return _build("gather", "gather_rows", *shape)
 
+    def concat(self, *shape: Any) -> Any:
+        return _build("concat", "concat", *shape)
+
+    def repeat_row(self, *shape: Any) -> Any:
+        return _build("repeat_row", "repeat_row", *shape)
+
     def linear(self, *shape: Any, **options: Any) -> Any:
         return _build("linear", "linear", *shape, **options)
 
@@ -62,11 +86,27 @@ class CpuKernels:
 
     def quantize_rows(self, columns: int, fmt: Any) -> Any:
         """The activations as linear_int8 takes them beside weights of this format."""
-        dots = importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS
-        return _build("quantize_rows", "quantize_rows", columns, dots[self.int8_dot].zero(fmt))
+        return _build("quantize_rows", "quantize_rows", columns, self._zero(fmt))
+
+    def rms_norm_int8(self, hidden: int, eps: float, fmt: Any) -> Any:
+        """RMSNorm and quantize_rows in one."""
+        return _build("norm", "rms_norm_int8", hidden, eps, self._zero(fmt))
+
+    def swiglu_int8(self, intermediate: int, fmt: Any) -> Any:
+        """SwiGLU and quantize_rows in one."""
+        return _build("swiglu", "swiglu_int8", intermediate, self._zero(fmt))
+
+    def _zero(self, fmt: Any) -> int:
+        return importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS[self.int8_dot].zero(fmt)
 
     def multiply_add_peak(self) -> Any:
         return _build("peak", "multiply_add_peak", PEAK_VECTORS)
+
+    def int8_peak(self) -> Any:
+        return _build("peak", "int8_peak", PEAK_VECTORS, self.int8_dot)
+
+    def read_peak(self) -> Any:
+        return _build("peak", "read_peak")
 
     def rms_norm(self, *shape: Any) -> Any:
         return _build("norm", "rms_norm", *shape)
@@ -97,12 +137,16 @@ class CpuTarget:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, cpu: str) -> CpuTarget:
-        """`native`, a level such as x86-64-v3, or any processor LLVM knows. Raises CompileError for others."""
-        machine = platform.machine()
+    def of(cls, cpu: str, machine: str | None = None) -> CpuTarget:
+        """`native`, a level such as x86-64-v3, or any processor LLVM knows; `machine` None is this one.
+
+        Raises CompileError for a processor that the machine can't have.
+        """
+        machine, native = machine or platform.machine(), cpu == "native"
         if machine not in TRIPLES:
             raise CompileError(f"no CPU target for {machine}; there are {', '.join(TRIPLES)}")
-        native = cpu == "native"
+        if native and machine != platform.machine():
+            raise CompileError(f"--cpu native: this machine is no {machine}; name its processor, such as --cpu generic")
         name = host_cpu() if native else cpu
         used = _llvm_features(name, machine) & FLAGS.keys()
         present = this_host().features
@@ -131,17 +175,17 @@ class CpuTarget:
         attributes = {"mattr": list(self.attributes)} if self.attributes else {}
         return tvm.target.Target({"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, **attributes})
 
+    def tir_pipeline(self) -> str:
+        """The passes that lower its kernels: TVM's own."""
+        return "default"
+
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""
         return {"device": self.device, "triple": self.triple, "cpu": self.cpu, "features": list(self.features)}
 
     def link(self, library: str, objects: list[str], **_: Any) -> None:
         """Link TVM's objects into a shared library with zig's linker, the same bytes each time."""
-        flags = ["-shared", "-nostdlib", "-s", "-Wl,-z,undefs", "-Wl,--build-id=none"]
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", LINK_TARGETS[self.machine], *flags, "-o", library]
-        result = subprocess.run([*command, *objects], capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise CompileError(f"linking {library} failed: {result.stderr.strip()[-2000:]}; try: pip install ziglang")
+        link_shared(self.machine, library, objects)
 
 
 def host_cpu() -> str:

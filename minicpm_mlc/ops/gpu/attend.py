@@ -1,0 +1,305 @@
+"""Attention of rows over pages: dense, over selected blocks, and of a token tree's rows.
+
+A workgroup takes one row's heads of one KV head and a share of its pages, and folds them in page by page with a running
+maximum and sum. Where rows are few, each row is cut into splits that a second kernel merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+from tvm.script import tirx as T
+
+from minicpm_mlc.ops.attend_page import LOWEST
+from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.rope import pool_arguments
+from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
+from minicpm_mlc.ops.rope import PAGE_SIZE
+from minicpm_mlc.ops.tree import MASK_WORDS
+
+SPLIT_PAGES = 8  # the least work worth a workgroup of its own
+MAX_SPLITS = 32
+
+Visit = Callable[[Any], None]  # of a page's number in the sequence, or -1
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What one workgroup does: thread t takes component t % head_dim of every `abreast`-th head of the group."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    kv_dtype: str
+
+    @property
+    def group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def abreast(self) -> int:
+        return max(1, 128 // self.head_dim)
+
+    @property
+    def threads(self) -> int:
+        return max(PAGE_SIZE, self.abreast * self.head_dim)
+
+    @property
+    def pools(self) -> dict[str, tuple]:
+        return pool_arguments(self.num_kv_heads, self.head_dim, self.kv_dtype)
+
+    @property
+    def query(self) -> tuple:
+        return ("float32", "n", self.num_heads, self.head_dim)
+
+    @property
+    def output(self) -> tuple:
+        return ("float32", "n", self.num_heads * self.head_dim)
+
+
+class Fold:
+    """The state of one workgroup: queries, each head's maximum, sum and output, over the pages seen so far."""
+
+    def __init__(self, heads: Heads, pools: tuple[Any, Any], q: Any, row: Any, kv_head: Any, thread: Any) -> None:
+        self.heads, self.pools, self.kv_head, self.thread = heads, pools, kv_head, thread
+        group, d = heads.group, heads.head_dim
+        self.queries, self.scores = shared((group * d,)), shared((group * PAGE_SIZE,))
+        self.maxima, self.sums, self.decay = (shared((group,)) for _ in range(3))
+        self.own = -(-group // heads.abreast)  # heads of one thread
+        self.output = registers(self.own, value=0.0)
+        self.component, self.first = T.Bind(thread % d), T.Bind(thread // d)
+        with strided(group * d, thread, heads.threads) as i:
+            value = q[row, kv_head * group + i // d, i % d]
+            T.buffer_store(self.queries, value * constant(1 / sqrt(d)), [i])
+        with T.If(thread < group), T.Then():
+            T.buffer_store(self.maxima, T.float32(LOWEST), [thread])
+            T.buffer_store(self.sums, T.float32(0), [thread])
+        barrier()
+
+    def page(self, place: Place, count: Any) -> None:
+        """Fold in a page's first `count` tokens."""
+        self._score(place, count)
+        barrier()
+        with T.If(self.thread < self.heads.group), T.Then():
+            self._raise_maximum(count)
+        barrier()
+        with strided(self.heads.group * PAGE_SIZE, self.thread, self.heads.threads) as i:
+            with T.If(i % PAGE_SIZE < count), T.Then():
+                T.buffer_store(self.scores, T.exp(self.scores[i] - self.maxima[i // PAGE_SIZE]), [i])
+        barrier()
+        with T.If(self.thread < self.heads.group), T.Then():
+            T.buffer_store(self.sums, self.sums[self.thread] * self.decay[self.thread], [self.thread])
+            with T.serial(count) as t:
+                accumulate(self.sums, self.thread, self.scores[self.thread * PAGE_SIZE + t])
+        self._add_values(place, count)
+        barrier()
+
+    def _score(self, place: Place, count: Any) -> None:
+        """A thread takes one token and a share of the heads."""
+        d, group = self.heads.head_dim, self.heads.group
+        sets = self.heads.threads // PAGE_SIZE
+        share = -(-group // sets)
+        t, first = T.Bind(self.thread % PAGE_SIZE), T.Bind(self.thread // PAGE_SIZE * share)
+        with T.If(T.And(self.thread < sets * PAGE_SIZE, t < count)), T.Then():
+            page, offset = place(t)
+            sums = registers(share, value=0.0)
+            with T.serial(d) as i:
+                key = T.Bind(self.pools[0][page, self.kv_head, i, offset])
+                for h in range(share):
+                    accumulate(sums, h, self.queries[T.min(first + h, group - 1) * d + i] * key)
+            for h in range(share):
+                with T.If(first + h < group), T.Then():
+                    T.buffer_store(self.scores, sums[h], [(first + h) * PAGE_SIZE + t])
+
+    def _raise_maximum(self, count: Any) -> None:
+        best = registers(1)
+        T.buffer_store(best, self.maxima[self.thread], [0])
+        with T.serial(count) as t:
+            T.buffer_store(best, T.max(best[0], self.scores[self.thread * PAGE_SIZE + t]), [0])
+        T.buffer_store(self.decay, T.exp(self.maxima[self.thread] - best[0]), [self.thread])
+        T.buffer_store(self.maxima, best[0], [self.thread])
+
+    def _add_values(self, place: Place, count: Any) -> None:
+        with T.If(self.thread < self.heads.abreast * self.heads.head_dim), T.Then():
+            for i in range(self.own):
+                T.buffer_store(self.output, self.output[i] * self.decay[self._head(i)], [i])
+            with T.serial(count) as t:
+                page, offset = place(t)
+                value = T.Bind(self.pools[1][page, self.kv_head, offset, self.component])
+                for i in range(self.own):
+                    accumulate(self.output, i, self.scores[self._head(i) * PAGE_SIZE + t] * value)
+
+    def _head(self, i: int) -> Any:
+        """The thread's i-th head; the last one where there are fewer."""
+        return T.min(self.first + i * self.heads.abreast, self.heads.group - 1)
+
+    def each_output(self, write: Callable[[Any, Any, Any], None]) -> None:
+        """write(head of the group, component, value before the division by the sum) for what this thread has."""
+        with T.If(self.thread < self.heads.abreast * self.heads.head_dim), T.Then():
+            for i in range(self.own):
+                head = T.Bind(self.first + i * self.heads.abreast)
+                with T.If(head < self.heads.group), T.Then():
+                    write(head, self.component, self.output[i])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch: `sequence(row, thread)` is what a row sees, `visit(row, kv_head, sequence, split, splits, fold_page)`
+    goes through the numbers of a split's pages."""
+
+    heads: Heads
+    n: Any
+    q: Any
+    pools: tuple[Any, Any]
+    out: Any
+    sequence: Callable[[Any, Any], Sequence]
+    visit: Callable[[Any, Any, Sequence, Any, Any, Visit], None]
+
+    def whole(self) -> None:
+        """Every row in one piece."""
+        heads = self.heads
+        with workgroups(self.n * heads.num_kv_heads, heads.threads) as (group, thread):
+            row, kv_head = T.Bind(group // heads.num_kv_heads), T.Bind(group % heads.num_kv_heads)
+            fold = self.fold(row, kv_head, thread, T.int64(0), T.int64(1))
+
+            def write(head: Any, component: Any, value: Any) -> None:
+                column = (kv_head * heads.group + head) * heads.head_dim + component
+                T.buffer_store(self.out, value / fold.sums[head], [row, column])
+
+            fold.each_output(write)
+
+    def fold(self, row: Any, kv_head: Any, thread: Any, split: Any, splits: Any) -> Fold:
+        sequence = self.sequence(row, thread)
+        fold = Fold(self.heads, self.pools, self.q, row, kv_head, thread)
+
+        def fold_page(number: Any) -> None:
+            count = T.Bind(T.min(sequence.slot + 1 - number * PAGE_SIZE, PAGE_SIZE))
+            none = number < 0  # all threads meet at the barriers of every page, even of none
+            fold.page(sequence.page(T.Bind(T.max(number, 0))), T.Bind(T.Select(none, 0, count)))
+
+        self.visit(row, kv_head, sequence, split, splits, fold_page)
+        return fold
+
+    def in_splits(self, splits: Any) -> None:
+        """Every row in `splits` pieces, then their merge."""
+        heads = self.heads
+        outputs = T.alloc_buffer((splits, self.n, heads.num_heads, heads.head_dim), "float32")
+        maxima = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
+        sums = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
+        with workgroups(splits * self.n * heads.num_kv_heads, heads.threads) as (group, thread):
+            kv_head, row = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads % self.n)
+            split = T.Bind(group // (self.n * heads.num_kv_heads))
+            fold = self.fold(row, kv_head, thread, split, splits)
+            first = T.Bind(kv_head * heads.group)
+            fold.each_output(lambda head, i, value: T.buffer_store(outputs, value, [split, row, first + head, i]))
+            with T.If(thread < heads.group), T.Then():
+                T.buffer_store(maxima, fold.maxima[thread], [split, row, first + thread])
+                T.buffer_store(sums, fold.sums[thread], [split, row, first + thread])
+        self._merge(splits, outputs, maxima, sums)
+
+    def _merge(self, splits: Any, outputs: Any, maxima: Any, sums: Any) -> None:
+        """Outputs weighed by how far each split's maximum lies below the highest."""
+        heads = self.heads
+        with workgroups(self.n * heads.num_heads, heads.head_dim) as (group, i):
+            row, head = T.Bind(group // heads.num_heads), T.Bind(group % heads.num_heads)
+            state = registers(3, value=0.0)  # highest maximum, sum, output
+            T.buffer_store(state, T.float32(LOWEST), [0])
+            with T.serial(splits) as split:
+                T.buffer_store(state, T.max(state[0], maxima[split, row, head]), [0])
+            with T.serial(splits) as split:
+                weight = T.Bind(T.exp(maxima[split, row, head] - state[0]))
+                accumulate(state, 1, weight * sums[split, row, head])
+                accumulate(state, 2, weight * outputs[split, row, head, i])
+            T.buffer_store(self.out, state[2] / state[1], [row, head * heads.head_dim + i])
+
+
+def splits_for(pages: Any) -> Any:
+    """Pieces that keep a GPU busy where rows are few. `pages`: of the longest sequence."""
+    return T.Bind(T.max(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS), 1))
+
+
+def all_pages(_row: Any, _kv_head: Any, sequence: Sequence, split: Any, splits: Any, fold_page: Visit) -> None:
+    """A split's equal share of the pages up to the row's own."""
+    own = T.Bind(T.Cast("int64", sequence.slot // PAGE_SIZE + 1))
+    begin = T.Bind(own * split // splits)
+    with T.serial(own * (split + 1) // splits - begin) as step:
+        fold_page(T.Bind(T.Cast("int32", begin + step)))
+
+
+def selected_pages(
+    selected: Any, row: Any, kv_head: Any, _sequence: Sequence, split: Any, splits: Any, fold_page: Visit
+) -> None:
+    """A split's share of the row's list, which ends at its first -1."""
+    budget = int(selected.shape[-1])
+    begin = T.Bind(split * budget // splits)
+    with T.serial((split + 1) * budget // splits - begin) as step:
+        fold_page(T.Bind(selected[row, kv_head, begin + step]))
+
+
+def attend_prefill(*shape: Any) -> Any:
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h * d]."""
+    return _attend_rows(Heads(*shape), batched=False)
+
+
+def attend_decode(*shape: Any) -> Any:
+    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h * d]."""
+    return _attend_rows(Heads(*shape), batched=True)
+
+
+def attend_blocks(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool) -> Any:
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected i32[n, k, budget])
+    -> f32[n, h * d]."""
+    return _attend_rows(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), batched, budget)
+
+
+def _attend_rows(heads: Heads, batched: bool, budget: int | None = None) -> Any:
+    def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_tables: Any, slots: Any, *rest: Any) -> None:
+        *selected, out = rest
+        call = Call(
+            heads, dims.n, q, (k_pages, v_pages), out,
+            sequence=lambda row, thread: Paged(page_tables, row if batched else 0, slots, row),
+            visit=partial(selected_pages, *selected) if selected else all_pages,
+        )  # fmt: skip
+        call.in_splits(splits_for(T.int64(budget) if budget else dims.p)) if batched else call.whole()
+
+    arguments = {
+        "q": heads.query, **heads.pools, "page_tables": ("int32", "s", "p"), "slots": ("int32", "n"),
+        **_selected(heads, budget), "out": heads.output,
+    }  # fmt: skip
+    return kernel("attend", arguments, emit)
+
+
+def attend_tree(*shape: Any) -> Any:
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2]) -> f32[n, h * d]."""
+    return _attend_paths(Heads(*shape))
+
+
+def attend_tree_blocks(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int) -> Any:
+    """The same over each row's selected blocks, selected i32[n, k, budget] as the last argument."""
+    return _attend_paths(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), budget)
+
+
+def _attend_paths(heads: Heads, budget: int | None = None) -> Any:
+    def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_table: Any, base: Any, ancestors: Any, *rest: Any) -> None:
+        *selected, out = rest
+        call = Call(
+            heads, dims.n, q, (k_pages, v_pages), out,
+            sequence=lambda row, thread: Path(page_table, base, ancestors, row, thread),
+            visit=partial(selected_pages, *selected) if selected else all_pages,
+        )  # fmt: skip
+        call.in_splits(splits_for(T.int64(budget) if budget else dims.p))
+
+    arguments = {
+        "q": heads.query, **heads.pools, "page_table": ("int32", 1, "p"), "base": ("int32", "m"),
+        "ancestors": ("int32", "n", MASK_WORDS), **_selected(heads, budget), "out": heads.output,
+    }  # fmt: skip
+    return kernel("attend_tree", arguments, emit)
+
+
+def _selected(heads: Heads, budget: int | None) -> dict[str, tuple]:
+    return {"selected": ("int32", "n", heads.num_kv_heads, budget)} if budget else {}

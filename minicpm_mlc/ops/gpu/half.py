@@ -1,0 +1,66 @@
+"""float16 values in memory, read and written as their bits: many GPUs' compilers take no other float16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+EXPONENT_SHIFT = 112 << 23  # between the exponents' offsets, 127 and 15
+SMALLEST_NORMAL = 0x400  # float16 bits
+INFINITY = 0x7C00
+
+
+class HalfBuffer:
+    """A float16 buffer whose elements come as float32; `store` of kernel.py rounds to it."""
+
+    dtype = "float16"
+
+    def __init__(self, buffer: Any) -> None:
+        """`buffer`: the float16 argument of a kernel, outside of its workgroups."""
+        self.shape = buffer.shape
+        pointer = T.Bind(T.reinterpret(buffer.data, dtype=T.handle("uint16").ty))
+        self.bits = T.decl_buffer(tuple(buffer.shape), "uint16", data=pointer)
+
+    def __getitem__(self, index: Any) -> Any:
+        return to_float(self.bits[index])
+
+
+def constant(value: float) -> Any:
+    """A float32 constant to the last bit: TVM writes seven digits of it into OpenCL C, too few for most."""
+    if np.float32(f"{value:e}") == np.float32(value):
+        return T.float32(value)
+    cell = T.alloc_buffer((1,), "int32", scope="local")  # what reinterpret takes in OpenCL C must have an address
+    T.buffer_store(cell, int(np.float32(value).view(np.int32)), [0])
+    return T.Bind(_float(cell[0]))
+
+
+def to_float(half: Any) -> Any:
+    """The float32 value of float16 bits, exactly."""
+    bits = T.Bind(T.Cast("int32", half))
+    size = T.Bind(T.bitwise_and(bits, 0x7FFF))
+    wide = T.Bind(T.shift_left(size, 13))
+    subnormal = T.Cast("float32", size) * constant(2.0**-24)
+    special = _float(T.bitwise_or(wide, 0x7F800000))
+    value = T.Select(size < SMALLEST_NORMAL, subnormal, T.Select(size < INFINITY, _float(wide + EXPONENT_SHIFT), special))
+    value = T.Bind(value)
+    return T.Bind(T.Select(bits > 0x7FFF, -value, value))
+
+
+def from_float(value: Any) -> Any:
+    """float16 bits (uint16) of the nearest float16, ties to even."""
+    bits = T.Bind(T.reinterpret(value, dtype="int32"))
+    size = T.Bind(T.bitwise_and(bits, 0x7FFFFFFF))
+    shifted = T.Bind(size - EXPONENT_SHIFT)
+    normal = T.shift_right(shifted + 0xFFF + T.bitwise_and(T.shift_right(shifted, 13), 1), 13)
+    # the sum with one half has float16's subnormals as its last bits, rounded by the addition
+    subnormal = T.reinterpret(_float(size) + T.float32(0.5), dtype="int32") - 0x3F000000
+    special = T.Select(size > 0x7F800000, 0x7E00, INFINITY)
+    half = T.Select(size < 0x38800000, subnormal, T.Select(size < 0x47800000, normal, special))
+    sign = T.bitwise_and(T.shift_right(bits, 16), 0x8000)
+    return T.Cast("uint16", T.bitwise_or(half, sign))
+
+
+def _float(bits: Any) -> Any:
+    return T.reinterpret(bits, dtype="float32")

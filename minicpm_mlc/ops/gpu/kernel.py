@@ -1,0 +1,100 @@
+"""How a GPU kernel is written: its arguments, workgroups of threads, shared memory and barriers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as builder
+
+from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
+from minicpm_mlc.ops.vector import ATTRS
+
+THREADS = 128  # of a workgroup: what every GPU takes
+
+Argument = tuple  # (dtype, *shape); a dimension that is a string is dynamic, the same in all arguments
+
+
+def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None]) -> Any:
+    """PrimFunc with these arguments; emit(dims, *buffers) writes its body, dims.n is the dynamic dimension "n".
+
+    The elements of float16 buffers are read as float32, and written with `store`.
+    """
+    with IRBuilder() as ir:
+        with builder.prim_func(is_private=True):
+            builder.func_name(name)
+            builder.func_attr(ATTRS)
+            handles = {argument: builder.arg(f"{argument}_handle", T.handle()) for argument in arguments}
+            names = [d for _, *shape in arguments.values() for d in shape if isinstance(d, str)]
+            dims = {d: T.int64() for d in dict.fromkeys(names)}
+            buffers = [
+                T.match_buffer(handles[argument], tuple(dims[d] if isinstance(d, str) else d for d in shape), dtype)
+                for argument, (dtype, *shape) in arguments.items()
+            ]
+            buffers = [HalfBuffer(b) if b.dtype == "float16" else b for b in buffers]
+            emit(SimpleNamespace(**dims), *buffers)
+    return ir.get()
+
+
+@contextmanager
+def workgroups(count: Any, threads: int = THREADS):
+    """`with workgroups(n) as (group, thread)`: the body is run by every thread of n workgroups."""
+    with T.launch_thread("blockIdx.x", count) as group, T.launch_thread("threadIdx.x", threads) as thread:
+        yield group, thread
+
+
+@contextmanager
+def strided(extent: Any, thread: Any, threads: int = THREADS):
+    """`with strided(n, thread) as i`: the threads share the i < n; neighbours take neighbouring ones."""
+    with T.serial((extent - thread + threads - 1) // threads) as step:
+        yield T.Bind(step * threads + thread)
+
+
+def shared(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """Memory of a workgroup."""
+    return T.alloc_buffer(shape, dtype, scope="shared")
+
+
+def registers(count: int, dtype: str = "float32", value: float | None = None) -> Any:
+    """Variables of one thread; `value` is what they start with."""
+    buffer = T.alloc_buffer((count,), dtype, scope="local")
+    if value is not None:
+        for i in range(count):
+            T.buffer_store(buffer, T.Cast(dtype, value) if dtype != "float32" else T.float32(value), [i])
+    return buffer
+
+
+def barrier() -> None:
+    """All threads of the workgroup have come here, and see what the others wrote to shared memory."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Any, thread: Any) -> Any:
+    """All threads' values combined, for every thread. `part`: shared memory for one value each, a power of two."""
+    threads = int(part.shape[0])
+    T.buffer_store(part, value, [thread])
+    barrier()
+    while threads > 1:
+        threads //= 2
+        with T.If(thread < threads), T.Then():
+            T.buffer_store(part, combine(part[thread], part[thread + threads]), [thread])
+        barrier()
+    result = registers(1, str(part.dtype))
+    T.buffer_store(result, part[0], [0])
+    barrier()  # before `part` is used again
+    return T.Bind(result[0])
+
+
+def store(buffer: Any, value: Any, index: list[Any]) -> None:
+    """buffer[index] = a float32 value, rounded if the buffer is float16."""
+    half = isinstance(buffer, HalfBuffer)
+    T.buffer_store(buffer.bits if half else buffer, from_float(T.Bind(value)) if half else value, index)
+
+
+def accumulate(buffer: Any, at: Any, value: Any) -> None:
+    """buffer[at] += value."""
+    T.buffer_store(buffer, buffer[at] + value, [at])

@@ -1,0 +1,123 @@
+"""Rotary position embedding, and the writes of keys, values and segment means into their pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, store, strided, workgroups
+from minicpm_mlc.ops.rope import PAGE_SIZE
+from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
+
+
+def pool_arguments(num_kv_heads: int, head_dim: int, kv_dtype: str) -> dict[str, tuple]:
+    """The pools of one layer."""
+    return {
+        "k_pages": (kv_dtype, "num_pages", num_kv_heads, head_dim, PAGE_SIZE),
+        "v_pages": (kv_dtype, "num_pages", num_kv_heads, PAGE_SIZE, head_dim),
+    }
+
+
+def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
+    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times attention_scale."""
+    half = head_dim // 2
+
+    def emit(dims: Any, positions: Any, inv_freq: Any, cos_sin: Any) -> None:
+        with workgroups(dims.n) as (row, thread), strided(half, thread) as i:
+            angle = T.Bind(T.Cast("float32", positions[row]) * inv_freq[i])
+            T.buffer_store(cos_sin, T.cos(angle) * constant(attention_scale), [row, i])
+            T.buffer_store(cos_sin, T.sin(angle) * constant(attention_scale), [row, half + i])
+
+    arguments = {"positions": ("int32", "n"), "inv_freq": ("float32", half), "cos_sin": ("float32", "n", head_dim)}
+    return kernel("rope_angles", arguments, emit)
+
+
+def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+    """PrimFunc (qkv f32[n, (h + 2k) d], cos_sin f32[n, d], slots i32[n], page_tables i32[s, p],
+    k_pages [pages, k, d, 64], v_pages [pages, k, 64, d]) -> q f32[n, h, d]; both pools in place.
+
+    Row r uses page table r when `batched` (decode), else the only one (prefill, s == 1).
+    """
+    half, all_heads = head_dim // 2, num_heads + 2 * num_kv_heads
+
+    def emit(dims: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, k_pages: Any, v_pages: Any, q: Any) -> None:
+        with workgroups(dims.n * all_heads) as (group, thread), strided(half, thread) as i:
+            row, head = T.Bind(group // all_heads), T.Bind(group % all_heads)
+            page = T.Bind(T.Cast("int64", page_tables[row if batched else 0, slots[row] // PAGE_SIZE]))
+            offset = T.Bind(slots[row] % PAGE_SIZE)
+            first, second = T.Bind(qkv[row, head * head_dim + i]), T.Bind(qkv[row, head * head_dim + half + i])
+            cos, sin = T.Bind(cos_sin[row, i]), T.Bind(cos_sin[row, half + i])
+            rotated = T.Bind(first * cos - second * sin), T.Bind(second * cos + first * sin)
+            with T.If(head < num_heads):
+                with T.Then():
+                    for place, value in zip((i, half + i), rotated, strict=True):
+                        T.buffer_store(q, value, [row, head, place])
+                with T.Else(), T.If(head < num_heads + num_kv_heads):
+                    with T.Then():
+                        for place, value in zip((i, half + i), rotated, strict=True):
+                            store(k_pages, value, [page, head - num_heads, place, offset])
+                    with T.Else():
+                        kv_head = T.Bind(head - num_heads - num_kv_heads)
+                        for place, value in zip((i, half + i), (first, second), strict=True):
+                            store(v_pages, value, [page, kv_head, offset, place])
+
+    arguments = {
+        "qkv": ("float32", "n", all_heads * head_dim),
+        "cos_sin": ("float32", "n", head_dim),
+        "slots": ("int32", "n"),
+        "page_tables": ("int32", "s", "p"),
+        **pool_arguments(num_kv_heads, head_dim, kv_dtype),
+        "q": ("float32", "n", num_heads, head_dim),
+    }
+    return kernel("rope_append", arguments, emit)
+
+
+def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+    """PrimFunc (slots i32[n], page_tables i32[s, p], k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d] in place).
+
+    Rows whose slot ends a segment write its mean. Page tables as in rope_append.
+    """
+
+    def emit(dims: Any, slots: Any, page_tables: Any, k_pages: Any, k_means: Any) -> None:
+        with workgroups(dims.n * num_kv_heads) as (group, thread):
+            row, head = T.Bind(group // num_kv_heads), T.Bind(group % num_kv_heads)
+            slot = T.Bind(slots[row])
+            with T.If(slot % SEGMENT_SIZE == SEGMENT_SIZE - 1), T.Then(), strided(head_dim, thread) as i:
+                page = T.Bind(T.Cast("int64", page_tables[row if batched else 0, slot // PAGE_SIZE]))
+                segment = T.Bind(slot % PAGE_SIZE // SEGMENT_SIZE)
+                total = registers(1, value=0.0)
+                with T.serial(SEGMENT_SIZE) as t:
+                    accumulate(total, 0, k_pages[page, head, i, segment * SEGMENT_SIZE + t])
+                T.buffer_store(k_means, total[0] * T.float32(1 / SEGMENT_SIZE), [page, head, segment, i])
+
+    arguments = {
+        "slots": ("int32", "n"),
+        "page_tables": ("int32", "s", "p"),
+        "k_pages": pool_arguments(num_kv_heads, head_dim, kv_dtype)["k_pages"],
+        "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
+    }
+    return kernel("segment_means", arguments, emit)
+
+
+def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
+    """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools in place.
+
+    A thread moves one component of all rows, in order: a slot is read before it is written.
+    """
+
+    def emit(_: Any, sources: Any, slots: Any, page_table: Any, k_pages: Any, v_pages: Any) -> None:
+        with workgroups(num_kv_heads) as (head, thread), strided(head_dim, thread) as i, T.serial(sources.shape[0]) as r:
+            to, at = (T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources))
+            t, s = T.Bind(slots[r] % PAGE_SIZE), T.Bind(sources[r] % PAGE_SIZE)
+            store(k_pages, k_pages[at, head, i, s], [to, head, i, t])
+            store(v_pages, v_pages[at, head, s, i], [to, head, t, i])
+
+    arguments = {
+        "sources": ("int32", "m"),
+        "slots": ("int32", "m"),
+        "page_table": ("int32", 1, "p"),
+        **pool_arguments(num_kv_heads, head_dim, kv_dtype),
+    }
+    return kernel("move_rows", arguments, emit)

@@ -1,0 +1,80 @@
+"""The operators that treat each row alone: embedding, RMSNorm, SwiGLU, the pick of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, reduced, registers, shared, strided, workgroups
+from minicpm_mlc.ops.weight_format import GROUP, WeightFormat
+
+COLUMNS = 1024  # of a row, that one workgroup takes where columns don't meet
+
+
+def embed(vocab: int, hidden: int, fmt: WeightFormat, *, scale: float = 1.0) -> Any:
+    """PrimFunc (token_ids i32[n], table, scales) -> f32[n, hidden]; the table is packed as `fmt` says."""
+
+    def emit(dims: Any, ids: Any, w: Any, s: Any, out: Any) -> None:
+        with workgroups(dims.n) as (row, thread):
+            block, lane = T.Bind(ids[row] // 16), T.Bind(ids[row] % 16)
+            with strided(hidden // 2, thread) as pair:
+                g, j = T.Bind(pair // 16), T.Bind(pair % 16)
+                for half, value in enumerate(fmt.pair(w, block, g, j, lane, 1)):
+                    value = value * fmt.scale(s, block, g, lane, 1) if fmt.group else value
+                    T.buffer_store(out, constant(scale) * value, [row, g * GROUP + half * 16 + j])
+
+    arguments = {
+        "ids": ("int32", "n"),
+        "w": (fmt.dtype, *fmt.weight_shape(vocab, hidden)),
+        "s": (fmt.scale_dtype, *fmt.scale_shape(vocab, hidden)),
+        "out": ("float32", "n", hidden),
+    }
+    return kernel("embed", arguments, emit)
+
+
+def rms_norm(hidden: int, eps: float, scale: float = 1.0) -> Any:
+    """PrimFunc (x f32[n, hidden], weight f32[hidden]) -> f32[n, hidden]."""
+
+    def emit(dims: Any, x: Any, weight: Any, out: Any) -> None:
+        with workgroups(dims.n) as (row, thread):
+            total = registers(1, value=0.0)
+            with strided(hidden, thread) as i:
+                value = T.Bind(x[row, i])
+                accumulate(total, 0, value * value)
+            square = reduced(lambda a, b: a + b, shared((THREADS,)), total[0], thread)
+            factor = T.Bind(constant(scale) / T.sqrt(square / constant(hidden) + constant(eps)))
+            with strided(hidden, thread) as i:
+                T.buffer_store(out, x[row, i] * factor * weight[i], [row, i])
+
+    arguments = {"x": ("float32", "n", hidden), "weight": ("float32", hidden), "out": ("float32", "n", hidden)}
+    return kernel("rms_norm", arguments, emit)
+
+
+def swiglu(intermediate: int) -> Any:
+    """PrimFunc (gate_up f32[n, 2 * intermediate]) -> f32[n, intermediate]."""
+    parts = -(-intermediate // COLUMNS)
+
+    def emit(dims: Any, gate_up: Any, out: Any) -> None:
+        with workgroups(dims.n * parts) as (group, thread):
+            row, first = T.Bind(group // parts), T.Bind(group % parts * COLUMNS)
+            with strided(T.min(intermediate - first, COLUMNS), thread) as i:
+                gate = T.Bind(gate_up[row, first + i])
+                up = gate_up[row, intermediate + first + i]
+                T.buffer_store(out, gate / (T.float32(1) + T.exp(-gate)) * up, [row, first + i])
+
+    return kernel("swiglu", {"gate_up": ("float32", "n", 2 * intermediate), "out": ("float32", "n", intermediate)}, emit)
+
+
+def gather_rows(hidden: int) -> Any:
+    """PrimFunc (x f32[n, hidden], rows i32[m]) -> f32[m, hidden]."""
+
+    def emit(dims: Any, x: Any, rows: Any, out: Any) -> None:
+        with workgroups(dims.m) as (row, thread):
+            source = T.Bind(T.Cast("int64", rows[row]))
+            with strided(hidden, thread) as i:
+                T.buffer_store(out, x[source, i], [row, i])
+
+    arguments = {"x": ("float32", "n", hidden), "rows": ("int32", "m"), "out": ("float32", "m", hidden)}
+    return kernel("gather_rows", arguments, emit)

@@ -1,0 +1,171 @@
+#include "device.h"
+
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/reflection/registry.h>
+
+#include <algorithm>
+
+namespace minicpm {
+namespace {
+
+using tvm::Device;
+using tvm::runtime::DeviceAttrKind;
+
+thread_local int current_device = 0;
+
+// GPUs come first, so that device 0 is what a user means.
+std::vector<cl_device_id> FindDevices(const Driver& cl) {
+  cl_uint count = 0;
+  if (cl.clGetPlatformIDs(0, nullptr, &count) != CL_SUCCESS || count == 0) return {};
+  std::vector<cl_platform_id> platforms(count);
+  Check(cl.clGetPlatformIDs(count, platforms.data(), nullptr), "listing platforms");
+  std::vector<cl_device_id> found;
+  for (cl_device_type type : {CL_DEVICE_TYPE_GPU, CL_DEVICE_TYPE_ACCELERATOR, CL_DEVICE_TYPE_CPU}) {
+    for (cl_platform_id platform : platforms) {
+      if (cl.clGetDeviceIDs(platform, type, 0, nullptr, &count) != CL_SUCCESS || count == 0) continue;
+      std::vector<cl_device_id> devices(count);
+      Check(cl.clGetDeviceIDs(platform, type, count, devices.data(), nullptr), "listing devices");
+      found.insert(found.end(), devices.begin(), devices.end());
+    }
+  }
+  return found;
+}
+
+OpenCLDevice Open(const Driver& cl, cl_device_id id) {
+  cl_int status;
+  OpenCLDevice device{id, nullptr, nullptr};
+  device.context = cl.clCreateContext(nullptr, 1, &id, nullptr, nullptr, &status);
+  Check(status, "creating a context");
+  device.queue = cl.clCreateCommandQueue(device.context, id, 0, &status);
+  Check(status, "creating a queue");
+  return device;
+}
+
+std::string Text(const Driver& cl, cl_device_id id, cl_device_info what) {
+  size_t size = 0;
+  Check(cl.clGetDeviceInfo(id, what, 0, nullptr, &size), "asking a device");
+  std::string text(size, '\0');
+  Check(cl.clGetDeviceInfo(id, what, size, text.data(), nullptr), "asking a device");
+  text.resize(std::min(text.size(), text.find('\0')));
+  return text;
+}
+
+template <typename T>
+int64_t Number(const Driver& cl, cl_device_id id, cl_device_info what) {
+  T value{};
+  Check(cl.clGetDeviceInfo(id, what, sizeof(value), &value, nullptr), "asking a device");
+  return static_cast<int64_t>(value);
+}
+
+cl_mem Memory(const void* pointer) { return static_cast<const Buffer*>(pointer)->memory; }
+
+}  // namespace
+
+OpenCLDevices* OpenCLDevices::Global() {
+  static OpenCLDevices* devices = new OpenCLDevices();  // never freed: drivers are gone before static objects are
+  return devices;
+}
+
+OpenCLDevices::OpenCLDevices() : driver_(FindDriver()) {
+  if (driver_ == nullptr) return;
+  for (cl_device_id id : FindDevices(*driver_)) devices_.push_back(Open(*driver_, id));
+}
+
+const OpenCLDevice& OpenCLDevices::At(int index) const {
+  if (index < 0 || static_cast<size_t>(index) >= devices_.size()) {
+    TVM_FFI_THROW(RuntimeError) << "no OpenCL device " << index << ", found " << devices_.size()
+                                << "; install a driver, for a CPU: apt-get install pocl-opencl-icd";
+  }
+  return devices_[index];
+}
+
+int OpenCLDevices::current() const { return current_device; }
+
+void OpenCLDevices::SetDevice(Device device) { current_device = device.device_id; }
+
+void OpenCLDevices::GetAttr(Device device, DeviceAttrKind kind, tvm::ffi::Any* value) {
+  bool exists = static_cast<size_t>(device.device_id) < devices_.size();
+  if (kind == tvm::runtime::kExist || !exists) {
+    if (kind == tvm::runtime::kExist) *value = static_cast<int64_t>(exists);
+    return;
+  }
+  const Driver& cl = *driver_;
+  cl_device_id id = At(device.device_id).id;
+  switch (kind) {
+    case tvm::runtime::kMaxThreadsPerBlock:
+      *value = Number<size_t>(cl, id, CL_DEVICE_MAX_WORK_GROUP_SIZE);
+      break;
+    case tvm::runtime::kWarpSize:
+      *value = int64_t{1};  // nothing may be assumed
+      break;
+    case tvm::runtime::kMaxSharedMemoryPerBlock:
+      *value = Number<cl_ulong>(cl, id, CL_DEVICE_LOCAL_MEM_SIZE);
+      break;
+    case tvm::runtime::kDeviceName:
+      *value = tvm::ffi::String(Text(cl, id, CL_DEVICE_NAME));
+      break;
+    case tvm::runtime::kDriverVersion:
+      *value = tvm::ffi::String(Text(cl, id, CL_DRIVER_VERSION));
+      break;
+    case tvm::runtime::kMaxClockRate:
+      *value = Number<cl_uint>(cl, id, CL_DEVICE_MAX_CLOCK_FREQUENCY);
+      break;
+    case tvm::runtime::kMultiProcessorCount:
+      *value = Number<cl_uint>(cl, id, CL_DEVICE_MAX_COMPUTE_UNITS);
+      break;
+    case tvm::runtime::kTotalGlobalMemory:
+      *value = Number<cl_ulong>(cl, id, CL_DEVICE_GLOBAL_MEM_SIZE);
+      break;
+    default:
+      break;
+  }
+}
+
+void* OpenCLDevices::AllocDataSpace(Device device, size_t bytes, size_t, DLDataType) {
+  cl_context context = At(device.device_id).context;
+  cl_int status;
+  cl_mem memory = driver_->clCreateBuffer(context, CL_MEM_READ_WRITE, std::max<size_t>(bytes, 1), nullptr, &status);
+  Check(status, "allocating a buffer");
+  return new Buffer{memory};
+}
+
+void OpenCLDevices::FreeDataSpace(Device, void* pointer) {
+  // The driver keeps the memory until the commands that use it are done.
+  driver_->clReleaseMemObject(Memory(pointer));
+  delete static_cast<Buffer*>(pointer);
+}
+
+void OpenCLDevices::StreamSync(Device device, TVMStreamHandle) {
+  Check(driver_->clFinish(At(device.device_id).queue), "waiting for the device");
+}
+
+void OpenCLDevices::CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
+                                   Device from_device, Device to_device, DLDataType, TVMStreamHandle) {
+  if (bytes == 0) return;
+  cl_command_queue queue = At((to_device.device_type == kDLOpenCL ? to_device : from_device).device_id).queue;
+  if (from_device.device_type == kDLCPU) {
+    Check(driver_->clEnqueueWriteBuffer(queue, Memory(to), CL_TRUE, to_offset, bytes,
+                                        static_cast<const char*>(from) + from_offset, 0, nullptr, nullptr),
+          "copying to the device");
+  } else if (to_device.device_type == kDLCPU) {
+    Check(driver_->clEnqueueReadBuffer(queue, Memory(from), CL_TRUE, from_offset, bytes,
+                                       static_cast<char*>(to) + to_offset, 0, nullptr, nullptr),
+          "copying from the device");
+  } else if (from_device.device_id == to_device.device_id) {
+    Check(driver_->clEnqueueCopyBuffer(queue, Memory(from), Memory(to), from_offset, to_offset, bytes, 0, nullptr,
+                                       nullptr),
+          "copying on the device");
+  } else {
+    TVM_FFI_THROW(RuntimeError) << "OpenCL: a copy from device " << from_device.device_id << " to device "
+                                << to_device.device_id << " is not implemented; copy through the host";
+  }
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  if (tvm::ffi::Function::GetGlobal("device_api.opencl").has_value()) return;  // a TVM with its own runtime
+  tvm::ffi::reflection::GlobalDef().def_packed("device_api.opencl", [](tvm::ffi::PackedArgs, tvm::ffi::Any* value) {
+    *value = static_cast<void*>(static_cast<tvm::runtime::DeviceAPI*>(OpenCLDevices::Global()));
+  });
+}
+
+}  // namespace minicpm

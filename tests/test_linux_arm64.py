@@ -1,0 +1,75 @@
+"""Bundles compiled here for Linux arm64, run by the arm64 Python and wheels that users install, under qemu."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm_mlc import Engine
+from minicpm_mlc.compile import compile_model
+
+REPOSITORY = Path(__file__).parents[1]
+DEMO = REPOSITORY / "examples" / "demo_model" / "MiniCPM4.1-demo"
+ROOT = REPOSITORY / "build" / "arm64"
+QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+pytestmark = pytest.mark.skipif(
+    not (QEMU and (ROOT / "site" / "tvm").is_dir()),
+    reason="no qemu-aarch64 or no build/arm64: make devices",
+)
+PROMPTS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think", "Remember: the code of the red door is 7."]
+PROGRAM = """
+import json, sys
+from minicpm_mlc import Engine
+from minicpm_mlc.host import this_host
+bundle, messages = sys.argv[1], json.loads(sys.argv[2])
+with Engine(bundle, context=1024, threads=2) as engine:
+    texts = [engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0) for m in messages]
+    logits = engine.logits(engine.tokenize(messages[0]))[-1].tolist()
+    sparse = engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)
+print(json.dumps([this_host().machine, texts, logits, sparse]))
+"""
+
+
+def run_arm64(*args: str, cpu: str = "max") -> subprocess.CompletedProcess[str]:
+    """Python on an arm64 processor."""
+    command = [str(QEMU), "-cpu", cpu, "-L", str(ROOT), str(ROOT / "usr/bin/python3"), *args]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{ROOT / 'site'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def bundle_of(folder: Path, **options: str) -> Path:
+    compile_model(DEMO, folder, **options)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scheme": "f32"}, {"scheme": "w4", "cpu": "cortex-a76"}],  # NEON alone; int8 dot products
+    ids=["f32", "w4"],
+)
+def test_the_same_greedy_tokens_as_on_this_machine(options, tmp_path):
+    there = bundle_of(tmp_path / "arm64", device="linux-arm64", **options)
+    here = bundle_of(tmp_path / "here", scheme=options["scheme"])
+    result = run_arm64("-c", PROGRAM, str(there), json.dumps(PROMPTS))
+    assert result.returncode == 0, result.stderr
+    machine, texts, logits, sparse = json.loads(result.stdout)
+    assert machine == "aarch64"
+    with Engine(here, context=1024) as engine:
+        chat = [engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0) for m in PROMPTS]
+        assert texts == chat
+        assert sparse == engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)  # beyond dense_len
+        expected = engine.logits(engine.tokenize(PROMPTS[0]))[-1]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 if options["scheme"] == "f32" else 1e-3)
+
+
+def test_a_processor_without_the_instructions_is_refused(tmp_path):
+    bundle = bundle_of(tmp_path / "a76", device="linux-arm64", cpu="cortex-a76")
+    result = run_arm64("-m", "minicpm_mlc", "chat", str(bundle), "--prompt", "hi", cpu="cortex-a72")
+    assert result.returncode == 1
+    assert "this CPU lacks dotprod, fullfp16, lse, rdm" in result.stderr
