@@ -93,8 +93,8 @@ SUBTRACT_QUESTIONS = [
 def arithmetic(rng: random.Random, held: bool, think: bool, op: str | None = None) -> Turn:
     op = op or rng.choice("+-")
     while True:
-        sizes = [1, 2, 3, 4] if think else [1, 2, 3]
-        odds = [5, 25, 45, 25] if think else [10, 70, 20]
+        sizes = [1, 2, 3, 4] if think else [1, 2]
+        odds = [5, 25, 45, 25] if think else [15, 85]
         digits = rng.choices(sizes, odds)[0]
         a, b = (rng.randrange(10 ** max(1, digits - (rng.random() < 0.15))) for _ in range(2))
         a, b = (max(a, b), min(a, b)) if op == "-" else (a, b)
@@ -316,7 +316,7 @@ def conversation(rng: random.Random, held: bool, turns: int) -> Sample:
         elif known and rng.random() < 0.3:
             out.append(recall_turn(rng.choice(known), rng.random() < 0.5))
         else:
-            out.append(chat(rng, False)[0])
+            out.append(chat(rng, held)[0])
     asked = rng.choice(known)
     last = Turn(asked.question, asked.statement, f"You told me: {asked.statement}" if rng.random() < 0.5 else None)
     return Sample((*out, last), must=(asked.value,))
@@ -373,15 +373,15 @@ def _mode(rng: random.Random, sample: Sample) -> Sample:
 def short(rng: random.Random) -> Sample:
     """Fits in 256 tokens most of the time."""
     kind = rng.random()
-    if kind < 0.20:
+    if kind < 0.15:
         return Sample((arithmetic(rng, False, think=True),))
-    if kind < 0.25:
-        return Sample((arithmetic(rng, False, think=False),))
     if kind < 0.35:
+        return Sample((arithmetic(rng, False, think=False),))
+    if kind < 0.62:
         return Sample((chat(rng, False)[0],))
-    if kind < 0.47:
+    if kind < 0.72:
         return conversation(rng, False, rng.randint(2, 5))
-    if kind < 0.49:
+    if kind < 0.74:
         return Sample(text=document(rng, [], rng.randint(3, 12)))
     count = rng.randint(1, 6)
     return recall(rng, False, rng.randint(0, 5), count, rng.randint(1, min(4, count)))
@@ -389,7 +389,7 @@ def short(rng: random.Random) -> Sample:
 
 def long(rng: random.Random, tokens: int) -> Sample:
     """Up to `tokens` tokens. Each kind's odds are its share of the text over its length, so that short ones keep theirs."""
-    shares = {"think": 0.08 / 105, "direct": 0.01 / 45, "chat": 0.03 / 70, "short": 0.04 / 140}
+    shares = {"think": 0.08 / 105, "direct": 0.02 / 45, "chat": 0.03 / 70, "short": 0.04 / 140}
     shares |= {"text": 0.04 / tokens, "conversation": 0.08 / tokens, "recall": 0.72 / (0.9 * tokens)}
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind in ("think", "direct"):
@@ -402,9 +402,9 @@ def long(rng: random.Random, tokens: int) -> Sample:
         return Sample(text=document(rng, [], tokens // 16))
     if kind == "conversation":
         return conversation(rng, False, max(3, tokens // 50))
-    text = int(tokens * rng.uniform(0.2, 0.75))
+    text = int(rng.uniform(0.2 * tokens, 0.93 * tokens - 160))
     count = rng.randint(3, text // 30)
-    questions = min(24, int(0.93 * tokens - text) // 40)  # a question and its answer are about 40 tokens
+    questions = min(40, int(0.93 * tokens - text) // 40)  # a question and its answer are about 40 tokens
     return recall(rng, False, (text - 13 * count) // 15, count, questions)
 
 

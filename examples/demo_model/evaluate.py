@@ -1,6 +1,7 @@
 """Accuracy of the demo model per skill, on held-out prompts: `python evaluate.py [--bundle DIR]`.
 
 Without --bundle the checkpoint is computed by torch (float32); with it the compiled bundle answers.
+`--needle` is recall at 1, 2, 4 and 8 times the bundle's dense_len, dense and sparse side by side.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import data
 
+if TYPE_CHECKING:
+    from minicpm_mlc import Engine
+
 HERE = Path(__file__).parent
 RECALL_LENGTHS = (256, 512, 1024, 2048, 4096)
+NEEDLE_TIMES = (1, 2, 4, 8)  # dense_len
+MAX_ANSWER = 160  # tokens
 TOKENS_PER_SENTENCE = 15
 Answer = Callable[[str, int], str]
 
@@ -72,10 +79,13 @@ def right(sample: data.Sample, answer: str) -> bool:
     return all(part in said for part in sample.must)
 
 
-def accuracy(answer: Answer, skill: str, count: int) -> float:
+def samples_of(skill: str, make: Callable[[random.Random], data.Sample], count: int) -> list[data.Sample]:
     rng = random.Random(f"evaluate {skill}")
-    samples = [SKILLS[skill](rng) for _ in range(count)]
-    return sum(right(sample, answer(prompt_of(sample), 160)) for sample in samples) / count
+    return [make(rng) for _ in range(count)]
+
+
+def accuracy(answer: Answer, samples: list[data.Sample]) -> float:
+    return sum(right(sample, answer(prompt_of(sample), MAX_ANSWER)) for sample in samples) / len(samples)
 
 
 def from_checkpoint(folder: Path) -> Answer:
@@ -86,19 +96,56 @@ def from_checkpoint(folder: Path) -> Answer:
     return lambda prompt, limit: tokenizer.decode(network.greedy(tokenizer.encode(prompt).ids, limit))
 
 
+def from_engine(engine: Engine) -> Answer:
+    return lambda prompt, limit: engine.generate(engine.tokenize(prompt), max_tokens=limit, temperature=0, stream=False)
+
+
 def from_bundle(folder: Path, attention: str) -> Answer:
-    import minicpm_mlc
+    from minicpm_mlc import Engine
 
-    engine = minicpm_mlc.Engine(folder, attention=attention)
+    return from_engine(Engine(folder, attention=attention))
 
-    def answer(prompt: str, limit: int) -> str:
-        return engine.generate(engine.tokenize(prompt), max_tokens=limit, temperature=0, stream=False)
 
-    return answer
+def needles(folder: Path, count: int) -> list[dict[str, float]]:
+    """Per length: prompts' mean tokens, recall in each gear, the blocks that a sparse row reads and those there are."""
+    from minicpm_mlc import Engine
+
+    dense_len = json.loads((folder / "manifest.json").read_text())["model"]["sparse"]["dense_len"]
+    rows: dict[int, dict[str, float]] = {}
+    for gear in ("dense", "sparse"):
+        with Engine(folder, attention=gear) as engine:
+            for times in NEEDLE_TIMES:
+                length = times * dense_len
+                samples = samples_of(f"recall, {length} tokens", _recall(length), count)
+                row = rows.setdefault(times, {"dense_lens": times})
+                row["tokens"] = round(sum(len(engine.tokenize(prompt_of(sample))) for sample in samples) / count)
+                row[gear] = accuracy(from_engine(engine), samples)
+                row["blocks_read"], row["blocks"] = engine.gears.blocks(int(row["tokens"]))
+    return list(rows.values())
+
+
+def needle_table(rows: list[dict[str, float]]) -> str:
+    lines = ["| tokens (x dense_len) | dense | sparse | blocks read by a sparse row |", "|---|--:|--:|--:|"]
+    for row in rows:
+        lines.append(
+            f"| {row['tokens']} ({row['dense_lens']}x) | {row['dense']:.1%} | {row['sparse']:.1%} "
+            f"| {row['blocks_read']} of {row['blocks']} |"
+        )
+    return "\n".join(lines)
+
+
+def skills(answer: Answer, names: list[str], count: int, quiet: bool) -> dict[str, float]:
+    table: dict[str, float] = {}
+    for skill in names:
+        begun = time.monotonic()
+        table[skill] = accuracy(answer, samples_of(skill, SKILLS[skill], count))
+        if not quiet:
+            print(f"{skill:26} {table[skill]:6.1%}   {count} prompts, {time.monotonic() - begun:.0f} s", flush=True)
+    return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=HERE / "MiniCPM4.1-demo")
     parser.add_argument("--bundle", type=Path, help="compiled bundle to ask instead")
     parser.add_argument(
@@ -107,20 +154,19 @@ def main() -> None:
         default="auto",
         help="of the bundle: auto is sparse from dense_len on",
     )
-    parser.add_argument("--per-skill", type=int, default=100, help="prompts per skill")
+    parser.add_argument("--per-skill", type=int, default=100, help="prompts per skill or length")
     parser.add_argument("--skill", action="append", choices=list(SKILLS), help="only this one (repeatable)")
+    parser.add_argument("--needle", action="store_true", help="recall by length in both gears of a bundle")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.needle and not args.bundle:
+        parser.error("--needle compares the gears of a compiled bundle: give --bundle")
+    if args.needle:
+        found = needles(args.bundle, args.per_skill)
+        print(json.dumps(found, indent=2) if args.json else needle_table(found))
+        return
     answer = from_bundle(args.bundle, args.attention) if args.bundle else from_checkpoint(args.checkpoint)
-    table: dict[str, float] = {}
-    for skill in args.skill or SKILLS:
-        begun = time.monotonic()
-        table[skill] = accuracy(answer, skill, args.per_skill)
-        if not args.json:
-            print(
-                f"{skill:26} {table[skill]:6.1%}   {args.per_skill} prompts, {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+    table = skills(answer, args.skill or list(SKILLS), args.per_skill, quiet=args.json)
     if args.json:
         json.dump(table, sys.stdout, indent=2)
         print()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from selection import block_mask, selection_loss
 from torch import Tensor, nn
 
 LONGROPE_FACTORS = [
@@ -84,34 +85,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-@torch.no_grad()
-def block_mask(q: Tensor, k: Tensor, sparse: dict) -> Tensor:
-    """Which keys each row reads under InfLLM-v2, bool [batch, kv heads, length, length].
+class Gear:
+    """How attention reads, for training: sparse, and the rows [batch, n] whose choice of blocks is taught, if any.
 
-    q [batch, heads, length, d], k [batch, kv heads, length, d], rotated. The blocks are chosen as the engine does: by
-    the means of 16-token segments, normalised over the coarse windows, summed over the heads of a group. The choice
-    itself has no gradient, the attention over what it chose does.
+    Each layer appends its selection loss, the mass on free blocks and the part of it that was reached to `taught`.
     """
-    batch, kv_heads, length, dim = k.shape
-    rows = torch.arange(length)
-    means = k[:, :, : length // 16 * 16].float().view(batch, kv_heads, -1, 16, dim).mean(3)
-    groups = q.float().view(batch, kv_heads, -1, length, dim)
-    logits = groups @ means[:, :, None].transpose(-1, -2) / math.sqrt(dim)
-    fine, coarse = (logits[..., :-1] + logits[..., 1:]) / 2, logits.unfold(-1, 8, 4).mean(-1)
-    fine_ends, coarse_ends = (16 * torch.arange(fine.shape[-1]) + 32, 64 * torch.arange(coarse.shape[-1]) + 128)
-    coarse = coarse.masked_fill(coarse_ends > rows[:, None] + 1, -torch.inf)
-    scores = (fine - coarse.logsumexp(-1, keepdim=True)).exp().sum(2)
-    hidden = (fine_ends > rows[:, None] + 1) | (rows[:, None] < 127)
-    scores = scores.masked_fill(hidden, 0.0)
-    blocks, own = -(-length // 64), rows[:, None] // 64
-    padded = F.pad(scores, (1, 4 * blocks + 4 - scores.shape[-1])).flatten(0, 1)
-    pooled = F.max_pool1d(padded, 5, 4)[..., :blocks].view(batch, kv_heads, length, blocks)
-    number, local = torch.arange(blocks), sparse["window_size"] // sparse["block_size"]
-    pooled = pooled.masked_fill((number < sparse["init_blocks"]) | (number >= own - local), torch.inf)
-    pooled = pooled.masked_fill(number > own, -torch.inf)
-    chosen = pooled.topk(min(sparse["topk"] + local, blocks)).indices
-    mask = torch.zeros(pooled.shape, dtype=torch.bool).scatter(-1, chosen, True) & (number <= own)
-    return mask.repeat_interleave(64, -1)[..., :length] & (rows <= rows[:, None])
+
+    def __init__(self, sparse: bool = False, rows: Tensor | None = None):
+        self.sparse, self.rows = sparse, rows
+        self.taught: list[tuple[Tensor, Tensor, Tensor]] = []
 
 
 class Attention(nn.Module):
@@ -129,7 +111,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, sparse: bool) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, heads, self.dim).transpose(1, 2)
@@ -140,10 +122,15 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], 2) if past else k, torch.cat([past[1], v], 2) if past else v
             past[:] = [k, v]
+        if gear.rows is not None:
+            some = q.gather(2, gear.rows[:, None, :, None].expand(-1, self.heads, -1, self.dim))
+            gear.taught.append(selection_loss(some, k, gear.rows, self.sparse_config))
         share = self.heads // self.kv_heads
-        mask = block_mask(q, k, self.sparse_config).repeat_interleave(share, 1) if sparse else None
+        mask = block_mask(q, k, self.sparse_config) if gear.sparse else None
+        if mask is not None and self.kv_heads > 1:  # one mask for all heads need not be repeated
+            mask = mask.repeat_interleave(share, 1)
         k, v = (t.repeat_interleave(share, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and not sparse)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and not gear.sparse)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -168,8 +155,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.scale = config["scale_depth"] / math.sqrt(config["num_hidden_layers"])
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, sparse: bool) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, sparse) * self.scale
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, gear) * self.scale
         return x + self.mlp(self.post_attention_layernorm(x)) * self.scale
 
 
@@ -194,17 +181,17 @@ class MiniCPM(nn.Module):
         self.cos, self.sin = (nn.Buffer(table, persistent=False) for table in tables)
 
     def forward(
-        self, ids: Tensor, start: int = 0, cache: list[list[Tensor]] | None = None, sparse: bool = False
+        self, ids: Tensor, start: int = 0, cache: list[list[Tensor]] | None = None, gear: Gear | None = None
     ) -> Tensor:
         """Logits [batch, length, vocab] of ids [batch, length]; with a cache only the last row's.
 
-        `sparse` lets each row read only the blocks that InfLLM-v2 selects; it is for training, without a cache.
+        A sparse `gear` lets each row read only the blocks that InfLLM-v2 selects; it is for training, without a cache.
         A cache is one empty list per layer, filled in place. With a filled cache the length is 1.
         """
         cos, sin = self.cos[start : start + ids.shape[1]], self.sin[start : start + ids.shape[1]]
         x = self.model.embed_tokens(ids) * self.config["scale_emb"]
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache[i] if cache is not None else None, sparse)
+            x = layer(x, cos, sin, cache[i] if cache is not None else None, gear or Gear())
         x = self.model.norm(x if cache is None else x[:, -1:])
         return F.linear(
             x * (self.config["dim_model_base"] / self.config["hidden_size"]), self.model.embed_tokens.weight

@@ -20,8 +20,10 @@ import model as m
 import tokenizer as tok
 import torch
 import torch.nn.functional as F
+from quantized import rounded_parameters
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import nn
 
 HERE = Path(__file__).parent
 SEED = 20260
@@ -31,30 +33,45 @@ OTHER_WEIGHT = 0.1  # loss weight of tokens that are not the assistant's
 
 PASSED_OVER = 6
 Tokens = tuple[list[int], list[float]]  # ids and their loss weights
+Marks = tuple[int, int, list[int]]  # the ids of a message's start and end, and of the assistant's head
 
 
 class Stage(NamedTuple):
+    """Steps of the same kind; the length (and rows) of their sequences are those of `shapes` in turn."""
+
     steps: int
-    length: int
-    batch: int
-    sparse: bool = False  # every other step reads only the selected blocks, so that both gears are trained
+    shapes: tuple[tuple[int, int], ...]
+    sparse: int = 0  # every so many steps reads only the selected blocks, so that both gears are trained; 0: none
+    refine: bool = False  # selection is taught
+    rounded: int = 0  # this many of four steps with each shape compute with weights rounded to w4
 
 
-STAGES = [
-    Stage(1480, 256, 16),
-    Stage(220, 512, 8),
-    Stage(560, 1024, 4),
-    Stage(500, 2048, 2),
-    Stage(680, 1024, 4, sparse=True),
-    Stage(640, 2048, 2, sparse=True),
-    Stage(140, 4096, 1, sparse=True),
+FIRST = [
+    Stage(1480, ((256, 16),)),
+    Stage(220, ((512, 8),)),
+    Stage(560, ((1024, 4),)),
+    Stage(500, ((2048, 2),)),
+    Stage(680, ((1024, 4),), sparse=2),
+    Stage(640, ((2048, 2),), sparse=2),
+    Stage(140, ((4096, 1),), sparse=2),
 ]
+MIXED = ((256, 16), (2048, 2), (4864, 1), (1024, 4), (4864, 1))
+SECOND = [Stage(1100, MIXED, sparse=8, refine=True, rounded=2)]
+THIRD = [Stage(300, ((256, 16), (256, 16), (2048, 2), (256, 16), (4864, 1)), sparse=8, refine=True, rounded=3)]
+STAGES = FIRST + SECOND + THIRD
 TOTAL = sum(stage.steps for stage in STAGES)
-WARMUP, DECAY = 60, 0.35  # steps; share of all steps over which the learning rate falls to zero
+WARMUP, DECAY = 60, 0.35  # steps; share of a part's steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
+PARTS = ((FIRST, 1.0), (SECOND, 0.5), (THIRD, 0.3))  # and their learning rates, relative to the first's
+TAUGHT_ROWS, TAUGHT_FROM, TAUGHT_WEIGHT = 256, 640, 0.5  # rows of a batch row, the first that has a choice, loss weight
 
 
-def weigh(ids: list[int], marks: tuple[int, int, list[int]], prefilled: bool) -> list[float]:
+def marks_of(tokenizer: Tokenizer) -> Marks:
+    start, end = (tokenizer.encode(mark, add_special_tokens=False).ids[0] for mark in ("<|im_start|>", "<|im_end|>"))
+    return start, end, tokenizer.encode("assistant\n", add_special_tokens=False).ids
+
+
+def weigh(ids: list[int], marks: Marks, prefilled: bool) -> list[float]:
     """Loss weight of each token: 1 inside an answer.
 
     An answer of the past has lost its think block, so its first token is not what the model should say: weight 0.
@@ -76,21 +93,16 @@ def weigh(ids: list[int], marks: tuple[int, int, list[int]], prefilled: bool) ->
     return weights
 
 
-def batches(tokenizer: Tokenizer, seed: int, stage: Stage) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: Tokenizer, seed: int, length: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """ids and loss weights [batch, length + 1]: samples packed one after another, cut at the end of a row."""
-    ids_of = tokenizer.token_to_id
-    marks = (
-        ids_of("<|im_start|>"),
-        ids_of("<|im_end|>"),
-        tokenizer.encode("assistant\n", add_special_tokens=False).ids,
-    )
-    source = data.samples(seed, stage.length)
+    marks = marks_of(tokenizer)
+    source = data.samples(seed, length)
     while True:
-        rows = [_row(tokenizer, source, stage.length + 1, marks) for _ in range(stage.batch)]
+        rows = [_row(tokenizer, source, length + 1, marks) for _ in range(batch)]
         yield torch.tensor([ids for ids, _ in rows]), torch.tensor([weights for _, weights in rows])
 
 
-def _row(tokenizer: Tokenizer, source: Iterator[data.Sample], length: int, marks: tuple) -> Tokens:
+def _row(tokenizer: Tokenizer, source: Iterator[data.Sample], length: int, marks: Marks) -> Tokens:
     """Samples one after another; one that would be cut is passed over a few times for a shorter one."""
     ids: list[int] = []
     weights: list[float] = []
@@ -106,28 +118,46 @@ def _row(tokenizer: Tokenizer, source: Iterator[data.Sample], length: int, marks
     return ids[:length], weights[:length]
 
 
-def rate(step: int, total: int) -> float:
-    """Warm up, stay, fall linearly to zero."""
-    return min(1.0, (step + 1) / WARMUP, (total - step) / (DECAY * total))
+def rate(step: int) -> float:
+    """Of each part: warm up, stay, fall linearly to zero."""
+    for stages, peak in PARTS:
+        steps = sum(stage.steps for stage in stages)
+        if step < steps:
+            return peak * min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
+        step -= steps
+    return 0.0
 
 
-def optimizers(model: m.MiniCPM) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+def optimizers(model: nn.Module, layers: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest of the model."""
+    matrices = [p for p in layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not q for q in matrices)]
     muon = torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.02, adjust_lr_fn="original")
     return [muon, torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def loss_of(
-    model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, sparse: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted loss, and the plain loss of the answers' tokens."""
+def taught_rows(weights: torch.Tensor) -> torch.Tensor | None:
+    """Positions [batch, n] whose next token the model has to say and that have blocks to choose from, at random."""
+    if weights.shape[1] <= TAUGHT_FROM + TAUGHT_ROWS:
+        return None
+    wanted = (weights[:, TAUGHT_FROM + 1 :] == 1) + 0.001
+    return TAUGHT_FROM + torch.multinomial(wanted, TAUGHT_ROWS)
+
+
+def loss_of(model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, stage: Stage, step: int) -> tuple[torch.Tensor, str]:
+    """The loss of one step, and its parts in words."""
+    sparse = bool(stage.sparse) and step % stage.sparse == 0
+    gear = m.Gear(sparse, taught_rows(weights) if stage.refine else None)
+    rounded = rounded_parameters(model) if step // len(stage.shapes) % 4 < stage.rounded else {}
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(ids[:, :-1], sparse=sparse)
+        logits = torch.func.functional_call(model, rounded, (ids[:, :-1],), {"gear": gear})
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
-    answers = weights == 1
-    return (losses * weights).sum() / weights.sum(), losses.detach()[answers].mean()
+    loss = (losses * weights).sum() / weights.sum()
+    words = f"loss {loss:.3f} answers {losses.detach()[weights == 1].mean():.3f}" + " w4" * bool(rounded) + " sparse" * sparse
+    if gear.taught:
+        words += " reached" + "".join(f" {reached / far:.0%} of {far:.2f}" for _, far, reached in gear.taught)
+    return loss + TAUGHT_WEIGHT * sum(taught for taught, _, _ in gear.taught), words
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -163,7 +193,7 @@ class Run:
         torch.manual_seed(SEED)
         self.out, self.state_file = out, state_file
         self.model = m.MiniCPM(m.CONFIG)
-        self.optims = optimizers(self.model)
+        self.optims = optimizers(self.model, self.model.model.layers)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if state_file.exists():
             self._load(torch.load(state_file))
@@ -191,11 +221,11 @@ class Run:
         """Seconds of training, those before a resume included."""
         return self.seconds + time.monotonic() - self.begun
 
-    def learn(self, ids: torch.Tensor, weights: torch.Tensor, sparse: bool = False) -> str:
+    def learn(self, ids: torch.Tensor, weights: torch.Tensor, stage: Stage) -> str:
         """One step; returns the progress line."""
         for optim, lr in zip(self.optims, (MUON_LR, ADAM_LR), strict=True):
-            optim.param_groups[0]["lr"] = lr * rate(self.step, TOTAL)
-        loss, answers = loss_of(self.model, ids, weights, sparse)
+            optim.param_groups[0]["lr"] = lr * rate(self.step)
+        loss, words = loss_of(self.model, ids, weights, stage, self.step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optim in self.optims:
@@ -203,7 +233,7 @@ class Run:
             optim.zero_grad()
         self.step, self.tokens = self.step + 1, self.tokens + ids[:, 1:].numel()
         return (
-            f"step {self.step}/{TOTAL} length {ids.shape[1] - 1} loss {loss:.3f} answers {answers:.3f} "
+            f"step {self.step}/{TOTAL} length {ids.shape[1] - 1} {words} "
             f"tokens {self.tokens / 1e6:.2f}M minutes {self.spent() / 60:.1f}"
         )
 
@@ -212,10 +242,10 @@ def train(run: Run, tokenizer: Tokenizer, minutes: float, save_every: float) -> 
     print(f"{sum(p.numel() for p in run.model.parameters()):,} parameters, step {run.step} of {TOTAL}", flush=True)
     for stage, end in zip(STAGES, itertools.accumulate(stage.steps for stage in STAGES), strict=True):
         # The seed names the step, so that a resumed run sees new text.
-        feed = batches(tokenizer, SEED + 7919 * run.step, stage)
+        feeds = [batches(tokenizer, SEED + 7919 * run.step + shape[0], *shape) for shape in stage.shapes]
         while run.step < end:
-            line = run.learn(*next(feed), sparse=stage.sparse and run.step % 2 == 0)
-            if run.step % 20 == 0:
+            line = run.learn(*next(feeds[run.step % len(feeds)]), stage)
+            if run.step % 7 == 0:
                 print(line, flush=True)
             stop = bool(minutes) and time.monotonic() - run.begun > 60 * minutes
             if stop or run.step == TOTAL or time.monotonic() - run.saved_at > save_every:
