@@ -1,18 +1,26 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
+# make native: build and install the runtime for OpenCL devices.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find minicpm_mlc -name '*.py')
 DEMO := examples/demo_model/MiniCPM4.1-demo
 
-.PHONY: demo test check clean
+NATIVE := $(shell find native -type f)
+
+.PHONY: demo test check native devices clean
 
 demo: .venv/.installed
 	$(BIN)/minicpm-mlc compile $(DEMO) -o build/demo --force
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What is 4827 + 356?"
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What does minicpm-mlc do? /no_think"
 
-test: .venv/.tests check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: .venv/.tests check devices
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
+
+native: .venv/.native
+
+devices: .venv/.installed
+	sh tools/test_devices.sh .venv
 
 check: .venv/.tests
 	$(BIN)/ruff check .
@@ -32,4 +40,10 @@ clean:
 
 .venv/.tests: .venv/.installed
 	$(BIN)/pip install --quiet '.[dev]'
+	touch $@
+
+# built against TVM's wheel in the venv, without a second copy of it
+.venv/.native: .venv/.installed $(NATIVE)
+	$(BIN)/pip install --quiet 'scikit-build-core>=0.10' cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps ./native
 	touch $@

@@ -11,7 +11,9 @@ from .errors import MiniCPMError
 
 ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
+SPECULATE = click.Choice(["auto", "off", "eagle", "ngram", "draft"])
 ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
+KV = click.Choice(["f32", "f16", "bf16", "int8"])
 
 
 class Commands(click.Group):
@@ -47,30 +49,52 @@ def main() -> None:
 @main.command("compile", **_example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
 @click.argument("source")
 @click.option("-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]")
-@click.option("--device", default="cpu", help="What to compile for.")
-@click.option("--cpu", default="native", help="native, a level such as x86-64-v3, or a processor that LLVM knows.")
+@click.option("--device", default="cpu", help="What to compile for: cpu, linux-arm64 or opencl.")
+@click.option("--cpu", help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native for cpu]")
 @click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
 @click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
 @click.option("--activations", type=ACTIVATIONS, default="auto", help="What meets w4 and w8 weights; auto is int8 where fast.")
+@click.option("--kv", type=KV, help="How keys and values are stored.  [default: f16; f32 with --quant f32]")
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
 @click.option("--attention", type=click.Choice(["auto", "dense"]), default="auto", help="dense leaves out sparse kernels.")
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
+@click.option("--draft", help="An EAGLE head's folder, for speculative decoding; or random-eagle3, random-eagle2:8192.")
+@click.option("--draft-quant", type=SCHEMES, help="How its weights are stored.  [default: as the model's]")
+@click.option("--frspec", type=click.Path(), help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.")
 @click.option("--dry-run", is_flag=True, help="Print the memory it will need per context length; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--random-weights", is_flag=True, help="Without weights: SOURCE is a published model's name or a config.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def compile_command(
-    source: str, quant: str, embedding_quant: str | None, force: bool, as_json: bool, **options: Any
-) -> None:
+    source: str, quant: str, embedding_quant: str | None, draft_quant: str | None, force: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Compile the checkpoint folder SOURCE into a bundle."""
     from .compile import compile_model
     from .progress import progress
 
     with progress() as report:
         result = compile_model(
-            source, scheme=quant, embedding_scheme=embedding_quant, overwrite=force, progress=report, **options
-        )
+            source, scheme=quant, embedding_scheme=embedding_quant, draft_scheme=draft_quant, overwrite=force,
+            progress=report, **options,
+        )  # fmt: skip
     click.echo(result.json() if as_json else result.plain())
+
+
+_DRAFTING = ("tree_size", "draft_depth", "draft_top_k", "draft_model", "prompt_file", "replay", "record")
+
+
+def _drafting(command: Any) -> Any:
+    """The options of speculative decoding."""
+    options = [
+        click.option("--tree-size", type=int, help="Nodes of a draft tree.  [default: what pays]"),
+        click.option("--draft-depth", type=int, help="Levels of a draft tree.  [default: what pays]"),
+        click.option("--draft-top-k", type=int, help="Guesses after a token.  [default: 4; 1 for a draft model]"),
+        click.option("--draft-model", type=click.Path(), help="A smaller bundle with the same tokenizer, to draft with."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @main.command(**_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
@@ -92,13 +116,15 @@ def compile_command(
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
 @click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
 @click.option("--think/--no-think", default=None, help="Think before answering, or don't.  [default: the model's]")
+@click.option("--speculate", type=SPECULATE, help="Guess tokens ahead; the text stays the same.  [default: auto]")
+@_drafting
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it read most.")
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
     bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None, attention: str,
-    hide_thinking: bool, show_blocks: bool, as_json: bool, stats: bool, **options: Any,
+    draft_model: str | None, hide_thinking: bool, show_blocks: bool, as_json: bool, stats: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Chat with BUNDLE; /help lists the commands of the chat.
 
@@ -110,7 +136,7 @@ def chat(
     given = chosen(options)
     shared: dict[str, Any] = {"system": system, "hide_thinking": hide_thinking, "show_blocks": show_blocks}
     question = read_question(prompt)
-    with Engine(bundle, context=context, threads=threads, attention=attention) as engine:
+    with Engine(bundle, context=context, threads=threads, attention=attention, draft=draft_model) as engine:
         if question is None:
             talk(engine, options=given, **shared)
         else:
@@ -133,25 +159,45 @@ def inspect(source: str, as_json: bool) -> None:
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
 @click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
-@click.option("--prompt-tokens", default=512, help="Tokens prefilled per measurement.")
-@click.option("--new-tokens", default=64, help="Tokens decoded per measurement.")
+@click.option("--prompt-tokens", default="512", help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.")
+@click.option("--new-tokens", default=64, help="Tokens decoded per measurement; 0 for none.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
 @click.option("--attention-only", is_flag=True, help="No bundle: dense against sparse kernels at the 8B models' shapes.")
+@click.option("--operators", is_flag=True, help="Where the time of one decode step goes, operator by operator.")
+@click.option("--random-cache", is_flag=True, help="Fill the cache with random numbers instead of computing the tokens.")
 @click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")
+@click.option("--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter.")
+@_drafting
+@click.option("--prompt-file", type=click.Path(), help="With --speculate: a message a line, answered by the model itself.")
+@click.option("--replay", type=click.Path(), help="With --speculate: take what is accepted from this record.")
+@click.option("--record", type=click.Path(), help="With --speculate: write what was accepted.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 def bench(
-    bundle: str | None, depth: str, form: str | None, attention_only: bool, plot: str | None, **options: Any
-) -> None:
+    bundle: str | None, depth: str, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
+    plot: str | None, speculate: str | None, **options: Any,
+) -> None:  # fmt: skip
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
+    drafting = {name: options.pop(name) for name in _DRAFTING}
+    options["prompt_tokens"] = _numbers(prompt_tokens, "--prompt-tokens")
     if attention_only:
         from .compile.bench_attention import bench_attention as measure
 
-        options = {"prefill_rows": options["prompt_tokens"], "repeats": options["repeats"], "threads": options["threads"]}
+        options = {"prefill_rows": options["prompt_tokens"][0], **_only(options, "repeats", "threads")}
     elif bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
+    elif operators:
+        from .compile.bench_operators import bench_operators as measure
+
+        options = {"path": bundle, **_only(options, "repeats", "threads", "attention")}
+    elif speculate:
+        from .runtime_py.speculative.bench import bench_speculation
+
+        options = _only(options, "new_tokens", "repeats", "threads", "attention") | drafting
+        report = bench_speculation(bundle, speculate, **options)
+        return click.echo(getattr(report, form or "plain")())
     elif plot:
         from .runtime_py.plot import bench_both_gears as measure
 
@@ -160,7 +206,7 @@ def bench(
         from .runtime_py.bench import bench_bundle as measure
 
         options |= {"path": bundle}
-    report = measure(depths=_numbers(depth), **options)
+    report = measure(depths=_numbers(depth, "--depth"), **options)
     click.echo(getattr(report, form or "plain")())
 
 
@@ -187,6 +233,27 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
+FRSPEC = _example("minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json")
+
+
+@main.group(**FRSPEC)
+def frspec() -> None:
+    """Lists of the most frequent tokens, for a faster draft head."""
+
+
+@frspec.command("build", **FRSPEC)
+@click.option("--text", type=click.Path(), multiple=True, required=True, help="Folder or file of UTF-8 text; repeatable.")
+@click.option("--size", default=32768, help="How many tokens the list has.")
+@click.option("--tokenizer", type=click.Path(), required=True, help="A checkpoint or bundle, for its tokenizer.")
+@click.option("-o", "--out", type=click.Path(), default="freq.json", help="List to write, .json or .npy.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_json: bool) -> None:
+    """Count the tokens of your own text, and print how much of the text held out the commonest ones cover."""
+    from .compile.frspec import as_text, build_list
+
+    _print(build_list(text, size, tokenizer, out), as_text, as_json)
+
+
 @main.command(**_example("minicpm-mlc devices"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def devices(as_json: bool) -> None:
@@ -202,8 +269,12 @@ def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
     click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1024", param_hint="--depth") from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1024", param_hint=option) from None
+
+
+def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names}

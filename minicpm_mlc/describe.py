@@ -51,6 +51,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "activations": manifest.activations,
         "target": manifest.target,
         "tvm": manifest.tvm,
+        "draft head": manifest.draft and {key: manifest.draft[key] for key in ("kind", "scheme", "vocab")},
         "max context": manifest.max_context,
         "prefill chunk": manifest.prefill_chunk,
         "size": sum(entry["bytes"] for entry in manifest.files.values()),

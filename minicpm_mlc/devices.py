@@ -8,6 +8,7 @@ import platform
 from typing import Any
 
 from .describe import human_bytes
+from .errors import BundleError
 from .host import this_host
 from .runtime_py.machine import available_memory, cpu_name, physical_cores
 
@@ -17,7 +18,7 @@ LEVELS = {"x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"), "aarch64": ("generi
 
 def survey() -> dict[str, Any]:
     """{"machine": facts, "devices": [{"device", "compile", "run", "missing": [commands], ...}]}, ready for JSON."""
-    return {"machine": _machine(), "devices": [_cpu()]}
+    return {"machine": _machine(), "devices": [_cpu(), _linux_arm64(), _opencl()]}
 
 
 def _machine() -> dict[str, Any]:
@@ -36,6 +37,31 @@ def _cpu() -> dict[str, Any]:
     missing = [command for package, command in _needs() if not _installed(package)]
     found: dict[str, Any] = {"device": "cpu", "compile": not missing, "run": _installed(TVM), "missing": missing}
     return found | _processors() if found["compile"] else found
+
+
+def _linux_arm64() -> dict[str, Any]:
+    missing, host = [command for package, command in _needs() if not _installed(package)], this_host()
+    here = (host.system, host.machine) == ("linux", "aarch64")
+    return {"device": "linux-arm64", "compile": not missing, "run": here, "missing": missing}
+
+
+def _opencl() -> dict[str, Any]:
+    """`name` is the device's, `why` what keeps bundles from running here; one of them is None."""
+    missing = [command for package, command in _needs() if not _installed(package)]
+    name, why = _device_name("opencl") if _installed(TVM) else (None, "TVM is missing")
+    return {"device": "opencl", "compile": not missing, "run": bool(name), "missing": missing, "name": name, "why": why}
+
+
+def _device_name(device: str) -> tuple[str | None, str | None]:
+    """(name of the first such device, None), or (None, why there is none)."""
+    from .runtime_py.library import load_runtime
+    from .runtime_py.memory import open_memory
+
+    try:
+        load_runtime()
+        return open_memory(device).name, None
+    except BundleError as error:
+        return None, str(error)
 
 
 def _needs() -> list[tuple[str, str]]:
@@ -74,6 +100,10 @@ def _device_lines(device: dict[str, Any]) -> list[str]:
     name = device["device"]
     if device["missing"]:
         return [f"{name}: can't compile yet; first: {command}" for command in device["missing"]]
+    if name != "cpu":
+        runs = "compiles and runs here" if device["run"] else "compiles here, doesn't run here"
+        detail = device.get("name") or device.get("why")
+        return [f"{name}: {runs}", *([f"  {detail}"] if detail else [])]
     levels = (f"{level} ({'runs' if runs else 'does not run'} here)" for level, runs in device["levels"].items())
     return [
         f"{name}: compiles and runs here",

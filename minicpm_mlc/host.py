@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 import sys
@@ -36,6 +37,21 @@ FLAGS = {name: name for name in _SAME_NAME.split()} | {
     "fp16fml": "asimdfhm",
     "dotprod": "asimddp",
 }
+# LLVM feature -> (getauxval's type, bit) as in the kernel's arch/arm64/include/uapi/asm/hwcap.h
+_HWCAP, _HWCAP2 = 16, 26
+ARM_BITS = {
+    "neon": (_HWCAP, 1),
+    "lse": (_HWCAP, 8),
+    "fullfp16": (_HWCAP, 10),
+    "rdm": (_HWCAP, 12),
+    "dotprod": (_HWCAP, 20),
+    "sve": (_HWCAP, 22),
+    "fp16fml": (_HWCAP, 23),
+    "sve2": (_HWCAP2, 1),
+    "i8mm": (_HWCAP2, 13),
+    "bf16": (_HWCAP2, 14),
+}
+RUNNABLE = ("cpu", "opencl")
 MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 SYSTEMS = {"linux": "linux", "darwin": "darwin", "macos": "darwin", "windows": "windows", "mingw": "windows"}
 
@@ -53,13 +69,15 @@ class Host:
 def this_host() -> Host:
     """The machine this process runs on."""
     system = "android" if hasattr(sys, "getandroidapilevel") else platform.system().lower()
-    return Host(system, _machine(platform.machine()), _cpuinfo_features())
+    machine = _machine(platform.machine())
+    arm_linux = machine == "aarch64" and system in ("linux", "android")
+    return Host(system, machine, _hwcap_features() if arm_linux else _cpuinfo_features())
 
 
 def mismatch(target: dict[str, Any], host: Host) -> str | None:
     """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it can."""
-    if target["device"] != "cpu":
-        return f"it was compiled for device {target['device']}, and this version runs cpu"
+    if target["device"] not in RUNNABLE:
+        return f"it was compiled for device {target['device']}, and this version runs {' and '.join(RUNNABLE)}"
     system, machine = _system_of(target["triple"]), _machine(target["triple"].split("-")[0])
     if (system, machine) != (host.system, host.machine):
         return f"it was compiled for {machine} {system}, and this machine is {host.machine} {host.system}"
@@ -83,6 +101,13 @@ def _system_of(triple: str) -> str:
     if "android" in triple:
         return "android"
     return next((system for word, system in SYSTEMS.items() if word in triple), "unknown")
+
+
+def _hwcap_features() -> frozenset[str]:
+    """What the kernel, or an emulator in its place, tells the C library; /proc/cpuinfo is the real machine's."""
+    ask = ctypes.CDLL(None).getauxval
+    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return frozenset(name for name, (kind, bit) in ARM_BITS.items() if ask(kind) >> bit & 1)
 
 
 def _cpuinfo_features() -> frozenset[str] | None:

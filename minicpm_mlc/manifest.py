@@ -6,18 +6,22 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minicpm_mlc.errors import BundleError
 from minicpm_mlc.files import write_whole
 from minicpm_mlc.host import Host, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 2  # functions of the compiled library
+ABI = 3  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+KV_STORAGE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int8": "int8"}  # pools, by kv_dtype
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
+MAX_TREE_NODES = 64  # nodes of a token tree
 WEIGHT_LAYOUTS = {"f32": "rows16", "int8": "rows16x4"}  # of integer weights, by the activations that meet them
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
@@ -29,6 +33,7 @@ _NESTED = {
     "kv_layout": {"k": list, "v": list},
 }
 _FILE = {"bytes": int, "sha256": str}
+_DRAFT = {"kind": str, "scheme": str, "layers": int, "features": int, "hidden": int, "vocab": int, "kv_layout": dict}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Manifest:
     """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names in ABI order.
 
     `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is how those weights are
-    interleaved (ops/packing.py), the layout that the library was compiled for.
+    interleaved (ops/packing.py), the layout that the library was compiled for. `draft` is the EAGLE head: its kind
+    ("eagle2" or "eagle3"), layers, width of the features that it takes and of its hidden states, its vocabulary, and its pools.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Manifest:
     tvm: str
     activations: str = "f32"
     weight_layout: str = "rows16"
+    draft: dict[str, Any] | None = None
     page_size: int = PAGE_SIZE
     library: str = "model.so"
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -142,13 +149,15 @@ def _parse(data: Any, folder: Path) -> Manifest:
             f"{folder} has bundle format {seen[0]} and ABI {seen[1]}; "
             f"this minicpm-mlc reads format {FORMAT} and ABI {ABI}; {COMPILE_AGAIN}"
         )
-    kinds = {name: get_origin(kind) or kind for name, kind in get_type_hints(Manifest).items()}
+    kinds = {name: _types(kind) for name, kind in get_type_hints(Manifest).items()}
     checks = [("fields", data, kinds), *((name, data.get(name), nested) for name, nested in _NESTED.items())]
     for what, value, expected in checks:
         if not _has(value, expected):
             raise _damaged(folder, what)
     if data.keys() != kinds.keys():
-        raise _damaged(folder, str(sorted(data.keys() - kinds.keys())[0]))
+        raise _damaged(folder, str(sorted(data.keys() ^ kinds.keys())[0]))
+    if data["draft"] is not None and not _has(data["draft"], _DRAFT):
+        raise _damaged(folder, "draft")
     if WEIGHT_LAYOUTS.get(data["activations"]) != data["weight_layout"]:
         raise _damaged(folder, "weight_layout")
     for name, entry in data["files"].items():
@@ -157,7 +166,12 @@ def _parse(data: Any, folder: Path) -> Manifest:
     return Manifest(**data)
 
 
-def _has(value: Any, expected: dict[str, type]) -> bool:
+def _types(kind: Any) -> tuple[type, ...]:
+    """The classes of values that a field's annotation allows."""
+    return tuple(get_origin(part) or part for part in (get_args(kind) if get_origin(kind) is UnionType else [kind]))
+
+
+def _has(value: Any, expected: Mapping[str, type | tuple[type, ...]]) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in expected.items())
 
 

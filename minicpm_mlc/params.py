@@ -11,6 +11,7 @@ from minicpm_mlc.errors import BundleError
 from minicpm_mlc.manifest import REPAIR, Bundle, is_plain_name
 
 TENSOR_CACHE = "tensor-cache.json"
+DRAFT_IDS = "draft-ids.npy"
 _STORED_AS = {"float32": "f4", "float16": "f2", "bfloat16": "u2", "int8": "i1", "uint8": "u1"}
 
 
@@ -27,6 +28,16 @@ def load_params(bundle: Bundle) -> list[np.ndarray]:
         raise BundleError(
             f"{bundle.path / TENSOR_CACHE} doesn't describe the weights ({type(error).__name__}: {error}); {REPAIR}"
         ) from error
+
+
+def load_draft_ids(bundle: Bundle) -> np.ndarray:
+    """The token id, int32 [draft vocab], of each id of the draft head's own vocabulary."""
+    path = bundle.path / DRAFT_IDS
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} doesn't hold the draft head's token ids ({error}); {REPAIR}") from error
+    return ids
 
 
 def _map_shard(bundle: Bundle, shard: dict[str, Any]) -> list[tuple[dict[str, Any], np.ndarray]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 
 
 @dataclass
@@ -19,6 +20,7 @@ class FakeStats:
     attention: str = "dense"
     prefill_rate: float = 100.0
     decode_rate: float = 20.0
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: str | None = "stop"
 
 

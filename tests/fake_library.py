@@ -10,6 +10,7 @@ import numpy as np
 import tiny_tokenizers
 
 from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
 VOCAB = TOKENIZER.get_vocab_size() + 3
@@ -33,21 +34,40 @@ class FakeLibrary:
     def new_pools(self, num_pages: int) -> Any:
         return SimpleNamespace(tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1))
 
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False) -> np.ndarray:
+    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False) -> Outputs:
         assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {np.dtype(np.int32)}
         self.calls.append(len(token_ids))
         pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
         pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
-        return np.stack([self._row(slots[r], page_table, pools) for r in logit_rows])
+        return Outputs(np.stack([self._row(slots[r], page_table, pools) for r in logit_rows]))
 
-    def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> tuple[np.ndarray, list]:
+    def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> Outputs:
         assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools), []
+        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools)
+
+    def verify(self, token_ids, positions, slots, base, page_table, ancestors, pools, sparse=False) -> Outputs:
+        """Every row's history is what it sees: the slots before the base, then its ancestors in the tree."""
+        self.calls.append(len(token_ids))
+        assert slots[0] >= base[0] and (np.diff(slots) == 1).all()
+        pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
+        pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
+        rows = []
+        for mask in ancestors.view("<u8")[:, 0].tolist():
+            path = [int(base[0]) + node for node in range(64) if mask >> node & 1]
+            rows.append(self._seen(np.array([*range(int(base[0])), *path]), page_table, pools))
+        return Outputs(np.stack(rows))
+
+    def commit(self, sources, slots, page_table, pools) -> None:
+        assert (np.diff(sources) > 0).all() and (slots <= sources).all()
+        for pool in (pools.tokens, pools.positions):
+            pool[page_table[slots // PAGE], slots % PAGE] = pool[page_table[sources // PAGE], sources % PAGE]
 
     def _row(self, last: int, page_table: np.ndarray, pools: Any) -> np.ndarray:
-        slots = np.arange(last + 1)
+        return self._seen(np.arange(last + 1), page_table, pools)
+
+    def _seen(self, slots: np.ndarray, page_table: np.ndarray, pools: Any) -> np.ndarray:
         history = pools.tokens[page_table[slots // PAGE], slots % PAGE].tolist()
-        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == slots.tolist()
+        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == list(range(len(slots)))
         return self.row(history)
 
     def row(self, history: list[int]) -> np.ndarray:

@@ -10,9 +10,17 @@ from minicpm_mlc.compile.config import ModelConfig, SparseConfig
 def forward(config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]) -> np.ndarray:
     """Logits float64 [n, vocab]; row r attends sparsely where sparse_rows[r]."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
+    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    x = states(config, w, ids, sparse_rows)[-1]
+    return rms_norm(x, w["model.norm.weight"], config) * config.logit_scale @ head.T
+
+
+def states(config: ModelConfig, w: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]) -> list[np.ndarray]:
+    """The residual stream float64 [n, hidden] before each layer and after the last."""
     x = w["model.embed_tokens.weight"][ids] * config.scale_emb
-    positions = np.arange(len(ids))
+    positions, found = np.arange(len(ids)), []
     for i in range(config.num_layers):
+        found.append(x)
         layer = {name.split(f"layers.{i}.")[1]: v for name, v in w.items() if f"layers.{i}." in name}
         a = rms_norm(x, layer["input_layernorm.weight"], config)
         x = x + config.residual_scale * attention(config, layer, a, positions, sparse_rows)
@@ -20,8 +28,7 @@ def forward(config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int],
         gate = m @ layer["mlp.gate_proj.weight"].T
         up = m @ layer["mlp.up_proj.weight"].T
         x = x + config.residual_scale * (gate / (1 + np.exp(-gate)) * up) @ layer["mlp.down_proj.weight"].T
-    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
-    return rms_norm(x, w["model.norm.weight"], config) * config.logit_scale @ head.T
+    return [*found, x]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -42,7 +42,7 @@ def clock(monkeypatch):
 
 
 def test_speeds_are_those_of_the_depth(clock):
-    rows = run_bench(FakeModel(clock), 100, Traffic(0, 0), [4096, 0], prompt_tokens=32, new_tokens=8, repeats=3)
+    rows = run_bench(FakeModel(clock), 100, Traffic(0, 0), [4096, 0], prompt_tokens=[32], new_tokens=8, repeats=3)
     assert [(row.phase, row.depth) for row in rows] == [
         ("prefill", 0), ("decode", 0), ("prefill", 4096), ("decode", 4096),
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_speeds_are_those_of_the_depth(clock):
 
 def test_every_repeat_starts_at_the_depth_and_the_cache_is_filled_once(clock):
     model = FakeModel(clock)
-    run_bench(model, 100, Traffic(0, 0), [0, 100, 300], prompt_tokens=32, new_tokens=2, repeats=4)
+    run_bench(model, 100, Traffic(0, 0), [0, 100, 300], prompt_tokens=[32], new_tokens=2, repeats=4)
     timed = [length for _, call, length, tokens in model.calls if call == "prefill" and tokens == 32]
     assert timed == [0] * 4 + [100] * 4 + [300] * 4
     fills = [(length, tokens) for _, call, length, tokens in model.calls if call == "prefill" and tokens > 32]
@@ -64,7 +64,7 @@ def test_every_repeat_starts_at_the_depth_and_the_cache_is_filled_once(clock):
 def test_sides_take_turns(clock):
     calls: list[tuple] = []
     sides = {name: Stopwatch(FakeModel(clock, calls, name), 100) for name in ("a", "b")}
-    rows = measure(sides, [0], prompt_tokens=32, new_tokens=1, repeats=3)
+    rows = measure(sides, [0], prompt_tokens=[32], new_tokens=1, repeats=3)
     assert [name for name, call, _, tokens in calls if call == "prefill" and tokens == 32] == list("ababab")
     assert [row.phase for row in rows["b"]] == ["prefill", "decode"]
 
@@ -78,8 +78,26 @@ def test_both_sides_are_fed_the_same_tokens(clock):
             super().prefill(token_ids)
 
     sides = {name: Stopwatch(Recorder(clock, None, name), 100) for name in fed}
-    measure(sides, [0, 5], prompt_tokens=7, new_tokens=1, repeats=2)
+    measure(sides, [0, 5], prompt_tokens=[7], new_tokens=1, repeats=2)
     assert fed["a"] == fed["b"] != []
+
+
+def test_a_phase_of_no_tokens_is_left_out_and_several_prompts_are_rows(clock):
+    sides = {"": Stopwatch(FakeModel(clock), 100)}
+    rows = measure(sides, [0], prompt_tokens=[8, 16], new_tokens=0, repeats=1)[""]
+    assert [(row.phase, row.tokens) for row in rows] == [("prefill", 8), ("prefill", 16)]
+    assert [row.phase for row in measure(sides, [0], [0], new_tokens=1, repeats=1)[""]] == ["decode"]
+
+
+def test_a_filler_brings_the_cache_to_its_depth_without_computing_tokens(clock):
+    model = FakeModel(clock)
+
+    def fill(depth: int) -> None:
+        model.length = depth
+
+    rows = run_bench(model, 100, Traffic(0, 0), [500], prompt_tokens=[32], new_tokens=2, repeats=1, filler=fill)
+    assert [row.depth for row in rows] == [500, 500]
+    assert {length for _, call, length, _ in model.calls if call == "prefill"} == {500}
 
 
 def test_logits_leave_the_cache_as_it_was(clock):
@@ -128,7 +146,8 @@ def test_json_holds_every_sample():
 
 
 @pytest.mark.parametrize("options", [
-    {"depths": []}, {"depths": [-1]}, {"prompt_tokens": 0}, {"new_tokens": 0}, {"repeats": 0}, {"threads": 0},
+    {"depths": []}, {"depths": [-1]}, {"prompt_tokens": [-1]}, {"new_tokens": -1}, {"repeats": 0}, {"threads": 0},
+    {"prompt_tokens": [0], "new_tokens": 0},
 ])  # fmt: skip
 def test_impossible_requests_are_refused_by_option_before_anything_is_opened(options):
     option = next(iter(options)).replace("_", "-").removesuffix("s")
@@ -138,8 +157,8 @@ def test_impossible_requests_are_refused_by_option_before_anything_is_opened(opt
 
 def test_room_is_enough_for_everything_measured(clock):
     model = FakeModel(clock)
-    run_bench(model, 100, Traffic(0, 0), [0, 50], prompt_tokens=3, new_tokens=5, repeats=1)
-    assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed([0, 50], 3, 5)
+    run_bench(model, 100, Traffic(0, 0), [0, 50], prompt_tokens=[3], new_tokens=5, repeats=1)
+    assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed([0, 50], [3], 5)
 
 
 def test_bandwidth_scan_covers_the_whole_buffer_once_per_pass(monkeypatch):

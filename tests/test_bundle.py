@@ -237,7 +237,7 @@ def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
 @pytest.mark.parametrize("change", [{"format": 2}, {"abi": 1}])
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
-    with pytest.raises(BundleError, match="this minicpm-mlc reads format 1 and ABI 2; compile it again"):
+    with pytest.raises(BundleError, match="this minicpm-mlc reads format 1 and ABI 3; compile it again"):
         read(place / "b")
 
 

@@ -20,7 +20,7 @@ from minicpm_mlc.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.progress import Bars
 
-VERBS = ["compile", "chat", "inspect", "bench", "trace", "devices"]
+VERBS = ["compile", "chat", "inspect", "bench", "trace", "frspec", "devices"]
 
 
 def run(*args: str, **options: Any) -> Result:
@@ -68,7 +68,7 @@ def test_the_package_runs_as_a_module() -> None:
 def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
     result = run("chat", "B", "--prompt", "Hi", "--temperature", "0", "--stop", "x", "--no-think", "--context", "128")
     assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
-    assert engine.opened == {"bundle": "B", "context": 128, "threads": None, "attention": "auto"}
+    assert engine.opened == {"bundle": "B", "context": 128, "threads": None, "attention": "auto", "draft": None}
     assert engine.calls == [
         ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
     ]
@@ -145,9 +145,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("compile", "S", "-o", "B", "--quant", "w8", "--context", "512", "--force")
     assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
     assert seen == {
-        "source": "S", "out": "B", "device": "cpu", "cpu": "native", "scheme": "w8", "embedding_scheme": None,
+        "source": "S", "out": "B", "device": "cpu", "cpu": None, "scheme": "w8", "embedding_scheme": None,
         "activations": "auto", "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True,
-        "random_weights": False, "dry_run": False,
+        "random_weights": False, "dry_run": False, "kv": None, "draft": None, "draft_scheme": None, "frspec": None,
     }  # fmt: skip
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
 
@@ -176,11 +176,12 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def bench_bundle(path: str, depths: list[int], **options: Any) -> Report:
         assert (path, depths) == ("B", [0, 64])
-        assert options == {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1, "threads": 2, "attention": "auto"}
+        counts = {"prompt_tokens": [8, 16], "new_tokens": 4, "repeats": 1, "threads": 2}
+        assert options == counts | {"attention": "auto", "random_cache": False}
         return Report()
 
     monkeypatch.setattr(minicpm_mlc.runtime_py.bench, "bench_bundle", bench_bundle, raising=False)
-    command = "bench B --depth 0,64 --prompt-tokens 8 --new-tokens 4 --repeats 1 --threads 2"
+    command = "bench B --depth 0,64 --prompt-tokens 8,16 --new-tokens 4 --repeats 1 --threads 2"
     for form, printed in {"": "plain", "--json": "json", "--markdown": "markdown"}.items():
         assert run(*f"{command} {form}".split()).output == printed + "\n"
     assert run("bench", "B", "--depth", "deep").exit_code == 2
@@ -238,7 +239,10 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
 
     found = json.loads(run("devices", "--json").stdout)
     assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
-    assert found["devices"][0]["native"] in run("devices").stdout
+    assert [device["device"] for device in found["devices"]] == ["cpu", "linux-arm64", "opencl"]
+    shown = run("devices").stdout
+    assert found["devices"][0]["native"] in shown and "linux-arm64: compiles" in shown
+    assert (found["devices"][2]["name"] or found["devices"][2]["why"]) in shown
     monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
     assert "cpu: can't compile yet; first: pip install ziglang" in run("devices").stdout
 

@@ -13,6 +13,7 @@ from minicpm_mlc.ops.embed import embed, embed_definition
 from minicpm_mlc.ops.int8_dot import DOTS
 from minicpm_mlc.ops.linear import linear_definition
 from minicpm_mlc.ops.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
+from minicpm_mlc.ops.norm import rms_norm, rms_norm_int8
 from minicpm_mlc.ops.packing import pack, pack_scales
 from minicpm_mlc.ops.quantize_rows import (
     CORRECTION,
@@ -22,6 +23,7 @@ from minicpm_mlc.ops.quantize_rows import (
     quantized_shape,
     rounded_rows_definition,
 )
+from minicpm_mlc.ops.swiglu import swiglu, swiglu_int8
 from minicpm_mlc.ops.weight_format import WeightFormat
 from minicpm_mlc.targets import get_target
 from minicpm_mlc.targets.cpu import INT8_DOTS
@@ -65,6 +67,21 @@ def test_quantize_rows_equals_its_definition_bit_by_bit(zero):
         words = np.empty(quantized_shape(m, 96), np.int32)
         call(x, words)
         assert np.array_equal(words, words_of(x, zero))
+
+
+@pytest.mark.parametrize("zero", [0, 8])
+def test_a_norm_and_an_activation_that_quantise_equal_the_two_steps(zero):
+    norm, swish = compiled(rms_norm(96, 1e-6)), compiled(swiglu(96))
+    norm8, swish8 = compiled(rms_norm_int8(96, 1e-6, zero)), compiled(swiglu_int8(96, zero))
+    weight = np.random.default_rng(1).standard_normal(96, dtype=np.float32)
+    for m in (1, 9, 40):
+        x = 5 * np.random.default_rng(m).standard_normal((m, 192), dtype=np.float32)
+        rows = x[:, :96].copy()
+        exact, words = np.empty_like(rows), np.empty(quantized_shape(m, 96), np.int32)
+        for two, one, args in ((norm, norm8, (rows, weight)), (swish, swish8, (x,))):
+            two(*args, exact)
+            one(*args, words)
+            assert np.array_equal(words, words_of(exact, zero)), m
 
 
 def test_rounding_error_is_at_most_half_a_step():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +35,7 @@ def test_decode_means_follow_each_rows_own_page_table():
     family = FAMILIES[0]
     sequence = make_sequence("random", family, 256)
     page_tables = sequence.page_table.reshape(2, 2)
-    means, expected = np.zeros((2, *sequence.k_means.shape), np.float32)
+    means, expected = np.zeros_like(sequence.k_means), np.zeros_like(sequence.k_means)
     slots = np.array([79, 31], np.int32)
     kernel("means", family, True)(slots, page_tables, sequence.k_pages, means)
     segment_means_definition(slots, page_tables, sequence.k_pages, expected)
@@ -94,3 +97,49 @@ def test_a_budget_without_room_for_the_own_block_is_refused():
 def test_more_heads_than_lanes_are_refused():
     with pytest.raises(CompileError, match="at most 16"):
         score_blocks(64, 2, 128, batched=True)
+
+
+WINDOW_COUNTS = [  # tokens, windows of 32, windows of 128: spec table T4
+    (31, 0, 0), (32, 1, 0), (47, 1, 0), (48, 2, 0), (127, 6, 0), (128, 7, 1), (191, 10, 1), (192, 11, 2),
+    (8191, 510, 126), (8192, 511, 127), (131071, 8190, 2046), (131072, 8191, 2047),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["prefill", "decode"])
+def test_windows_are_counted_as_published(batched: bool):
+    """Equal logits give each window group / coarse windows; a raised last segment lifts the last window alone."""
+    family, group = FAMILIES[1], 8
+    pages = -(-131072 // 64)
+    table = np.arange(pages, dtype=np.int32)[None]
+    q = np.ones((1, *family.heads[::2]), np.float32)
+    for tokens, windows, coarse in WINDOW_COUNTS:
+        means = np.zeros((pages, 1, 4, family.head_dim), np.float32)
+        flat = means.reshape(-1, family.head_dim)
+        flat[windows + 1 :] = np.nan  # not finished
+        pooled = np.full((1, 1, pages), np.nan, np.float32)
+        position = np.array([tokens - 1], np.int32)
+        kernel("score", family, batched)(q, means, table, position, pooled)
+        assert np.isfinite(pooled).all()
+        if not coarse:
+            assert (pooled == 0).all()
+            continue
+        np.testing.assert_allclose(pooled[0, 0, : windows // 4 + 1], group / coarse, rtol=1e-5)
+        assert (pooled[0, 0, windows // 4 + 1 :] == 0).all()
+        flat[windows] = 0.01
+        lifted = np.full_like(pooled, np.nan)
+        kernel("score", family, batched)(q, means, table, position, lifted)
+        last = (windows - 1) // 4
+        assert lifted[0, 0, last] > 1.01 * pooled[0, 0, last]
+        assert (lifted[0, 0, : max(last - 1, 0)] <= 1.01 * pooled[0, 0, : max(last - 1, 0)]).all()
+
+
+def test_scores_of_a_prefill_chunk_take_less_than_64_mib():
+    """2048 rows at 128K tokens, the 8B models' heads: the scores of all blocks, and 16 threads' logits of windows."""
+    rows, pages, threads = 2048, 131072 // 64, 16
+    pooled = 4 * rows * 2 * pages
+    script = score_blocks(32, 2, 128, batched=False, tile_vectors=8).script()
+    extents = re.findall(r"alloc_buffer\((\(.*?\))(?:, \"\w+\")?\)$", script, re.MULTILINE)
+    names = {"p": pages, "T": SimpleNamespace(int64=int)}
+    per_task = sum(4 * int(np.prod(eval(extent, names))) for extent in extents)
+    assert per_task > 4 * pages * 4, "the logits of a task's windows are among them"
+    assert pooled + threads * per_task < 64 << 20

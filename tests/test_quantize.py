@@ -47,7 +47,7 @@ def test_w4_error_is_at_most_half_a_step_where_not_clipped(weights):
     error = np.abs(dequantize(values, scale, W4).astype(np.float64) - weights)
     inside = (values > 0) & (values < 15)
     assert (error[inside] <= step[inside] * 0.5001 + 8 * F16_TINY).all()
-    assert (error <= step * 1.51 + 8 * F16_TINY).all()  # the far end may be clipped from +8.5 to +7
+    assert (error <= step * 3 + 8 * F16_TINY).all()  # the far end may be clipped from about +9.5 to +7
 
 
 @given(WEIGHTS)
@@ -59,7 +59,8 @@ def test_w4_is_never_worse_than_putting_the_extreme_on_minus_eight(weights):
     steps = np.clip(np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)), -8, 7)
     plain = ((steps * scale - groups).astype(np.float64) ** 2).sum(-1)
     found = ((dequantize(*quantize(weights, W4), W4).reshape(groups.shape) - groups).astype(np.float64) ** 2).sum(-1)
-    assert (found <= plain * 1.001 + 1e-9).all()
+    rounding = 1e-6 * (groups.astype(np.float64) ** 2).sum(-1)  # errors are compared in float32
+    assert (found <= plain + rounding + 1e-9).all()
 
 
 @pytest.mark.parametrize("scheme", [W4, W8], ids=lambda scheme: scheme.name)
@@ -71,7 +72,7 @@ def test_weights_already_on_the_grid_come_back_exactly(scheme):
     assert np.array_equal(dequantize(*quantize(weights, scheme), scheme), weights)
 
 
-@pytest.mark.parametrize(("name", "most"), [("f16", 1e-7), ("bf16", 6e-6), ("w8", 5e-5), ("w4", 7.1e-3)])
+@pytest.mark.parametrize(("name", "most"), [("f16", 1e-7), ("bf16", 6e-6), ("w8", 5e-5), ("w4", 6.7e-3)])
 def test_normalised_error_on_normal_weights(name, most):
     weights = normal()
     error = dequantize(*quantize(weights, SCHEMES[name]), SCHEMES[name]) - weights

@@ -6,22 +6,27 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minicpm_mlc.runtime_py.bench import Row
+from minicpm_mlc.compile.config import ModelConfig
+from minicpm_mlc.runtime_py.bench import Row, Stopwatch
+from minicpm_mlc.runtime_py.roofline import Limits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-vs_llama = importlib.import_module("vs_llama")
+vs_llama, sides, shapes = (importlib.import_module(name) for name in ("vs_llama", "sides", "shapes"))
 
 COMPARISON = vs_llama.Comparison(
-    "M", "some cpu", 2, 40e9, 0.98, 3.25, "python bench/vs_llama.py",
-    [Row("prefill", 0, 8, (50.0,)), Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0)],
-    [Row("prefill", 0, 8, (100.0,)), Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0)],
+    "M", "some cpu", Limits(2, 40e9, 500e9, 2000e9), 0.98, 3.25, "python bench/vs_llama.py",
+    {
+        "minicpm-mlc": [Row("prefill", 0, 8, (50.0,)), Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0)],
+        "llama.cpp": [Row("prefill", 0, 8, (100.0,)), Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0)],
+    },
 )  # fmt: skip
 
 
 class CountsCalls:
-    """A model that notes the process it runs in and how it was opened."""
+    """A model that notes the process it runs in and how it was called."""
 
     def __init__(self, note: str):
         self.note = Path(note)
@@ -36,8 +41,12 @@ class CountsCalls:
         pass
 
 
+def counting(note: str) -> Stopwatch:
+    return Stopwatch(CountsCalls(note), 100)
+
+
 def test_a_remote_side_runs_and_times_itself_in_another_process(tmp_path):
-    side = vs_llama.Remote(CountsCalls, 100, str(tmp_path / "note"))
+    side = sides.Remote(counting, str(tmp_path / "note"))
     side.fill(5)
     pid, tokens = (tmp_path / "note").read_text().split()
     assert int(pid) != os.getpid() and tokens == "5"
@@ -47,7 +56,7 @@ def test_a_remote_side_runs_and_times_itself_in_another_process(tmp_path):
 
 
 def test_a_side_that_fails_ends_the_run_with_a_sentence():
-    side = vs_llama.Remote(CountsCalls, 100)  # its argument is missing
+    side = sides.Remote(counting)  # its argument is missing
     with pytest.raises(SystemExit, match="one side ended early"):
         side.fill(1)
 
@@ -63,9 +72,9 @@ class Said:
 
 
 def test_sides_that_compute_different_models_are_not_compared():
-    assert vs_llama.agreement(Said([1.0, 2.0, 4.0]), Said([1.1, 2.0, 3.9])) > 0.99
+    assert sides.agreement(Said([1.0, 2.0, 4.0]), Said([1.1, 2.0, 3.9])) > 0.99
     with pytest.raises(SystemExit, match="don't compute the same model"):
-        vs_llama.agreement(Said([1.0, 2.0, 4.0]), Said([4.0, 1.0, 2.0]))
+        sides.agreement(Said([1.0, 2.0, 4.0]), Said([4.0, 1.0, 2.0]))
 
 
 def test_comparison_shows_medians_their_ratio_and_both_bandwidths():
@@ -76,7 +85,46 @@ def test_comparison_shows_medians_their_ratio_and_both_bandwidths():
 
 def test_comparison_says_what_was_run():
     markdown = COMPARISON.markdown()
-    assert "some cpu, 2 threads, memory reads 40.0 GB/s" in markdown
+    assert "some cpu, 2 threads: memory reads 40.0 GB/s, 500 GFLOP/s float32, 2000 GOP/s int8" in markdown
     assert "correlate 0.980" in markdown and "Load average before the run: 3.2" in markdown
     assert "`python bench/vs_llama.py`" in markdown
-    assert json.loads(COMPARISON.json())["theirs"][1]["samples"] == [10.0, 40.0, 90.0]
+    assert json.loads(COMPARISON.json())["sides"]["llama.cpp"][1]["samples"] == [10.0, 40.0, 90.0]
+
+
+SHAPES = [("MiniCPM4-0.5B", None, True), ("MiniCPM4.1-8B", 4, False), ("MiniCPM5-1B", 1, False)]
+
+
+@pytest.mark.parametrize(("preset", "layers", "sparse"), SHAPES)
+def test_a_shape_reads_back_from_its_config(tmp_path, preset, layers, sparse):
+    config = shapes.shape(preset, layers, sparse)
+    source = shapes.write_source(config, tmp_path)
+    assert ModelConfig.from_folder(source) == config
+    assert layers is None or config.num_layers == layers
+    assert (config.sparse is not None) == (sparse or "8B" in preset)
+
+
+def test_a_shapes_tokenizer_has_the_models_vocabulary_and_takes_any_text():
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps(shapes.tokenizer_json(2000)))
+    assert tokenizer.get_vocab_size() == 2000
+    assert tokenizer.decode(tokenizer.encode("abc é").ids, skip_special_tokens=False).replace(" ", "") == "abcé"
+
+
+def one_token(layers: int, row_bytes: int) -> bytes:
+    """llama.cpp's saved state of a sequence of one token."""
+    head = np.array([0xAF143CD8, 0, 1, 1, 0, 1, 0, 0, layers], "<u4").tobytes()
+    pool = np.array([(1, row_bytes)], sides.STATE_POOL).tobytes() + bytes(row_bytes)
+    return head + 2 * layers * pool
+
+
+def test_random_state_keeps_the_form_and_has_a_position_for_every_cell():
+    state = bytes(sides.random_state(one_token(2, 8), 3))
+    assert np.frombuffer(state, "<u4", 13).tolist() == [0xAF143CD8, 0, 1, 3, 0, 1, 0, 1, 1, 0, 2, 1, 0]
+    assert len(state) == 4 * 13 + 8 + 4 * (12 + 3 * 8)
+    assert np.frombuffer(state, sides.STATE_POOL, 1, len(state) - 36)[0].tolist() == (1, 8)
+
+
+def test_a_state_of_another_form_is_refused():
+    with pytest.raises(SystemExit, match="without --random-cache"):
+        sides.random_state(one_token(2, 8) + b"more", 3)

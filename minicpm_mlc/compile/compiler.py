@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,15 +11,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from ..describe import context_lengths, human_bytes
 from ..errors import CheckpointError, CompileError
 from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
-from ..targets import get_target
+from ..params import DRAFT_IDS
+from ..targets import Target, get_target
 from ..targets.cpu import CpuTarget
 from .bundle import BundleWriter
 from .checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from .config import ModelConfig, SparseConfig
 from .convert import Param, convert, stored_bytes
+from .draft import DraftHead, open_draft
+from .draft_config import DraftConfig
 from .mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
 from .parameters import Precision, parameters, pool_bytes_per_token, pool_layout
 from .presets import PRESETS
@@ -26,6 +32,7 @@ from .quantize import SCHEMES
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
+KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 COPIED = (*TOKENIZER_FILES, "config.json", "generation_config.json", "chat_template.jinja")
@@ -54,13 +61,17 @@ def compile_model(
     out: str | Path | None = None,
     *,
     device: str = "cpu",
-    cpu: str = "native",
+    cpu: str | None = None,
     scheme: str = "w4",
     embedding_scheme: str | None = None,
     activations: str = "auto",
+    kv: str | None = None,
     context: int | None = None,
     prefill_chunk: int | None = None,
     attention: str = "auto",
+    draft: str | Path | None = None,
+    draft_scheme: str | None = None,
+    frspec: str | Path | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -70,16 +81,26 @@ def compile_model(
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can mend; then nothing is
     written. The same input gives the same bytes. `activations` are rounded to int8 where they meet w4 or w8 weights
-    ("auto", if the processor multiplies int8; "int8" insists) or stay exact ("f32").
+    ("auto", if the processor multiplies int8; "int8" insists) or stay exact ("f32"). `kv` is how keys and values are stored:
+    f32, f16, bf16 or int8; f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or
+    a random one (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it proposes.
     """
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
+    head = _draft(draft, config, frspec)
     config = config.with_context(_positive("--context", context, config.max_position_embeddings))
     config = replace(config, sparse=_sparse(config, attention))
     target = get_target(device, cpu)
-    precision = _precision(scheme, embedding_scheme or scheme, activations, target)
+    precision = _precision(scheme, embedding_scheme or scheme, activations, kv, target)
     params = parameters(config, precision)
     manifest = _manifest(config, precision, target, params, context, prefill_chunk)
+    if head and not isinstance(target, CpuTarget):
+        raise CompileError(f"--draft: only the CPU has a draft head's kernels; leave it out for {target.device}")
+    if head:
+        stored = _draft_precision(precision, draft_scheme)
+        params += head.parameters(stored)
+        manifest = _with_draft(manifest, head, stored, params)
+        checkpoint = head.beside(checkpoint, config.tie_word_embeddings)
     path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}")
     forecast = [{"context": n, "bytes": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
     result = CompileResult(str(path), not dry_run, manifest.memory["weights"], forecast)
@@ -88,9 +109,12 @@ def compile_model(
     with BundleWriter(path, need_bytes=result.weights + LIBRARY_BYTES, overwrite=overwrite) as bundle:
         names = convert(params, checkpoint, bundle, progress=lambda done, total: report("weights", done, total))
         report("library", 0, 1)
-        _add_library(bundle, config, precision, target, manifest, names)
+        drafting = (head.config, stored) if head else None
+        _add_library(bundle, config, precision, target, manifest, names, drafting)
         report("library", 1, 1)
         _add_companions(bundle, folder, manifest)
+        if head:
+            bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
         bundle.finish(replace(manifest, params=names))
     return result
 
@@ -106,6 +130,12 @@ def _open(source: str | Path, random_weights: bool) -> tuple[ModelConfig, Checkp
     return config, RandomCheckpoint(config, seed=0) if random_weights else open_checkpoint(folder, config), folder
 
 
+def _draft(draft: str | Path | None, config: ModelConfig, frspec: str | Path | None) -> DraftHead | None:
+    if draft is None and frspec is not None:
+        raise CompileError(f"--frspec {frspec}: it is for a draft head; give one with --draft PATH")
+    return None if draft is None else open_draft(draft, config, frspec)
+
+
 def _sparse(config: ModelConfig, attention: str) -> SparseConfig | None:
     """What to compile in: "auto" is what the model was trained for, "dense" nothing."""
     if attention not in ("auto", "dense"):
@@ -117,16 +147,24 @@ def _sparse(config: ModelConfig, attention: str) -> SparseConfig | None:
     return sparse
 
 
-def _precision(scheme: str, embedding_scheme: str, activations: str, target: CpuTarget) -> Precision:
+def _precision(scheme: str, embedding_scheme: str, activations: str, kv: str | None, target: Target) -> Precision:
     for name in (scheme, embedding_scheme):
         if name not in SCHEMES:
             raise CompileError(f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
     schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
-    kv_dtype = "float32" if scheme == "f32" else "float16"
+    kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"), target)
     return Precision(*schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target))
 
 
-def _activations(wanted: str, integer_weights: bool, target: CpuTarget) -> str:
+def _kv_dtype(wanted: str, target: Target) -> str:
+    if wanted not in KV_DTYPES:
+        raise CompileError(f"--kv {wanted}: choose {', '.join(KV_DTYPES)}")
+    if wanted in ("bf16", "int8") and not isinstance(target, CpuTarget):
+        raise CompileError(f"--kv {wanted}: only the CPU's kernels read it; for {target.device} use f16 or f32")
+    return KV_DTYPES[wanted]
+
+
+def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
     if wanted not in ("auto", "int8", "f32"):
         raise CompileError(f"--activations {wanted}: choose auto, int8 or f32")
     if wanted == "int8" and not integer_weights:
@@ -139,7 +177,7 @@ def _activations(wanted: str, integer_weights: bool, target: CpuTarget) -> str:
 def _manifest(
     config: ModelConfig,
     precision: Precision,
-    target: CpuTarget,
+    target: Target,
     params: list[Param],
     context: int | None,
     prefill_chunk: int | None,
@@ -167,6 +205,35 @@ def _manifest(
     )
 
 
+def _draft_precision(precision: Precision, scheme: str | None) -> Precision:
+    """As the model is stored, or all of it in a scheme of its own; its cache is always as the model's."""
+    if scheme is None:
+        return precision
+    if scheme not in SCHEMES:
+        raise CompileError(f"--draft-quant {scheme} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
+    return replace(precision, linear=SCHEMES[scheme], embedding=SCHEMES[scheme])
+
+
+def _with_draft(manifest: Manifest, head: DraftHead, stored: Precision, params: list[Param]) -> Manifest:
+    c = head.config
+    draft = {
+        "kind": c.kind,
+        "scheme": stored.linear.name,
+        "layers": c.num_layers,
+        "features": c.feature_width,
+        "feature_layers": list(c.feature_layers),
+        "hidden": c.hidden_size,
+        "vocab": c.vocab_size,
+        "kv_layout": {kind: shape for kind, (shape, _) in pool_layout(c, stored.kv_dtype).items()},
+    }
+    memory = {
+        "weights": stored_bytes(params),
+        "kv_per_token": manifest.memory["kv_per_token"] + pool_bytes_per_token(c, stored.kv_dtype),
+        "activations": manifest.memory["activations"] + 4 * manifest.prefill_chunk * c.feature_width,
+    }
+    return replace(manifest, draft=draft, memory=memory)
+
+
 def _positive(option: str, value: int | None, default: int) -> int:
     if value is not None and value < 1:
         raise CompileError(f"{option} {value}: it must be at least 1")
@@ -177,15 +244,16 @@ def _add_library(
     bundle: BundleWriter,
     config: ModelConfig,
     precision: Precision,
-    target: CpuTarget,
+    target: Target,
     manifest: Manifest,
     stored: list[str],
+    draft: tuple[DraftConfig, Precision] | None,
 ) -> None:
     from .pipeline import build_library  # loads TVM's compiler: bad input was refused before that
 
     with TemporaryDirectory() as scratch:
         library = Path(scratch) / manifest.library
-        expected = build_library(config, precision, target, manifest.prefill_chunk, library)
+        expected = build_library(config, precision, target, manifest.prefill_chunk, library, draft)
         if expected != stored:
             raise AssertionError("the model's parameters and compile/parameters.py disagree")
         bundle.add_file(manifest.library, library)
@@ -201,6 +269,12 @@ def _add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifes
     tokenizer_files = [name for name in present if name in TOKENIZER_FILES]
     described = mlc_chat_config(manifest, config, generation, contents.get("tokenizer.json"), tokenizer_files)
     bundle.add_json("mlc-chat-config.json", described)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def _read_json(path: Path) -> Any:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,6 +68,29 @@ class SparseConfig:
 
 def _windows(tokens: int, size: int, stride: int) -> int:
     return 0 if tokens < size else (tokens - size) // stride + 1
+
+
+class LayerConfig(Protocol):
+    """What decides one decoder layer, of a model or of a draft head."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def residual_scale(self) -> float: ...
+    @property
+    def sparse(self) -> SparseConfig | None: ...
+    @property
+    def num_layers(self) -> int: ...
 
 
 @dataclass(frozen=True)

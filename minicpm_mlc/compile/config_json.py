@@ -109,7 +109,7 @@ def read_fields(raw: object, where: str = "config.json") -> dict[str, Any]:
     """
     keys = Keys(raw, where)
     model_type = _model_type(keys)
-    _check_fixed(keys)
+    check_fixed(keys)
     heads = keys.integer("num_attention_heads")
     hidden = keys.integer("hidden_size")
     if keys.left.get("head_dim") is None:
@@ -130,7 +130,7 @@ def read_fields(raw: object, where: str = "config.json") -> dict[str, Any]:
         "sparse": keys.take("sparse_config", None),
     }
     fields |= _scalings(keys, model_type)
-    fields |= _rope(keys, fields["head_dim"])
+    fields |= read_rope(keys, fields["head_dim"])
     keys.finish(HARMLESS)
     return fields
 
@@ -151,7 +151,8 @@ def _model_type(keys: Keys) -> str:
     return found.pop()
 
 
-def _check_fixed(keys: Keys) -> None:
+def check_fixed(keys: Keys) -> None:
+    """Takes the keys of maths that exists elsewhere. Raises ConfigError where one is switched on."""
     for key, only in FIXED.items():
         value = keys.take(key, None)
         if value is None or (value == only and isinstance(value, bool) == isinstance(only, bool)):
@@ -190,7 +191,7 @@ def _scalings(keys: Keys, model_type: str) -> dict[str, float | None]:
     return {"scale_emb": keys.positive("scale_emb"), "scale_depth": depth, "dim_model_base": base}
 
 
-def _rope(keys: Keys, head_dim: int) -> dict[str, Any]:
+def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
     """RoPE from `rope_scaling` (published configs) or `rope_parameters` (newer transformers)."""
     scaling, parameters = keys.take("rope_scaling", None), keys.take("rope_parameters", None)
     if scaling and parameters and scaling != parameters:

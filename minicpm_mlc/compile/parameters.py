@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS
-from .config import ModelConfig
+from ..manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS
+from .config import LayerConfig, ModelConfig
 from .convert import Param
 from .quantize import SCHEMES, Scheme
 
@@ -33,47 +33,59 @@ class Precision:
 
 def parameters(config: ModelConfig, precision: Precision) -> list[Param]:
     """The checkpoint tensors behind every parameter, in the library's order."""
-    c, matrix, layout = config, precision.linear, precision.layout(precision.linear)
-    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-
-    def layer(i: int) -> list[Param]:
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        attention, mlp = theirs + "self_attn.", theirs + "mlp."
-        qkv = tuple(attention + f"{name}_proj.weight" for name in "qkv")
-        gate_up = (mlp + "gate_proj.weight", mlp + "up_proj.weight")
-        return [
-            norm(ours + "input_norm", theirs + "input_layernorm.weight"),
-            Param(ours + "attention.qkv", qkv, q + 2 * kv, c.hidden_size, matrix, layout),
-            Param(ours + "attention.out", (attention + "o_proj.weight",), c.hidden_size, q, matrix, layout),
-            norm(ours + "mlp_norm", theirs + "post_attention_layernorm.weight"),
-            Param(ours + "mlp.gate_up", gate_up, 2 * c.intermediate_size, c.hidden_size, matrix, layout),
-            Param(ours + "mlp.down", (mlp + "down_proj.weight",), c.hidden_size, c.intermediate_size, matrix, layout),
-        ]
-
-    def norm(name: str, source: str) -> Param:
-        return Param(name, (source,), c.hidden_size, 0, SCHEMES["f32"])
-
-    wide = (c.vocab_size, c.hidden_size, precision.embedding, precision.layout(precision.embedding))
-    table = Param("embedding", ("model.embed_tokens.weight",), *wide)
-    head = Param("head", ("lm_head.weight",), *wide)
-    layers = [param for i in range(c.num_layers) for param in layer(i)]
-    body = [table, *layers, norm("norm", "model.norm.weight")]
+    c = config
+    table = table_parameter("embedding", "model.embed_tokens.weight", c.vocab_size, c.hidden_size, precision)
+    head = table_parameter("head", "lm_head.weight", c.vocab_size, c.hidden_size, precision)
+    layers = [layer_parameters(c, f"layers.{i}.", f"model.layers.{i}.", precision) for i in range(c.num_layers)]
+    body = [table, *(param for layer in layers for param in layer), vector("norm", "model.norm.weight", c.hidden_size)]
     return body if c.tie_word_embeddings else [*body, head]
 
 
-def pool_layout(config: ModelConfig, kv_dtype: str) -> dict[str, tuple[list[int], str]]:
+def layer_parameters(
+    config: LayerConfig, ours: str, theirs: str, precision: Precision, inputs: int | None = None
+) -> list[Param]:
+    """Those of one decoder layer, by the prefixes of their names. `inputs`: columns of q, k and v, if not hidden_size."""
+    c, attention, mlp = config, theirs + "self_attn.", theirs + "mlp."
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    qkv = tuple(attention + f"{name}_proj.weight" for name in "qkv")
+    gate_up = (mlp + "gate_proj.weight", mlp + "up_proj.weight")
+    return [
+        vector(ours + "input_norm", theirs + "input_layernorm.weight", c.hidden_size),
+        matrix(ours + "attention.qkv", qkv, q + 2 * kv, inputs or c.hidden_size, precision),
+        matrix(ours + "attention.out", (attention + "o_proj.weight",), c.hidden_size, q, precision),
+        vector(ours + "mlp_norm", theirs + "post_attention_layernorm.weight", c.hidden_size),
+        matrix(ours + "mlp.gate_up", gate_up, 2 * c.intermediate_size, c.hidden_size, precision),
+        matrix(ours + "mlp.down", (mlp + "down_proj.weight",), c.hidden_size, c.intermediate_size, precision),
+    ]
+
+
+def matrix(name: str, sources: tuple[str, ...], rows: int, columns: int, precision: Precision) -> Param:
+    return Param(name, sources, rows, columns, precision.linear, precision.layout(precision.linear))
+
+
+def vector(name: str, source: str, width: int) -> Param:
+    return Param(name, (source,), width, 0, SCHEMES["f32"])
+
+
+def table_parameter(name: str, source: str, rows: int, columns: int, precision: Precision) -> Param:
+    """An embedding or a head."""
+    return Param(name, (source,), rows, columns, precision.embedding, precision.layout(precision.embedding))
+
+
+def pool_layout(config: LayerConfig, kv_dtype: str) -> dict[str, tuple[list[int], str]]:
     """Shape of one page and dtype of each kind of pool, in the library's order: all layers' keys, values, means.
 
     Keys are transposed inside a page, so that the scores of 64 tokens fill vectors. A model with sparse attention has
     the mean key of each 16-token segment, in float32: rounded to float16 it can move a selection.
     """
-    heads, width = config.num_kv_heads, config.head_dim
-    pools = {"k": ([heads, width, PAGE_SIZE], kv_dtype), "v": ([heads, PAGE_SIZE, width], kv_dtype)}
+    heads, width, storage = config.num_kv_heads, config.head_dim, KV_STORAGE[kv_dtype]
+    keys = [heads, width + (8 if kv_dtype == "int8" else 0), PAGE_SIZE]  # 8 rows of scales: ops/kv_format.py
+    pools = {"k": (keys, storage), "v": ([heads, PAGE_SIZE, width], storage)}
     return pools | {"means": ([heads, SEGMENTS, width], "float32")} if config.sparse else pools
 
 
-def pool_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
+def pool_bytes_per_token(config: LayerConfig, kv_dtype: str) -> int:
     """Bytes that one token takes in the pools of all layers."""
-    item = {"float16": 2, "float32": 4}
+    item = {"float32": 4, "float16": 2, "uint16": 2, "int8": 1}
     pages = (prod(shape) * item[dtype] for shape, dtype in pool_layout(config, kv_dtype).values())
     return config.num_layers * sum(pages) // PAGE_SIZE

@@ -9,9 +9,11 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
-from ..manifest import MAX_DECODE_SEQUENCES
-from ..targets.cpu import CpuTarget
+from ..manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
+from ..targets import Target
 from .config import ModelConfig
+from .draft_config import DraftConfig
+from .model.drafting import DraftingMiniCPM
 from .model.minicpm import MiniCPM
 from .parameters import Precision
 
@@ -30,13 +32,23 @@ PASSES = [
 
 
 def build_library(
-    config: ModelConfig, precision: Precision, target: CpuTarget, prefill_chunk: int, path: Path
+    config: ModelConfig,
+    precision: Precision,
+    target: Target,
+    prefill_chunk: int,
+    path: Path,
+    draft: tuple[DraftConfig, Precision] | None = None,
 ) -> list[str]:
-    """Compile the model and write the library to `path`; returns the parameters' names in the order it takes them."""
-    model = MiniCPM(target.kernels, config, precision)
+    """Compile the model, with a draft head or without, and write the library to `path`.
+
+    Returns the parameters' names in the order it takes them.
+    """
+    base = (target.kernels, config, precision)
+    model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
     module, params, *_ = model.export_tvm(spec=model.call_specs())
-    module = _bound(module, {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES})
-    executable = tvm.compile(module, target.tvm_target(), relax_pipeline=tvm.transform.Sequential(PASSES))
+    module = _bound(module, {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES, "t": MAX_TREE_NODES})
+    passes = tvm.transform.Sequential(PASSES)
+    executable = tvm.compile(module, target.tvm_target(), relax_pipeline=passes, tir_pipeline=target.tir_pipeline())
     executable.export_library(str(path), fcompile=target.link)
     return [name for name, _ in params]
 

@@ -31,9 +31,9 @@ SCHEMES = {
     )
 }
 
-# The largest weight of a group lands on -8 or, when that fits the others better, is clipped or rounded by half a step:
-# 7 % less squared error on normal weights than -8 alone, for three passes.
-W4_EXTREMES = (-8.0, -8.5, -7.5)
+# Steps that the largest weight of a group is tried at; the best assignment's least-squares scale is stored: 7 % less
+# squared error on normal weights than -8 alone, within 0.3 % of the best that one scale per group can do.
+W4_EXTREMES = (-8.0, -8.375, -7.625, -8.75, -7.25, -9.125, -6.875, -9.5, -6.5)
 
 
 def quantize(weights: np.ndarray, scheme: Scheme, name: str = "weights") -> tuple[np.ndarray, np.ndarray | None]:
@@ -51,7 +51,7 @@ def quantize(weights: np.ndarray, scheme: Scheme, name: str = "weights") -> tupl
         values, scale = (_quantize_w4 if scheme.bits == 4 else _quantize_w8)(groups)
     if not np.isfinite(scale).all():
         raise _too_large(weights, scheme, name)
-    return values.reshape(weights.shape), scale
+    return np.ascontiguousarray(values.T).reshape(weights.shape), scale.reshape(len(weights), -1)
 
 
 def dequantize(values: np.ndarray, scale: np.ndarray | None, scheme: Scheme) -> np.ndarray:
@@ -80,13 +80,14 @@ def _too_large(weights: np.ndarray, scheme: Scheme, name: str) -> CheckpointErro
 
 
 def _split_groups(weights: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
-    rows, columns = weights.shape
+    """[group, groups]: NumPy is many times faster along the long axis than within a group."""
+    columns = weights.shape[1]
     if columns % scheme.group:
         raise CompileError(
             f"tensor {name} has {columns} columns, not a multiple of scheme {scheme.name}'s group of {scheme.group}: "
             "use --quant f16"
         )
-    return weights.reshape(rows, columns // scheme.group, scheme.group)
+    return np.ascontiguousarray(weights.reshape(-1, scheme.group).T)
 
 
 def _cast(weights: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
@@ -106,33 +107,38 @@ def _cast(weights: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
 
 
 def _quantize_w8(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    largest = np.maximum(groups.max(-1), -groups.min(-1))
+    largest = np.maximum(groups.max(0), -groups.min(0))
     scale = (largest / 127).astype(np.float16)
     return _steps(groups, scale, -127, 127).astype(np.int8), scale
 
 
 def _quantize_w4(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    high, low = groups.max(-1), groups.min(-1)
-    extreme = np.where(high > -low, high, low)
-    scales = np.stack([(extreme / target).astype(np.float16) for target in W4_EXTREMES])
-    best = np.argmin([_squared_error(groups, scale) for scale in scales], axis=0)
-    scale = np.take_along_axis(scales, best[None], axis=0)[0]
+    scale = _least_squares_scale(groups)
     steps = _steps(groups, scale, -8, 7)
     steps += 8
     return steps.astype(np.uint8), scale
 
 
+def _least_squares_scale(groups: np.ndarray) -> np.ndarray:
+    """f16 [groups]: steps q of weights w ask for the scale s = w q / q q and leave the error w w - s (2 w q - s q q)."""
+    high, low = groups.max(0), groups.min(0)
+    extreme = np.where(high > -low, high, low)
+    best = (extreme / np.float32(W4_EXTREMES[0])).astype(np.float16)
+    explained = np.full_like(extreme, -np.inf)
+    for target in W4_EXTREMES:
+        steps = _steps(groups, extreme / np.float32(target), -8, 7)
+        along, size = (np.einsum("kg,kg->g", v, steps) for v in (groups, steps))
+        scale = np.divide(along, size, out=np.zeros_like(along), where=size != 0).astype(np.float16)
+        gain = scale * (2 * along - scale * size)
+        better = gain > explained
+        np.copyto(best, scale, where=better)
+        np.copyto(explained, gain, where=better)
+    return best
+
+
 def _steps(groups: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """round(groups / scale) as f32 within the range; zeros where f16 rounded the scale to zero."""
+    """round(groups / scale) as f32 within the range; zeros where the scale is zero."""
     divisor = scale.astype(np.float32)
-    steps = groups * np.divide(1, divisor, out=np.zeros_like(divisor), where=divisor != 0)[..., None]
+    steps = groups * np.divide(1, divisor, out=np.zeros_like(divisor), where=divisor != 0)
     np.rint(steps, out=steps)
     return np.clip(steps, lowest, highest, out=steps)
-
-
-def _squared_error(groups: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Squared error per group of 4-bit rounding."""
-    difference = _steps(groups, scale, -8, 7)
-    difference *= scale.astype(np.float32)[..., None]
-    difference -= groups
-    return np.einsum("ngk,ngk->ng", difference, difference)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops import vector
-from minicpm_mlc.ops.attend_page import LOWEST, Block, Shape, attend_page
+from minicpm_mlc.ops import kv_format, vector
+from minicpm_mlc.ops.attend_page import LOWEST, Block, Page, Shape, attend_page
 from minicpm_mlc.ops.rope import PAGE_SIZE
 
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
@@ -61,12 +61,11 @@ def paged(shape: Shape, kv_dtype: str, body: Callable[..., None]) -> Any:
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, num_kv_heads, head_dim, PAGE_SIZE), kv_dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, num_kv_heads, PAGE_SIZE, head_dim), kv_dtype)
+        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
-        body(n, q, (k_pages, v_pages), page_tables, slots, out)
+        body(n, q, pools, page_tables, slots, out)
 
     return attend
 
@@ -91,16 +90,18 @@ def attend_prefill(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: s
             here = T.Bind(T.min(rows - start, BLOCK_ROWS))
             tiles = T.Bind((here + shape.rows - 1) // shape.rows)
             block = Block.allocate(shape, BLOCK_ROWS)
-            last = T.alloc_buffer((1,), "int32", scope="local")
+            last = T.alloc_buffer((1,), "int32")
             T.buffer_store(last, 0, [0])
             with T.serial(tiles * shape.rows) as row:
                 at = T.Bind(start + T.min(row, here - 1))
                 slot = T.Bind(slots[at // group])
                 block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
                 T.buffer_store(last, T.max(last[0], slot), [0])
-            with T.serial(last[0] // PAGE_SIZE + 1) as page:
-                place = T.Bind(T.Cast("int64", page_tables[0, page]))
-                attend_page(shape, block, tiles, page * PAGE_SIZE, place, kv_head, pools)
+            final = T.Bind(last[0] // PAGE_SIZE)
+            with T.serial(final + 1) as number:
+                place, following = (page_at(page_tables, 0, at) for at in (number, T.min(number + 1, final)))
+                page = Page(pools, place, kv_head, following)
+                attend_page(shape, block, tiles, number * PAGE_SIZE, page)
             with T.serial(here) as row:
                 at = T.Bind(start + row)
                 factor = T.Bind(vector.splat(T.float32(1) / block.sum_of(row)))
@@ -111,13 +112,16 @@ def attend_prefill(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: s
     return paged(shape, kv_dtype, attend)
 
 
-def merge_splits(
-    shape: Shape, splits: Any, splits_of: tuple[Any, Any, Any], sequence: Any, head: Any, out: Any
-) -> None:
+def page_at(page_tables: Any, table: Any, number: Any) -> Any:
+    """The place in the pools of a sequence's page."""
+    return T.Bind(T.Cast("int64", page_tables[table, number]))
+
+
+def merge_splits(shape: Shape, splits: Any, splits_of: tuple[Any, Any, Any], sequence: Any, head: Any, out: Any) -> None:
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the highest."""
     outputs, maxima, sums = splits_of
     vectors = shape.head_dim // vector.LANES
-    scalars = T.alloc_buffer((2,), "float32", scope="local")  # highest maximum, total sum
+    scalars = T.alloc_buffer((2,), "float32")  # highest maximum, total sum
     tile = vector.registers(vectors)
     T.buffer_store(scalars, T.float32(LOWEST), [0])
     T.buffer_store(scalars, T.float32(0), [1])
@@ -136,28 +140,35 @@ def merge_splits(
         vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
 
 
-Visit = Callable[[Any, Any], None]  # of a block of 64 slots: its number in the sequence, its page
+Visit = Callable[[Any, Page], None]  # of a block of 64 slots: its number in the sequence, its page
 
 
-def attend_row(
-    shape: Shape, q: Any, pools: tuple[Any, Any], slot: Any, row: Any, kv_head: Any, visit_all: Callable[[Visit], None]
-) -> Block:
+def attend_row(shape: Shape, q: Any, slot: Any, row: Any, kv_head: Any, visit_all: Callable[[Visit], None]) -> Block:
     """One row's heads of one KV head over the blocks that visit_all calls its argument with; sees slots <= slot."""
     block = Block.allocate(shape, shape.group)
     for m in range(shape.tiles(shape.group) * shape.rows):
         block.load_row(shape, m, q, row, kv_head * shape.group + min(m, shape.group - 1), slot)
 
-    def visit(number: Any, page: Any) -> None:
-        place, start = T.Bind(T.Cast("int64", page)), T.Bind(T.Cast("int32", number * PAGE_SIZE))
-        attend_page(shape, block, shape.tiles(shape.group), start, place, kv_head, pools)
+    def visit(number: Any, page: Page) -> None:
+        start = T.Bind(T.Cast("int32", number * PAGE_SIZE))
+        attend_page(shape, block, shape.tiles(shape.group), start, page)
 
     visit_all(visit)
     return block
 
 
-def attend_in_splits(
-    shape: Shape, n: Any, splits: Any, attend_split: Callable[[Any, Any, Any], Block], out: Any
-) -> None:
+def splits_for(pages: Any) -> Any:
+    """How many splits a row of that many pages (int64) is cut into."""
+    return T.Bind(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS))
+
+
+def share_of(pages: Any, split: Any) -> tuple[Any, Any]:
+    """(first page, end) of a row's split; by its own length, so that a row's sums don't depend on the rows beside it."""
+    splits = splits_for(pages)
+    return T.Bind(T.min(pages * split // splits, pages)), T.Bind(T.min(pages * (split + 1) // splits, pages))
+
+
+def attend_in_splits(shape: Shape, n: Any, splits: Any, attend_split: Callable[[Any, Any, Any], Block], out: Any) -> None:
     """A task per row, KV head and split (attend_split of them), then a merge of each head's splits, at most 16."""
     num_heads, num_kv_heads, head_dim, group = shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.group
     outputs = T.alloc_buffer((MAX_SPLITS, n, num_heads, head_dim), "float32")
@@ -190,24 +201,22 @@ def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: st
     shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
 
     def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
-        longest = T.alloc_buffer((1,), "int32", scope="local")
+        longest = T.alloc_buffer((1,), "int32")
         T.buffer_store(longest, 0, [0])
         with T.serial(b) as row:
             T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
-        pages = longest[0] // PAGE_SIZE + 1
-        splits = T.Bind(T.Cast("int64", T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS)))
 
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
-            own = T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1))
-            begin = T.Bind(own * split // splits)
+            begin, end = share_of(T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1)), split)
 
             def visit_all(visit: Visit) -> None:
-                with T.serial(own * (split + 1) // splits - begin) as step:
-                    page = T.Bind(begin + step)
-                    visit(page, page_tables[row, page])
+                with T.serial(end - begin) as step:
+                    number = T.Bind(begin + step)
+                    place, following = (page_at(page_tables, row, at) for at in (number, T.min(number + 1, end - 1)))
+                    visit(number, Page(pools, place, kv_head, following))
 
-            return attend_row(shape, q, pools, slots[row], row, kv_head, visit_all)
+            return attend_row(shape, q, slots[row], row, kv_head, visit_all)
 
-        attend_in_splits(shape, b, splits, attend_split, out)
+        attend_in_splits(shape, b, splits_for(T.Cast("int64", longest[0]) // PAGE_SIZE + 1), attend_split, out)
 
     return paged(shape, kv_dtype, attend)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops import vector
-from minicpm_mlc.ops.attend import MAX_SPLITS, SPLIT_PAGES, Visit, attend_in_splits, attend_row
-from minicpm_mlc.ops.attend_page import Block, Shape
-from minicpm_mlc.ops.rope import PAGE_SIZE
+from minicpm_mlc.ops import kv_format, vector
+from minicpm_mlc.ops.attend import MAX_SPLITS, SPLIT_PAGES, Visit, attend_in_splits, attend_row, page_at
+from minicpm_mlc.ops.attend_page import Block, Page, Shape
 
 
 def attend_blocks_definition(
@@ -73,9 +72,11 @@ def attend_blocks(
                 with T.serial(share) as step:
                     number = T.Bind(selected[row, kv_head, begin + step])
                     with T.If(number >= 0), T.Then():
-                        visit(number, page_tables[table, number])
+                        following = T.max(selected[row, kv_head, T.min(begin + step + 1, budget - 1)], 0)
+                        places = (page_at(page_tables, table, at) for at in (number, following))
+                        visit(number, Page(pools, next(places), kv_head, next(places)))
 
-            return attend_row(shape, q, pools, slots[row], row, kv_head, visit_all)
+            return attend_row(shape, q, slots[row], row, kv_head, visit_all)
 
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
             begin = T.Bind(budget * split // splits)
@@ -110,12 +111,11 @@ def attend_blocks(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, num_kv_heads, head_dim, PAGE_SIZE), kv_dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, num_kv_heads, PAGE_SIZE, head_dim), kv_dtype)
+        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
-        attend(n, q, (k_pages, v_pages), page_tables, slots, selected, out)
+        attend(n, q, pools, page_tables, slots, selected, out)
 
     return attend_blocks

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from math import e, log2, sqrt
 from typing import Any
 
+import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops import vector
+from minicpm_mlc.ops import kv_format, vector
+from minicpm_mlc.ops.kv_format import KEYS, VALUES
 from minicpm_mlc.ops.rope import PAGE_SIZE
 
+CACHE_LINE = 64  # bytes
 LOWEST = -3e38  # a running maximum before any key; finite, so that LOWEST - LOWEST is 0 and not NaN
 
 
@@ -96,40 +99,97 @@ class Block:
         return vector.fold(lambda a, b: a + b, T.Bind(vector.load(self.sums, row, 0)))
 
 
-def multiply_tile(
-    shape: Shape, tile: Any, depth: Any, left: Callable[[int, Any], Any], right: Callable[[Any, int], Any]
-) -> None:
-    """tile[r, c] += sum over k < depth of left(r, k) * right(k, c): scalars times vectors, all in registers."""
-    with T.serial(depth) as k:
-        columns = [T.Bind(right(k, c * vector.LANES)) for c in range(shape.columns)]
-        for r in range(shape.rows):
-            scalar = T.Bind(vector.splat(left(r, k)))
-            for c, column in enumerate(columns):
-                at = (r * shape.columns + c) * vector.LANES
-                vector.store(tile, vector.load(tile, at) + scalar * column, at)
+def tile_registers(shape: Shape) -> list[Any]:
+    """A register tile: one buffer per row, each small enough for the stack."""
+    return [vector.registers(shape.columns) for _ in range(shape.rows)]
 
 
-def each_vector(shape: Shape, visit: Callable[[int, int, int], None]) -> None:
-    """visit(row, column, place in the tile) for each vector of a register tile, unrolled."""
+def each_vector(shape: Shape, visit: Callable[[int, int], None]) -> None:
+    """visit(row, column) for each vector of a register tile, unrolled."""
     for r in range(shape.rows):
         for c in range(shape.columns):
-            visit(r, c * vector.LANES, (r * shape.columns + c) * vector.LANES)
+            visit(r, c * vector.LANES)
 
 
-def score_tile(shape: Shape, block: Block, first: Any, keys: Callable[[Any, Any], Any]) -> None:
-    """weights = queries of the tile's rows times the page's keys; keys(i, t) is a vector of tokens."""
+def multiply_tile(
+    shape: Shape,
+    tile: list[Any],
+    depth: Any,
+    left: Callable[[int, Any], Any],
+    right: Callable[[Any, int], Any],
+    fetch: Callable[[Any], None],
+) -> None:
+    """tile[r, c] += sum over k < depth of left(r, k) * right(k, c): scalars times vectors, all in registers.
+
+    fetch(k) asks for what the next product reads: the memory's latency would double the time of decode.
+    """
+    with T.serial(depth) as k:
+        fetch(k)
+        columns = [T.Bind(right(k, c * vector.LANES)) for c in range(shape.columns)]
+        for r, row in enumerate(tile):
+            scalar = T.Bind(vector.splat(left(r, k)))
+            for c, column in enumerate(columns):
+                vector.store(row, vector.load(row, c * vector.LANES) + scalar * column, c * vector.LANES)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the pools, and the pool's page that is read after it, if that is known."""
+
+    pools: tuple[Any, Any]
+    place: Any
+    kv_head: Any
+    following: Any | None = None
+
+    def key(self, i: Any, t: Any) -> Any:
+        """Component i of 16 tokens from t on."""
+        return kv_format.load(self.pools[0], self.place, self.kv_head, i, t)
+
+    def value(self, t: Any, i: Any) -> Any:
+        """16 components of token t from i on."""
+        return kv_format.load(self.pools[1], self.place, self.kv_head, t, i)
+
+    def scaled(self, x: Any, which: int, sixteen: Any) -> Any:
+        """x times the scales of its 16 tokens' keys or values, in a format that has them."""
+        if not kv_format.has_scales(self.pools):
+            return x
+        return x * kv_format.scales(self.pools, which, self.place, self.kv_head, sixteen)
+
+    def fetch_values(self, at: Any, count: int) -> None:
+        """Ask for elements at .. at + count - 1 of this page's values."""
+        self._fetch(self.pools[1], self.place, at, count)
+
+    def fetch_next_keys(self, at: Any, count: int) -> None:
+        """Ask for elements at .. at + count - 1 of the following page's keys."""
+        if self.following is not None:
+            self._fetch(self.pools[0], self.following, at, count)
+
+    def _fetch(self, pool: Any, place: Any, at: Any, count: int) -> None:
+        line = CACHE_LINE // np.dtype(pool.dtype).itemsize
+        for element in range(0, count, line):
+            vector.prefetch(pool, place, self.kv_head, 0, at + element)
+
+
+def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
+    """weights = queries of the tile's rows times the page's keys."""
     width = shape.columns * vector.LANES
     with T.serial(PAGE_SIZE // width) as part:
-        tile = vector.registers(shape.rows * shape.columns)
-        each_vector(shape, lambda r, c, at: vector.store(tile, vector.splat(0.0), at))
+        tile = tile_registers(shape)
+        each_vector(shape, lambda r, c: vector.store(tile[r], vector.splat(0.0), c))
         multiply_tile(
             shape,
             tile,
             shape.head_dim,
-            lambda r, k: block.queries[first + r, k],
-            lambda k, c: keys(k, part * width + c),
+            lambda r, i: block.queries[first + r, i],
+            lambda i, c: page.key(i, part * width + c),
+            lambda i: page.fetch_values((part * shape.head_dim + i) * width, width),
         )
-        each_vector(shape, lambda r, c, at: vector.store(block.weights, vector.load(tile, at), r, part * width + c))
+
+        def finish(r: int, c: int) -> None:
+            score = page.scaled(vector.load(tile[r], c), KEYS, part * shape.columns + c // vector.LANES)
+            vector.store(block.weights, score, r, part * width + c)
+
+        each_vector(shape, finish)
 
 
 def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
@@ -142,61 +202,65 @@ def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
             vector.store(block.weights, score, r, t)
 
 
-def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any) -> None:
-    """Scores become softmax weights against the new running maximum; corrections[r] rescales the old output."""
+def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: Page) -> None:
+    """Scores become softmax weights against the new running maximum; corrections[r] rescales the old output.
+
+    A value's scale goes into its weight, once its row's sum has it without.
+    """
     with T.serial(shape.rows) as r:
         scores = [T.Bind(vector.load(block.weights, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)]
         highest = T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3]))
         old = T.Bind(block.maxima[first + r])
         new = T.Bind(T.max(old, vector.fold(T.max, T.Bind(highest))))
-        correction = T.Bind(vector.exp2(vector.splat(old - new)))
+        correction = T.Bind(vector.exp2_below_1(vector.splat(old - new)))
         total = vector.load(block.sums, first + r, 0) * correction
         for part, score in enumerate(scores):
-            weight = vector.exp2(score - vector.splat(new))
-            vector.store(block.weights, weight, r, part * vector.LANES)
+            weight = vector.exp2_below_1(score - vector.splat(new))
+            vector.store(block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES)
             total = total + weight
         vector.store(block.sums, total, first + r, 0)
         vector.store(corrections, correction, r * vector.LANES)
         T.buffer_store(block.maxima, new, [first + r])
 
 
-def add_values(
-    shape: Shape, block: Block, first: Any, corrections: Any, tokens: Any, values: Callable[[Any, Any], Any]
-) -> None:
+def add_values(shape: Shape, block: Block, first: Any, corrections: Any, tokens: Any, page: Page) -> None:
     """output = output * correction + weights times the page's first `tokens` values."""
     width = shape.columns * vector.LANES
     with T.serial(shape.head_dim // width) as part:
-        tile = vector.registers(shape.rows * shape.columns)
+        tile = tile_registers(shape)
 
-        def start(r: int, c: int, at: int) -> None:
+        def start(r: int, c: int) -> None:
             rescaled = vector.load(block.output, first + r, part * width + c)
-            vector.store(tile, rescaled * vector.load(corrections, r * vector.LANES), at)
+            vector.store(tile[r], rescaled * vector.load(corrections, r * vector.LANES), c)
 
-        def finish(r: int, c: int, at: int) -> None:
-            vector.store(block.output, vector.load(tile, at), first + r, part * width + c)
+        def finish(r: int, c: int) -> None:
+            vector.store(block.output, vector.load(tile[r], c), first + r, part * width + c)
 
         each_vector(shape, start)
-        multiply_tile(shape, tile, tokens, lambda r, t: block.weights[r, t], lambda t, c: values(t, part * width + c))
+        multiply_tile(
+            shape,
+            tile,
+            tokens,
+            lambda r, t: block.weights[r, t],
+            lambda t, c: page.value(t, part * width + c),
+            lambda t: page.fetch_next_keys((part * PAGE_SIZE + t) * width, width),
+        )
         each_vector(shape, finish)
 
 
-def attend_page(
-    shape: Shape, block: Block, tiles: Any, page_slot: Any, page: Any, kv_head: Any, pools: tuple[Any, Any]
-) -> None:
+def attend_page(shape: Shape, block: Block, tiles: Any, page_slot: Any, page: Page) -> None:
     """Fold one page into the first `tiles` tiles of a block.
 
-    page_slot: the sequence's slot at the page's start, which row limits are held against; page: its place in the pools.
+    page_slot: the sequence's slot at the page's start, which row limits are held against.
     """
-    k_pages, v_pages = pools
     with T.serial(tiles) as t:
         first = T.Bind(t * shape.rows)
         limits = [block.limits[first + r] for r in range(shape.rows)]
         tokens = T.Bind(T.min(reduce(T.max, limits) - page_slot + 1, PAGE_SIZE))
         with T.If(tokens > 0), T.Then():
-            corrections = T.alloc_buffer((shape.rows * vector.LANES,), "float32", scope="local")
-            score_tile(shape, block, first, partial(vector.load, k_pages, page, kv_head))
+            corrections = T.alloc_buffer((shape.rows * vector.LANES,), "float32")
+            score_tile(shape, block, first, page)
             with T.If(reduce(T.min, limits) < page_slot + PAGE_SIZE - 1), T.Then():
                 hide_unseen(shape, block, first, page_slot)
-            weigh_tile(shape, block, first, corrections)
-            values = partial(vector.load, v_pages, page, kv_head)
-            add_values(shape, block, first, corrections, tokens, values)
+            weigh_tile(shape, block, first, corrections, page)
+            add_values(shape, block, first, corrections, tokens, page)

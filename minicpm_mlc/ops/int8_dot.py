@@ -37,6 +37,10 @@ class Int8Dot:
         """int32[rows]: correction + the sum of all 32 products."""
         raise NotImplementedError
 
+    def peak_step(self, total: Any) -> Any:
+        """int32[rows] after one product of four pairs per row, which depends on `total` (ops/peak.py)."""
+        raise NotImplementedError
+
     def _bytes(self, value: int) -> Any:
         return T.broadcast(T.uint8(value), 4 * self.rows)
 
@@ -67,6 +71,10 @@ class VpDpBusd(Int8Dot):
             total = _intrinsic(name, self._type(32), total, weight, self._splat(word))
         return total
 
+    def peak_step(self, total: Any) -> Any:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
+        return _intrinsic(name, self._type(32), total, self._bytes(1), self._splat(3))
+
 
 class PMAddUbsW(Int8Dot):
     """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of those to 32.
@@ -81,6 +89,11 @@ class PMAddUbsW(Int8Dot):
             pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
             return start + self._quads(reduce(lambda a, b: a + b, pairs))
         return reduce(lambda a, b: a + b, map(self._signed, weights, words), start)
+
+    def peak_step(self, total: Any) -> Any:
+        pairs = T.reinterpret(total, dtype=self._type(16))
+        pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
+        return T.reinterpret(pairs, dtype=self._type(32))
 
     def _signed(self, weight: Any, word: Any) -> Any:
         size = T.reinterpret(T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight), dtype=self._type(8, "uint"))
@@ -103,6 +116,9 @@ class SDot(Int8Dot):
             weight = T.reinterpret(weight, dtype=self._type(8)) if fmt.name == "w4" else weight
             total = _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word))
         return total
+
+    def peak_step(self, total: Any) -> Any:
+        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, T.broadcast(T.int8(1), 16), self._splat(3))
 
 
 def _intrinsic(name: str, dtype: str, *args: Any) -> Any:

@@ -16,8 +16,8 @@ from minicpm_mlc.ops.weight_format import GROUP, LANES, WeightFormat
 
 CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
-STREAMS = 4  # weight blocks of one task, far apart: memory delivers 40 % more to four streams of reads than to one
-AHEAD = 2048  # bytes that each stream is prefetched ahead: 25 % where rows are short or several
+STREAMS = 2  # weight blocks of one task, far apart: to one row, memory delivers 15 % more in two streams than in one
+AHEAD = {2: 2048, 1: 8192}  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
 
 
 def linear_int8_definition(x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
@@ -53,12 +53,12 @@ class _LinearInt8:
                     self.tiles(first, rows, T.Bind(task + i * self.tasks), 1, c)
 
     def tiles(self, first: Any, rows: Any, block: Any, streams: int, c: Any) -> None:
-        """All rows of a part: whole tiles, then the powers of two that make up the rest over more blocks at once."""
+        """All rows of a part: whole tiles, then the powers of two that make up the rest, the smallest over all streams."""
         size = whole = self.dot.tile
         while size:
             count = rows // size % 2 if size < whole else rows // size
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
-            blocks = min(streams, whole // size)
+            blocks = streams if size <= whole // 4 else 1
             with T.serial(streams // blocks) as s, T.serial(count) as t:
                 self.tile(T.Bind(start + t * size), size, T.Bind(block + s * blocks * self.tasks), blocks, c)
             size //= 2
@@ -76,9 +76,7 @@ class _LinearInt8:
                 for i, (row, b) in enumerate(outputs):
                     vector.store(total, vector.load(self.out, row, b * LANES), i * LANES)
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            for pair in range(0, blocks, 2):
-                indices = range(pair, min(pair + 2, blocks))
-                self.group(total, {i: block + i * self.tasks for i in indices}, first, rows, T.Bind(start + g))
+            self.group(total, [block + i * self.tasks for i in range(blocks)], first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
                 for i, (row, b) in enumerate(outputs):
@@ -88,20 +86,20 @@ class _LinearInt8:
                 for i, (row, b) in enumerate(outputs):
                     vector.store(self.out, vector.load(total, i * LANES), row, b * LANES)
 
-    def group(self, total: Any, blocks: dict[int, Any], first: Any, rows: int, g: Any) -> None:
-        """Add column group g of two blocks to their totals: weights are unpacked once for all rows, x loaded once."""
-        for block in blocks.values():
-            self.prefetch(block, g)
+    def group(self, total: Any, blocks: list[Any], first: Any, rows: int, g: Any) -> None:
+        """Add one column group of some blocks to their totals: weights are unpacked once for all rows, x loaded once."""
+        for block in blocks:
+            self.prefetch(block, g, AHEAD[len(blocks)])
         for part in range(0, LANES, self.dot.rows):
-            weights = {i: self.weights(block, g, part) for i, block in blocks.items()}
+            weights = [self.weights(block, g, part) for block in blocks]
             for r in range(rows):
-                for i in blocks:
+                for i in range(len(blocks)):
                     self.add(total, (i * rows + r) * LANES + part, first + r, g, *weights[i])
 
-    def prefetch(self, block: Any, g: Any) -> None:
+    def prefetch(self, block: Any, g: Any, ahead: int) -> None:
         stored = 8 // self.fmt.columns_per_element
         for i in range(stored):
-            vector.prefetch(self.w, block, g * stored + i + AHEAD // 64, 0)
+            vector.prefetch(self.w, block, g * stored + i + ahead // 64, 0)
 
     def weights(self, block: Any, g: Any, part: int) -> tuple[Any, list[Any]]:
         """Scales and unpacked weights of one register of rows."""

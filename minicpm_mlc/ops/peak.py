@@ -7,8 +7,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops import vector
+from minicpm_mlc.ops.int8_dot import DOTS
 
 STEPS = 2_000_000  # per thread: some hundredths of a second
+READ_TASKS = 64
+READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
 
 
 def multiply_add_peak(vectors: int) -> Any:
@@ -39,3 +42,67 @@ def multiply_add_peak(vectors: int) -> Any:
         run(threads, out)
 
     return multiply_add_peak
+
+
+def int8_operations(dot: str) -> int:
+    """Multiplications and additions of int8 that one step of one vector makes: four pairs per int32 lane."""
+    return 2 * 4 * DOTS[dot].rows
+
+
+def int8_peak(vectors: int, dot: str) -> Any:
+    """PrimFunc (out i32[threads, 16]): each thread does STEPS rounds of `vectors` independent int8 dot products."""
+    kind = DOTS[dot]
+    width = kind.rows
+
+    def run(threads: Any, out: Any) -> None:
+        with T.parallel(threads) as thread:
+            held = T.alloc_buffer((vectors * width,), "int32", scope="local")
+            places = [T.ramp(i * width, 1, width) for i in range(vectors)]
+            for i, place in enumerate(places):
+                T.buffer_store(held, T.broadcast(i, width), [place])
+            with T.serial(STEPS):
+                for place in places:
+                    T.buffer_store(held, kind.peak_step(held[place]), [place])
+            total = held[places[0]]
+            for place in places[1:]:
+                total = total + held[place]
+            T.buffer_store(out, total, [thread, T.ramp(0, 1, width)])
+
+    @T.prim_func(private=True)
+    def int8_peak(out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        threads = T.int64()
+        out = T.match_buffer(out_handle, (threads, vector.LANES), "int32")
+        run(threads, out)
+
+    return int8_peak
+
+
+def read_peak() -> Any:
+    """PrimFunc (x i32[n, 16], out i32[READ_TASKS, 16]): sums x's columns. n is a multiple of READ_TASKS * READ_STREAMS."""
+    lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
+
+    def run(n: Any, x: Any, out: Any) -> None:
+        with T.parallel(READ_TASKS) as task:
+            totals = T.alloc_buffer((READ_STREAMS * vector.LANES,), "int32", scope="local")
+            rows = T.Bind(n // (READ_TASKS * READ_STREAMS))
+            for place in lanes:
+                T.buffer_store(totals, T.broadcast(0, vector.LANES), [place])
+            with T.serial(rows) as i:
+                for s, place in enumerate(lanes):
+                    row = T.Bind((task * READ_STREAMS + s) * rows + i)
+                    T.buffer_store(totals, totals[place] + x[row, lanes[0]], [place])
+            total = totals[lanes[0]]
+            for place in lanes[1:]:
+                total = total + totals[place]
+            T.buffer_store(out, total, [task, lanes[0]])
+
+    @T.prim_func(private=True)
+    def read_peak(x_handle: T.handle, out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        n = T.int64()
+        x = T.match_buffer(x_handle, (n, vector.LANES), "int32")
+        out = T.match_buffer(out_handle, (READ_TASKS, vector.LANES), "int32")
+        run(n, x, out)
+
+    return read_peak

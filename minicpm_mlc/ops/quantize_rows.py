@@ -52,7 +52,7 @@ def quantize_rows(k: int, zero: int) -> Any:
     def quantize(m: Any, x: Any, out: Any) -> None:
         def row(r: Any) -> None:
             with T.serial(k // GROUP) as g:
-                _quantize_group([vector.load(x, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g)
+                quantize_group([vector.load(x, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g)
 
         vector.spread(m, row, serial_below=8)
 
@@ -67,7 +67,8 @@ def quantize_rows(k: int, zero: int) -> Any:
     return quantize_rows
 
 
-def _quantize_group(halves: list[Any], zero: int, out: Any, r: Any, g: Any) -> None:
+def quantize_group(halves: list[Any], zero: int, out: Any, r: Any, g: Any) -> None:
+    """Emit the ten words of row r, group g, whose 32 values are two vectors."""
     halves = [T.Bind(half) for half in halves]
     bits = [T.bitwise_and(T.reinterpret(half, dtype="int32x16"), T.broadcast(0x7FFFFFFF, 16)) for half in halves]
     # |x| compared as bits: the same order as floats, but a NaN is the largest instead of vanishing

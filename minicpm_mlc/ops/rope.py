@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.manifest import PAGE_SIZE
-from minicpm_mlc.ops import vector
+from minicpm_mlc.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.ops import kv_format, vector
+from minicpm_mlc.ops.kv_format import KEYS, VALUES
 
 
 def rope_angles_definition(positions: np.ndarray, inv_freq: np.ndarray, attention_scale: float = 1.0) -> np.ndarray:
@@ -49,13 +50,12 @@ def rope_append_definition(
     qkv [n, (heads + 2 kv_heads) d]; page_tables [n, p], or [1, p] shared by all rows;
     k_pages [pages, kv_heads, d, 64] (transposed in the page), v_pages [pages, kv_heads, 64, d].
     """
-    kv_heads, head_dim = k_pages.shape[1:3]
+    kv_heads, head_dim = v_pages.shape[1], v_pages.shape[3]
     q, k, v = np.split(qkv.reshape(len(qkv), -1, head_dim), [num_heads, num_heads + kv_heads], axis=1)
     k = rotate_definition(k, cos_sin)
     for row, slot in enumerate(slots):
         page = page_tables[row if len(page_tables) > 1 else 0, slot // PAGE_SIZE]
-        k_pages[page, :, :, slot % PAGE_SIZE] = k[row]
-        v_pages[page, :, slot % PAGE_SIZE, :] = v[row]
+        kv_format.write_definition(k_pages, v_pages, page, slot % PAGE_SIZE, k[row], v[row])
     return rotate_definition(q, cos_sin)
 
 
@@ -102,6 +102,14 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
         cos, sin = T.Bind(vector.load(cos_sin, r, j * 16)), T.Bind(vector.load(cos_sin, r, half + j * 16))
         return T.Bind(first * cos - second * sin), T.Bind(second * cos + first * sin)
 
+    def to_storage(vectors: list[Any], k_pages: Any, which: int, page: Any, head: Any, offset: Any) -> list[Any]:
+        """One token's key or value as the pools hold it; its scale, if the format has one, is stored here."""
+        if kv_dtype != "int8":
+            return [kv_format.stored(x, KV_STORAGE[kv_dtype]) for x in vectors]
+        integers, scale = kv_format.quantized(vectors)
+        kv_format.put_scale(k_pages, scale, head_dim, which, page, head, offset)
+        return integers
+
     def append(n: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, pools: Any, q: Any) -> None:
         k_pages, v_pages = pools
 
@@ -109,22 +117,25 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
             table = r if batched else 0
             page = T.Bind(T.Cast("int64", page_tables[table, slots[r] // PAGE_SIZE]))
             offset = T.Bind(T.Cast("int64", slots[r] % PAGE_SIZE))
-            key = vector.registers(2 * vectors)
+            key = T.alloc_buffer((head_dim,), KV_STORAGE[kv_dtype])
             with T.serial(num_heads) as head:
                 for j in range(vectors):
                     first, second = rotate(qkv, cos_sin, r, head * head_dim, j)
                     vector.store(q, first, r, head, j * 16)
                     vector.store(q, second, r, head, half + j * 16)
             with T.serial(num_kv_heads) as head:
-                for j in range(vectors):
-                    first, second = rotate(qkv, cos_sin, r, (num_heads + head) * head_dim, j)
-                    vector.store(key, first, j * 16)
-                    vector.store(key, second, half + j * 16)
+                column = (num_heads + num_kv_heads + head) * head_dim
+                pairs = [rotate(qkv, cos_sin, r, (num_heads + head) * head_dim, j) for j in range(vectors)]
+                keys = [first for first, _ in pairs] + [second for _, second in pairs]
+                values = [T.Bind(vector.load(qkv, r, column + j * 16)) for j in range(2 * vectors)]
+                keys = to_storage(keys, k_pages, KEYS, page, head, offset)
+                values = to_storage(values, k_pages, VALUES, page, head, offset)
+                for j, value in enumerate(values):
+                    T.buffer_store(v_pages, value, [page, head, offset, T.ramp(j * 16, 1, 16)])
+                for j, vector_of_key in enumerate(keys):
+                    T.buffer_store(key, vector_of_key, [T.ramp(j * 16, 1, 16)])
                 with T.serial(head_dim) as i:  # a token is a column of its key page
-                    T.buffer_store(k_pages, T.Cast(kv_dtype, key[i]), [page, head, i, offset])
-                for j in range(2 * vectors):
-                    value = vector.load(qkv, r, (num_heads + num_kv_heads + head) * head_dim + j * 16)
-                    vector.store(v_pages, value, page, head, offset, j * 16)
+                    T.buffer_store(k_pages, key[i], [page, head, i, offset])
 
         vector.spread(n, row, serial_below=8)
 
@@ -147,9 +158,8 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
         cos_sin = T.match_buffer(cos_sin_handle, (n, head_dim), "float32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, num_kv_heads, head_dim, PAGE_SIZE), kv_dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, num_kv_heads, PAGE_SIZE, head_dim), kv_dtype)
+        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        append(n, qkv, cos_sin, slots, page_tables, (k_pages, v_pages), q)
+        append(n, qkv, cos_sin, slots, page_tables, pools, q)
 
     return rope_append

@@ -17,6 +17,7 @@ from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
 
 SPLIT_PAGES = 32  # the least work worth a split of its own in decode: 10 us
 MAX_SPLITS = 16
+AHEAD = 8  # pages between the one multiplied and the one asked for: the memory's latency
 
 
 def score_blocks_definition(
@@ -166,25 +167,33 @@ class Call:
         return T.Bind(T.Cast("int64", windows // SEGMENTS + 1))
 
     def most_pages(self, rows: list[Any]) -> Any:
-        most = T.alloc_buffer((1,), "int64", scope="local")
+        most = T.alloc_buffer((1,), "int64")
         T.buffer_store(most, T.int64(1), [0])
         for row in rows:
             T.buffer_store(most, T.max(most[0], self.pages(row)), [0])
         return T.Bind(most[0])
 
-    def multiply(self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0) -> None:
-        """The logits of the pages begin .. end - 1, several pages at once while there are."""
+    def multiply(self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0) -> Any:
+        """The logits of the pages begin .. end - 1, several pages at once while there are. Returns the queries."""
         queries = scorer.load_queries(self.q, rows, kv_head)
 
         def tile(page: Any, pages: int) -> None:
             places = [T.Bind(T.Cast("int64", self.page_tables[table, page + p])) for p in range(pages)]
-            scorer.multiply(queries, lambda p, s, i: self.k_means[places[p], kv_head, s, i], page, pages)
+            ahead = [T.min(page + AHEAD + p, end - 1) for p in range(pages)]
+            later = [T.Bind(T.Cast("int64", self.page_tables[table, at])) for at in ahead]
+
+            def fetch(line: Any) -> None:
+                for place in later:
+                    vector.prefetch(self.k_means, place, kv_head, 0, line * vector.LANES)
+
+            scorer.multiply(queries, lambda p, s, i: self.k_means[places[p], kv_head, s, i], page, pages, fetch)
 
         whole = T.Bind((end - begin) // self.tile_pages)
         with T.serial(whole) as step:
             tile(T.Bind(begin + step * self.tile_pages), self.tile_pages)
         with T.serial(end - begin - whole * self.tile_pages) as step:
             tile(T.Bind(begin + whole * self.tile_pages + step), 1)
+        return queries
 
     def write(self, rows: list[Any], kv_head: Any, row: int, page: Any, score: Any) -> None:
         T.buffer_store(self.pooled, score, [rows[row], kv_head, page])
@@ -197,6 +206,6 @@ class Call:
 
 def opaque(value: Any) -> Any:
     """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half a minute."""
-    cell = T.alloc_buffer((1,), "int64", scope="local")
+    cell = T.alloc_buffer((1,), "int64")
     T.buffer_store(cell, value, [0])
     return T.Bind(cell[0])

@@ -94,8 +94,8 @@ class Scorer:
 
     def load_limits(self, positions: Any, rows: list[Any]) -> tuple[Any, Any]:
         """i32[width] each: the windows, and the coarse windows, that a lane's row sees; padding sees no coarse ones."""
-        windows = T.alloc_buffer((self.lanes.width,), "int32", scope="local")
-        coarse = T.alloc_buffer((self.lanes.width,), "int32", scope="local")
+        windows = T.alloc_buffer((self.lanes.width,), "int32")
+        coarse = T.alloc_buffer((self.lanes.width,), "int32")
         for lane in range(self.lanes.width):
             row, head = self.lanes.place(lane)
             tokens = T.Bind(positions[rows[row]] + 1)
@@ -103,20 +103,32 @@ class Scorer:
             T.buffer_store(coarse, tokens // PAGE_SIZE - 1 if head < self.lanes.group else 0, [lane])
         return windows, coarse
 
-    def multiply(self, queries: Any, means: Callable[[int, int, Any], Any], page: Any, pages: int) -> None:
-        """Logits of the pages page .. page + pages - 1; means(p, s, i) is component i of a segment of page + p."""
+    def multiply(
+        self,
+        queries: Any,
+        means: Callable[[int, int, Any], Any],
+        page: Any,
+        pages: int,
+        fetch: Callable[[Any], None] = lambda line: None,
+    ) -> None:
+        """Logits of the pages page .. page + pages - 1; means(p, s, i) is component i of a segment of page + p.
+
+        fetch(line) asks for one cache line, of the d / 4 that a page's means fill, of what is read later.
+        """
         vectors = range(self.lanes.vectors)
         segments = list(product(range(pages), range(SEGMENTS)))
         place = {(p, s, v): at * vector.LANES for at, ((p, s), v) in enumerate(product(segments, vectors))}
         tile = vector.registers(len(place))
         for at in place.values():
             vector.store(tile, vector.splat(0.0), at)
-        with T.serial(queries.shape[0]) as i:
-            columns = [T.Bind(vector.load(queries, i, v * vector.LANES)) for v in vectors]
-            for p, s in segments:
-                mean = T.Bind(vector.splat(means(p, s, i)))
-                for v, column in enumerate(columns):
-                    vector.store(tile, vector.load(tile, place[p, s, v]) + column * mean, place[p, s, v])
+        with T.serial(queries.shape[0] // SEGMENTS) as line:
+            fetch(line)
+            for i in (T.Bind(line * SEGMENTS + step) for step in range(SEGMENTS)):
+                columns = [T.Bind(vector.load(queries, i, v * vector.LANES)) for v in vectors]
+                for p, s in segments:
+                    mean = T.Bind(vector.splat(means(p, s, i)))
+                    for v, column in enumerate(columns):
+                        vector.store(tile, vector.load(tile, place[p, s, v]) + column * mean, place[p, s, v])
         for (p, s, v), at in place.items():
             vector.store(self.logits, vector.load(tile, at), self.base + (page + p) * SEGMENTS + s, v * vector.LANES)
 
@@ -155,16 +167,14 @@ class Scorer:
         total = vector.fold(lambda a, b: a + b, power, self.lanes.rows)
         return T.Bind(T.Select(seen, total, self.lanes.per_row(T.float32(0))))
 
-    def pool(
-        self, v: int, lse: Any, windows: Any, begin: Any, end: Any, write: Callable[[int, Any, Any], None]
-    ) -> None:
+    def pool(self, v: int, lse: Any, windows: Any, begin: Any, end: Any, write: Callable[[int, Any, Any], None]) -> None:
         """write(row, page, score) for the pages begin .. end - 1 and each row of vector v.
 
         A block's score is the largest of its four windows and of the one before, which reaches into it.
         """
         rows = self.lanes.rows
         limit = T.Bind(self.lanes.of_rows(windows, v))
-        previous = T.alloc_buffer((rows,), "float32", scope="local")
+        previous = T.alloc_buffer((rows,), "float32")
         whole = T.ramp(0, 1, rows) if rows > 1 else 0
         T.buffer_store(previous, self.lanes.per_row(T.float32(0)), [whole])
         with T.If(begin > 0), T.Then():

@@ -82,9 +82,7 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
         pooled = T.match_buffer(pooled_handle, (n, num_kv_heads, p), "float32")
         positions = T.match_buffer(positions_handle, (n,), "int32")
         selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")
-        each_row_and_head(
-            n, num_kv_heads, lambda row, head: select(row, head, pooled, positions, selected), serial_below=8
-        )
+        each_row_and_head(n, num_kv_heads, lambda row, head: select(row, head, pooled, positions, selected), serial_below=8)
 
     return select_blocks
 
@@ -107,7 +105,7 @@ class Candidates:
     def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; there must be that many."""
         threshold = self.kth_largest(count)
-        state = T.alloc_buffer((2,), "int32", scope="local")  # places filled, ties still to take
+        state = T.alloc_buffer((2,), "int32")  # places filled, ties still to take
         T.buffer_store(state, self.begin, [0])
         T.buffer_store(state, count - self.count_at_least(T.Bind(threshold + 1)), [1])
         with T.serial(self.end - self.begin) as step:
@@ -120,7 +118,7 @@ class Candidates:
 
     def kth_largest(self, k: int) -> Any:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""
-        threshold = T.alloc_buffer((1,), "int32", scope="local")
+        threshold = T.alloc_buffer((1,), "int32")
         T.buffer_store(threshold, 0, [0])
         with T.serial(31) as step:
             higher = T.Bind(T.bitwise_or(threshold[0], T.shift_left(1, 30 - step)))
@@ -130,7 +128,7 @@ class Candidates:
 
     def count_at_least(self, threshold: Any) -> Any:
         """How many scores have bits >= threshold."""
-        lanes = T.alloc_buffer((vector.LANES,), "int32", scope="local")
+        lanes = T.alloc_buffer((vector.LANES,), "int32")
         wide = T.ramp(0, 1, vector.LANES)
         T.buffer_store(lanes, T.broadcast(0, vector.LANES), [wide])
         whole = T.Bind((self.end - self.begin) // vector.LANES)

@@ -58,8 +58,11 @@ def prefetch(buffer: Any, *index: Expr) -> None:
 
 
 def registers(count: int) -> Any:
-    """`count` float32 vectors that LLVM keeps in registers as long as every index is a constant."""
-    return T.alloc_buffer((count * LANES,), "float32", scope="local")
+    """`count` float32 vectors that LLVM keeps in registers as long as every index is a constant.
+
+    On the stack, thus fewer than 16: TVM puts the scope "local", and 1 KiB or more, on the heap, call by call.
+    """
+    return T.alloc_buffer((count * LANES,), "float32", scope="global")
 
 
 def spread(extent: Expr, body: Callable[[Any], None], serial_below: int) -> None:
@@ -106,6 +109,13 @@ def exp2(x: Expr) -> Expr:
     whole = _whole_exponent(x)
     power = _scale_by_power_of_two(polynomial(EXP2_COEFFICIENTS, T.Bind(x - whole)), whole)
     return T.Bind(T.Select(x < splat(-126.0), splat(0.0), power))
+
+
+def exp2_below_1(x: Expr) -> Expr:
+    """2**x for x <= 0, relative error <= 2e-7; 0 below -126.5 (so also at -inf), where the exponent's bits are 0."""
+    x = T.Bind(T.max(splat(-127.0), x))
+    whole = T.Bind(T.nearbyint(x))
+    return T.Bind(_scale_by_power_of_two(polynomial(EXP2_COEFFICIENTS, T.Bind(x - whole)), whole))
 
 
 def exp(x: Expr) -> Expr:

@@ -32,6 +32,11 @@ class WeightFormat:
         return replace(FORMATS[scheme.name], group=scheme.group, layout=layout)
 
     @property
+    def int8(self) -> bool:
+        """Whether it meets activations rounded to int8 (ops/linear_int8.py)."""
+        return self.layout == "rows16x4"
+
+    @property
     def columns_per_element(self) -> int:
         """Columns in one stored element: 2 for packed nibbles."""
         return 2 if self.name == "w4" else 1

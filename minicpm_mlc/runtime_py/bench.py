@@ -23,6 +23,7 @@ from ..params import load_params
 from .engine import Engine
 from .gears import Gears
 from .machine import cpu_name, physical_cores
+from .random_cache import fill_cache
 from .roofline import memory_bandwidth
 from .tables import markdown_table, plain_table
 
@@ -39,6 +40,9 @@ class Model(Protocol):
     def prefill(self, token_ids: Sequence[int]) -> Any: ...
     def decode(self, token_id: int) -> Any: ...
     def truncate(self, length: int) -> None: ...
+
+
+Filler = Callable[[int], None]  # brings a model's cache to this many tokens without computing them
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,20 @@ class Side(Protocol):
 class Stopwatch:
     """Times one model: every call leaves the cache at the depth that `fill` last gave it."""
 
-    def __init__(self, model: Model, vocab_size: int, seed: int = 0):
+    def __init__(self, model: Model, vocab_size: int, seed: int = 0, filler: Filler | None = None):
         self.model = model
+        self.filler = filler
         self.random = np.random.default_rng(seed)
         self.vocab_size = vocab_size
         self.depth = 0
 
     def fill(self, depth: int) -> None:
-        """Bring the cache to `depth` tokens, keeping those that are there."""
+        """Bring the cache to `depth` tokens, by the filler, or computed after those that are there."""
         self.depth = min(self.depth, depth)
         self.model.truncate(self.depth)
-        if depth > self.depth:
+        if self.filler and depth:
+            self.filler(depth)
+        elif depth > self.depth:
             self.model.prefill(self._tokens(depth - self.depth))
         self.depth = depth
 
@@ -125,16 +132,20 @@ class Stopwatch:
 
 
 def measure(
-    sides: Mapping[str, Side], depths: Sequence[int], prompt_tokens: int, new_tokens: int, repeats: int
+    sides: Mapping[str, Side], depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int, repeats: int
 ) -> dict[str, list[Row]]:
-    """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike."""
+    """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike.
+
+    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out.
+    """
+    phases = [*(("prefill", tokens) for tokens in prompt_tokens if tokens), *([("decode", new_tokens)] if new_tokens else [])]
     rows: dict[str, list[Row]] = {name: [] for name in sides}
     for depth in sorted(set(depths)):
         for side in sides.values():
             side.fill(depth)
             side.prefill_seconds(WARM_UP_TOKENS)  # threads awake, pages mapped
             side.decode_seconds(2)
-        for phase, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
+        for phase, tokens in phases:
             samples: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(repeats):
                 for name, side in sides.items():
@@ -157,12 +168,13 @@ def run_bench(
     vocab_size: int,
     traffic: Traffic,
     depths: Sequence[int] = (0, 1024),
-    prompt_tokens: int = 512,
+    prompt_tokens: Sequence[int] = (512,),
     new_tokens: int = 64,
     repeats: int = 3,
+    filler: Filler | None = None,
 ) -> list[Row]:
-    """Prefill `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
-    sides = {"": Stopwatch(model, vocab_size)}
+    """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
+    sides = {"": Stopwatch(model, vocab_size, filler=filler)}
     rows = measure(sides, depths, prompt_tokens, new_tokens, repeats)[""]
     return [with_traffic(row, traffic) for row in rows]
 
@@ -213,12 +225,16 @@ def bandwidth_cells(row: Row, bandwidth: float) -> list[str]:
     return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}"]
 
 
-def room_needed(depths: Sequence[int], prompt_tokens: int, new_tokens: int) -> int:
+def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
     """The context that a benchmark needs, in tokens. Raises BenchError for what can't be measured."""
     if not depths or min(depths) < 0:
         raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
-    need_positive(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    return max(depths) + max(prompt_tokens, new_tokens, WARM_UP_TOKENS)
+    if min(*prompt_tokens, new_tokens) < 0 or not max(*prompt_tokens, new_tokens):
+        raise BenchError(
+            f"--prompt-tokens {','.join(map(str, prompt_tokens))} and --new-tokens {new_tokens} leave nothing to measure; "
+            "0 leaves a phase out, other counts are 1 or more"
+        )
+    return max(depths) + max(*prompt_tokens, new_tokens, WARM_UP_TOKENS)
 
 
 def need_positive(**counts: int) -> None:
@@ -244,13 +260,16 @@ def _means_per_token(manifest: Manifest) -> int:
 def bench_bundle(
     path: str | Path,
     depths: Sequence[int] = (0, 1024),
-    prompt_tokens: int = 512,
+    prompt_tokens: Sequence[int] = (512,),
     new_tokens: int = 64,
     repeats: int = 3,
     threads: int | None = None,
     attention: str = "auto",
+    random_cache: bool = False,
 ) -> Report:
     """Benchmark a bundle on this machine; `threads` None means the physical cores, `attention` is the engine's.
+
+    With `random_cache` the tokens before a depth are random keys and values instead of computed ones.
 
     Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for too deep ones.
     """
@@ -261,11 +280,12 @@ def bench_bundle(
     bandwidth = memory_bandwidth(threads)
     with Engine(path, context=context, threads=threads, attention=attention) as engine:
         traffic = bundle_traffic(bundle, engine.gears)
-        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats)
+        filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
+        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats, filler)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {prompt_tokens} --new-tokens {new_tokens} --repeats {repeats} --threads {threads} "
-        f"--attention {attention}"
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} --repeats {repeats} "
+        f"--threads {threads} --attention {attention}{' --random-cache' if random_cache else ''}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
     return Report(name, scheme, cpu_name(), threads, context, command, bandwidth, rows)

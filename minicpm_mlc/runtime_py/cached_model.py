@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .gears import Gears
 from .kv_cache import PagePool, Sequence
+from .outputs import Outputs
+from .token_tree import mask_words, tree_shape
+
+
+@dataclass(frozen=True)
+class VerifiedTree:
+    """The tree that was verified last, after `length` cached tokens; `places` are its nodes' slots, from there on."""
+
+    length: int
+    token_ids: np.ndarray
+    parents: np.ndarray
+    places: np.ndarray
+    selected: tuple[np.ndarray, ...]
 
 
 class CachedModel:
@@ -19,6 +34,8 @@ class CachedModel:
         self.sequence = Sequence(PagePool(num_pages, page_size), context)
         self.gears = gears
         self.selected: list[np.ndarray] = []  # what the last decode read: per layer the blocks, [kv_heads, budget]
+        self.features: np.ndarray | None = None  # float32 [rows, F]: of the last call's rows, where there is a draft head
+        self._tree: VerifiedTree | None = None
         self._library = library
         self._pools = library.new_pools(num_pages)
 
@@ -35,11 +52,12 @@ class CachedModel:
             part = token_ids[start : start + chunk]
             rows = np.arange(0 if all_rows else len(part) - 1, len(part), dtype=np.int32)
             slots = self.sequence.reserve(len(part))
-            logits = self._library.prefill(
+            out = self._library.prefill(
                 np.array(part, np.int32), slots, slots, self.sequence.page_table, rows, self._pools, sparse
             )
             self.sequence.append(part)
-            yield start + len(part), logits
+            self.features = out.features
+            yield start + len(part), out.logits
 
     def decode(self, token_id: int) -> np.ndarray:
         """Appends one token; returns its logits, float32 [vocab]."""
@@ -47,7 +65,68 @@ class CachedModel:
         tables = self.sequence.page_table[None, :]
         sparse = self.gears.sparse(len(self) + 1)
         row = np.array([token_id], np.int32)
-        logits, selected = self._library.decode(row, slots, slots, tables, self._pools, sparse)
-        self.selected = [blocks[0] for blocks in selected]
+        out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
+        self.selected = [blocks[0] for blocks in out.selected]
+        self.features = out.features
         self.sequence.append([token_id])
-        return logits[0]
+        return out.logits[0]
+
+    def verify(self, token_ids: Ids[int], parents: Ids[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Runs a token tree after the cached tokens, which stay as they are, in one pass.
+
+        Node 0 is the root, the token sampled last, with parent -1; every other node's parent comes before it. A node
+        at depth d has position len(self) + d, sees the cached tokens and its ancestors, and gets the logits of decoding
+        its path token by token, in the gear of each token.
+
+        Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32 [n, F].
+        Raises ContextError where n more tokens don't fit the context, ValueError for a tree of another form.
+        """
+        depths, _ = tree_shape(parents)
+        sparse = np.array([self.gears.sparse(len(self) + int(depth) + 1) for depth in depths])
+        order = np.argsort(sparse, kind="stable")  # a sparse node's dense ancestors are computed before it
+        places = np.argsort(order)
+        slots = self.sequence.reserve(len(order))
+        _, masks = tree_shape([int(places[p]) if p >= 0 else -1 for p in np.asarray(parents)[order]])
+        rows = [np.asarray(token_ids, np.int32)[order], len(self) + depths[order], slots, mask_words(masks)]
+        gears = [(gear, sparse[order] == gear) for gear in (False, True) if (sparse == gear).any()]
+        outs = [self._verify([row[part] for row in rows], gear) for gear, part in gears]
+        selected = tuple(_with_dense_rows(blocks, len(order))[places] for blocks in outs[-1].selected)
+        self._tree = VerifiedTree(len(self), np.asarray(token_ids), np.asarray(parents), places, selected)
+        features = [out.features for out in outs if out.features is not None]
+        self.features = _in_order(features, places) if features else None
+        return _in_order([out.logits for out in outs], places), self.features
+
+    def commit(self, nodes: Ids[int]) -> None:
+        """Appends a path of the tree verified last, its node indices from the root on; the rest of the tree is gone.
+
+        `features` are then those of the path's nodes. Raises ValueError for nodes that are no such path.
+        """
+        tree, path = self._tree, np.asarray(nodes)
+        if tree is None or tree.length != len(self):
+            raise ValueError("no tree was verified after the cached tokens; call verify first")
+        if not len(path) or (tree.parents[path] != [-1, *path[:-1]]).any():
+            raise ValueError(f"nodes {list(nodes)} are no path from the root of the verified tree")
+        slots = len(self) + np.arange(len(path), dtype=np.int32)
+        sources = (len(self) + tree.places[path]).astype(np.int32)
+        self._library.commit(sources, slots, self.sequence.page_table, self._pools)
+        self.selected = [blocks[path] for blocks in tree.selected]
+        self.features = None if self.features is None else self.features[path]
+        self.sequence.append(tree.token_ids[path].tolist())
+        self._tree = None
+
+    def _verify(self, rows: list[np.ndarray], sparse: bool) -> Outputs:
+        """Nodes of one gear: their token ids, positions, slots and ancestor masks."""
+        token_ids, positions, slots, ancestors = rows
+        base, table = np.array([len(self)], np.int32), self.sequence.page_table
+        return self._library.verify(token_ids, positions, slots, base, table, ancestors, self._pools, sparse)
+
+
+def _in_order(parts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+    """The rows of all gears in the nodes' order; those of one gear, as almost always, are there already: no copy."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)[places]
+
+
+def _with_dense_rows(blocks: np.ndarray, n: int) -> np.ndarray:
+    """The blocks of n rows, of which only the last ones chose some."""
+    dense = np.full((n - len(blocks), *blocks.shape[1:]), -1, np.int32)
+    return np.concatenate([dense, blocks])

@@ -6,7 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Ids
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -17,11 +17,17 @@ from ..manifest import Bundle, read_bundle
 from .cached_model import CachedModel
 from .chat import ChatTemplate, Message, Prompt
 from .defaults import choose_context, default_sampling, eos_token_ids
+from .draft_model import DraftModel
 from .exclusive import Exclusive
 from .gears import Gears
 from .machine import available_memory, physical_cores
 from .request import Options, Request, Stats
 from .sampler import Sampler
+from .speculative.draft_bundle import ModelDrafter, check_same_tokenizer
+from .speculative.eagle import WINDOW, EagleDrafter
+from .speculative.ngram import NgramDrafter
+from .speculative.policy import Policy
+from .speculative.steps import Drafter, Steps
 from .text import StopStrings, TextStream
 from .think_budget import CLOSING, ThinkBudget
 from .thinking import OPEN, ThinkSplitter
@@ -52,6 +58,7 @@ class Engine:
         context: int | None = None,
         threads: int | None = None,
         attention: str = "auto",
+        draft: str | Path | None = None,
     ) -> None:
         """Loads the bundle.
 
@@ -59,9 +66,10 @@ class Engine:
             context: most tokens in the cache; None: as many as the bundle was compiled for and memory holds.
             threads: None: the physical cores.
             attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or "sparse" forces one.
+            draft: a smaller bundle with the same tokenizer, to guess tokens for this one.
 
         Raises:
-            BundleError: the bundle is damaged or made for another machine.
+            BundleError: a bundle is damaged or made for another machine, or the draft bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the free memory.
         """
         if threads is not None and threads < 1:
@@ -79,8 +87,10 @@ class Engine:
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by this call's sparse decodes
         self._exclusive = Exclusive()
-        library = open_library(bundle, self.threads)
+        self.library = library = open_library(bundle, self.threads)
         self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
+        self.drafters = self._open_drafters(library, draft)
+        self._policy = Policy(list(self.drafters))
 
     def __enter__(self) -> Engine:
         return self
@@ -101,7 +111,8 @@ class Engine:
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
         with self._exclusive.turn():
-            self._cached = None
+            self._cached = self.library = None
+            self.drafters = {}
 
     def tokenize(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, BOS first if the model wants it."""
@@ -185,6 +196,14 @@ class Engine:
         with self._exclusive.turn():
             return self._model.decode(*self._checked([token_id], len(self._model)))
 
+    @contextmanager
+    def steps(self, token_ids: Ids[int], **options: Unpack[Options]) -> Iterator[tuple[Steps, np.ndarray]]:
+        """For measuring: computes a prompt; yields what to decode with, and the prompt's logits float32 [vocab]."""
+        request = self._request(token_ids, options)
+        stats = self.stats = Stats(prompt_tokens=len(request.token_ids), context=self.context)
+        with self._exclusive.turn() as check, self._steps(request, stats, check) as steps:
+            yield steps, self._prefill_prompt(request, stats, check, steps)
+
     @property
     def selected(self) -> list[np.ndarray]:
         """What the last decode read, if sparsely: per layer the block numbers, int32 [kv_heads, budget], -1 padded."""
@@ -229,9 +248,31 @@ class Engine:
             )
         return ids
 
+    def _open_drafters(self, library: Any, draft: str | Path | None) -> dict[str, Drafter]:
+        """The cheapest first. A head is opened if the bundle has one."""
+        drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
+        if self.manifest.draft:
+            pages = len(self._model.sequence.pool.owners)
+            drafters["eagle"] = EagleDrafter(DraftModel(library, self._model.sequence, pages, WINDOW), self._model)
+        if draft is not None:
+            drafters["draft"] = self._open_draft_bundle(Path(draft))
+        return drafters
+
+    def _open_draft_bundle(self, path: Path) -> ModelDrafter:
+        bundle = read_bundle(path)
+        check_same_tokenizer(self.path, bundle.path)
+        manifest, context = bundle.manifest, min(self.context, bundle.manifest.max_context)
+        library = open_library(bundle, self.threads)
+        model = CachedModel(library, context, manifest.page_size, Gears.of(manifest, "auto"))
+        return ModelDrafter(library, model, manifest.prefill_chunk)
+
     def _request(self, token_ids: Ids[int], options: Any) -> Request:
         _ = self._model  # a closed engine refuses now, not at the first piece
-        return Request.of(self._checked(token_ids), options, self.defaults)
+        request = Request.of(self._checked(token_ids), options, self.defaults)
+        name = request.speculation.speculate
+        if name not in ("auto", "off", *self.drafters):
+            raise EngineError(f"speculate is {name!r}, and {MISSING_DRAFTERS[name].format(bundle=self.path)}")
+        return request
 
     def _chat(
         self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
@@ -266,8 +307,8 @@ class Engine:
     def _tokens(self, request: Request, stats: Stats, forced: deque[int]) -> Generator[int]:
         """Token ids up to an end token or a limit. What is put into `forced` comes before what the model would say."""
         sampler = Sampler(request.sampling, self.vocab_size, request.token_ids)
-        with self._exclusive.turn() as check:
-            logits = self._prefill_prompt(request, stats, check)
+        with self._exclusive.turn() as check, self._steps(request, stats, check) as steps:
+            logits = self._prefill_prompt(request, stats, check, steps)
             while stats.finish_reason is None:
                 with stats.timing("decode_seconds"):
                     token_id = forced.popleft() if forced else sampler.sample(logits)
@@ -278,42 +319,63 @@ class Engine:
                 stats.generated_tokens += 1
                 yield token_id
                 check()
-                stats.finish_reason = self._limit_reached(request, stats)
+                stats.finish_reason = self._limit_reached(request, stats, steps)
                 if stats.finish_reason is None:
-                    logits = self._decode_next(token_id, stats)
+                    logits = self._decode_next(token_id, stats, steps)
 
-    def _prefill_prompt(self, request: Request, stats: Stats, check: Callable[[], None]) -> np.ndarray:
+    @contextmanager
+    def _steps(self, request: Request, stats: Stats, check: Callable[[], None]) -> Iterator[Steps]:
+        """What this call decodes with. At its end the cache holds what plain decoding would have left there."""
+        drafters = {} if request.speculation.speculate == "off" else self.drafters
+        steps = Steps(
+            self._model, drafters, self._policy, request.speculation, request.max_tokens, stats.speculation, self.block_reads
+        )
+        try:
+            yield steps
+        finally:
+            with suppress(EngineError):  # the sequence belongs to another call by now, or the engine is closed
+                check()
+                with stats.timing("decode_seconds"):
+                    steps.close()
+
+    def _prefill_prompt(self, request: Request, stats: Stats, check: Callable[[], None], steps: Steps) -> np.ndarray:
         """Computes what the cache lacks of the prompt, at least its last token; returns that one's logits [vocab]."""
         stats.cached_tokens = self._model.sequence.reuse(request.token_ids[:-1])
+        steps.begin()
         new = request.token_ids[stats.cached_tokens :]
         last = np.empty((0, 0))
         with stats.timing("prefill_seconds"):
             for done, logits in self._model.prefill(new, self.prefill_chunk):
                 last = logits
-                self._note_context(stats)
+                steps.prefilled()
+                self._note_context(stats, steps)
                 if request.on_prefill:
                     request.on_prefill(done, len(new))
                     check()
         return last[-1]
 
-    def _note_context(self, stats: Stats) -> None:
-        length = stats.context_used = len(self._model)
+    def _note_context(self, stats: Stats, steps: Steps) -> None:
+        length = stats.context_used = len(steps)
         stats.attention = "sparse" if self.gears.sparse(length) else "dense"
         stats.blocks_read, stats.blocks = self.gears.blocks(length)
 
-    def _decode_next(self, token_id: int, stats: Stats) -> np.ndarray:
+    def _decode_next(self, token_id: int, stats: Stats, steps: Steps) -> np.ndarray:
         with stats.timing("decode_seconds"):
-            logits = self._model.decode(token_id)
+            logits = steps.next(token_id)
         stats.decode_steps += 1
-        for blocks in self.selected:
-            self.block_reads += np.bincount(blocks[blocks >= 0], minlength=len(self.block_reads))
-        self._note_context(stats)
+        self._note_context(stats, steps)
         return logits
 
-    def _limit_reached(self, request: Request, stats: Stats) -> str | None:
+    def _limit_reached(self, request: Request, stats: Stats, steps: Steps) -> str | None:
         if stats.generated_tokens == request.max_tokens:
             return "length"
-        return "context" if len(self._model) == self.context else None
+        return "context" if len(steps) == self.context else None
+
+
+MISSING_DRAFTERS = {
+    "eagle": "{bundle} has no draft head; compile it with one: minicpm-mlc compile CHECKPOINT --draft HEAD",
+    "draft": "no draft bundle was opened; give one: Engine(bundle, draft=BUNDLE), or --draft-model BUNDLE",
+}
 
 
 def _shown(pieces: Generator[str], first: str = "") -> Iterator[str]:

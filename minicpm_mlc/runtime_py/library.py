@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.util
 import os
 import sys
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import BundleError, ContextError
-from ..manifest import MAX_DECODE_SEQUENCES, Bundle
-from ..params import load_params
+from ..manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
+from ..params import load_draft_ids, load_params
+from .ffi import tvm_ffi
+from .memory import open_memory
+from .outputs import Outputs
 
-
-def _import_without_torch(name: str) -> Any:
-    """tvm_ffi imports torch wherever it is installed, which takes seconds; only NumPy arrays are handed to it here."""
-    if "torch" in sys.modules:
-        return importlib.import_module(name)
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module(name)
-    finally:
-        del sys.modules["torch"]
-
-
-tvm_ffi = _import_without_torch("tvm_ffi")
-
-ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
-POOLED_ALLOCATOR = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +37,7 @@ class Library:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         load_runtime()
+        self._memory = open_memory(bundle.manifest.target["device"])
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
         try:
@@ -58,22 +46,38 @@ class Library:
             library = bundle.path / bundle.manifest.library
             raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
         vm = module["vm_load_executable"]()
-        vm["vm_initialization"](tvm_ffi.DLDeviceType.kDLCPU, 0, POOLED_ALLOCATOR)
+        self._memory.start(vm)
         use_threads(threads)
         self._module, self._vm = module, vm
         self._arrays = load_params(bundle)  # keeps the maps alive
-        self._params = _tensors(self._arrays)
+        self._params = tvm_ffi.convert([self._memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
-        self._prefill, self._decode = ([vm[name + gear] for gear in gears] for name in ("prefill", "decode"))
+        kinds = ("prefill", "decode", "verify")
+        self._prefill, self._decode, self._verify = ([vm[kind + gear] for gear in gears] for kind in kinds)
+        self._commit = vm["commit"]
+        if bundle.manifest.draft:
+            self._draft_extend, self._draft_step = vm["draft_extend"], vm["draft_step"]
+            self.draft_ids = load_draft_ids(bundle)
 
     def new_pools(self, num_pages: int) -> Pools:
         """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are written."""
-        layout = self.manifest.kv_layout
-        kinds = [(layout[kind], np.dtype("float32" if kind == "means" else self.manifest.kv_dtype))
+        return self._new_pools(self.manifest.kv_layout, self.manifest.model["num_layers"], num_pages)
+
+    def new_draft_pools(self, num_pages: int) -> Pools:
+        """The same for the draft head's layer."""
+        assert self.manifest.draft
+        return self._new_pools(self.manifest.draft["kv_layout"], self.manifest.draft["layers"], num_pages)
+
+    def _new_pools(self, layout: dict[str, list[int]], num_layers: int, num_pages: int) -> Pools:
+        kinds = [(layout[kind], np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]))
                  for kind in ("k", "v", "means") if kind in layout]  # fmt: skip
-        layers = range(self.manifest.model["num_layers"])
-        arrays = [reserve((num_pages, *shape), dtype) for shape, dtype in kinds for _ in layers]
-        return Pools(_tensors(arrays), sum(array.nbytes for array in arrays))
+        shapes = [((num_pages, *shape), dtype) for shape, dtype in kinds for _ in range(num_layers)]
+        tensors = tvm_ffi.convert([self._memory.zeros(*shape) for shape in shapes])
+        return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
+
+    def instrument(self, report: Any) -> None:
+        """Have report(function, name, before, result, *arguments) -> 0 called around every operator; None ends it."""
+        self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
     def prefill(
         self,
@@ -84,13 +88,12 @@ class Library:
         logit_rows: np.ndarray,
         pools: Pools,
         sparse: bool = False,
-    ) -> np.ndarray:
-        """One chunk of one sequence, all arrays int32 -> logits float32 [len(logit_rows), vocab] of those rows."""
+    ) -> Outputs:
+        """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows` names, features of all."""
         if len(token_ids) > self.manifest.prefill_chunk:
             raise ContextError(f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}")
-        rows = map(_tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
-        logits = self._prefill[sparse](*rows, pools.tensors, self._params)
-        return np.from_dlpack(logits)[:, : self.vocab_size]
+        rows = map(self._memory.tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
+        return self._outputs(self._prefill[sparse](*rows, pools.tensors, self._params))
 
     def decode(
         self,
@@ -100,17 +103,80 @@ class Library:
         page_tables: np.ndarray,
         pools: Pools,
         sparse: bool = False,
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """One row of each of b sequences, page_tables int32 [b, p] -> logits float32 [b, vocab].
-
-        With `sparse` also the blocks that each layer read, int32 [b, kv_heads, budget], ascending, then -1.
-        """
+    ) -> Outputs:
+        """One row of each of b sequences, page_tables int32 [b, p]."""
         if len(token_ids) > MAX_DECODE_SEQUENCES:
             raise ContextError(f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}")
-        rows = map(_tensor, (token_ids, positions, slots, page_tables))
-        out = self._decode[sparse](*rows, pools.tensors, self._params)
-        logits, *selected = map(np.from_dlpack, out if sparse else [out])
-        return logits[:, : self.vocab_size], selected
+        rows = map(self._memory.tensor, (token_ids, positions, slots, page_tables))
+        return self._outputs(self._decode[sparse](*rows, pools.tensors, self._params))
+
+    def verify(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        base: np.ndarray,
+        page_table: np.ndarray,
+        ancestors: np.ndarray,
+        pools: Pools,
+        sparse: bool = False,
+    ) -> Outputs:
+        """Nodes of a token tree whose slots begin at base int32 [1].
+
+        `slots` are contiguous. A node sees the slots before the base, and of the tree those whose bits (slot - base)
+        its mask, int32 [n, 2], low word first, has.
+        """
+        rows = map(self._memory.tensor, (token_ids, positions, slots, base, page_table[None, :], ancestors))
+        return self._outputs(self._verify[sparse](*rows, pools.tensors, self._params))
+
+    def commit(self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools) -> None:
+        """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its source."""
+        self._commit(*map(self._memory.tensor, (sources, slots, page_table[None, :])), pools.tensors)
+
+    def draft_extend(
+        self,
+        token_ids: np.ndarray,
+        features: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        page_table: np.ndarray,
+        logit_rows: np.ndarray,
+        pools: Pools,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The draft head over rows of one sequence, each the base's features float32 [n, F] and the token after it.
+
+        Returns draft logits float32 [m, draft vocab] and hidden states float32 [m, H] of the rows named.
+        """
+        rows = map(self._memory.tensor, (token_ids, features, positions, slots, page_table[None, :], logit_rows))
+        return self._drafts(self._draft_extend(*rows, pools.tensors, self._params))
+
+    def draft_step(
+        self,
+        token_ids: np.ndarray,
+        hidden: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        base: np.ndarray,
+        page_table: np.ndarray,
+        ancestors: np.ndarray,
+        pools: Pools,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The draft head over nodes of a draft tree that begins at slot base; `hidden` float32 [n, H] are its own.
+
+        A node sees what `verify` lets it see. Returns draft logits and hidden states of all nodes, as draft_extend.
+        """
+        rows = map(self._memory.tensor, (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors))
+        return self._drafts(self._draft_step(*rows, pools.tensors, self._params))
+
+    def _drafts(self, result: Any) -> tuple[np.ndarray, np.ndarray]:
+        logits, hidden = map(self._memory.array, result)
+        return logits[:, : len(self.draft_ids)], hidden
+
+    def _outputs(self, result: Any) -> Outputs:
+        """Of a function that returns logits, then features if there is a draft head, then blocks if it is sparse."""
+        logits, *rest = map(self._memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
+        features = rest.pop(0) if self.manifest.draft else None
+        return Outputs(logits[:, : self.vocab_size], features, tuple(rest))
 
 
 @cache
@@ -130,24 +196,3 @@ def use_threads(threads: int) -> None:
     """Size TVM's thread pool, which is one per process, and let its threads run on any core this process may use."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     tvm_ffi.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, [str(core) for core in cores])
-
-
-def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An aligned zeroed array whose memory is not touched yet."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _tensors(arrays: list[np.ndarray]) -> Any:
-    return tvm_ffi.convert([tvm_ffi.from_dlpack(array) for array in arrays])
-
-
-def _tensor(array: np.ndarray) -> Any:
-    """An int32 row argument as a tensor, moved only if it isn't aligned."""
-    if array.ctypes.data % ALIGNMENT:
-        aligned = reserve(array.shape, array.dtype)
-        aligned[...] = array
-        array = aligned
-    return tvm_ffi.from_dlpack(array)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +9,18 @@ from ..errors import MiniCPMError
 from ..files import write_whole
 from ..manifest import Manifest
 from .bench import Report, bench_bundle
+from .reports import Reports
 
 
 class PlotError(MiniCPMError):
     """A plot that can't be drawn or written."""
 
 
-@dataclass(frozen=True)
-class Reports:
-    """Both gears' benchmarks, printed one after the other."""
-
-    gears: dict[str, Report]
-
-    def plain(self) -> str:
-        return "\n\n".join(report.plain() for report in self.gears.values())
-
-    def markdown(self) -> str:
-        return "\n\n".join(report.markdown() for report in self.gears.values())
-
-    def json(self) -> str:
-        return json.dumps({gear: json.loads(report.json()) for gear, report in self.gears.items()}, indent=2)
-
-
 def bench_both_gears(path: str | Path, depths: list[int], svg: str | Path, attention: str, **options: Any) -> Reports:
     """Benchmark a bundle dense and sparse and draw both. `attention` is not used: both gears are forced in turn."""
     reports = {gear: bench_bundle(path, depths, attention=gear, **options) for gear in ("dense", "sparse")}
     plot(reports, Manifest.load(path), svg)
-    return Reports(reports)
+    return Reports(list(reports.values()))
 
 
 def plot(reports: dict[str, Report], manifest: Manifest, path: str | Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from ..errors import SamplingError
 from .sampler import SamplingParams, check_count
+from .speculative.options import Speculation
+from .speculative.stats import SpeculationStats
 from .text import StopStrings
 
 
@@ -26,6 +28,10 @@ class Options(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     seed: int | None  # same seed, same text
+    speculate: str | None  # "auto" (the default), "off", or a drafter: see Speculation
+    tree_size: int | None  # nodes of a draft tree; None: chosen by what was measured, as the next two
+    draft_depth: int | None
+    draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
 
 
@@ -38,6 +44,7 @@ class Request:
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     on_prefill: Callable[[int, int], None] | None = None
+    speculation: Speculation = field(default_factory=Speculation)
 
     @classmethod
     def of(cls, token_ids: list[int], options: Mapping[str, Any], defaults: SamplingParams) -> Request:
@@ -45,10 +52,15 @@ class Request:
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise SamplingError(f"there is no option {unknown[0]!r}; options are {', '.join(Options.__annotations__)}")
         given = {name: value for name, value in options.items() if value is not None}
-        sampling = {f.name: given.pop(f.name) for f in fields(SamplingParams) if f.name in given}
+        sampling, drafting = (_taken(given, kind) for kind in (SamplingParams, Speculation))
         check_count("max_tokens", given.get("max_tokens", 1), lowest=1)
         StopStrings(given.get("stop"))  # refuses a bad one now, not at the first piece
-        return cls(token_ids, replace(defaults, **sampling), **given)
+        return cls(token_ids, replace(defaults, **sampling), **given, speculation=Speculation(**drafting))
+
+
+def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The options that are fields of a dataclass; they are taken out."""
+    return {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
 
 
 @dataclass
@@ -59,13 +71,14 @@ class Stats:
     cached_tokens: int = 0  # of the prompt, already in the cache
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
-    decode_steps: int = 0  # the first token comes from the prefill, so these are fewer than the tokens
-    decode_seconds: float = 0.0  # decode steps and sampling
+    decode_steps: int = 0  # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
+    decode_seconds: float = 0.0  # decode steps, drafting, verification and sampling
     context_used: int = 0
     context: int = 0
     attention: str = "dense"  # the gear that the last token ran in
     blocks_read: int = 0  # of 64 tokens, by the last token in each layer and KV head
     blocks: int = 0  # that there were
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: str | None = None  # "stop", "length" or "context"; None while it runs or when it was abandoned
 
     @property

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the ceiling of a decode step, which reads every weight once."""
+"""What this machine has to give: how fast it reads memory, which bounds a decode step, and how fast it multiplies."""
 
 from __future__ import annotations
 
@@ -6,11 +6,31 @@ import ctypes
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 BUFFER_BYTES = 512 << 20  # far larger than any last-level cache
 SLICE_BYTES = 8 << 20  # small enough that a slow core doesn't hold up the others
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured with as many threads as the run: bytes/s of memory, operations/s of float32 and int8 multiply-adds.
+
+    `int8` is None where the processor has no int8 dot products.
+    """
+
+    threads: int
+    bandwidth: float
+    float32: float
+    int8: float | None
+
+    def text(self) -> str:
+        """One line, without an end."""
+        rates = [f"memory reads {self.bandwidth / 1e9:.1f} GB/s", f"{self.float32 / 1e9:.0f} GFLOP/s float32"]
+        rates += [f"{self.int8 / 1e9:.0f} GOP/s int8"] if self.int8 else []
+        return f"{self.threads} thread{'s' * (self.threads > 1)}: {', '.join(rates)}"
 
 
 def memory_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES, passes: int = 5) -> float:

@@ -14,6 +14,8 @@ from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.files import write_whole
 from minicpm_mlc.runtime_py.chat import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.runtime_py.speculative.options import SPECULATE, Speculation
+from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.request import Stats
@@ -52,6 +54,10 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_think_tokens": (int, "whole number, 0 or more"),
     "think": (_think, "on, off or auto"),
     "stop": (_stop, 'text, or a JSON list such as ["\\n\\n"]'),
+    "speculate": (str, "one of " + ", ".join(SPECULATE)),
+    "tree_size": (int, "whole number, nodes of a draft tree"),
+    "draft_depth": (int, "whole number, levels of a draft tree"),
+    "draft_top_k": (int, "whole number, guesses after a token"),
 }
 
 
@@ -70,8 +76,9 @@ def check_options(options: dict[str, Any]) -> None:
     """Raises SessionError or SamplingError for names or values that the engine would refuse."""
     if unknown := sorted(set(options) - set(SETTINGS)):
         raise SessionError(f"there is no setting {unknown[0]!r}; settings are {', '.join(SETTINGS)}")
-    sampling = {f.name for f in fields(SamplingParams)}
-    SamplingParams(**{name: value for name, value in options.items() if name in sampling})
+    for kind in (SamplingParams, Speculation):
+        names = {f.name for f in fields(kind)}
+        kind(**{name: value for name, value in options.items() if name in names})
     for name, lowest in (("max_tokens", 1), ("max_think_tokens", 0)):
         value = options.get(name, lowest)
         if type(value) is not int or value < lowest:
@@ -99,7 +106,7 @@ def stats_line(stats: Stats) -> str:
     return (
         f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached), {stats.prefill_rate:.1f} tok/s"
         f" | answer {stats.generated_tokens} tokens, {stats.decode_rate:.1f} tok/s"
-        f" | context {stats.context_used}/{stats.context}{_read_sparsely(stats)}"
+        f" | context {stats.context_used}/{stats.context}{_read_sparsely(stats)}{speculation_note(stats.speculation)}"
     )
 
 
@@ -204,7 +211,8 @@ class Session:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def _stats(self, _: str) -> None:
-        self.write(stats_line(self.engine.stats), "note")
+        for line in (stats_line(self.engine.stats), *speculation_lines(self.engine.stats.speculation)):
+            self.write(line, "note")
 
     def _set(self, argument: str) -> None:
         name, _, text = argument.partition(" ")

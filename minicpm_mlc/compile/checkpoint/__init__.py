@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
 from minicpm_mlc.compile.config import ModelConfig
 from minicpm_mlc.errors import CheckpointError
 
-__all__ = ["Checkpoint", "RandomCheckpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "RandomCheckpoint", "SafetensorsCheckpoint", "check_tensors", "find_tensors", "open_checkpoint"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -68,19 +69,17 @@ def open_checkpoint(folder: str | Path, config: ModelConfig) -> Checkpoint:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; give the folder that holds config.json and the weights")
-    found = _find_tensors(path)
     shapes = config.tensor_shapes()
-    listed = path / (SINGLE if (path / SINGLE).is_file() else INDEX)
-    _check_names(found, shapes, listed, tied=config.tie_word_embeddings)
-    for name, shape in shapes.items():
-        _check_tensor(found[name], name, shape)
+    found = find_tensors(path)
+    check_tensors(path, found, shapes, optional=[HEAD] if config.tie_word_embeddings else [])
     if config.tie_word_embeddings and HEAD in found:
         _check_tensor(found[HEAD], HEAD, shapes[EMBEDDING])
         _check_alias(found[EMBEDDING], found[HEAD])
     return SafetensorsCheckpoint({name: found[name] for name in shapes})
 
 
-def _find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
+def find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
+    """The file of each tensor in a folder. Raises CheckpointError for damaged files, or none."""
     if (folder / SINGLE).is_file():
         file = SafetensorsFile(folder / SINGLE)
         return dict.fromkeys(file.entries, file)
@@ -135,17 +134,24 @@ def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
 
 
-def _check_names(
-    found: dict[str, SafetensorsFile], shapes: dict[str, tuple[int, ...]], listed: Path, tied: bool
+def check_tensors(
+    folder: Path,
+    found: dict[str, SafetensorsFile],
+    shapes: dict[str, tuple[int, ...]],
+    optional: Collection[str] = (),
 ) -> None:
+    """Raises CheckpointError unless the folder's tensors are those of `shapes`, and perhaps optional ones."""
+    listed = next((folder / name for name in (SINGLE, INDEX) if (folder / name).is_file()), folder)
     missing = [name for name in shapes if name not in found]
     if missing:
         raise CheckpointError(f"{listed}: tensor {missing[0]} is missing{_and_more(missing)}")
-    known = set(shapes) | ({HEAD} if tied else set())
+    known = {*shapes, *optional}
     # older exports carry RoPE's frequencies; they follow from the config
     extra = [name for name in found if name not in known and not name.endswith("rotary_emb.inv_freq")]
     if extra:
         raise CheckpointError(f"{found[extra[0]].path}: tensor {extra[0]} is not part of the model{_and_more(extra)}")
+    for name, shape in shapes.items():
+        _check_tensor(found[name], name, shape)
 
 
 def _and_more(names: list[str]) -> str:

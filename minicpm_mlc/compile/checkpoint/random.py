@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Protocol
 
 import numpy as np
 
-from minicpm_mlc.compile.config import ModelConfig
-
 _PERIOD = 1_048_573  # prime, so that rows of any width start at different places of the block
+
+
+class Shapes(Protocol):
+    """What is needed of a config."""
+
+    @property
+    def scale_emb(self) -> float: ...
+    @property
+    def logit_scale(self) -> float: ...
+    @property
+    def parameters(self) -> int: ...
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
 
 class RandomCheckpoint:
@@ -19,7 +30,7 @@ class RandomCheckpoint:
     scaled so that activations and logits stay near 1.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0):
+    def __init__(self, config: Shapes, seed: int = 0):
         self._config = config
         self._seed = seed
         self._shapes = config.tensor_shapes()

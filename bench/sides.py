@@ -1,0 +1,157 @@
+"""The sides of bench/vs_llama.py: each lives in its own process, so that neither's threads disturb the other."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import multiprocessing
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from minicpm_mlc import Engine
+from minicpm_mlc.runtime_py.bench import Stopwatch
+from minicpm_mlc.runtime_py.random_cache import fill_cache
+
+STATE_HEAD = np.dtype("<u4"), 4  # magic, reserved, streams, cells
+STATE_CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+STATE_DATA = np.dtype("<u4"), 2  # values transposed?, layers
+STATE_POOL = np.dtype([("type", "<i4"), ("row_bytes", "<u8")])  # before a layer's keys, before a layer's values
+
+
+class LlamaCpp:
+    """llama.cpp through its C API with its own defaults: f16 KV cache, flash attention auto, weights repacked."""
+
+    def __init__(self, path: str, context: int, threads: int):
+        self.api: Any = importlib.import_module("llama_cpp")
+        self.log = self.api.llama_log_callback(lambda level, text, user_data: None)
+        self.api.llama_log_set(self.log, ctypes.c_void_p(0))
+        self.api.llama_backend_init()
+        model = self.api.llama_model_load_from_file(path.encode(), self.api.llama_model_default_params())
+        if not model:
+            raise SystemExit(f"llama.cpp can't load {path}; delete it and run again to have it written anew")
+        self.context = self.api.llama_init_from_model(model, self._params(context, threads))
+        if not self.context:
+            raise SystemExit(f"llama.cpp has no memory for a context of {context} tokens; lower --depth")
+        self.memory = self.api.llama_get_memory(self.context)
+        self.batch = self.api.llama_n_batch(self.context)
+        self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model))
+
+    def _params(self, context: int, threads: int) -> Any:
+        params = self.api.llama_context_default_params()
+        params.n_ctx = -(-context // 256) * 256
+        params.n_threads = params.n_threads_batch = threads
+        return params
+
+    def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Append `token_ids` to the cache; float32[vocab] logits of the last."""
+        for start in range(0, len(token_ids), self.batch):
+            part = token_ids[start : start + self.batch]
+            tokens = (self.api.llama_token * len(part))(*part)
+            status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(part)))
+            if status:
+                raise RuntimeError(f"llama_decode returned {status} for {len(part)} tokens")
+        logits = self.api.llama_get_logits_ith(self.context, -1)  # waits for the computation
+        return np.ctypeslib.as_array(logits, (self.vocab_size,)).copy()
+
+    def decode(self, token_id: int) -> np.ndarray:
+        return self.prefill([token_id])
+
+    def truncate(self, length: int) -> None:
+        self.api.llama_memory_seq_rm(self.memory, 0, length, -1)
+
+    def fill_cache(self, depth: int) -> None:
+        """Bring the cache to `depth` tokens of random f16 keys and values, as a restored session."""
+        self.truncate(0)
+        self.prefill([0])
+        size = self.api.llama_state_seq_get_size(self.context, 0)
+        one = (ctypes.c_uint8 * size)()
+        self.api.llama_state_seq_get_data(self.context, one, size, 0)
+        state = random_state(bytes(one), depth)
+        self.truncate(0)
+        data = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        if self.api.llama_state_seq_set_data(self.context, data, len(state), 0) != len(state):
+            raise SystemExit("this llama.cpp keeps its cache in another form; run without --random-cache")
+
+
+def random_state(one: bytes, cells: int, seed: int = 0) -> bytearray:
+    """llama.cpp's saved sequence with `cells` tokens of random f16 keys and values, made from that of one token."""
+    rng = np.random.default_rng(seed)
+    head = np.frombuffer(one, STATE_HEAD[0], STATE_HEAD[1]).copy()
+    at = head.nbytes + STATE_CELL.itemsize
+    transposed, layers = (int(word) for word in np.frombuffer(one, STATE_DATA[0], STATE_DATA[1], at))
+    pools = at + 8
+    row_bytes = int(np.frombuffer(one, STATE_POOL, 1, pools)["row_bytes"][0])
+    if head[3] != 1 or transposed or len(one) != pools + 2 * layers * (STATE_POOL.itemsize + row_bytes):
+        raise SystemExit("this llama.cpp keeps its cache in another form; run without --random-cache")
+    head[3] = cells
+    positions = np.zeros(cells, STATE_CELL)
+    positions["position"], positions["sequences"] = np.arange(cells), 1
+    state = bytearray(head.tobytes() + positions.tobytes() + one[at:pools])
+    for _ in range(2 * layers):
+        state += one[pools : pools + STATE_POOL.itemsize]
+        state += rng.standard_normal(cells * row_bytes // 2, np.float32).astype(np.float16).tobytes()
+    return state
+
+
+def ours(path: str, context: int, threads: int, attention: str, random_cache: bool) -> Stopwatch:
+    """A bundle, its attention forced to one gear or left to itself ("auto")."""
+    engine = Engine(path, context=context, threads=threads, attention=attention)
+    filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
+    return Stopwatch(engine, engine.vocab_size, filler=filler)
+
+
+def llama_cpp(path: str, context: int, threads: int, random_cache: bool) -> Stopwatch:
+    model = LlamaCpp(path, context, threads)
+    return Stopwatch(model, model.vocab_size, filler=model.fill_cache if random_cache else None)
+
+
+class Remote:
+    """A Stopwatch in a process of its own."""
+
+    def __init__(self, opener: Callable[..., Stopwatch], *args: Any):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, other = spawn.Pipe()
+        spawn.Process(target=answer, args=(other, opener, args), daemon=True).start()
+        other.close()
+
+    def fill(self, depth: int) -> None:
+        self._ask("fill", depth)
+
+    def prefill_seconds(self, tokens: int) -> float:
+        return self._ask("prefill_seconds", tokens)
+
+    def decode_seconds(self, tokens: int) -> float:
+        return self._ask("decode_seconds", tokens)
+
+    def logits(self, tokens: int) -> np.ndarray:
+        return self._ask("logits", tokens)
+
+    def _ask(self, method: str, argument: int) -> Any:
+        try:
+            self.pipe.send((method, argument))
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            raise SystemExit("one side ended early; its own error is printed above") from None
+
+
+def answer(pipe: Any, opener: Callable[..., Stopwatch], args: tuple) -> None:
+    """The child's loop: run the Stopwatch's method that the parent names, send back what it returns."""
+    stopwatch = opener(*args)
+    with suppress(EOFError, KeyboardInterrupt):  # the parent is done
+        while True:
+            method, argument = pipe.recv()
+            pipe.send(getattr(stopwatch, method)(argument))
+
+
+def agreement(ours: Any, theirs: Any, tokens: int = 64) -> float:
+    """Correlation of both sides' logits after the same tokens: the same weights, rounded to 4 bits by other rules."""
+    correlation = float(np.corrcoef(ours.logits(tokens), theirs.logits(tokens))[0, 1])
+    if correlation < 0.9:
+        raise SystemExit(
+            f"the two sides don't compute the same model: their logits correlate only {correlation:.3f}; "
+            "use a bundle compiled with --random-weights, or another --work folder to build both anew"
+        )
+    return correlation

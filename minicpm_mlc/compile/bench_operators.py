@@ -1,0 +1,42 @@
+"""Where the time of one decode step of a bundle goes, held against limits measured in the same run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..runtime_py.bench import need_positive
+from ..runtime_py.engine import Engine
+from ..runtime_py.machine import cpu_name, physical_cores
+from ..runtime_py.operators import OperatorReport, decode_operators
+from ..runtime_py.random_cache import fill_cache
+from ..runtime_py.reports import Reports
+from .limits import measure_limits
+
+ROOM = 64  # tokens of context beside the depth
+
+
+def bench_operators(
+    path: str | Path, depths: Sequence[int], repeats: int = 3, threads: int | None = None, attention: str = "auto"
+) -> Reports:
+    """One operator table for each depth (tokens in the cache, random ones). `threads` None means the physical cores.
+
+    Raises BenchError for impossible counts, BundleError for the bundle, ContextError for depths that are too deep.
+    """
+    threads = physical_cores() if threads is None else threads
+    need_positive(repeats=repeats, threads=threads)
+    limits = measure_limits(threads)
+    reports = []
+    with Engine(path, context=max(depths) + ROOM, threads=threads, attention=attention) as engine:
+        for depth in depths:
+            fill_cache(engine, depth)
+            seconds, rows = decode_operators(engine, repeats)
+            gear = "sparse" if engine.gears.sparse(depth + 1) else "dense"
+            command = (
+                f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} --repeats {repeats} "
+                f"--threads {threads} --attention {attention}"
+            )
+            name = f"{engine.manifest.name} {engine.manifest.scheme}"
+            reports.append(OperatorReport(name, cpu_name(), depth, gear, seconds, limits, command, rows))
+    return Reports(reports)

@@ -1,0 +1,123 @@
+"""Where tensors lie: in this process's memory, where NumPy sees them too, or in a device's."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import BundleError
+from .ffi import tvm_ffi
+
+ALIGNMENT = 64  # bytes; compiled code loads whole vectors
+POOLED_ALLOCATOR = 2
+CPU = tvm_ffi.DLDeviceType.kDLCPU
+DEVICES = {"cpu": CPU, "opencl": tvm_ffi.DLDeviceType.kDLOpenCL}
+EXISTS, NAME = 0, 5  # TVM's numbers of a device's attributes
+
+
+class Memory(Protocol):
+    """What the library asks of a device's memory. `name`: the device's."""
+
+    name: str
+
+    def start(self, vm: Any) -> None:
+        """Tell the virtual machine where it works."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new tensor; zeros in host memory, on a device anything."""
+        ...
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array as a tensor, not copied where that can be helped: the caller keeps it alive."""
+        ...
+
+    def array(self, tensor: Any) -> np.ndarray:
+        """The values of a tensor."""
+        ...
+
+
+def open_memory(device: str) -> Memory:
+    """The memory of a bundle's device. Raises BundleError when the device, its driver or its runtime is missing."""
+    if device == "cpu":
+        return HostMemory()
+    _load_runtime(device)
+    if not _attribute(DEVICES[device], EXISTS):
+        raise BundleError(f"no {device} device was found; install its driver, or compile for --device cpu")
+    return DeviceMemory(DEVICES[device])
+
+
+def _attribute(device_type: Any, which: int) -> Any:
+    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(int(device_type), 0, which)
+
+
+def _load_runtime(device: str) -> None:
+    """TVM's wheel has no runtime for some devices; minicpm-mlc-native brings them."""
+    if tvm_ffi.get_global_func(f"device_api.{device}", allow_missing=True):
+        return
+    try:
+        import minicpm_mlc_native
+
+        minicpm_mlc_native.load()
+    except (ImportError, OSError) as error:
+        raise BundleError(f"the runtime for {device} is missing ({error}); in a checkout, try: make native") from error
+
+
+def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An aligned zeroed array whose memory is not touched yet."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class HostMemory:
+    """NumPy's memory, shared with the library."""
+
+    name = "cpu"
+
+    def start(self, vm: Any) -> None:
+        vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return tvm_ffi.from_dlpack(reserve(shape, dtype))
+
+    def tensor(self, array: np.ndarray) -> Any:
+        if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous:
+            aligned = reserve(array.shape, array.dtype)
+            aligned[...] = array
+            array = aligned
+        return tvm_ffi.from_dlpack(array)
+
+    def array(self, tensor: Any) -> np.ndarray:
+        return np.from_dlpack(tensor)
+
+
+class DeviceMemory:
+    """Memory that only kernels see: everything is copied there and back."""
+
+    def __init__(self, device_type: Any) -> None:
+        self._type, self._device = device_type, tvm_ffi.device(int(device_type), 0)
+        self.name = str(_attribute(device_type, NAME))
+        self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        self._write = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
+        self._read = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+
+    def start(self, vm: Any) -> None:
+        vm["vm_initialization"](self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)  # the host is the last
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self._new(tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None)
+
+    def tensor(self, array: np.ndarray) -> Any:
+        array = np.ascontiguousarray(array)
+        tensor = self.zeros(array.shape, array.dtype)
+        self._write(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return tensor
+
+    def array(self, tensor: Any) -> np.ndarray:
+        array = np.empty(tuple(tensor.shape), np.dtype(str(tensor.dtype)))
+        self._read(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return array

@@ -1,0 +1,86 @@
+"""What speculation costs and what it yields, measured while it runs: moving averages of seconds and of acceptance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .tree import Draft
+
+MAX_DEPTH = 16
+KEEP = 0.9  # weight of the past in a moving average
+SLOPE = 0.1  # of a decode step: what a row more costs as long as only one width was measured
+
+
+@dataclass
+class Average:
+    """A moving average of seconds; a sample counts at most three times the average, so that no hiccup decides."""
+
+    value: float = 0.0
+    samples: int = 0
+
+    def add(self, sample: float) -> None:
+        self.samples += 1
+        keep = min(KEEP, 1 - 1 / self.samples)
+        highest = 3 * self.value if self.value else sample
+        self.value = keep * self.value + (1 - keep) * min(sample, highest)
+
+
+@dataclass
+class Costs:
+    """Seconds of a plain decode step, and of verifying trees by their number of nodes."""
+
+    decode: Average = field(default_factory=Average)
+    _verify: dict[int, Average] = field(default_factory=dict)
+
+    def verified(self, nodes: int, seconds: float) -> None:
+        self._verify.setdefault(nodes, Average()).add(seconds)
+
+    def verify(self, nodes: np.ndarray) -> np.ndarray:
+        """Seconds to verify trees of that many nodes each: measured, between two measured ones, or beyond them."""
+        points = {1: self.decode.value} | {n: average.value for n, average in sorted(self._verify.items())}
+        known, seconds = np.array(list(points), float), np.maximum.accumulate(list(points.values()))
+        slope = SLOPE * self.decode.value
+        if len(known) > 2:
+            slope = max((seconds[-1] - seconds[1]) / (known[-1] - known[1]), 0.01 * self.decode.value)
+        return np.interp(nodes, known, seconds) + slope * np.maximum(0, nodes - known[-1])
+
+
+class Acceptance:
+    """How often each level of one kind of draft is accepted, and how that compares with what its drafter said."""
+
+    def __init__(self, prior: float) -> None:
+        """`prior`: the chance of each level, times what the drafter says, before anything was seen."""
+        self._accepted = prior ** np.arange(MAX_DEPTH + 1)
+        self._said = np.ones(MAX_DEPTH + 1)
+        self._drafted = np.zeros(MAX_DEPTH + 1)
+
+    def add(self, draft: Draft, accepted: int) -> None:
+        """A tree was verified and followed `accepted` levels down."""
+        said = np.bincount(draft.tree.depths, draft.reach)
+        for total, sample in ((self._said, said), (self._accepted, np.arange(len(said)) <= accepted), (self._drafted, 1)):
+            total *= KEEP
+            total[: len(said)] += sample
+
+    def reach(self, draft: Draft) -> np.ndarray:
+        """The draft's chances in the light of what was accepted, float64 [n], at most those of the parent."""
+        depths, parents = draft.tree.depths, np.array(draft.tree.parents)
+        reach = np.minimum(draft.reach * self._continued(self._accepted / self._said)[depths], 1.0)
+        reach[0] = 1.0
+        for depth in range(2, int(depths.max()) + 1):
+            nodes = np.flatnonzero(depths == depth)
+            reach[nodes] = np.minimum(reach[nodes], reach[parents[nodes]])
+        return reach
+
+    def survival(self) -> np.ndarray:
+        """The share of drafts that were accepted down to each depth, float64 [MAX_DEPTH + 1]."""
+        shares = np.minimum(self._accepted / np.maximum(self._drafted, 1), 1.0)
+        return np.minimum.accumulate(self._continued(shares))
+
+    def _continued(self, values: np.ndarray) -> np.ndarray:
+        """Values by depth; those of depths that were not drafted lately go on as from the two before them."""
+        for depth in range(2, MAX_DEPTH + 1):
+            if self._drafted[depth] < 1:
+                values[depth] = values[depth - 1] ** 2 / max(values[depth - 2], 1e-9)
+        return values

@@ -1,0 +1,211 @@
+"""Whether to speculate, with which drafter and how large a tree: whatever gives most tokens per second, as measured.
+
+All times come from outside, so that the policy can be tested on a clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..token_tree import MAX_NODES
+from .costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
+from .options import Speculation
+from .tree import Draft
+
+SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost
+FREE = 0.003  # of a decode step: a drafter that loses no more is asked at every token
+SWITCH = 1.1  # one drafter is left for another that is this times as fast
+MIN_GAIN = 1.02  # a tree must be expected to be this times as fast as decoding
+REFRESH = 64  # rounds after which a plain step is measured again
+PRIORS = {"ngram": (0.3, 0.5, 0.7, 0.85)}  # by kind of draft; a model's own chances are believed
+TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}
+SIZES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
+EXPLORE = 4  # nodes
+
+
+@dataclass
+class Backoff:
+    """When to try again what did not pay: after waits that double, until trying costs SHARE of the time."""
+
+    wait: int = 1
+    waited: int = 0
+
+    def due(self) -> bool:
+        """Asked once a token."""
+        self.waited += 1
+        return self.waited >= self.wait
+
+    def lost(self, seconds: float, decode_seconds: float) -> None:
+        """A try cost `seconds` more than plain decoding would have."""
+        enough = seconds / (SHARE * decode_seconds)
+        self.wait, self.waited = max(1, min(2 * self.wait, round(enough))), 0
+
+    def won(self) -> None:
+        self.wait, self.waited = 1, 0
+
+
+@dataclass
+class Arm:
+    """What is known of one drafter."""
+
+    gain: float = 0.0  # seconds that asking it saves, a moving average
+    tries: Backoff = field(default_factory=Backoff)
+    level: Average = field(default_factory=Average)  # seconds of drafting one level
+    round: Average = field(default_factory=Average)  # seconds of one round
+    tokens: Average = field(default_factory=Average)  # that a round gives
+    nodes: Average = field(default_factory=Average)
+    acceptance: dict[int, Acceptance] = field(default_factory=dict)  # by kind of draft
+    checks: dict[int, Backoff] = field(default_factory=dict)  # of drafts that are not expected to pay
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of its rounds; 0 before the first."""
+        return self.tokens.value / self.round.value if self.round.value else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask of a drafter."""
+
+    depth: int
+    top_k: int
+    floor: float = 0.0  # chance below which another level is not worth its time
+
+
+@dataclass(frozen=True)
+class Round:
+    """One drafted step as it went; seconds of drafting, of verifying, and of the rest."""
+
+    drafter: str
+    draft: Draft  # as verified
+    path: Sequence[int]  # the nodes that were accepted, the root first
+    draft_seconds: float
+    verify_seconds: float
+    other_seconds: float = 0.0
+
+    @property
+    def accepted(self) -> int:
+        """Guessed tokens that were kept."""
+        return len(self.path) - 1
+
+
+class Policy:
+    """Figures of one engine, kept from call to call, and what follows from them."""
+
+    def __init__(self, drafters: Sequence[str]) -> None:
+        self.costs = Costs()
+        self.arms = {name: Arm() for name in drafters}
+        self._since_decode = 0
+
+    def drafters(self, options: Speculation) -> list[str]:
+        """Whom to ask at this token, in this order; asked once a token."""
+        if options.speculate == "off":
+            return []
+        chosen_sizes = options.tree_size is not None
+        if self.costs.decode.samples < 2 or self._since_decode >= REFRESH:
+            return [options.speculate] if chosen_sizes and options.speculate != "auto" else []
+        if options.speculate != "auto":
+            return [options.speculate]
+        return [name for name, arm in self.arms.items() if self._worth(arm) or arm.tries.due()]
+
+    def plan(self, name: str, options: Speculation) -> Plan:
+        """How deep and how wide to draft: as asked, else what is expected to give most tokens per second."""
+        arm, top_k = self.arms[name], options.draft_top_k or TOP_K[name]
+        if name == "ngram":
+            return Plan(options.draft_depth or MAX_DEPTH, top_k)
+        depth = min(options.draft_depth or self._best_depth(arm), 1 + MAX_NODES // top_k)
+        fixed = options.draft_depth is not None or not self.costs.decode.value
+        return Plan(depth, top_k, 0.0 if fixed else min(0.5, arm.level.value / self.costs.decode.value))
+
+    def cut(self, name: str, draft: Draft, options: Speculation, room: int) -> Draft | None:
+        """The part of a draft that is worth verifying, of at most `room` nodes; None: decode plainly."""
+        forced, arm = options.speculate != "auto", self.arms[name]
+        draft = draft.likeliest(MAX_NODES)
+        limit = min(room, len(draft.tree), options.tree_size or MAX_NODES)
+        if limit < 2:
+            return None
+        if options.tree_size is not None:
+            return draft.likeliest(limit)
+        reach = self._acceptance(arm, name, draft.kind).reach(draft)
+        sizes = SIZES[(SIZES <= limit) & (SIZES > 1)]
+        tokens = np.cumsum(np.sort(reach)[::-1])[sizes - 1]
+        seconds = self.costs.verify(sizes)
+        best = int(np.argmax(tokens / (seconds + arm.level.value)))
+        pays = tokens[best] * self.costs.decode.value >= MIN_GAIN * seconds[best]
+        if pays or forced:
+            return draft.likeliest(int(sizes[best]), reach)
+        if arm.checks.setdefault(draft.kind, Backoff()).due():
+            return draft.likeliest(min(EXPLORE, limit), reach)
+        return None
+
+    def prefers_another(self, name: str, draft: Draft) -> bool:
+        """Whether a drafter that is asked after this one has been faster than this draft is expected to be."""
+        later = list(self.arms)[list(self.arms).index(name) + 1 :]
+        expected = self._acceptance(self.arms[name], name, draft.kind).reach(draft).sum()
+        rate = expected / float(self.costs.verify(np.array([len(draft.tree)]))[0])
+        return any(self.arms[other].rate > SWITCH * rate for other in later if self._worth(self.arms[other]))
+
+    def decoded(self, seconds: float) -> None:
+        """One plain step."""
+        self.costs.decode.add(seconds)
+        self._since_decode = 0
+
+    def missed(self, name: str, seconds: float) -> None:
+        """A drafter was asked for nothing."""
+        self._note_gain(self.arms[name], -seconds)
+
+    def finished(self, round: Round) -> None:
+        """A tree was verified and its path committed."""
+        arm, decode = self.arms[round.drafter], self.costs.decode.value
+        self._since_decode += 1
+        spent = round.verify_seconds + round.other_seconds
+        self.costs.verified(len(round.draft.tree), spent)
+        self._acceptance(arm, round.drafter, round.draft.kind).add(round.draft, round.accepted)
+        if round.draft_seconds:
+            arm.level.add(round.draft_seconds / int(round.draft.tree.depths.max()))
+        arm.round.add(spent + round.draft_seconds)
+        arm.tokens.add(round.accepted + 1)
+        arm.nodes.add(len(round.draft.tree))
+        if not decode:
+            return
+        saved = (round.accepted + 1) * decode - spent
+        check = arm.checks.setdefault(round.draft.kind, Backoff())
+        check.won() if saved > 0 else check.lost(-saved, decode)
+        self._note_gain(arm, saved - round.draft_seconds)
+
+    def describe(self) -> str:
+        """What was decided, and the speed of each drafter that was tried against plain decoding."""
+        speeds = {name: arm.rate * self.costs.decode.value for name, arm in self.arms.items() if arm.rate}
+        tried = ", ".join(f"{name} {speed:.2f}x with {self.arms[name].nodes.value:.0f} nodes" for name, speed in speeds.items())
+        on = [name for name in speeds if self._worth(self.arms[name])]
+        return f"{max(on, key=lambda name: speeds[name]) if on else 'off'} ({tried or 'nothing drafted yet'})"
+
+    def _note_gain(self, arm: Arm, gain: float) -> None:
+        decode = self.costs.decode.value
+        was_good = self._worth(arm)
+        arm.gain = gain if gain > 0 and not was_good else KEEP * arm.gain + (1 - KEEP) * gain
+        if not decode:
+            return
+        arm.tries.won() if self._worth(arm) else arm.tries.lost(-arm.gain, decode)
+
+    def _worth(self, arm: Arm) -> bool:
+        return arm.gain >= -FREE * self.costs.decode.value
+
+    def _acceptance(self, arm: Arm, name: str, kind: int) -> Acceptance:
+        if kind not in arm.acceptance:
+            priors = PRIORS.get(name)
+            arm.acceptance[kind] = Acceptance(priors[kind] if priors else 1.0)
+        return arm.acceptance[kind]
+
+    def _best_depth(self, arm: Arm) -> int:
+        """Of 1 to MAX_DEPTH / 2 levels, those with most tokens per second; before anything was measured, 4."""
+        if not arm.acceptance:
+            return 4
+        depths = np.arange(1, MAX_DEPTH // 2 + 1)
+        tokens = np.cumsum(arm.acceptance[0].survival())[depths]
+        seconds = depths * arm.level.value + self.costs.verify(np.array([max(2.0, arm.nodes.value)]))
+        return int(depths[np.argmax(tokens / np.maximum(seconds, 1e-9))])
+

@@ -1,0 +1,93 @@
+"""The operator table of a decode step, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from minicpm_mlc import Engine
+from minicpm_mlc.compile.config import SparseConfig
+from minicpm_mlc.runtime_py.operators import Call, Cost, OperatorReport, OperatorRow, aggregate, decode_operators, observe
+from minicpm_mlc.runtime_py.random_cache import fill_cache
+from minicpm_mlc.runtime_py.roofline import Limits
+
+SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
+
+
+@pytest.fixture
+def engine(tiny_bundle):
+    with Engine(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path, context=640, threads=1) as opened:
+        yield opened
+
+
+def test_every_weight_is_counted_once_in_a_step(engine):
+    fill_cache(engine, 100)
+    seconds, rows = decode_operators(engine, repeats=2)
+    linears = [row for row in rows if row.operator.startswith("linear")]
+    c = engine.manifest.model
+    widths = {"q": c["num_heads"] * c["head_dim"], "kv": 2 * c["num_kv_heads"] * c["head_dim"]}
+    layer = c["hidden_size"] * (2 * widths["q"] + widths["kv"] + 3 * c["intermediate_size"])
+    head = c["hidden_size"] * -(-c["vocab_size"] // 16) * 16
+    assert sum(row.operations for row in linears) == 2 * (c["num_layers"] * layer + head)
+    weights = (c["num_layers"] * layer + head) * (1 / 2 + 2 / 32)  # nibbles, and an f16 scale per 32
+    assert weights < sum(row.bytes for row in linears) < 1.3 * weights  # and the activations, here not small
+    assert 0 < sum(row.seconds for row in rows) and seconds > 0
+
+
+@pytest.mark.parametrize(("depth", "read", "present"), [(100, 2, 2), (500, 3, 8)])
+def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, present):
+    fill_cache(engine, depth)
+    _, rows = decode_operators(engine, repeats=1)
+    c = engine.manifest.model
+    attend = next(row for row in rows if row.operator.startswith("attend"))
+    assert attend.shape == f"{read} of {present} pages"
+    assert attend.operations == c["num_layers"] * 4 * c["num_heads"] * c["head_dim"] * read * 64
+    assert any(row.operator.startswith("score") for row in rows) == (read < present)
+
+
+def test_watching_ends_with_the_step_and_leaves_the_model_as_it_was(engine):
+    fill_cache(engine, 40)
+    before = engine.decode(7)
+    engine.truncate(40)
+    names: list[str] = []
+    assert len(observe(engine, lambda: engine.decode(7), lambda name, args: names.append(name))) == len(names)
+    engine.truncate(40)
+    watched = len(names)
+    assert np.array_equal(engine.decode(7), before) and len(names) == watched
+    assert len(engine.cached_tokens) == 41
+
+
+def test_a_random_cache_is_deep_finite_and_the_same_each_time(engine):
+    fill_cache(engine, 300)
+    assert len(engine.cached_tokens) == 300
+    logits = engine.decode(3)
+    fill_cache(engine, 300)
+    assert np.isfinite(logits).all() and np.array_equal(engine.decode(3), logits)
+
+
+def test_calls_of_one_operator_and_shape_are_one_row_the_slowest_first():
+    calls = [Call("linear", "4 -> 8", Cost(100, 64)), Call("norm", "", Cost(10)), Call("linear", "4 -> 8", Cost(100, 64))]
+    rows = aggregate(calls, [[1.0, 5.0, 2.0], [2.0, 6.0, 2.0], [9.0, 7.0, 9.0]])
+    assert [(row.operator, row.calls, row.seconds, row.bytes, row.operations) for row in rows] == [
+        ("norm", 1, 6.0, 10, 0), ("linear", 2, 4.0, 200, 128),
+    ]  # fmt: skip
+
+
+LIMITS = Limits(2, 100e9, 500e9, 2000e9)
+ROWS = [OperatorRow("linear", "4 -> 8", 2, 1e-3, 50_000_000, 10**9, True), OperatorRow("norm", "", 1, 1e-3, 0, 0, False)]
+REPORT = OperatorReport("M w4", "some cpu", 8, "dense", 4e-3, LIMITS, "minicpm-mlc bench M --operators", ROWS)
+
+
+def test_the_table_holds_operators_against_the_limits_and_names_the_rest():
+    lines = [line.split() for line in REPORT.plain().splitlines()]
+    assert "4.00 ms" in REPORT.plain().splitlines()[0]
+    assert lines[5] == ["linear", "4", "->", "8", "2", "1.00", "25.0%", "50.0", "50%", "1000.0", "50%"]
+    assert lines[6] == ["norm", "1", "1.00", "25.0%"]
+    assert lines[7] == ["between", "operators", "2.00", "50.0%"]
+
+
+def test_the_other_forms_hold_the_same():
+    assert json.loads(REPORT.json())["rows"][0]["operations"] == 10**9
+    assert "| linear | 4 -> 8 | 2 | 1.00 | 25.0% | 50.0 | 50% | 1000.0 | 50% |" in REPORT.markdown()

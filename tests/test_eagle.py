@@ -1,0 +1,201 @@
+"""EAGLE heads in a bundle: features, rows of the prompt and draft trees against the float64 definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy_eagle
+import pytest
+from checkpoints import tiny_config, write_checkpoint, write_json
+from draft_heads import write_draft
+from numpy_model import states
+from op_cases import nmse
+from tree_cases import make_tree
+
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile.config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.draft import open_draft
+from minicpm_mlc.compile.draft_config import EAGLE2, EAGLE3, DraftConfig
+from minicpm_mlc.manifest import read_bundle
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.library import Library
+
+FRSPEC = [5, 300, 2, 17, *range(40, 90)]
+HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "eagle3": ("MiniCPM4.1-8B", EAGLE3, {"vocab": 100, "feature_layers": (0, 1, 2), "num_kv_heads": 4}),
+    "eagle2-frspec": ("MiniCPM4.1-8B", EAGLE2, {"bias": True}),
+    "eagle2-tied": ("MiniCPM4-0.5B", EAGLE2, {}),
+}
+SPARSE = SparseConfig(init_blocks=1, window_size=0, topk=2)  # 2 of 4 blocks, one of them by score
+LENGTH = 200
+
+
+@dataclass
+class Case:
+    """A bundle with a head, and the definition of both over one prompt."""
+
+    path: Path
+    base: ModelConfig
+    config: DraftConfig
+    weights: dict[str, np.ndarray]  # the base's
+    draft: dict[str, np.ndarray]
+    token_ids: np.ndarray
+
+    @property
+    def head(self) -> np.ndarray:
+        if self.config.kind == EAGLE3:
+            return self.draft["lm_head.weight"]
+        return self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])[self.token_ids]
+
+    def embedded(self, ids: list[int]) -> np.ndarray:
+        return self.weights["model.embed_tokens.weight"][ids] * self.base.scale_emb
+
+    def features(self, ids: list[int], sparse: bool = False) -> np.ndarray:
+        found = states(self.base, self.weights, ids, [sparse] * len(ids))
+        return numpy_eagle.features(self.config, self.base, self.weights, found)
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        scale = 1.0 if self.config.kind == EAGLE3 else self.base.logit_scale
+        return numpy_eagle.logits(self.config, self.draft, self.head, hidden) * scale / self.config.logit_scale
+
+    def rows(self, tokens: list[int], hidden: np.ndarray, positions: Any, sees: list[list[int]]) -> np.ndarray:
+        embedded = self.embedded(tokens)
+        return numpy_eagle.layer(self.config, self.base, self.draft, embedded, hidden, np.array(positions), sees)
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def case(request, tmp_path_factory) -> Case:
+    family, kind, changes = HEADS[request.param]
+    folder, base = tmp_path_factory.mktemp("eagle"), tiny_config(family, sparse=SPARSE if kind == EAGLE3 else None)
+    weights = write_checkpoint(folder / "base", base, dtype="f32")
+    draft = write_draft(folder / "head", base, kind, **changes)
+    write_json(folder / "freq.json", FRSPEC)
+    frspec = folder / "freq.json" if "frspec" in request.param else None
+    options: dict[str, Any] = {"scheme": "f32", "attention": "auto" if base.sparse else "dense", "prefill_chunk": 64}
+    compile_model(folder / "base", folder / "bundle", draft=folder / "head", frspec=frspec, **options)
+    head = open_draft(folder / "head", base, frspec)
+    wide = {name: array.astype(np.float64) for name, array in weights.items()}
+    return Case(folder / "bundle", base, head.config, wide, {k: v.astype(np.float64) for k, v in draft.items()}, head.token_ids)
+
+
+@pytest.fixture(scope="module")
+def library(case) -> Library:
+    return Library(read_bundle(case.path), threads=2)
+
+
+@pytest.fixture(scope="module")
+def ids(case) -> list[int]:
+    return np.random.default_rng(0).integers(3, case.base.vocab_size, LENGTH + 1).tolist()
+
+
+def opened(
+    library: Library, ids: list[int], window: int | None = None, attention: str = "dense"
+) -> tuple[CachedModel, DraftModel, list[np.ndarray]]:
+    """The base with ids cached, its head, and the features of each chunk."""
+    model = CachedModel(library, 512, 64, Gears.of(library.manifest, attention))
+    features = [model.features for _ in model.prefill(ids, 64)]
+    assert all(part is not None for part in features)
+    return model, DraftModel(library, model.sequence, 8, window), features  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+def test_every_call_returns_the_features_of_all_its_rows(case, library, ids, attention):
+    if attention == "sparse" and not case.base.sparse:
+        pytest.skip("compiled without sparse attention")
+    expected = case.features(ids, attention == "sparse")
+    model, _, features = opened(library, ids[:180], attention=attention)
+    assert np.abs(np.concatenate(features) - expected[:180]).max() <= 1e-4
+    model.decode(ids[180])
+    assert np.abs(model.features - expected[180]).max() <= 1e-4
+    _, features = model.verify(ids[181:191], range(-1, 9))
+    assert np.abs(features - expected[181:191]).max() <= 1e-4
+    model.commit(range(4))
+    assert np.abs(model.features - expected[181:185]).max() <= 1e-4
+    assert [blocks.shape for blocks in model.selected] == ([(4, 2, 2)] * 2 if attention == "sparse" else [])
+
+
+def test_the_heads_rows_equal_the_definition_in_any_portions(case, library, ids):
+    hidden = numpy_eagle.entering(case.config, case.draft, case.features(ids[:-1]))
+    expected = case.rows(ids[1:], hidden, range(LENGTH), [list(range(row + 1)) for row in range(LENGTH)])
+    _, draft, features = opened(library, ids[:-1])
+    for portion in ([200], [37, 1, 162]):
+        model = draft._sequence
+        tokens, all_features = list(model.tokens), np.concatenate(features)
+        draft.truncate(0)
+        for end in np.cumsum(portion):
+            model.tokens[:] = tokens[:end]
+            logits, x = draft.extend(ids[end], all_features[end - portion[list(np.cumsum(portion)).index(end)] : end])
+            assert np.abs(x - expected[end - 1]).max() <= 1e-4
+            assert np.abs(logits - case.logits(expected[end - 1])).max() <= 1e-4
+        assert logits.shape == (len(case.token_ids),) and (draft.token_ids == case.token_ids).all()
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_draft_trees_equal_the_definition(case, library, ids, window):
+    base, tree = LENGTH - 10, make_tree(LENGTH - 10, 21, 0)
+    first = 0 if window is None else (base - window) // 64 * 64
+    _, draft, features = opened(library, ids[:base], window)
+    _, root = draft.extend(ids[base], np.concatenate(features))
+
+    entered = numpy_eagle.entering(case.config, case.draft, case.features(ids[:base]))
+    tokens, positions = ids[1 : base + 1], list(range(base))
+    sees = [list(range(min(first, row), row + 1)) for row in range(base)]
+    known = [case.rows(tokens, entered, positions, sees)[-1]]
+    assert np.abs(root - known[0]).max() <= 1e-4
+    # the tree's node 0 is the root, which extend has run; the others are stepped a depth at a time
+    depths = [len(path) - 1 for path in tree.paths]
+    order = sorted(range(1, 21), key=lambda node: (depths[node], node))
+    number, states_of = {0: -1} | {node: i for i, node in enumerate(order)}, {0: root}
+    inputs, expected = entered, {0: known[0]}
+    for depth in range(1, max(depths) + 1):
+        nodes = [node for node in order if depths[node] == depth]
+        parents = [tree.parents[node] for node in nodes]
+        chosen = [ids[node] for node in nodes]
+        logits, hidden = draft.step(chosen, np.stack([states_of[p] for p in parents]), [number[p] for p in parents])
+        inputs = np.concatenate([inputs, [expected[p] for p in parents]])
+        tokens, positions = tokens + chosen, positions + [base + depth - 1] * len(nodes)
+        sees += [[*range(first, base), *(base + number[a] for a in tree.paths[node][1:])] for node in nodes]
+        rows = case.rows(tokens, inputs, positions, sees)[-len(nodes) :]
+        expected |= dict(zip(nodes, rows, strict=True))
+        states_of |= dict(zip(nodes, hidden, strict=True))
+        assert np.abs(hidden - rows).max() <= 1e-4
+        assert np.abs(logits - case.logits(rows)).max() <= 1e-4
+
+
+def test_features_that_were_never_given_hide_what_is_before_them(case, library, ids):
+    """Of a sequence that grew without the head, it sees the page of the first row it is given; the rows before are blank."""
+    base = 150
+    _, draft, features = opened(library, ids[:base])
+    logits, hidden = draft.extend(ids[base], np.concatenate(features)[140:])
+    read = case.features(ids[:base])
+    read[:140] = 0
+    entered = numpy_eagle.entering(case.config, case.draft, read)
+    rows = case.rows(ids[1 : base + 1], entered, range(base), [list(range(min(row, 128), row + 1)) for row in range(base)])
+    assert np.abs(hidden - rows[-1]).max() <= 1e-4
+    assert np.abs(logits - case.logits(rows[-1])).max() <= 1e-4
+
+
+def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_path):
+    base = tiny_config("MiniCPM5-1B", num_layers=4)
+    weights = write_checkpoint(tmp_path / "base", base, dtype="f32")
+    options: dict[str, Any] = {"scheme": "w4", "embedding_scheme": "f32", "draft_scheme": "w8"}
+    compile_model(tmp_path / "base", tmp_path / "bundle", draft="random-eagle3:64", **options)
+    library = Library(read_bundle(tmp_path / "bundle"), threads=2)
+    assert library.manifest.draft == {
+        "kind": "eagle3", "scheme": "w8", "layers": 1, "features": 3 * 192, "feature_layers": [2, 2, 1], "hidden": 192,
+        "vocab": 64, "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
+    }  # fmt: skip
+    ids = np.random.default_rng(0).integers(3, base.vocab_size, 51).tolist()
+    _, draft, (features,) = opened(library, ids[:50])
+    logits, _ = draft.extend(ids[50], features)
+    head = open_draft("random-eagle3:64", base)
+    w = {name: head.weights.rows(name).astype(np.float64) for name in head.weights.names()}
+    case = Case(tmp_path, base, head.config, weights, w | {"lm_head.weight": w["lm_head.weight"][:64]}, head.token_ids)
+    entered = numpy_eagle.entering(head.config, w, features.astype(np.float64))
+    expected = case.logits(case.rows(ids[1:], entered, range(50), [list(range(row + 1)) for row in range(50)])[-1])
+    assert nmse(logits, expected) <= 2e-3

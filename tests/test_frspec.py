@@ -1,0 +1,186 @@
+"""FR-Spec lists: read without running a pickle, refused by name, built from text."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import tiny_config, write_checkpoint
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicpm_mlc.cli import main
+from minicpm_mlc.compile.frspec import build_list, read_list, write_list
+from minicpm_mlc.errors import CheckpointError, CompileError, MiniCPMError
+
+VOCAB = 1000
+IDS = [7, 3, 999, 0, 42]
+
+
+def torch_save(path: Path, pickled: bytes, numbers: bytes | None = None) -> Path:
+    """A file as torch.save writes it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("freq/data.pkl", pickled)
+        if numbers is not None:
+            archive.writestr("freq/data/0", numbers)
+        archive.writestr("freq/version", "3\n")
+    return path
+
+
+class Evil:
+    """A pickle of it makes a folder."""
+
+    def __reduce__(self) -> Any:
+        import os
+
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+def test_what_is_written_is_read_back(tmp_path, suffix):
+    write_list(tmp_path / f"freq{suffix}", np.array(IDS))
+    got = read_list(tmp_path / f"freq{suffix}", VOCAB)
+    assert got.dtype == np.int32 and got.tolist() == IDS
+
+
+def test_a_published_list_is_read(tmp_path):
+    path = torch_save(tmp_path / "freq_5.pt", pickle.dumps(IDS, protocol=2))
+    assert read_list(path, VOCAB).tolist() == IDS
+
+
+def test_lists_and_tensors_that_torch_saved_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(IDS, tmp_path / "list.pt")
+    torch.save(torch.tensor([1, *IDS])[1:], tmp_path / "tensor.pt")
+    assert read_list(tmp_path / "list.pt", VOCAB).tolist() == IDS
+    assert read_list(tmp_path / "tensor.pt", VOCAB).tolist() == IDS
+
+
+@pytest.mark.parametrize("value", [Evil(), [Evil()], {"a": Evil()}, [1, eval], Path("x")])
+def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    path = torch_save(tmp_path / "freq.pt", pickle.dumps(value, protocol=2))
+    with pytest.raises(CheckpointError, match=r"freq\.pt holds .*, not just numbers; it was not loaded"):
+        read_list(path, VOCAB)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ([5, 5], "token 5 is listed 2 times"),
+        ([1, VOCAB], "entry 1 is 1000, expected a token id below 1000"),
+        ([-1], "entry 0 is -1"),
+        ([1.0], "entry 0 is 1.0"),
+        ([True], "entry 0 is True"),
+        (["1"], "entry 0 is '1'"),
+        ([10**30], "entry 0 is 1000"),
+        ([], "the list is empty"),
+        ({"1": 2}, "no list"),
+    ],
+)
+def test_lists_of_other_things_are_refused_by_name(tmp_path, values, message):
+    (tmp_path / "freq.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        read_list(tmp_path / "freq.json", VOCAB)
+
+
+@pytest.mark.parametrize("name, data", [("a.json", b"{"), ("a.npy", b"x"), ("a.pt", b"x"), ("a.txt", b"1"), ("b.json", None)])
+def test_damaged_and_missing_files_are_refused(tmp_path, name, data):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=name):
+        read_list(tmp_path / name, VOCAB)
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([Evil()], object), allow_pickle=True)
+    with pytest.raises(CheckpointError, match=r"a\.npy"):
+        read_list(tmp_path / "a.npy", VOCAB)
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_no_bytes_raise_anything_but_an_error_to_read(tmp_path_factory, data, zipped):
+    path = tmp_path_factory.mktemp("any") / "freq.pt"
+    if zipped:
+        torch_save(path, data, b"")
+    else:
+        path.write_bytes(data)
+    try:
+        read_list(path, VOCAB)
+    except MiniCPMError as error:
+        assert "freq.pt" in str(error)
+
+
+@given(st.integers(0, 300), st.integers(0, 255))
+def test_a_damaged_list_is_read_or_refused(tmp_path_factory, place, value):
+    path = torch_save(tmp_path_factory.mktemp("any") / "freq.pt", pickle.dumps(IDS, protocol=2))
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] = value
+    path.write_bytes(bytes(data))
+    try:
+        read_list(path, VOCAB)
+    except MiniCPMError as error:
+        assert "freq.pt" in str(error)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder, tiny_config("MiniCPM5-1B", num_layers=1))
+    return folder
+
+
+def test_a_list_has_the_commonest_tokens_and_the_ends(tmp_path, model):
+    (tmp_path / "text.txt").write_text("aaaa bbb cc d\n" * 30)
+    report = build_list([tmp_path], 6, model, tmp_path / "freq.json")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    commonest = {tokenizer.token_to_id(piece) for piece in ("▁", "a", "b", "c")}
+    ids = read_list(tmp_path / "freq.json", tiny_config("MiniCPM5-1B").vocab_size).tolist()
+    assert set(ids[:4]) == commonest and ids[4:] == [2, 321]
+    # each line: 4 word marks, 4 a, 3 b, 2 c and a d, of which only d is not in the list
+    assert report["coverage"] == [{"size": 6, "coverage": pytest.approx(13 / 14), "head": 6 / 323}]
+    assert (report["tokens"], report["held_out_tokens"]) == (27 * 14, 3 * 14)
+
+
+def test_whole_files_are_held_out_where_there_are_enough(tmp_path, model):
+    for i in range(10):
+        (tmp_path / f"{i}.txt").write_text("zzz\n" if i == 9 else "aaa\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    report = build_list([tmp_path], 4, model, tmp_path / "freq.npy")
+    assert report["held_out_tokens"] == 4 and report["coverage"][0]["coverage"] == 0.25  # the word mark
+
+
+def test_the_command_prints_coverage(tmp_path, model):
+    (tmp_path / "text.txt").write_text("aaaa bbb cc d\n" * 30)
+    options = ["--text", str(tmp_path / "text.txt"), "--size", "6", "--tokenizer", str(model), "-o", str(tmp_path / "f.json")]
+    printed = CliRunner().invoke(main, ["frspec", "build", *options])
+    assert printed.exit_code == 0 and "6 tokens cover  92.86%" in printed.output
+    again = CliRunner().invoke(main, ["frspec", "build", *options, "--json"])
+    assert json.load(io.StringIO(again.stdout))["coverage"][0]["size"] == 6
+
+
+@pytest.mark.parametrize(
+    "text, size, out, message",
+    [
+        ("text.txt", 2, "f.json", "--size 2"),
+        ("text.txt", 400, "f.json", "--size 400"),
+        ("text.txt", 9, "f.txt", "json or .npy"),
+        ("nowhere", 9, "f.json", "nowhere is not there"),
+        ("empty", 9, "f.json", "no text"),
+    ],
+)
+def test_lists_that_can_not_be_made_are_refused(tmp_path, model, text, size, out, message):
+    (tmp_path / "text.txt").write_text("abc\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CompileError, match=message):
+        build_list([tmp_path / text], size, model, tmp_path / out)

@@ -1,0 +1,73 @@
+"""A whole model on every storage format of keys and values, in both gears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicpm_mlc import Engine
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile.config import SparseConfig
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.manifest import Manifest
+
+SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
+BOUNDS = {"f32": 0.0, "f16": 1e-6, "bf16": 1e-4, "int8": 1e-3}  # mean squared error of the logits over their square
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_bundle):
+    return tiny_bundle("MiniCPM4.1-8B", sparse=SPARSE)
+
+
+@pytest.fixture(scope="module", params=BOUNDS)
+def stored(request, exact, tmp_path_factory) -> tuple[str, Path]:
+    """(format, bundle) with float32 weights."""
+    path = tmp_path_factory.mktemp("kv") / request.param
+    compile_model(exact.checkpoint, path, scheme="f32", kv=request.param)
+    return request.param, path
+
+
+def prompt(exact, length: int) -> list[int]:
+    return np.random.default_rng(0).integers(3, exact.config.vocab_size, length).tolist()
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+def test_logits_stay_near_those_of_exact_keys_and_values(exact, stored, attention):
+    kv, path = stored
+    ids = prompt(exact, 300)  # of 5 blocks, all are read, so that no selection can differ
+    with Engine(exact.path, context=512, attention=attention) as engine:
+        expected = engine.logits(ids)
+    with Engine(path, context=512, attention=attention) as engine:
+        got = engine.logits(ids)
+    assert ((got - expected) ** 2).mean() / (expected**2).mean() <= BOUNDS[kv]
+
+
+def test_chunks_decode_and_a_cut_context_agree(exact, stored):
+    ids = prompt(exact, 450)  # crosses dense_len
+    with Engine(stored[1], context=512, attention="sparse") as engine:
+        whole = engine.logits(ids)
+        engine.prefill_chunk = 7
+        assert np.abs(engine.logits(ids) - whole).max() <= 1e-4
+        engine.truncate(300)  # in the middle of a segment and of a page
+        rows = [engine.decode(token) for token in ids[300:]]
+    assert np.abs(np.stack(rows) - whole[300:]).max() <= 1e-4
+
+
+def test_a_token_takes_the_bytes_that_the_manifest_says(exact, stored):
+    kv, path = stored
+    c, manifest = exact.config, Manifest.load(path)
+    scales = 2 * 4 * c.num_kv_heads if kv == "int8" else 0
+    means = 4 * c.num_kv_heads * c.head_dim // 16
+    per_layer = 2 * BYTES[kv] * c.num_kv_heads * c.head_dim + scales + means
+    assert manifest.memory["kv_per_token"] == c.num_layers * per_layer
+
+
+def test_unknown_formats_and_those_a_device_cannot_read_are_refused(exact, tmp_path):
+    with pytest.raises(CompileError, match="--kv int4: choose f32, f16, bf16, int8"):
+        compile_model(exact.checkpoint, tmp_path / "out", kv="int4")
+    with pytest.raises(CompileError, match="--kv int8: only the CPU's kernels read it; for opencl use f16 or f32"):
+        compile_model(exact.checkpoint, tmp_path / "out", device="opencl", kv="int8")
