@@ -42,6 +42,7 @@ def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, Wei
     """Stored arrays, the weights they stand for, and their format."""
     scheme = SCHEMES[name]
     values, scale = quantize(np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32), scheme)
+    assert scale is not None
     arrays = [pack(values, scheme.bits, "rows16x4"), pack_scales(scale)]
     return arrays, dequantize(values, scale, scheme), WeightFormat.of(scheme, "rows16x4")
 

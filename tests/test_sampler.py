@@ -102,6 +102,18 @@ def test_top_p_over_a_whole_vocabulary_sums_the_whole_tail() -> None:
     assert probs[0] == pytest.approx(0.3 / 0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
+def test_top_p_of_a_large_vocabulary_is_that_of_the_whole_sorted_distribution(spread: float) -> None:
+    logits = (np.random.default_rng(0).standard_normal(20_000) * spread).astype(np.float32)
+    logits[100:200] = logits[:100]  # ties
+    probs = np.exp(logits.astype(np.float64) - logits.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    expected = order[np.cumsum(probs[order]) - probs[order] < 0.9]
+    ids, _ = Sampler(SamplingParams(temperature=1, top_p=0.9), len(logits)).probabilities(logits)
+    assert ids.tolist() == expected.tolist()
+
+
 class Fixed:
     """Stands for the random numbers."""
 

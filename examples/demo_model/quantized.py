@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 GROUP = 32
-EXTREMES = (-8.0, -8.5, -7.5)  # where the largest weight of a group may land; the best of them is kept
+# Where a group's largest weight may land, before the scale is fitted to them all.
+EXTREMES = (-8.0, -8.375, -7.625, -8.75, -7.25, -9.125, -6.875, -9.5, -6.5)
 
 
 @torch.no_grad()
@@ -14,14 +15,18 @@ def w4(weight: Tensor) -> Tensor:
     """The float32 weights [n, k] that the scheme w4 (minicpm_mlc/compile/quantize.py) stands for."""
     groups = weight.unflatten(-1, (-1, GROUP))
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    best, best_error = groups, torch.full_like(extreme, torch.inf)
+    best, explained = torch.zeros_like(extreme), torch.full_like(extreme, -torch.inf)
     for target in EXTREMES:
-        scale = (extreme / target).half().float()
-        rounded = (groups / scale).nan_to_num().round().clamp(-8, 7) * scale
-        error = (rounded - groups).square().sum(-1, keepdim=True)
-        best = torch.where(error < best_error, rounded, best)
-        best_error = torch.minimum(error, best_error)
-    return best.flatten(-2)
+        steps = _steps(groups, extreme / target)
+        along, size = (groups * steps).sum(-1, keepdim=True), steps.square().sum(-1, keepdim=True)
+        scale = (along / size).nan_to_num().half().float()
+        gain = scale * (2 * along - scale * size)
+        best, explained = torch.where(gain > explained, scale, best), torch.maximum(gain, explained)
+    return (_steps(groups, best) * best).flatten(-2)
+
+
+def _steps(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / scale).nan_to_num().round().clamp(-8, 7)
 
 
 def rounded_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ _RANGES = {
     "frequency_penalty": (-100.0, 100.0, True),
 }
 
+_FEW = 2048  # tokens: selecting this many and sorting them costs less than sorting more
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -142,6 +144,10 @@ def _cut_tail(ids: np.ndarray, probs: np.ndarray, top_p: float, min_p: float) ->
         return ids, probs
     likely = np.flatnonzero(probs >= max(0.5 * (1 - top_p) / len(probs), min_p * probs.max()))
     ids, probs = ids[likely], probs[likely]
+    if len(probs) > _FEW:
+        head = probs > np.partition(probs, -_FEW)[-_FEW]
+        if probs[head].sum() > top_p + 1e-9:  # the cut lies among these few
+            ids, probs = ids[head], probs[head]
     order = np.argsort(-probs, kind="stable")
     ids, probs = ids[order], probs[order]
     kept = np.cumsum(probs) - probs < top_p if top_p < 1 else slice(None)
