@@ -57,12 +57,11 @@ FIRST = [
 ]
 MIXED = ((256, 16), (2048, 2), (4864, 1), (1024, 4), (4864, 1))
 SECOND = [Stage(1100, MIXED, sparse=8, refine=True, rounded=2)]
-THIRD = [Stage(300, ((256, 16), (256, 16), (2048, 2), (256, 16), (4864, 1)), sparse=8, refine=True, rounded=3)]
-STAGES = FIRST + SECOND + THIRD
+STAGES = FIRST + SECOND
 TOTAL = sum(stage.steps for stage in STAGES)
 WARMUP, DECAY = 60, 0.35  # steps; share of a part's steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
-PARTS = ((FIRST, 1.0), (SECOND, 0.5), (THIRD, 0.3))  # and their learning rates, relative to the first's
+PARTS = ((FIRST, 1.0), (SECOND, 0.5))  # and their learning rates, relative to the first's
 TAUGHT_ROWS, TAUGHT_FROM, TAUGHT_WEIGHT = 256, 640, 0.5  # rows of a batch row, the first that has a choice, loss weight
 
 
