@@ -373,15 +373,15 @@ def _mode(rng: random.Random, sample: Sample) -> Sample:
 def short(rng: random.Random) -> Sample:
     """Fits in 256 tokens most of the time."""
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.20:
         return Sample((arithmetic(rng, False, think=True),))
     if kind < 0.35:
         return Sample((arithmetic(rng, False, think=False),))
-    if kind < 0.62:
+    if kind < 0.48:
         return Sample((chat(rng, False)[0],))
-    if kind < 0.72:
+    if kind < 0.58:
         return conversation(rng, False, rng.randint(2, 5))
-    if kind < 0.74:
+    if kind < 0.60:
         return Sample(text=document(rng, [], rng.randint(3, 12)))
     count = rng.randint(1, 6)
     return recall(rng, False, rng.randint(0, 5), count, rng.randint(1, min(4, count)))
