@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,9 +59,7 @@ def _load_runtime(device: str) -> None:
     if tvm_ffi.get_global_func(f"device_api.{device}", allow_missing=True):
         return
     try:
-        import minicpm_mlc_native
-
-        minicpm_mlc_native.load()
+        importlib.import_module("minicpm_mlc_native").load()
     except (ImportError, OSError) as error:
         raise BundleError(f"the runtime for {device} is missing ({error}); in a checkout, try: make native") from error
 
