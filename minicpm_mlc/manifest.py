@@ -20,8 +20,10 @@ FORMAT = 1  # layout of the bundle folder
 ABI = 3  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
 KV_STORAGE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int8": "int8"}  # pools, by kv_dtype
+SCALE_ROWS = 4  # of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their values
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
+MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
 WEIGHT_LAYOUTS = {"f32": "rows16", "int8": "rows16x4"}  # of integer weights, by the activations that meet them
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
@@ -33,7 +35,13 @@ _NESTED = {
     "kv_layout": {"k": list, "v": list},
 }
 _FILE = {"bytes": int, "sha256": str}
-_DRAFT = {"kind": str, "scheme": str, "layers": int, "features": int, "hidden": int, "vocab": int, "kv_layout": dict}
+_DRAFT_COUNTS = ("layers", "features", "hidden", "vocab", "top_k")
+_DRAFT = {"kind": str, "scheme": str, "kv_layout": dict} | dict.fromkeys(_DRAFT_COUNTS, int)
+
+
+def key_rows(kv_dtype: str, head_dim: int) -> int:
+    """Rows of a key page: head_dim, and those of an int8 page's scales."""
+    return head_dim + (2 * SCALE_ROWS if kv_dtype == "int8" else 0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class Manifest:
 
     `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is how those weights are
     interleaved (ops/packing.py), the layout that the library was compiled for. `draft` is the EAGLE head: its kind
-    ("eagle2" or "eagle3"), layers, width of the features that it takes and of its hidden states, its vocabulary, and its pools.
+    ("eagle2" or "eagle3"), layers, width of the features that it takes and of its hidden states, its vocabulary, how many
+    tokens (`top_k`) it proposes after each row, and its pools.
     """
 
     name: str

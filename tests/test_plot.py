@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from minicpm_mlc.runtime_py.bench import Report, Row
 from minicpm_mlc.runtime_py.plot import PlotError, plot
+from minicpm_mlc.runtime_py.reports import Reports
 
 MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 
@@ -35,3 +37,8 @@ def test_a_missing_library_or_folder_is_said_plainly(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(PlotError, match="pip install"):
         plot({"dense": report(10)}, MANIFEST, tmp_path / "out.svg")
+
+
+def test_each_gears_report_has_its_name_in_the_json():
+    reports = json.loads(Reports({"dense": report(10), "sparse": report(20)}).json())
+    assert {gear: rows["rows"][0]["tokens_per_second"] for gear, rows in reports.items()} == {"dense": 10, "sparse": 20}

@@ -20,14 +20,14 @@ ROOM = 64  # tokens of context beside the depth
 def bench_operators(
     path: str | Path, depths: Sequence[int], repeats: int = 3, threads: int | None = None, attention: str = "auto"
 ) -> Reports:
-    """One operator table for each depth (tokens in the cache, random ones). `threads` None means the physical cores.
+    """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None means the physical cores.
 
     Raises BenchError for impossible counts, BundleError for the bundle, ContextError for depths that are too deep.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
     limits = measure_limits(threads)
-    reports = []
+    reports = {}
     with Engine(path, context=max(depths) + ROOM, threads=threads, attention=attention) as engine:
         for depth in depths:
             fill_cache(engine, depth)
@@ -38,5 +38,5 @@ def bench_operators(
                 f"--threads {threads} --attention {attention}"
             )
             name = f"{engine.manifest.name} {engine.manifest.scheme}"
-            reports.append(OperatorReport(name, cpu_name(), depth, gear, seconds, limits, command, rows))
+            reports[f"depth {depth}"] = OperatorReport(name, cpu_name(), depth, gear, seconds, limits, command, rows)
     return Reports(reports)

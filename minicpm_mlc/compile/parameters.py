@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ..manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS
+import numpy as np
+
+from ..manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS, key_rows
 from .config import LayerConfig, ModelConfig
 from .convert import Param
 from .quantize import SCHEMES, Scheme
 
 SEGMENTS = 4  # of 16 tokens in a page
-
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,11 @@ def pool_layout(config: LayerConfig, kv_dtype: str) -> dict[str, tuple[list[int]
     the mean key of each 16-token segment, in float32: rounded to float16 it can move a selection.
     """
     heads, width, storage = config.num_kv_heads, config.head_dim, KV_STORAGE[kv_dtype]
-    keys = [heads, width + (8 if kv_dtype == "int8" else 0), PAGE_SIZE]  # 8 rows of scales: ops/kv_format.py
-    pools = {"k": (keys, storage), "v": ([heads, PAGE_SIZE, width], storage)}
+    pools = {"k": ([heads, key_rows(kv_dtype, width), PAGE_SIZE], storage), "v": ([heads, PAGE_SIZE, width], storage)}
     return pools | {"means": ([heads, SEGMENTS, width], "float32")} if config.sparse else pools
 
 
 def pool_bytes_per_token(config: LayerConfig, kv_dtype: str) -> int:
     """Bytes that one token takes in the pools of all layers."""
-    item = {"float32": 4, "float16": 2, "uint16": 2, "int8": 1}
-    pages = (prod(shape) * item[dtype] for shape, dtype in pool_layout(config, kv_dtype).values())
+    pages = (prod(shape) * np.dtype(dtype).itemsize for shape, dtype in pool_layout(config, kv_dtype).values())
     return config.num_layers * sum(pages) // PAGE_SIZE

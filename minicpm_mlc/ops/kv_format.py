@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.manifest import KV_STORAGE, PAGE_SIZE, SCALE_ROWS, key_rows
 from minicpm_mlc.ops import vector
 
-SCALE_ROWS = PAGE_SIZE // vector.LANES  # a row of 64 bytes holds 16 scales
 KEYS, VALUES = 0, SCALE_ROWS  # where their scales begin behind the keys
 LARGEST = 127.0
 SMALLEST = 1e-30  # a largest component below this counts as this, so that its inverse is finite
-
-
-def key_rows(kv_dtype: str, head_dim: int) -> int:
-    """Rows of a key page: head_dim, and those of the scales."""
-    return head_dim + (2 * SCALE_ROWS if kv_dtype == "int8" else 0)
 
 
 def key_shape(kv_dtype: str, num_kv_heads: int, head_dim: int) -> tuple[int, int, int]:

@@ -135,7 +135,7 @@ def observe(engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[
             started[0] = time.perf_counter()
         return 0  # run the function
 
-    library = engine._model._library
+    library = engine.library
     library.instrument(report)
     try:
         step()

@@ -20,7 +20,7 @@ def bench_both_gears(path: str | Path, depths: list[int], svg: str | Path, atten
     """Benchmark a bundle dense and sparse and draw both. `attention` is not used: both gears are forced in turn."""
     reports = {gear: bench_bundle(path, depths, attention=gear, **options) for gear in ("dense", "sparse")}
     plot(reports, Manifest.load(path), svg)
-    return Reports(list(reports.values()))
+    return Reports(reports)
 
 
 def plot(reports: dict[str, Report], manifest: Manifest, path: str | Path) -> None:

@@ -9,29 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import BundleError
+from ..manifest import SCALE_ROWS
+
 SCALE = 0.01  # of int8 keys and values
 MEAN = 0.25  # deviation of the mean of 16 normal numbers
 
 
 def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
-    """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves count as zeros."""
+    """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves count as zeros.
+
+    Raises BundleError where the cache isn't in this process's memory.
+    """
+    manifest, model = engine.manifest, engine._model
+    if (device := manifest.target["device"]) != "cpu":
+        raise BundleError(f"random numbers can't be written into the cache of {device}; try without --random-cache")
     engine.truncate(0)
-    model = engine._model
     model.sequence.reserve(depth)
     model.sequence.append([0] * depth)
-    pages = model.sequence.page_table
     rng = np.random.default_rng(seed)
-    for tensor in model._pools.tensors:
+    kinds = [kind for kind in ("k", "v", "means") if kind in manifest.kv_layout for _ in range(manifest.model["num_layers"])]
+    for kind, tensor in zip(kinds, model._pools.tensors, strict=True):
         pool = np.from_dlpack(tensor)
-        for page in pages:
-            _fill(pool[page], rng)
+        for page in model.sequence.page_table:
+            _fill(pool[page], kind, rng)
 
 
-def _fill(page: np.ndarray, rng: np.random.Generator) -> None:
-    """One page of a pool: keys or values of any format, scales [heads, tokens], or float32 means [heads, 4, width]."""
-    if page.dtype.kind in "iu":
-        page[...] = rng.integers(-127, 128, page.shape, page.dtype)
-    elif page.ndim == 2:
-        page[...] = SCALE
+def _fill(page: np.ndarray, kind: str, rng: np.random.Generator) -> None:
+    """One page of a pool, in its format (ops/kv_format.py)."""
+    numbers = rng.standard_normal(page.shape, np.float32)
+    if page.dtype == np.uint16:  # bfloat16's bits
+        page[...] = numbers.view(np.uint32) >> 16
+    elif page.dtype != np.int8:
+        page[...] = numbers * (MEAN if kind == "means" else 1)
     else:
-        page[...] = rng.standard_normal(page.shape, np.float32) * (MEAN if page.shape[1] == 4 else 1)
+        page[...] = np.clip(numbers / SCALE, -127, 127)
+        if kind == "k":
+            scales = np.full((len(page), 2 * SCALE_ROWS, page.shape[-1] // 4), SCALE, np.float32)
+            page[:, -2 * SCALE_ROWS :] = scales.view(np.int8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,15 +16,15 @@ class Printed(Protocol):
 
 @dataclass(frozen=True)
 class Reports:
-    """All of `reports` as one."""
+    """All of `reports` as one; their names are the keys of its JSON."""
 
-    reports: Sequence[Printed]
+    reports: Mapping[str, Printed]
 
     def plain(self) -> str:
-        return "\n\n".join(report.plain() for report in self.reports)
+        return "\n\n".join(report.plain() for report in self.reports.values())
 
     def markdown(self) -> str:
-        return "\n\n".join(report.markdown() for report in self.reports)
+        return "\n\n".join(report.markdown() for report in self.reports.values())
 
     def json(self) -> str:
-        return json.dumps([json.loads(report.json()) for report in self.reports], indent=2)
+        return json.dumps({name: json.loads(report.json()) for name, report in self.reports.items()}, indent=2)
