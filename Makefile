@@ -1,5 +1,5 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
-# make native: build and install the runtime for OpenCL devices.
+# make native: build and install the runtimes for OpenCL and Vulkan devices; make native-asan: their tests under AddressSanitizer.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find minicpm_mlc -name '*.py')
@@ -7,7 +7,7 @@ DEMO := examples/demo_model/MiniCPM4.1-demo
 
 NATIVE := $(shell find native -type f)
 
-.PHONY: demo test check native devices clean
+.PHONY: demo test check native native-asan devices clean
 
 demo: .venv/.installed
 	$(BIN)/minicpm-mlc compile $(DEMO) -o build/demo --force
@@ -15,9 +15,12 @@ demo: .venv/.installed
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What does minicpm-mlc do? /no_think"
 
 test: .venv/.tests check devices
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile
 
 native: .venv/.native
+
+native-asan: .venv/.tests .venv/.native
+	sh tools/native_asan.sh .venv
 
 devices: .venv/.installed
 	sh tools/test_devices.sh .venv

@@ -1,16 +1,32 @@
-"""Bundles of tiny models, compiled once per test session."""
+"""Bundles of tiny models, compiled once per test session, whichever of its processes asks first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
+from filelock import FileLock
 
 from minicpm_mlc.compile.config import ModelConfig
+
+LAYERS = [Path(folder) / "vulkan" / "explicit_layer.d" for folder in ("/usr/share", "/usr/local/share", "/etc")]
+VALIDATED = any((folder / "VkLayer_khronos_validation.json").exists() for folder in LAYERS)
+if VALIDATED:  # before any test opens a Vulkan driver
+    os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
+
+
+@pytest.fixture
+def vulkan_silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fails a test in which Vulkan's validation layer, where it is installed, found anything."""
+    yield
+    printed = "".join(capfd.readouterr())
+    assert "Validation" not in printed, printed
 
 
 class TinyBundle:
@@ -26,15 +42,19 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyB
     from minicpm_mlc.compile import compile_model
 
     built: dict[Any, TinyBundle] = {}
+    temporary = tmp_path_factory.getbasetemp()
+    shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
 
     def build(preset: str, scheme: str = "f32", **overrides: Any) -> TinyBundle:
         key = (preset, scheme, *sorted(overrides.items()))
         if key not in built:
-            folder = tmp_path_factory.mktemp("tiny")
-            config = tiny_config(preset, **overrides)
-            weights = write_checkpoint(folder / "checkpoint", config, dtype="f32")
-            compile_model(folder / "checkpoint", folder / "bundle", scheme=scheme, prefill_chunk=2048)
-            built[key] = TinyBundle(folder / "bundle", folder / "checkpoint", config, weights)
+            checkpoint, config = tmp_path_factory.mktemp("tiny"), tiny_config(preset, **overrides)
+            weights = write_checkpoint(checkpoint, config, dtype="f32")
+            bundle = shared / f"bundle-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+            with FileLock(f"{bundle}.lock"):
+                if not bundle.exists():
+                    compile_model(checkpoint, bundle, scheme=scheme, prefill_chunk=2048)
+            built[key] = TinyBundle(bundle, checkpoint, config, weights)
         return built[key]
 
     return build

@@ -1,9 +1,10 @@
-"""The OpenCL runtime of minicpm-mlc-native: copies, threads, and what it says when something is wrong."""
+"""minicpm-mlc-native and its OpenCL runtime: copies, threads, and what it says when something is wrong."""
 
 from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,13 @@ def test_without_its_runtime_a_device_is_refused_with_the_command(monkeypatch: p
     monkeypatch.setitem(sys.modules, "minicpm_mlc_native", None)
     with pytest.raises(BundleError, match=r"the runtime for opencl is missing .* make native"):
         memory.open_memory("opencl")
+
+
+def test_a_runtime_that_was_not_built_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory.tvm_ffi, "get_global_func", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "minicpm_mlc_native", SimpleNamespace(load=lambda: None))
+    with pytest.raises(BundleError, match=r"built without vulkan, whose headers were missing; install .* libvulkan-dev"):
+        memory.open_memory("vulkan")
 
 
 @needs_opencl

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import BundleError
+from . import tvm_device
 from .ffi import tvm_ffi
+from .machine import cpu_name
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 POOLED_ALLOCATOR = 2
 CPU = tvm_ffi.DLDeviceType.kDLCPU
-DEVICES = {"cpu": CPU, "opencl": tvm_ffi.DLDeviceType.kDLOpenCL}
-EXISTS, NAME = 0, 5  # TVM's numbers of a device's attributes
+DEVICES = {
+    "cpu": CPU,
+    "cuda": tvm_ffi.DLDeviceType.kDLCUDA,
+    "metal": tvm_ffi.DLDeviceType.kDLMetal,
+    "opencl": tvm_ffi.DLDeviceType.kDLOpenCL,
+    "vulkan": tvm_ffi.DLDeviceType.kDLVulkan,
+}
+EXISTS, NAME, DRIVER = 0, 5, 12  # TVM's numbers of a device's attributes
 
 
 class Memory(Protocol):
-    """What the library asks of a device's memory. `name`: the device's."""
+    """What the library asks of a device's memory. `name`: the device's; `identity`: the same with the driver's version."""
 
     name: str
+
+    @property
+    def identity(self) -> str: ...
 
     def start(self, vm: Any) -> None:
         """Tell the virtual machine where it works."""
@@ -55,27 +67,37 @@ def _attribute(device_type: Any, which: int) -> Any:
 
 
 def _load_runtime(device: str) -> None:
-    """TVM's wheel has no runtime for some devices; minicpm-mlc-native brings them."""
-    if tvm_ffi.get_global_func(f"device_api.{device}", allow_missing=True):
+    """TVM's wheel has a runtime for some devices; minicpm-mlc-native brings the others."""
+    api = f"device_api.{device}"
+    if tvm_ffi.get_global_func(api, allow_missing=True):
         return
+    if device in tvm_device.NEEDS:
+        return tvm_device.load_device_runtime(device)
     try:
         importlib.import_module("minicpm_mlc_native").load()
     except (ImportError, OSError) as error:
         raise BundleError(f"the runtime for {device} is missing ({error}); in a checkout, try: make native") from error
+    if not tvm_ffi.get_global_func(api, allow_missing=True):
+        raise BundleError(
+            f"minicpm-mlc-native was built without {device}, whose headers were missing; "
+            "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall --no-deps ./native"
+        )
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An aligned zeroed array whose memory is not touched yet."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+    raw = np.zeros(prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % ALIGNMENT)
 
 
 class HostMemory:
     """NumPy's memory, shared with the library."""
 
     name = "cpu"
+
+    @property
+    def identity(self) -> str:
+        return cpu_name()
 
     def start(self, vm: Any) -> None:
         vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
@@ -100,6 +122,7 @@ class DeviceMemory:
     def __init__(self, device_type: Any) -> None:
         self._type, self._device = device_type, tvm_ffi.device(int(device_type), 0)
         self.name = str(_attribute(device_type, NAME))
+        self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         self._write = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._read = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")

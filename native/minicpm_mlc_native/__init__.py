@@ -1,4 +1,4 @@
-"""Device runtimes that TVM's wheel lacks, loaded through its entry points: OpenCL."""
+"""Device runtimes that TVM's wheel lacks, loaded through its entry points: OpenCL and Vulkan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import ctypes
 from importlib.metadata import version
 from pathlib import Path
 
-TVM = "0.27."  # the C++ classes of the library are laid out as in this version
+TVM = "0.27."  # the C++ classes of the libraries are laid out as in this version
+RUNTIMES = ("opencl", "vulkan")
 
 
 def load() -> None:
@@ -17,4 +18,6 @@ def load() -> None:
     installed = version("apache-tvm")
     if not installed.startswith(TVM):
         raise ImportError(f"minicpm-mlc-native is for apache-tvm {TVM}*, found {installed}; build it again")
-    ctypes.CDLL(str(next(Path(__file__).parent.glob("libminicpm_opencl.*"))))
+    for runtime in RUNTIMES:  # those whose headers were there when this was built
+        for library in Path(__file__).parent.glob(f"*minicpm_{runtime}.*"):
+            ctypes.CDLL(str(library))

@@ -10,6 +10,7 @@
   F(clReleaseProgram) F(clCreateKernel) F(clReleaseKernel) F(clSetKernelArg) F(clEnqueueNDRangeKernel)
 
 namespace minicpm {
+namespace opencl {
 
 struct Driver {
 #define MINICPM_DECLARE(name) decltype(&::name) name;
@@ -23,4 +24,5 @@ const Driver* FindDriver();
 // Throws RuntimeError with OpenCL's error, what failed and, where there is one, a remedy.
 void Check(cl_int status, const char* what);
 
+}  // namespace opencl
 }  // namespace minicpm

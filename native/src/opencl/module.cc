@@ -9,54 +9,57 @@
 #include <mutex>
 #include <utility>
 
-#include "artifact.h"
+#include "../common/bytes.h"
+#include "../common/kernel_info.h"
 #include "device.h"
 
 namespace minicpm {
+namespace opencl {
 namespace {
 
 namespace ffi = tvm::ffi;
 
-// Where the extents of a launch go: index 0..2 for blockIdx, 3..5 for threadIdx.
-std::vector<int> LaunchPlaces(const KernelInfo& info) {
-  std::vector<int> places;
-  for (const std::string& tag : info.launch_tags) {
-    bool block = tag.compare(0, 9, "blockIdx.") == 0, thread = tag.compare(0, 10, "threadIdx.") == 0;
-    if (!block && !thread) TVM_FFI_THROW(RuntimeError) << "OpenCL: kernel " << info.name << " needs " << tag;
-    places.push_back((thread ? 3 : 0) + tag.back() - 'x');
-  }
-  return places;
+// What TVM's serializer stores: format, kernels' signatures, source.
+struct Artifact {
+  std::map<std::string, KernelInfo> kernels;
+  std::string source;
+};
+
+Artifact ReadArtifact(const ffi::Bytes& bytes) {
+  Reader reader(bytes, "OpenCL");
+  reader.Text();  // the format
+  Artifact artifact;
+  artifact.kernels = ReadKernels(&reader);
+  artifact.source = reader.Text();
+  return artifact;
 }
 
 class Kernels {
  public:
-  explicit Kernels(Artifact artifact) : artifact_(std::move(artifact)), devices_(OpenCLDevices::Global()) {}
+  explicit Kernels(Artifact artifact) : artifact_(std::move(artifact)) {}
 
   ~Kernels() {
-    for (auto& [key, kernel] : kernels_) devices_->driver().clReleaseKernel(kernel);
-    for (auto& [device, program] : programs_) devices_->driver().clReleaseProgram(program);
+    for (auto& [key, kernel] : kernels_) Devices::Global()->driver().clReleaseKernel(kernel);
+    for (auto& [device, program] : programs_) Devices::Global()->driver().clReleaseProgram(program);
   }
 
   const Artifact& artifact() const { return artifact_; }
 
   // Arguments, then the extents that the launch tags name.
-  void Launch(const KernelInfo& info, const std::vector<int>& places, ffi::PackedArgs args) {
-    const auto* values = reinterpret_cast<const TVMFFIAny*>(args.data());
-    size_t count = info.arg_types.size();
-    std::array<size_t, 6> extents{1, 1, 1, 1, 1, 1};
-    for (size_t i = 0; i < places.size(); ++i) extents[places[i]] = static_cast<size_t>(values[count + i].v_int64);
-    std::array<size_t, 3> global, local;
-    for (int i = 0; i < 3; ++i) {
-      local[i] = extents[3 + i];
-      global[i] = extents[i] * local[i];
-      if (global[i] == 0) return;
-    }
-    const Driver& cl = devices_->driver();
+  void Launch(const KernelInfo& info, const TVMFFIAny* arguments) {
+    Grid grid = ReadGrid(info, arguments);
+    if (grid.empty()) return;
+    std::array<size_t, 3> global;
+    for (int i = 0; i < 3; ++i) global[i] = grid.blocks[i] * grid.threads[i];
     std::lock_guard<std::mutex> lock(mutex_);  // a kernel's arguments are state of the kernel
-    const OpenCLDevice& device = devices_->At(devices_->current());
+    const Device& device = Devices::Global()->At(Devices::Global()->current());
+    const Driver& cl = Devices::Global()->driver();
     cl_kernel kernel = Get(info);
-    for (size_t i = 0; i < count; ++i) SetArgument(kernel, static_cast<cl_uint>(i), info.arg_types[i], values[i]);
-    Check(cl.clEnqueueNDRangeKernel(device.queue, kernel, 3, nullptr, global.data(), local.data(), 0, nullptr, nullptr),
+    for (size_t i = 0; i < info.arg_types.size(); ++i) {
+      SetArgument(kernel, static_cast<cl_uint>(i), info.arg_types[i], arguments[i]);
+    }
+    Check(cl.clEnqueueNDRangeKernel(device.queue, kernel, 3, nullptr, global.data(), grid.threads.data(), 0, nullptr,
+                                    nullptr),
           info.name.c_str());
   }
 
@@ -74,27 +77,27 @@ class Kernels {
 
   template <typename T>
   void Set(cl_kernel kernel, cl_uint index, T value) {
-    Check(devices_->driver().clSetKernelArg(kernel, index, sizeof(value), &value), "setting an argument");
+    Check(Devices::Global()->driver().clSetKernelArg(kernel, index, sizeof(value), &value), "setting an argument");
   }
 
   cl_kernel Get(const KernelInfo& info) {
-    cl_kernel& kernel = kernels_[{devices_->current(), info.name}];
+    cl_kernel& kernel = kernels_[{Devices::Global()->current(), info.name}];
     if (kernel == nullptr) {
       cl_int status;
-      kernel = devices_->driver().clCreateKernel(Program(), info.name.c_str(), &status);
+      kernel = Devices::Global()->driver().clCreateKernel(Program(), info.name.c_str(), &status);
       Check(status, info.name.c_str());
     }
     return kernel;
   }
 
   cl_program Program() {
-    cl_program& program = programs_[devices_->current()];
-    if (program == nullptr) program = Build(devices_->At(devices_->current()));
+    cl_program& program = programs_[Devices::Global()->current()];
+    if (program == nullptr) program = Build(Devices::Global()->At(Devices::Global()->current()));
     return program;
   }
 
-  cl_program Build(const OpenCLDevice& device) {
-    const Driver& cl = devices_->driver();
+  cl_program Build(const Device& device) {
+    const Driver& cl = Devices::Global()->driver();
     const char* text = artifact_.source.data();
     size_t size = artifact_.source.size();
     cl_int status;
@@ -110,16 +113,14 @@ class Kernels {
   }
 
   Artifact artifact_;
-  OpenCLDevices* devices_;
   std::mutex mutex_;
   std::map<int, cl_program> programs_;
   std::map<std::pair<int, std::string>, cl_kernel> kernels_;
 };
 
-class OpenCLModule final : public ffi::ModuleObj {
+class Module final : public ffi::ModuleObj {
  public:
-  explicit OpenCLModule(const ffi::Bytes& bytes)
-      : bytes_(bytes), kernels_(std::make_shared<Kernels>(ReadArtifact(bytes))) {}
+  explicit Module(const ffi::Bytes& bytes) : bytes_(bytes), kernels_(std::make_shared<Kernels>(ReadArtifact(bytes))) {}
 
   const char* kind() const final { return "opencl"; }
   int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
@@ -129,9 +130,9 @@ class OpenCLModule final : public ffi::ModuleObj {
   ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
     auto found = kernels_->artifact().kernels.find(std::string(name));
     if (found == kernels_->artifact().kernels.end()) return std::nullopt;
-    return ffi::Function::FromPacked(
-        [kernels = kernels_, info = found->second, places = LaunchPlaces(found->second)](
-            ffi::PackedArgs args, ffi::Any*) { kernels->Launch(info, places, args); });
+    return ffi::Function::FromPacked([kernels = kernels_, info = found->second](ffi::PackedArgs args, ffi::Any*) {
+      kernels->Launch(info, reinterpret_cast<const TVMFFIAny*>(args.data()));
+    });
   }
 
  private:
@@ -142,9 +143,10 @@ class OpenCLModule final : public ffi::ModuleObj {
 TVM_FFI_STATIC_INIT_BLOCK() {
   if (ffi::Function::GetGlobal("ffi.Module.load_from_bytes.opencl").has_value()) return;
   ffi::reflection::GlobalDef().def("ffi.Module.load_from_bytes.opencl", [](const ffi::Bytes& bytes) {
-    return ffi::Module(ffi::make_object<OpenCLModule>(bytes));
+    return ffi::Module(ffi::make_object<Module>(bytes));
   });
 }
 
 }  // namespace
+}  // namespace opencl
 }  // namespace minicpm

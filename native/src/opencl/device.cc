@@ -6,9 +6,9 @@
 #include <algorithm>
 
 namespace minicpm {
+namespace opencl {
 namespace {
 
-using tvm::Device;
 using tvm::runtime::DeviceAttrKind;
 
 thread_local int current_device = 0;
@@ -31,9 +31,9 @@ std::vector<cl_device_id> FindDevices(const Driver& cl) {
   return found;
 }
 
-OpenCLDevice Open(const Driver& cl, cl_device_id id) {
+Device Open(const Driver& cl, cl_device_id id) {
   cl_int status;
-  OpenCLDevice device{id, nullptr, nullptr};
+  Device device{id, nullptr, nullptr};
   device.context = cl.clCreateContext(nullptr, 1, &id, nullptr, nullptr, &status);
   Check(status, "creating a context");
   device.queue = cl.clCreateCommandQueue(device.context, id, 0, &status);
@@ -61,17 +61,17 @@ cl_mem Memory(const void* pointer) { return static_cast<const Buffer*>(pointer)-
 
 }  // namespace
 
-OpenCLDevices* OpenCLDevices::Global() {
-  static OpenCLDevices* devices = new OpenCLDevices();  // never freed: drivers are gone before static objects are
+Devices* Devices::Global() {
+  static Devices* devices = new Devices();  // never freed: drivers are gone before static objects are
   return devices;
 }
 
-OpenCLDevices::OpenCLDevices() : driver_(FindDriver()) {
+Devices::Devices() : driver_(FindDriver()) {
   if (driver_ == nullptr) return;
   for (cl_device_id id : FindDevices(*driver_)) devices_.push_back(Open(*driver_, id));
 }
 
-const OpenCLDevice& OpenCLDevices::At(int index) const {
+const Device& Devices::At(int index) const {
   if (index < 0 || static_cast<size_t>(index) >= devices_.size()) {
     TVM_FFI_THROW(RuntimeError) << "no OpenCL device " << index << ", found " << devices_.size()
                                 << "; install a driver, for a CPU: apt-get install pocl-opencl-icd";
@@ -79,11 +79,11 @@ const OpenCLDevice& OpenCLDevices::At(int index) const {
   return devices_[index];
 }
 
-int OpenCLDevices::current() const { return current_device; }
+int Devices::current() const { return current_device; }
 
-void OpenCLDevices::SetDevice(Device device) { current_device = device.device_id; }
+void Devices::SetDevice(tvm::Device device) { current_device = device.device_id; }
 
-void OpenCLDevices::GetAttr(Device device, DeviceAttrKind kind, tvm::ffi::Any* value) {
+void Devices::GetAttr(tvm::Device device, DeviceAttrKind kind, tvm::ffi::Any* value) {
   bool exists = static_cast<size_t>(device.device_id) < devices_.size();
   if (kind == tvm::runtime::kExist || !exists) {
     if (kind == tvm::runtime::kExist) *value = static_cast<int64_t>(exists);
@@ -121,7 +121,7 @@ void OpenCLDevices::GetAttr(Device device, DeviceAttrKind kind, tvm::ffi::Any* v
   }
 }
 
-void* OpenCLDevices::AllocDataSpace(Device device, size_t bytes, size_t, DLDataType) {
+void* Devices::AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) {
   cl_context context = At(device.device_id).context;
   cl_int status;
   cl_mem memory = driver_->clCreateBuffer(context, CL_MEM_READ_WRITE, std::max<size_t>(bytes, 1), nullptr, &status);
@@ -129,18 +129,18 @@ void* OpenCLDevices::AllocDataSpace(Device device, size_t bytes, size_t, DLDataT
   return new Buffer{memory};
 }
 
-void OpenCLDevices::FreeDataSpace(Device, void* pointer) {
+void Devices::FreeDataSpace(tvm::Device, void* pointer) {
   // The driver keeps the memory until the commands that use it are done.
   driver_->clReleaseMemObject(Memory(pointer));
   delete static_cast<Buffer*>(pointer);
 }
 
-void OpenCLDevices::StreamSync(Device device, TVMStreamHandle) {
+void Devices::StreamSync(tvm::Device device, TVMStreamHandle) {
   Check(driver_->clFinish(At(device.device_id).queue), "waiting for the device");
 }
 
-void OpenCLDevices::CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
-                                   Device from_device, Device to_device, DLDataType, TVMStreamHandle) {
+void Devices::CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
+                             tvm::Device from_device, tvm::Device to_device, DLDataType, TVMStreamHandle) {
   if (bytes == 0) return;
   cl_command_queue queue = At((to_device.device_type == kDLOpenCL ? to_device : from_device).device_id).queue;
   if (from_device.device_type == kDLCPU) {
@@ -164,8 +164,9 @@ void OpenCLDevices::CopyDataFromTo(const void* from, size_t from_offset, void* t
 TVM_FFI_STATIC_INIT_BLOCK() {
   if (tvm::ffi::Function::GetGlobal("device_api.opencl").has_value()) return;  // a TVM with its own runtime
   tvm::ffi::reflection::GlobalDef().def_packed("device_api.opencl", [](tvm::ffi::PackedArgs, tvm::ffi::Any* value) {
-    *value = static_cast<void*>(static_cast<tvm::runtime::DeviceAPI*>(OpenCLDevices::Global()));
+    *value = static_cast<void*>(static_cast<tvm::runtime::DeviceAPI*>(Devices::Global()));
   });
 }
 
+}  // namespace opencl
 }  // namespace minicpm

@@ -9,24 +9,26 @@
 #include "driver.h"
 
 namespace minicpm {
+namespace opencl {
 
 // What TVM sees as a device pointer.
 struct Buffer {
   cl_mem memory;
 };
 
-struct OpenCLDevice {
+struct Device {
   cl_device_id id;
   cl_context context;
   cl_command_queue queue;
 };
 
-class OpenCLDevices final : public tvm::runtime::DeviceAPI {
+class Devices final : public tvm::runtime::DeviceAPI {
  public:
-  static OpenCLDevices* Global();
+  static Devices* Global();
 
   // Throws RuntimeError for a device that isn't there.
-  const OpenCLDevice& At(int index) const;
+  const Device& At(int index) const;
+  // Of a device that is there.
   const Driver& driver() const { return *driver_; }
   // The device that this thread's launches go to.
   int current() const;
@@ -42,10 +44,11 @@ class OpenCLDevices final : public tvm::runtime::DeviceAPI {
                       tvm::Device from_device, tvm::Device to_device, DLDataType type, TVMStreamHandle stream) final;
 
  private:
-  OpenCLDevices();
+  Devices();
 
   const Driver* driver_;
-  std::vector<OpenCLDevice> devices_;
+  std::vector<Device> devices_;
 };
 
+}  // namespace opencl
 }  // namespace minicpm

@@ -1,20 +1,35 @@
 #include "driver.h"
 
-#include <dlfcn.h>
 #include <tvm/ffi/error.h>
 
 #include <optional>
 
+#include "../common/shared_library.h"
+
 namespace minicpm {
+namespace opencl {
 namespace {
 
+constexpr const char* kLibraries[] = {
+#if defined(_WIN32)
+    "OpenCL.dll",
+#elif defined(__APPLE__)
+    "/System/Library/Frameworks/OpenCL.framework/OpenCL",
+#else
+    "libOpenCL.so.1",
+    "libOpenCL.so",
+#endif
+};
+
 std::optional<Driver> Open() {
-  void* library = dlopen("libOpenCL.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) library = dlopen("libOpenCL.so", RTLD_NOW | RTLD_LOCAL);
+  void* library = nullptr;
+  for (const char* name : kLibraries) {
+    if (library == nullptr) library = OpenLibrary(name);
+  }
   if (library == nullptr) return std::nullopt;
   Driver driver;
-#define MINICPM_FIND(name)                                                     \
-  driver.name = reinterpret_cast<decltype(driver.name)>(dlsym(library, #name)); \
+#define MINICPM_FIND(name)                                         \
+  driver.name = FindSymbol<decltype(driver.name)>(library, #name); \
   if (driver.name == nullptr) return std::nullopt;
   MINICPM_OPENCL_FUNCTIONS(MINICPM_FIND)
 #undef MINICPM_FIND
@@ -51,4 +66,5 @@ void Check(cl_int status, const char* what) {
   }
 }
 
+}  // namespace opencl
 }  // namespace minicpm
