@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 from minicpm_mlc import Engine
 from minicpm_mlc.runtime_py.bench import Stopwatch
 from minicpm_mlc.runtime_py.random_cache import fill_cache
+
+AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
+REST = 0.5  # seconds before a measurement: another process's threads wait for work spinning, for some tenths of a second
 
 STATE_HEAD = np.dtype("<u4"), 4  # magic, reserved, streams, cells
 STATE_CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
@@ -121,9 +125,11 @@ class Remote:
         self._ask("fill", depth)
 
     def prefill_seconds(self, tokens: int) -> float:
+        time.sleep(REST)
         return self._ask("prefill_seconds", tokens)
 
     def decode_seconds(self, tokens: int) -> float:
+        time.sleep(REST)
         return self._ask("decode_seconds", tokens)
 
     def logits(self, tokens: int) -> np.ndarray:
@@ -146,7 +152,7 @@ def answer(pipe: Any, opener: Callable[..., Stopwatch], args: tuple) -> None:
             pipe.send(getattr(stopwatch, method)(argument))
 
 
-def agreement(ours: Any, theirs: Any, tokens: int = 64) -> float:
+def agreement(ours: Any, theirs: Any, tokens: int = AGREEMENT_TOKENS) -> float:
     """Correlation of both sides' logits after the same tokens: the same weights, rounded to 4 bits by other rules."""
     correlation = float(np.corrcoef(ours.logits(tokens), theirs.logits(tokens))[0, 1])
     if correlation < 0.9:

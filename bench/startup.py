@@ -2,6 +2,7 @@
 
     python bench/vs_llama.py --preset MiniCPM4.1-8B --prepare           # a bundle of random weights, in build/bench
     python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu
+    python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu --words 1000       # a long prompt: what computing it takes beside
 
 The first run, which checks the files' hashes and brings them into the system's cache, is not counted. Memory is the largest
 resident set, mapped weights included.
@@ -23,7 +24,7 @@ from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py.machine import cpu_name
 
-QUESTION = "why is the sky blue"
+QUESTION = "why is the sky blue "
 
 
 def run(command: list[str]) -> tuple[float, int]:
@@ -37,12 +38,13 @@ def run(command: list[str]) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(bundle: Path, repeats: int, threads: int | None) -> dict[str, Any]:
+def measure(bundle: Path, repeats: int, threads: int | None, words: int) -> dict[str, Any]:
     """Medians over `repeats` runs, in seconds and bytes; `weights` is the size of the bundle's weight files."""
     files = read_bundle(bundle).manifest.files
     weights = sum(entry["bytes"] for name, entry in files.items() if name.startswith("params_shard"))
     options = ["--max-tokens", "1", "--temperature", "0", *(["--threads", str(threads)] if threads else [])]
-    command = [sys.executable, "-m", "minicpm_mlc", "chat", str(bundle), "--prompt", QUESTION, *options]
+    prompt = " ".join((QUESTION * words).split()[:words])
+    command = [sys.executable, "-m", "minicpm_mlc", "chat", str(bundle), "--prompt", prompt, *options]
     run(command)
     seconds, resident = zip(*(run(command) for _ in range(repeats)), strict=True)
     return {
@@ -60,10 +62,11 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--words", type=int, default=5, help="of the prompt")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
-        found = measure(args.bundle, args.repeats, args.threads)
+        found = measure(args.bundle, args.repeats, args.threads, args.words)
     except MiniCPMError as error:
         sys.exit(f"error: {error}")
     if args.json:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc import Engine
-from minicpm_mlc.compile.limits import measure_limits
+from minicpm_mlc.compile.limits import measure_limits, memory_reader
 from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.runtime_py.gears import ATTENTION
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     try:
-        limits = measure_limits(args.threads)
+        limits = measure_limits(args.threads, memory_reader(args.threads))
         with Engine(args.bundle, context=max(args.depths) + ROOM, threads=args.threads, attention=args.attention) as engine:
             found = []
             for depth in args.depths:

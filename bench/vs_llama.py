@@ -15,15 +15,15 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shapes import shape, write_source
-from sides import Remote, agreement, llama_cpp, ours
+from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, ours
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.compile.limits import measure_limits
+from minicpm_mlc.compile.limits import measure_limits, memory_reader
 from minicpm_mlc.compile.presets import PRESETS
 from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
@@ -107,11 +107,12 @@ def prepared(config: ModelConfig, work: Path) -> tuple[Path, Path]:
 
 def compare(args: argparse.Namespace) -> Comparison:
     bench.need_positive(repeats=args.repeats, threads=args.threads)
-    context = bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
+    context = max(AGREEMENT_TOKENS, bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens))
     config = shape(args.preset, args.layers, args.sparse)
     path, gguf_path = prepared(config, args.work)
     load = os.getloadavg()[0]
-    limits = measure_limits(args.threads)
+    reader = memory_reader(args.threads)
+    limits = measure_limits(args.threads, reader)
     bundle = read_bundle(path)
     sides, traffic = {}, {}
     for gear in args.attention:
@@ -121,7 +122,9 @@ def compare(args: argparse.Namespace) -> Comparison:
     sides[THEIRS] = Remote(llama_cpp, str(gguf_path), context, args.threads, args.random_cache)
     traffic[THEIRS] = gguf_traffic(gguf_path, config)
     agreed = agreement(sides[OURS], sides[THEIRS])
-    rows = bench.measure(sides, args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
+    counts = (args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
+    rows = bench.measure(sides, *counts, lambda: reader.sample(bench.READS))
+    limits = replace(limits, bandwidth=reader.best)
     rows = {name: [bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides}
     command = shlex.join(["python", "bench/vs_llama.py", *sys.argv[1:]])
     return Comparison(config.name, cpu_name(), limits, agreed, load, command, rows)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import ctypes
 import json
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,18 +162,16 @@ def test_room_is_enough_for_everything_measured(clock):
     assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed([0, 50], [3], 5)
 
 
-def test_bandwidth_scan_covers_the_whole_buffer_once_per_pass(monkeypatch):
-    scanned: list[tuple[int, int]] = []
-    monkeypatch.setattr(roofline, "_scanner", lambda: lambda part: scanned.append((part.ctypes.data, part.nbytes)))
-    size = 2 * roofline.SLICE_BYTES + 1000
-    assert roofline.memory_bandwidth(2, size, passes=3) > 0
-    assert sum(nbytes for _, nbytes in scanned) == 3 * size
-    assert len(set(scanned)) == 3
+def test_memory_is_as_fast_as_the_best_sample_and_its_kernel_gets_the_whole_buffer():
+    seen: list[np.ndarray] = []
 
+    def read(x: Any, sums: Any) -> None:
+        seen.append(np.from_dlpack(x))
+        time.sleep(0.02 / len(seen))
 
-def test_bandwidth_scanner_reads_to_the_last_byte():
-    buffer = np.full(4097, 1, np.uint8)
-    scan = roofline._scanner()
-    assert scan(buffer) is None
-    buffer[-1] = 0
-    assert scan(buffer) == ctypes.c_void_p(buffer.ctypes.data + 4096).value
+    reader = roofline.MemoryReader(read, nbytes=1 << 20)
+    reader.sample()
+    first = reader.best
+    reader.sample(2)
+    assert 0 < first <= 2**20 / 0.02 < reader.best
+    assert len(seen) == 3 and seen[0].nbytes == 1 << 20 and seen[0].all()

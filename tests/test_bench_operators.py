@@ -9,6 +9,7 @@ import pytest
 
 from minicpm_mlc import Engine
 from minicpm_mlc.compile.config import SparseConfig
+from minicpm_mlc.runtime_py import bench
 from minicpm_mlc.runtime_py.operators import Call, Cost, OperatorReport, OperatorRow, aggregate, decode_operators, observe
 from minicpm_mlc.runtime_py.random_cache import fill_cache
 from minicpm_mlc.runtime_py.roofline import Limits
@@ -45,6 +46,13 @@ def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, p
     assert attend.shape == f"{read} of {present} pages"
     assert attend.operations == c["num_layers"] * 4 * c["num_heads"] * c["head_dim"] * read * 64
     assert any(row.operator.startswith("score") for row in rows) == (read < present)
+
+
+def test_a_bundle_measures_memory_with_its_own_kernel(engine):
+    reader = bench._memory_reader(engine)
+    assert reader is not None
+    reader.sample()
+    assert 1e8 < reader.best < 1e13
 
 
 def test_watching_ends_with_the_step_and_leaves_the_model_as_it_was(engine):

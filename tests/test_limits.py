@@ -14,8 +14,8 @@ VECTORS = 3
 
 
 def test_read_peak_reads_every_row_once():
-    x = np.random.default_rng(0).integers(-9, 9, (peak.READ_TASKS * peak.READ_STREAMS * 5, 16), np.int32)
-    out = np.zeros((peak.READ_TASKS, 16), np.int32)
+    x = np.random.default_rng(0).integers(-9, 9, (7 * peak.READ_STREAMS * 5, 16), np.int32)
+    out = np.zeros((7, 16), np.int32)
     compiled(peak.read_peak())(x, out)
     assert np.array_equal(out.sum(axis=0), x.sum(axis=0))
 

@@ -17,13 +17,12 @@ import tvm
 
 from ..manifest import PAGE_SIZE
 from ..ops.peak import STEPS
-from ..runtime_py.library import use_threads
 from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.memory import reserve
-from ..runtime_py.roofline import memory_bandwidth
 from ..runtime_py.tables import markdown_table, plain_table
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
 from .config import ModelConfig, SparseConfig
+from .limits import memory_reader
 from .presets import PRESETS
 
 MODEL = "MiniCPM4.1-8B"
@@ -96,8 +95,7 @@ def bench_attention(
 ) -> AttentionReport:
     """Time decode at each of `depths` (tokens of context), and the last `prefill_rows` rows of a prefill at the longest."""
     count = threads or physical_cores()
-    bandwidth = memory_bandwidth(count) / 1e9
-    use_threads(count)
+    bandwidth = memory_reader(count).best / 1e9
     bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats)
     rows = [bench.compare("decode", context, 1) for context in depths]
     rows.append(bench.compare("prefill", max(depths), prefill_rows))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..runtime_py.bench import need_positive
+from ..runtime_py.bench import READS, need_positive
 from ..runtime_py.engine import Engine
 from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.operators import OperatorReport, decode_operators
 from ..runtime_py.random_cache import fill_cache
 from ..runtime_py.reports import Reports
-from .limits import measure_limits
+from .limits import measure_limits, memory_reader
 
 ROOM = 64  # tokens of context beside the depth
 
@@ -26,12 +27,15 @@ def bench_operators(
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
-    limits = measure_limits(threads)
+    reader = memory_reader(threads)
+    limits = measure_limits(threads, reader)
     reports = {}
     with Engine(path, context=max(depths) + ROOM, threads=threads, attention=attention) as engine:
         for depth in depths:
             fill_cache(engine, depth)
             seconds, rows = decode_operators(engine, repeats)
+            reader.sample(READS)
+            limits = replace(limits, bandwidth=reader.best)
             gear = "sparse" if engine.gears.sparse(depth + 1) else "dense"
             command = (
                 f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} --repeats {repeats} "

@@ -1,4 +1,4 @@
-"""The machine's limits for a benchmark: memory as the runtime measures it, arithmetic by kernels compiled here."""
+"""The machine's limits for a benchmark, by kernels compiled here."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from typing import Any
 import numpy as np
 import tvm
 
-from ..ops.peak import READ_TASKS, STEPS, int8_operations
+from ..ops.peak import STEPS, int8_operations
 from ..runtime_py.library import use_threads
 from ..runtime_py.memory import reserve
-from ..runtime_py.roofline import BUFFER_BYTES, Limits, memory_bandwidth
+from ..runtime_py.roofline import Limits, MemoryReader
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
 
 FLOAT32_OPERATIONS = 2 * 16  # a multiply-add in 16 lanes
 PASSES = 5
 
 
-def measure_limits(threads: int) -> Limits:
-    """Measure all limits with `threads` threads. Call it before an engine is opened: see memory_bandwidth."""
-    scanned = memory_bandwidth(threads)
+def memory_reader(threads: int) -> MemoryReader:
+    """What measures this machine's memory with `threads` threads, sampled a few times."""
+    use_threads(threads)
+    reader = MemoryReader(_compiled(CpuTarget.of("native").kernels.read_peak()))
+    reader.sample(PASSES)
+    return reader
+
+
+def measure_limits(threads: int, reader: MemoryReader) -> Limits:
+    """All limits with `threads` threads; memory's is the reader's best."""
     use_threads(threads)
     target = CpuTarget.of("native")
     float32 = _rate(target.kernels.multiply_add_peak(), "float32", threads, FLOAT32_OPERATIONS)
     dot = target.int8_dot
     int8 = _rate(target.kernels.int8_peak(), "int32", threads, int8_operations(dot)) if dot else None
-    return Limits(threads, max(scanned, _bandwidth(target)), float32, int8)
-
-
-def _bandwidth(target: CpuTarget) -> float:
-    """Bytes per second of ops/peak.py's kernel, which keeps memory busier than the plain scan."""
-    run = _compiled(target.kernels.read_peak())
-    x, out = (tvm.runtime.from_dlpack(reserve((rows, 16), np.dtype("int32"))) for rows in (BUFFER_BYTES // 64, READ_TASKS))
-    np.from_dlpack(x)[...] = 1
-    return BUFFER_BYTES / min(_seconds(lambda: run(x, out)) for _ in range(PASSES))
+    return Limits(threads, reader.best, float32, int8)
 
 
 def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:

@@ -1,7 +1,8 @@
 """Attention over paged keys and values, for prefill and decode.
 
 A prefill task owns 64 rows (token-major: row m is token m // group, head m % group) and walks all their pages.
-A decode task owns one sequence, one KV head and a share of the pages; the shares are merged by log-sum-exp.
+A decode task owns one sequence, one KV head and a share of the pages; the shares are merged by log-sum-exp. So does one of
+a short prefill, which has too few blocks of 64 rows to keep every core busy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from minicpm_mlc.ops.attend_page import LOWEST, Block, Page, Shape, attend_page
 from minicpm_mlc.ops.rope import PAGE_SIZE
 
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
+FEW_TOKENS = 8  # a prefill this short goes by decode's tasks
 SPLIT_PAGES = 4  # the least work worth a split of its own in decode
 MAX_SPLITS = 16
 
@@ -80,6 +82,15 @@ def attend_prefill(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: s
     group = shape.group
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
+        if group < shape.rows:  # then a block's tiles hold heads of several tokens, and a short prefill has blocks enough
+            return attend_by_blocks(n, q, pools, page_tables, slots, out)
+        with T.If(n <= FEW_TOKENS):
+            with T.Then():
+                attend_each(shape, n, q, pools, lambda _: (page_tables, 0), slots, out)
+            with T.Else():
+                attend_by_blocks(n, q, pools, page_tables, slots, out)
+
+    def attend_by_blocks(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
         rows = T.Bind(n * group)
         blocks = T.Bind((rows + BLOCK_ROWS - 1) // BLOCK_ROWS)
         with T.parallel(blocks * num_kv_heads) as task:
@@ -117,10 +128,9 @@ def page_at(page_tables: Any, table: Any, number: Any) -> Any:
     return T.Bind(T.Cast("int64", page_tables[table, number]))
 
 
-def merge_splits(shape: Shape, splits: Any, splits_of: tuple[Any, Any, Any], sequence: Any, head: Any, out: Any) -> None:
+def merge_splits(shape: Shape, splits: Any, parts: Any, sequence: Any, head: Any, out: Any) -> None:
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the highest."""
-    outputs, maxima, sums = splits_of
-    vectors = shape.head_dim // vector.LANES
+    vectors, maximum, total = shape.head_dim // vector.LANES, shape.head_dim, shape.head_dim + 1
     scalars = T.alloc_buffer((2,), "float32")  # highest maximum, total sum
     tile = vector.registers(vectors)
     T.buffer_store(scalars, T.float32(LOWEST), [0])
@@ -128,12 +138,12 @@ def merge_splits(shape: Shape, splits: Any, splits_of: tuple[Any, Any, Any], seq
     for j in range(vectors):
         vector.store(tile, vector.splat(0.0), j * vector.LANES)
     with T.serial(splits) as split:
-        T.buffer_store(scalars, T.max(scalars[0], maxima[split, sequence, head]), [0])
+        T.buffer_store(scalars, T.max(scalars[0], parts[split, sequence, head, maximum]), [0])
     with T.serial(splits) as split:
-        weight = vector.exp2(vector.splat(maxima[split, sequence, head] - scalars[0]))
-        T.buffer_store(scalars, scalars[1] + T.Shuffle([weight], [0]) * sums[split, sequence, head], [1])
+        weight = vector.exp2(vector.splat(parts[split, sequence, head, maximum] - scalars[0]))
+        T.buffer_store(scalars, scalars[1] + T.Shuffle([weight], [0]) * parts[split, sequence, head, total], [1])
         for at in range(0, shape.head_dim, vector.LANES):
-            part = vector.load(outputs, split, sequence, head, at)
+            part = vector.load(parts, split, sequence, head, at)
             vector.store(tile, vector.load(tile, at) + part * weight, at)
     factor = T.Bind(vector.splat(T.float32(1) / scalars[1]))
     for at in range(0, shape.head_dim, vector.LANES):
@@ -171,9 +181,7 @@ def share_of(pages: Any, split: Any) -> tuple[Any, Any]:
 def attend_in_splits(shape: Shape, n: Any, splits: Any, attend_split: Callable[[Any, Any, Any], Block], out: Any) -> None:
     """A task per row, KV head and split (attend_split of them), then a merge of each head's splits, at most 16."""
     num_heads, num_kv_heads, head_dim, group = shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.group
-    outputs = T.alloc_buffer((MAX_SPLITS, n, num_heads, head_dim), "float32")
-    maxima = T.alloc_buffer((MAX_SPLITS, n, num_heads), "float32")
-    sums = T.alloc_buffer((MAX_SPLITS, n, num_heads), "float32")
+    parts = T.alloc_buffer((MAX_SPLITS, n, num_heads, head_dim + vector.LANES), "float32")  # output, maximum, sum
     with T.parallel(splits * n * num_kv_heads) as task:
         kv_head = T.Bind(task % num_kv_heads)
         row = T.Bind(task // num_kv_heads % n)
@@ -181,15 +189,38 @@ def attend_in_splits(shape: Shape, n: Any, splits: Any, attend_split: Callable[[
         block = attend_split(row, kv_head, split)
         with T.serial(group) as m:
             head = kv_head * group + m
-            T.buffer_store(maxima, block.maxima[m], [split, row, head])
-            T.buffer_store(sums, block.sum_of(m), [split, row, head])
+            T.buffer_store(parts, block.maxima[m], [split, row, head, head_dim])
+            T.buffer_store(parts, block.sum_of(m), [split, row, head, head_dim + 1])
             for at in range(0, head_dim, vector.LANES):
-                vector.store(outputs, vector.load(block.output, m, at), split, row, head, at)
+                vector.store(parts, vector.load(block.output, m, at), split, row, head, at)
 
     def merge(task: Any) -> None:
-        merge_splits(shape, splits, (outputs, maxima, sums), task // num_heads, task % num_heads, out)
+        merge_splits(shape, splits, parts, task // num_heads, task % num_heads, out)
 
     vector.spread(n * num_heads, merge, serial_below=128)
+
+
+def attend_each(
+    shape: Shape, n: Any, q: Any, pools: tuple[Any, Any], table_of: Callable[[Any], tuple[Any, Any]], slots: Any, out: Any
+) -> None:
+    """Every row by itself, in splits; table_of(row) are the first arguments of page_at."""
+    longest = T.alloc_buffer((1,), "int32")
+    T.buffer_store(longest, 0, [0])
+    with T.serial(n) as row:
+        T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
+
+    def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
+        begin, end = share_of(T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1)), split)
+
+        def visit_all(visit: Visit) -> None:
+            with T.serial(end - begin) as step:
+                number = T.Bind(begin + step)
+                place, following = (page_at(*table_of(row), at) for at in (number, T.min(number + 1, end - 1)))
+                visit(number, Page(pools, place, kv_head, following))
+
+        return attend_row(shape, q, slots[row], row, kv_head, visit_all)
+
+    attend_in_splits(shape, n, splits_for(T.Cast("int64", longest[0]) // PAGE_SIZE + 1), attend_split, out)
 
 
 def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
@@ -201,22 +232,6 @@ def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: st
     shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
 
     def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
-        longest = T.alloc_buffer((1,), "int32")
-        T.buffer_store(longest, 0, [0])
-        with T.serial(b) as row:
-            T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
-
-        def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
-            begin, end = share_of(T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1)), split)
-
-            def visit_all(visit: Visit) -> None:
-                with T.serial(end - begin) as step:
-                    number = T.Bind(begin + step)
-                    place, following = (page_at(page_tables, row, at) for at in (number, T.min(number + 1, end - 1)))
-                    visit(number, Page(pools, place, kv_head, following))
-
-            return attend_row(shape, q, slots[row], row, kv_head, visit_all)
-
-        attend_in_splits(shape, b, splits_for(T.Cast("int64", longest[0]) // PAGE_SIZE + 1), attend_split, out)
+        attend_each(shape, b, q, pools, lambda row: (page_tables, row), slots, out)
 
     return paged(shape, kv_dtype, attend)

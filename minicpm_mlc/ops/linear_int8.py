@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,66 +26,92 @@ def linear_int8_definition(x: np.ndarray, w: np.ndarray, residual: np.ndarray | 
     return linear_definition(rounded_rows_definition(x), w, residual, scale)
 
 
-class _LinearInt8:
-    """The loops of one shape; the buffers are set when a PrimFunc's signature is known."""
+BlockAt = Callable[[Any], tuple[Any, Any]]  # of a task's i-th stream: its weight block, and the column of its totals
+
+
+class LinearInt8:
+    """The loops of one shape; the buffers are set when a PrimFunc's signature is known.
+
+    `totals` [rows, columns] holds the sums between two runs of columns; here it is the output.
+    """
 
     x: Any
     w: Any
     s: Any
     residual: Any
-    out: Any
+    totals: Any
     m: Any
 
     def __init__(self, n: int, k: int, fmt: WeightFormat, dot: str, scale: float) -> None:
         self.groups, self.fmt, self.dot, self.scale = k // GROUP, fmt, DOTS[dot], scale
+        self.runs = -(-self.groups // CACHE_GROUPS)
         self.blocks = -(-n // LANES)
         self.tasks = -(-self.blocks // STREAMS)  # task t has the blocks t, t + tasks, t + 2 tasks, ...
 
     def emit(self) -> None:
         """For each task: the rows that fit in L2, the columns that fit in L1, then all its blocks."""
-        parts, runs = (self.m + CACHE_ROWS - 1) // CACHE_ROWS, -(-self.groups // CACHE_GROUPS)
-        with T.parallel(self.tasks) as task, T.serial(parts) as part:
-            first = T.Bind(part * CACHE_ROWS)
-            rows = T.Bind(T.min(self.m - first, CACHE_ROWS))
-            with T.serial(runs) as c, T.If(task + (STREAMS - 1) * self.tasks < self.blocks):
-                with T.Then():
-                    self.tiles(first, rows, task, STREAMS, c)
-                with T.Else(), T.serial((self.blocks - 1 - task) // self.tasks + 1) as i:
-                    self.tiles(first, rows, T.Bind(task + i * self.tasks), 1, c)
 
-    def tiles(self, first: Any, rows: Any, block: Any, streams: int, c: Any) -> None:
-        """All rows of a part: whole tiles, then the powers of two that make up the rest, the smallest over all streams."""
-        size = whole = self.dot.tile
+        def stream(block: Any) -> tuple[Any, Any]:
+            block = T.Bind(block)
+            return block, block * LANES
+
+        with T.parallel(self.tasks) as task, T.serial(self.parts()) as part:
+            first, rows = self.part(part)
+            with T.serial(self.runs) as c, T.If(task + (STREAMS - 1) * self.tasks < self.blocks):
+                with T.Then():
+                    self.tiles(first, rows, STREAMS, lambda i: stream(task + i * self.tasks), c)
+                with T.Else(), T.serial((self.blocks - 1 - task) // self.tasks + 1) as i:
+                    self.tiles(first, rows, 1, lambda _: stream(task + i * self.tasks), c)
+
+    def parts(self, most: int = CACHE_ROWS) -> Any:
+        """How often `most` rows make up all."""
+        return (self.m + most - 1) // most
+
+    def part(self, part: Any, most: int = CACHE_ROWS) -> tuple[Any, Any]:
+        """Its first row and its number of rows."""
+        first = T.Bind(part * most)
+        return first, T.Bind(T.min(self.m - first, most))
+
+    def tiles(self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS) -> None:
+        """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the rest.
+
+        The smallest go over all streams at once.
+        """
+        whole = self.dot.tile
+        size = min(whole, 1 << (most.bit_length() - 1))
         while size:
             count = rows // size % 2 if size < whole else rows // size
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
-            blocks = streams if size <= whole // 4 else 1
-            with T.serial(streams // blocks) as s, T.serial(count) as t:
-                self.tile(T.Bind(start + t * size), size, T.Bind(block + s * blocks * self.tasks), blocks, c)
+            together = streams if size <= whole // 4 else 1
+            with T.serial(streams // together) as s, T.serial(count) as t:
+                self.tile(T.Bind(start + t * size), size, [block_at(s * together + i) for i in range(together)], c)
             size //= 2
 
-    def tile(self, first: Any, rows: int, block: Any, blocks: int, c: Any) -> None:
-        """out[first : first + rows] += x @ w^T over one run of column groups; the last run applies the epilogue."""
-        total = vector.registers(rows * blocks)
-        outputs = [(first + r, block + i * self.tasks) for i in range(blocks) for r in range(rows)]
+    def tile(self, first: Any, rows: int, blocks: list[tuple[Any, Any]], c: Any) -> None:
+        """totals[first : first + rows] += x @ w^T over one run of column groups; the last run applies the epilogue."""
+        total = vector.registers(rows * len(blocks))
+        places = [(first + r, column) for _, column in blocks for r in range(rows)]
         start = T.Bind(c * CACHE_GROUPS)
         with T.If(c == 0):
             with T.Then():
-                for i in range(len(outputs)):
+                for i in range(len(places)):
                     vector.store(total, vector.splat(0.0), i * LANES)
             with T.Else():
-                for i, (row, b) in enumerate(outputs):
-                    vector.store(total, vector.load(self.out, row, b * LANES), i * LANES)
+                for i, place in enumerate(places):
+                    vector.store(total, vector.load(self.totals, *self.total_at(*place)), i * LANES)
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            self.group(total, [block + i * self.tasks for i in range(blocks)], first, rows, T.Bind(start + g))
+            self.group(total, [block for block, _ in blocks], first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
-                for i, (row, b) in enumerate(outputs):
-                    value = self.finish(vector.load(total, i * LANES), row, b)
-                    vector.store(self.out, value, row, b * LANES)
+                for i, place in enumerate(places):
+                    vector.store(self.totals, self.finish(vector.load(total, i * LANES), *place), *self.total_at(*place))
             with T.Else():
-                for i, (row, b) in enumerate(outputs):
-                    vector.store(self.out, vector.load(total, i * LANES), row, b * LANES)
+                for i, place in enumerate(places):
+                    vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
+
+    def total_at(self, row: Any, column: Any) -> tuple[Any, Any]:
+        """Where a row's 16 totals lie."""
+        return row, column
 
     def group(self, total: Any, blocks: list[Any], first: Any, rows: int, g: Any) -> None:
         """Add one column group of some blocks to their totals: weights are unpacked once for all rows, x loaded once."""
@@ -117,9 +144,9 @@ class _LinearInt8:
         value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
         T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
-    def finish(self, value: Any, row: Any, block: Any) -> Any:
+    def finish(self, value: Any, row: Any, column: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
-        return value if self.residual is None else vector.load(self.residual, row, block * LANES) + value
+        return value if self.residual is None else vector.load(self.residual, row, column) + value
 
 
 def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool = False, scale: float = 1.0) -> Any:
@@ -128,13 +155,13 @@ def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool =
     `fmt` is w4 or w8 in the layout rows16x4, `dot` a name of int8_dot.DOTS. n is padded to a multiple of 16; with a
     residual it must be one. Raises CompileError for shapes that don't fit.
     """
-    loops = _LinearInt8(n, k, fmt, dot, scale)
+    loops = LinearInt8(n, k, fmt, dot, scale)
     width = loops.blocks * LANES
     if residual and n != width:
         raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
 
     def emit(x: Any, w: Any, s: Any, res: Any, out: Any, m: Any) -> None:
-        loops.x, loops.w, loops.s, loops.residual, loops.out, loops.m = x, w, s, res, out, m
+        loops.x, loops.w, loops.s, loops.residual, loops.totals, loops.m = x, w, s, res, out, m
         loops.emit()
 
     @T.prim_func(private=True)

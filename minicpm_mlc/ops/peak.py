@@ -10,7 +10,6 @@ from minicpm_mlc.ops import vector
 from minicpm_mlc.ops.int8_dot import DOTS
 
 STEPS = 2_000_000  # per thread: some hundredths of a second
-READ_TASKS = 64
 READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
 
 
@@ -79,13 +78,13 @@ def int8_peak(vectors: int, dot: str) -> Any:
 
 
 def read_peak() -> Any:
-    """PrimFunc (x i32[n, 16], out i32[READ_TASKS, 16]): sums x's columns. n is a multiple of READ_TASKS * READ_STREAMS."""
+    """PrimFunc (x i32[n, 16], out i32[tasks, 16]): sums x's columns. n is a multiple of tasks * READ_STREAMS."""
     lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
 
-    def run(n: Any, x: Any, out: Any) -> None:
-        with T.parallel(READ_TASKS) as task:
+    def run(n: Any, tasks: Any, x: Any, out: Any) -> None:
+        with T.parallel(tasks) as task:
             totals = T.alloc_buffer((READ_STREAMS * vector.LANES,), "int32", scope="local")
-            rows = T.Bind(n // (READ_TASKS * READ_STREAMS))
+            rows = T.Bind(n // (tasks * READ_STREAMS))
             for place in lanes:
                 T.buffer_store(totals, T.broadcast(0, vector.LANES), [place])
             with T.serial(rows) as i:
@@ -101,8 +100,9 @@ def read_peak() -> Any:
     def read_peak(x_handle: T.handle, out_handle: T.handle):
         T.func_attr(vector.ATTRS)
         n = T.int64()
+        tasks = T.int64()
         x = T.match_buffer(x_handle, (n, vector.LANES), "int32")
-        out = T.match_buffer(out_handle, (READ_TASKS, vector.LANES), "int32")
-        run(n, x, out)
+        out = T.match_buffer(out_handle, (tasks, vector.LANES), "int32")
+        run(n, tasks, x, out)
 
     return read_peak

@@ -9,8 +9,6 @@ import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops import vector
-from minicpm_mlc.ops.quantize_rows import quantize_group, quantized_shape
-from minicpm_mlc.ops.weight_format import GROUP
 
 
 def swiglu_definition(gate_up: np.ndarray) -> np.ndarray:
@@ -31,7 +29,7 @@ def swiglu(intermediate: int) -> Any:
             row, first = task // blocks, task % blocks * (block * 16)
             with T.serial(block) as j:
                 column = first + j * 16
-                vector.store(out, _activated(gate_up, row, column, intermediate), row, column)
+                vector.store(out, activated(gate_up, row, column, intermediate), row, column)
 
         vector.spread(n * blocks, columns, serial_below=32)
 
@@ -46,34 +44,7 @@ def swiglu(intermediate: int) -> Any:
     return swiglu
 
 
-def swiglu_int8(intermediate: int, zero: int) -> Any:
-    """swiglu followed by quantize_rows(intermediate, zero): PrimFunc (gate_up f32[n, 2 * intermediate]) -> int32 words."""
-    groups = vector.vectors_in(intermediate, "intermediate_size") * vector.LANES // GROUP
-    block = gcd(groups, 32)
-    blocks = groups // block
-
-    def activate(n: Any, gate_up: Any, out: Any) -> None:
-        def columns(task: Any) -> None:
-            row, first = task // blocks, task % blocks * block
-            with T.serial(block) as j:
-                g = T.Bind(first + j)
-                halves = [_activated(gate_up, row, g * GROUP + half, intermediate) for half in (0, 16)]
-                quantize_group(halves, zero, out, row, g)
-
-        vector.spread(n * blocks, columns, serial_below=32)
-
-    @T.prim_func(private=True)
-    def swiglu_int8(gate_up_handle: T.handle, out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        gate_up = T.match_buffer(gate_up_handle, (n, 2 * intermediate), "float32")
-        out = T.match_buffer(out_handle, quantized_shape(n, intermediate), "int32")
-        activate(n, gate_up, out)
-
-    return swiglu_int8
-
-
-def _activated(gate_up: Any, row: Any, column: Any, intermediate: int) -> Any:
+def activated(gate_up: Any, row: Any, column: Any, intermediate: int) -> Any:
     """silu(gate) * up of 16 columns."""
     gate = T.Bind(vector.load(gate_up, row, column))
     return T.Bind(gate / (vector.exp(-gate) + vector.splat(1.0)) * vector.load(gate_up, row, column + intermediate))

@@ -18,16 +18,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import MiniCPMError
-from ..manifest import Bundle, Manifest, read_bundle
+from ..manifest import Bundle, Manifest
 from ..params import load_params
 from .engine import Engine
 from .gears import Gears
 from .machine import cpu_name, physical_cores
+from .memory import HostMemory
 from .random_cache import fill_cache
-from .roofline import memory_bandwidth
+from .roofline import READ_KERNEL, MemoryReader
 from .tables import markdown_table, plain_table
 
 WARM_UP_TOKENS = 16
+READS = 3  # of the whole buffer, before each repeat
 
 
 class BenchError(MiniCPMError):
@@ -132,11 +134,16 @@ class Stopwatch:
 
 
 def measure(
-    sides: Mapping[str, Side], depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int, repeats: int
+    sides: Mapping[str, Side],
+    depths: Sequence[int],
+    prompt_tokens: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Row]]:
     """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike.
 
-    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out.
+    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out. `before_each` repeat is called.
     """
     phases = [*(("prefill", tokens) for tokens in prompt_tokens if tokens), *([("decode", new_tokens)] if new_tokens else [])]
     rows: dict[str, list[Row]] = {name: [] for name in sides}
@@ -148,6 +155,7 @@ def measure(
         for phase, tokens in phases:
             samples: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(repeats):
+                before_each()
                 for name, side in sides.items():
                     samples[name].append(tokens / getattr(side, f"{phase}_seconds")(tokens))
             for name in sides:
@@ -172,16 +180,17 @@ def run_bench(
     new_tokens: int = 64,
     repeats: int = 3,
     filler: Filler | None = None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
     sides = {"": Stopwatch(model, vocab_size, filler=filler)}
-    rows = measure(sides, depths, prompt_tokens, new_tokens, repeats)[""]
+    rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, before_each)[""]
     return [with_traffic(row, traffic) for row in rows]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per second."""
+    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per second; None for a GPU's."""
 
     name: str
     scheme: str
@@ -189,14 +198,13 @@ class Report:
     threads: int
     context: int
     command: str
-    bandwidth: float
+    bandwidth: float | None
     rows: list[Row] = field(default_factory=list)
 
     def head(self) -> str:
-        return (
-            f"{self.name} {self.scheme} on {self.device}, {self.threads} threads, context {self.context}, "
-            f"memory reads {self.bandwidth / 1e9:.1f} GB/s\n{self.command}"
-        )
+        parts = [f"{self.name} {self.scheme} on {self.device}", f"{self.threads} threads", f"context {self.context}"]
+        parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
+        return f"{', '.join(parts)}\n{self.command}"
 
     def cells(self) -> list[list[str]]:
         head = ["phase", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
@@ -218,11 +226,11 @@ class Report:
         return json.dumps(asdict(self) | {"rows": rows}, indent=2)
 
 
-def bandwidth_cells(row: Row, bandwidth: float) -> list[str]:
-    """GB/s and its share of the memory's `bandwidth` (bytes/s); empty for prefill, which arithmetic bounds."""
+def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
+    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which arithmetic bounds."""
     if row.gb_per_second is None:
         return ["", ""]
-    return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}"]
+    return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else ""]
 
 
 def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
@@ -266,26 +274,41 @@ def bench_bundle(
     threads: int | None = None,
     attention: str = "auto",
     random_cache: bool = False,
+    remote: Any = None,
 ) -> Report:
-    """Benchmark a bundle on this machine; `threads` None means the physical cores, `attention` is the engine's.
+    """Benchmark a bundle on this machine or a `remote` one (rpc/client.py).
+
+    `threads` None means the physical cores, `attention` is the engine's.
 
     With `random_cache` the tokens before a depth are random keys and values instead of computed ones.
 
     Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for too deep ones.
     """
-    threads = physical_cores() if threads is None else threads
+    if threads is None:
+        threads = int(remote.cores) if remote else physical_cores()
     need_positive(repeats=repeats, threads=threads)
+    if remote and random_cache:
+        raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
     context = room_needed(depths, prompt_tokens, new_tokens)
-    bundle = read_bundle(path)
-    bandwidth = memory_bandwidth(threads)
-    with Engine(path, context=context, threads=threads, attention=attention) as engine:
+    with Engine(path, context=context, threads=threads, attention=attention, remote=remote) as engine:
+        bundle = Bundle(engine.path, engine.manifest)
         traffic = bundle_traffic(bundle, engine.gears)
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
-        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats, filler)
+        reader = _memory_reader(engine)
+        sample = (lambda: reader.sample(READS)) if reader else lambda: None
+        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats, filler, sample)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} --repeats {repeats} "
         f"--threads {threads} --attention {attention}{' --random-cache' if random_cache else ''}"
+        f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
-    return Report(name, scheme, cpu_name(), threads, context, command, bandwidth, rows)
+    cpu, bandwidth = remote.cpu if remote else cpu_name(), reader.best if reader else None
+    return Report(name, scheme, cpu, threads, context, command, bandwidth, rows)
+
+
+def _memory_reader(engine: Engine) -> MemoryReader | None:
+    """By the library's own kernel; None where its kernels run on a GPU or another machine."""
+    library = engine._model._library
+    return MemoryReader(library.kernel(READ_KERNEL)) if isinstance(getattr(library, "memory", None), HostMemory) else None

@@ -20,6 +20,7 @@ from .tables import markdown_table, plain_table
 COLUMNS = ["operator", "shape", "calls", "ms", "of the step", "GB/s", "of memory", "GFLOP/s", "of arithmetic"]
 OWN = "vm.builtin."  # the virtual machine's own functions
 WARM_UP_STEPS = 3
+ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
 
 
@@ -181,7 +182,7 @@ def _linear(args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
     integer = weight != scale
     weights = math.prod(scale) * 32 if integer else math.prod(weight)
     bytes_moved = sum(sizes) - (0 if integer else sizes[2])
-    rows, outputs = out
+    rows, outputs = out[0], weight[0] * ROWS
     int8 = str(args[0].dtype) == "int32"
     return f"{weights // outputs} -> {outputs}", Cost(bytes_moved, 2 * rows * weights, int8)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .memory import HostMemory, reserve
+
+READ_KERNEL = "read_peak"  # in every CPU's library (ops/peak.py)
 BUFFER_BYTES = 512 << 20  # far larger than any last-level cache
-SLICE_BYTES = 8 << 20  # small enough that a slow core doesn't hold up the others
+TASKS = 64  # small enough that a slow core doesn't hold up the others
+LANES = 16  # int32 in a row of the buffer
 
 
 @dataclass(frozen=True)
@@ -33,28 +36,21 @@ class Limits:
         return f"{self.threads} thread{'s' * (self.threads > 1)}: {', '.join(rates)}"
 
 
-def memory_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES, passes: int = 5) -> float:
-    """Bytes read per second by `threads` threads scanning one buffer: the best of `passes` passes.
+class MemoryReader:
+    """How fast READ_KERNEL, a compiled function (x i32[n, 16], out i32[tasks, 16]), goes through a buffer with TVM's threads.
 
-    Call it before an engine is opened: TVM may pin the calling thread to a core, and new threads inherit that.
+    `best` is the best of all samples so far, in bytes per second. Other programs, and other guests of a virtual machine, slow
+    memory down at times: sample it between the measurements that it bounds.
     """
-    buffer = np.full(buffer_bytes, 1, np.uint8)
-    slices = [buffer[start : start + SLICE_BYTES] for start in range(0, buffer_bytes, SLICE_BYTES)]
-    scan = _scanner()
-    with ThreadPoolExecutor(threads) as pool:
-        seconds = [_timed(lambda: list(pool.map(scan, slices))) for _ in range(passes)]
-    return buffer_bytes / min(seconds)
 
+    def __init__(self, read: Callable[[Any, Any], None], nbytes: int = BUFFER_BYTES) -> None:
+        buffer, sums = (reserve((rows, LANES), np.dtype(np.int32)) for rows in (nbytes // (4 * LANES), TASKS))
+        buffer[...] = 1  # untouched pages would all be the system's one page of zeros
+        self._read, self._bytes, self.best = read, buffer.nbytes, 0.0
+        self._arguments = [HostMemory().tensor(array) for array in (buffer, sums)]
 
-def _scanner():
-    """memchr for a byte that isn't there: reads as fast as the C library can, and ctypes lets go of the GIL."""
-    memchr = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memchr
-    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    memchr.restype = ctypes.c_void_p
-    return lambda part: memchr(part.ctypes.data, 0, part.nbytes)
-
-
-def _timed(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    def sample(self, passes: int = 1) -> None:
+        for _ in range(passes):
+            start = time.perf_counter()
+            self._read(*self._arguments)
+            self.best = max(self.best, self._bytes / (time.perf_counter() - start))

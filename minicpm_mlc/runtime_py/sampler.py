@@ -100,7 +100,10 @@ class Sampler:
         if 0 < self.params.top_k < len(ids):
             ids = _top_k(scores, self.params.top_k)
             scores = scores[ids]
-        return _cut_tail(ids, _softmax(scores, self.params.temperature), self.params.top_p, self.params.min_p)
+        if self.params.top_p == 1 and self.params.min_p == 0:
+            weights = _weights(scores, scores.max(), self.params.temperature)
+            return ids, weights / weights.sum()
+        return _cut_tail(ids, scores, self.params)
 
     def _draw(self, probs: np.ndarray) -> int:
         edges = np.cumsum(probs)
@@ -117,13 +120,12 @@ class Sampler:
         return scores
 
 
-def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
+def _weights(scores: np.ndarray, largest: float, temperature: float) -> np.ndarray:
+    """exp((scores - largest) / temperature), float64."""
     # In place: fresh memory for each step would cost more than the arithmetic.
-    weights = np.subtract(scores, scores.max(), dtype=np.float64)
+    weights = np.subtract(scores, largest, dtype=np.float64)
     weights /= temperature
-    np.exp(weights, out=weights)
-    weights /= weights.sum()
-    return weights
+    return np.exp(weights, out=weights)
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -134,19 +136,26 @@ def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.sort(np.concatenate([above, equal]))
 
 
-def _cut_tail(ids: np.ndarray, probs: np.ndarray, top_p: float, min_p: float) -> tuple[np.ndarray, np.ndarray]:
+def _cut_tail(ids: np.ndarray, scores: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
     """Top-p keeps a token if those before it sum to less than top_p; min-p, if it has min_p times the largest.
 
     The sums run over the whole distribution, yet few tokens are sorted: those under (1 - top_p) / n together
     weigh less than 1 - top_p, so all of them lie behind the cut (halved here to be safe from rounding).
+    The whole distribution is float32, which only its sum and that first choice depend on; the chosen are float64.
     """
-    if top_p == 1 and min_p == 0:
-        return ids, probs
-    likely = np.flatnonzero(probs >= max(0.5 * (1 - top_p) / len(probs), min_p * probs.max()))
-    ids, probs = ids[likely], probs[likely]
+    largest, top_p = scores.max(), params.top_p
+    rough = np.subtract(scores, largest, dtype=np.float32)
+    rough /= np.float32(params.temperature)
+    np.exp(rough, out=rough)
+    total = float(rough.sum())
+    likely = np.flatnonzero(rough >= np.float32(max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p)))
+    ids, weights = ids[likely], _weights(scores[likely], largest, params.temperature)
+    if params.min_p:
+        ids, weights = ids[weights >= params.min_p], weights[weights >= params.min_p]
+    probs = weights / total
     if len(probs) > _FEW:
         head = probs > np.partition(probs, -_FEW)[-_FEW]
-        if probs[head].sum() > top_p + 1e-9:  # the cut lies among these few
+        if probs[head].sum() > top_p + 1e-6:  # the cut lies among these few
             ids, probs = ids[head], probs[head]
     order = np.argsort(-probs, kind="stable")
     ids, probs = ids[order], probs[order]

@@ -26,7 +26,7 @@ class Eagle3(nn.Module):
         self.fc = Linear(kernels, hidden, 3 * hidden, fmt)
         self.input_norm, self.hidden_norm = RMSNorm(kernels, config), RMSNorm(kernels, config)
         self.attention = Attention(kernels, config, fmt, kv_dtype, inputs=2 * hidden)
-        self.mlp_norm = RMSNorm(kernels, config)
+        self.mlp_norm = RMSNorm(kernels, config, fmt)
         self.mlp = MLP(kernels, config, fmt)
         self.norm = RMSNorm(kernels, config)
 

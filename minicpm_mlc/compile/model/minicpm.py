@@ -25,8 +25,21 @@ from ..config import LayerConfig, ModelConfig, SparseConfig
 from ..parameters import Precision, pool_layout
 
 
-class Linear(nn.Module):
-    """A packed [rows, columns] weight: (residual or 0) + scale * x @ W^T."""
+class Weight(nn.Module):
+    """A packed [rows, columns] matrix."""
+
+    def __init__(self, rows: int, columns: int, fmt: WeightFormat) -> None:
+        self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
+        if fmt.group:
+            self.scale = nn.Parameter(fmt.scale_shape(rows, columns), fmt.scale_dtype)
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Weight and scales as kernels take them; without scales, the weight stands in their place."""
+        return self.weight, getattr(self, "scale", self.weight)
+
+
+class Linear(Weight):
+    """(residual or 0) + scale * x @ W^T."""
 
     def __init__(
         self,
@@ -38,10 +51,8 @@ class Linear(nn.Module):
         scale: float = 1.0,
         residual: bool = False,
     ) -> None:
+        super().__init__(rows, columns, fmt)
         self.width = -(-rows // LANES) * LANES  # of the output, padded
-        self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
-        if fmt.group:
-            self.scale = nn.Parameter(fmt.scale_shape(rows, columns), fmt.scale_dtype)
         linear = kernels.linear_int8 if fmt.int8 else kernels.linear
         self.kernel = linear(rows, columns, fmt, residual=residual, scale=scale)
         self.quantize, self.columns = kernels.quantize_rows(columns, fmt) if fmt.int8 else None, columns
@@ -51,10 +62,6 @@ class Linear(nn.Module):
         if self.quantize and x.dtype == "float32":
             x = call_words(self.quantize, "quantize_rows", [x], x.shape[0], self.columns)
         return call(self.kernel, "linear", [x, *self.stored(), *residual], (x.shape[0], self.width))
-
-    def stored(self) -> tuple[Tensor, Tensor]:
-        """Weight and scales as kernels take them; without scales, the weight stands in their place."""
-        return self.weight, getattr(self, "scale", self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -171,15 +178,21 @@ class MLP(nn.Module):
 
     def __init__(self, kernels: CpuKernels, config: LayerConfig, fmt: WeightFormat) -> None:
         self.width, self.int8 = config.intermediate_size, fmt.int8
-        self.gate_up = Linear(kernels, 2 * self.width, config.hidden_size, fmt)
-        self.swiglu = kernels.swiglu_int8(self.width, fmt) if fmt.int8 else kernels.swiglu(self.width)
+        shape = (2 * self.width, config.hidden_size, fmt)
+        if fmt.int8:
+            self.gate_up: Weight = Weight(*shape)
+            self.swiglu = kernels.linear_swiglu_int8(self.width, config.hidden_size, fmt)
+        else:
+            self.gate_up, self.swiglu = Linear(kernels, *shape), kernels.swiglu(self.width)
         self.down = Linear(kernels, config.hidden_size, self.width, fmt, scale=config.residual_scale, residual=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        gate_up, shape = self.gate_up(x), (x.shape[0], self.width)
+        """x as linears of the format want it: float32, or quantised by the norm before."""
+        shape = (x.shape[0], self.width)
         if self.int8:
-            return self.down(call_words(self.swiglu, "swiglu_int8", [gate_up], *shape), residual)
-        return self.down(call(self.swiglu, "swiglu", [gate_up], shape), residual)
+            args = [x, *self.gate_up.stored()]
+            return self.down(call_words(self.swiglu, "linear_swiglu_int8", args, *shape), residual)
+        return self.down(call(self.swiglu, "swiglu", [self.gate_up(x)], shape), residual)
 
 
 class Layer(nn.Module):
