@@ -45,10 +45,10 @@ class Head:
         self.model.extend(5, self.features)
 
     def extend(self, rows: int) -> np.ndarray:
-        return self.model.extend(5, self.features[:rows])[1]
+        return self.model.extend(5, self.features[:rows]).hidden
 
     def step(self, hidden: np.ndarray, nodes: int) -> np.ndarray:
-        return self.model.step([5] * nodes, np.tile(hidden, (nodes, 1)), [-1] * nodes)[1][0]
+        return self.model.step([5] * nodes, np.tile(hidden, (nodes, 1)), [-1] * nodes).hidden[:1]
 
     def draft(self, rows: int, nodes: int, depth: int) -> None:
         hidden = self.extend(rows)

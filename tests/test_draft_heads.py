@@ -173,9 +173,8 @@ def test_compile_refuses_before_it_writes(tmp_path):
     write_draft(tmp_path / "head", replace(BASE, hidden_size=512), EAGLE2)
     refused: list[dict[str, Any]] = [
         {"draft": tmp_path / "head"}, {"frspec": tmp_path / "f.json"}, {"draft": "random-eagle3", "draft_scheme": "w3"},
-        {"draft": "random-eagle3", "device": "opencl"},
     ]  # fmt: skip
-    messages = ("hidden_size is 512", "give one with --draft", "--draft-quant w3", "leave it out for opencl")
+    messages = ("hidden_size is 512", "give one with --draft", "--draft-quant w3")
     for options, message in zip(refused, messages, strict=True):
         with pytest.raises(MiniCPMError, match=message):
             compile_model(tmp_path / "model", tmp_path / "out", **options)

@@ -21,7 +21,7 @@ from minicpm_mlc.compile.draft import open_draft
 from minicpm_mlc.compile.draft_config import EAGLE2, EAGLE3, DraftConfig
 from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py.cached_model import CachedModel
-from minicpm_mlc.runtime_py.draft_model import DraftModel
+from minicpm_mlc.runtime_py.draft_model import DraftModel, Proposed
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.library import Library
 
@@ -62,6 +62,23 @@ class Case:
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         scale = 1.0 if self.config.kind == EAGLE3 else self.base.logit_scale
         return numpy_eagle.logits(self.config, self.draft, self.head, hidden) * scale / self.config.logit_scale
+
+    def log_probabilities(self, hidden: np.ndarray) -> np.ndarray:
+        """Of each token of the head's vocabulary, [n, draft vocab]."""
+        logits = self.logits(hidden)
+        return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+    def check(self, proposed: Proposed, hidden: np.ndarray) -> None:
+        """What the compiled head proposes after rows whose hidden states [n, H] these are."""
+        assert np.abs(proposed.hidden - hidden).max() <= 1e-4
+        expected = self.log_probabilities(hidden)
+        best = -np.sort(-expected, axis=-1)[:, :16]
+        assert proposed.tokens.shape == proposed.values.shape == best.shape
+        assert np.abs(proposed.values - best).max() <= 1e-4
+        places = np.argsort(self.token_ids)[np.searchsorted(np.sort(self.token_ids), proposed.tokens)]
+        assert (self.token_ids[places] == proposed.tokens).all()
+        assert np.abs(np.take_along_axis(expected, places, 1) - best).max() <= 1e-4
+        assert all(len(set(row)) == 16 for row in proposed.tokens.tolist())
 
     def rows(self, tokens: list[int], hidden: np.ndarray, positions: Any, sees: list[list[int]]) -> np.ndarray:
         embedded = self.embedded(tokens)
@@ -129,10 +146,8 @@ def test_the_heads_rows_equal_the_definition_in_any_portions(case, library, ids)
         draft.truncate(0)
         for end in np.cumsum(portion):
             model.tokens[:] = tokens[:end]
-            logits, x = draft.extend(ids[end], all_features[end - portion[list(np.cumsum(portion)).index(end)] : end])
-            assert np.abs(x - expected[end - 1]).max() <= 1e-4
-            assert np.abs(logits - case.logits(expected[end - 1])).max() <= 1e-4
-        assert logits.shape == (len(case.token_ids),) and (draft.token_ids == case.token_ids).all()
+            read = all_features[end - portion[list(np.cumsum(portion)).index(end)] : end]
+            case.check(draft.extend(ids[end], read), expected[[end - 1]])
 
 
 @pytest.mark.parametrize("window", [None, 64])
@@ -140,7 +155,7 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
     base, tree = LENGTH - 10, make_tree(LENGTH - 10, 21, 0)
     first = 0 if window is None else (base - window) // 64 * 64
     _, draft, features = opened(library, ids[:base], window)
-    _, root = draft.extend(ids[base], np.concatenate(features))
+    root = draft.extend(ids[base], np.concatenate(features)).hidden[0]
 
     entered = numpy_eagle.entering(case.config, case.draft, case.features(ids[:base]))
     tokens, positions = ids[1 : base + 1], list(range(base))
@@ -156,28 +171,26 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
         nodes = [node for node in order if depths[node] == depth]
         parents = [tree.parents[node] for node in nodes]
         chosen = [ids[node] for node in nodes]
-        logits, hidden = draft.step(chosen, np.stack([states_of[p] for p in parents]), [number[p] for p in parents])
+        proposed = draft.step(chosen, np.stack([states_of[p] for p in parents]), [number[p] for p in parents])
         inputs = np.concatenate([inputs, [expected[p] for p in parents]])
         tokens, positions = tokens + chosen, positions + [base + depth - 1] * len(nodes)
         sees += [[*range(first, base), *(base + number[a] for a in tree.paths[node][1:])] for node in nodes]
         rows = case.rows(tokens, inputs, positions, sees)[-len(nodes) :]
         expected |= dict(zip(nodes, rows, strict=True))
-        states_of |= dict(zip(nodes, hidden, strict=True))
-        assert np.abs(hidden - rows).max() <= 1e-4
-        assert np.abs(logits - case.logits(rows)).max() <= 1e-4
+        states_of |= dict(zip(nodes, proposed.hidden, strict=True))
+        case.check(proposed, rows)
 
 
 def test_features_that_were_never_given_hide_what_is_before_them(case, library, ids):
     """Of a sequence that grew without the head, it sees the page of the first row it is given; the rows before are blank."""
     base = 150
     _, draft, features = opened(library, ids[:base])
-    logits, hidden = draft.extend(ids[base], np.concatenate(features)[140:])
+    proposed = draft.extend(ids[base], np.concatenate(features)[140:])
     read = case.features(ids[:base])
     read[:140] = 0
     entered = numpy_eagle.entering(case.config, case.draft, read)
     rows = case.rows(ids[1 : base + 1], entered, range(base), [list(range(min(row, 128), row + 1)) for row in range(base)])
-    assert np.abs(hidden - rows[-1]).max() <= 1e-4
-    assert np.abs(logits - case.logits(rows[-1])).max() <= 1e-4
+    case.check(proposed, rows[-1:])
 
 
 def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_path):
@@ -188,14 +201,16 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
     library = Library(read_bundle(tmp_path / "bundle"), threads=2)
     assert library.manifest.draft == {
         "kind": "eagle3", "scheme": "w8", "layers": 1, "features": 3 * 192, "feature_layers": [2, 2, 1], "hidden": 192,
-        "vocab": 64, "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
+        "vocab": 64, "top_k": 16, "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
     }  # fmt: skip
     ids = np.random.default_rng(0).integers(3, base.vocab_size, 51).tolist()
     _, draft, (features,) = opened(library, ids[:50])
-    logits, _ = draft.extend(ids[50], features)
+    proposed = draft.extend(ids[50], features)
     head = open_draft("random-eagle3:64", base)
     w = {name: head.weights.rows(name).astype(np.float64) for name in head.weights.names()}
     case = Case(tmp_path, base, head.config, weights, w | {"lm_head.weight": w["lm_head.weight"][:64]}, head.token_ids)
     entered = numpy_eagle.entering(head.config, w, features.astype(np.float64))
-    expected = case.logits(case.rows(ids[1:], entered, range(50), [list(range(row + 1)) for row in range(50)])[-1])
-    assert nmse(logits, expected) <= 2e-3
+    rows = case.rows(ids[1:], entered, range(50), [list(range(row + 1)) for row in range(50)])
+    expected = case.log_probabilities(rows[-1:])[0, proposed.tokens[0]]
+    assert nmse(proposed.values[0], expected) <= 2e-3
+    assert expected.min() > np.sort(case.log_probabilities(rows[-1:])[0])[-24]  # the best 16, give or take

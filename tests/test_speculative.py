@@ -230,6 +230,7 @@ def test_the_figures_add_up(build) -> None:
         ({"tree_size": 0}, "tree_size is 0"),
         ({"tree_size": 65}, "tree_size is 65; it must be at most 64"),
         ({"draft_depth": 17}, "draft_depth is 17; it must be at most 16"),
+        ({"draft_top_k": 17}, "draft_top_k is 17; it must be at most 16"),
         ({"draft_top_k": 2.5}, "draft_top_k is 2.5"),
         ({"draft_top_k": 16, "draft_depth": 6}, "draft_top_k 16 at draft_depth 6 drafts 80 nodes"),
     ],

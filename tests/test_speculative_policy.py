@@ -18,7 +18,7 @@ AUTO = Speculation()
 
 
 def chain(depth: int, reach: float = 0.9, kind: int = 0) -> Draft:
-    return Draft(Tree(list(range(depth + 1)), list(range(-1, depth))), reach ** np.arange(depth + 1), kind)
+    return Draft(Tree(list(range(depth + 1)), list(range(-1, depth))), reach ** np.arange(depth + 1), kind, levels=depth)
 
 
 @dataclass
@@ -40,12 +40,15 @@ class World:
         return seconds * tokens / done
 
     def _step(self, policy, options, random, seconds: float, done: int) -> tuple[float, int]:
+        if policy.sleeps(options):
+            return seconds + 1, 1
         for name in policy.drafters(options):
             plan = policy.plan(name, options)
             depth = min(plan.depth, 16)
             cost = (self.draft_seconds or {}).get(name, 0.0) * (1 if name == "ngram" else depth)
             draft = chain(depth, 1.0 if name == "ngram" else 0.9) if random.random() < self.finds else None
             seconds += cost
+            policy.drafted(name, draft, cost)
             cut = draft and policy.cut(name, draft, options, 64)
             if cut and not policy.prefers_another(name, cut):
                 hits = random.random(depth) < self.accept(name, done)
@@ -77,6 +80,16 @@ def test_a_head_that_does_not_pay_costs_two_percent_at_most() -> None:
     world.run(policy, 500)
     assert world.run(policy, 2000) < 2000 * 1.02
     assert policy.describe().startswith("off")
+
+
+@pytest.mark.parametrize("level", [0.3, 1.5, 8.0])
+def test_a_slow_head_costs_a_percent_of_the_next_short_answers(level: float) -> None:
+    """Where a level takes longer than a token, two tries tell: the first may be slow for being the first."""
+    policy = Policy(["ngram", "eagle"])
+    world = World(0.1, {"ngram": 0.01, "eagle": level})
+    first = world.run(policy, 64)
+    assert first < 64 * 1.12 + 2 * level
+    assert sum(world.run(policy, 64) for _ in range(5)) < 5 * 64 * 1.03 + 2 * level
 
 
 def test_the_first_answer_too_loses_little() -> None:
@@ -141,12 +154,49 @@ def test_forced_sizes_are_kept() -> None:
 
 def test_waits_double_until_trying_costs_a_two_hundredth() -> None:
     backoff, waits = Backoff(), []
-    for _ in range(8):
-        backoff.lost(0.25, 1.0)
+    for _ in range(7):
+        backoff.lost(0.25)
         waits.append(sum(1 for _ in iter(backoff.due, True)) + 1)
-    assert waits == [2, 4, 8, 16, 32, 50, 50, 50]
+    assert waits == [5, 10, 20, 40, 50, 50, 50]
+    backoff.lost(0.25, hopeless=True)
+    assert backoff.wait == 250
     backoff.won()
     assert backoff.due()
+
+
+def test_a_try_that_was_slow_for_being_the_first_is_soon_repeated() -> None:
+    """Tokens are given memory when a size of tree is new; a text that copies is found out all the same."""
+    policy, draft = Policy(["ngram"]), chain(3, 1.0)
+    for _ in range(3):
+        policy.decoded(1.0)
+    policy.finished(Round("ngram", draft, range(4), 0.1, 30.0))
+    assert policy.drafters(AUTO) == ["ngram"]  # four tokens were worth it, were they not so slow
+    policy.finished(Round("ngram", chain(5, 1.0), range(1), 0.1, 30.0))
+    assert policy.arms["ngram"].tries.wait <= 4 / 0.05
+
+
+def test_between_tries_nothing_is_asked_and_who_is_due_follows_the_text() -> None:
+    policy = Policy(["ngram", "eagle"])
+    for _ in range(3):
+        policy.decoded(1.0)
+    policy.arms["ngram"].gain = policy.arms["eagle"].gain = -1.0
+    policy.arms["ngram"].tries, policy.arms["eagle"].tries = Backoff(50), Backoff(1000)
+    assert policy.drafters(AUTO) == []
+    assert list(policy.following(AUTO)) == ["ngram"]
+    assert list(policy.following(Speculation("eagle"))) == ["ngram", "eagle"]
+    assert sum(1 for _ in iter(lambda: policy.sleeps(AUTO), False)) == 48
+    assert policy.drafters(AUTO) == ["ngram"]
+    assert policy.arms["eagle"].tries.waited == 50
+    assert policy.drafters(Speculation("eagle")) == ["eagle"]  # what is asked for never sleeps
+
+
+def test_a_head_whose_levels_take_longer_than_tokens_is_hardly_tried() -> None:
+    policy = Policy(["eagle"])
+    World(0.1, {"eagle": 1.2}).run(policy, 500)
+    assert policy.arms["eagle"].tries.wait > 1000
+    policy = Policy(["eagle"])
+    World(0.1, {"eagle": 0.2}).run(policy, 500)
+    assert policy.arms["eagle"].tries.wait < 300
 
 
 def test_one_hiccup_moves_an_average_little() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from minicpm_mlc.runtime_py.speculative.policy import Round
 from minicpm_mlc.runtime_py.speculative.replay import Record, Replay, ReplayError
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+acceptance = importlib.import_module("acceptance")
 
 
 def round_of(parents: list[int], path: list[int]) -> Round:
@@ -58,6 +63,17 @@ def test_a_replay_follows_the_recorded_path_and_then_leaves_the_tree() -> None:
         for token in tokens[:-1]:
             node = draft.tree.children[node, token]
         assert node == path[-1] and (node, tokens[-1]) not in draft.tree.children
+
+
+def test_a_record_of_published_rates_has_these_rates(tmp_path: Path) -> None:
+    record = acceptance.record([0.58, 0.34, 0.22])
+    lengths = np.array([len(path) - 1 for path in record.paths])
+    assert [float((lengths >= depth).mean()) for depth in (1, 2, 3)] == [0.58, 0.34, 0.22]
+    record.write(tmp_path / "r.json")
+    options = Record.read(tmp_path / "r.json").options
+    assert (options.tree_size, options.draft_depth, options.draft_top_k) == (4, 3, 1)
+    with pytest.raises(SystemExit, match="fall with the depth"):
+        acceptance.record([0.3, 0.5])
 
 
 def test_figures_of_several_answers_add_up() -> None:

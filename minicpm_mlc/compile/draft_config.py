@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..manifest import MAX_DRAFT_TOP_K
 from .config import ModelConfig
 from .config_json import HARMLESS, Keys, check_fixed, read_rope
 
@@ -52,6 +53,11 @@ class DraftConfig:
             base.rms_norm_eps, residual_scale=1.0 if eagle3 else _residual_scale(base), vocab_size=base.vocab_size,
             own_head=eagle3, feature_layers=default_layers(layers) if eagle3 else (),
         )  # fmt: skip
+
+    @property
+    def top_k(self) -> int:
+        """Tokens that it proposes after each row."""
+        return min(MAX_DRAFT_TOP_K, self.vocab_size)
 
     @property
     def feature_width(self) -> int:

@@ -81,12 +81,14 @@ class CachedModel:
         Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32 [n, F].
         Raises ContextError where n more tokens don't fit the context, ValueError for a tree of another form.
         """
-        depths, _ = tree_shape(parents)
+        depths, masks = tree_shape(parents)
         sparse = np.array([self.gears.sparse(len(self) + int(depth) + 1) for depth in depths])
-        order = np.argsort(sparse, kind="stable")  # a sparse node's dense ancestors are computed before it
-        places = np.argsort(order)
-        slots = self.sequence.reserve(len(order))
-        _, masks = tree_shape([int(places[p]) if p >= 0 else -1 for p in np.asarray(parents)[order]])
+        slots = self.sequence.reserve(len(depths))
+        order = places = np.arange(len(depths))
+        if sparse.any() and not sparse.all():  # a sparse node's dense ancestors are computed before it
+            order = np.argsort(sparse, kind="stable")
+            places = np.argsort(order)
+            _, masks = tree_shape([int(places[p]) if p >= 0 else -1 for p in np.asarray(parents)[order]])
         rows = [np.asarray(token_ids, np.int32)[order], len(self) + depths[order], slots, mask_words(masks)]
         gears = [(gear, sparse[order] == gear) for gear in (False, True) if (sparse == gear).any()]
         outs = [self._verify([row[part] for row in rows], gear) for gear, part in gears]

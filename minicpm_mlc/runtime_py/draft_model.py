@@ -1,9 +1,9 @@
-"""An EAGLE head over one cached sequence: the base's features go in, draft logits come out."""
+"""An EAGLE head over one cached sequence: the base's features go in, the likeliest next tokens come out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,17 +11,23 @@ from .kv_cache import Sequence
 from .token_tree import mask_words, tree_shape
 
 
+class Proposed(NamedTuple):
+    """What a head proposes after n rows, the likeliest first, and the hidden states float32 [n, H] that say so."""
+
+    tokens: np.ndarray  # int32 [n, k], of the base's vocabulary
+    values: np.ndarray  # float32 [n, k], their log-probabilities
+    hidden: np.ndarray
+
+
 class DraftModel:
     """The draft head of a bundle, with a cache of its own that shares the base's page table.
 
-    Its row i pairs the base's features of token i with token i + 1, so that `extend` gives logits of what follows the
-    root, the token sampled last. `step` goes on from its own hidden states, a tree's depth at a time. Logits are over
-    the head's own vocabulary: `token_ids`, int32 [draft vocab], are their tokens. All other ids are tokens.
+    Its row i pairs the base's features of token i with token i + 1, so that `extend` proposes what follows the root, the
+    token sampled last. `step` goes on from its own hidden states, a tree's depth at a time.
     """
 
     def __init__(self, library: Any, sequence: Sequence, num_pages: int, window: int | None = None) -> None:
         """`sequence`: the base's. `window`: how many tokens before the tree the head sees, at least; None: all."""
-        self.token_ids: np.ndarray = library.draft_ids
         self.window = window
         self._library, self._sequence = library, sequence
         self._pools = library.new_draft_pools(num_pages)
@@ -34,13 +40,13 @@ class DraftModel:
         """Forgets the rows from `length` on; to be called when the sequence was cut back."""
         self._rows = min(self._rows, length)
 
-    def extend(self, root: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def extend(self, root: int, features: np.ndarray) -> Proposed:
         """Appends the rows of the sequence's last n tokens, whose features float32 [n, F] the base has given.
 
         `root` is the token that follows the sequence. Rows that were cached for these tokens are replaced. Where rows
         before them are missing, because their features were never given, the head sees nothing before the gap.
 
-        Returns logits float32 [draft vocab] of the token after the root, and the hidden state float32 [H] to step from.
+        Returns what comes after the root, one row, and the hidden state to step from.
         """
         end, page = len(self._sequence), self._sequence.pool.page_size
         start = end - len(features)
@@ -56,17 +62,16 @@ class DraftModel:
         self._first, self._rows, self._masks = max(self._begin, seen), end, []
         tokens = np.array([*self._sequence.tokens[start + 1 :], root], np.int32)
         parts = [slice(at, at + self._chunk) for at in range(0, end - start, self._chunk)]
-        logits, hidden = [self._extend(tokens[part], features[part], start + part.start) for part in parts][-1]
-        return logits[0], hidden[0]
+        return [self._extend(tokens[part], features[part], start + part.start) for part in parts][-1]
 
-    def step(self, token_ids: Ids[int], hidden: np.ndarray, parents: Ids[int]) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, token_ids: Ids[int], hidden: np.ndarray, parents: Ids[int]) -> Proposed:
         """Runs n more nodes of a draft tree.
 
         `token_ids` are the nodes' tokens, `hidden` float32 [n, H] the states that proposed them. Nodes are numbered in
         the order of all steps since `extend`; a parent is such a number, or -1 where `extend` proposed the node.
 
-        Returns logits float32 [n, draft vocab] and hidden states float32 [n, H]. Raises ContextError where the context
-        ends, ValueError for more than 64 nodes in all.
+        Returns what comes after each of them. Raises ContextError where the context ends, ValueError for more than 64
+        nodes in all.
         """
         depths, masks = tree_shape(parents, self._masks)
         base, old = len(self._sequence), len(self._masks)
@@ -75,14 +80,18 @@ class DraftModel:
         rows = np.array(token_ids, np.int32), np.asarray(hidden, np.float32), base + depths, slots
         out = self._library.draft_step(*rows, *tree, self._pools)
         self._masks = [*self._masks, *masks]
-        return out
+        return self._proposed(*out)
 
-    def _extend(self, tokens: np.ndarray, features: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """One chunk of rows from `start` on; logits and hidden state of its last row."""
+    def _proposed(self, ids: np.ndarray, values: np.ndarray, hidden: np.ndarray) -> Proposed:
+        return Proposed(self._library.draft_ids[ids], values, hidden)
+
+    def _extend(self, tokens: np.ndarray, features: np.ndarray, start: int) -> Proposed:
+        """One chunk of rows from `start` on; what its last row proposes."""
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
         last = np.array([len(tokens) - 1], np.int32)
         slots = positions - self._first
-        return self._library.draft_extend(tokens, features, positions, slots, self._table, last, self._pools)
+        out = self._library.draft_extend(tokens, features, positions, slots, self._table, last, self._pools)
+        return self._proposed(*out)
 
     @property
     def _table(self) -> np.ndarray:

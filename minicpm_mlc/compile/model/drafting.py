@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.relax.frontend.nn import Tensor, spec
+from tvm.relax.frontend.nn import Tensor, op, spec
 
 from ...ops.weight_format import WeightFormat
 from ...targets.cpu import CpuKernels
@@ -29,6 +29,7 @@ class DraftingMiniCPM(MiniCPM):
         if draft.own_head:
             self.draft_head = Linear(kernels, draft.vocab_size, draft.hidden_size, head_fmt, scale=draft.logit_scale)
         self.join = kernels.concat(config.hidden_size, 3)
+        self.top_k = kernels.top_k(draft.vocab_size, draft.top_k)
 
     def features(self, states: list[Tensor]) -> list[Tensor]:
         """f32[n, F]: the residual stream that enters three layers, or the last norm's output."""
@@ -37,26 +38,28 @@ class DraftingMiniCPM(MiniCPM):
         parts = [states[i] for i in self.draft_config.feature_layers]
         return [call(self.join, "concat", parts, (parts[0].shape[0], self.draft_config.feature_width))]
 
-    def draft_extend(self, token_ids, features, positions, slots, page_table, logit_rows, pools) -> tuple[Tensor, Tensor]:
-        """Rows of one sequence, each the base's features and the token that follows -> draft logits and hidden states
-        f32[m, hidden] of the rows that `logit_rows` names."""
+    def draft_extend(self, token_ids, features, positions, slots, page_table, logit_rows, pools) -> Any:
+        """Rows of one sequence, each the base's features and the token that follows -> the likeliest tokens i32[m, k] of
+        the head's vocabulary, their log-probabilities f32[m, k] and hidden states f32[m, hidden] of the rows that
+        `logit_rows` names."""
         batch = self.batch(positions, slots, page_table)
         x = self.draft(self.embedded(token_ids), self.draft.entering(features), pools, batch)
         x = call(self.gather, "gather_rows", [x, logit_rows], (logit_rows.shape[0], self.config.hidden_size))
-        return self.draft_logits(x), x
+        return *self.proposed(x), x
 
-    def draft_step(
-        self, token_ids, hidden, positions, slots, base, page_table, ancestors, pools
-    ) -> tuple[Tensor, Tensor]:
-        """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it and its token ->
-        draft logits f32[n, padded draft vocab] and hidden states f32[n, hidden]."""
+    def draft_step(self, token_ids, hidden, positions, slots, base, page_table, ancestors, pools) -> Any:
+        """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it and its token -> the
+        same of all n nodes."""
         batch = self.batch(positions, slots, page_table, tree=(base, ancestors))
         x = self.draft(self.embedded(token_ids), hidden, pools, batch)
-        return self.draft_logits(x), x
+        return *self.proposed(x), x
 
-    def draft_logits(self, hidden: Tensor) -> Tensor:
-        x = self.draft.before_head(hidden)
-        return self.draft_head(x) if self.draft_config.own_head else self.to_vocabulary(x)
+    def proposed(self, hidden: Tensor) -> Any:
+        """The likeliest tokens after each row, the likeliest first, and their log-probabilities."""
+        x, shape = self.draft.before_head(hidden), (hidden.shape[0], self.draft_config.top_k)
+        logits = self.draft_head(x) if self.draft_config.own_head else self.to_vocabulary(x)
+        outputs = [Tensor.placeholder(shape, dtype) for dtype in ("int32", "float32")]
+        return op.tensor_ir_op(self.top_k, "top_k", [logits], outputs)
 
     def call_specs(self) -> dict[str, Any]:
         pools = pool_specs(self.draft_config, self.kv_dtype)

@@ -10,12 +10,13 @@ from .tree import Draft
 
 MAX_DEPTH = 16
 KEEP = 0.9  # weight of the past in a moving average
+HICCUP = 3.0  # times what is expected
 SLOPE = 0.1  # of a decode step: what a row more costs as long as only one width was measured
 
 
 @dataclass
 class Average:
-    """A moving average of seconds; a sample counts at most three times the average, so that no hiccup decides."""
+    """A moving average of seconds; a sample counts at most HICCUP times the average, so that no hiccup decides."""
 
     value: float = 0.0
     samples: int = 0
@@ -23,7 +24,7 @@ class Average:
     def add(self, sample: float) -> None:
         self.samples += 1
         keep = min(KEEP, 1 - 1 / self.samples)
-        highest = 3 * self.value if self.value else sample
+        highest = HICCUP * self.value if self.value else sample
         self.value = keep * self.value + (1 - keep) * min(sample, highest)
 
 
@@ -34,8 +35,15 @@ class Costs:
     decode: Average = field(default_factory=Average)
     _verify: dict[int, Average] = field(default_factory=dict)
 
-    def verified(self, nodes: int, seconds: float) -> None:
+    def verified(self, nodes: int, seconds: float) -> float:
+        """Counts a sample, and returns it; the first one of a size may be three times what was expected, and is cut there.
+
+        A library takes memory when a size is new, and a draft must not look bad for that.
+        """
+        if nodes not in self._verify and self.decode.samples:
+            seconds = min(seconds, HICCUP * float(self.verify(np.array([nodes]))[0]))
         self._verify.setdefault(nodes, Average()).add(seconds)
+        return seconds
 
     def verify(self, nodes: np.ndarray) -> np.ndarray:
         """Seconds to verify trees of that many nodes each: measured, between two measured ones, or beyond them."""
@@ -55,10 +63,12 @@ class Acceptance:
         self._accepted = prior ** np.arange(MAX_DEPTH + 1)
         self._said = np.ones(MAX_DEPTH + 1)
         self._drafted = np.zeros(MAX_DEPTH + 1)
+        self._prior = 1.0  # the weight that the prior has left
 
     def add(self, draft: Draft, accepted: int) -> None:
         """A tree was verified and followed `accepted` levels down."""
         said = np.bincount(draft.tree.depths, draft.reach)
+        self._prior *= KEEP
         for total, sample in ((self._said, said), (self._accepted, np.arange(len(said)) <= accepted), (self._drafted, 1)):
             total *= KEEP
             total[: len(said)] += sample
@@ -75,7 +85,7 @@ class Acceptance:
 
     def survival(self) -> np.ndarray:
         """The share of drafts that were accepted down to each depth, float64 [MAX_DEPTH + 1]."""
-        shares = np.minimum(self._accepted / np.maximum(self._drafted, 1), 1.0)
+        shares = np.minimum(self._accepted / (self._drafted + self._prior), 1.0)
         return np.minimum.accumulate(self._continued(shares))
 
     def _continued(self, values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import BundleError
 from ..cached_model import CachedModel
-from .expand import expand
+from .expand import Guesses, best_tokens, expand
 from .tree import Draft
 
 
@@ -34,11 +34,16 @@ class ModelDrafter:
         tokens = history.tolist()
         self._model.sequence.reuse(tokens[:-1])
         logits = [rows for _, rows in self._model.prefill(tokens[len(self._model) :], self._chunk)][-1][-1]
-        step = self._chain if top_k == 1 else _TreeWalk(self._model).step
-        return expand(tokens[-1], logits, step, min(depth, 1 + room // top_k), top_k, floor)
+        logits_after = self._chain if top_k == 1 else _TreeWalk(self._model).step
 
-    def _chain(self, token_ids: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return self._model.decode(int(token_ids[0]))[None]
+        def step(token_ids: list[int], rows: list[int]) -> Guesses:
+            return best_tokens(logits_after(token_ids, rows), top_k)
+
+        after = best_tokens(logits[None], top_k)
+        return expand(tokens[-1], after, step, min(depth, 1 + room // top_k), top_k, floor)
+
+    def _chain(self, token_ids: list[int], _: list[int]) -> np.ndarray:
+        return self._model.decode(token_ids[0])[None]
 
 
 class _TreeWalk:
@@ -50,12 +55,12 @@ class _TreeWalk:
         self._parents: list[int] = []
         self._level = 0  # nodes of the level before
 
-    def step(self, token_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def step(self, token_ids: list[int], rows: list[int]) -> np.ndarray:
         """Logits after each token of a level, `rows` the nodes of the level before that they follow."""
         n = len(token_ids)
         first = len(self._tokens) - self._level
-        self._parents += (first + rows).tolist() if self._tokens else [-1] * n
-        self._tokens += token_ids.tolist()
+        self._parents += [first + row for row in rows] if self._tokens else [-1] * n
+        self._tokens += token_ids
         self._level = n
         return self._model.verify(self._tokens, self._parents)[0][-n:]
 

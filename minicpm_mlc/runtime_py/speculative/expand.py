@@ -3,49 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 
 import numpy as np
 
 from .tree import Draft, Tree
 
-# (tokens of the beam, the row of the previous call that each came from) -> logits float32 [beam, vocab] after each
-Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# of n rows each, the likeliest first: (log-probabilities [n, k], tokens [n, k])
+Guesses = tuple[np.ndarray, np.ndarray]
+# (tokens of the beam, the row of the previous call that each came from) -> what comes after each
+Step = Callable[[list[int], list[int]], Guesses]
 
 BLOCKS = 32  # of columns; a group has one column of each
 
 
-def expand(
-    root: int, logits: np.ndarray, step: Step, depth: int, top_k: int, floor: float = 0.0, ids: np.ndarray | None = None
-) -> Draft:
+def expand(root: int, after: Guesses, step: Step, depth: int, top_k: int, floor: float = 0.0) -> Draft:
     """The tree of all tokens considered, likeliest first; the drafter's probabilities multiply along a path.
 
-    `logits` float32 [vocab] are those after the root. Each level extends the `top_k` likeliest nodes of the level
-    before by `top_k` tokens each. It ends at `depth`, or where no node of a level reaches the probability `floor`.
+    `after` is what comes after the root, one row. Each level extends the `top_k` likeliest nodes of the level before by
+    `top_k` tokens each, of as many guesses as there are. It ends at `depth`, or where no node of a level reaches the
+    probability `floor`.
     """
-    top_k = min(top_k, len(logits))
-    values, tokens = (part[0] for part in best_tokens(logits[None], top_k, ids))
-    levels = [(tokens, values, np.zeros(len(tokens), np.int64))]
-    beam, first = np.arange(len(tokens)), 1  # the beam within its level, and that level's first node
-    while len(levels) < depth and values[beam[0]] >= np.log(max(floor, 1e-30)):
-        new_values, new_tokens = best_tokens(step(tokens[beam], beam // top_k), top_k, ids)
-        parents = np.repeat(first + beam, top_k)
-        first += len(tokens)
-        values, tokens = (values[beam, None] + new_values).ravel(), new_tokens.ravel()
-        levels.append((tokens, values, parents))
-        beam = np.argsort(-values, kind="stable")[:top_k]
-    return _as_draft(root, *(np.concatenate(part) for part in zip(*levels, strict=True)))
+    values, tokens = (part[0, :top_k].tolist() for part in after)
+    top_k = len(tokens)
+    parents, levels, first = [0] * top_k, 1, 1  # nodes are numbered from 1, the root is 0; `first` of the last level
+    beam = list(range(1, top_k + 1))
+    while levels < depth and values[beam[0] - 1] >= log(max(floor, 1e-30)):
+        guesses = step([tokens[node - 1] for node in beam], [(node - first) // top_k for node in beam])
+        first, levels = len(tokens) + 1, levels + 1
+        for node, more, after_node in zip(beam, *(part[:, :top_k].tolist() for part in guesses), strict=True):
+            values += [values[node - 1] + value for value in more]
+            tokens += after_node
+            parents += [node] * top_k
+        beam = _likeliest(values, first)[:top_k]
+    order = _likeliest(values)
+    place = dict(zip([0, *order], range(len(order) + 1), strict=True))
+    tree = Tree([root, *(tokens[node - 1] for node in order)], [-1, *(place[parents[node - 1]] for node in order)])
+    return Draft(tree, np.exp([0.0, *(values[node - 1] for node in order)]), levels=levels)
 
 
-def _as_draft(root: int, tokens: np.ndarray, values: np.ndarray, parents: np.ndarray) -> Draft:
-    order = np.argsort(-values, kind="stable")
-    place = np.zeros(len(tokens) + 1, np.int64)
-    place[1 + order] = np.arange(1, len(tokens) + 1)
-    tree = Tree([root, *tokens[order].tolist()], [-1, *place[parents[order]].tolist()])
-    return Draft(tree, np.exp(np.concatenate([[0.0], values[order]])))
+def _likeliest(values: list[float], first: int = 1) -> list[int]:
+    """Nodes from `first` on by falling value, ties to the lower number; node 1 has the first value."""
+    return sorted(range(first, len(values) + 1), key=lambda node: values[node - 1], reverse=True)
 
 
-def best_tokens(logits: np.ndarray, k: int, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of logits [n, vocab], descending: (log-probabilities float64, ids) [n, k].
+def best_tokens(logits: np.ndarray, k: int) -> Guesses:
+    """The k largest of logits [n, vocab], descending; log-probabilities in float64.
 
     The k largest lie in the k groups of columns with the largest maxima, so that only those are sorted.
     """
@@ -67,5 +70,4 @@ def best_tokens(logits: np.ndarray, k: int, ids: np.ndarray | None = None) -> tu
     weights = logits - top
     total = np.log(np.exp(weights, out=weights).sum(1, keepdims=True))
     values = found[rows, order].astype(np.float64) - top - total
-    tokens = columns[rows, order]
-    return values, tokens if ids is None else ids[tokens]
+    return values, columns[rows, order]

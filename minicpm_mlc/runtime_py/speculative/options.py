@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import SamplingError
+from ...manifest import MAX_DRAFT_TOP_K
 from ..sampler import check_count
 from ..token_tree import MAX_NODES
 from .costs import MAX_DEPTH
 
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")
-MAX_TOP_K = 16
-_LIMITS = {"tree_size": MAX_NODES, "draft_depth": MAX_DEPTH, "draft_top_k": MAX_TOP_K}
+_LIMITS = {"tree_size": MAX_NODES, "draft_depth": MAX_DEPTH, "draft_top_k": MAX_DRAFT_TOP_K}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ All times come from outside, so that the policy can be tested on a clock of its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,10 @@ from .costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
 from .options import Speculation
 from .tree import Draft
 
-SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost
+SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost in the long run
+EARLY = 0.05  # what it may cost at first
+MOST = 4  # decode steps that one try is believed to have lost; what took longer was slow for being first
+SELDOM = 0.001  # what it may cost where even drafts that were accepted whole would not pay
 FREE = 0.003  # of a decode step: a drafter that loses no more is asked at every token
 SWITCH = 1.1  # one drafter is left for another that is this times as fast
 MIN_GAIN = 1.02  # a tree must be expected to be this times as fast as decoding
@@ -23,12 +26,15 @@ REFRESH = 64  # rounds after which a plain step is measured again
 PRIORS = {"ngram": (0.3, 0.5, 0.7, 0.85)}  # by kind of draft; a model's own chances are believed
 TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}
 SIZES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
-EXPLORE = 4  # nodes
+EXPLORE = 4  # nodes of a tree that is not expected to pay
+TRY_DEPTH = 2  # levels of a drafter that has not paid yet
+RECHOOSE = 4  # rounds after which the best depth is chosen anew
+FOLLOW = 128  # tokens that a drafter has seen, at least, before it is asked again
 
 
 @dataclass
 class Backoff:
-    """When to try again what did not pay: after waits that double, until trying costs SHARE of the time."""
+    """When to try again what did not pay: after waits that double, until trying costs a small share of the time."""
 
     wait: int = 1
     waited: int = 0
@@ -38,10 +44,10 @@ class Backoff:
         self.waited += 1
         return self.waited >= self.wait
 
-    def lost(self, seconds: float, decode_seconds: float) -> None:
-        """A try cost `seconds` more than plain decoding would have."""
-        enough = seconds / (SHARE * decode_seconds)
-        self.wait, self.waited = max(1, min(2 * self.wait, round(enough))), 0
+    def lost(self, steps: float, hopeless: bool = False) -> None:
+        """A try cost so many decode steps more than plain decoding would have."""
+        soonest, latest = (steps / SELDOM,) * 2 if hopeless else (steps / EARLY, steps / SHARE)
+        self.wait, self.waited = max(1, round(min(max(2 * self.wait, soonest), latest))), 0
 
     def won(self) -> None:
         self.wait, self.waited = 1, 0
@@ -52,11 +58,13 @@ class Arm:
     """What is known of one drafter."""
 
     gain: float = 0.0  # seconds that asking it saves, a moving average
+    asked: int = 0
     tries: Backoff = field(default_factory=Backoff)
     level: Average = field(default_factory=Average)  # seconds of drafting one level
     round: Average = field(default_factory=Average)  # seconds of one round
     tokens: Average = field(default_factory=Average)  # that a round gives
     nodes: Average = field(default_factory=Average)
+    depth: int = 0  # that pays best, chosen anew from time to time
     acceptance: dict[int, Acceptance] = field(default_factory=dict)  # by kind of draft
     checks: dict[int, Backoff] = field(default_factory=dict)  # of drafts that are not expected to pay
 
@@ -99,9 +107,22 @@ class Policy:
         self.costs = Costs()
         self.arms = {name: Arm() for name in drafters}
         self._since_decode = 0
+        self._asleep = 0
+        self._following: list[str] = []  # who must know of tokens that are slept through
+
+    def sleeps(self, options: Speculation) -> bool:
+        """Whether this token is to be decoded plainly, with nothing asked or measured; asked first, once a token."""
+        if not self._asleep or options.speculate != "auto":
+            return False
+        self._asleep -= 1
+        return True
+
+    def following(self, options: Speculation) -> Iterable[str]:
+        """Who must know of the tokens that are cached now."""
+        return self._following if self._asleep and options.speculate == "auto" else self.arms
 
     def drafters(self, options: Speculation) -> list[str]:
-        """Whom to ask at this token, in this order; asked once a token."""
+        """Whom to ask at this token, in this order; asked once a token that isn't slept through."""
         if options.speculate == "off":
             return []
         chosen_sizes = options.tree_size is not None
@@ -109,14 +130,26 @@ class Policy:
             return [options.speculate] if chosen_sizes and options.speculate != "auto" else []
         if options.speculate != "auto":
             return [options.speculate]
-        return [name for name, arm in self.arms.items() if self._worth(arm) or arm.tries.due()]
+        names = [name for name, arm in self.arms.items() if self._worth(arm) or arm.tries.due()]
+        if not names:
+            self._sleep()
+        return names
+
+    def _sleep(self) -> None:
+        """Until just before the next of the drafters is due; those that are due soon after it go on following the text."""
+        left = {name: arm.tries.wait - arm.tries.waited for name, arm in self.arms.items()}
+        self._asleep = max(0, min(left.values(), default=REFRESH) - 1)
+        self._following = [name for name, tokens in left.items() if tokens - self._asleep < FOLLOW]
+        for arm in self.arms.values():
+            arm.tries.waited += self._asleep
 
     def plan(self, name: str, options: Speculation) -> Plan:
         """How deep and how wide to draft: as asked, else what is expected to give most tokens per second."""
         arm, top_k = self.arms[name], options.draft_top_k or TOP_K[name]
         if name == "ngram":
             return Plan(options.draft_depth or MAX_DEPTH, top_k)
-        depth = min(options.draft_depth or self._best_depth(arm), 1 + MAX_NODES // top_k)
+        trying = options.speculate == "auto" and arm.gain <= 0
+        depth = min(options.draft_depth or (TRY_DEPTH if trying else self._best_depth(arm)), 1 + MAX_NODES // top_k)
         fixed = options.draft_depth is not None or not self.costs.decode.value
         return Plan(depth, top_k, 0.0 if fixed else min(0.5, arm.level.value / self.costs.decode.value))
 
@@ -153,28 +186,32 @@ class Policy:
         self.costs.decode.add(seconds)
         self._since_decode = 0
 
+    def drafted(self, name: str, draft: Draft | None, seconds: float) -> None:
+        """A drafter was asked and took so long; its draft may be verified or not."""
+        levels = draft.levels - (draft.read_seconds > 0) if draft else 0
+        if draft and levels:
+            self.arms[name].level.add((seconds - draft.read_seconds) / levels)
+
     def missed(self, name: str, seconds: float) -> None:
         """A drafter was asked for nothing."""
-        self._note_gain(self.arms[name], -seconds)
+        self._note_gain(name, -seconds)
 
     def finished(self, round: Round) -> None:
         """A tree was verified and its path committed."""
         arm, decode = self.arms[round.drafter], self.costs.decode.value
         self._since_decode += 1
-        spent = round.verify_seconds + round.other_seconds
-        self.costs.verified(len(round.draft.tree), spent)
+        spent = self.costs.verified(len(round.draft.tree), round.verify_seconds + round.other_seconds)
         self._acceptance(arm, round.drafter, round.draft.kind).add(round.draft, round.accepted)
-        if round.draft_seconds:
-            arm.level.add(round.draft_seconds / int(round.draft.tree.depths.max()))
-        arm.round.add(spent + round.draft_seconds)
+        drafting = round.draft_seconds - (round.draft.read_seconds if self._worth(arm) else 0.0)  # a text is read once
+        arm.round.add(spent + drafting)
         arm.tokens.add(round.accepted + 1)
         arm.nodes.add(len(round.draft.tree))
         if not decode:
             return
         saved = (round.accepted + 1) * decode - spent
         check = arm.checks.setdefault(round.draft.kind, Backoff())
-        check.won() if saved > 0 else check.lost(-saved, decode)
-        self._note_gain(arm, saved - round.draft_seconds)
+        check.won() if saved > 0 else check.lost(min(MOST, -saved / decode))
+        self._note_gain(round.drafter, saved - drafting)
 
     def describe(self) -> str:
         """What was decided, and the speed of each drafter that was tried against plain decoding."""
@@ -183,13 +220,25 @@ class Policy:
         on = [name for name in speeds if self._worth(self.arms[name])]
         return f"{max(on, key=lambda name: speeds[name]) if on else 'off'} ({tried or 'nothing drafted yet'})"
 
-    def _note_gain(self, arm: Arm, gain: float) -> None:
-        decode = self.costs.decode.value
+    def _note_gain(self, name: str, gain: float) -> None:
+        arm, decode = self.arms[name], self.costs.decode.value
+        gain = max(gain, -MOST * decode)
         was_good = self._worth(arm)
-        arm.gain = gain if gain > 0 and not was_good else KEEP * arm.gain + (1 - KEEP) * gain
+        arm.asked += 1
+        keep = min(KEEP, 1 - 1 / arm.asked)
+        arm.gain = gain if gain > 0 and not was_good else keep * arm.gain + (1 - keep) * gain
         if not decode:
             return
-        arm.tries.won() if self._worth(arm) else arm.tries.lost(-arm.gain, decode)
+        arm.tries.won() if self._worth(arm) else arm.tries.lost(-arm.gain / decode, self._hopeless(name))
+
+    def _hopeless(self, name: str) -> bool:
+        """Whether even chains that are accepted whole are not worth the time of a drafter that runs a model."""
+        arm = self.arms[name]
+        if name == "ngram" or arm.level.samples < 2:
+            return False
+        depths = np.arange(1, MAX_DEPTH // 2 + 1)
+        seconds = depths * arm.level.value + self.costs.verify(depths + 1)
+        return bool(((depths + 1) * self.costs.decode.value < MIN_GAIN * seconds).all())
 
     def _worth(self, arm: Arm) -> bool:
         return arm.gain >= -FREE * self.costs.decode.value
@@ -204,8 +253,11 @@ class Policy:
         """Of 1 to MAX_DEPTH / 2 levels, those with most tokens per second; before anything was measured, 4."""
         if not arm.acceptance:
             return 4
+        if arm.depth and arm.round.samples % RECHOOSE:
+            return arm.depth
         depths = np.arange(1, MAX_DEPTH // 2 + 1)
         tokens = np.cumsum(arm.acceptance[0].survival())[depths]
         seconds = depths * arm.level.value + self.costs.verify(np.array([max(2.0, arm.nodes.value)]))
-        return int(depths[np.argmax(tokens / np.maximum(seconds, 1e-9))])
+        arm.depth = int(depths[np.argmax(tokens / np.maximum(seconds, 1e-9))])
+        return arm.depth
 

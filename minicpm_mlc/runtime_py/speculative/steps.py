@@ -67,7 +67,6 @@ class Steps:
         self._left = limit or model.sequence.context
         self._walk: _Walk | None = None
         self.on_round: Callable[[Round], None] | None = None
-        self._fresh = True  # the first draft of a call reads the prompt, which says nothing about the later ones
 
     def __len__(self) -> int:
         """Tokens whose keys and values are kept, those of the path being followed among them."""
@@ -80,8 +79,9 @@ class Steps:
 
     def cached(self) -> None:
         """Tokens were appended to the model's sequence."""
-        for drafter in self._drafters.values():
-            drafter.cached(self._model)
+        if self._drafters:
+            for name in self._policy.following(self._options):
+                self._drafters[name].cached(self._model)
 
     def prefilled(self) -> None:
         """The prompt's next chunk was computed."""
@@ -135,6 +135,10 @@ class Steps:
             self._block_reads += np.bincount(blocks[blocks >= 0], minlength=len(self._block_reads))
 
     def _speculated(self, token_id: int) -> np.ndarray:
+        if self._policy.sleeps(self._options):
+            logits = self._decode(token_id)
+            self.cached()
+            return logits
         room = min(self._left, self._model.sequence.context - len(self._model))
         names = self._policy.drafters(self._options) if room > 1 else []
         walk = self._propose(names, token_id) if names else None
@@ -159,12 +163,11 @@ class Steps:
             drafted = self._clock()
             self._stats.draft_seconds += drafted - drafting
             self._stats.host_seconds += drafting - start
-            draft_seconds = 0.0 if self._fresh else drafted - drafting
-            self._fresh = False
+            self._policy.drafted(name, draft, drafted - drafting)
             cut = draft and self._policy.cut(name, draft, self._options, room)
             if cut and not (len(names) > 1 and self._policy.prefers_another(name, cut)):
-                return self._verify(name, cut, draft_seconds, self._clock() - drafted)
-            self._policy.missed(name, draft_seconds)
+                return self._verify(name, cut, drafted - drafting, self._clock() - drafted)
+            self._policy.missed(name, drafted - start)
             start = drafted
         self._stats.host_seconds += self._clock() - start
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,12 +44,15 @@ class Draft:
     """A tree and how likely its drafter holds each node to be reached.
 
     `reach` float64 [n]: the root has 1, a child at most its parent's. `kind` tells drafts of one drafter apart whose
-    chances differ, so that each kind's figures are kept on their own.
+    chances differ, so that each kind's figures are kept on their own. `levels` were drafted, more than a cut may have
+    left; `read_seconds` of the drafting went into text that the drafter had not read yet.
     """
 
     tree: Tree
     reach: np.ndarray
     kind: int = 0
+    levels: int = 1
+    read_seconds: float = 0.0
 
     def likeliest(self, size: int, reach: np.ndarray | None = None) -> Draft:
         """The draft cut to its `size` likeliest nodes, the likeliest first, ties to the lower number.
@@ -59,4 +62,4 @@ class Draft:
         nodes = np.argsort(-(self.reach if reach is None else reach), kind="stable")[:size]
         if np.array_equal(nodes, np.arange(len(self.tree))):
             return self
-        return Draft(self.tree.take(nodes.tolist()), self.reach[nodes], self.kind)
+        return replace(self, tree=self.tree.take(nodes.tolist()), reach=self.reach[nodes])
