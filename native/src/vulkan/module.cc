@@ -1,14 +1,10 @@
 // A library's Vulkan part: kernels are built for a device when they are first launched there.
-#include <tvm/ffi/extra/module.h>
-#include <tvm/ffi/function.h>
-#include <tvm/ffi/reflection/registry.h>
-
 #include <map>
-#include <memory>
 #include <mutex>
 #include <utility>
 
 #include "../common/bytes.h"
+#include "../common/module.h"
 #include "devices.h"
 
 namespace minicpm {
@@ -42,13 +38,16 @@ Artifact ReadArtifact(const ffi::Bytes& bytes) {
 
 class Kernels {
  public:
-  explicit Kernels(Artifact artifact) : artifact_(std::move(artifact)) {}
+  static constexpr const char* kKind = "vulkan";
+
+  explicit Kernels(const ffi::Bytes& bytes) : artifact_(ReadArtifact(bytes)) {}
 
   ~Kernels() {
     for (auto& [key, kernel] : built_) Devices::Global()->At(key.first).Destroy(kernel);
   }
 
-  const Artifact& artifact() const { return artifact_; }
+  const std::map<std::string, KernelInfo>& signatures() const { return artifact_.kernels; }
+  std::string source() const { return ""; }
 
   // Arguments, then the extents that the launch tags name.
   void Launch(const KernelInfo& info, const TVMFFIAny* arguments) {
@@ -105,33 +104,7 @@ class Kernels {
 
 thread_local std::vector<uint64_t> Kernels::scalars_;
 
-class Module final : public ffi::ModuleObj {
- public:
-  explicit Module(const ffi::Bytes& bytes) : bytes_(bytes), kernels_(std::make_shared<Kernels>(ReadArtifact(bytes))) {}
-
-  const char* kind() const final { return "vulkan"; }
-  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
-  ffi::Bytes SaveToBytes() const final { return bytes_; }
-
-  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
-    auto found = kernels_->artifact().kernels.find(std::string(name));
-    if (found == kernels_->artifact().kernels.end()) return std::nullopt;
-    return ffi::Function::FromPacked([kernels = kernels_, info = found->second](ffi::PackedArgs args, ffi::Any*) {
-      kernels->Launch(info, reinterpret_cast<const TVMFFIAny*>(args.data()));
-    });
-  }
-
- private:
-  ffi::Bytes bytes_;
-  std::shared_ptr<Kernels> kernels_;
-};
-
-TVM_FFI_STATIC_INIT_BLOCK() {
-  if (ffi::Function::GetGlobal("ffi.Module.load_from_bytes.vulkan").has_value()) return;
-  ffi::reflection::GlobalDef().def("ffi.Module.load_from_bytes.vulkan", [](const ffi::Bytes& bytes) {
-    return ffi::Module(ffi::make_object<Module>(bytes));
-  });
-}
+TVM_FFI_STATIC_INIT_BLOCK() { DeviceModule<Kernels>::Register(); }
 
 }  // namespace
 }  // namespace vulkan
