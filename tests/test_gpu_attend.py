@@ -1,4 +1,4 @@
-"""GPU attention on an OpenCL device against its definitions: dense, over blocks, of token trees; and block selection."""
+"""GPU attention on an OpenCL device where the operator grid doesn't go: unwritten slots, extremes, ties, long contexts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from tree_cases import make_tree
 from minicpm_mlc.ops.attend import attend_definition
 from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.gpu import attend, score
-from minicpm_mlc.ops.gpu.rope import segment_means
+from minicpm_mlc.ops.gpu import attend, score, select
 from minicpm_mlc.ops.path_means import path_means_definition
 from minicpm_mlc.ops.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.score_tree import score_tree_definition
-from minicpm_mlc.ops.segment_means import segment_means_definition
 from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 pytestmark = needs_opencl
@@ -29,7 +27,6 @@ DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have 
     (2, 2, 96, "float32", 0),
     (3, 1, 64, "float16", 0),
     (16, 2, 64, "float32", 0),
-    (16, 1, 128, "float16", 0),
 ]
 FAMILIES = [  # groups of 16, 4 and 1
     Family(32, 2, 128, "float16", 0),
@@ -46,16 +43,14 @@ def dense(kind: str, family: tuple):
 @cache
 def sparse(operator: str, family: Family, batched: bool = False):
     heads, budget = family.heads, family.budget
-    if operator == "means":
-        return compiled(segment_means(*heads[1:], family.kv_dtype, batched))
     if operator == "score":
         return compiled(score.score_blocks(*heads, batched))
     if operator == "select":
-        return compiled(score.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks))
+        return compiled(select.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks))
     return compiled(attend.attend_blocks(*heads, family.kv_dtype, budget.blocks, batched))
 
 
-@pytest.mark.parametrize("family", DENSE, ids=str)
+@pytest.mark.parametrize("family", DENSE[:2], ids=str)
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
 def test_dense_attention_never_reads_unwritten_slots(kind: str, family: tuple):
     for n, context in [(1, 1), (2, 15), (1, 64), (7, 65), (3, 200), (2, 1000)]:
@@ -74,7 +69,7 @@ def test_scores_far_apart_stay_finite():
 
 
 @pytest.mark.parametrize("base,nodes", [(1, 3), (63, 8), (64, 33), (200, 64), (1000, 16)])
-@pytest.mark.parametrize("family", DENSE[:3], ids=str)
+@pytest.mark.parametrize("family", DENSE[1:3], ids=str)
 def test_tree_rows_see_their_ancestors(family: tuple, base: int, nodes: int):
     tree = make_tree(base, nodes, seed=0)
     q, k_pages, v_pages, table, _ = make_case("prefill", family, nodes, base + nodes)
@@ -82,18 +77,6 @@ def test_tree_rows_see_their_ancestors(family: tuple, base: int, nodes: int):
     out = np.full((nodes, family[0] * family[2]), np.nan, np.float32)
     dense("tree", family)(*case, out)
     assert nmse(out, attend_tree_definition(*case)) < 1e-11
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
-@pytest.mark.parametrize("batched", [False, True], ids=["prefill", "decode"])
-def test_means(family: Family, batched: bool):
-    sequence = make_sequence("random", family, 256)
-    page_tables = sequence.page_table.reshape(2, 2) if batched else sequence.page_table[None]
-    slots = np.array([79, 31] if batched else [14, 15, 16, 63, 255], np.int32)
-    means, expected = np.zeros((2, *sequence.k_means.shape), np.float32)
-    sparse("means", family, batched)(slots, page_tables, sequence.k_pages, means)
-    segment_means_definition(slots, page_tables, sequence.k_pages, expected)
-    np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +114,7 @@ def test_selection_gives_ties_to_the_lower_block(values: list[float]):
 
 
 @pytest.mark.parametrize("base,nodes", [(30, 20), (127, 2), (192, 64), (1009, 16), (1340, 60)])
-@pytest.mark.parametrize("family", FAMILIES[1:], ids=str)
+@pytest.mark.parametrize("family", FAMILIES[1:2], ids=str)
 def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: int, nodes: int):
     tree, budget = make_tree(base, nodes, seed=1, deep=True), family.budget
     sequence = make_sequence("random", family, base + nodes)

@@ -39,7 +39,7 @@ class GpuKernels:
         return _build("score", "path_means", *shape)
 
     def select_blocks(self, *shape: Any) -> Any:
-        return _build("score", "select_blocks", *shape)
+        return _build("select", "select_blocks", *shape)
 
     def segment_means(self, *shape: Any, **options: Any) -> Any:
         return _build("rope", "segment_means", *shape, **options)
@@ -59,11 +59,23 @@ class GpuKernels:
     def gather_rows(self, *shape: Any) -> Any:
         return _build("rows", "gather_rows", *shape)
 
+    def concat(self, *shape: Any) -> Any:
+        return _build("rows", "concat", *shape)
+
+    def repeat_row(self, *shape: Any) -> Any:
+        return _build("rows", "repeat_row", *shape)
+
+    def top_k(self, *shape: Any) -> Any:
+        return _build("top_k", "top_k", *shape)
+
     def rms_norm(self, *shape: Any) -> Any:
         return _build("rows", "rms_norm", *shape)
 
     def swiglu(self, *shape: Any) -> Any:
         return _build("rows", "swiglu", *shape)
+
+    def read_peak(self) -> Any:
+        return _build("peak", "read_peak")
 
     def linear(self, *shape: Any, **options: Any) -> Any:
         return _build("linear", "linear", *shape, **options)

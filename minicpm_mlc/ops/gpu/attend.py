@@ -17,8 +17,9 @@ from tvm.script import tirx as T
 from minicpm_mlc.ops.attend_page import LOWEST
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
-from minicpm_mlc.ops.gpu.rope import pool_arguments
+from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
+from minicpm_mlc.ops.kv_format import KEYS, VALUES
 from minicpm_mlc.ops.rope import PAGE_SIZE
 from minicpm_mlc.ops.tree import MASK_WORDS
 
@@ -30,7 +31,7 @@ Visit = Callable[[Any], None]  # of a page's number in the sequence, or -1
 
 @dataclass(frozen=True)
 class Heads:
-    """What one workgroup does: thread t takes component t % head_dim of every `abreast`-th head of the group."""
+    """What a workgroup does: its threads score tokens by their keys, then sum one component of every `abreast`-th value."""
 
     num_heads: int
     num_kv_heads: int
@@ -50,8 +51,16 @@ class Heads:
         return max(PAGE_SIZE, self.abreast * self.head_dim)
 
     @property
+    def parts(self) -> int:
+        """Threads that share a head's scores of a page."""
+        return max(1, min(PAGE_SIZE, self.threads // self.group))
+
+    @property
     def pools(self) -> dict[str, tuple]:
         return pool_arguments(self.num_kv_heads, self.head_dim, self.kv_dtype)
+
+    def opened(self, k_pages: Any, v_pages: Any) -> Pools:
+        return Pools(self.kv_dtype, self.head_dim, k_pages, v_pages)
 
     @property
     def query(self) -> tuple:
@@ -65,13 +74,13 @@ class Heads:
 class Fold:
     """The state of one workgroup: queries, each head's maximum, sum and output, over the pages seen so far."""
 
-    def __init__(self, heads: Heads, pools: tuple[Any, Any], q: Any, row: Any, kv_head: Any, thread: Any) -> None:
+    def __init__(self, heads: Heads, pools: Pools, q: Any, row: Any, kv_head: Any, thread: Any) -> None:
         self.heads, self.pools, self.kv_head, self.thread = heads, pools, kv_head, thread
         group, d = heads.group, heads.head_dim
         self.queries, self.scores = shared((group * d,)), shared((group * PAGE_SIZE,))
         self.maxima, self.sums, self.decay = (shared((group,)) for _ in range(3))
-        self.own = -(-group // heads.abreast)  # heads of one thread
-        self.output = registers(self.own, value=0.0)
+        self.partial = shared((group * heads.parts,))
+        self.output = registers(group, value=0.0)
         self.component, self.first = T.Bind(thread % d), T.Bind(thread // d)
         with strided(group * d, thread, heads.threads) as i:
             value = q[row, kv_head * group + i // d, i % d]
@@ -84,67 +93,86 @@ class Fold:
     def page(self, place: Place, count: Any) -> None:
         """Fold in a page's first `count` tokens."""
         self._score(place, count)
+        self._partial(LOWEST, lambda best, at: T.max(best, self.scores[at]), count)
         barrier()
         with T.If(self.thread < self.heads.group), T.Then():
-            self._raise_maximum(count)
+            self._raise_maximum()
         barrier()
-        with strided(self.heads.group * PAGE_SIZE, self.thread, self.heads.threads) as i:
-            with T.If(i % PAGE_SIZE < count), T.Then():
-                T.buffer_store(self.scores, T.exp(self.scores[i] - self.maxima[i // PAGE_SIZE]), [i])
+        self._partial(0.0, lambda total, at: total + self._weighed(at), count)
         barrier()
         with T.If(self.thread < self.heads.group), T.Then():
             T.buffer_store(self.sums, self.sums[self.thread] * self.decay[self.thread], [self.thread])
-            with T.serial(count) as t:
-                accumulate(self.sums, self.thread, self.scores[self.thread * PAGE_SIZE + t])
+            for part in range(self.heads.parts):
+                accumulate(self.sums, self.thread, self.partial[self.thread * self.heads.parts + part])
         self._add_values(place, count)
         barrier()
 
-    def _score(self, place: Place, count: Any) -> None:
-        """A thread takes one token and a share of the heads."""
-        d, group = self.heads.head_dim, self.heads.group
-        sets = self.heads.threads // PAGE_SIZE
-        share = -(-group // sets)
-        t, first = T.Bind(self.thread % PAGE_SIZE), T.Bind(self.thread // PAGE_SIZE * share)
-        with T.If(T.And(self.thread < sets * PAGE_SIZE, t < count)), T.Then():
-            page, offset = place(t)
-            sums = registers(share, value=0.0)
-            with T.serial(d) as i:
-                key = T.Bind(self.pools[0][page, self.kv_head, i, offset])
-                for h in range(share):
-                    accumulate(sums, h, self.queries[T.min(first + h, group - 1) * d + i] * key)
-            for h in range(share):
-                with T.If(first + h < group), T.Then():
-                    T.buffer_store(self.scores, sums[h], [(first + h) * PAGE_SIZE + t])
+    def _partial(self, start: float, fold: Callable[[Any, Any], Any], count: Any) -> None:
+        """self.partial: what each thread folds of its share of a head's scores, every parts-th; fold(so far, place)."""
+        parts, state = self.heads.parts, registers(1, value=start)
+        with T.If(self.thread < self.heads.group * parts), T.Then():
+            head, part = T.Bind(self.thread // parts), T.Bind(self.thread % parts)
+            with strided(count, part, parts) as t:
+                T.buffer_store(state, fold(state[0], T.Bind(head * PAGE_SIZE + t)), [0])
+            T.buffer_store(self.partial, state[0], [self.thread])
 
-    def _raise_maximum(self, count: Any) -> None:
+    def _weighed(self, at: Any) -> Any:
+        """The weight at a place, which replaces its score."""
+        weight = T.Bind(T.exp(self.scores[at] - self.maxima[at // PAGE_SIZE]))
+        T.buffer_store(self.scores, weight, [at])
+        return weight
+
+    def _score(self, place: Place, count: Any) -> None:
+        """A thread takes one token and a share of the components, so that a key is read once for all heads."""
+        d, group, sets = self.heads.head_dim, self.heads.group, self.heads.threads // PAGE_SIZE
+        t, part = T.Bind(self.thread % PAGE_SIZE), T.Bind(self.thread // PAGE_SIZE)
+        here, sums = T.Bind(T.And(part < sets, t < count)), registers(group, value=0.0)
+        with T.If(here), T.Then():
+            page, offset = place(t)
+            with T.serial(d * part // sets, d * (part + 1) // sets) as i:
+                key = T.Bind(self.pools.key(page, self.kv_head, i, offset))
+                for h in range(group):
+                    accumulate(sums, h, self.queries[h * d + i] * key)
+            for h in range(group):
+                T.buffer_store(sums, self.pools.scaled_by(sums[h], KEYS, page, self.kv_head, offset), [h])
+        for turn in range(sets):
+            with T.If(T.And(here, part.equal(turn))), T.Then():
+                for h in range(group):
+                    at = h * PAGE_SIZE + t
+                    T.buffer_store(self.scores, sums[h] if turn == 0 else self.scores[at] + sums[h], [at])
+            barrier()
+
+    def _raise_maximum(self) -> None:
         best = registers(1)
         T.buffer_store(best, self.maxima[self.thread], [0])
-        with T.serial(count) as t:
-            T.buffer_store(best, T.max(best[0], self.scores[self.thread * PAGE_SIZE + t]), [0])
+        for part in range(self.heads.parts):
+            T.buffer_store(best, T.max(best[0], self.partial[self.thread * self.heads.parts + part]), [0])
         T.buffer_store(self.decay, T.exp(self.maxima[self.thread] - best[0]), [self.thread])
         T.buffer_store(self.maxima, best[0], [self.thread])
 
     def _add_values(self, place: Place, count: Any) -> None:
-        with T.If(self.thread < self.heads.abreast * self.heads.head_dim), T.Then():
-            for i in range(self.own):
-                T.buffer_store(self.output, self.output[i] * self.decay[self._head(i)], [i])
-            with T.serial(count) as t:
+        """A thread takes one component and every abreast-th token, so that a value is read once for all heads."""
+        with T.If(self.first < self.heads.abreast), T.Then():
+            for h in range(self.heads.group):
+                T.buffer_store(self.output, self.output[h] * self.decay[h], [h])
+            with strided(count, self.first, self.heads.abreast) as t:
                 page, offset = place(t)
-                value = T.Bind(self.pools[1][page, self.kv_head, offset, self.component])
-                for i in range(self.own):
-                    accumulate(self.output, i, self.scores[self._head(i) * PAGE_SIZE + t] * value)
-
-    def _head(self, i: int) -> Any:
-        """The thread's i-th head; the last one where there are fewer."""
-        return T.min(self.first + i * self.heads.abreast, self.heads.group - 1)
+                value = self.pools.value(page, self.kv_head, self.component, offset)
+                value = T.Bind(self.pools.scaled_by(value, VALUES, page, self.kv_head, offset))
+                for h in range(self.heads.group):
+                    accumulate(self.output, h, self.scores[h * PAGE_SIZE + t] * value)
 
     def each_output(self, write: Callable[[Any, Any, Any], None]) -> None:
         """write(head of the group, component, value before the division by the sum) for what this thread has."""
-        with T.If(self.thread < self.heads.abreast * self.heads.head_dim), T.Then():
-            for i in range(self.own):
-                head = T.Bind(self.first + i * self.heads.abreast)
-                with T.If(head < self.heads.group), T.Then():
-                    write(head, self.component, self.output[i])
+        d, whole = self.heads.head_dim, self.queries  # not needed any more
+        for turn in range(self.heads.abreast):
+            with T.If(self.first.equal(turn)), T.Then():
+                for h in range(self.heads.group):
+                    at = T.Bind(h * d + self.component)
+                    T.buffer_store(whole, self.output[h] if turn == 0 else whole[at] + self.output[h], [at])
+            barrier()
+        with strided(self.heads.group * d, self.thread, self.heads.threads) as i:
+            write(T.Bind(i // d), T.Bind(i % d), whole[i])
 
 
 @dataclass(frozen=True)
@@ -155,7 +183,7 @@ class Call:
     heads: Heads
     n: Any
     q: Any
-    pools: tuple[Any, Any]
+    pools: Pools
     out: Any
     sequence: Callable[[Any, Any], Sequence]
     visit: Callable[[Any, Any, Sequence, Any, Any, Visit], None]
@@ -192,8 +220,9 @@ class Call:
         maxima = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
         sums = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
         with workgroups(splits * self.n * heads.num_kv_heads, heads.threads) as (group, thread):
-            kv_head, row = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads % self.n)
-            split = T.Bind(group // (self.n * heads.num_kv_heads))
+            kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
+            n = T.Bind(T.Cast("int32", self.n))
+            row, split = T.Bind(rest % n), T.Bind(rest // n)
             fold = self.fold(row, kv_head, thread, split, splits)
             first = T.Bind(kv_head * heads.group)
             fold.each_output(lambda head, i, value: T.buffer_store(outputs, value, [split, row, first + head, i]))
@@ -261,7 +290,7 @@ def _attend_rows(heads: Heads, batched: bool, budget: int | None = None) -> Any:
     def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_tables: Any, slots: Any, *rest: Any) -> None:
         *selected, out = rest
         call = Call(
-            heads, dims.n, q, (k_pages, v_pages), out,
+            heads, dims.n, q, heads.opened(k_pages, v_pages), out,
             sequence=lambda row, thread: Paged(page_tables, row if batched else 0, slots, row),
             visit=partial(selected_pages, *selected) if selected else all_pages,
         )  # fmt: skip
@@ -288,7 +317,7 @@ def _attend_paths(heads: Heads, budget: int | None = None) -> Any:
     def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_table: Any, base: Any, ancestors: Any, *rest: Any) -> None:
         *selected, out = rest
         call = Call(
-            heads, dims.n, q, (k_pages, v_pages), out,
+            heads, dims.n, q, heads.opened(k_pages, v_pages), out,
             sequence=lambda row, thread: Path(page_table, base, ancestors, row, thread),
             visit=partial(selected_pages, *selected) if selected else all_pages,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""float16 values in memory, read and written as their bits: many GPUs' compilers take no other float16."""
+"""float16 and bfloat16 values in memory, read and written as their bits: many GPUs' compilers take no others."""
 
 from __future__ import annotations
 
@@ -60,6 +60,18 @@ def from_float(value: Any) -> Any:
     half = T.Select(size < 0x38800000, subnormal, T.Select(size < 0x47800000, normal, special))
     sign = T.bitwise_and(T.shift_right(bits, 16), 0x8000)
     return T.Cast("uint16", T.bitwise_or(half, sign))
+
+
+def from_bfloat16(bits: Any) -> Any:
+    """The float32 value of bfloat16 bits."""
+    return T.Bind(_float(T.shift_left(T.Cast("uint32", bits), T.uint32(16))))
+
+
+def bfloat16_bits(value: Any) -> Any:
+    """bfloat16 bits (uint16) of the nearest bfloat16, ties to even."""
+    bits = T.Bind(T.reinterpret(T.Bind(value), dtype="uint32"))
+    odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
+    return T.Cast("uint16", T.shift_right(bits + T.uint32(0x7FFF) + odd, T.uint32(16)))
 
 
 def _float(bits: Any) -> Any:

@@ -42,9 +42,12 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
 
 @contextmanager
 def workgroups(count: Any, threads: int = THREADS):
-    """`with workgroups(n) as (group, thread)`: the body is run by every thread of n workgroups."""
+    """`with workgroups(n) as (group, thread)`: the body is run by every thread of n workgroups.
+
+    Both are int32, as GPUs reckon slowly with more; only what lies in the pools may need int64 to be found.
+    """
     with T.launch_thread("blockIdx.x", count) as group, T.launch_thread("threadIdx.x", threads) as thread:
-        yield group, thread
+        yield T.Bind(T.Cast("int32", group)), thread
 
 
 @contextmanager

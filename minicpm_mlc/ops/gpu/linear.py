@@ -1,7 +1,11 @@
-"""linear: x @ W^T over packed weights. 16 threads take 16 rows of weights, the rest of a workgroup other columns."""
+"""linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them in shared tiles.
+
+Weights are unpacked as words (ops/gpu/words.py), scales are widened to float32 once for the threads that share them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
@@ -9,10 +13,14 @@ from tvm.script import tirx as T
 from minicpm_mlc.errors import CompileError
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.words import Words
 from minicpm_mlc.ops.weight_format import GROUP, LANES, WeightFormat
 
-SLICES = THREADS // LANES  # groups of columns that a workgroup multiplies side by side
-TILE_ROWS = 8  # x rows that meet a weight once it is unpacked
+FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
+CHUNK = 16  # groups of columns whose scales lie in shared memory at once
+TILE = 64  # rows of x, and of W, that a workgroup multiplies: its two tiles of 32 columns fill 16 KiB
+TILE_BLOCKS = TILE // LANES
+DOWN = THREADS // LANES  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
 
 
 def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
@@ -28,38 +36,9 @@ def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: 
 
     def emit(dims: Any, x: Any, w: Any, s: Any, *rest: Any) -> None:
         *added, out = rest
-
-        def tile(rows: int) -> None:
-            with workgroups((dims.m + rows - 1) // rows * blocks) as (group, thread):
-                multiply(group // blocks * rows, rows, T.Bind(group % blocks), thread)
-
-        def multiply(first: Any, rows: int, block: Any, thread: Any) -> None:
-            lane, part = T.Bind(thread % LANES), T.Bind(thread // LANES)
-            at = [T.Bind(T.min(first + r, dims.m - 1)) for r in range(rows)]  # the last row fills the tile up
-            sums = registers(rows, value=0.0)
-            with strided(k // GROUP, part, SLICES) as g, T.serial(GROUP // 2) as j:
-                for half, weight in enumerate(fmt.pair(w, block, g, j, lane, 1)):
-                    weight = T.Bind(weight * fmt.scale(s, block, g, lane, 1) if fmt.group else weight)
-                    column = T.Bind(g * GROUP + half * 16 + j)
-                    for r in range(rows):
-                        accumulate(sums, r, x[at[r], column] * weight)
-            parts = shared((SLICES * rows * LANES,))
-            for r in range(rows):
-                T.buffer_store(parts, sums[r], [(part * rows + r) * LANES + lane])
-            barrier()
-            with strided(rows * LANES, thread) as i, T.If(first + i // LANES < dims.m), T.Then():
-                write(first + i // LANES, block * LANES + i % LANES, [parts[p * rows * LANES + i] for p in range(SLICES)])
-
-        def write(row: Any, column: Any, parts: list[Any]) -> None:
-            value = sum(parts[1:], start=parts[0])
-            value = value if scale == 1.0 else value * constant(scale)
-            T.buffer_store(out, added[0][row, column] + value if added else value, [row, column])
-
-        with T.If(dims.m < TILE_ROWS // 2):
-            with T.Then():
-                tile(1)
-            with T.Else():
-                tile(TILE_ROWS)
+        m = T.Bind(T.Cast("int32", dims.m))
+        product = Product(k, blocks, scale, m, x, s, Words(fmt, w, blocks, k), added, out)
+        _each_size(product, FEW_ROWS)
 
     arguments = {
         "x": ("float32", "m", k),
@@ -69,3 +48,132 @@ def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: 
         "out": ("float32", "m", blocks * LANES),
     }
     return kernel("linear_residual" if residual else "linear", arguments, emit)
+
+
+def _each_size(product: Product, sizes: tuple[tuple[int, int], ...]) -> None:
+    """The way that fits the number of rows."""
+    if not sizes:
+        product.tiled()
+        return
+    (most, rows), *larger = sizes
+    with T.If(product.m <= most):
+        with T.Then():
+            product.streamed(rows)
+        with T.Else():
+            _each_size(product, tuple(larger))
+
+
+@dataclass(frozen=True)
+class Product:
+    """The arguments of one call."""
+
+    k: int
+    blocks: int
+    scale: float
+    m: Any
+    x: Any
+    s: Any
+    words: Words
+    added: list[Any]
+    out: Any
+
+    def streamed(self, rows: int) -> None:
+        """A workgroup takes 16 rows of W by `rows` of x; a thread every 128th word, whose rows of W are always the same."""
+        words, held = self.words, rows * self.words.rows
+        with workgroups((self.m + rows - 1) // rows * self.blocks) as (group, thread):
+            first, block = T.Bind(group // self.blocks * rows), T.Bind(group % self.blocks)
+            at = [T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)]  # the last row fills up
+            q, sums, scales = T.Bind(thread % words.across), registers(held, value=0.0), shared((CHUNK * LANES,))
+            with T.serial(-(-self.k // GROUP // CHUNK)) as chunk:
+                groups = T.Bind(T.min(self.k // GROUP - chunk * CHUNK, CHUNK))
+                self._stage_scales(scales, block, chunk, groups, thread)
+                with strided(groups * words.per_group, thread) as i:
+                    g, step = T.Bind(i // words.per_group), T.Bind(i // words.across % words.steps)
+                    columns = words.unpacked(block, T.Bind(chunk * CHUNK * words.per_group + i))
+                    for half, values in enumerate(columns):
+                        column = T.Bind((chunk * CHUNK + g) * GROUP + half * 16 + step)
+                        xs = [T.Bind(self.x[row, column]) for row in at]
+                        for lane, value in enumerate(values):
+                            weight = T.Bind(self._scaled(value, scales, g * LANES + q * words.rows + lane))
+                            for r in range(rows):
+                                accumulate(sums, r * words.rows + lane, xs[r] * weight)
+            parts = self._summed(sums, held, thread)
+            with strided(rows * LANES, thread) as i, T.If(first + i // LANES < self.m), T.Then():
+                lane = T.Bind(i % LANES)
+                place = T.Bind((i // LANES * words.rows + lane % words.rows) * THREADS + lane // words.rows)
+                self._write(first + i // LANES, block * LANES + lane, parts[place])
+
+    def _stage_scales(self, scales: Any, block: Any, chunk: Any, groups: Any, thread: Any) -> None:
+        """scales[16 g + lane] of a chunk's groups, behind barriers."""
+        if self.words.fmt.group:
+            barrier()  # the chunk before has been read
+            with strided(groups * LANES, thread) as i:
+                g = T.Bind(chunk * CHUNK + i // LANES)
+                T.buffer_store(scales, self.words.fmt.scale(self.s, block, g, i % LANES, 1), [i])
+            barrier()
+
+    def _scaled(self, value: Any, scales: Any, place: Any) -> Any:
+        return value * scales[place] if self.words.fmt.group else value
+
+    def _summed(self, sums: Any, held: int, thread: Any) -> Any:
+        """Shared memory whose places 128 i + q hold register i's sum over the threads q, q + across, ..."""
+        parts, width = shared((held * THREADS,)), THREADS
+        for i in range(held):
+            T.buffer_store(parts, sums[i], [i * THREADS + thread])
+        barrier()
+        while width > self.words.across:
+            width //= 2
+            with T.If(thread < width), T.Then():
+                for i in range(held):
+                    accumulate(parts, i * THREADS + thread, parts[i * THREADS + width + thread])
+            barrier()
+        return parts
+
+    def _write(self, row: Any, column: Any, value: Any) -> None:
+        value = value if self.scale == 1.0 else value * constant(self.scale)
+        T.buffer_store(self.out, self.added[0][row, column] + value if self.added else value, [row, column])
+
+    def tiled(self) -> None:
+        """A workgroup takes 64 rows of x by 64 of W; a thread 8 by 4 of them, which stay in registers."""
+        across = -(-self.blocks // TILE_BLOCKS)
+        with workgroups((self.m + TILE - 1) // TILE * across) as (group, thread):
+            first, block = T.Bind(group // across * TILE), T.Bind(group % across * TILE_BLOCKS)
+            lane, part, own = T.Bind(thread % LANES), T.Bind(thread // LANES), TILE // DOWN
+            sums = registers(own * TILE_BLOCKS, value=0.0)
+            left, right = shared((TILE * GROUP,)), shared((GROUP * TILE,))  # x by row, W by column
+            with T.serial(self.k // GROUP) as g:
+                self._load_x(left, first, g, thread)
+                self._load_weights(right, block, g, thread)
+                barrier()
+                with T.serial(GROUP) as i:
+                    ws = [T.Bind(right[i * TILE + b * LANES + lane]) for b in range(TILE_BLOCKS)]
+                    for r in range(own):
+                        x = T.Bind(left[(r * DOWN + part) * GROUP + i])
+                        for b, weight in enumerate(ws):
+                            accumulate(sums, r * TILE_BLOCKS + b, x * weight)
+                barrier()
+            for r in range(own):
+                row = T.Bind(first + r * DOWN + part)
+                for b in range(TILE_BLOCKS):
+                    with T.If(T.And(row < self.m, block + b < self.blocks)), T.Then():
+                        self._write(row, (block + b) * LANES + lane, sums[r * TILE_BLOCKS + b])
+
+    def _load_x(self, left: Any, first: Any, g: Any, thread: Any) -> None:
+        with strided(TILE * GROUP, thread) as i:
+            row = T.Bind(T.min(first + i // GROUP, self.m - 1))
+            T.buffer_store(left, self.x[row, g * GROUP + i % GROUP], [i])
+
+    def _load_weights(self, right: Any, first: Any, g: Any, thread: Any) -> None:
+        """A group of columns of four blocks, scaled; neighbouring threads write to different banks."""
+        words, fmt = self.words, self.words.fmt
+        with strided(TILE_BLOCKS * words.per_group, thread) as i:
+            q, b = T.Bind(i % words.across), T.Bind(i // words.across % TILE_BLOCKS)
+            step = T.Bind(i // (words.across * TILE_BLOCKS))
+            block = T.Bind(T.min(first + b, self.blocks - 1))
+            columns = words.unpacked(block, T.Bind(g * words.per_group + step * words.across + q))
+            for lane in range(words.rows):
+                row = T.Bind(q * words.rows + lane)
+                scale = fmt.scale(self.s, block, g, row, 1) if fmt.group else None
+                for half, values in enumerate(columns):
+                    value = values[lane] if scale is None else values[lane] * scale
+                    T.buffer_store(right, value, [(half * 16 + step) * TILE + b * LANES + row])

@@ -7,17 +7,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, store, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
+from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments
+from minicpm_mlc.ops.kv_format import KEYS, VALUES
 from minicpm_mlc.ops.rope import PAGE_SIZE
 from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
-
-
-def pool_arguments(num_kv_heads: int, head_dim: int, kv_dtype: str) -> dict[str, tuple]:
-    """The pools of one layer."""
-    return {
-        "k_pages": (kv_dtype, "num_pages", num_kv_heads, head_dim, PAGE_SIZE),
-        "v_pages": (kv_dtype, "num_pages", num_kv_heads, PAGE_SIZE, head_dim),
-    }
 
 
 def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
@@ -43,25 +37,38 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
     half, all_heads = head_dim // 2, num_heads + 2 * num_kv_heads
 
     def emit(dims: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, k_pages: Any, v_pages: Any, q: Any) -> None:
-        with workgroups(dims.n * all_heads) as (group, thread), strided(half, thread) as i:
+        pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
+        with workgroups(dims.n * all_heads) as (group, thread):
             row, head = T.Bind(group // all_heads), T.Bind(group % all_heads)
             page = T.Bind(T.Cast("int64", page_tables[row if batched else 0, slots[row] // PAGE_SIZE]))
             offset = T.Bind(slots[row] % PAGE_SIZE)
-            first, second = T.Bind(qkv[row, head * head_dim + i]), T.Bind(qkv[row, head * head_dim + half + i])
-            cos, sin = T.Bind(cos_sin[row, i]), T.Bind(cos_sin[row, half + i])
-            rotated = T.Bind(first * cos - second * sin), T.Bind(second * cos + first * sin)
-            with T.If(head < num_heads):
-                with T.Then():
-                    for place, value in zip((i, half + i), rotated, strict=True):
-                        T.buffer_store(q, value, [row, head, place])
-                with T.Else(), T.If(head < num_heads + num_kv_heads):
+            kv_head, rotates = T.Bind((head - num_heads) % num_kv_heads), T.Bind(head < num_heads + num_kv_heads)
+
+            def pair(i: Any) -> tuple[Any, Any]:
+                """Components i and half + i of this head, rotated unless it is a value."""
+                first, second = T.Bind(qkv[row, head * head_dim + i]), T.Bind(qkv[row, head * head_dim + half + i])
+                cos, sin = T.Bind(cos_sin[row, i]), T.Bind(cos_sin[row, half + i])
+                turned = first * cos - second * sin, second * cos + first * sin
+                return T.Bind(T.Select(rotates, turned[0], first)), T.Bind(T.Select(rotates, turned[1], second))
+
+            def write(component: Any, x: Any) -> None:
+                with T.If(head < num_heads):
                     with T.Then():
-                        for place, value in zip((i, half + i), rotated, strict=True):
-                            store(k_pages, value, [page, head - num_heads, place, offset])
-                    with T.Else():
-                        kv_head = T.Bind(head - num_heads - num_kv_heads)
-                        for place, value in zip((i, half + i), (first, second), strict=True):
-                            store(v_pages, value, [page, kv_head, offset, place])
+                        T.buffer_store(q, x, [row, head, component])
+                    with T.Else(), T.If(rotates):
+                        with T.Then():
+                            pools.put_key(page, kv_head, component, offset, x * factor)
+                        with T.Else():
+                            pools.put_value(page, kv_head, component, offset, x * factor)
+
+            factor = T.float32(1)
+            if kv_dtype == "int8":
+                scale, factor = int8_scale(pair, half, thread)
+                with T.If(T.And(thread.equal(0), head >= num_heads)), T.Then():
+                    pools.put_scale(T.Select(rotates, KEYS, VALUES), page, kv_head, offset, scale)
+            with strided(half, thread) as i:
+                for component, x in zip((i, half + i), pair(i), strict=True):
+                    write(component, x)
 
     arguments = {
         "qkv": ("float32", "n", all_heads * head_dim),
@@ -81,6 +88,7 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
     """
 
     def emit(dims: Any, slots: Any, page_tables: Any, k_pages: Any, k_means: Any) -> None:
+        pools = Pools(kv_dtype, head_dim, k_pages)
         with workgroups(dims.n * num_kv_heads) as (group, thread):
             row, head = T.Bind(group // num_kv_heads), T.Bind(group % num_kv_heads)
             slot = T.Bind(slots[row])
@@ -89,7 +97,8 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
                 segment = T.Bind(slot % PAGE_SIZE // SEGMENT_SIZE)
                 total = registers(1, value=0.0)
                 with T.serial(SEGMENT_SIZE) as t:
-                    accumulate(total, 0, k_pages[page, head, i, segment * SEGMENT_SIZE + t])
+                    offset = T.Bind(segment * SEGMENT_SIZE + t)
+                    accumulate(total, 0, pools.scaled_by(pools.key(page, head, i, offset), KEYS, page, head, offset))
                 T.buffer_store(k_means, total[0] * T.float32(1 / SEGMENT_SIZE), [page, head, segment, i])
 
     arguments = {
@@ -108,11 +117,11 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
     """
 
     def emit(_: Any, sources: Any, slots: Any, page_table: Any, k_pages: Any, v_pages: Any) -> None:
+        pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
         with workgroups(num_kv_heads) as (head, thread), strided(head_dim, thread) as i, T.serial(sources.shape[0]) as r:
-            to, at = (T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources))
-            t, s = T.Bind(slots[r] % PAGE_SIZE), T.Bind(sources[r] % PAGE_SIZE)
-            store(k_pages, k_pages[at, head, i, s], [to, head, i, t])
-            store(v_pages, v_pages[at, head, s, i], [to, head, t, i])
+            pages = [T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources)]
+            to, at = (T.Bind(x[r] % PAGE_SIZE) for x in (slots, sources))
+            pools.copy(i, head, (pages[0], to), (pages[1], at))
 
     arguments = {
         "sources": ("int32", "m"),

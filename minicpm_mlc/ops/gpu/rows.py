@@ -1,4 +1,4 @@
-"""The operators that treat each row alone: embedding, RMSNorm, SwiGLU, the pick of rows."""
+"""The operators that treat each row alone: embedding, RMSNorm, SwiGLU, rows picked, joined and repeated."""
 
 from __future__ import annotations
 
@@ -78,3 +78,26 @@ def gather_rows(hidden: int) -> Any:
 
     arguments = {"x": ("float32", "n", hidden), "rows": ("int32", "m"), "out": ("float32", "m", hidden)}
     return kernel("gather_rows", arguments, emit)
+
+
+def concat(width: int, parts: int) -> Any:
+    """PrimFunc (2 or 3 parts f32[n, width]) -> f32[n, parts * width]."""
+
+    def emit(dims: Any, *buffers: Any) -> None:
+        *sources, out = buffers
+        with workgroups(dims.n) as (row, thread), strided(width, thread) as i:
+            for part, source in enumerate(sources):
+                T.buffer_store(out, source[row, i], [row, part * width + i])
+
+    arguments = {name: ("float32", "n", width) for name in "abc"[:parts]}
+    return kernel("concat", arguments | {"out": ("float32", "n", parts * width)}, emit)
+
+
+def repeat_row(width: int) -> Any:
+    """PrimFunc (row f32[width]) -> f32[n, width]; n is the output's."""
+
+    def emit(dims: Any, row: Any, out: Any) -> None:
+        with workgroups(dims.n) as (r, thread), strided(width, thread) as i:
+            T.buffer_store(out, row[i], [r, i])
+
+    return kernel("repeat_row", {"row": ("float32", width), "out": ("float32", "n", width)}, emit)

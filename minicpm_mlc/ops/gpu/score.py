@@ -1,31 +1,27 @@
-"""InfLLM-v2's choice of blocks: scores from segment means, and the selection of the best.
+"""InfLLM-v2's scores of blocks from segment means, and the means of token trees' paths.
 
-A score takes two walks over the means, first for the log-sum-exp of the coarse windows, then for the fine ones; logits
-are computed twice instead of being kept.
+A prefill has rows enough for all workgroups: each walks its row's means twice, first for the log-sum-exp of the coarse
+windows, then for the fine ones, and computes logits twice instead of keeping them. Fewer rows: ops/gpu/score_spread.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import log, sqrt
+from math import sqrt
 from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
 from minicpm_mlc.ops.attend_page import LOWEST
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
-from minicpm_mlc.ops.gpu.rope import pool_arguments
+from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
+from minicpm_mlc.ops.gpu.score_spread import Spread
 from minicpm_mlc.ops.gpu.sequence import Path
+from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
+from minicpm_mlc.ops.kv_format import KEYS
 from minicpm_mlc.ops.rope import PAGE_SIZE
 from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.tree import MASK_WORDS, TAIL_PAGES
-
-THREADS = 64  # few, as each has its own sums of every head in shared memory
-SMALLEST = -126 * log(2)  # a head's score below this counts as 0
-
-Mean = Callable[[Any, Any], Any]  # (segment, component) -> f32
 
 
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool) -> Any:
@@ -36,13 +32,19 @@ def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool
     group = num_heads // num_kv_heads
 
     def emit(dims: Any, q: Any, k_means: Any, page_tables: Any, positions: Any, pooled: Any) -> None:
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, kv_head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
-
+        def means(row: Any, kv_head: Any) -> Mean:
             def mean(segment: Any, i: Any) -> Any:
                 return k_means[page_tables[row if batched else 0, segment // SEGMENTS], kv_head, segment % SEGMENTS, i]
 
-            Scorer(group, head_dim, q, row, kv_head, thread, mean).score(positions[row], dims.p, pooled)
+            return mean
+
+        if batched:
+            Spread(dims.n, dims.p, num_kv_heads, group, q, positions, pooled, means).emit()
+            return
+        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
+            row, kv_head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
+            scorer = Scorer(group, head_dim, q, row, kv_head, thread, means(row, kv_head))
+            scorer.score(positions[row], dims.p, pooled)
 
     arguments = {
         "q": ("float32", "n", num_heads, head_dim),
@@ -60,11 +62,9 @@ def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
 
     Row r's means from page base[0] // 64 on are path_means[r].
     """
-    group = num_heads // num_kv_heads
 
     def emit(dims: Any, q: Any, k_means: Any, path_means: Any, page_table: Any, positions: Any, base: Any, pooled: Any) -> None:
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, kv_head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
+        def means(row: Any, kv_head: Any) -> Mean:
             first = T.Bind(base[0] // PAGE_SIZE)
 
             def mean(segment: Any, i: Any) -> Any:
@@ -77,7 +77,9 @@ def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
                     path_means[row, tail, kv_head, s, i],
                 )
 
-            Scorer(group, head_dim, q, row, kv_head, thread, mean).score(positions[row], dims.p, pooled)
+            return mean
+
+        Spread(dims.n, dims.p, num_kv_heads, num_heads // num_kv_heads, q, positions, pooled, means).emit()
 
     arguments = {
         "q": ("float32", "n", num_heads, head_dim),
@@ -104,11 +106,11 @@ class Scorer:
         barrier()
 
     def score(self, position: Any, pages: Any, pooled: Any) -> None:
-        windows, coarse = (T.Bind((position + 1) // size - 1) for size in (SEGMENT_SIZE, PAGE_SIZE))
-        self._log_sum_exp(coarse)
-        seen = T.Bind(T.Select(coarse > 0, windows, 0))
+        tokens = T.Bind(position + 1)
+        self._log_sum_exp(T.Bind(tokens // PAGE_SIZE - 1))
         with strided(pages, self.thread, THREADS) as block:
-            T.buffer_store(pooled, self._best(T.Bind(T.Cast("int32", block)), seen), [self.row, self.kv_head, block])
+            best = best_window(T.Bind(T.Cast("int32", block)), tokens, self._score)
+            T.buffer_store(pooled, best, [self.row, self.kv_head, block])
 
     def _logits(self, first: Any, segments: int) -> Any:
         """Registers with every head's logit of the mean of `segments` segments from `first` on."""
@@ -143,18 +145,12 @@ class Scorer:
             T.buffer_store(self.lse, best[0] + T.log(total[0]), [self.thread])
         barrier()
 
-    def _best(self, block: Any, windows: Any) -> Any:
-        """The largest score of the five windows that touch a block; 0 where none is finished."""
-        best = registers(1, value=0.0)
-        with T.serial(SEGMENTS + 1) as j:
-            window = T.Bind(block * SEGMENTS - 1 + j)
-            with T.If(T.And(window >= 0, window < windows)), T.Then():
-                logits, score = self._logits(window, 2), registers(1, value=0.0)
-                for h in range(self.group):
-                    exponent = T.Bind(logits[h] - self.lse[h])
-                    accumulate(score, 0, T.Select(exponent < constant(SMALLEST), T.float32(0), T.exp(exponent)))
-                T.buffer_store(best, T.max(best[0], score[0]), [0])
-        return best[0]
+    def _score(self, window: Any) -> Any:
+        """The sum over the group's heads of a window of two segments."""
+        logits, score = self._logits(window, 2), registers(1, value=0.0)
+        for h in range(self.group):
+            accumulate(score, 0, score_of(T.Bind(logits[h] - self.lse[h])))
+        return score[0]
 
 
 def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
@@ -163,6 +159,7 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
     """
 
     def emit(dims: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any) -> None:
+        pools = Pools(kv_dtype, head_dim, k_pages)
         with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
             row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
             path = Path(page_table, base, ancestors, row, thread)
@@ -177,7 +174,8 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
                         place = path.page(segment // SEGMENTS)
                         with T.serial(SEGMENT_SIZE) as t:
                             page, offset = place(T.Bind(s % SEGMENTS * SEGMENT_SIZE + t))
-                            accumulate(mean, 0, k_pages[page, head, i, offset])
+                            key = pools.key(page, head, i, offset)
+                            accumulate(mean, 0, pools.scaled_by(key, KEYS, page, head, offset))
                         T.buffer_store(mean, mean[0] * T.float32(1 / SEGMENT_SIZE), [0])
                 T.buffer_store(out, mean[0], [row, s // SEGMENTS, head, s % SEGMENTS, i])
 
@@ -190,107 +188,3 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         "out": ("float32", "n", TAIL_PAGES, num_kv_heads, SEGMENTS, head_dim),
     }
     return kernel("path_means", arguments, emit)
-
-
-def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Any:
-    """PrimFunc (pooled f32[n, k, p], positions i32[n]) -> selected i32[n, k, topk + window_blocks].
-
-    Scores must not be negative. Raises CompileError where topk leaves no room for the query's own block.
-    """
-    if topk <= init_blocks:
-        raise CompileError(
-            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own block has no place"
-        )
-    budget, free = topk + window_blocks, topk - init_blocks - 1
-
-    def emit(dims: Any, pooled: Any, positions: Any, selected: Any) -> None:
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
-            own = T.Bind(positions[row] // PAGE_SIZE)
-            counts = shared((THREADS,), "int32"), shared((THREADS,), "int32")  # OpenCL wants them outside of branches
-
-            def put(place: Any, block: Any) -> None:
-                T.buffer_store(selected, block, [row, head, place])
-
-            with T.If(own < budget):
-                with T.Then(), strided(budget, thread, THREADS) as place:
-                    put(place, T.Select(place <= own, place, -1))
-                with T.Else():
-                    with strided(init_blocks, thread, THREADS) as block:
-                        put(block, block)
-                    with strided(window_blocks + 1, thread, THREADS) as block:
-                        put(init_blocks + free + block, own - window_blocks + block)
-                    if free:
-                        scores = pooled, row, head
-                        rest = Candidates(scores, counts, thread, init_blocks, T.Bind(own - window_blocks))
-                        rest.collect(free, put)
-
-    arguments = {
-        "pooled": ("float32", "n", num_kv_heads, "p"),
-        "positions": ("int32", "n"),
-        "selected": ("int32", "n", num_kv_heads, budget),
-    }
-    return kernel("select_blocks", arguments, emit)
-
-
-class Candidates:
-    """The blocks begin .. end-1 of one row and head, a run of them for each thread; scores compare as their bits do.
-
-    `scores` are the buffer, row and head, `counts` two arrays of shared memory with a number per thread.
-    """
-
-    def __init__(self, scores: tuple, counts: tuple, thread: Any, begin: int, end: Any) -> None:
-        (self.pooled, self.row, self.head), self.counts = scores, counts
-        self.thread, self.begin = thread, begin
-        run = T.Bind((end - begin + THREADS - 1) // THREADS)
-        self.first = T.Bind(T.min(begin + thread * run, end))
-        self.own = T.Bind(T.min(self.first + run, end) - self.first)
-
-    def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
-        """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the lower block."""
-        threshold = self._kth_largest(count)
-        above, ties = registers(1, "int32", 0), registers(1, "int32", 0)
-        with T.serial(self.own) as step:
-            bits = self._bits(step)
-            accumulate(above, 0, T.Select(bits > threshold, 1, 0))
-            accumulate(ties, 0, T.Select(bits.equal(threshold), 1, 0))
-        above_before, above_all = self._before(above[0], 0)
-        ties_before, _ = self._before(ties[0], 1)
-        wanted = T.Bind(count - above_all)  # ties
-        state = registers(2, "int32")  # place, ties so far
-        T.buffer_store(state, self.begin + above_before + T.min(ties_before, wanted), [0])
-        T.buffer_store(state, ties_before, [1])
-        with T.serial(self.own) as step:
-            bits = self._bits(step)
-            tie = T.Bind(bits.equal(threshold))
-            chosen = T.Bind(T.Or(bits > threshold, T.And(tie, state[1] < wanted)))
-            with T.If(chosen), T.Then():
-                put(state[0], self.first + step)
-            T.buffer_store(state, state[0] + T.Select(chosen, 1, 0), [0])
-            T.buffer_store(state, state[1] + T.Select(tie, 1, 0), [1])
-
-    def _bits(self, step: Any) -> Any:
-        return T.Bind(T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32"))
-
-    def _kth_largest(self, k: int) -> Any:
-        """Bits of the k-th largest score: the largest number that at least k scores reach."""
-        threshold = registers(1, "int32", 0)
-        with T.serial(31) as step:
-            higher = T.Bind(T.bitwise_or(threshold[0], T.shift_left(1, 30 - step)))
-            reach = registers(1, "int32", 0)
-            with T.serial(self.own) as i:
-                accumulate(reach, 0, T.Select(self._bits(i) >= higher, 1, 0))
-            _, enough = self._before(reach[0], 0)
-            T.buffer_store(threshold, T.Select(enough >= k, higher, threshold[0]), [0])
-        return T.Bind(threshold[0])
-
-    def _before(self, value: Any, which: int) -> tuple[Any, Any]:
-        """(sum over the threads before this one, over all)."""
-        counts, sums = self.counts[which], registers(2, "int32", 0)
-        T.buffer_store(counts, value, [self.thread])
-        barrier()
-        with T.serial(THREADS) as t:
-            accumulate(sums, 0, T.Select(t < self.thread, counts[t], 0))
-            accumulate(sums, 1, counts[t])
-        barrier()
-        return T.Bind(sums[0]), T.Bind(sums[1])

@@ -1,0 +1,212 @@
+"""Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the published shapes.
+
+    python bench/gpu_smoke.py make FOLDER --device cuda    where the compiler is
+    python bench/gpu_smoke.py run FOLDER                   where the GPU is; the runtime is enough
+
+What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report goes to standard output
+as Markdown; the exit status is 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicpm_mlc import Engine
+from minicpm_mlc.manifest import MANIFEST, Manifest, read_bundle
+from minicpm_mlc.params import TENSOR_CACHE
+from minicpm_mlc.runtime_py.bench import Report, bundle_traffic, run_bench
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.memory import open_memory
+from minicpm_mlc.runtime_py.verify import verify_bundle
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
+DEMO_BUNDLES: dict[str, dict[str, Any]] = {
+    "demo-w4": {"scheme": "w4", "draft": DEMO / "MiniCPM4.1-demo-Eagle3"},
+    "demo-kv-int8": {"scheme": "f32", "kv": "int8"},
+}
+QUESTIONS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think"]
+LONG, TOKENS = 700, 48  # a prompt beyond the demo's dense_len, and the tokens of an answer
+PEAK, PLAN = "peak.so", "smoke.json"
+PEAK_GROUPS, PEAK_CALLS = 2048, 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The demo bundles to check, and what is timed: models, tokens cached, of a prompt and of an answer; the bytes that are
+    read for the bandwidth."""
+
+    demos: tuple[str, ...]
+    presets: tuple[str, ...]
+    depths: tuple[int, ...]
+    prompts: tuple[int, ...]
+    new_tokens: int
+    repeats: int
+    peak_bytes: int
+
+
+SHAPES = {
+    "full": Sizes(("demo-w4", "demo-kv-int8"), ("MiniCPM4-0.5B", "MiniCPM4.1-8B"), (0, 4096), (512, 2048), 64, 3, 4 << 30),
+    "tiny": Sizes(("demo-w4",), ("tiny",), (0, 64), (16,), 4, 1, 4 << 20),
+}
+BLOCK = 1 << 24  # random numbers that are repeated
+
+
+def make(folder: Path, device: str, arch: str | None, shapes: str) -> None:
+    """Compile the demo, the shapes and the bandwidth kernel, and ask the CPU what the demo answers."""
+    from minicpm_mlc.compile import compile_model
+
+    folder.mkdir(parents=True)
+    target: dict[str, Any] = {"device": device, **({"arch": arch} if arch else {})}
+    plan: dict[str, Any] = {"device": device, "shapes": shapes, "answers": {}}
+    checkpoint = DEMO / "MiniCPM4.1-demo"
+    for name in SHAPES[shapes].demos:
+        options = DEMO_BUNDLES[name]
+        compile_model(checkpoint, folder / name, **target, **options)
+        with tempfile.TemporaryDirectory() as scratch:
+            compile_model(checkpoint, Path(scratch) / "cpu", activations="f32", **options)
+            with Engine(Path(scratch) / "cpu", context=1024) as engine:
+                plan["answers"][name] = [(ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)]
+    for preset in SHAPES[shapes].presets:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = _tiny_source(Path(scratch)) if preset == "tiny" else preset
+            compile_model(source, folder / preset, **target, random_weights=True)
+        for weights in (folder / preset).glob("params_shard_*.bin"):
+            weights.unlink()
+    _compile_peak(folder / PEAK, target)
+    (folder / PLAN).write_text(json.dumps(plan))
+
+
+def _prompts(engine: Engine) -> Iterator[list[int]]:
+    for question in QUESTIONS:
+        yield engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": question}], None).ids
+    yield np.random.default_rng(0).integers(4, 1500, LONG).tolist()
+
+
+def _tiny_source(folder: Path) -> Path:
+    from shapes import shape, write_source
+
+    sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256}
+    config = replace(shape("MiniCPM4-0.5B", layers=1), num_heads=4, num_kv_heads=2, eos_token_ids=(2,), **sizes)
+    return write_source(config, folder)
+
+
+def _compile_peak(path: Path, options: dict[str, str]) -> None:
+    import tvm
+
+    from minicpm_mlc.targets import get_target
+
+    target = get_target(**options)
+    module = tvm.IRModule({"read_peak": target.kernels.read_peak().with_attr("global_symbol", "read_peak")})
+    target.export(tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path))
+
+
+def run(folder: Path) -> Iterator[str]:
+    """Lines of the report. Raises SystemExit at its end if something is wrong."""
+    plan, wrong = json.loads((folder / PLAN).read_bytes()), []
+    for name, answers in plan["answers"].items():
+        report = verify_bundle(folder / name)
+        wrong += [f"{name}: {operator}" for operator in report.failed]
+        yield f"## {name}\n\n```\n{report.plain()}\n```\n"
+        for speculate, same in _chats(folder / name, answers):
+            yield f"- {len(answers)} answers, speculation {speculate}: {same} the CPU's"
+            wrong += [f"{name}: answers, speculation {speculate}"] * (same < len(answers))
+    sizes = SHAPES[plan["shapes"]]
+    bandwidth = _bandwidth(folder / PEAK, plan["device"], sizes.peak_bytes)
+    for preset in sizes.presets:
+        yield f"\n## {preset}\n\n{_speed(folder / preset, sizes, bandwidth).markdown()}"
+    if wrong:
+        raise SystemExit(f"wrong: {'; '.join(wrong)}")
+
+
+def _chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, int]]:
+    """(way of speculation, answers that are as expected)."""
+    with Engine(path, context=1024) as engine:
+        for speculate in ("off", "ngram", *(["eagle"] if engine.manifest.draft else [])):
+            yield speculate, sum(_greedy(engine, ids, speculate) == tokens for ids, tokens in answers)
+
+
+def _greedy(engine: Engine, ids: list[int], speculate: str) -> list[int]:
+    engine.generate(ids, max_tokens=TOKENS, temperature=0, speculate=speculate)
+    return engine.cached_tokens
+
+
+def _bandwidth(library: Path, device: str, size: int) -> float:
+    """Bytes per second of the device's memory."""
+    memory = open_memory(device)
+    read = tvm_ffi.load_module(library)["read_peak"]
+    x, out = (memory.zeros(shape, np.dtype("int32")) for shape in ((size // 4,), (PEAK_GROUPS, 128)))
+
+    def passes() -> None:
+        for _ in range(PEAK_CALLS):
+            read(x, out)
+        memory.array(out)
+
+    return PEAK_CALLS * size / min(_seconds(passes) for _ in range(3))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _speed(path: Path, sizes: Sizes, bandwidth: float) -> Report:
+    """Prefill and decode with random weights."""
+    _fill_weights(path)
+    bundle, most = read_bundle(path), max(*sizes.prompts, sizes.new_tokens)
+    m, context = bundle.manifest, max(sizes.depths) + most
+    with Engine(path, context=context) as engine:
+        measured = (sizes.depths, sizes.prompts, sizes.new_tokens, sizes.repeats)
+        rows = run_bench(engine, engine.vocab_size, bundle_traffic(bundle, engine.gears), *measured)
+    device = open_memory(m.target["device"]).name
+    return Report(m.name, m.scheme, device, 1, context, "python bench/gpu_smoke.py run FOLDER", bandwidth, rows)
+
+
+def _fill_weights(path: Path) -> None:
+    """Write the weights that `make` left out; scales and norms have ordinary sizes."""
+    rng, manifest = np.random.default_rng(0), Manifest.load(path)
+    bits = rng.integers(0, 256, BLOCK, np.uint8)
+    scales = rng.uniform(0.005, 0.02, BLOCK // 4).astype(np.float16).view(np.uint8)
+    ones = np.ones(BLOCK // 4, np.float32).view(np.uint8)
+    kinds = {"uint8": bits, "float16": scales, "float32": ones}
+    files = dict(manifest.files)
+    for shard in json.loads((path / TENSOR_CACHE).read_bytes())["records"]:
+        name = shard["dataPath"]
+        data = np.memmap(path / name, np.uint8, "w+", shape=(files[name]["bytes"],))
+        for record in shard["records"]:
+            start, block = record["byteOffset"], kinds[record["dtype"]]
+            for at in range(0, record["nbytes"], len(block)):
+                piece = block[: record["nbytes"] - at]
+                data[start + at : start + at + len(piece)] = piece
+        data.flush()
+        files[name] = files[name] | {"sha256": hashlib.sha256(data.tobytes()).hexdigest()}
+    (path / MANIFEST).write_bytes(replace(manifest, files=files).to_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["make", "run"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda", help="what to compile for")
+    parser.add_argument("--arch", help="of CUDA: sm_90, ...")
+    parser.add_argument("--shapes", choices=SHAPES, default="full")
+    arguments = parser.parse_args()
+    if arguments.step == "make":
+        return make(arguments.folder, arguments.device, arguments.arch, arguments.shapes)
+    for line in run(arguments.folder):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

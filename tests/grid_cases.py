@@ -1,0 +1,347 @@
+"""What the operator grid calls: generated shapes and data, the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from op_cases import nmse
+from sparse_cases import Family, make_queries
+from test_ops_linear import packed
+from test_ops_linear_int8 import stored, words_of
+from test_ops_rope import inv_freq
+from tree_cases import Tree, make_tree
+
+from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.manifest import KV_STORAGE
+from minicpm_mlc.ops.attend import attend_definition
+from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from minicpm_mlc.ops.concat import concat_definition
+from minicpm_mlc.ops.embed import embed_definition
+from minicpm_mlc.ops.gather import gather_rows_definition
+from minicpm_mlc.ops.infllm import Budget, all_segment_means
+from minicpm_mlc.ops.int8_dot import DOTS
+from minicpm_mlc.ops.kv_format import bfloat16_bits, key_shape, read_definition
+from minicpm_mlc.ops.linear import linear_definition
+from minicpm_mlc.ops.linear_int8 import linear_int8_definition
+from minicpm_mlc.ops.move_rows import move_rows_definition
+from minicpm_mlc.ops.norm import rms_norm_definition
+from minicpm_mlc.ops.path_means import path_means_definition
+from minicpm_mlc.ops.quantize_rows import WORDS
+from minicpm_mlc.ops.repeat_row import repeat_row_definition
+from minicpm_mlc.ops.rope import rope_angles_definition, rope_append_definition
+from minicpm_mlc.ops.score_blocks import score_blocks_definition
+from minicpm_mlc.ops.score_tree import score_tree_definition
+from minicpm_mlc.ops.segment_means import segment_means_definition
+from minicpm_mlc.ops.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.swiglu import swiglu_definition
+from minicpm_mlc.ops.top_k import top_k_definition
+from minicpm_mlc.targets import get_target
+
+ROWS = (1, 2, 3, 4, 7, 8, 9, 16, 33, 65)
+HEADS = [(4, 2, 64), (16, 1, 128)]  # heads, KV heads, head_dim: groups of 2 and 16
+BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One function: a method of the kernel sets and its arguments. `dtype`: what the table tells apart."""
+
+    operator: str
+    dtype: str
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def build(self, kernels: Any) -> Any:
+        return getattr(kernels, self.operator)(*self.arguments, **dict(self.options))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. `outcome` takes what counts from the arguments after it, the last one if nothing else is said."""
+
+    kernel: Kernel
+    arguments: list[np.ndarray]
+    expected: np.ndarray
+    allowed: float = 1e-11  # NMSE
+    outcome: Callable[[list[np.ndarray]], np.ndarray] = lambda arguments: arguments[-1]
+
+    def error(self, call: Callable[..., None]) -> float:
+        """The NMSE of a call on copies of the arguments."""
+        arguments = [array.copy() for array in self.arguments]
+        call(*arguments)
+        return nmse(self.outcome(arguments), self.expected)
+
+
+def numbers(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+
+def empty(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.full(shape, np.nan if dtype == "float32" else -9, dtype)
+
+
+def rows(rng: np.random.Generator) -> Iterator[Case]:
+    """Operators on single rows."""
+    for width in (32, 96, 1056):
+        norm, swish, gather = (Kernel(name, "f32", args) for name, args in
+                               (("rms_norm", (width, 1e-6)), ("swiglu", (width,)), ("gather_rows", (width,))))  # fmt: skip
+        pair, triple = (Kernel("concat", "f32", (width, parts)) for parts in (2, 3))
+        repeat = Kernel("repeat_row", "f32", (width,))
+        for n in rng.choice(ROWS, 6, replace=False).tolist():
+            x, weight, gate_up = numbers(rng, n, width, scale=5), numbers(rng, width), numbers(rng, n, 2 * width, scale=4)
+            yield Case(norm, [x, weight, empty(n, width)], rms_norm_definition(x, weight, 1e-6))
+            yield Case(swish, [gate_up, empty(n, width)], swiglu_definition(gate_up))
+            places = rng.integers(0, n, 5).astype(np.int32)
+            yield Case(gather, [x, places, empty(5, width)], gather_rows_definition(x, places), 0)
+            parts = [numbers(rng, n, width) for _ in range(3)]
+            yield Case(pair, [*parts[:2], empty(n, 2 * width)], concat_definition(*parts[:2]), 0)
+            yield Case(triple, [*parts, empty(n, 3 * width)], concat_definition(*parts), 0)
+            yield Case(repeat, [weight, empty(n, width)], repeat_row_definition(weight, n), 0)
+
+
+def weights(rng: np.random.Generator) -> Iterator[Case]:
+    """Operators that read packed weights."""
+    for name in SCHEMES:
+        for n, k, residual in ((33, 96, False), (80, 1056, True), (160, 256, False)):
+            stored, exact, fmt = packed(name, n, k, seed=n)
+            kernel = Kernel("linear", name, (n, k, fmt), (("residual", residual), ("scale", 0.25)))
+            for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
+                x, added = numbers(rng, m, k), numbers(rng, m, n)
+                expected = np.pad(linear_definition(x, exact, added if residual else None, 0.25), ((0, 0), (0, -n % 16)))
+                yield Case(kernel, [x, *stored, *([added] if residual else []), empty(*expected.shape)], expected)
+        stored, exact, fmt = packed(name, 67, 96, seed=1)
+        for n in rng.choice(ROWS, 4, replace=False).tolist():
+            ids = rng.integers(0, 67, n).astype(np.int32)
+            expected = embed_definition(ids, exact, 12.0)
+            yield Case(Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)), [ids, *stored, empty(n, 96)], expected)
+
+
+def integers(rng: np.random.Generator) -> Iterator[Case]:
+    """Operators on activations rounded to int8."""
+    if (dot := get_target("cpu").int8_dot) is None:
+        return
+    for name in ("w4", "w8"):
+        for n, k, residual in ((33, 96, False), (80, 1056, True)):
+            arrays, exact, fmt = stored(name, n, k)
+            zero, options = DOTS[dot].zero(fmt), (("residual", residual), ("scale", 0.25))
+            for m in (1, *rng.choice(ROWS[1:], 4, replace=False).tolist()):
+                x, added = numbers(rng, m, k), numbers(rng, m, n)
+                words, out = words_of(x, zero), empty(m, k // 32, WORDS, dtype="int32")
+                yield Case(Kernel("quantize_rows", name, (k, fmt)), [x, out], words, 0)
+                expected = np.pad(linear_int8_definition(x, exact, added if residual else None, 0.25), ((0, 0), (0, -n % 16)))
+                arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
+                yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
+
+
+def angles(rng: np.random.Generator) -> Iterator[Case]:
+    for d in (64, 128):
+        for n in rng.choice(ROWS, 6, replace=False).tolist():
+            positions = rng.integers(0, 131072, n).astype(np.int32)
+            expected = rope_angles_definition(positions, inv_freq(d), 1.25)
+            yield Case(Kernel("rope_angles", "f32", (d, 1.25)), [positions, inv_freq(d), empty(n, d)], expected)
+
+
+def stored_pools(rng: np.random.Generator, kv_dtype: str, pages: int, kv_heads: int, d: int) -> list[np.ndarray]:
+    """Keys and values of random tokens in every slot."""
+    shapes = (pages, *key_shape(kv_dtype, kv_heads, d)), (pages, kv_heads, 64, d)
+    if kv_dtype == "int8":
+        keys, values = (rng.integers(-127, 128, shape).astype(np.int8) for shape in shapes)
+        scales = rng.uniform(0.005, 0.02, (pages, kv_heads, 8, 16)).astype(np.float32)
+        keys[:, :, d:] = scales.view(np.int8)
+        return [keys, values]
+    floats = [numbers(rng, *shape) for shape in shapes]
+    return [bfloat16_bits(x) if kv_dtype == "bfloat16" else x.astype(kv_dtype) for x in floats]
+
+
+def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.ndarray:
+    """Shuffled page tables."""
+    return rng.permutation(pages * (rows if batched else 1)).astype(np.int32).reshape(-1, pages)
+
+
+def appends(rng: np.random.Generator) -> Iterator[Case]:
+    """rope_append and segment_means, which a row's key goes through."""
+    for kv_dtype in KV_STORAGE:
+        for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
+            append = Kernel("rope_append", kv_dtype, (heads, kv_heads, d, kv_dtype), (("batched", batched),))
+            mean = Kernel("segment_means", kv_dtype, (kv_heads, d, kv_dtype), (("batched", batched),))
+            for n, first in ((1, 0), (2, 62), (7, int(rng.integers(1, 60))), (65, 3), (4, int(rng.integers(60, 120)))):
+                table = paged(rng, n, (first + n) // 64 + 1, batched)
+                slots = (rng.integers(0, first + n, n) if batched else np.arange(first, first + n)).astype(np.int32)
+                qkv, cos_sin = numbers(rng, n, (heads + 2 * kv_heads) * d), numbers(rng, n, d)
+                pools, q = stored_pools(rng, kv_dtype, table.size, kv_heads, d), empty(n, heads, d)
+                after = [pool.copy() for pool in pools]
+                turned = rope_append_definition(qkv, cos_sin, slots, table, *after, heads)
+                expected = np.concatenate([x.ravel() for x in (*read_definition(*after), turned)])
+                allowed = 1e-12 if kv_dtype == "float32" else 1e-6  # another way at a tie of the rounding
+                arguments = [qkv, cos_sin, slots, table, *pools, q]
+                yield Case(append, arguments, expected, allowed, appended)
+                ends = (slots | 15) if batched else slots
+                means, expected = np.zeros((2, table.size, kv_heads, 4, d), np.float32)
+                segment_means_definition(ends, table, read_definition(*pools)[0], expected)
+                yield Case(mean, [ends, table, pools[0], means], expected)
+
+
+def appended(arguments: list[np.ndarray]) -> np.ndarray:
+    *_, k_pages, v_pages, q = arguments
+    return np.concatenate([x.ravel() for x in (*read_definition(k_pages, v_pages), q)])
+
+
+def moves(rng: np.random.Generator) -> Iterator[Case]:
+    for kv_dtype in KV_STORAGE:
+        for _ in range(4):
+            pools, table = stored_pools(rng, kv_dtype, 3, 2, 64), paged(rng, 1, 3, False)
+            base, m = int(rng.integers(0, 100)), int(rng.integers(1, 20))
+            sources = np.sort(base + rng.choice(60, m, replace=False)).astype(np.int32)
+            slots = np.arange(base, base + m, dtype=np.int32)
+            after = [x.copy() for x in read_definition(*pools)]
+            move_rows_definition(sources, slots, table, *after)
+            expected = np.concatenate([x.ravel() for x in after])
+            kernel = Kernel("move_rows", kv_dtype, (2, 64, kv_dtype))
+            yield Case(kernel, [sources, slots, table, *pools], expected, 0, moved)
+
+
+def moved(arguments: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in read_definition(*arguments[-2:])])
+
+
+def heads_for(kv_dtype: str) -> list[tuple[int, int, int]]:
+    """Both groups for the two formats that every device is asked for, the cheaper one for the others."""
+    return HEADS if kv_dtype in ("float32", "float16") else HEADS[:1]
+
+
+def dense(rng: np.random.Generator) -> Iterator[Case]:
+    """attend_prefill and attend_decode."""
+    for kv_dtype in KV_STORAGE:
+        for kind, (heads, kv_heads, d) in product(("prefill", "decode"), heads_for(kv_dtype)):
+            kernel, batched = Kernel(f"attend_{kind}", kv_dtype, (heads, kv_heads, d, kv_dtype)), kind == "decode"
+            contexts = (1, 64, 65, *rng.integers(2, 700, 4).tolist())
+            for context in contexts:
+                n = min(int(rng.choice(ROWS[:6])), context)
+                table = paged(rng, n, -(-context // 64), batched)
+                slots = np.sort(rng.choice(context, n, replace=False)).astype(np.int32)
+                slots[-1] = context - 1
+                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, table.size, kv_heads, d)
+                expected = attend_definition(q, *read_definition(*pools), table, slots)
+                yield Case(kernel, [q, *pools, table, slots, empty(n, heads * d)], expected)
+
+
+def grown(rng: np.random.Generator, most: int = 400) -> Tree:
+    """A token tree behind a random number of slots, 1 at least."""
+    return make_tree(int(rng.integers(1, most)), int(rng.integers(1, 65)), int(rng.integers(100)), deep=bool(rng.integers(2)))
+
+
+def trees(rng: np.random.Generator) -> Iterator[Case]:
+    for kv_dtype in KV_STORAGE:
+        for heads, kv_heads, d in heads_for(kv_dtype):
+            for _ in range(4):
+                tree = grown(rng)
+                n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
+                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, pages, kv_heads, d)
+                place = [paged(rng, 1, pages, False), np.array([tree.base], np.int32), tree.ancestors]
+                expected = attend_tree_definition(q, *read_definition(*pools), *place)
+                kernel = Kernel("attend_tree", kv_dtype, (heads, kv_heads, d, kv_dtype))
+                yield Case(kernel, [q, *pools, *place, empty(n, heads * d)], expected)
+
+
+@cache
+def whole_means(seed: int, kv_heads: int, d: int, pages: int) -> tuple[np.ndarray, np.ndarray]:
+    """A sequence's page table, and the means of all its segments."""
+    rng = np.random.default_rng(seed)
+    table, keys = paged(rng, 1, pages, False)[0], rng.standard_normal((pages, kv_heads, d, 64))
+    return table, all_segment_means(keys, table, 64 * pages).astype(np.float32)
+
+
+def sparse(rng: np.random.Generator) -> Iterator[Case]:
+    """score_blocks and attend_blocks."""
+    for heads, kv_heads, d in HEADS:
+        for batched in (False, True):
+            score = Kernel("score_blocks", "f32", (heads, kv_heads, d), (("batched", batched),))
+            for pages in (2, *rng.integers(3, 40, 4).tolist()):
+                n = int(rng.choice(ROWS[:7]))
+                table, means = whole_means(pages, kv_heads, d, pages)
+                positions = np.sort(rng.integers(0, 64 * pages, n)).astype(np.int32)
+                q = make_queries("random", Family(heads, kv_heads, d, "float32", 0), n)
+                arguments = [q, means, np.tile(table, (n if batched else 1, 1)), positions]
+                expected = score_blocks_definition(*arguments)
+                yield Case(score, [*arguments, empty(*expected.shape)], expected, 1e-9)
+    for kv_dtype in KV_STORAGE:
+        for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
+            options = (("batched", batched),)
+            kernel = Kernel("attend_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks), options)
+            for _ in range(5):
+                n, pages = int(rng.choice(ROWS[:6])), int(rng.integers(1, 12))
+                table, slots = paged(rng, n, pages, batched), rng.integers(0, 64 * pages, n).astype(np.int32)
+                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, table.size, kv_heads, d)
+                chosen = choose(rng, slots, kv_heads, pages)
+                expected = attend_blocks_definition(q, *read_definition(*pools), table, slots, chosen)
+                yield Case(kernel, [q, *pools, table, slots, chosen, empty(n, heads * d)], expected)
+
+
+def choose(rng: np.random.Generator, positions: np.ndarray, kv_heads: int, pages: int) -> np.ndarray:
+    """A selection by random scores."""
+    scores = rng.uniform(0, 1, (len(positions), kv_heads, pages)).astype(np.float32)
+    return select_blocks_definition(scores, positions, BUDGET.topk, BUDGET.window_blocks, BUDGET.init_blocks)
+
+
+def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
+    """path_means, score_tree and attend_tree_blocks."""
+    for kv_dtype in KV_STORAGE:
+        heads, kv_heads, d = HEADS[0]
+        for _ in range(4):
+            tree = grown(rng)
+            n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
+            table, means = whole_means(pages, kv_heads, d, pages)
+            pools, place = stored_pools(rng, kv_dtype, pages, kv_heads, d), [table[None], np.array([tree.base], np.int32)]
+            read = read_definition(*pools)
+            expected = path_means_definition(read[0], means, place[0], place[1], tree.ancestors)
+            kernel = Kernel("path_means", kv_dtype, (kv_heads, d, kv_dtype))
+            yield Case(kernel, [pools[0], means, *place, tree.ancestors, empty(*expected.shape)], expected)
+            q, chosen = numbers(rng, n, heads, d, scale=2), choose(rng, tree.positions, kv_heads, pages)
+            kernel = Kernel("attend_tree_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks))
+            attended = attend_tree_blocks_definition(q, *read, place[0], place[1], tree.ancestors, chosen)
+            yield Case(kernel, [q, *pools, *place, tree.ancestors, chosen, empty(n, heads * d)], attended)
+            if kv_dtype == "float32":
+                arguments = [q, means, expected.astype(np.float32), table[None], tree.positions, place[1]]
+                scores = score_tree_definition(*arguments)
+                yield Case(Kernel("score_tree", "f32", (heads, kv_heads, d)), [*arguments, empty(*scores.shape)], scores, 1e-9)
+
+
+def selections(rng: np.random.Generator) -> Iterator[Case]:
+    for budget in (BUDGET, Budget(topk=8, window_blocks=4, init_blocks=2)):
+        limits = budget.topk, budget.window_blocks, budget.init_blocks
+        for pages in (1, 5, 13, *rng.integers(14, 400, 5).tolist()):
+            positions = rng.integers(0, 64 * pages, 6).astype(np.int32)
+            scores = rng.choice(np.array([0, 1e-45, 0.25, 0.5, np.inf, *rng.uniform(0, 1, 20)], np.float32), (6, 2, pages))
+            expected = select_blocks_definition(scores, positions, *limits)
+            out = empty(*expected.shape, dtype="int32")
+            yield Case(Kernel("select_blocks", "f32", (2, *limits)), [scores, positions, out], expected, 0)
+
+
+def likeliest(rng: np.random.Generator) -> Iterator[Case]:
+    for vocab, k in ((100, 16), (1091, 8)):
+        for n in rng.choice(ROWS, 6, replace=False).tolist():
+            logits = np.pad(numbers(rng, n, vocab, scale=4), ((0, 0), (0, -vocab % 16)), constant_values=1e6)
+            logits[0, :vocab] = rng.integers(-1, 2, vocab)  # ties
+            ids, values = top_k_definition(logits[:, :vocab], k)
+            arguments = [logits, empty(n, k, dtype="int32"), empty(n, k)]
+            yield Case(Kernel("top_k", "f32", (vocab, k)), arguments, np.concatenate([ids, values], 1), 1e-12, both)
+
+
+def both(arguments: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arguments[-2:], 1)
+
+
+FAMILIES = (rows, weights, angles, appends, moves, dense, trees, sparse, sparse_trees, selections, likeliest, integers)
+
+
+@cache
+def all_cases() -> dict[str, list[Case]]:
+    """By family; no int8 products where this machine's processor has none."""
+    rng = np.random.default_rng(2026)
+    return {family.__name__: list(family(rng)) for family in FAMILIES}
