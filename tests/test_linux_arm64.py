@@ -13,6 +13,7 @@ import pytest
 
 from minicpm_mlc import Engine
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.runtime_py.verify import verify_bundle
 
 REPOSITORY = Path(__file__).parents[1]
 DEMO = REPOSITORY / "examples" / "demo_model" / "MiniCPM4.1-demo"
@@ -66,6 +67,10 @@ def test_the_same_greedy_tokens_as_on_this_machine(options, tmp_path):
         assert sparse == engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)  # beyond dense_len
         expected = engine.logits(engine.tokenize(PROMPTS[0]))[-1]
     np.testing.assert_allclose(logits, expected, atol=1e-4 if options["scheme"] == "f32" else 1e-3)
+    if options["scheme"] == "w4":
+        report = run_arm64("-m", "minicpm_mlc", "verify", str(there), "--json")
+        assert report.returncode == 0, report.stderr
+        assert json.loads(report.stdout)["tokens"] == verify_bundle(here).tokens
 
 
 def test_a_processor_without_the_instructions_is_refused(tmp_path):

@@ -36,6 +36,8 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .rpc.client import Remote
+
 
 def open_library(bundle: Bundle, threads: int) -> Any:
     """The compiled functions of a bundle."""
@@ -59,6 +61,7 @@ class Engine:
         threads: int | None = None,
         attention: str = "auto",
         draft: str | Path | None = None,
+        remote: Remote | None = None,
     ) -> None:
         """Loads the bundle.
 
@@ -67,6 +70,7 @@ class Engine:
             threads: None: the physical cores.
             attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or "sparse" forces one.
             draft: a smaller bundle with the same tokenizer, to guess tokens for this one.
+            remote: the machine that runs the bundles; None: this one.
 
         Raises:
             BundleError: a bundle is damaged or made for another machine, or the draft bundle has another tokenizer.
@@ -74,12 +78,13 @@ class Engine:
         """
         if threads is not None and threads < 1:
             raise EngineError(f"threads is {threads}; it must be 1 or more, or left out for the physical cores")
-        bundle = read_bundle(bundle_path)
+        self._remote = remote
+        bundle = self._read_bundle(bundle_path)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(manifest, context, available_memory())
-        self.threads = threads or physical_cores()
+        self.context = choose_context(manifest, context, remote.memory if remote else available_memory())
+        self.threads = threads or (remote.cores if remote else physical_cores())
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
         self.defaults = default_sampling(bundle.path)
@@ -87,7 +92,7 @@ class Engine:
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by this call's sparse decodes
         self._exclusive = Exclusive()
-        self.library = library = open_library(bundle, self.threads)
+        self.library = library = self._open_library(bundle)
         self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
         self.drafters = self._open_drafters(library, draft)
         self._policy = Policy(list(self.drafters))
@@ -248,6 +253,12 @@ class Engine:
             )
         return ids
 
+    def _read_bundle(self, path: str | Path) -> Bundle:
+        return self._remote.read_bundle(path) if self._remote else read_bundle(path)
+
+    def _open_library(self, bundle: Bundle) -> Any:
+        return self._remote.open_library(bundle, self.threads) if self._remote else open_library(bundle, self.threads)
+
     def _open_drafters(self, library: Any, draft: str | Path | None) -> dict[str, Drafter]:
         """The cheapest first. A head is opened if the bundle has one."""
         drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
@@ -259,10 +270,10 @@ class Engine:
         return drafters
 
     def _open_draft_bundle(self, path: Path) -> ModelDrafter:
-        bundle = read_bundle(path)
+        bundle = self._read_bundle(path)
         check_same_tokenizer(self.path, bundle.path)
         manifest, context = bundle.manifest, min(self.context, bundle.manifest.max_context)
-        library = open_library(bundle, self.threads)
+        library = self._open_library(bundle)
         model = CachedModel(library, context, manifest.page_size, Gears.of(manifest, "auto"))
         return ModelDrafter(library, model, manifest.prefill_chunk)
 

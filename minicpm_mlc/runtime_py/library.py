@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, ContextError
+from ..kernel_cases import Case
 from ..manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
 from ..params import load_draft_ids, load_params
 from .ffi import tvm_ffi
+from .kernel_check import Checked, check
 from .memory import open_memory
 from .outputs import Outputs
 
@@ -37,7 +39,7 @@ class Library:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         load_runtime()
-        self._memory = open_memory(bundle.manifest.target["device"])
+        self.memory = open_memory(bundle.manifest.target["device"])
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
         try:
@@ -46,11 +48,11 @@ class Library:
             library = bundle.path / bundle.manifest.library
             raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
         vm = module["vm_load_executable"]()
-        self._memory.start(vm)
+        self.memory.start(vm)
         use_threads(threads)
         self._module, self._vm = module, vm
         self._arrays = load_params(bundle)  # keeps the maps alive
-        self._params = tvm_ffi.convert([self._memory.tensor(array) for array in self._arrays])
+        self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
         kinds = ("prefill", "decode", "verify")
         self._prefill, self._decode, self._verify = ([vm[kind + gear] for gear in gears] for kind in kinds)
@@ -72,8 +74,16 @@ class Library:
         kinds = [(layout[kind], np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]))
                  for kind in ("k", "v", "means") if kind in layout]  # fmt: skip
         shapes = [((num_pages, *shape), dtype) for shape, dtype in kinds for _ in range(num_layers)]
-        tensors = tvm_ffi.convert([self._memory.zeros(*shape) for shape in shapes])
+        tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
+
+    def kernel(self, name: str) -> Any:
+        """One kernel of the library, to be called alone on tensors of `memory`."""
+        return self._module.get_function(name, query_imports=True)
+
+    def check(self, case: Case, timed: bool = True) -> Checked:
+        """Run a kernel case. Raises BundleError if the kernel doesn't run at all."""
+        return check(self, case, timed)
 
     def instrument(self, report: Any) -> None:
         """Have report(function, name, before, result, *arguments) -> 0 called around every operator; None ends it."""
@@ -92,7 +102,7 @@ class Library:
         """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows` names, features of all."""
         if len(token_ids) > self.manifest.prefill_chunk:
             raise ContextError(f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}")
-        rows = map(self._memory.tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
+        rows = map(self.memory.tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
         return self._outputs(self._prefill[sparse](*rows, pools.tensors, self._params))
 
     def decode(
@@ -107,7 +117,7 @@ class Library:
         """One row of each of b sequences, page_tables int32 [b, p]."""
         if len(token_ids) > MAX_DECODE_SEQUENCES:
             raise ContextError(f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}")
-        rows = map(self._memory.tensor, (token_ids, positions, slots, page_tables))
+        rows = map(self.memory.tensor, (token_ids, positions, slots, page_tables))
         return self._outputs(self._decode[sparse](*rows, pools.tensors, self._params))
 
     def verify(
@@ -126,12 +136,12 @@ class Library:
         `slots` are contiguous. A node sees the slots before the base, and of the tree those whose bits (slot - base)
         its mask, int32 [n, 2], low word first, has.
         """
-        rows = map(self._memory.tensor, (token_ids, positions, slots, base, page_table[None, :], ancestors))
+        rows = map(self.memory.tensor, (token_ids, positions, slots, base, page_table[None, :], ancestors))
         return self._outputs(self._verify[sparse](*rows, pools.tensors, self._params))
 
     def commit(self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools) -> None:
         """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its source."""
-        self._commit(*map(self._memory.tensor, (sources, slots, page_table[None, :])), pools.tensors)
+        self._commit(*map(self.memory.tensor, (sources, slots, page_table[None, :])), pools.tensors)
 
     def draft_extend(
         self,
@@ -142,13 +152,15 @@ class Library:
         page_table: np.ndarray,
         logit_rows: np.ndarray,
         pools: Pools,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The draft head over rows of one sequence, each the base's features float32 [n, F] and the token after it.
 
-        Returns draft logits float32 [m, draft vocab] and hidden states float32 [m, H] of the rows named.
+        Returns the likeliest ids of the head's vocabulary int32 [m, k], the likeliest first, their log-probabilities
+        float32 [m, k], and hidden states float32 [m, H], of the rows named.
         """
-        rows = map(self._memory.tensor, (token_ids, features, positions, slots, page_table[None, :], logit_rows))
-        return self._drafts(self._draft_extend(*rows, pools.tensors, self._params))
+        rows = map(self.memory.tensor, (token_ids, features, positions, slots, page_table[None, :], logit_rows))
+        ids, values, hidden = map(self.memory.array, self._draft_extend(*rows, pools.tensors, self._params))
+        return ids, values, hidden
 
     def draft_step(
         self,
@@ -160,21 +172,18 @@ class Library:
         page_table: np.ndarray,
         ancestors: np.ndarray,
         pools: Pools,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The draft head over nodes of a draft tree that begins at slot base; `hidden` float32 [n, H] are its own.
 
-        A node sees what `verify` lets it see. Returns draft logits and hidden states of all nodes, as draft_extend.
+        A node sees what `verify` lets it see. Returns what draft_extend does, of all nodes.
         """
-        rows = map(self._memory.tensor, (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors))
-        return self._drafts(self._draft_step(*rows, pools.tensors, self._params))
-
-    def _drafts(self, result: Any) -> tuple[np.ndarray, np.ndarray]:
-        logits, hidden = map(self._memory.array, result)
-        return logits[:, : len(self.draft_ids)], hidden
+        rows = map(self.memory.tensor, (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors))
+        ids, values, hidden = map(self.memory.array, self._draft_step(*rows, pools.tensors, self._params))
+        return ids, values, hidden
 
     def _outputs(self, result: Any) -> Outputs:
         """Of a function that returns logits, then features if there is a draft head, then blocks if it is sparse."""
-        logits, *rest = map(self._memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
+        logits, *rest = map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
         features = rest.pop(0) if self.manifest.draft else None
         return Outputs(logits[:, : self.vocab_size], features, tuple(rest))
 

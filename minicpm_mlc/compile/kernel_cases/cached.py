@@ -1,0 +1,200 @@
+"""Samples of the operators that read and write pages of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ...kernel_cases import Expected, Tiled
+from ...manifest import KV_STORAGE, PAGE_SIZE
+from ...ops.attend import attend_definition
+from ...ops.attend_blocks import attend_blocks_definition
+from ...ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from ...ops.kv_format import key_shape, read_definition, write_definition
+from ...ops.move_rows import move_rows_definition
+from ...ops.path_means import path_means_definition
+from ...ops.rope import rope_append_definition
+from ...ops.score_blocks import score_blocks_definition
+from ...ops.score_tree import score_tree_definition
+from ...ops.segment_means import SEGMENTS, segment_means_definition
+from ...ops.select_blocks import select_blocks_definition
+from ...ops.tree import TAIL_PAGES, ancestor_masks
+from .sample import ELEMENTWISE, EXACT, SUMS, Sample, changed, ids, new, normal
+
+TABLE = [4, 0, 3, 2]  # pages of a sequence, of the five there are
+OTHER = [1, 2, 0, 3]  # of another that shares some
+SLOTS = [70, 250]  # rows: of the second page, and in the midst of the last
+BASE = 127  # a tree over the end of the second page
+PARENTS = [-1, 0, 0]
+DEPTHS = [0, 1, 1]
+PERIOD = 40  # components of a head that differ
+SCORED = 131  # pages whose scores are compared: more than a selection has
+
+
+class Pools:
+    """Keys and values as kernels take them, and what they stand for, float64."""
+
+    def __init__(self, kv_heads: int, head_dim: int, kv_dtype: str) -> None:
+        self.pages, self.kv_heads, self.head_dim = 1 + max(TABLE), kv_heads, head_dim
+        keys = np.zeros((self.pages, *key_shape(kv_dtype, kv_heads, head_dim)), KV_STORAGE[kv_dtype])
+        values = np.zeros((self.pages, kv_heads, PAGE_SIZE, head_dim), keys.dtype)
+        numbers = _repeated(2, self.pages, PAGE_SIZE, kv_heads, head_dim).array()
+        for page in range(self.pages):
+            for slot in range(PAGE_SIZE):
+                write_definition(keys, values, page, slot, numbers[0, page, slot], numbers[1, page, slot])
+        period = keys.shape[2] if kv_dtype == "int8" else PERIOD  # scales lie behind int8 keys
+        self.stored = [Tiled(keys[:, :, :period], keys.shape), Tiled(values[..., :PERIOD], values.shape)]
+        self.read = read_definition(keys, values)
+
+    def queries(self, n: int, num_heads: int) -> Tiled:
+        return _repeated(n, num_heads, self.head_dim)
+
+    @property
+    def means(self) -> Tiled:
+        """float32 [pages, kv_heads, 4, d]: all segments' means."""
+        keys = self.read[0].reshape(self.pages, self.kv_heads, self.head_dim, SEGMENTS, -1)
+        return Tiled.whole(keys.mean(-1).swapaxes(-1, -2).astype(np.float32))
+
+    def copies(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, values = self.stored
+        return keys.array(), values.array()
+
+
+new_pools = cache(Pools)
+
+
+def _repeated(*shape: int) -> Tiled:
+    """float32 normal numbers, the last axis repeated."""
+    return Tiled(normal(*shape[:-1], min(PERIOD, shape[-1])), shape)
+
+
+def tables(batched: bool) -> Tiled:
+    """Page tables of two sequences, or of one."""
+    return ids(TABLE, OTHER) if batched else ids(TABLE)
+
+
+def attend_prefill(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+    yield from _attend(num_heads, shape, batched=False)
+
+
+def attend_decode(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+    yield from _attend(num_heads, shape, batched=True)
+
+
+def _attend(num_heads: int, shape: tuple[Any, ...], batched: bool) -> Iterator[Sample]:
+    pools, table = new_pools(*shape), tables(batched)
+    q = pools.queries(2, num_heads)
+    answer = attend_definition(q.array(), *pools.read, table.tile, np.array(SLOTS))
+    yield new([q, *pools.stored, table, ids(*SLOTS)], answer, SUMS)
+
+
+def attend_blocks(
+    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
+) -> Iterator[Sample]:
+    pools, table = new_pools(kv_heads, head_dim, kv_dtype), tables(batched)
+    q, selected = pools.queries(2, num_heads), _selected(SLOTS, kv_heads, budget)
+    answer = attend_blocks_definition(q.array(), *pools.read, table.tile, np.array(SLOTS), selected)
+    yield new([q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)], answer, SUMS)
+
+
+def _selected(slots: list[int], kv_heads: int, budget: int) -> np.ndarray:
+    """The first and the own block for the first head, one more for each further head."""
+    selected = np.full((len(slots), kv_heads, budget), -1, np.int32)
+    for row, slot in enumerate(slots):
+        own = slot // PAGE_SIZE
+        for head in range(kv_heads):
+            blocks = [*range(1 + min(head, own)), own]
+            chosen = sorted(set(blocks))[-budget:]
+            selected[row, head, : len(chosen)] = chosen
+    return selected
+
+
+def attend_tree(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+    pools, (table, base, ancestors) = new_pools(*shape), _tree()
+    q = pools.queries(len(PARENTS), num_heads)
+    answer = attend_tree_definition(q.array(), *pools.read, table.tile, base.tile, ancestors.tile)
+    yield new([q, *pools.stored, table, base, ancestors], answer, SUMS)
+
+
+def attend_tree_blocks(_: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int) -> Iterator[Sample]:
+    pools, (table, base, ancestors) = new_pools(kv_heads, head_dim, kv_dtype), _tree()
+    q, selected = pools.queries(len(PARENTS), num_heads), _selected([BASE + depth for depth in DEPTHS], kv_heads, budget)
+    answer = attend_tree_blocks_definition(q.array(), *pools.read, table.tile, base.tile, ancestors.tile, selected)
+    yield new([q, *pools.stored, table, base, ancestors, Tiled.whole(selected)], answer, SUMS)
+
+
+def _tree() -> tuple[Tiled, Tiled, Tiled]:
+    """Page table, first slot and ancestor masks."""
+    return tables(False), ids(BASE), Tiled.whole(ancestor_masks(PARENTS))
+
+
+def path_means(_: Any, *shape: Any) -> Iterator[Sample]:
+    pools, (table, base, ancestors) = new_pools(*shape), _tree()
+    means = pools.means
+    answer = path_means_definition(pools.read[0], means.tile, table.tile, base.tile, ancestors.tile)
+    yield new([pools.stored[0], means, table, base, ancestors], answer)
+
+
+def score_blocks(_: Any, num_heads: int, kv_heads: int, head_dim: int, batched: bool) -> Iterator[Sample]:
+    pools, table = new_pools(kv_heads, head_dim, "float32"), tables(batched)
+    q, means = pools.queries(2, num_heads), pools.means
+    answer = score_blocks_definition(q.array(), means.tile, table.tile, np.array(SLOTS))
+    yield new([q, means, table, ids(*SLOTS)], answer)
+
+
+def score_tree(_: Any, num_heads: int, kv_heads: int, head_dim: int) -> Iterator[Sample]:
+    pools, (table, base, _ancestors) = new_pools(kv_heads, head_dim, "float32"), _tree()
+    q, means, positions = pools.queries(len(PARENTS), num_heads), pools.means, ids(*(BASE + depth for depth in DEPTHS))
+    own = Tiled.whole(0.25 * normal(len(PARENTS), TAIL_PAGES, kv_heads, SEGMENTS, head_dim))
+    answer = score_tree_definition(q.array(), means.tile, own.tile, table.tile, positions.tile, base.tile)
+    yield new([q, means, own, table, positions, base], answer)
+
+
+def select_blocks(_: Any, kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Iterator[Sample]:
+    pooled = Tiled.whole(np.abs(normal(3, kv_heads, SCORED)))
+    positions = ids(100, 60 * PAGE_SIZE + 5, SCORED * PAGE_SIZE - 1)
+    answer = select_blocks_definition(pooled.tile, positions.tile, topk, window_blocks, init_blocks)
+    yield new([pooled, positions], answer, EXACT, "int32")
+
+
+def segment_means(_: Any, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Iterator[Sample]:
+    pools, table, slots = new_pools(kv_heads, head_dim, kv_dtype), tables(batched), [79, 255] if batched else [62, 63, 79, 127]
+    before = np.zeros((pools.pages, kv_heads, SEGMENTS, head_dim), np.float32)
+    after = before.copy()
+    segment_means_definition(np.array(slots), table.tile, pools.read[0], after)
+    inputs = [ids(*slots), table, pools.stored[0], Tiled.whole(before)]
+    yield Sample(ELEMENTWISE, inputs, [changed(3, before, after)])
+
+
+def rope_append(_: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Iterator[Sample]:
+    """Of numbers with few digits, so that every format stores exactly one answer."""
+    pools, table, slots = new_pools(kv_heads, head_dim, kv_dtype), tables(batched), ids(*SLOTS)
+    width = (num_heads + 2 * kv_heads) * head_dim
+    qkv = Tiled(np.rint(16 * normal(2, min(width, 193))) / np.float32(16), (2, width))
+    cos_sin = Tiled.whole(np.random.default_rng(3).choice(np.array([-1, -0.5, 0.5, 1], np.float32), (2, head_dim)))
+    pages = pools.copies()
+    q = rope_append_definition(qkv.array(), cos_sin.tile, slots.tile, table.tile, *pages, num_heads)
+    written = [changed(4 + i, pool.array(), page) for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))]
+    inputs = [qkv, cos_sin, slots, table, *pools.stored]
+    yield Sample(ELEMENTWISE, inputs, [*written, Expected(6, Tiled.whole(q.astype(np.float32)))])
+
+
+def move_rows(_: Any, *shape: Any) -> Iterator[Sample]:
+    pools, (table, *_tree_arguments) = new_pools(*shape), _tree()
+    sources, slots, pages = ids(BASE, 130, 200), ids(BASE, BASE + 1, BASE + 2), pools.copies()
+    _move(sources.tile, slots.tile, table.tile, *pages)
+    moved = [changed(3 + i, pool.array(), page) for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))]
+    yield Sample(EXACT, [sources, slots, table, *pools.stored], moved)
+
+
+def _move(sources: np.ndarray, slots: np.ndarray, table: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+    """move_rows_definition, for int8 of the scales behind the keys too: seen as a pool of their own, one row of each kind."""
+    head_dim = values.shape[-1]
+    move_rows_definition(sources, slots, table, keys[:, :, :head_dim], values)
+    if keys.dtype == np.int8:
+        scales = np.ascontiguousarray(keys[:, :, head_dim:]).view(np.float32).reshape(*keys.shape[:2], 2, PAGE_SIZE)
+        move_rows_definition(sources, slots, table, scales, np.zeros_like(values))
+        keys[:, :, head_dim:] = scales.view(np.int8).reshape(*keys.shape[:2], -1, PAGE_SIZE)

@@ -1,0 +1,151 @@
+"""One archive to hand on: a bundle, how to load it on its platform, the licences, and SHA-256 of every file.
+
+Nothing is compressed, weights can't be, and no time or owner is written: the same bundle gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ..describe import human_bytes
+from ..errors import BundleError, CompileError
+from ..files import write_whole
+from ..host import system_of
+from ..manifest import MANIFEST, REPAIR, Manifest
+from .package_readme import readme
+
+PLATFORMS = {"android": "android", "ios": "ios", "macos": "darwin", "linux": "linux"}  # and the triple's system
+DEVICES = {"android": "android", "ios": "ios", "macos": "metal", "linux": "cpu"}  # one that fits
+LICENSED = ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")  # what the library is made with and run by
+BLOCK = 1 << 20
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the archive: bytes, or a file of the bundle, checked against its SHA-256 as it is read."""
+
+    name: str
+    content: bytes | Path
+    size: int
+    sha256: str
+
+    @staticmethod
+    def of(name: str, content: bytes) -> Entry:
+        return Entry(name, content, len(content), hashlib.sha256(content).hexdigest())
+
+    def open(self) -> IO[bytes]:
+        return io.BytesIO(self.content) if isinstance(self.content, bytes) else open(self.content, "rb")
+
+
+class Reader:
+    """What tarfile and shutil read from: counts and hashes on the way."""
+
+    def __init__(self, file: IO[bytes], read: Callable[[int], None]) -> None:
+        self._file, self._digest, self._read = file, hashlib.sha256(), read
+
+    def read(self, size: int = BLOCK) -> bytes:
+        block = self._file.read(size)
+        self._digest.update(block)
+        self._read(len(block))
+        return block
+
+    def check(self, entry: Entry) -> None:
+        """Raises BundleError unless all of the file was read and is as the manifest says."""
+        if self._file.read(1) or self._digest.hexdigest() != entry.sha256:
+            raise BundleError(f"{entry.content} is damaged: its SHA-256 isn't the manifest's; {REPAIR}")
+
+
+def package_bundle(path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None) -> str:
+    """Write the archive, a tar where `out` ends in .tar, else a zip; returns what was written, in words.
+
+    Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform or a file that can't be
+    written.
+    """
+    folder = Path(path)
+    manifest = Manifest.load(folder)
+    _refuse_misfit(folder, manifest, platform)
+    target = Path(out) if out else Path(f"{folder.name}-{platform}.{'tar' if platform == 'linux' else 'zip'}")
+    entries = list(_entries(folder, manifest, platform))
+    write = _write_tar if target.suffix == ".tar" else _write_zip
+    total, done = sum(entry.size for entry in entries), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress and size:
+            progress("package", done, total)
+
+    try:
+        write_whole(target, lambda partial: write(partial, f"{folder.name}-{platform}", entries, count))
+    except OSError as error:
+        raise CompileError(f"{target} can't be written ({error.strerror or error}); choose another place with -o") from error
+    return f"wrote {target}: {len(entries)} files, {human_bytes(target.stat().st_size)}"
+
+
+def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
+    system, triple = system_of(manifest.target["triple"]), manifest.target["triple"]
+    if system != PLATFORMS[platform]:
+        raise CompileError(
+            f"{folder} was compiled for {manifest.target['device']} on {triple}, which doesn't fit --for {platform}; "
+            f"compile one that does: minicpm-mlc compile CHECKPOINT --device {DEVICES[platform]}"
+        )
+
+
+def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]:
+    """README, checksums, licences, and the bundle as it is."""
+    name = folder.resolve().name
+    parts = [*_licences(), Entry.of(f"{name}/{MANIFEST}", (folder / MANIFEST).read_bytes())]
+    for file, entry in sorted(manifest.files.items()):
+        if not (folder / file).is_file():
+            raise BundleError(f"{folder} lacks {file}; {REPAIR}")
+        if (size := (folder / file).stat().st_size) != entry["bytes"]:
+            raise BundleError(f"{folder / file} is damaged: it has {size} bytes, expected {entry['bytes']}; {REPAIR}")
+        parts.append(Entry(f"{name}/{file}", folder / file, entry["bytes"], entry["sha256"]))
+    parts.insert(0, Entry.of("README.md", readme(name, manifest, platform).encode()))
+    yield Entry.of("SHA256SUMS", "".join(f"{entry.sha256}  {entry.name}\n" for entry in parts).encode())
+    yield from parts
+
+
+def _licences() -> Iterator[Entry]:
+    for name in LICENSED:
+        found = importlib.metadata.distributions(name=name)  # a checkout may stand before what is installed
+        files = (file for distribution in found for file in distribution.files or [])
+        texts = {file.name: file for file in files if file.name in ("LICENSE", "NOTICE") and ".dist-info" in file.parts[0]}
+        if not texts:
+            raise CompileError(f"the licence of {name} isn't installed; try: pip install --force-reinstall {name}")
+        for file in sorted(texts.values()):
+            yield Entry.of(f"licenses/{name}-{file.name}", file.read_binary())
+
+
+def _write_tar(path: Path, root: str, entries: list[Entry], count: Callable[[int], None]) -> None:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for entry in entries:
+            info = tarfile.TarInfo(f"{root}/{entry.name}")
+            info.size = entry.size
+            with entry.open() as file:
+                reader = Reader(file, count)
+                archive.addfile(info, reader)  # type: ignore[arg-type]
+                reader.check(entry)
+
+
+def _write_zip(path: Path, root: str, entries: list[Entry], count: Callable[[int], None]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in entries:
+            info = zipfile.ZipInfo(f"{root}/{entry.name}", EPOCH)
+            info.create_system, info.external_attr, info.file_size = 3, 0o100644 << 16, entry.size
+            with entry.open() as file, archive.open(info, "w") as stored:
+                reader = Reader(file, count)
+                while block := reader.read():
+                    stored.write(block)
+                reader.check(entry)

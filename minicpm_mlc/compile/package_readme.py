@@ -1,0 +1,50 @@
+"""The README of a package: what it holds and how it is loaded on its platform."""
+
+from __future__ import annotations
+
+from ..manifest import Manifest
+
+_PYTHON = """## With Python
+
+    pip install minicpm-mlc
+    minicpm-mlc verify {name}    # every kernel against exact answers, on this device
+    minicpm-mlc chat {name}
+
+    from minicpm_mlc import Engine
+    with Engine("{name}") as engine:
+        print(engine.chat([{{"role": "user", "content": "Why is the sky blue?"}}]))
+"""
+_RUNTIME = """## With TVM's runtime alone
+
+`{library}` needs TVM's runtime {tvm} and no Python. Load the module, ask it for `vm_load_executable`, initialise the virtual
+machine with `vm_initialization`, and call `prefill` and `decode`: their arguments, and the tensors that hold all state,
+are described in docs/architecture.md of minicpm-mlc. `manifest.json` lists the weights in the order that they take
+(`params`); `tensor-cache.json` says where each lies.
+"""
+_APP = """## In an MLC app
+
+`mlc-chat-config.json`, `tensor-cache.json` and the tokenizer's files are in MLC's layout, so the app's own code reads
+them. The library's functions are minicpm-mlc's, not those of MLC's engine: the app links `{library}`{static} with TVM's
+runtime and drives it as described below.
+"""
+_STATIC = " (statically: {archives})"
+_ORDER = {"linux": (_PYTHON, _RUNTIME), "macos": (_PYTHON, _RUNTIME), "android": (_APP, _RUNTIME), "ios": (_APP, _RUNTIME)}
+
+
+def readme(name: str, manifest: Manifest, platform: str) -> str:
+    """Markdown, for the bundle in folder `name` of the package."""
+    target = manifest.target
+    archives = [file for file in sorted(manifest.files) if file.endswith((".a", ".tar"))]
+    others = [file for file in archives if file != manifest.library]
+    static = _STATIC.format(archives=", ".join(others)) if others else ""
+    head = f"""# {manifest.name} for {platform}
+
+Weights {manifest.scheme}, up to {manifest.max_context} tokens.
+Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
+
+- `{name}/`: the bundle, copied to the device as it is
+- `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`
+- `licenses/`: of minicpm-mlc, and of TVM and its FFI, which run the library. The weights have the licence of their model.
+"""
+    parts = (part.format(name=name, library=manifest.library, tvm=manifest.tvm, static=static) for part in _ORDER[platform])
+    return "\n".join([head, *parts])

@@ -1,0 +1,61 @@
+"""The quick form of verify: a device is tried once with a bundle's kernels before anything it says is believed."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError
+from ..files import cache_file, remember
+from ..kernel_cases import KERNEL_CASES, Case, load_cases
+from ..manifest import Bundle
+
+BUDGET = 0.25  # seconds: no case is begun later
+LARGEST = 4 << 20  # bytes of a case's arguments
+
+
+def check_device(engine: Any) -> None:
+    """Try some kernels of an engine's bundle, once per library, device and driver version; nothing if it holds no cases.
+
+    Raises BundleError, with the command that tells more, when one computes wrong or doesn't run.
+    """
+    library, bundle = engine.library, Bundle(engine.path, engine.manifest)
+    if KERNEL_CASES not in bundle.manifest.files:
+        return
+    file = None
+    with suppress(RuntimeError):  # no home: tried each time
+        file = cache_file("devices", _key(library, bundle))
+    if file and file.exists():
+        return
+    for result in _checked(library, bundle.path):
+        if not result.passed:
+            raise BundleError(
+                f"{library.memory.name} computes {result.operator} wrong (NMSE {result.nmse:.1e}, limit {result.limit:.0e}), "
+                f"so no answer of it can be trusted; see: minicpm-mlc verify {bundle.path}"
+            )
+    with suppress(OSError):  # only a saving of time
+        if file:
+            remember(file, json.dumps({"device": library.memory.identity}))
+
+
+def _key(library: Any, bundle: Bundle) -> bytes:
+    files, manifest = bundle.manifest.files, bundle.manifest
+    parts = [library.memory.identity, manifest.tvm, files[manifest.library]["sha256"], files[KERNEL_CASES]["sha256"]]
+    return "\n".join(parts).encode()
+
+
+def _checked(library: Any, folder: Path) -> Any:
+    """Results of the smallest case of every operator, until the time is up."""
+    start = time.perf_counter()
+    for case in smallest(load_cases(folder)):
+        if time.perf_counter() - start < BUDGET:
+            yield library.check(case, timed=False)
+
+
+def smallest(cases: list[Case]) -> list[Case]:
+    """One case of each operator, the least bytes first; none that is large."""
+    first = {case.operator: case for case in sorted(cases, key=lambda case: -case.nbytes)}
+    return sorted((case for case in first.values() if case.nbytes <= LARGEST), key=lambda case: case.nbytes)

@@ -1,0 +1,169 @@
+"""A machine that runs `minicpm-mlc rpc-server`, and a bundle's library there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ... import errors
+from ...errors import EngineError, MiniCPMError
+from ...host import Host
+from ...kernel_cases import Case, to_bytes
+from ...manifest import MANIFEST, Bundle, Manifest, read_bundle
+from ...params import load_draft_ids
+from ..ffi import tvm_ffi
+from ..kernel_check import Checked
+from ..library import Pools, load_runtime
+from ..outputs import Outputs
+from .message import CALL, PROTOCOL, pack, unpack
+
+BLOCK = 1 << 20  # bytes of one upload message
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+class Remote:
+    """A connection. `memory`, `cores` and `cpu` are what the machine has: free bytes, physical cores, the processor's name."""
+
+    def __init__(self, address: str, key: str, progress: Progress | None = None) -> None:
+        """Raises EngineError when nobody answers at HOST:PORT, or not to this key or version."""
+        self.address, self._progress = address, progress or (lambda stage, done, total: None)
+        host, port = _parts(address)
+        load_runtime()
+        try:
+            self._session = tvm_ffi.get_global_func("rpc.Connect")(host, port, key, False)
+            self._call = self._session[CALL]
+        except Exception as error:
+            raise EngineError(
+                f"no connection to {address} with this key ({_last_line(error)}); start a server there: minicpm-mlc rpc-server"
+            ) from None
+        hello, _ = self.call("hello")
+        if hello["protocol"] != PROTOCOL:
+            raise EngineError(f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this version there")
+        here = hello["host"]
+        features = None if here["features"] is None else frozenset(here["features"])
+        self.host, self.tvm = Host(here["system"], here["machine"], features), str(hello["tvm"])
+        self.memory, self.cores, self.cpu = int(hello["memory"]), int(hello["cores"]), str(hello["cpu"])
+
+    def call(self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Ask the server. Raises the MiniCPMError that it raised, EngineError when the connection breaks."""
+        try:
+            answer, arrays = unpack(bytes(self._call(pack({"method": method} | values, arrays))))
+        except Exception as error:
+            raise EngineError(f"{self.address} failed at {method}: {_last_line(error)}; connect again") from error
+        if "error" in answer:
+            kind, text = answer["error"]
+            raise getattr(errors, kind, MiniCPMError)(text)
+        return answer, arrays
+
+    def read_bundle(self, path: str | Path) -> Bundle:
+        """A bundle of this machine that can run there. Raises BundleError."""
+        return read_bundle(path, host=self.host, tvm=self.tvm)
+
+    def open_library(self, bundle: Bundle, threads: int) -> RemoteLibrary:
+        """The compiled functions of a bundle, there; uploads the files that are missing."""
+        self.upload(bundle)
+        return RemoteLibrary(self, bundle, threads)
+
+    def upload(self, bundle: Bundle) -> None:
+        """Send what the machine lacks of a bundle's files; an upload that broke goes on where it ended."""
+        names = {entry["sha256"]: name for name, entry in bundle.manifest.files.items()}
+        missing: dict[str, int] = self.call("missing", wanted=list(names))[0]["missing"]
+        total, done = sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing), sum(missing.values())
+        for sha256, start in missing.items():
+            with open(bundle.path / names[sha256], "rb") as file:
+                file.seek(start)
+                while block := file.read(BLOCK):
+                    self.call("write", [np.frombuffer(block, np.uint8)], sha256=sha256, offset=start)
+                    start, done = start + len(block), done + len(block)
+                    self._progress("upload", done, total)
+            self.call("finish", sha256=sha256)
+
+
+def connect(
+    address: str | None, key: str | None, bundles: Sequence[str | Path | None] = (), progress: Progress | None = None
+) -> Remote:
+    """A connection to HOST:PORT, and these bundles uploaded. Raises EngineError, BundleError."""
+    if not address or not key:
+        raise EngineError("--rpc and --key belong together; minicpm-mlc rpc-server prints both")
+    remote = Remote(address, key, progress)
+    for path in filter(None, bundles):
+        remote.upload(remote.read_bundle(path))
+    return remote
+
+
+class RemoteLibrary:
+    """What Library is, on another machine: pools and weights lie there, rows and logits travel."""
+
+    def __init__(self, remote: Remote, bundle: Bundle, threads: int) -> None:
+        manifest = np.frombuffer((bundle.path / MANIFEST).read_bytes(), np.uint8)
+        opened, _ = remote.call("open", [manifest], threads=threads)
+        self.manifest: Manifest = bundle.manifest
+        self.vocab_size: int = bundle.manifest.model["vocab_size"]
+        name, identity = (f"{opened[kind]} at {remote.address}" for kind in ("name", "identity"))
+        self.memory = SimpleNamespace(name=name, identity=identity)
+        self._remote, self._number = remote, opened["number"]
+        if bundle.manifest.draft:
+            self.draft_ids = load_draft_ids(bundle)
+
+    def new_pools(self, num_pages: int) -> Pools:
+        """As Library's; `tensors` is their number there."""
+        return self._new_pools(num_pages, draft=False)
+
+    def new_draft_pools(self, num_pages: int) -> Pools:
+        return self._new_pools(num_pages, draft=True)
+
+    def _new_pools(self, num_pages: int, draft: bool) -> Pools:
+        made, _ = self._remote.call("new_pools", library=self._number, pages=num_pages, draft=draft)
+        return Pools(made["number"], made["bytes"])
+
+    def prefill(self, *arguments: Any) -> Outputs:
+        """As Library's, like all that follow."""
+        return self._outputs("prefill", *arguments)
+
+    def decode(self, *arguments: Any) -> Outputs:
+        return self._outputs("decode", *arguments)
+
+    def verify(self, *arguments: Any) -> Outputs:
+        return self._outputs("verify", *arguments)
+
+    def _outputs(self, kind: str, *arguments: Any) -> Outputs:
+        """arguments: arrays, pools, whether rows are sparse."""
+        *rows, pools, sparse = arguments if isinstance(arguments[-1], bool) else (*arguments, False)
+        place = {"library": self._number, "pools": pools.tensors, "sparse": sparse}
+        said, (logits, *rest) = self._remote.call(kind, rows, **place)
+        features = rest.pop(0) if said["features"] else None
+        return Outputs(logits, features, tuple(rest))
+
+    def commit(self, *arguments: Any) -> None:
+        self._rows("commit", *arguments)
+
+    def draft_extend(self, *arguments: Any) -> tuple[np.ndarray, ...]:
+        return self._rows("draft_extend", *arguments)
+
+    def draft_step(self, *arguments: Any) -> tuple[np.ndarray, ...]:
+        return self._rows("draft_step", *arguments)
+
+    def _rows(self, kind: str, *arguments: Any) -> tuple[np.ndarray, ...]:
+        *rows, pools = arguments
+        return tuple(self._remote.call(kind, rows, library=self._number, pools=pools.tensors)[1])
+
+    def check(self, case: Case, timed: bool = True) -> Checked:
+        """Run a kernel case there."""
+        data = np.frombuffer(to_bytes([case]), np.uint8)
+        return Checked(**self._remote.call("check", [data], library=self._number, timed=timed)[0])
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise EngineError(f"--rpc {address}: expected HOST:PORT, such as 192.168.1.20:9090")
+    return host, int(port)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

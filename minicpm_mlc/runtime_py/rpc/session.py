@@ -1,0 +1,116 @@
+"""The server's side of one client: `python -m minicpm_mlc.runtime_py.rpc.session SOCKET FOLDER`, started by the server."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import EngineError, MiniCPMError
+from ...host import this_host
+from ...kernel_cases import from_bytes
+from ...manifest import read_bundle
+from ..ffi import tvm_ffi
+from ..kernel_check import check
+from ..library import Library, Pools, load_runtime
+from ..machine import available_memory, cpu_name, physical_cores
+from .message import CALL, PROTOCOL, pack, unpack
+from .store import Store
+
+Reply = tuple[dict[str, Any], Sequence[np.ndarray]]
+
+
+class Session:
+    """What a client can ask for: the methods without an underscore. Libraries and pools are numbers to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store = Store(folder)
+        self._libraries: list[Library] = []
+        self._pools: list[Pools] = []
+
+    def _answer(self, message: bytes) -> bytes:
+        values, arrays = unpack(bytes(message))
+        name = values.pop("method")
+        if name.startswith("_") or not hasattr(Session, name):
+            return pack({"error": [EngineError.__name__, f"the server knows no {name}; update it: pip install -U minicpm-mlc"]})
+        try:
+            return pack(*getattr(self, name)(arrays, **values))
+        except MiniCPMError as error:
+            return pack({"error": [type(error).__name__, str(error)]})
+
+    def hello(self, _: list[np.ndarray]) -> Reply:
+        host = this_host()
+        features = None if host.features is None else sorted(host.features)
+        machine = {"system": host.system, "machine": host.machine, "features": features}
+        resources = {"memory": available_memory(), "cores": physical_cores(), "cpu": cpu_name()}
+        return {"protocol": PROTOCOL, "tvm": importlib.metadata.version("apache-tvm"), "host": machine, **resources}, []
+
+    def missing(self, _: list[np.ndarray], wanted: list[str]) -> Reply:
+        return {"missing": self._store.missing(wanted)}, []
+
+    def write(self, arrays: list[np.ndarray], sha256: str, offset: int) -> Reply:
+        self._store.write(sha256, offset, arrays[0])
+        return {}, []
+
+    def finish(self, _: list[np.ndarray], sha256: str) -> Reply:
+        self._store.finish(sha256)
+        return {}, []
+
+    def open(self, arrays: list[np.ndarray], threads: int) -> Reply:
+        """arrays: the manifest's bytes."""
+        bundle = read_bundle(self._store.bundle(arrays[0].tobytes()))
+        library = Library(bundle, threads)
+        self._libraries.append(library)
+        return {"number": len(self._libraries) - 1, "name": library.memory.name, "identity": library.memory.identity}, []
+
+    def new_pools(self, _: list[np.ndarray], library: int, pages: int, draft: bool) -> Reply:
+        opened = self._libraries[library]
+        self._pools.append(opened.new_draft_pools(pages) if draft else opened.new_pools(pages))
+        return {"number": len(self._pools) - 1, "bytes": self._pools[-1].bytes}, []
+
+    def prefill(self, arrays: list[np.ndarray], **place: Any) -> Reply:
+        return self._outputs("prefill", arrays, **place)
+
+    def decode(self, arrays: list[np.ndarray], **place: Any) -> Reply:
+        return self._outputs("decode", arrays, **place)
+
+    def verify(self, arrays: list[np.ndarray], **place: Any) -> Reply:
+        return self._outputs("verify", arrays, **place)
+
+    def _outputs(self, kind: str, arrays: list[np.ndarray], library: int, pools: int, sparse: bool) -> Reply:
+        out = getattr(self._libraries[library], kind)(*arrays, self._pools[pools], sparse)
+        features = [] if out.features is None else [out.features]
+        return {"features": len(features)}, [out.logits, *features, *out.selected]
+
+    def commit(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
+        sources, slots, page_table = arrays
+        self._libraries[library].commit(sources, slots, page_table, self._pools[pools])
+        return {}, []
+
+    def draft_extend(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
+        rows: Any = (*arrays, self._pools[pools])
+        return {}, self._libraries[library].draft_extend(*rows)
+
+    def draft_step(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
+        rows: Any = (*arrays, self._pools[pools])
+        return {}, self._libraries[library].draft_step(*rows)
+
+    def check(self, arrays: list[np.ndarray], library: int, timed: bool) -> Reply:
+        """arrays: the bytes of one kernel case."""
+        (case,) = from_bytes(arrays[0].tobytes())
+        return asdict(check(self._libraries[library], case, timed)), []
+
+def serve(socket: int, folder: Path) -> None:
+    """Answer one client until it leaves."""
+    load_runtime()
+    tvm_ffi.register_global_func(CALL, Session(folder)._answer)
+    tvm_ffi.get_global_func("rpc.ServerLoop")(socket)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,160 @@
+"""Is this bundle right on this device? Every kernel against its stored cases, then a short generation against itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BundleError, EngineError
+from ..kernel_cases import load_cases
+from ..manifest import Bundle, Manifest, read_bundle
+from .cached_model import CachedModel
+from .gears import Gears
+from .kernel_check import Checked
+from .machine import physical_cores
+from .tables import plain_table
+
+PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
+GENERATION_LIMIT = 1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cases of one operator: the worst NMSE of all, its limit, and the time of all its calls."""
+
+    operator: str
+    cases: int
+    nmse: float
+    limit: float
+    seconds: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """`tokens` are the greedy ones, per gear; `expected` those of another device's report, where one was given."""
+
+    name: str
+    device: str
+    rows: list[Row]
+    tokens: dict[str, list[int]]
+    expected: dict[str, list[int]] | None = None
+
+    @property
+    def failed(self) -> list[str]:
+        """The operators, or gears of the generation, that are wrong."""
+        wrong = [row.operator for row in self.rows if not row.passed]
+        return wrong + [f"tokens, {gear}" for gear, ids in (self.expected or {}).items() if self.tokens.get(gear) != ids]
+
+    def raise_if_failed(self) -> None:
+        """Raises BundleError naming what is wrong."""
+        if self.failed:
+            raise BundleError(
+                f"{self.name} computes wrong on {self.device}: {', '.join(self.failed)}; "
+                "update the device's driver, or compile for another device: minicpm-mlc devices"
+            )
+
+    def plain(self) -> str:
+        cells = [["operator", "cases", "NMSE", "limit", "ms", ""]]
+        for row in self.rows:
+            numbers = [f"{row.cases}", f"{row.nmse:.1e}", f"{row.limit:.0e}", f"{row.seconds * 1e3:.2f}"]
+            cells.append([row.operator, *numbers, "ok" if row.passed else "WRONG"])
+        match = "" if self.expected is None else f"\ntokens as expected: {'yes' if self.tokens == self.expected else 'NO'}"
+        return f"{self.name} on {self.device}\n\n{plain_table(cells)}{match}"
+
+    def json(self) -> str:
+        return json.dumps(asdict(self) | {"failed": self.failed}, indent=1)
+
+
+def verify_bundle(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    expect: str | Path | None = None,
+    remote: Any = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's device.
+
+    `expect` is the JSON report of the same model on another device, whose tokens this one must give; `threads` None means
+    the physical cores; `remote` is another machine (rpc/client.py). Raises BundleError for a bundle that doesn't load, or a
+    kernel that doesn't run.
+    """
+    from .library import Library
+
+    bundle = remote.read_bundle(path) if remote else read_bundle(path)
+    count: int = threads or (remote.cores if remote else physical_cores())
+    expected = None if expect is None else _expected_tokens(Path(expect))
+    library = remote.open_library(bundle, count) if remote else Library(bundle, count)
+    return verify_library(library, bundle, expected, progress)
+
+
+def verify_library(
+    library: Any, bundle: Bundle, expected: dict[str, list[int]] | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """The same for a library that is open already."""
+    report = progress or (lambda stage, done, total: None)
+    cases = load_cases(bundle.path)
+    checked = []
+    for done, case in enumerate(cases, 1):
+        checked.append(library.check(case))
+        report("kernels", done, len(cases))
+    rows, tokens = _rows(checked), {}
+    for gear, model in _models(library, bundle.manifest):
+        report("generation", len(tokens), 2)
+        start = time.perf_counter()
+        nmse, tokens[gear] = _generation(model, bundle.manifest)
+        seconds = time.perf_counter() - start
+        rows.append(Row(f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT))
+    report("generation", 2, 2)
+    return VerifyReport(bundle.manifest.name, library.memory.identity, rows, tokens, expected)
+
+
+def _rows(checked: list[Checked]) -> list[Row]:
+    rows = []
+    for operator, group in groupby(sorted(checked, key=lambda c: c.operator), lambda c: c.operator):
+        cases = list(group)
+        worst = max(cases, key=lambda c: c.nmse if c.nmse == c.nmse else np.inf)
+        passed, seconds = all(case.passed for case in cases), sum(case.seconds for case in cases)
+        rows.append(Row(operator, len(cases), worst.nmse, worst.limit, seconds, passed))
+    return rows
+
+
+def _models(library: Any, manifest: Manifest) -> Iterator[tuple[str, CachedModel]]:
+    gears = ["dense", "sparse"] if manifest.dense_len is not None else ["dense"]
+    for gear in gears:
+        yield gear, CachedModel(library, PROMPT + NEW, manifest.page_size, Gears.of(manifest, gear))
+
+
+def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int]]:
+    """NMSE of the logits of 16 decoded tokens against a prefill of the same tokens, and the tokens."""
+    vocab = manifest.model["vocab_size"]
+    tokens = [(7919 * i) % vocab for i in range(1, PROMPT + 1)]
+    *_, (_, logits) = model.prefill(tokens, manifest.prefill_chunk)
+    decoded = [logits[-1].copy()]
+    for _ in range(NEW - 1):
+        tokens.append(int(decoded[-1].argmax()))
+        decoded.append(model.decode(tokens[-1]).copy())
+    model.sequence.truncate(0)
+    chunks = [rows.copy() for _, rows in model.prefill(tokens, manifest.prefill_chunk, all_rows=True)]
+    once, stepwise = np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64), np.array(decoded, np.float64)
+    return float(((stepwise - once) ** 2).sum() / (once**2).sum()), [*tokens[PROMPT:], int(decoded[-1].argmax())]
+
+
+def _expected_tokens(path: Path) -> dict[str, list[int]]:
+    try:
+        tokens = json.loads(path.read_bytes())["tokens"]
+        return {str(gear): [int(i) for i in ids] for gear, ids in tokens.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"{path} is no report of this command ({type(error).__name__}: {error}); make one: minicpm-mlc verify BUNDLE --json"
+        ) from None
