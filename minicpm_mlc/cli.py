@@ -13,6 +13,7 @@ ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
 SPECULATE = click.Choice(["auto", "off", "eagle", "ngram", "draft"])
 ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
+PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])
 KV = click.Choice(["f32", "f16", "bf16", "int8"])
 
 
@@ -49,8 +50,10 @@ def main() -> None:
 @main.command("compile", **_example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
 @click.argument("source")
 @click.option("-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]")
-@click.option("--device", default="cpu", help="What to compile for: cpu, linux-arm64 or opencl.")
+@click.option("--device", default="cpu", help="What to compile for; minicpm-mlc devices lists what there is.")
 @click.option("--cpu", help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native for cpu]")
+@click.option("--gpu", help="The GPU beside an arm64 processor: cuda, opencl or vulkan.  [default: opencl for android]")
+@click.option("--arch", help="For CUDA: all, or for example sm_87,sm_90.  [default: all]")
 @click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
 @click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
 @click.option("--activations", type=ACTIVATIONS, default="auto", help="What meets w4 and w8 weights; auto is int8 where fast.")
@@ -97,6 +100,22 @@ def _drafting(command: Any) -> Any:
     return command
 
 
+def _rpc(command: Any) -> Any:
+    """The options of a bundle that runs on another machine."""
+    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(command)
+    return click.option("--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once.")(command)
+
+
+def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
+    if rpc is None and key is None:
+        return None
+    from .progress import progress
+    from .runtime_py.rpc.client import connect
+
+    with progress() as report:
+        return connect(rpc, key, bundles, report)
+
+
 @main.command(**_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
 @click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
@@ -118,25 +137,30 @@ def _drafting(command: Any) -> Any:
 @click.option("--think/--no-think", default=None, help="Think before answering, or don't.  [default: the model's]")
 @click.option("--speculate", type=SPECULATE, help="Guess tokens ahead; the text stays the same.  [default: auto]")
 @_drafting
+@_rpc
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it read most.")
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
     bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None, attention: str,
-    draft_model: str | None, hide_thinking: bool, show_blocks: bool, as_json: bool, stats: bool, **options: Any,
+    draft_model: str | None, rpc: str | None, key: str | None, hide_thinking: bool, show_blocks: bool, as_json: bool,
+    stats: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Chat with BUNDLE; /help lists the commands of the chat.
 
     The answer to one question (--prompt, or piped text) goes to standard output, its thinking to standard error.
     """
+    from .runtime_py.device_check import check_device
     from .runtime_py.engine import Engine
     from .runtime_py.repl import answer_once, chosen, read_question, talk
 
     given = chosen(options)
     shared: dict[str, Any] = {"system": system, "hide_thinking": hide_thinking, "show_blocks": show_blocks}
     question = read_question(prompt)
-    with Engine(bundle, context=context, threads=threads, attention=attention, draft=draft_model) as engine:
+    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    with Engine(bundle, remote=_remote(rpc, key, bundle, draft_model), **opened) as engine:
+        check_device(engine)
         if question is None:
             talk(engine, options=given, **shared)
         else:
@@ -173,15 +197,18 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--prompt-file", type=click.Path(), help="With --speculate: a message a line, answered by the model itself.")
 @click.option("--replay", type=click.Path(), help="With --speculate: take what is accepted from this record.")
 @click.option("--record", type=click.Path(), help="With --speculate: write what was accepted.")
+@_rpc
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 def bench(
     bundle: str | None, depth: str, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
-    plot: str | None, speculate: str | None, **options: Any,
+    plot: str | None, speculate: str | None, rpc: str | None, key: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
     drafting = {name: options.pop(name) for name in _DRAFTING}
     options["prompt_tokens"] = _numbers(prompt_tokens, "--prompt-tokens")
+    if rpc and (attention_only or operators or speculate or plot):
+        raise click.UsageError("--rpc measures prefill and decode; leave out the other measurement.")
     if attention_only:
         from .compile.bench_attention import bench_attention as measure
 
@@ -205,9 +232,59 @@ def bench(
     else:
         from .runtime_py.bench import bench_bundle as measure
 
-        options |= {"path": bundle}
+        options |= {"path": bundle, "remote": _remote(rpc, key, bundle)}
     report = measure(depths=_numbers(depth, "--depth"), **options)
     click.echo(getattr(report, form or "plain")())
+
+
+@main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
+@click.argument("bundle", type=click.Path())
+@click.option("--expect", type=click.Path(), help="The --json report of another device, whose tokens this one must give.")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@_rpc
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
+    """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short generation.
+
+    Status 1 and the operator's name if one is wrong.
+    """
+    from .progress import progress
+    from .runtime_py.verify import verify_bundle
+
+    remote = _remote(rpc, key, bundle)
+    with progress() as report:
+        result = verify_bundle(bundle, remote=remote, progress=report, **options)
+    click.echo(result.json() if as_json else result.plain())
+    result.raise_if_failed()
+
+
+@main.command("rpc-server", **_example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
+@click.option("--host", default="127.0.0.1", help="Address to listen at; others than this machine reach it at 0.0.0.0.")
+@click.option("--port", default=9090, help="0 is any free one.")
+@click.option("--key", help="What clients must give.  [default: a random one, printed]")
+@click.option("--folder", type=click.Path(), help="Where uploaded bundles are kept.  [default: in the user's cache]")
+def rpc_server(**options: Any) -> None:
+    """Let other machines run bundles here, with chat, bench and verify --rpc.
+
+    Who knows the key can run any code here; nothing is encrypted.
+    """
+    from .runtime_py.rpc.server import run_server
+
+    run_server(say=click.echo, **options)
+
+
+@main.command(**_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip"))
+@click.argument("bundle", type=click.Path())
+@click.option("--for", "platform", type=PLATFORMS, required=True, help="Where it will run.")
+@click.option("-o", "--out", type=click.Path(), help="Archive to write, .zip or .tar.  [default: BUNDLE-PLATFORM]")
+def package(bundle: str, platform: str, out: str | None) -> None:
+    """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each time."""
+    from .compile.package import package_bundle
+    from .progress import progress
+
+    with progress() as report:
+        result = package_bundle(bundle, platform, out, report)
+    click.echo(result)
 
 
 @main.command(**_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"))

@@ -9,16 +9,21 @@ from typing import Any
 
 from .describe import human_bytes
 from .errors import BundleError
-from .host import this_host
+from .host import mismatch, this_host
 from .runtime_py.machine import available_memory, cpu_name, physical_cores
+from .targets.cuda import ARCHS
+from .targets.cuda_compiler import GET_NVRTC, has_compiler
+from .targets.link import PLATFORMS
 
 TVM = "apache-tvm"
 LEVELS = {"x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"), "aarch64": ("generic", "cortex-a76", "neoverse-n1")}
 
 
 def survey() -> dict[str, Any]:
-    """{"machine": facts, "devices": [{"device", "compile", "run", "missing": [commands], ...}]}, ready for JSON."""
-    return {"machine": _machine(), "devices": [_cpu(), _linux_arm64(), _opencl()]}
+    """{"machine": facts, "devices": [what _device tells of each]}, ready for JSON."""
+    from .targets import DEVICES
+
+    return {"machine": _machine(), "devices": [_device(name) for name in DEVICES]}
 
 
 def _machine() -> dict[str, Any]:
@@ -33,23 +38,29 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _cpu() -> dict[str, Any]:
-    missing = [command for package, command in _needs() if not _installed(package)]
-    found: dict[str, Any] = {"device": "cpu", "compile": not missing, "run": _installed(TVM), "missing": missing}
-    return found | _processors() if found["compile"] else found
+def _device(name: str) -> dict[str, Any]:
+    """One choice of --device: what it is, the commands that install what compiling lacks, and whether bundles run here.
 
+    `name` is the device that is here, `why` what keeps bundles from running; one of them is None.
+    """
+    from .targets import find_device, gpu_class
 
-def _linux_arm64() -> dict[str, Any]:
-    missing, host = [command for package, command in _needs() if not _installed(package)], this_host()
-    here = (host.system, host.machine) == ("linux", "aarch64")
-    return {"device": "linux-arm64", "compile": not missing, "run": here, "missing": missing}
-
-
-def _opencl() -> dict[str, Any]:
-    """`name` is the device's, `why` what keeps bundles from running here; one of them is None."""
-    missing = [command for package, command in _needs() if not _installed(package)]
-    name, why = _device_name("opencl") if _installed(TVM) else (None, "TVM is missing")
-    return {"device": "opencl", "compile": not missing, "run": bool(name), "missing": missing, "name": name, "why": why}
+    device = find_device(name)
+    system = PLATFORMS[device.platform or platform.machine()]
+    missing = [command for package, command in _needs(device.gpu) if not package]
+    target = {"device": device.gpu or "cpu", "triple": system.triple, "cpu": "", "features": []}
+    why = f"its libraries are for {system.triple}" if mismatch(target, this_host()) else None
+    here, why = (None, why) if why else _device_name(device.gpu or "cpu")
+    found: dict[str, Any] = {
+        "device": name, "note": device.note, "system": system.triple, "gpu": device.gpu, "gpus": list(device.gpus),
+        "libraries": list(system.libraries), "compile": not missing, "run": bool(here), "missing": missing,
+        "name": here, "why": why,
+    }  # fmt: skip
+    if device.gpu:
+        found["limits"] = gpu_class(device.gpu).limits
+    if device.gpu == "cuda":
+        found["archs"] = ARCHS
+    return found | _processors() if name == "cpu" and found["compile"] else found
 
 
 def _device_name(device: str) -> tuple[str | None, str | None]:
@@ -64,9 +75,10 @@ def _device_name(device: str) -> tuple[str | None, str | None]:
         return None, str(error)
 
 
-def _needs() -> list[tuple[str, str]]:
-    """(distribution, command that installs it) for compiling: the compiler and the linker."""
-    return [(TVM, "pip install apache-tvm==0.27.0.post1"), ("ziglang", "pip install ziglang")]
+def _needs(gpu: str | None) -> list[tuple[bool, str]]:
+    """(is it here, command that installs it) for compiling: the compiler, the linker, and CUDA's own compiler."""
+    needs = [(_installed(TVM), "pip install apache-tvm==0.27.0.post1"), (_installed("ziglang"), "pip install ziglang")]
+    return needs + ([(has_compiler(tuple(ARCHS)), GET_NVRTC)] if gpu == "cuda" else [])
 
 
 def _installed(distribution: str) -> bool:
@@ -82,7 +94,7 @@ def _processors() -> dict[str, Any]:
     from .targets.cpu import CpuTarget
 
     native, present = CpuTarget.of("native"), this_host().features or frozenset()
-    levels = {name: set(CpuTarget.of(name).features) <= present for name in LEVELS[native.machine]}
+    levels = {name: set(CpuTarget.of(name).features) <= present for name in LEVELS[native.platform.machine]}
     return {"native": native.cpu, "features": list(native.features), "levels": levels}
 
 
@@ -97,16 +109,25 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def _device_lines(device: dict[str, Any]) -> list[str]:
-    name = device["device"]
+    first = f"{device['device']}: {device['note']}"
     if device["missing"]:
-        return [f"{name}: can't compile yet; first: {command}" for command in device["missing"]]
-    if name != "cpu":
-        runs = "compiles and runs here" if device["run"] else "compiles here, doesn't run here"
-        detail = device.get("name") or device.get("why")
-        return [f"{name}: {runs}", *([f"  {detail}"] if detail else [])]
+        return [first, *(f"  can't compile yet; first: {command}" for command in device["missing"])]
+    runs = f"runs here on {device['name']}" if device["run"] else f"doesn't run here: {device['why']}"
+    lines = [first, f"  compiles here; {runs}"]
+    if device["gpus"]:
+        lines.append(f"  --gpu              {', '.join(device['gpus'])}")
+    if "archs" in device:
+        lines += [f"  --arch {arch:<11} {gpus}" for arch, gpus in device["archs"].items()]
+    if "limits" in device:
+        limits = device["limits"]
+        memory = human_bytes(limits["max_shared_memory_per_block"])
+        lines.append(f"  workgroups         up to {limits['max_num_threads']} threads, {memory} of shared memory")
+    return lines + (_level_lines(device) if "levels" in device else [])
+
+
+def _level_lines(device: dict[str, Any]) -> list[str]:
     levels = (f"{level} ({'runs' if runs else 'does not run'} here)" for level, runs in device["levels"].items())
     return [
-        f"{name}: compiles and runs here",
         f"  --cpu native       {device['native']}: {' '.join(device['features'])}",
         f"  --cpu LEVEL        {', '.join(levels)}",
     ]

@@ -51,9 +51,16 @@ ARM_BITS = {
     "i8mm": (_HWCAP2, 13),
     "bf16": (_HWCAP2, 14),
 }
-RUNNABLE = ("cpu", "opencl")
+RUNNABLE = ("cpu", "cuda", "metal", "opencl", "vulkan")
 MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-SYSTEMS = {"linux": "linux", "darwin": "darwin", "macos": "darwin", "windows": "windows", "mingw": "windows"}
+SYSTEMS = {
+    "linux": "linux",
+    "darwin": "darwin",
+    "macos": "darwin",
+    "ios": "ios",
+    "windows": "windows",
+    "mingw": "windows",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def mismatch(target: dict[str, Any], host: Host) -> str | None:
     """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it can."""
     if target["device"] not in RUNNABLE:
         return f"it was compiled for device {target['device']}, and this version runs {' and '.join(RUNNABLE)}"
-    system, machine = _system_of(target["triple"]), _machine(target["triple"].split("-")[0])
+    system, machine = system_of(target["triple"]), _machine(target["triple"].split("-")[0])
     if (system, machine) != (host.system, host.machine):
         return f"it was compiled for {machine} {system}, and this machine is {host.machine} {host.system}"
     if missing := missing_features(target["features"], host):
@@ -97,7 +104,8 @@ def _machine(name: str) -> str:
     return MACHINES.get(name.lower(), name.lower())
 
 
-def _system_of(triple: str) -> str:
+def system_of(triple: str) -> str:
+    """The operating system of an LLVM triple."""
     if "android" in triple:
         return "android"
     return next((system for word, system in SYSTEMS.items() if word in triple), "unknown")

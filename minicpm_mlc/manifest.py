@@ -7,17 +7,18 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minicpm_mlc.errors import BundleError
-from minicpm_mlc.files import write_whole
+from minicpm_mlc.files import cache_file, remember
 from minicpm_mlc.host import Host, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 3  # functions of the compiled library
+ABI = 4  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
 KV_STORAGE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int8": "int8"}  # pools, by kv_dtype
 SCALE_ROWS = 4  # of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their values
@@ -238,9 +239,7 @@ def _sha256(path: Path) -> str:
 
 def _verified_file(bundle: Bundle) -> Path:
     """One small file per bundle and place: a copy elsewhere is verified on its own."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = hashlib.sha256(bundle.manifest.to_bytes() + os.fsencode(bundle.path.resolve())).hexdigest()
-    return Path(cache) / "minicpm-mlc" / "verified" / f"{key}.json"
+    return cache_file("verified", bundle.manifest.to_bytes() + os.fsencode(bundle.path.resolve()))
 
 
 def _verified_before(bundle: Bundle, seen: dict[str, list[int]]) -> bool:
@@ -251,9 +250,5 @@ def _verified_before(bundle: Bundle, seen: dict[str, list[int]]) -> bool:
 
 
 def _remember_verified(bundle: Bundle, seen: dict[str, list[int]]) -> None:
-    try:
-        file = _verified_file(bundle)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda partial: partial.write_text(json.dumps(seen)))
-    except (OSError, RuntimeError):
-        pass  # only a saving of time: the next load verifies again
+    with suppress(OSError, RuntimeError):  # only a saving of time: the next load verifies again
+        remember(_verified_file(bundle), json.dumps(seen))

@@ -14,13 +14,14 @@ from fake_engine import FakeEngine
 
 import minicpm_mlc.compile
 import minicpm_mlc.runtime_py.bench
+import minicpm_mlc.runtime_py.device_check
 import minicpm_mlc.runtime_py.engine
 from minicpm_mlc.cli import main
 from minicpm_mlc.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.progress import Bars
 
-VERBS = ["compile", "chat", "inspect", "bench", "trace", "frspec", "devices"]
+VERBS = ["compile", "chat", "inspect", "bench", "verify", "rpc-server", "package", "trace", "frspec", "devices"]
 
 
 def run(*args: str, **options: Any) -> Result:
@@ -38,6 +39,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         return fake
 
     monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", open_engine)
+    monkeypatch.setattr(minicpm_mlc.runtime_py.device_check, "check_device", lambda engine: None)
     return fake
 
 
@@ -68,7 +70,8 @@ def test_the_package_runs_as_a_module() -> None:
 def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
     result = run("chat", "B", "--prompt", "Hi", "--temperature", "0", "--stop", "x", "--no-think", "--context", "128")
     assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
-    assert engine.opened == {"bundle": "B", "context": 128, "threads": None, "attention": "auto", "draft": None}
+    given = {"bundle": "B", "context": 128, "threads": None, "attention": "auto", "draft": None}
+    assert engine.opened == given | {"remote": None}
     assert engine.calls == [
         ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
     ]
@@ -145,8 +148,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("compile", "S", "-o", "B", "--quant", "w8", "--context", "512", "--force")
     assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
     assert seen == {
-        "source": "S", "out": "B", "device": "cpu", "cpu": None, "scheme": "w8", "embedding_scheme": None,
-        "activations": "auto", "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True,
+        "source": "S", "out": "B", "device": "cpu", "cpu": None, "gpu": None, "arch": None, "scheme": "w8",
+        "embedding_scheme": None, "activations": "auto",
+        "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True,
         "random_weights": False, "dry_run": False, "kv": None, "draft": None, "draft_scheme": None, "frspec": None,
     }  # fmt: skip
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
@@ -177,7 +181,7 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     def bench_bundle(path: str, depths: list[int], **options: Any) -> Report:
         assert (path, depths) == ("B", [0, 64])
         counts = {"prompt_tokens": [8, 16], "new_tokens": 4, "repeats": 1, "threads": 2}
-        assert options == counts | {"attention": "auto", "random_cache": False}
+        assert options == counts | {"attention": "auto", "random_cache": False, "remote": None}
         return Report()
 
     monkeypatch.setattr(minicpm_mlc.runtime_py.bench, "bench_bundle", bench_bundle, raising=False)
@@ -236,15 +240,20 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import minicpm_mlc.devices as devices
+    from minicpm_mlc.targets import DEVICES
 
     found = json.loads(run("devices", "--json").stdout)
     assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
-    assert [device["device"] for device in found["devices"]] == ["cpu", "linux-arm64", "opencl"]
+    assert [device["device"] for device in found["devices"]] == list(DEVICES)
     shown = run("devices").stdout
-    assert found["devices"][0]["native"] in shown and "linux-arm64: compiles" in shown
-    assert (found["devices"][2]["name"] or found["devices"][2]["why"]) in shown
+    assert found["devices"][0]["native"] in shown and "sm_87       Jetson Orin" in shown
+    assert all((device["name"] or device["why"]) in shown for device in found["devices"])
     monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
-    assert "cpu: can't compile yet; first: pip install ziglang" in run("devices").stdout
+    monkeypatch.setattr(devices, "has_compiler", lambda archs: False)
+    found = {device["device"]: device for device in json.loads(run("devices", "--json").stdout)["devices"]}
+    assert found["cpu"]["missing"] == ["pip install ziglang"] and not found["cpu"]["compile"]
+    assert "nvidia-cuda-nvrtc" in found["cuda"]["missing"][1]
+    assert "can't compile yet; first: pip install ziglang" in run("devices").stdout
 
 
 def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

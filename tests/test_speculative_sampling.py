@@ -75,14 +75,21 @@ class Guesser:
     def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft:
         return DRAFTS[history[-1]]
 
-    def drafters(self, options: Speculation) -> list[str]:
+    def following(self, options: Speculation) -> list[str]:
         return ["ngram"]
+
+    drafters = following
+
+    def sleeps(self, options: Speculation) -> bool:
+        return False
 
     def plan(self, name: str, options: Speculation) -> Plan:
         return Plan(2, 2)
 
     def cut(self, name: str, draft: Draft, options: Speculation, room: int) -> Draft:
         return draft
+
+    def drafted(self, name: str, draft: Draft, seconds: float) -> None: ...
 
     def finished(self, round: Round) -> None: ...
 

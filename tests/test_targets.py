@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
+from pathlib import Path
 
 import pytest
 from elf import AARCH64, X86_64, read_shared_object
 
 import minicpm_mlc.host as host
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.errors import BundleError, CompileError
+from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.runtime_py.memory import open_memory
 from minicpm_mlc.targets import DEVICES, get_target
+from minicpm_mlc.targets.embed import changed, string
+from minicpm_mlc.targets.link import PLATFORMS, link, zig
 
 PLATFORM = {"memcpy", "memset"}  # of the C library
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
+ALL = "cpu, linux-arm64, cuda, opencl, vulkan, android, metal, ios"
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_device_has_a_target_that_llvm_knows(device):
-    target = get_target(device)
-    tvm_target = target.tvm_target()
-    assert (tvm_target.host or tvm_target).attrs["mtriple"] == target.triple
+    for gpu in (None, *DEVICES[device].gpus):
+        target = get_target(device, gpu=gpu)
+        tvm_target = target.tvm_target()
+        assert (tvm_target.host or tvm_target).attrs["mtriple"] == target.triple
+        assert target.describe()["device"] == (gpu or DEVICES[device].gpu or "cpu")
 
 
-def test_an_unknown_device_is_refused_with_those_that_exist():
-    with pytest.raises(CompileError, match=r"toaster: not a device; there is cpu, linux-arm64, opencl"):
-        get_target("toaster")
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "toaster"}, f"toaster: not a device; there is {ALL}"),
+        ({"device": "cpu", "gpu": "cuda"}, "--gpu cuda: for --device cpu there is none"),
+        ({"device": "android", "gpu": "metal"}, "--gpu metal: for --device android choose opencl, vulkan"),
+        ({"device": "cuda", "arch": "sm_90,sm_35"}, "--arch sm_35: choose all, or of sm_80, sm_87, sm_89, sm_90"),
+        ({"device": "opencl", "arch": "sm_90"}, "--arch sm_90: only CUDA has it; use --device cuda"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(options, message):
+    with pytest.raises(CompileError, match=message):
+        get_target(**options)
+
+
+def test_cuda_is_compiled_for_the_architectures_named_or_all():
+    assert get_target("cuda", arch="sm_120,sm_87").describe()["archs"] == ["sm_87", "sm_120"]
+    assert get_target("cuda").describe() == get_target("cuda", arch="all").describe()
+    assert {"sm_87", "sm_89", "sm_90", "sm_120"} <= set(get_target("cuda").describe()["archs"])
 
 
 def test_arm64_code_runs_on_every_processor_unless_one_is_named():
-    assert get_target("linux-arm64").features == ("neon",)
-    assert "dotprod" in get_target("linux-arm64", "cortex-a76").features
+    assert get_target("linux-arm64").describe()["features"] == ["neon"]
+    assert "dotprod" in get_target("linux-arm64", "cortex-a76").describe()["features"]
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine is an arm64 one")
 def test_the_native_processor_of_another_machine_is_refused():
-    with pytest.raises(CompileError, match=r"--cpu native: this machine is no aarch64; .*--cpu generic"):
+    with pytest.raises(CompileError, match=r"--cpu native: this machine is no aarch64-unknown-linux-gnu; .*--cpu generic"):
         get_target("linux-arm64", "native")
 
 
@@ -46,10 +71,49 @@ def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, tiny_bundle
     if device != "cpu":
         compile_model(bundle.checkpoint, tmp_path / "bundle", device=device)
     library = read_shared_object((bundle.path if device == "cpu" else tmp_path / "bundle") / "model.so")
-    assert library.machine == MACHINES[get_target(device).machine]
+    assert library.machine == MACHINES[platform.machine() if device == "cpu" else "aarch64"]
     assert library.needed == []  # both are in the process that loads it
     assert {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))} <= PLATFORM
     assert any(name.startswith("__tvm_ffi_") for name in library.exported)
+
+
+@pytest.mark.parametrize("platform_name", PLATFORMS)
+def test_the_same_objects_give_the_same_library_anywhere(platform_name: str, tmp_path: Path):
+    there, written = PLATFORMS[platform_name], []
+    (tmp_path / "code.s").write_text(".globl _f\n_f: ret\n")
+    zig("cc", "-target", there.zig, "-c", "-o", str(tmp_path / "code.o"), str(tmp_path / "code.s"))
+    for name in ("here", "there"):
+        folder = tmp_path / name
+        folder.mkdir()
+        copied = shutil.copy(tmp_path / "code.o", folder)
+        for library in there.libraries:
+            link(there, str(folder / library), [str(copied)])
+            written.append((folder / library).read_bytes())
+    assert written[: len(written) // 2] == written[len(written) // 2 :]
+
+
+def test_a_symbol_that_android_has_not_fails_the_link(tmp_path: Path):
+    source = tmp_path / "code.s"
+    source.write_text(".globl f\nf: b no_such_function\n")
+    with pytest.raises(CompileError, match="no_such_function"):
+        link(PLATFORMS["android"], str(tmp_path / "model.so"), [str(source)])
+
+
+def test_the_imports_of_a_library_are_changed_one_by_one():
+    tree = b"".join(n.to_bytes(8, "little") for n in (4, 0, 2, 2, 2, 2, 1, 2))
+    packed = string(tree + string(b"_lib") + string(b"vm") + string(b"code") + string(b"cuda") + string(b"source"))
+    seen = changed(packed, lambda kind, content: (kind, b"machine code" if kind == "cuda" else content))
+    assert seen == packed[:0] + string(packed[8 : -8 - len(b"source")] + string(b"machine code"))
+    with pytest.raises(ValueError, match="packed imports end within"):
+        changed(packed[:-1], lambda kind, content: (kind, content))
+
+
+@pytest.mark.parametrize("device, needs", [("cuda", "NVIDIA's driver"), ("metal", "macOS on Apple silicon")])
+def test_a_device_that_is_not_here_is_refused_with_what_it_needs(device, needs, monkeypatch):
+    monkeypatch.setattr(tvm_device.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
+    monkeypatch.setattr("minicpm_mlc.runtime_py.memory.tvm_ffi.get_global_func", lambda *_, **__: None)
+    with pytest.raises(BundleError, match=f"TVM.*; it takes {needs}"):
+        open_memory(device)
 
 
 def test_arm_features_come_from_the_kernels_bits(monkeypatch):

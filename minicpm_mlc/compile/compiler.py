@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -15,10 +16,10 @@ import numpy as np
 
 from ..describe import context_lengths, human_bytes
 from ..errors import CheckpointError, CompileError
+from ..kernel_cases import KERNEL_CASES, to_bytes
 from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
 from ..params import DRAFT_IDS
 from ..targets import Target, get_target
-from ..targets.cpu import CpuTarget
 from .bundle import BundleWriter
 from .checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from .config import ModelConfig, SparseConfig
@@ -62,6 +63,8 @@ def compile_model(
     *,
     device: str = "cpu",
     cpu: str | None = None,
+    gpu: str | None = None,
+    arch: str | None = None,
     scheme: str = "w4",
     embedding_scheme: str | None = None,
     activations: str = "auto",
@@ -90,18 +93,16 @@ def compile_model(
     head = _draft(draft, config, frspec)
     config = config.with_context(_positive("--context", context, config.max_position_embeddings))
     config = replace(config, sparse=_sparse(config, attention))
-    target = get_target(device, cpu)
+    target = get_target(device, cpu, gpu, arch)
     precision = _precision(scheme, embedding_scheme or scheme, activations, kv, target)
     params = parameters(config, precision)
     manifest = _manifest(config, precision, target, params, context, prefill_chunk)
-    if head and not isinstance(target, CpuTarget):
-        raise CompileError(f"--draft: only the CPU has a draft head's kernels; leave it out for {target.device}")
     if head:
         stored = _draft_precision(precision, draft_scheme)
         params += head.parameters(stored)
         manifest = _with_draft(manifest, head, stored, params)
         checkpoint = head.beside(checkpoint, config.tie_word_embeddings)
-    path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}")
+    path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{f'-{gpu}' if gpu else ''}")
     forecast = [{"context": n, "bytes": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
     result = CompileResult(str(path), not dry_run, manifest.memory["weights"], forecast)
     if dry_run:
@@ -152,15 +153,13 @@ def _precision(scheme: str, embedding_scheme: str, activations: str, kv: str | N
         if name not in SCHEMES:
             raise CompileError(f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
     schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
-    kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"), target)
+    kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"))
     return Precision(*schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target))
 
 
-def _kv_dtype(wanted: str, target: Target) -> str:
+def _kv_dtype(wanted: str) -> str:
     if wanted not in KV_DTYPES:
         raise CompileError(f"--kv {wanted}: choose {', '.join(KV_DTYPES)}")
-    if wanted in ("bf16", "int8") and not isinstance(target, CpuTarget):
-        raise CompileError(f"--kv {wanted}: only the CPU's kernels read it; for {target.device} use f16 or f32")
     return KV_DTYPES[wanted]
 
 
@@ -202,6 +201,7 @@ def _manifest(
         params=[],
         memory={"weights": stored_bytes(params), "kv_per_token": kv_bytes, "activations": activations},
         tvm=version("apache-tvm"),
+        library=target.libraries[0],
     )
 
 
@@ -224,6 +224,7 @@ def _with_draft(manifest: Manifest, head: DraftHead, stored: Precision, params: 
         "feature_layers": list(c.feature_layers),
         "hidden": c.hidden_size,
         "vocab": c.vocab_size,
+        "top_k": c.top_k,
         "kv_layout": {kind: shape for kind, (shape, _) in pool_layout(c, stored.kv_dtype).items()},
     }
     memory = {
@@ -252,11 +253,14 @@ def _add_library(
     from .pipeline import build_library  # loads TVM's compiler: bad input was refused before that
 
     with TemporaryDirectory() as scratch:
-        library = Path(scratch) / manifest.library
-        expected = build_library(config, precision, target, manifest.prefill_chunk, library, draft)
+        prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")
+        build = (config, precision, target, manifest.prefill_chunk, Path(scratch), prefix, draft)
+        expected, cases = build_library(*build)
         if expected != stored:
             raise AssertionError("the model's parameters and compile/parameters.py disagree")
-        bundle.add_file(manifest.library, library)
+        for library in target.libraries:
+            bundle.add_file(library, Path(scratch) / library)
+        bundle.add_file(KERNEL_CASES, to_bytes(cases))
 
 
 def _add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifest) -> None:

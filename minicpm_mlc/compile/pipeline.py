@@ -9,13 +9,19 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
+from ..kernel_cases import Case
 from ..manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
+from ..runtime_py.roofline import READ_KERNEL
 from ..targets import Target
+from ..targets.cpu import CpuTarget
+from ..targets.link import is_static
 from .config import ModelConfig
 from .draft_config import DraftConfig
+from .kernel_cases import RecordedKernels
 from .model.drafting import DraftingMiniCPM
 from .model.minicpm import MiniCPM
 from .parameters import Precision
+from .system_library import prefixed
 
 PASSES = [
     transform.ToNonDataflow(),
@@ -36,21 +42,32 @@ def build_library(
     precision: Precision,
     target: Target,
     prefill_chunk: int,
-    path: Path,
+    folder: Path,
+    prefix: str,
     draft: tuple[DraftConfig, Precision] | None = None,
-) -> list[str]:
-    """Compile the model, with a draft head or without, and write the library to `path`.
+) -> tuple[list[str], list[Case]]:
+    """Compile the model, with a draft head or without, and write the target's libraries into `folder`.
 
-    Returns the parameters' names in the order it takes them.
+    In a static library the modules' symbols begin with `prefix`, by which an app finds them.
+
+    Returns the parameters' names in the order it takes them, and cases to check its kernels with.
     """
-    base = (target.kernels, config, precision)
+    kernels: Any = RecordedKernels(target.kernels)
+    base = (kernels, config, precision)
     model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
     module, params, *_ = model.export_tvm(spec=model.call_specs())
+    if isinstance(target, CpuTarget):
+        module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)
     module = _bound(module, {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES, "t": MAX_TREE_NODES})
-    passes = tvm.transform.Sequential(PASSES)
-    executable = tvm.compile(module, target.tvm_target(), relax_pipeline=passes, tir_pipeline=target.tir_pipeline())
-    executable.export_library(str(path), fcompile=target.link)
-    return [name for name, _ in params]
+    for library in target.libraries:
+        naming = [prefixed(prefix)] if is_static(library) else []
+        target.export(_compiled(module, target, [*PASSES, *naming]), str(folder / library))
+    return [name for name, _ in params], kernels.cases(module)
+
+
+def _compiled(module: Any, target: Target, passes: list[Any]) -> Any:
+    lowering = tvm.transform.Sequential(passes)
+    return tvm.compile(module, target.tvm_target(), relax_pipeline=lowering, tir_pipeline=target.tir_pipeline())
 
 
 def _bound(module: Any, limits: dict[str, int]) -> Any:

@@ -10,10 +10,9 @@ from typing import Any
 
 from ..errors import CompileError
 from ..host import FLAGS, this_host
-from .link import link_shared
+from .link import PLATFORMS, Platform, link
 
 PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
-TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "dotprod")  # features with int8 dot products, the fastest first
 
 
@@ -78,6 +77,9 @@ class CpuKernels:
     def repeat_row(self, *shape: Any) -> Any:
         return _build("repeat_row", "repeat_row", *shape)
 
+    def top_k(self, *shape: Any) -> Any:
+        return _build("top_k", "top_k", *shape)
+
     def linear(self, *shape: Any, **options: Any) -> Any:
         return _build("linear", "linear", *shape, **options)
 
@@ -86,17 +88,17 @@ class CpuKernels:
 
     def quantize_rows(self, columns: int, fmt: Any) -> Any:
         """The activations as linear_int8 takes them beside weights of this format."""
-        return _build("quantize_rows", "quantize_rows", columns, self._zero(fmt))
+        return _build("quantize_rows", "quantize_rows", columns, self.zero(fmt))
 
     def rms_norm_int8(self, hidden: int, eps: float, fmt: Any) -> Any:
         """RMSNorm and quantize_rows in one."""
-        return _build("norm", "rms_norm_int8", hidden, eps, self._zero(fmt))
+        return _build("norm", "rms_norm_int8", hidden, eps, self.zero(fmt))
 
-    def swiglu_int8(self, intermediate: int, fmt: Any) -> Any:
-        """SwiGLU and quantize_rows in one."""
-        return _build("swiglu", "swiglu_int8", intermediate, self._zero(fmt))
+    def linear_swiglu_int8(self, intermediate: int, columns: int, fmt: Any) -> Any:
+        """The gate and up product, SwiGLU and quantize_rows in one."""
+        return _build("linear_swiglu", "linear_swiglu_int8", intermediate, columns, fmt, self.int8_dot, self.zero(fmt))
 
-    def _zero(self, fmt: Any) -> int:
+    def zero(self, fmt: Any) -> int:
         return importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS[self.int8_dot].zero(fmt)
 
     def multiply_add_peak(self) -> Any:
@@ -130,34 +132,40 @@ def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
 class CpuTarget:
     """One processor family. `features` are LLVM's names of the instruction sets that its library needs."""
 
-    machine: str
+    platform: Platform
     cpu: str
     attributes: tuple[str, ...]
     features: tuple[str, ...]
     device: str = "cpu"
 
     @classmethod
-    def of(cls, cpu: str, machine: str | None = None) -> CpuTarget:
-        """`native`, a level such as x86-64-v3, or any processor LLVM knows; `machine` None is this one.
+    def of(cls, cpu: str, platform_name: str | None = None) -> CpuTarget:
+        """`native`, a level such as x86-64-v3, or any processor LLVM knows; the platform None is Linux on this machine.
 
-        Raises CompileError for a processor that the machine can't have.
+        Raises CompileError for a processor that the platform can't have.
         """
-        machine, native = machine or platform.machine(), cpu == "native"
-        if machine not in TRIPLES:
-            raise CompileError(f"no CPU target for {machine}; there are {', '.join(TRIPLES)}")
-        if native and machine != platform.machine():
-            raise CompileError(f"--cpu native: this machine is no {machine}; name its processor, such as --cpu generic")
+        here, native = platform.machine(), cpu == "native"
+        there = PLATFORMS.get(platform_name or here)
+        if there is None:
+            raise CompileError(f"no CPU target for {platform_name or here}; there are {', '.join(PLATFORMS)}")
+        if native and there is not PLATFORMS.get(here):
+            raise CompileError(f"--cpu native: this machine is no {there.triple}; name its processor, such as --cpu generic")
         name = host_cpu() if native else cpu
-        used = _llvm_features(name, machine) & FLAGS.keys()
+        used = _llvm_features(name, there) & FLAGS.keys()
         present = this_host().features
         if not native or present is None:
-            return cls(machine, name, (), tuple(sorted(used)))
+            return cls(there, name, (), tuple(sorted(used)))
         hidden = tuple(f"-{f}" for f in sorted(used - present))  # a virtual machine may hide what its processor has
-        return cls(machine, name, hidden, tuple(sorted(used & present)))
+        return cls(there, name, hidden, tuple(sorted(used & present)))
 
     @property
     def triple(self) -> str:
-        return TRIPLES[self.machine]
+        return self.platform.triple
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The files that a bundle gets; the first is the one that Python loads."""
+        return self.platform.libraries
 
     @property
     def kernels(self) -> CpuKernels:
@@ -183,9 +191,13 @@ class CpuTarget:
         """What the manifest records, checked when the bundle is loaded."""
         return {"device": self.device, "triple": self.triple, "cpu": self.cpu, "features": list(self.features)}
 
+    def export(self, executable: Any, library: str) -> None:
+        """Write what TVM compiled to the library of this name, the same bytes each time."""
+        executable.export_library(library, fcompile=self.link)
+
     def link(self, library: str, objects: list[str], **_: Any) -> None:
-        """Link TVM's objects into a shared library with zig's linker, the same bytes each time."""
-        link_shared(self.machine, library, objects)
+        """Link TVM's objects, as export_library hands them over."""
+        link(self.platform, library, objects)
 
 
 def host_cpu() -> str:
@@ -195,14 +207,14 @@ def host_cpu() -> str:
     return codegen.llvm_get_system_cpu()
 
 
-def _llvm_features(cpu: str, machine: str) -> set[str]:
+def _llvm_features(cpu: str, there: Platform) -> set[str]:
     """The features that LLVM assumes of a processor. Raises CompileError when it doesn't know the name."""
     import tvm
     from tvm.target import codegen
 
-    generic = tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[machine]})
+    generic = tvm.target.Target({"kind": "llvm", "mtriple": there.triple})
     if cpu not in codegen.llvm_get_cpu_archlist(generic):
-        examples = "native, x86-64-v3, x86-64-v4" if machine == "x86_64" else "native, generic, cortex-a76"
-        raise CompileError(f"--cpu {cpu}: LLVM knows no such {machine} processor; use for example {examples}")
-    target = tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[machine], "mcpu": cpu})
+        examples = "native, x86-64-v3, x86-64-v4" if there.machine == "x86_64" else "native, generic, cortex-a76"
+        raise CompileError(f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example {examples}")
+    target = tvm.target.Target({"kind": "llvm", "mtriple": there.triple, "mcpu": cpu})
     return {str(feature) for feature in codegen.llvm_get_cpu_features(target)}

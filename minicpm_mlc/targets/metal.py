@@ -1,0 +1,39 @@
+"""The Metal target: kernels as Metal Shading Language, compiled by the device's system when they are first launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from .gpu_target import GpuTarget
+
+PRECISE = ("exp", "log", "sin", "cos", "sqrt")
+
+
+@dataclass(frozen=True)
+class MetalTarget(GpuTarget):
+    """Apple GPUs, on macOS and iOS."""
+
+    device: ClassVar[str] = "metal"
+    limits: ClassVar[dict[str, int]] = {
+        "max_num_threads": 256,  # of a threadgroup
+        "thread_warp_size": 1,  # nothing is assumed of threads that run together
+        "max_shared_memory_per_block": 32768,
+    }
+
+    def tvm_target(self) -> Any:
+        _use_precise_functions()
+        return super().tvm_target()
+
+
+@cache
+def _use_precise_functions() -> None:
+    """TVM's runtime turns Metal's fast maths on, whose cosine of a late position's angle is wrong; these are not."""
+    from tvm.tirx import call_pure_extern, register_intrin_lowering
+
+    def precise(call: Any) -> Any:
+        return call_pure_extern(call.ty, f"precise::{call.op.name.split('.')[-1]}", *call.args)
+
+    for name in PRECISE:
+        register_intrin_lowering(f"tirx.{name}", target="metal", f=precise, level=99)

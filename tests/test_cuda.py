@@ -1,0 +1,109 @@
+"""CUDA without a GPU: the kernels' source on this processor through the shim, and the machine code that bundles hold."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from elf import CUDA, read_object
+from shim_cases import Grid
+
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.errors import CompileError
+from minicpm_mlc.targets import cuda, cuda_compiler, get_target
+from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, fat_binary, has_compiler, nvcc, nvrtc
+from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack, unpack
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
+ARCHS = ("sm_87", "sm_120")
+HAS_DEVICE = Path("/dev/nvidia0").exists()
+needs_compiler = pytest.mark.skipif(not has_compiler(ARCHS), reason=f"no CUDA compiler: {GET_NVRTC}")
+GRID = Grid(get_target("cuda"), 1)
+SOURCE = 'extern "C" __global__ void __launch_bounds__(64) twice(float* x, int64_t n) { x[threadIdx.x] *= n; }'
+
+
+@pytest.fixture
+def source_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries get the source in place of machine code, for the shim."""
+    kernels = cuda_compiler.FIRST_KERNEL
+    monkeypatch.setattr(cuda, "fat_binary", lambda source, _: source[source.index(kernels) :].encode())
+
+
+@pytest.mark.skipif(HAS_DEVICE, reason="CUDA itself is here")
+@pytest.mark.parametrize("operator", GRID.operators)
+def test_kernels_equal_their_definitions(operator: str, source_stays: None):
+    GRID.check(operator)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The demo's, for two architectures."""
+    path = tmp_path_factory.mktemp("cuda") / "bundle"
+    compile_model(DEMO, path, device="cuda", arch=",".join(ARCHS), attention="dense")
+    return (path / "model.so").read_bytes()
+
+
+@needs_compiler
+def test_a_library_holds_machine_code_and_ptx_but_no_source(library: bytes):
+    assert b"__global__" not in library and b"threadIdx" not in library.replace(b"threadIdx.x", b"")
+    start = library.index(b"\x50\xed\x55\xba")
+    size = int.from_bytes(library[start + 8 : start + 16], "little")
+    *codes, ptx = unpack(library[start : start + 16 + size])
+    assert [(image.kind, image.sm) for image in (*codes, ptx)] == [(ELF, 87), (ELF, 120), (PTX, 87)]
+    for image in codes:
+        code = read_object(image.data)
+        assert code.machine == CUDA and code.flags >> 8 & 0xFF == image.sm
+        assert all(name.startswith(".nv.reservedSmem") for name in code.undefined)  # the driver's
+        assert {"linear_kernel", "attend_kernel", "rms_norm_kernel"} <= code.defined
+    assert b".target sm_87" in ptx.data and b".entry linear_kernel" in ptx.data
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("ptxas"), reason="no ptxas")
+@pytest.mark.parametrize("arch", ["sm_90", "sm_120"])
+def test_ptx_is_accepted_for_later_gpus(library: bytes, arch: str, tmp_path: Path):
+    start = library.index(b"\x50\xed\x55\xba")
+    size = int.from_bytes(library[start + 8 : start + 16], "little")
+    (tmp_path / "kernels.ptx").write_bytes(unpack(library[start : start + 16 + size])[-1].data)
+    subprocess.run(["ptxas", f"-arch={arch}", "kernels.ptx", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiler", [nvcc, nvrtc])
+def test_each_compiler_gives_the_same_bytes_again_or_says_what_is_wrong(compiler):
+    there = set(ARCHS) <= cuda_compiler.nvcc_archs() if compiler is nvcc else cuda_compiler.nvrtc_library()
+    if not there:
+        pytest.skip(f"no {compiler.__name__}")
+    first = fat_binary(SOURCE, ARCHS, compiler)
+    assert first == fat_binary(SOURCE, ARCHS, compiler)
+    assert all("twice" in read_object(image.data).defined for image in unpack(first) if image.kind == ELF)
+    with pytest.raises(CompileError, match=r'failed for sm_87: .*"missing" is undefined'):
+        fat_binary(SOURCE.replace("*= n", "= missing(n)"), ARCHS, compiler)
+
+
+@pytest.mark.skipif(not (shutil.which("fatbinary") and shutil.which("nvcc")), reason="no CUDA toolkit")
+def test_a_fat_binary_is_what_nvidias_tool_writes(tmp_path: Path):
+    images = [image for image in unpack(fat_binary(SOURCE, ARCHS, nvcc)) if image.kind == ELF]
+    arguments = [f"--image3=kind=elf,sm={image.sm},file={image.sm}" for image in images]
+    for image in images:
+        (tmp_path / str(image.sm)).write_bytes(image.data)
+    subprocess.run(["fatbinary", "--create=all", "--compress=false", "-64", *arguments], cwd=tmp_path, check=True)
+    assert pack(images) == (tmp_path / "all").read_bytes()
+
+
+def test_a_fat_binary_is_read_back_and_a_damaged_one_refused():
+    images = [Image(ELF, 87, bytes(64)), Image(PTX, 87, b".version 9.0\n", (9, 0))]
+    data = pack(images)
+    assert unpack(data) == images
+    for damaged in (data[:-8], b"PK" + data[2:]):
+        with pytest.raises(ValueError, match="fat binary"):
+            unpack(damaged)
+
+
+def test_without_a_compiler_the_command_that_gets_one_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_compiler, "nvcc_archs", frozenset)
+    monkeypatch.setattr(cuda_compiler, "nvrtc_library", lambda: None)
+    with pytest.raises(CompileError, match=r"no CUDA compiler for sm_87, sm_120 is here; try: pip install .nvidia-cuda-nvrtc"):
+        fat_binary(SOURCE, ARCHS)
