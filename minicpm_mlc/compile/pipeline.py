@@ -21,6 +21,7 @@ from .kernel_cases import RecordedKernels
 from .model.drafting import DraftingMiniCPM
 from .model.minicpm import MiniCPM
 from .parameters import Precision
+from .shape_functions import order_shape_functions
 from .system_library import prefixed
 
 PASSES = [
@@ -33,6 +34,7 @@ PASSES = [
     transform.LowerRuntimeBuiltin(),
     transform.ComputePrimValue(),
     transform.VMShapeLower(),
+    order_shape_functions,
     transform.AttachGlobalSymbol(),
 ]
 
