@@ -97,14 +97,17 @@ def nvcc(source: str, arch: str, ptx: bool) -> bytes:
 
 
 def nvrtc_library() -> Path | None:
-    """NVRTC as its wheel installs it, if it is there."""
+    """NVRTC as its wheel installs it, if it is there; beside it lie its builtins and an alternative build."""
     folders = (Path(entry) / "nvidia" for entry in sys.path)
-    found = (path for folder in folders for path in sorted(folder.glob("*/*/*nvrtc*13*")) if "builtins" not in path.name)
-    return next((path for path in found if path.suffix != ".txt"), None)
+    found = (path for folder in folders for path in sorted(folder.glob("*/*/*nvrtc*13*")))
+    return next((path for path in found if not re.search(r"builtins|\.alt\.|\.txt$", path.name)), None)
 
 
 @cache
 def _load_nvrtc(path: Path) -> ctypes.CDLL:
+    """It opens its builtins by name only, which finds them if they are loaded."""
+    for builtins in path.parent.glob("*nvrtc-builtins*"):
+        ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))
 
 
