@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat")
     parser.add_argument("--scheme", choices=["w4", "w8"], default="w4")
-    parser.add_argument("--dot", action="append", help="kernels to compare: avx512vnni, avxvnni, avx2, dotprod")
+    parser.add_argument("--dot", action="append", help="kernels to compare: avx512vnni, avxvnni, avx2, i8mm, dotprod")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rotate", type=int, default=300, help="MB of weights that a GEMV goes through")

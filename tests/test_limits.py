@@ -20,7 +20,7 @@ def test_read_peak_reads_every_row_once():
     assert np.array_equal(out.sum(axis=0), x.sum(axis=0))
 
 
-@pytest.mark.parametrize("dot", ["avx512vnni", "avxvnni", "dotprod"])
+@pytest.mark.parametrize("dot", ["avx512vnni", "avxvnni", "i8mm", "dotprod"])
 def test_int8_peak_makes_every_step(monkeypatch, dot):
     if dot not in (this_host().features or ()):
         pytest.skip(f"this processor has no {dot}")
@@ -28,11 +28,13 @@ def test_int8_peak_makes_every_step(monkeypatch, dot):
     out = np.zeros((2, 16), np.int32)
     compiled(peak.int8_peak(VECTORS, dot))(out)
     width = peak.DOTS[dot].rows
-    assert (out[:, :width] == sum(range(VECTORS)) + VECTORS * 100 * 3).all()  # four weights of 1 meet 3, 0, 0, 0
+    words = peak.DOTS[dot].products() // (4 * width)
+    assert (out[:, :width] == sum(range(VECTORS)) + VECTORS * 100 * 3 * words).all()  # each: four weights of 1 meet 3, 0, 0, 0
 
 
-def test_int8_operations_are_four_pairs_per_lane():
+def test_int8_operations_are_four_pairs_per_lane_and_twice_that_in_a_matrix_product():
     assert peak.int8_operations("avx512vnni") == 2 * 4 * 16
+    assert peak.int8_operations("i8mm") == 2 * peak.int8_operations("dotprod")
 
 
 def test_limits_name_only_what_the_processor_has():

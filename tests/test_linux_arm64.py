@@ -51,8 +51,8 @@ def bundle_of(folder: Path, **options: str) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scheme": "f32"}, {"scheme": "w4", "cpu": "cortex-a76"}],  # NEON alone; int8 dot products
-    ids=["f32", "w4"],
+    [{"scheme": "f32"}, {"scheme": "w4", "cpu": "cortex-a76"}, {"scheme": "w4", "cpu": "neoverse-n2"}],
+    ids=["NEON alone", "int8 dot products", "int8 matrix products"],
 )
 def test_the_same_greedy_tokens_as_on_this_machine(options, tmp_path):
     there = bundle_of(tmp_path / "arm64", device="linux-arm64", **options)

@@ -172,6 +172,7 @@ def test_embed_reads_the_layout_of_int8_activations(name):
         ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "vpdpbusd"),
         ("avx2", "x86_64-unknown-linux-gnu", "x86-64-v3", "vpmaddubsw"),
         ("dotprod", "aarch64-unknown-linux-gnu", "cortex-a76", "sdot"),
+        ("i8mm", "aarch64-unknown-linux-gnu", "neoverse-n2", "smmla"),
     ],
 )
 @pytest.mark.parametrize("name", ["w8", "w4"])

@@ -1,10 +1,11 @@
-"""The processor's dot products of four int8 pairs, and the sum of one group of 32 columns made of them.
+"""The processor's dot products of int8, and the sum of one group of 32 columns made of them.
 
 A register holds `rows` weight rows of four consecutive columns; the same four activations meet every row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -13,12 +14,28 @@ from tvm.script import tirx as T
 
 
 @dataclass(frozen=True)
+class Activations:
+    """One row's group: word(i, n) is int32[n] from its i-th four values on, and what the integer product starts from."""
+
+    word: Callable[[int, int], Any]
+    correction: Any
+
+    @property
+    def words(self) -> list[Any]:
+        return [self.word(i, 1) for i in range(8)]
+
+
+@dataclass(frozen=True)
 class Int8Dot:
-    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers."""
+    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers.
+
+    `together` activation rows meet the weights at once.
+    """
 
     name: str
     rows: int
     tile: int
+    together: int = 1
 
     def zero(self, fmt: Any) -> int:
         """What the weights are too large by when they meet the activations; see quantize_rows."""
@@ -33,9 +50,17 @@ class Int8Dot:
             nibbles += [T.Bind(stored & self._bytes(15)), T.Bind(T.shift_right(stored, self._bytes(4)))]
         return nibbles
 
+    def groups(self, fmt: Any, weights: list[Any], inputs: list[Activations]) -> list[Any]:
+        """Of each activation row int32[rows]: its correction + the sum of all 32 products."""
+        return [self.group(fmt, weights, x.words, x.correction) for x in inputs]
+
     def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
-        """int32[rows]: correction + the sum of all 32 products."""
+        """`groups` of one row."""
         raise NotImplementedError
+
+    def products(self) -> int:
+        """Pairs that one `peak_step` multiplies and adds."""
+        return 4 * self.rows
 
     def peak_step(self, total: Any) -> Any:
         """int32[rows] after one product of four pairs per row, which depends on `total` (ops/peak.py)."""
@@ -121,6 +146,41 @@ class SDot(Int8Dot):
         return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, T.broadcast(T.int8(1), 16), self._splat(3))
 
 
+class SmMlA(SDot):
+    """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left alone goes by sdot."""
+
+    def groups(self, fmt: Any, weights: list[Any], inputs: list[Activations]) -> list[Any]:
+        if len(inputs) < self.together:
+            return super().groups(fmt, weights, inputs)
+        octets = [self._octets(*weights[i : i + 2]) for i in range(0, 8, 2)]
+        first, second = inputs
+        sums = [T.broadcast(0, self.rows)] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
+        for i, pairs in enumerate(octets):
+            x = T.Bind(T.reinterpret(_joined(first.word(2 * i, 2), second.word(2 * i, 2), [0, 1, 2, 3]), dtype="int8x16"))
+            sums = [self._matrix(total, pair, x) for total, pair in zip(sums, pairs, strict=True)]
+        columns = [_joined(*sums, lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
+        return [T.Bind(total + T.broadcast(x.correction, 4)) for total, x in zip(columns, inputs, strict=True)]
+
+    def products(self) -> int:
+        return 8 * self.rows
+
+    def peak_step(self, total: Any) -> Any:
+        return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
+
+    def _octets(self, low: Any, high: Any) -> list[Any]:
+        """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
+        low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
+        return [T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="int8x16")) for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])]
+
+    def _matrix(self, total: Any, weights: Any, x: Any) -> Any:
+        return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
+
+
+def _joined(a: Any, b: Any, lanes: list[int]) -> Any:
+    """Lanes of a, then of b, by their number."""
+    return T.Bind(T.Shuffle([a, b], lanes))
+
+
 def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
     return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype))
 
@@ -132,5 +192,6 @@ DOTS = {
         VpDpBusd("avxvnni", rows=8, tile=4),
         PMAddUbsW("avx2", rows=8, tile=4),
         SDot("dotprod", rows=4, tile=4),
+        SmMlA("i8mm", rows=4, tile=4, together=2),
     )
 }

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.errors import CompileError
 from minicpm_mlc.ops import vector
-from minicpm_mlc.ops.int8_dot import DOTS
+from minicpm_mlc.ops.int8_dot import DOTS, Activations
 from minicpm_mlc.ops.linear import linear_definition
 from minicpm_mlc.ops.quantize_rows import CORRECTION, SCALE, quantized_shape, rounded_rows_definition
 from minicpm_mlc.ops.weight_format import GROUP, LANES, WeightFormat
@@ -119,9 +119,10 @@ class LinearInt8:
             self.prefetch(block, g, AHEAD[len(blocks)])
         for part in range(0, LANES, self.dot.rows):
             weights = [self.weights(block, g, part) for block in blocks]
-            for r in range(rows):
+            for r in range(0, rows, self.dot.together):
                 for i in range(len(blocks)):
-                    self.add(total, (i * rows + r) * LANES + part, first + r, g, *weights[i])
+                    beside = range(r, min(r + self.dot.together, rows))
+                    self.add(total, [((i * rows + row) * LANES + part, first + row) for row in beside], g, *weights[i])
 
     def prefetch(self, block: Any, g: Any, ahead: int) -> None:
         stored = 8 // self.fmt.columns_per_element
@@ -136,13 +137,20 @@ class LinearInt8:
         unpacked = self.dot.unpack(self.fmt, lambda i: T.Bind(self.w[block, g * stored + i, quads]))
         return T.Bind(T.Cast(f"float32x{width}", scale)), unpacked
 
-    def add(self, total: Any, at: int, row: Any, g: Any, scale: Any, weights: list[Any]) -> None:
-        """total[at...] += x scale * w scale * integer product."""
-        words, width = [self.x[row, g, i] for i in range(8)], self.dot.rows
-        product = self.dot.group(self.fmt, weights, words, self.x[row, g, CORRECTION])
-        x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
-        value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
-        T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
+    def add(self, total: Any, rows: list[tuple[int, Any]], g: Any, scale: Any, weights: list[Any]) -> None:
+        """For each (at, row): total[at...] += x scale * w scale * integer product."""
+        width = self.dot.rows
+        products = self.dot.groups(self.fmt, weights, [self.activations(row, g) for _, row in rows])
+        for (at, row), product in zip(rows, products, strict=True):
+            x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
+            value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
+            T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
+
+    def activations(self, row: Any, g: Any) -> Activations:
+        def word(i: int, n: int) -> Any:
+            return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
+
+        return Activations(word, self.x[row, g, CORRECTION])
 
     def finish(self, value: Any, row: Any, column: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)

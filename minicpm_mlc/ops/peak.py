@@ -44,8 +44,8 @@ def multiply_add_peak(vectors: int) -> Any:
 
 
 def int8_operations(dot: str) -> int:
-    """Multiplications and additions of int8 that one step of one vector makes: four pairs per int32 lane."""
-    return 2 * 4 * DOTS[dot].rows
+    """Multiplications and additions of int8 that one step of one vector makes."""
+    return 2 * DOTS[dot].products()
 
 
 def int8_peak(vectors: int, dot: str) -> Any:

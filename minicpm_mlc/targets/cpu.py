@@ -13,7 +13,7 @@ from ..host import FLAGS, this_host
 from .link import PLATFORMS, Platform, link
 
 PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
-INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "dotprod")  # features with int8 dot products, the fastest first
+INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")  # features with int8 dot products, the fastest first
 
 
 @dataclass(frozen=True)
