@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, ContextError
+from ..errors import BundleError, ContextError, EngineError
 from ..kernel_cases import Case
 from ..manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
 from ..params import load_draft_ids, load_params
 from .ffi import tvm_ffi
 from .kernel_check import Checked, check
+from .machine import CORES
 from .memory import open_memory
 from .outputs import Outputs
 
@@ -49,6 +51,7 @@ class Library:
             raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
         vm = module["vm_load_executable"]()
         self.memory.start(vm)
+        self.threads = threads
         use_threads(threads)
         self._module, self._vm = module, vm
         self._arrays = load_params(bundle)  # keeps the maps alive
@@ -102,8 +105,8 @@ class Library:
         """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows` names, features of all."""
         if len(token_ids) > self.manifest.prefill_chunk:
             raise ContextError(f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}")
-        rows = map(self.memory.tensor, (token_ids, positions, slots, page_table[None, :], logit_rows))
-        return self._outputs(self._prefill[sparse](*rows, pools.tensors, self._params))
+        rows = (token_ids, positions, slots, page_table[None, :], logit_rows)
+        return self._outputs(self._run(self._prefill[sparse], rows, pools.tensors, self._params))
 
     def decode(
         self,
@@ -117,8 +120,8 @@ class Library:
         """One row of each of b sequences, page_tables int32 [b, p]."""
         if len(token_ids) > MAX_DECODE_SEQUENCES:
             raise ContextError(f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}")
-        rows = map(self.memory.tensor, (token_ids, positions, slots, page_tables))
-        return self._outputs(self._decode[sparse](*rows, pools.tensors, self._params))
+        rows = (token_ids, positions, slots, page_tables)
+        return self._outputs(self._run(self._decode[sparse], rows, pools.tensors, self._params))
 
     def verify(
         self,
@@ -136,12 +139,12 @@ class Library:
         `slots` are contiguous. A node sees the slots before the base, and of the tree those whose bits (slot - base)
         its mask, int32 [n, 2], low word first, has.
         """
-        rows = map(self.memory.tensor, (token_ids, positions, slots, base, page_table[None, :], ancestors))
-        return self._outputs(self._verify[sparse](*rows, pools.tensors, self._params))
+        rows = (token_ids, positions, slots, base, page_table[None, :], ancestors)
+        return self._outputs(self._run(self._verify[sparse], rows, pools.tensors, self._params))
 
     def commit(self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools) -> None:
         """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its source."""
-        self._commit(*map(self.memory.tensor, (sources, slots, page_table[None, :])), pools.tensors)
+        self._run(self._commit, (sources, slots, page_table[None, :]), pools.tensors)
 
     def draft_extend(
         self,
@@ -158,8 +161,8 @@ class Library:
         Returns the likeliest ids of the head's vocabulary int32 [m, k], the likeliest first, their log-probabilities
         float32 [m, k], and hidden states float32 [m, H], of the rows named.
         """
-        rows = map(self.memory.tensor, (token_ids, features, positions, slots, page_table[None, :], logit_rows))
-        ids, values, hidden = map(self.memory.array, self._draft_extend(*rows, pools.tensors, self._params))
+        rows = (token_ids, features, positions, slots, page_table[None, :], logit_rows)
+        ids, values, hidden = map(self.memory.array, self._run(self._draft_extend, rows, pools.tensors, self._params))
         return ids, values, hidden
 
     def draft_step(
@@ -177,9 +180,14 @@ class Library:
 
         A node sees what `verify` lets it see. Returns what draft_extend does, of all nodes.
         """
-        rows = map(self.memory.tensor, (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors))
-        ids, values, hidden = map(self.memory.array, self._draft_step(*rows, pools.tensors, self._params))
+        rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
+        ids, values, hidden = map(self.memory.array, self._run(self._draft_step, rows, pools.tensors, self._params))
         return ids, values, hidden
+
+    def _run(self, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *rest: Any) -> Any:
+        """One call of a compiled function, on this library's number of threads."""
+        use_threads(self.threads)
+        return function(*self.memory.arguments(arrays), *rest)
 
     def _outputs(self, result: Any) -> Outputs:
         """Of a function that returns logits, then features if there is a draft head, then blocks if it is sparse."""
@@ -201,7 +209,17 @@ def load_runtime() -> None:
     ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
 
 
+_pool = threading.local()  # TVM keeps a pool of threads for each thread that calls it: `threads`, how large this one's is
+
+
 def use_threads(threads: int) -> None:
-    """Size TVM's thread pool, which is one per process, and let its threads run on any core this process may use."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    tvm_ffi.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, [str(core) for core in cores])
+    """Have calls from this thread use `threads` threads, which may run on any core that this process may.
+
+    Raises EngineError for more threads than this process has processors.
+    """
+    if getattr(_pool, "threads", None) == threads:
+        return
+    if threads > len(CORES):
+        raise EngineError(f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or fewer")
+    tvm_ffi.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, list(map(str, CORES)))
+    _pool.threads = threads

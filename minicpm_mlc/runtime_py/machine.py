@@ -8,6 +8,8 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
+# The processors that this process may run on, asked for early: TVM may bind a thread that calls it to one of them.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cpu_name() -> str:
@@ -22,8 +24,7 @@ def cpu_name() -> str:
 
 def physical_cores() -> int:
     """Cores this process may run on; hyper-threads of one core count once, and a container's quota is a limit."""
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    siblings = {_read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in CORES}
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     allowed = int(quota) // int(period) if quota.isdigit() else len(siblings)
     return max(1, min(len(siblings), allowed))
