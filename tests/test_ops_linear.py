@@ -40,6 +40,20 @@ def test_linear_equals_its_definition(name, n, k):
         assert not out[:, n:].any(), "padding rows are zero weights"
 
 
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
+    n, k = 48, 320
+    stored, _, fmt = packed(name, n, k, seed=2)
+    call = compiled(linear(n, k, fmt, residual=True, scale=0.25))
+    rng = np.random.default_rng(0)
+    x, residual = (rng.standard_normal((CACHE_ROWS + 5, width), dtype=np.float32) for width in (k, n))
+    together, alone = np.empty((len(x), n), np.float32), np.empty((1, n), np.float32)
+    call(x, *stored, residual, together)
+    for row in (0, 5, 6, CACHE_ROWS - 1, CACHE_ROWS + 4):
+        call(x[row : row + 1].copy(), *stored, residual[row : row + 1].copy(), alone)
+        assert np.array_equal(alone[0], together[row]), row
+
+
 @pytest.mark.parametrize("name", ["f32", "w4"])
 def test_linear_adds_the_residual(name):
     n, k = 48, 320

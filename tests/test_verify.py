@@ -68,18 +68,17 @@ TREES = [(1, False), (13, False), (24, True), (64, True)]  # nodes, deep
 
 @pytest.mark.parametrize("base, attention", CASES)
 @pytest.mark.parametrize("nodes, deep", TREES)
-def test_a_verified_node_has_the_logits_of_decoding_its_path(library, ids, base, attention, nodes, deep):
+def test_a_verified_node_has_the_logits_of_decoding_its_path_bit_for_bit(library, ids, base, attention, nodes, deep):
     model, tree = cached(library, ids[:base], attention), make_tree(base, nodes, 0, deep)
     logits, features = model.verify(ids[:nodes], tree.parents)
     assert logits.shape == (nodes, library.vocab_size) and features is None and len(model) == base
     for leaf in set(range(nodes)) - set(tree.parents):
         path = tree.paths[leaf]
-        assert np.abs(logits[path] - decoded(model, [ids[node] for node in path])).max() <= 1e-5
+        np.testing.assert_array_equal(logits[path], decoded(model, [ids[node] for node in path]))
 
 
-@pytest.mark.parametrize("base, attention", CASES)
-@pytest.mark.parametrize("nodes, deep", TREES)
-def test_a_commit_leaves_the_pools_of_decoding(library, ids, base, attention, nodes, deep):
+def check_commit(library: Library, ids: list[int], base: int, attention: str, nodes: int, deep: bool) -> None:
+    """A committed path leaves the pools, and goes on to the logits, of decoding it."""
     model, tree = cached(library, ids[:base], attention), make_tree(base, nodes, 1, deep)
     path = max(tree.paths, key=len)
     model.verify(ids[:nodes], tree.parents)
@@ -89,26 +88,24 @@ def test_a_commit_leaves_the_pools_of_decoding(library, ids, base, attention, no
         other.decode(ids[node])
     assert model.sequence.tokens == other.sequence.tokens
     for got, expected in zip(pools_of(model), pools_of(other), strict=True):
-        assert np.abs(got - expected).max(initial=0) <= 1e-5
-    assert np.abs(model.decode(5) - other.decode(5)).max() <= 1e-5
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(model.decode(5), other.decode(5))
+
+
+@pytest.mark.parametrize("base, attention", CASES)
+@pytest.mark.parametrize("nodes, deep", TREES)
+def test_a_commit_leaves_the_pools_of_decoding_bit_for_bit(library, ids, base, attention, nodes, deep):
+    check_commit(library, ids, base, attention, nodes, deep)
 
 
 @pytest.mark.parametrize("base, attention", [(62, "dense"), (380, "auto"), (500, "sparse")])
 @pytest.mark.parametrize("nodes, deep", TREES)
 def test_with_int8_activations_trees_and_decoding_agree_bit_for_bit(int8_library, ids, base, attention, nodes, deep):
-    """Integer sums don't depend on their order, and the float32 ones have the same order for few rows and for many."""
     model, tree = cached(int8_library, ids[:base], attention), make_tree(base, nodes, 2, deep)
     path = max(tree.paths, key=len)
     logits, _ = model.verify(ids[:nodes], tree.parents)
-    expected = decoded(model, [ids[node] for node in path])
-    np.testing.assert_array_equal(logits[path], expected)
-    other = cached(int8_library, ids[:base], attention)
-    for node in path:
-        other.decode(ids[node])
-    model.verify(ids[:nodes], tree.parents)
-    model.commit(path)
-    for got, decoded_pool in zip(pools_of(model), pools_of(other), strict=True):
-        np.testing.assert_array_equal(got, decoded_pool)
+    np.testing.assert_array_equal(logits[path], decoded(model, [ids[node] for node in path]))
+    check_commit(int8_library, ids, base, attention, nodes, deep)
 
 
 def test_a_tree_fits_the_context_or_is_refused_and_nothing_changes(library, ids):

@@ -51,19 +51,31 @@ class _Linear:
                 self.gemm(block)
 
     def gemv(self, row: Any, block: Any) -> None:
-        """One row: unpack, multiply, add; four sums per group hide the latency of the additions."""
+        """One row. Without scales its columns are added one by one, as gemm does: the same sum, bit for bit."""
         total = vector.registers(1)
         vector.store(total, vector.splat(0.0), 0)
         with T.serial(self.k // GROUP) as g:
-            sums: list[Any] = [None] * 4
-            for j in range(GROUP // 2):
-                for half, weight in enumerate(self.weights(block, g, j)):
-                    product = vector.splat(self.x[row, g * GROUP + half * 16 + j]) * weight
-                    at = half * 2 + j % 2
-                    sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
-            group_sum = (sums[0] + sums[1]) + (sums[2] + sums[3])
-            vector.store(total, vector.load(total, 0) + self.scaled(group_sum, block, g), 0)
+            if self.fmt.group:
+                vector.store(total, vector.load(total, 0) + self.scaled(self.group_sum(row, block, g), block, g), 0)
+            else:
+                for half in (0, 1):
+                    for j in range(GROUP // 2):
+                        product = self.factor(row, g, half, j) * self.weights(block, g, j)[half]
+                        vector.store(total, vector.load(total, 0) + product, 0)
         vector.store(self.out, self.finish(vector.load(total, 0), row, block), row, block * LANES)
+
+    def group_sum(self, row: Any, block: Any, g: Any) -> Any:
+        """Unpack, multiply, add; four sums hide the latency of the additions."""
+        sums: list[Any] = [None] * 4
+        for j in range(GROUP // 2):
+            for half, weight in enumerate(self.weights(block, g, j)):
+                product = self.factor(row, g, half, j) * weight
+                at = half * 2 + j % 2
+                sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
+        return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+    def factor(self, row: Any, g: Any, half: int, j: int) -> Any:
+        return vector.splat(self.x[row, g * GROUP + half * 16 + j])
 
     def gemm(self, block: Any) -> None:
         """Unpack a tile of columns once, then send a cache-sized block of rows through it."""
