@@ -29,13 +29,15 @@ class Activations:
 class Int8Dot:
     """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers.
 
-    `together` activation rows meet the weights at once.
+    `together` activation rows meet the weights at once. Up to `paired` rows meet two blocks of weights, where registers
+    hold both, as each activation is then loaded once for the two.
     """
 
     name: str
     rows: int
     tile: int
     together: int = 1
+    paired: int = 1
 
     def zero(self, fmt: Any) -> int:
         """What the weights are too large by when they meet the activations; see quantize_rows."""
@@ -50,12 +52,12 @@ class Int8Dot:
             nibbles += [T.Bind(stored & self._bytes(15)), T.Bind(T.shift_right(stored, self._bytes(4)))]
         return nibbles
 
-    def groups(self, fmt: Any, weights: list[Any], inputs: list[Activations]) -> list[Any]:
-        """Of each activation row int32[rows]: its correction + the sum of all 32 products."""
-        return [self.group(fmt, weights, x.words, x.correction) for x in inputs]
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+        """Of each block of weights, of each activation row, int32[rows]: its correction + the sum of all 32 products."""
+        return [[self.group(fmt, weights, x.words, x.correction) for x in inputs] for weights in blocks]
 
     def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
-        """`groups` of one row."""
+        """`groups` of one block and one row."""
         raise NotImplementedError
 
     def products(self) -> int:
@@ -89,12 +91,16 @@ class VpDpBusd(Int8Dot):
             return weights
         return [T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128)) for w in weights]
 
-    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+        """Sums take turns, as a product waits for the one before it of its own sum."""
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
-        total = T.broadcast(correction, self.rows)
-        for weight, word in zip(weights, words, strict=True):
-            total = _intrinsic(name, self._type(32), total, weight, self._splat(word))
-        return total
+        totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
+        for i in range(8):
+            for row, x in enumerate(inputs):
+                word = T.Bind(self._splat(x.word(i, 1)))
+                for sums, weights in zip(totals, blocks, strict=True):
+                    sums[row] = _intrinsic(name, self._type(32), sums[row], weights[i], word)
+        return totals
 
     def peak_step(self, total: Any) -> Any:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
@@ -149,15 +155,19 @@ class SDot(Int8Dot):
 class SmMlA(SDot):
     """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left alone goes by sdot."""
 
-    def groups(self, fmt: Any, weights: list[Any], inputs: list[Activations]) -> list[Any]:
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
         if len(inputs) < self.together:
-            return super().groups(fmt, weights, inputs)
-        octets = [self._octets(*weights[i : i + 2]) for i in range(0, 8, 2)]
-        first, second = inputs
+            return super().groups(fmt, blocks, inputs)
+        words = [_joined(*(x.word(i, 2) for x in inputs), [0, 1, 2, 3]) for i in range(0, 8, 2)]
+        pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
+        return [self._matrices(weights, pairs, inputs) for weights in blocks]
+
+    def _matrices(self, weights: list[Any], pairs: list[Any], inputs: list[Activations]) -> list[Any]:
+        """Of one block, of both rows."""
         sums = [T.broadcast(0, self.rows)] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
-        for i, pairs in enumerate(octets):
-            x = T.Bind(T.reinterpret(_joined(first.word(2 * i, 2), second.word(2 * i, 2), [0, 1, 2, 3]), dtype="int8x16"))
-            sums = [self._matrix(total, pair, x) for total, pair in zip(sums, pairs, strict=True)]
+        for i, x in enumerate(pairs):
+            octets = self._octets(*weights[2 * i : 2 * i + 2])
+            sums = [self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)]
         columns = [_joined(*sums, lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
         return [T.Bind(total + T.broadcast(x.correction, 4)) for total, x in zip(columns, inputs, strict=True)]
 
@@ -188,7 +198,7 @@ def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
 DOTS = {
     dot.name: dot
     for dot in (
-        VpDpBusd("avx512vnni", rows=16, tile=8),
+        VpDpBusd("avx512vnni", rows=16, tile=4, paired=4),
         VpDpBusd("avxvnni", rows=8, tile=4),
         PMAddUbsW("avx2", rows=8, tile=4),
         SDot("dotprod", rows=4, tile=4),

@@ -75,14 +75,14 @@ class LinearInt8:
     def tiles(self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS) -> None:
         """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the rest.
 
-        The smallest go over all streams at once.
+        Those of few rows go over all streams at once.
         """
         whole = self.dot.tile
         size = min(whole, 1 << (most.bit_length() - 1))
         while size:
             count = rows // size % 2 if size < whole else rows // size
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
-            together = streams if size <= whole // 4 else 1
+            together = streams if size <= self.dot.paired else 1
             with T.serial(streams // together) as s, T.serial(count) as t:
                 self.tile(T.Bind(start + t * size), size, [block_at(s * together + i) for i in range(together)], c)
             size //= 2
@@ -120,9 +120,12 @@ class LinearInt8:
         for part in range(0, LANES, self.dot.rows):
             weights = [self.weights(block, g, part) for block in blocks]
             for r in range(0, rows, self.dot.together):
-                for i in range(len(blocks)):
-                    beside = range(r, min(r + self.dot.together, rows))
-                    self.add(total, [((i * rows + row) * LANES + part, first + row) for row in beside], g, *weights[i])
+                beside = range(r, min(r + self.dot.together, rows))
+                inputs = [self.activations(first + row, g) for row in beside]
+                products = self.dot.groups(self.fmt, [unpacked for _, unpacked in weights], inputs)
+                for i, (scale, _) in enumerate(weights):
+                    for row, product in zip(beside, products[i], strict=True):
+                        self.add(total, (i * rows + row) * LANES + part, first + row, g, scale, product)
 
     def prefetch(self, block: Any, g: Any, ahead: int) -> None:
         stored = 8 // self.fmt.columns_per_element
@@ -137,14 +140,12 @@ class LinearInt8:
         unpacked = self.dot.unpack(self.fmt, lambda i: T.Bind(self.w[block, g * stored + i, quads]))
         return T.Bind(T.Cast(f"float32x{width}", scale)), unpacked
 
-    def add(self, total: Any, rows: list[tuple[int, Any]], g: Any, scale: Any, weights: list[Any]) -> None:
-        """For each (at, row): total[at...] += x scale * w scale * integer product."""
+    def add(self, total: Any, at: int, row: Any, g: Any, scale: Any, product: Any) -> None:
+        """total[at...] += x scale * w scale * integer product."""
         width = self.dot.rows
-        products = self.dot.groups(self.fmt, weights, [self.activations(row, g) for _, row in rows])
-        for (at, row), product in zip(rows, products, strict=True):
-            x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
-            value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
-            T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
+        x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
+        value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
+        T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
     def activations(self, row: Any, g: Any) -> Activations:
         def word(i: int, n: int) -> Any:
