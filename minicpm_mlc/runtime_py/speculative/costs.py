@@ -75,13 +75,11 @@ class Acceptance:
 
     def reach(self, draft: Draft) -> np.ndarray:
         """The draft's chances in the light of what was accepted, float64 [n], at most those of the parent."""
-        depths, parents = draft.tree.depths, np.array(draft.tree.parents)
-        reach = np.minimum(draft.reach * self._continued(self._accepted / self._said)[depths], 1.0)
+        reach = (draft.reach * self._continued(self._accepted / self._said)[draft.tree.depths]).tolist()
         reach[0] = 1.0
-        for depth in range(2, int(depths.max()) + 1):
-            nodes = np.flatnonzero(depths == depth)
-            reach[nodes] = np.minimum(reach[nodes], reach[parents[nodes]])
-        return reach
+        for node, parent in enumerate(draft.tree.parents[1:], 1):
+            reach[node] = min(reach[node], reach[parent])
+        return np.array(reach)
 
     def survival(self) -> np.ndarray:
         """The share of drafts that were accepted down to each depth, float64 [MAX_DEPTH + 1]."""
