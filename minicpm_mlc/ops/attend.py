@@ -69,16 +69,18 @@ def paged(shape: Shape, kv_dtype: str, body: Callable[..., None]) -> Any:
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
         body(n, q, pools, page_tables, slots, out)
 
-    return attend
+    return shape.arithmetic.finish(attend)
 
 
-def attend_prefill(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
+def attend_prefill(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4, bf16_dot: bool = False
+) -> Any:
     """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h * d].
 
     Row r sees the slots up to slots[r]. `tile_vectors` accumulators of 16 lanes must fit the registers beside
     their operands: 8 hide the latency of AVX-512, 4 are what AVX2 and NEON hold.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, BLOCK_ROWS)
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, BLOCK_ROWS, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
     group = shape.group
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
@@ -223,13 +225,15 @@ def attend_each(
     attend_in_splits(shape, n, splits_for(T.Cast("int64", longest[0]) // PAGE_SIZE + 1), attend_split, out)
 
 
-def attend_decode(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
+def attend_decode(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4, bf16_dot: bool = False
+) -> Any:
     """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h * d].
 
     One row per sequence, which sees the slots up to slots[r] of its own page table. Each sequence is cut into up to
     16 equal splits of pages, so that one long sequence keeps every core busy. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
 
     def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
         attend_each(shape, b, q, pools, lambda row: (page_tables, row), slots, out)

@@ -53,6 +53,7 @@ def attend_blocks(
     budget: int,
     batched: bool,
     tile_vectors: int = 4,
+    bf16_dot: bool = False,
 ) -> Any:
     """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected i32[n, k, budget])
     -> f32[n, h * d].
@@ -60,7 +61,7 @@ def attend_blocks(
     Row r sees the slots up to slots[r] of its blocks, in its own page table when `batched` (decode), else in the only
     one (prefill). A list ends at its first -1. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
     group = shape.group
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, selected: Any, out: Any) -> None:
@@ -118,4 +119,4 @@ def attend_blocks(
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
         attend(n, q, pools, page_tables, slots, selected, out)
 
-    return attend_blocks
+    return shape.arithmetic.finish(attend_blocks)

@@ -6,6 +6,8 @@ gives the attention over that set.
 
 Inside a page, keys lie [head_dim, 64] and values [64, head_dim], so both products are the same register tile:
 `rows` x `columns` vectors of 16 accumulators, a scalar of the left matrix times a vector of the right one.
+With bfloat16 pages a processor may multiply bfloat16: then queries and softmax weights are rounded to it too, and a
+step takes two scalars and two vectors as pairs.
 Scores are kept in units of log2, so that the exponential is exp2.
 """
 
@@ -20,12 +22,73 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops import kv_format, vector
+from minicpm_mlc.ops import bf16_dot, kv_format, vector
 from minicpm_mlc.ops.kv_format import KEYS, VALUES
 from minicpm_mlc.ops.rope import PAGE_SIZE
 
 CACHE_LINE = 64  # bytes
 LOWEST = -3e38  # a running maximum before any key; finite, so that LOWEST - LOWEST is 0 and not NaN
+
+
+class Float32:
+    """Products of float32: the left matrix's numbers one by one."""
+
+    together = 1  # numbers of a row that one step takes
+
+    def left(self, rows: int, depth: int) -> Any:
+        """Scratch of the left matrix."""
+        return T.alloc_buffer((rows, depth), "float32")
+
+    def put_left(self, left: Any, x: Any, row: Any, at: Any) -> None:
+        """Store float32[16] as the left matrix's row from `at` on."""
+        vector.store(left, x, row, at)
+
+    def splat(self, left: Any, row: Any, step: Any) -> Any:
+        """What one row multiplies in a step."""
+        return vector.splat(left[row, step])
+
+    def right(self, load: Load, step: Any, columns: int, last: Any) -> list[Any]:
+        """What `columns` vectors of the right matrix hold in a step, of its rows up to `last`."""
+        return [T.Bind(load(step, c * vector.LANES, vector.LANES)) for c in range(columns)]
+
+    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
+        return total + left * right
+
+    def finish(self, kernel: Any) -> Any:
+        """The PrimFunc with what its instructions need."""
+        return kernel
+
+
+class Bf16Pairs(Float32):
+    """Products of bfloat16, two at once."""
+
+    together = 2
+
+    def left(self, rows: int, depth: int) -> Any:
+        return T.alloc_buffer((rows, depth // 2), "int32")
+
+    def put_left(self, left: Any, x: Any, row: Any, at: Any) -> None:
+        T.buffer_store(left, bf16_dot.pairs_of(bf16_dot.rounded(x)), [row, T.ramp(at // 2, 1, vector.LANES // 2)])
+
+    def splat(self, left: Any, row: Any, step: Any) -> Any:
+        return bf16_dot.in_every_pair(left[row, step])
+
+    def right(self, load: Load, step: Any, columns: int, last: Any) -> list[Any]:
+        """A pair that begins with the last row takes it twice: whatever lies behind is no number that 0 would hide."""
+        pairs = []
+        for c in range(0, columns * vector.LANES, 2 * vector.LANES):
+            two = [T.Bind(load(row, c, 2 * vector.LANES)) for row in (2 * step, T.min(2 * step + 1, last))]
+            pairs += bf16_dot.interleaved(*two)
+        return pairs
+
+    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
+        return bf16_dot.dot(total, left, right)
+
+    def finish(self, kernel: Any) -> Any:
+        return bf16_dot.with_functions(kernel)
+
+
+Load = Callable[[Any, Any, int], Any]  # (row, column, count) of the right matrix: numbers from there on, as stored
 
 
 @dataclass(frozen=True)
@@ -37,14 +100,20 @@ class Shape:
     head_dim: int
     rows: int
     columns: int
+    arithmetic: Float32
 
     @staticmethod
-    def of(num_heads: int, num_kv_heads: int, head_dim: int, tile_vectors: int, most_rows: int) -> Shape:
-        """A tile of at most `tile_vectors` accumulators, as many of them rows as there is use for."""
+    def of(
+        num_heads: int, num_kv_heads: int, head_dim: int, most_rows: int, tile_vectors: int, bf16: bool
+    ) -> Shape:
+        """A tile of at most `tile_vectors` accumulators, as many of them rows as there is use for.
+
+        `bf16`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide or more.
+        """
         vector.vectors_in(head_dim, "head_dim")
         rows = min(8, most_rows, tile_vectors)
         columns = max(c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0)
-        return Shape(num_heads, num_kv_heads, head_dim, rows, columns)
+        return Shape(num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if bf16 and columns > 1 else Float32())
 
     @property
     def group(self) -> int:
@@ -65,24 +134,26 @@ class Shape:
 class Block:
     """Scratch of one row block: what `attend_page` reads and folds a page into."""
 
-    queries: Any  # f32[rows, d], scaled
+    queries: Any  # [rows, d], scaled, as the left matrix of a product
     limits: Any  # i32[rows], the last slot that a row sees
     maxima: Any  # f32[rows]
     sums: Any  # f32[rows, 16], one partial sum per lane
     output: Any  # f32[rows, d], not yet divided by the sum
-    weights: Any  # f32[tile rows, 64]: scores, then exp2(scores - maximum), of one tile and page
+    scores: Any  # f32[tile rows, 64] of one tile and page
+    weights: Any  # [tile rows, 64]: exp2(scores - maximum), as the left matrix of a product
 
     @staticmethod
     def allocate(shape: Shape, rows: int) -> Block:
         """Scratch of whole tiles; the rows past the real ones repeat the last real one."""
         rows = shape.tiles(rows) * shape.rows
         return Block(
-            T.alloc_buffer((rows, shape.head_dim), "float32"),
+            shape.arithmetic.left(rows, shape.head_dim),
             T.alloc_buffer((rows,), "int32"),
             T.alloc_buffer((rows,), "float32"),
             T.alloc_buffer((rows, vector.LANES), "float32"),
             T.alloc_buffer((rows, shape.head_dim), "float32"),
             T.alloc_buffer((shape.rows, PAGE_SIZE), "float32"),
+            shape.arithmetic.left(shape.rows, PAGE_SIZE),
         )
 
     def load_row(self, shape: Shape, row: Any, q: Any, token: Any, head: Any, slot: Any) -> None:
@@ -91,7 +162,7 @@ class Block:
         T.buffer_store(self.maxima, T.float32(LOWEST), [row])
         vector.store(self.sums, vector.splat(0.0), row, 0)
         for j in range(0, shape.head_dim, vector.LANES):
-            vector.store(self.queries, vector.load(q, token, head, j) * vector.splat(shape.query_scale), row, j)
+            shape.arithmetic.put_left(self.queries, vector.load(q, token, head, j) * vector.splat(shape.query_scale), row, j)
             vector.store(self.output, vector.splat(0.0), row, j)
 
     def sum_of(self, row: Any) -> Any:
@@ -112,24 +183,21 @@ def each_vector(shape: Shape, visit: Callable[[int, int], None]) -> None:
 
 
 def multiply_tile(
-    shape: Shape,
-    tile: list[Any],
-    depth: Any,
-    left: Callable[[int, Any], Any],
-    right: Callable[[Any, int], Any],
-    fetch: Callable[[Any], None],
+    shape: Shape, tile: list[Any], depth: Any, left: Any, first: Any, right: Load, fetch: Callable[[Any, int], None]
 ) -> None:
-    """tile[r, c] += sum over k < depth of left(r, k) * right(k, c): scalars times vectors, all in registers.
+    """tile[r, c] += sum over k < depth of left[first + r, k] * right(k, c): scalars times vectors, all in registers.
 
-    fetch(k) asks for what the next product reads: the memory's latency would double the time of decode.
+    fetch(k, n) asks for what the products after this one's n read: the memory's latency would double the time of decode.
     """
-    with T.serial(depth) as k:
-        fetch(k)
-        columns = [T.Bind(right(k, c * vector.LANES)) for c in range(shape.columns)]
+    arithmetic = shape.arithmetic
+    with T.serial((depth + arithmetic.together - 1) // arithmetic.together) as step:
+        fetch(step * arithmetic.together, arithmetic.together)
+        columns = arithmetic.right(right, step, shape.columns, depth - 1)
         for r, row in enumerate(tile):
-            scalar = T.Bind(vector.splat(left(r, k)))
+            scalar = T.Bind(arithmetic.splat(left, first + r, step))
             for c, column in enumerate(columns):
-                vector.store(row, vector.load(row, c * vector.LANES) + scalar * column, c * vector.LANES)
+                total = arithmetic.multiply_add(vector.load(row, c * vector.LANES), scalar, column)
+                vector.store(row, total, c * vector.LANES)
 
 
 @dataclass(frozen=True)
@@ -141,13 +209,18 @@ class Page:
     kv_head: Any
     following: Any | None = None
 
-    def key(self, i: Any, t: Any) -> Any:
-        """Component i of 16 tokens from t on."""
-        return kv_format.load(self.pools[0], self.place, self.kv_head, i, t)
+    def keys(self, i: Any, t: Any, n: int) -> Any:
+        """Component i of n tokens from t on: 16 as float32, 32 as they are stored."""
+        return self._load(self.pools[0], i, t, n)
 
-    def value(self, t: Any, i: Any) -> Any:
-        """16 components of token t from i on."""
-        return kv_format.load(self.pools[1], self.place, self.kv_head, t, i)
+    def values(self, t: Any, i: Any, n: int) -> Any:
+        """n components of token t from i on."""
+        return self._load(self.pools[1], t, i, n)
+
+    def _load(self, pool: Any, row: Any, at: Any, n: int) -> Any:
+        if n == vector.LANES:
+            return kv_format.load(pool, self.place, self.kv_head, row, at)
+        return pool[self.place, self.kv_head, row, T.ramp(at, 1, n)]
 
     def scaled(self, x: Any, which: int, sixteen: Any) -> Any:
         """x times the scales of its 16 tokens' keys or values, in a format that has them."""
@@ -171,7 +244,7 @@ class Page:
 
 
 def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
-    """weights = queries of the tile's rows times the page's keys."""
+    """scores = queries of the tile's rows times the page's keys."""
     width = shape.columns * vector.LANES
     with T.serial(PAGE_SIZE // width) as part:
         tile = tile_registers(shape)
@@ -180,14 +253,15 @@ def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
             shape,
             tile,
             shape.head_dim,
-            lambda r, i: block.queries[first + r, i],
-            lambda i, c: page.key(i, part * width + c),
-            lambda i: page.fetch_values((part * shape.head_dim + i) * width, width),
+            block.queries,
+            first,
+            lambda i, c, n: page.keys(i, part * width + c, n),
+            lambda i, n: page.fetch_values((part * shape.head_dim + i) * width, n * width),
         )
 
         def finish(r: int, c: int) -> None:
             score = page.scaled(vector.load(tile[r], c), KEYS, part * shape.columns + c // vector.LANES)
-            vector.store(block.weights, score, r, part * width + c)
+            vector.store(block.scores, score, r, part * width + c)
 
         each_vector(shape, finish)
 
@@ -198,8 +272,8 @@ def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
         visible = T.Bind(block.limits[first + r] - page_slot)
         for t in range(0, PAGE_SIZE, vector.LANES):
             seen = T.ramp(t, 1, vector.LANES) <= T.broadcast(visible, vector.LANES)
-            score = T.Select(seen, vector.load(block.weights, r, t), vector.splat(T.min_value("float32")))
-            vector.store(block.weights, score, r, t)
+            score = T.Select(seen, vector.load(block.scores, r, t), vector.splat(T.min_value("float32")))
+            vector.store(block.scores, score, r, t)
 
 
 def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: Page) -> None:
@@ -208,7 +282,7 @@ def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: P
     A value's scale goes into its weight, once its row's sum has it without.
     """
     with T.serial(shape.rows) as r:
-        scores = [T.Bind(vector.load(block.weights, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)]
+        scores = [T.Bind(vector.load(block.scores, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)]
         highest = T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3]))
         old = T.Bind(block.maxima[first + r])
         new = T.Bind(T.max(old, vector.fold(T.max, T.Bind(highest))))
@@ -216,7 +290,7 @@ def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: P
         total = vector.load(block.sums, first + r, 0) * correction
         for part, score in enumerate(scores):
             weight = vector.exp2_below_1(score - vector.splat(new))
-            vector.store(block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES)
+            shape.arithmetic.put_left(block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES)
             total = total + weight
         vector.store(block.sums, total, first + r, 0)
         vector.store(corrections, correction, r * vector.LANES)
@@ -241,9 +315,10 @@ def add_values(shape: Shape, block: Block, first: Any, corrections: Any, tokens:
             shape,
             tile,
             tokens,
-            lambda r, t: block.weights[r, t],
-            lambda t, c: page.value(t, part * width + c),
-            lambda t: page.fetch_next_keys((part * PAGE_SIZE + t) * width, width),
+            block.weights,
+            0,
+            lambda t, c, n: page.values(t, part * width + c, n),
+            lambda t, n: page.fetch_next_keys((part * PAGE_SIZE + t) * width, n * width),
         )
         each_vector(shape, finish)
 

@@ -59,13 +59,15 @@ def attend_tree_blocks_definition(
     return attend_blocks_definition(q, pools[0], pools[1], tables, slots, selected)
 
 
-def attend_tree(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4) -> Any:
+def attend_tree(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4, bf16_dot: bool = False
+) -> Any:
     """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2]) -> f32[n, h * d].
 
     As in attend_tree_definition; only base[0] counts, so that the slots of a whole tree serve as base. Each row equals
     attend_decode's row of its path, bit for bit. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_table: Any, base: Any, ancestors: Any, out: Any) -> None:
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
@@ -99,18 +101,18 @@ def attend_tree(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
         attend(n, q, pools, page_table, base, ancestors, out)
 
-    return attend_tree
+    return shape.arithmetic.finish(attend_tree)
 
 
 def attend_tree_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, tile_vectors: int = 4
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, tile_vectors: int = 4, bf16_dot: bool = False
 ) -> Any:
     """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2],
     selected i32[n, k, budget]) -> f32[n, h * d].
 
     As attend_tree over each row's selected blocks. A list ends at its first -1.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, tile_vectors, num_heads // num_kv_heads)
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
     splits = min(-(-budget // SPLIT_PAGES), MAX_SPLITS)
 
     def attend(
@@ -155,7 +157,7 @@ def attend_tree_blocks(
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
         attend(n, q, pools, page_table, base, ancestors, selected, out)
 
-    return attend_tree_blocks
+    return shape.arithmetic.finish(attend_tree_blocks)
 
 
 def _each_page(begin: Any, end: Any) -> Callable[[Callable[[Any], None]], None]:

@@ -13,6 +13,7 @@ from ..host import FLAGS, this_host
 from .link import PLATFORMS, Platform, link
 
 PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
+BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")  # features with int8 dot products, the fastest first
 
 
@@ -21,31 +22,33 @@ class CpuKernels:
     """The operators as the CPU wants them; equal calls share one PrimFunc.
 
     `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands. `int8_dot`: the feature
-    whose dot products the linears with int8 activations use, if there is one.
+    whose dot products the linears with int8 activations use, if there is one. `bf16_dot`: whether attention multiplies
+    a bfloat16 cache as it is.
     """
 
     accumulators: int
     int8_dot: str | None = None
+    bf16_dot: bool = False
 
     @property
-    def attention_tile(self) -> int:
-        """Accumulators of attention: two vectors for each scalar that is loaded, where there are registers for it."""
-        return 16 if self.accumulators >= 8 else self.accumulators
+    def attention(self) -> dict[str, Any]:
+        """What attention is built for. Accumulators: two vectors for each scalar that is loaded, where there are registers."""
+        return {"tile_vectors": 16 if self.accumulators >= 8 else self.accumulators, "bf16_dot": self.bf16_dot}
 
     def attend_prefill(self, *shape: Any) -> Any:
-        return _build("attend", "attend_prefill", *shape, tile_vectors=self.attention_tile)
+        return _build("attend", "attend_prefill", *shape, **self.attention)
 
     def attend_decode(self, *shape: Any) -> Any:
-        return _build("attend", "attend_decode", *shape, tile_vectors=self.attention_tile)
+        return _build("attend", "attend_decode", *shape, **self.attention)
 
     def attend_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("attend_blocks", "attend_blocks", *shape, tile_vectors=self.attention_tile, **options)
+        return _build("attend_blocks", "attend_blocks", *shape, **self.attention, **options)
 
     def attend_tree(self, *shape: Any) -> Any:
-        return _build("attend_tree", "attend_tree", *shape, tile_vectors=self.attention_tile)
+        return _build("attend_tree", "attend_tree", *shape, **self.attention)
 
     def attend_tree_blocks(self, *shape: Any) -> Any:
-        return _build("attend_tree", "attend_tree_blocks", *shape, tile_vectors=self.attention_tile)
+        return _build("attend_tree", "attend_tree_blocks", *shape, **self.attention)
 
     def score_blocks(self, *shape: Any, **options: Any) -> Any:
         return _build("score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options)
@@ -169,7 +172,7 @@ class CpuTarget:
 
     @property
     def kernels(self) -> CpuKernels:
-        return CpuKernels(accumulators=8 if "avx512f" in self.features else 4, int8_dot=self.int8_dot)
+        return CpuKernels(8 if "avx512f" in self.features else 4, self.int8_dot, BF16_DOT in self.features)
 
     @property
     def int8_dot(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 PIPELINE = "minicpm_gpu"  # TVM's name for gpu_pipeline, once it is registered
 
@@ -13,6 +13,8 @@ PIPELINE = "minicpm_gpu"  # TVM's name for gpu_pipeline, once it is registered
 @dataclass(frozen=True)
 class GpuKernels:
     """The operators as GPUs want them; equal calls share one PrimFunc. Layouts are the CPU's, activations float32."""
+
+    bf16_dot: ClassVar[bool] = False
 
     def attend_prefill(self, *shape: Any) -> Any:
         return _build("attend", "attend_prefill", *shape)

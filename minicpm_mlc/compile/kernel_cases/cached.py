@@ -22,7 +22,7 @@ from ...ops.score_tree import score_tree_definition
 from ...ops.segment_means import SEGMENTS, segment_means_definition
 from ...ops.select_blocks import select_blocks_definition
 from ...ops.tree import TAIL_PAGES, ancestor_masks
-from .sample import ELEMENTWISE, EXACT, SUMS, Sample, changed, ids, new, normal
+from .sample import ELEMENTWISE, EXACT, ROUNDED, SUMS, Sample, changed, ids, new, normal
 
 TABLE = [4, 0, 3, 2]  # pages of a sequence, of the five there are
 OTHER = [1, 2, 0, 3]  # of another that shares some
@@ -76,28 +76,32 @@ def tables(batched: bool) -> Tiled:
     return ids(TABLE, OTHER) if batched else ids(TABLE)
 
 
-def attend_prefill(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
-    yield from _attend(num_heads, shape, batched=False)
+def attend_prefill(kernels: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+    yield from _attend(kernels, num_heads, shape, batched=False)
 
 
-def attend_decode(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
-    yield from _attend(num_heads, shape, batched=True)
+def attend_decode(kernels: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+    yield from _attend(kernels, num_heads, shape, batched=True)
 
 
-def _attend(num_heads: int, shape: tuple[Any, ...], batched: bool) -> Iterator[Sample]:
+def _attend(kernels: Any, num_heads: int, shape: tuple[Any, ...], batched: bool) -> Iterator[Sample]:
     pools, table = new_pools(*shape), tables(batched)
     q = pools.queries(2, num_heads)
     answer = attend_definition(q.array(), *pools.read, table.tile, np.array(SLOTS))
-    yield new([q, *pools.stored, table, ids(*SLOTS)], answer, SUMS)
+    yield new([q, *pools.stored, table, ids(*SLOTS)], answer, _limit(kernels, shape[2]))
+
+
+def _limit(kernels: Any, kv_dtype: str) -> float:
+    return ROUNDED if kernels.bf16_dot and kv_dtype == "bfloat16" else SUMS
 
 
 def attend_blocks(
-    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
+    kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
 ) -> Iterator[Sample]:
     pools, table = new_pools(kv_heads, head_dim, kv_dtype), tables(batched)
     q, selected = pools.queries(2, num_heads), _selected(SLOTS, kv_heads, budget)
     answer = attend_blocks_definition(q.array(), *pools.read, table.tile, np.array(SLOTS), selected)
-    yield new([q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)], answer, SUMS)
+    yield new([q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)], answer, _limit(kernels, kv_dtype))
 
 
 def _selected(slots: list[int], kv_heads: int, budget: int) -> np.ndarray:
@@ -112,18 +116,20 @@ def _selected(slots: list[int], kv_heads: int, budget: int) -> np.ndarray:
     return selected
 
 
-def attend_tree(_: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
+def attend_tree(kernels: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
     pools, (table, base, ancestors) = new_pools(*shape), _tree()
     q = pools.queries(len(PARENTS), num_heads)
     answer = attend_tree_definition(q.array(), *pools.read, table.tile, base.tile, ancestors.tile)
-    yield new([q, *pools.stored, table, base, ancestors], answer, SUMS)
+    yield new([q, *pools.stored, table, base, ancestors], answer, _limit(kernels, shape[2]))
 
 
-def attend_tree_blocks(_: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int) -> Iterator[Sample]:
+def attend_tree_blocks(
+    kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int
+) -> Iterator[Sample]:
     pools, (table, base, ancestors) = new_pools(kv_heads, head_dim, kv_dtype), _tree()
     q, selected = pools.queries(len(PARENTS), num_heads), _selected([BASE + depth for depth in DEPTHS], kv_heads, budget)
     answer = attend_tree_blocks_definition(q.array(), *pools.read, table.tile, base.tile, ancestors.tile, selected)
-    yield new([q, *pools.stored, table, base, ancestors, Tiled.whole(selected)], answer, SUMS)
+    yield new([q, *pools.stored, table, base, ancestors, Tiled.whole(selected)], answer, _limit(kernels, kv_dtype))
 
 
 def _tree() -> tuple[Tiled, Tiled, Tiled]:

@@ -11,6 +11,7 @@ import numpy as np
 from ...kernel_cases import Case, Expected, Tiled
 
 ELEMENTWISE, SUMS, EXACT = 1e-7, 1e-5, 0.0  # limits of NMSE; sums leave room for float16 products of tensor cores
+ROUNDED = 1e-4  # of attention that rounds queries and weights to bfloat16
 PERIOD = 67  # numbers in a row of activations that differ: prime, so that no tile of a kernel divides it
 
 
