@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from checkpoints import tiny_config, write_checkpoint
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile.frspec import build_list, read_list, write_list
+from minicpm_mlc.compile.frspec import BATCH, build_list, count_tokens, read_list, write_list
 from minicpm_mlc.errors import CheckpointError, CompileError, MiniCPMError
 
 VOCAB = 1000
@@ -138,11 +140,18 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+def test_every_line_is_counted_once_however_many_there_are(model):
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    lines = [(f"line {'ab' * (i % 7)} {i}", i % 2 == 1) for i in range(2 * (2 * BATCH + 5))]
+    found = count_tokens(tokenizer, 323, iter(lines))
+    for counts, kind in ((found.counted, False), (found.held_out, True)):
+        ids = [i for text, held_out in lines if held_out is kind for i in tokenizer.encode(text, add_special_tokens=False).ids]
+        assert dict(Counter(ids)) == {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
 def test_a_list_has_the_commonest_tokens_and_the_ends(tmp_path, model):
     (tmp_path / "text.txt").write_text("aaaa bbb cc d\n" * 30)
     report = build_list([tmp_path], 6, model, tmp_path / "freq.json")
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     commonest = {tokenizer.token_to_id(piece) for piece in ("▁", "a", "b", "c")}
     ids = read_list(tmp_path / "freq.json", tiny_config("MiniCPM5-1B").vocab_size).tolist()

@@ -83,21 +83,21 @@ class Frequencies:
 
 def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, bool]]) -> Frequencies:
     """Counts the tokens of (text, whether it is held out) pairs. `tokenizer`: one of the tokenizers package."""
-    counts = np.zeros((2, vocab_size), np.int64)
+    counts = [np.zeros(vocab_size, np.int64) for _ in (False, True)]  # not one array: a bool as its index is a mask
     batches: tuple[list[str], list[str]] = ([], [])
 
-    def flush(kind: int) -> None:
-        for encoding in tokenizer.encode_batch(batches[kind], add_special_tokens=False):
-            np.add.at(counts[kind], encoding.ids, 1)
-        batches[kind].clear()
+    def flush(held_out: bool) -> None:
+        for encoding in tokenizer.encode_batch(batches[held_out], add_special_tokens=False):
+            np.add.at(counts[held_out], encoding.ids, 1)
+        batches[held_out].clear()
 
     for text, held_out in lines:
         batches[held_out].append(text)
         if len(batches[held_out]) == BATCH:
             flush(held_out)
-    flush(0)
-    flush(1)
-    return Frequencies(counts[0], counts[1])
+    flush(False)
+    flush(True)
+    return Frequencies(*counts)
 
 
 def read_lines(folders: Iterable[str | Path]) -> Iterator[tuple[str, bool]]:
