@@ -17,6 +17,18 @@ PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])
 KV = click.Choice(["f32", "f16", "bf16", "int8"])
 
 
+class Numbers(click.ParamType):
+    """A list of integers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
+
+
 class Commands(click.Group):
     """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
 
@@ -82,9 +94,6 @@ def compile_command(
             progress=report, **options,
         )  # fmt: skip
     click.echo(result.json() if as_json else result.plain())
-
-
-_DRAFTING = ("tree_size", "draft_depth", "draft_top_k", "draft_model", "prompt_file", "replay", "record")
 
 
 def _drafting(command: Any) -> Any:
@@ -182,8 +191,11 @@ def inspect(source: str, as_json: bool) -> None:
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
-@click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
-@click.option("--prompt-tokens", default="512", help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.")
+@click.option("--depth", type=Numbers(), default="0,1024", help="Tokens already in the cache, separated by commas.")
+@click.option(
+    "--prompt-tokens", type=Numbers(), default="512",
+    help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.",
+)  # fmt: skip
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement; 0 for none.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
@@ -200,41 +212,29 @@ def inspect(source: str, as_json: bool) -> None:
 @_rpc
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
-def bench(
-    bundle: str | None, depth: str, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
-    plot: str | None, speculate: str | None, rpc: str | None, key: str | None, **options: Any,
-) -> None:  # fmt: skip
+@click.pass_context
+def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
-    drafting = {name: options.pop(name) for name in _DRAFTING}
-    options["prompt_tokens"] = _numbers(prompt_tokens, "--prompt-tokens")
-    if rpc and (attention_only or operators or speculate or plot):
-        raise click.UsageError("--rpc measures prefill and decode; leave out the other measurement.")
-    if attention_only:
+    from .bench_modes import mode_and_options
+
+    mode, options = mode_and_options(ctx)
+    if mode == "attention_only":
         from .compile.bench_attention import bench_attention as measure
 
-        options = {"prefill_rows": options["prompt_tokens"][0], **_only(options, "repeats", "threads")}
-    elif bundle is None:
-        raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
-    elif operators:
+        options["prefill_rows"] = _one(options.pop("prompt_tokens"), "--prompt-tokens")
+    elif mode == "operators":
         from .compile.bench_operators import bench_operators as measure
-
-        options = {"path": bundle, **_only(options, "repeats", "threads", "attention")}
-    elif speculate:
-        from .runtime_py.speculative.bench import bench_speculation
-
-        options = _only(options, "new_tokens", "repeats", "threads", "attention") | drafting
-        report = bench_speculation(bundle, speculate, **options)
-        return click.echo(getattr(report, form or "plain")())
-    elif plot:
+    elif mode == "speculate":
+        from .runtime_py.speculative.bench import bench_speculation as measure
+    elif mode == "plot":
         from .runtime_py.plot import bench_both_gears as measure
 
-        options |= {"path": bundle, "svg": plot}
+        options["attention"] = "auto"
     else:
         from .runtime_py.bench import bench_bundle as measure
 
-        options |= {"path": bundle, "remote": _remote(rpc, key, bundle)}
-    report = measure(depths=_numbers(depth, "--depth"), **options)
-    click.echo(getattr(report, form or "plain")())
+        options["remote"] = _remote(options.pop("rpc"), options.pop("key"), options["path"])
+    click.echo(getattr(measure(**options), form or "plain")())
 
 
 @main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
@@ -359,12 +359,7 @@ def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
     click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1024", param_hint=option) from None
-
-
-def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names}
+def _one(numbers: list[int], option: str) -> int:
+    if len(numbers) != 1:
+        raise click.BadParameter(f"{len(numbers)} numbers; --attention-only takes one", param_hint=option)
+    return numbers[0]

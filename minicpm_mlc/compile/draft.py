@@ -22,7 +22,7 @@ PREFIX = "draft/"  # of the head's tensors beside the base's
 RANDOM = {f"random-{kind}": kind for kind in (EAGLE2, EAGLE3)}
 TORCH = "pytorch_model.bin"
 MARKS = {EAGLE2: "input_norm1.weight", EAGLE3: "midlayer.hidden_norm.weight"}  # tensors that only one kind has
-VLLM = "eagle_layers."  # begins the layer's tensors in vLLM's layout of EAGLE-2, whose residual scale is another
+VLLM = "eagle_layers."  # of vLLM's layout of EAGLE-2: it scales residuals by mup_denominator, not by the base's layers
 UNUSED = ("embed_tokens.weight", "t2d", "d2t")  # published beside the weights; the base's embedding is used
 
 
