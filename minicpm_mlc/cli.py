@@ -207,8 +207,8 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter.")
 @_drafting
 @click.option("--prompt-file", type=click.Path(), help="With --speculate: a message a line, answered by the model itself.")
-@click.option("--replay", type=click.Path(), help="With --speculate: take what is accepted from this record.")
-@click.option("--record", type=click.Path(), help="With --speculate: write what was accepted.")
+@click.option("--replay", type=click.Path(), help="With --speculate DRAFTER: take what is accepted from its record.")
+@click.option("--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted.")
 @_rpc
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
