@@ -114,6 +114,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"replay": "r", "prompt_file": "p", "tree_size": 3}, "--replay decides .* leave out --prompt-file, --tree-size"),
     ({"replay": "r", "record": "x"}, "leave out --record"),
     ({"replay": "r", "speculate": "eagle"}, "the record is of ngram; give --speculate ngram"),
+    ({"speculate": "ngram", "draft_model": "d"}, "--speculate ngram does not use --draft-model"),
+    ({"speculate": "off", "tree_size": 4}, "--speculate off does not use --tree-size"),
     ({"new_tokens": 700}, "--new-tokens 700 behind a prompt of 256 tokens: the context holds 800"),
     ({"new_tokens": 0}, "--new-tokens is 0"),
     ({"tree_size": 900}, "tree_size is 900"),

@@ -137,6 +137,7 @@ def bench_speculation(
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads, new_tokens=new_tokens)
+    _check_drafter(speculate, draft_model, sizes)
     recorded = Record.read(replay) if replay else None
     if recorded:
         _check_replay(recorded, speculate, {"prompt_file": prompt_file, "record": record, **sizes})
@@ -158,11 +159,21 @@ def bench_speculation(
     return report
 
 
+def _check_drafter(speculate: str, draft_model: str | Path | None, sizes: dict[str, int | None]) -> None:
+    """What the drafter would not use is refused."""
+    unused = {} if speculate in ("auto", "draft") else {"draft_model": draft_model}
+    if given := _given(unused | (sizes if speculate == "off" else {})):
+        raise BenchError(f"--speculate {speculate} does not use {given}; leave it out, or choose another drafter")
+
+
+def _given(options: dict[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None)
+
+
 def _check_replay(recorded: Record, speculate: str, others: dict[str, Any]) -> None:
     """A record decides drafter, trees and prompt."""
-    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
-    if given:
-        raise BenchError(f"--replay decides prompts and trees; leave out {', '.join(given)}")
+    if given := _given(others):
+        raise BenchError(f"--replay decides prompts and trees; leave out {given}")
     if speculate != recorded.drafter:
         raise BenchError(f"--speculate {speculate}: the record is of {recorded.drafter}; give --speculate {recorded.drafter}")
 
