@@ -88,9 +88,10 @@ def build_list(text: Iterable[str | Path], size: int, source: str | Path, out: s
     """
     folder = Path(source)
     tokenizer, config = _tokenizer(folder), _config(folder)
-    vocab_size = config.vocab_size if config else tokenizer.get_vocab_size()
+    ids = max(tokenizer.get_vocab().values(), default=0) + 1
+    vocab_size = config.vocab_size if config else ids
     always = sorted(set(config.eos_token_ids)) if config else _special_ids(tokenizer)
-    if max(tokenizer.get_vocab().values()) >= vocab_size:
+    if ids > vocab_size:
         raise CompileError(f"{folder}: tokenizer.json has ids beyond vocab_size {vocab_size}; download the checkpoint again")
     if not len(always) < size <= vocab_size:
         raise CompileError(f"--size {size}: choose more than {len(always)}, up to the vocabulary's {vocab_size}")
