@@ -22,6 +22,7 @@ from typing import Any
 
 from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import read_bundle
+from minicpm_mlc.runtime_py.bench import need_positive
 from minicpm_mlc.runtime_py.machine import cpu_name
 
 QUESTION = "why is the sky blue "
@@ -39,7 +40,11 @@ def run(command: list[str]) -> tuple[float, int]:
 
 
 def measure(bundle: Path, repeats: int, threads: int | None, words: int) -> dict[str, Any]:
-    """Medians over `repeats` runs, in seconds and bytes; `weights` is the size of the bundle's weight files."""
+    """Medians over `repeats` runs, in seconds and bytes; `weights` is the size of the bundle's weight files.
+
+    Raises BenchError for counts below 1, BundleError for the bundle.
+    """
+    need_positive(repeats=repeats, words=words)
     files = read_bundle(bundle).manifest.files
     weights = sum(entry["bytes"] for name, entry in files.items() if name.startswith("params_shard"))
     options = ["--max-tokens", "1", "--temperature", "0", *(["--threads", str(threads)] if threads else [])]

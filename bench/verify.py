@@ -22,8 +22,10 @@ from typing import Any
 from minicpm_mlc import Engine
 from minicpm_mlc.compile.limits import measure_limits, memory_reader
 from minicpm_mlc.errors import MiniCPMError
+from minicpm_mlc.manifest import MAX_TREE_NODES, Manifest
+from minicpm_mlc.runtime_py.bench import BenchError, need_depths, need_positive, need_room
 from minicpm_mlc.runtime_py.gears import ATTENTION
-from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
+from minicpm_mlc.runtime_py.machine import available_memory, cpu_name, physical_cores
 from minicpm_mlc.runtime_py.random_cache import fill_cache
 from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
 
@@ -85,8 +87,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     try:
+        context = check(args)
         limits = measure_limits(args.threads, memory_reader(args.threads))
-        with Engine(args.bundle, context=max(args.depths) + ROOM, threads=args.threads, attention=args.attention) as engine:
+        with Engine(args.bundle, context=context, threads=args.threads, attention=args.attention) as engine:
             found = []
             for depth in args.depths:
                 fill_cache(engine, depth)
@@ -99,6 +102,17 @@ def main() -> None:
     command = shlex.join(["python", "bench/verify.py", *sys.argv[1:]])
     table = (markdown_table if args.markdown else plain_table)([HEAD, *(row.cells() for row in found)])
     print(f"{args.bundle.name} on {cpu_name()}, {limits.text()}\n{command}\n\n{table}")
+
+
+def check(args: argparse.Namespace) -> int:
+    """The context that the run needs. Raises BenchError naming the option that can't be."""
+    need_positive(repeats=args.repeats, threads=args.threads, rows=min(args.rows))
+    need_depths(args.depths)
+    if max(args.rows) > MAX_TREE_NODES:
+        raise BenchError(f"--rows {max(args.rows)}: a tree has at most {MAX_TREE_NODES} nodes; give fewer")
+    context = max(args.depths) + ROOM
+    need_room(Manifest.load(args.bundle), args.depths, context, available_memory())
+    return context
 
 
 def numbers(text: str) -> list[int]:

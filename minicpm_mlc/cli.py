@@ -17,6 +17,18 @@ PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])
 KV = click.Choice(["f32", "f16", "bf16", "int8"])
 
 
+class Numbers(click.ParamType):
+    """A list of integers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
+
+
 class Commands(click.Group):
     """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
 
@@ -82,9 +94,6 @@ def compile_command(
             progress=report, **options,
         )  # fmt: skip
     click.echo(result.json() if as_json else result.plain())
-
-
-_DRAFTING = ("tree_size", "draft_depth", "draft_top_k", "draft_model", "prompt_file", "replay", "record")
 
 
 def _drafting(command: Any) -> Any:
@@ -182,8 +191,11 @@ def inspect(source: str, as_json: bool) -> None:
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
-@click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
-@click.option("--prompt-tokens", default="512", help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.")
+@click.option("--depth", type=Numbers(), default="0,1024", help="Tokens already in the cache, separated by commas.")
+@click.option(
+    "--prompt-tokens", type=Numbers(), default="512",
+    help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.",
+)  # fmt: skip
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement; 0 for none.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
@@ -195,46 +207,34 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter.")
 @_drafting
 @click.option("--prompt-file", type=click.Path(), help="With --speculate: a message a line, answered by the model itself.")
-@click.option("--replay", type=click.Path(), help="With --speculate: take what is accepted from this record.")
-@click.option("--record", type=click.Path(), help="With --speculate: write what was accepted.")
+@click.option("--replay", type=click.Path(), help="With --speculate DRAFTER: take what is accepted from its record.")
+@click.option("--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted.")
 @_rpc
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
-def bench(
-    bundle: str | None, depth: str, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
-    plot: str | None, speculate: str | None, rpc: str | None, key: str | None, **options: Any,
-) -> None:  # fmt: skip
+@click.pass_context
+def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
-    drafting = {name: options.pop(name) for name in _DRAFTING}
-    options["prompt_tokens"] = _numbers(prompt_tokens, "--prompt-tokens")
-    if rpc and (attention_only or operators or speculate or plot):
-        raise click.UsageError("--rpc measures prefill and decode; leave out the other measurement.")
-    if attention_only:
+    from .bench_modes import mode_and_options
+
+    mode, options = mode_and_options(ctx)
+    if mode == "attention_only":
         from .compile.bench_attention import bench_attention as measure
 
-        options = {"prefill_rows": options["prompt_tokens"][0], **_only(options, "repeats", "threads")}
-    elif bundle is None:
-        raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
-    elif operators:
+        options["prefill_rows"] = _one(options.pop("prompt_tokens"), "--prompt-tokens")
+    elif mode == "operators":
         from .compile.bench_operators import bench_operators as measure
-
-        options = {"path": bundle, **_only(options, "repeats", "threads", "attention")}
-    elif speculate:
-        from .runtime_py.speculative.bench import bench_speculation
-
-        options = _only(options, "new_tokens", "repeats", "threads", "attention") | drafting
-        report = bench_speculation(bundle, speculate, **options)
-        return click.echo(getattr(report, form or "plain")())
-    elif plot:
+    elif mode == "speculate":
+        from .runtime_py.speculative.bench import bench_speculation as measure
+    elif mode == "plot":
         from .runtime_py.plot import bench_both_gears as measure
 
-        options |= {"path": bundle, "svg": plot}
+        options["attention"] = "auto"
     else:
         from .runtime_py.bench import bench_bundle as measure
 
-        options |= {"path": bundle, "remote": _remote(rpc, key, bundle)}
-    report = measure(depths=_numbers(depth, "--depth"), **options)
-    click.echo(getattr(report, form or "plain")())
+        options["remote"] = _remote(options.pop("rpc"), options.pop("key"), options["path"])
+    click.echo(getattr(measure(**options), form or "plain")())
 
 
 @main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
@@ -318,17 +318,30 @@ def frspec() -> None:
     """Lists of the most frequent tokens, for a faster draft head."""
 
 
+class Source(click.Path):
+    """A path whose absence is told with what to give."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer ./MiniCPM4-8B"
+
+
 @frspec.command("build", **FRSPEC)
 @click.option("--text", type=click.Path(), multiple=True, required=True, help="Folder or file of UTF-8 text; repeatable.")
 @click.option("--size", default=32768, help="How many tokens the list has.")
-@click.option("--tokenizer", type=click.Path(), required=True, help="A checkpoint or bundle, for its tokenizer.")
+@click.option("--tokenizer", type=Source(), required=True, help="A checkpoint or bundle, for its tokenizer and its shape.")
 @click.option("-o", "--out", type=click.Path(), default="freq.json", help="List to write, .json or .npy.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_json: bool) -> None:
-    """Count the tokens of your own text, and print how much of the text held out the commonest ones cover."""
-    from .compile.frspec import as_text, build_list
+    """List the commonest tokens of your own text.
 
-    _print(build_list(text, size, tokenizer, out), as_text, as_json)
+    Prints how much of the text held out they cover, and what the list saves a draft head on this machine's CPU.
+    """
+    from .compile.frspec_build import as_text, build_and_time
+    from .progress import progress
+
+    with progress() as report:
+        result = build_and_time(text, size, tokenizer, out, report)
+    _print(result, as_text, as_json)
 
 
 @main.command(**_example("minicpm-mlc devices"))
@@ -346,12 +359,7 @@ def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
     click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1024", param_hint=option) from None
-
-
-def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names}
+def _one(numbers: list[int], option: str) -> int:
+    if len(numbers) != 1:
+        raise click.BadParameter(f"{len(numbers)} numbers; --attention-only takes one", param_hint=option)
+    return numbers[0]

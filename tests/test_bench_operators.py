@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tvm import relax
 
 from minicpm_mlc import Engine
+from minicpm_mlc.compile.bench_operators import bench_operators
 from minicpm_mlc.compile.config import SparseConfig
+from minicpm_mlc.ops.norm import rms_norm_int8
 from minicpm_mlc.runtime_py import bench
-from minicpm_mlc.runtime_py.operators import Call, Cost, OperatorReport, OperatorRow, aggregate, decode_operators, observe
+from minicpm_mlc.runtime_py.bench import BenchError
+from minicpm_mlc.runtime_py.operators import (
+    Call,
+    Cost,
+    OperatorReport,
+    OperatorRow,
+    aggregate,
+    decode_operators,
+    observe,
+    operator_of,
+)
 from minicpm_mlc.runtime_py.random_cache import fill_cache
 from minicpm_mlc.runtime_py.roofline import Limits
 
@@ -94,6 +108,55 @@ def test_the_table_holds_operators_against_the_limits_and_names_the_rest():
     assert lines[5] == ["linear", "4", "->", "8", "2", "1.00", "25.0%", "50.0", "50%", "1000.0", "50%"]
     assert lines[6] == ["norm", "1", "1.00", "25.0%"]
     assert lines[7] == ["between", "operators", "2.00", "50.0%"]
+
+
+def test_nothing_is_between_operators_that_took_longer_than_the_step():
+    report = replace(REPORT, step_seconds=1.6e-3)
+    assert "1.60 ms (operators watched one by one took 125% of that: a busy machine, run it again)" in report.head()
+    assert report.plain().splitlines()[-1].split() == ["between", "operators", "0.00", "0.0%"]
+    assert json.loads(report.json())["between_seconds"] == 0 and "busy" not in REPORT.head()
+    assert json.loads(REPORT.json())["between_seconds"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, operator",
+    [
+        ("linear", "linear"), ("linear12", "linear"), ("rms_norm_int8", "rms_norm_int8"), ("rms_norm_int81", "rms_norm_int8"),
+        ("linear_swiglu_int812", "linear_swiglu_int8"),
+    ],
+)  # fmt: skip
+def test_only_the_number_of_a_kernel_is_not_part_of_its_operator(name, operator):
+    assert operator_of(name) == operator
+
+
+def test_kernels_are_numbered_as_operator_of_takes_them_to_be():
+    builder = relax.BlockBuilder()
+    kernels = [rms_norm_int8(32 * n, 1e-6, 0) for n in range(1, 13)]
+    names = [builder.add_func(kernel, "rms_norm_int8").name_hint for kernel in kernels]
+    assert len(set(names)) == 12 and {operator_of(name) for name in names} == {"rms_norm_int8"}
+
+
+def test_operators_have_their_names_and_computing_shapes_is_none(engine):
+    fill_cache(engine, 100)
+    _, rows = decode_operators(engine, repeats=1)
+    names = {row.operator for row in rows}
+    assert names >= {"linear", "rms_norm_int8" if engine.manifest.activations == "int8" else "rms_norm"}
+    assert not any(name.startswith("shape_func") or name.endswith("_int") for name in names)
+
+
+def test_depths_beyond_the_model_are_refused_with_the_deepest_that_fits(engine):
+    with pytest.raises(BenchError, match=r"--depth 1000000 and 64 tokens behind it: .* hold 65536; give --depth 65472 or less"):
+        bench_operators(engine.path, [0, 10**6])
+    with pytest.raises(BenchError, match=r"--depth 1000000 and 512 tokens behind it: .*; give --depth 65024 or less"):
+        bench.bench_bundle(engine.path, [10**6])
+    with pytest.raises(BenchError, match="measure fewer tokens, or close other programs"):
+        bench.bench_bundle(engine.path, [0], new_tokens=10**6)
+
+
+@pytest.mark.parametrize("depths", [[-5], [0, -1], []])
+def test_depths_that_are_none_are_refused(depths):
+    with pytest.raises(BenchError, match="depths must be one or more numbers >= 0"):
+        bench_operators("no bundle here", depths)
 
 
 def test_the_other_forms_hold_the_same():

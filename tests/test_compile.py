@@ -95,6 +95,7 @@ def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
         ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
         ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
         ({"activations": "int8", "cpu": "x86-64-v2"}, "x86-64-v2 has no int8 dot products; use --activations f32"),
+        ({"activations": "int8", "device": "vulkan"}, "kernels for vulkan have no int8 dot products; use --activations f32"),
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")

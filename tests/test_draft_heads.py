@@ -168,6 +168,22 @@ def test_other_mistakes_are_refused(eagle3, tmp_path):
         open_draft(eagle3, BASE)
 
 
+def test_a_random_heads_size_and_a_list_are_not_both_taken(tmp_path):
+    write_json(tmp_path / "freq.json", [1, 2])
+    assert open_draft("random-eagle3", BASE, tmp_path / "freq.json").token_ids.tolist() == [1, 2]
+    with pytest.raises(CompileError, match=r"random-eagle3:100 and --frspec .*freq\.json both choose its tokens"):
+        open_draft("random-eagle3:100", BASE, tmp_path / "freq.json")
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_vllms_layout_is_refused_by_name(eagle2, prefix):
+    tensors = load_file(eagle2 / "model.safetensors")
+    renamed = {prefix + name.replace("layers.0.", "eagle_layers.0."): value for name, value in tensors.items()}
+    save_file(renamed, eagle2 / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"vLLM's layout .*give a head in the layout of MiniCPM4-8B-Eagle-FRSpec"):
+        open_draft(eagle2, BASE)
+
+
 def test_compile_refuses_before_it_writes(tmp_path):
     write_checkpoint(tmp_path / "model", BASE)
     write_draft(tmp_path / "head", replace(BASE, hidden_size=512), EAGLE2)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
+import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
-from click.testing import CliRunner
+from checkpoints import tiny_config, write_checkpoint, write_tokenizer
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile.frspec import build_list, read_list, write_list
+from minicpm_mlc.compile import draft_speed
+from minicpm_mlc.compile.frspec import read_list, write_list
+from minicpm_mlc.compile.frspec_build import BATCH, Frequencies, as_text, build_list, count_tokens
 from minicpm_mlc.errors import CheckpointError, CompileError, MiniCPMError
 
 VOCAB = 1000
@@ -138,11 +142,18 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+def test_every_line_is_counted_once_however_many_there_are(model):
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    lines = [(f"line {'ab' * (i % 7)} {i}", i % 2 == 1) for i in range(2 * (2 * BATCH + 5))]
+    found = count_tokens(tokenizer, 323, iter(lines))
+    for counts, kind in ((found.counted, False), (found.held_out, True)):
+        ids = [i for text, held_out in lines if held_out is kind for i in tokenizer.encode(text, add_special_tokens=False).ids]
+        assert dict(Counter(ids)) == {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
 def test_a_list_has_the_commonest_tokens_and_the_ends(tmp_path, model):
     (tmp_path / "text.txt").write_text("aaaa bbb cc d\n" * 30)
     report = build_list([tmp_path], 6, model, tmp_path / "freq.json")
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     commonest = {tokenizer.token_to_id(piece) for piece in ("▁", "a", "b", "c")}
     ids = read_list(tmp_path / "freq.json", tiny_config("MiniCPM5-1B").vocab_size).tolist()
@@ -160,13 +171,67 @@ def test_whole_files_are_held_out_where_there_are_enough(tmp_path, model):
     assert report["held_out_tokens"] == 4 and report["coverage"][0]["coverage"] == 0.25  # the word mark
 
 
-def test_the_command_prints_coverage(tmp_path, model):
-    (tmp_path / "text.txt").write_text("aaaa bbb cc d\n" * 30)
-    options = ["--text", str(tmp_path / "text.txt"), "--size", "6", "--tokenizer", str(model), "-o", str(tmp_path / "f.json")]
-    printed = CliRunner().invoke(main, ["frspec", "build", *options])
-    assert printed.exit_code == 0 and "6 tokens cover  92.86%" in printed.output
-    again = CliRunner().invoke(main, ["frspec", "build", *options, "--json"])
-    assert json.load(io.StringIO(again.stdout))["coverage"][0]["size"] == 6
+def build(tmp_path: Path, text: str, source: Path, *more: str) -> Result:
+    (tmp_path / "text.txt").write_text(text)
+    options = ["--text", str(tmp_path / "text.txt"), "--size", "6", "--tokenizer", str(source), "-o", str(tmp_path / "f.json")]
+    return CliRunner().invoke(main, ["frspec", "build", *options, *more])
+
+
+def test_the_command_prints_coverage_and_the_speed_measured_here(tmp_path, model):
+    printed = build(tmp_path, "aaaa bbb cc d\n" * 30, model)
+    assert printed.exit_code == 0 and "6 tokens cover  92.86%" in printed.stdout and "never" not in printed.stdout
+    assert re.search(r"the draft head takes \S+ ms instead of \S+ \(\S+x\), a whole draft level \S+ ms", printed.stdout)
+    assert "timing..." in printed.stderr
+
+
+def test_the_json_holds_times_and_ratios(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(draft_speed, "compiled", lambda kernel: lambda *_: None)
+    monkeypatch.setattr(draft_speed, "medians", lambda calls, repeats: [0.008, 0.002, 0.010, 0.004])
+    report = json.loads(build(tmp_path, "aaaa bbb cc d\n" * 30, model, "--json").stdout)
+    assert report["coverage"][0]["size"] == 6
+    assert report["speed"]["head"] == {"whole_ms": 8.0, "list_ms": 2.0, "ratio": 4.0}
+    assert report["speed"]["level"] == {"whole_ms": 10.0, "list_ms": 4.0, "ratio": 2.5}
+    assert report["speed"]["scheme"] == "w4" and report["speed"]["threads"] >= 1
+
+
+def test_text_too_short_to_hold_any_out_and_tokens_it_lacks_are_said(tmp_path, model):
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    printed = build(tmp_path, "ab\n", tmp_path)
+    assert "nothing was held out" in printed.stdout and "cover " not in printed.stdout
+    report = build_list([tmp_path / "text.txt"], 7, model, tmp_path / "f.json")
+    assert report["coverage"] == [{"size": 7, "coverage": None, "head": 7 / 323}]
+    assert report["never_seen"] == 2  # of five places beside the two ends, for three tokens
+    assert "2 of the 7 tokens are never in this text" in as_text(report | {"speed": None})
+
+
+def test_ends_that_were_counted_are_kept_beside_those_that_were_not():
+    counts = np.array([5, 4, 0, 0, 3, 0])
+    assert Frequencies(counts, counts).ranked(4, [1, 5]).tolist() == [0, 4, 1, 5]
+    assert Frequencies(counts, counts).ranked(4, [3, 5]).tolist() == [0, 1, 3, 5]  # 3 is among the first six by its id
+
+
+def test_a_tokenizer_alone_gives_a_list_without_a_speed(tmp_path, model):
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    printed = build(tmp_path, "ab\n" * 10, tmp_path)
+    assert printed.exit_code == 0 and "was not measured" in printed.stdout and "checkpoint or a bundle" in printed.stdout
+    assert {2, 321} <= set(read_list(tmp_path / "f.json", VOCAB).tolist())  # the ends are special tokens
+    assert json.loads(build(tmp_path, "ab\n" * 10, tmp_path, "--json").stdout)["speed"] is None
+
+
+def test_a_missing_tokenizer_is_told_with_what_to_give(tmp_path):
+    refused = CliRunner().invoke(main, ["frspec", "build", "--text", str(tmp_path)])
+    assert refused.exit_code == 2 and "Give the checkpoint or bundle" in refused.stderr
+
+
+@pytest.mark.parametrize("damage, message", [(b"{", "can't be read"), (None, "ids beyond vocab_size 323")])
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, model, damage, message):
+    write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B", num_layers=1))
+    if damage is None:
+        write_tokenizer(tmp_path / "model", 400)
+    else:
+        (tmp_path / "model" / "tokenizer.json").write_bytes(damage)
+    with pytest.raises(CompileError, match=message):
+        build_list([tmp_path], 6, tmp_path / "model", tmp_path / "f.json")
 
 
 @pytest.mark.parametrize(

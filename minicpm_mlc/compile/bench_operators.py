@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..runtime_py.bench import READS, need_positive
+from ..manifest import Manifest
+from ..runtime_py.bench import READS, need_depths, need_positive, need_room
 from ..runtime_py.engine import Engine
-from ..runtime_py.machine import cpu_name, physical_cores
+from ..runtime_py.machine import available_memory, cpu_name, physical_cores
 from ..runtime_py.operators import OperatorReport, decode_operators
 from ..runtime_py.random_cache import fill_cache
 from ..runtime_py.reports import Reports
@@ -23,14 +24,17 @@ def bench_operators(
 ) -> Reports:
     """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None means the physical cores.
 
-    Raises BenchError for impossible counts, BundleError for the bundle, ContextError for depths that are too deep.
+    Raises BenchError for impossible counts and depths and for too deep ones, BundleError for the bundle.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
+    need_depths(depths)
+    context = max(depths) + ROOM
+    need_room(Manifest.load(path), depths, context, available_memory())
     reader = memory_reader(threads)
     limits = measure_limits(threads, reader)
     reports = {}
-    with Engine(path, context=max(depths) + ROOM, threads=threads, attention=attention) as engine:
+    with Engine(path, context=context, threads=threads, attention=attention) as engine:
         for depth in depths:
             fill_cache(engine, depth)
             seconds, rows = decode_operators(engine, repeats)

@@ -22,6 +22,7 @@ PREFIX = "draft/"  # of the head's tensors beside the base's
 RANDOM = {f"random-{kind}": kind for kind in (EAGLE2, EAGLE3)}
 TORCH = "pytorch_model.bin"
 MARKS = {EAGLE2: "input_norm1.weight", EAGLE3: "midlayer.hidden_norm.weight"}  # tensors that only one kind has
+VLLM = "eagle_layers."  # of vLLM's layout of EAGLE-2: it scales residuals by mup_denominator, not by the base's layers
 UNUSED = ("embed_tokens.weight", "t2d", "d2t")  # published beside the weights; the base's embedding is used
 
 
@@ -134,6 +135,8 @@ def open_draft(source: str | Path, base: ModelConfig, frspec: str | Path | None 
 def _random(kind: str, base: ModelConfig, rows: str, frspec: str | Path | None) -> DraftHead:
     config = DraftConfig.like(base, kind)
     head = DraftHead(config, RandomCheckpoint(config, seed=1), np.arange(base.vocab_size, dtype=np.int32))
+    if rows and frspec is not None:
+        raise CompileError(f"--draft random-{kind}:{rows} and --frspec {frspec} both choose its tokens; leave :{rows} out")
     if rows and not (rows.isdigit() and 0 < int(rows) <= base.vocab_size):
         raise CompileError(f"--draft random-{kind}:{rows}: give a number of tokens up to {base.vocab_size}")
     if not rows and frspec is None:
@@ -157,6 +160,11 @@ def _read(folder: Path, base: ModelConfig) -> DraftHead:
         raise CheckpointError(f"--draft {folder}: the head is in a folder inside; give {inner[0].parent}")
     only_torch = (folder / TORCH).is_file() and not any(folder.glob("*.safetensors"))
     tensors = _torch_tensors(folder / TORCH) if only_torch else find_tensors(folder)
+    if any(VLLM in name for name in tensors):
+        raise CheckpointError(
+            f"{folder} has tensors {VLLM}*: it is in vLLM's layout (MiniCPM4-8B-Eagle-vLLM), whose maths is not implemented; "
+            "give a head in the layout of MiniCPM4-8B-Eagle-FRSpec, with tensors layers.0.*"
+        )
     kinds = [kind for kind, mark in MARKS.items() if mark in tensors]
     if len(kinds) != 1:
         raise CheckpointError(f"{folder} is no EAGLE head for MiniCPM: none of its tensors is {' or '.join(MARKS.values())}")

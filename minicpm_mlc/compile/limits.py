@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from ..runtime_py.library import use_threads
 from ..runtime_py.memory import reserve
 from ..runtime_py.roofline import Limits, MemoryReader
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
+from .timing import compiled, seconds
 
 FLOAT32_OPERATIONS = 2 * 16  # a multiply-add in 16 lanes
 PASSES = 5
@@ -22,7 +21,7 @@ PASSES = 5
 def memory_reader(threads: int) -> MemoryReader:
     """What measures this machine's memory with `threads` threads, sampled a few times."""
     use_threads(threads)
-    reader = MemoryReader(_compiled(CpuTarget.of("native").kernels.read_peak()))
+    reader = MemoryReader(compiled(CpuTarget.of("native").kernels.read_peak()))
     reader.sample(PASSES)
     return reader
 
@@ -39,17 +38,6 @@ def measure_limits(threads: int, reader: MemoryReader) -> Limits:
 
 def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:
     """Operations per second of a kernel that multiplies, the best of some passes."""
-    run = _compiled(kernel)
+    run = compiled(kernel)
     out = tvm.runtime.from_dlpack(reserve((threads, 16), np.dtype(dtype)))
-    return threads * STEPS * PEAK_VECTORS * operations / min(_seconds(lambda: run(out)) for _ in range(PASSES))
-
-
-def _compiled(kernel: Any) -> Callable[..., None]:
-    target = CpuTarget.of("native").tvm_target()
-    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)["main"]
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return threads * STEPS * PEAK_VECTORS * operations / min(seconds(lambda: run(out)) for _ in range(PASSES))

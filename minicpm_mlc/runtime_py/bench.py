@@ -20,9 +20,10 @@ import numpy as np
 from ..errors import MiniCPMError
 from ..manifest import Bundle, Manifest
 from ..params import load_params
+from .defaults import largest_context
 from .engine import Engine
 from .gears import Gears
-from .machine import cpu_name, physical_cores
+from .machine import available_memory, cpu_name, physical_cores
 from .memory import HostMemory
 from .random_cache import fill_cache
 from .roofline import READ_KERNEL, MemoryReader
@@ -235,14 +236,27 @@ def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
 
 def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
     """The context that a benchmark needs, in tokens. Raises BenchError for what can't be measured."""
-    if not depths or min(depths) < 0:
-        raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
+    need_depths(depths)
     if min(*prompt_tokens, new_tokens) < 0 or not max(*prompt_tokens, new_tokens):
         raise BenchError(
             f"--prompt-tokens {','.join(map(str, prompt_tokens))} and --new-tokens {new_tokens} leave nothing to measure; "
             "0 leaves a phase out, other counts are 1 or more"
         )
     return max(depths) + max(*prompt_tokens, new_tokens, WARM_UP_TOKENS)
+
+
+def need_depths(depths: Sequence[int]) -> None:
+    """Raises BenchError for depths that are none."""
+    if not depths or min(depths) < 0:
+        raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
+
+
+def need_room(manifest: Manifest, depths: Sequence[int], context: int, available: int) -> None:
+    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the model or free memory."""
+    fits, behind = largest_context(manifest, available), context - max(depths)
+    if context > fits:
+        hint = f"give --depth {fits - behind} or less" if behind <= fits else "measure fewer tokens, or close other programs"
+        raise BenchError(f"--depth {max(depths)} and {behind} tokens behind it: model and free memory hold {fits}; {hint}")
 
 
 def need_positive(**counts: int) -> None:
@@ -282,7 +296,7 @@ def bench_bundle(
 
     With `random_cache` the tokens before a depth are random keys and values instead of computed ones.
 
-    Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for too deep ones.
+    Raises BenchError for impossible depths and counts and for too deep ones, BundleError for the bundle.
     """
     if threads is None:
         threads = int(remote.cores) if remote else physical_cores()
@@ -290,6 +304,7 @@ def bench_bundle(
     if remote and random_cache:
         raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
     context = room_needed(depths, prompt_tokens, new_tokens)
+    need_room(Manifest.load(path), depths, context, remote.memory if remote else available_memory())
     with Engine(path, context=context, threads=threads, attention=attention, remote=remote) as engine:
         bundle = Bundle(engine.path, engine.manifest)
         traffic = bundle_traffic(bundle, engine.gears)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from .roofline import Limits
 from .tables import markdown_table, plain_table
 
 COLUMNS = ["operator", "shape", "calls", "ms", "of the step", "GB/s", "of memory", "GFLOP/s", "of arithmetic"]
-OWN = "vm.builtin."  # the virtual machine's own functions
+OWN = ("vm.builtin.", "shape_func")  # the virtual machine's own functions, and those that compute shapes for it
+NUMBERED = re.compile(r"(.*?(?:_int8)?)\d*")  # TVM numbers equal names from the second on; int8 is no number
 WARM_UP_STEPS = 3
 ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
@@ -68,14 +70,27 @@ class OperatorReport:
     command: str
     rows: list[OperatorRow]
 
+    @property
+    def between_seconds(self) -> float:
+        """Of the step, outside operators. These are timed in other steps, which a busy machine can make the longer ones:
+        then it is 0, and `head` says so."""
+        return max(0.0, self.step_seconds - self._operator_seconds)
+
+    @property
+    def _operator_seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
     def head(self) -> str:
+        """Three lines: the step, the limits, the command."""
+        share = self._operator_seconds / self.step_seconds
+        busy = f" (operators watched one by one took {share:.0%} of that: a busy machine, run it again)" if share > 1 else ""
         return (
             f"{self.name} on {self.device}, one decode step at depth {self.depth}, {self.attention} attention: "
-            f"{self.step_seconds * 1e3:.2f} ms\n{self.limits.text()}\n{self.command}"
+            f"{self.step_seconds * 1e3:.2f} ms{busy}\n{self.limits.text()}\n{self.command}"
         )
 
     def cells(self) -> list[list[str]]:
-        rest = self.step_seconds - sum(row.seconds for row in self.rows)
+        rest = self.between_seconds
         between = ["between operators", "", "", f"{rest * 1e3:.2f}", f"{rest / self.step_seconds:.1%}", "", "", "", ""]
         return [COLUMNS, *map(self._line, self.rows), between]
 
@@ -93,7 +108,7 @@ class OperatorReport:
         return f"{title}. {limits}.\n\n`{command}`\n\n{markdown_table(self.cells())}"
 
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self) | {"between_seconds": self.between_seconds}, indent=2)
 
 
 def _rate(amount: int, seconds: float, limit: float) -> list[str]:
@@ -128,7 +143,7 @@ def observe(engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[
 
     def report(_function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
         now = time.perf_counter()
-        if not name.startswith(OWN) and name != "shape_func":
+        if not name.startswith(OWN):
             if before and look:
                 look(name, args)
             if not before:
@@ -157,9 +172,15 @@ def aggregate(calls: list[Call], times: Sequence[list[float]]) -> list[OperatorR
     return sorted(rows, key=lambda row: -row.seconds)
 
 
+def operator_of(name: str) -> str:
+    """The operator's name without the number that the library's kernel has."""
+    found = NUMBERED.fullmatch(name)
+    return found[1] if found else name
+
+
 def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Call:
     """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring the means of all."""
-    operator = name.rstrip("0123456789")
+    operator = operator_of(name)
     shapes = [tuple(map(int, getattr(arg, "shape", ()))) for arg in args]
     sizes = [_nbytes(arg) for arg in args]
     if operator.startswith("linear"):

@@ -6,40 +6,27 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..bench import BenchError, need_positive
 from ..engine import Engine
 from ..machine import cpu_name, physical_cores
 from ..sampler import Sampler, SamplingParams
 from ..tables import markdown_table, plain_table
-from .draft_bundle import ModelDrafter
 from .options import Speculation
-from .replay import Author, Model, Record, Replay, Script
+from .replay import Model, Record
 from .stats import SpeculationStats
-from .steps import Drafter
-
-COPIED = 256  # tokens of a text that is copied
-CHANGED = 24  # in an edited copy, every so many tokens one is another
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt, and who decides the tokens of the answer."""
-
-    prompt: list[int]
-    author: Callable[[], Author]
+from .tasks import OWN, Task, given_tasks, own_tasks, replayed_tasks
+from .watch import Watch
 
 
 @dataclass(frozen=True)
 class Run:
-    """One answer: its tokens, the seconds it took once the prompt was read, those in compiled code among them."""
+    """One answer: its tokens, the seconds it took once the prompt was read, those in compiled functions among them."""
 
     token_ids: list[int]
     seconds: float
@@ -57,7 +44,7 @@ class Row:
     plain: list[float]
     speculated: list[float]
     changed: int  # prompts whose answer was another than plain decoding's
-    python: float  # share of the time with speculation that was not spent in compiled code
+    python: float | None  # share of the time with speculation outside compiled functions; None where they don't wait
     stats: SpeculationStats
 
     @property
@@ -74,8 +61,13 @@ class Row:
         nodes = f"{stats.nodes / stats.rounds:.1f}" if stats.rounds else ""
         length = f"{stats.accept_length:.2f}" if stats.rounds else ""
         counts = [f"{self.count}", f"{self.tokens}"]
-        return [self.prompts, *counts, *speeds, f"{self.speed_up:.2f}x", length, nodes, accepted, *shares, f"{self.python:.1%}",
+        python = "" if self.python is None else f"{self.python:.1%}"
+        return [self.prompts, *counts, *speeds, f"{self.speed_up:.2f}x", length, nodes, accepted, *shares, python,
                 f"{self.changed}"]  # fmt: skip
+
+    def decision(self) -> str:
+        """What the engine had decided by the row's end."""
+        return f"{self.prompts}: speculation {self.stats.decision}"
 
 
 HEAD = ["prompts", "count", "tokens", "plain tokens/s", "speculated tokens/s", "speed-up", "tokens per tree", "nodes",
@@ -86,8 +78,9 @@ HEAD = ["prompts", "count", "tokens", "plain tokens/s", "speculated tokens/s", "
 class Report:
     """The benchmark and how to repeat it.
 
-    Draft, verify, commit and choose are shares of the time spent on trees; "python" is the share of all time with
-    speculation that passed outside compiled code, sampling included.
+    Draft, verify, commit and choose are shares of the time spent on trees. "python" is the share of all time with
+    speculation outside the library's compiled functions: drafting and choosing, sampling, turning arrays into tensors and
+    back. It is left out on a GPU, whose functions return before they are done.
     """
 
     name: str
@@ -102,16 +95,19 @@ class Report:
         return f"{self.name} {self.scheme} on {self.device}, {self.threads} threads"
 
     def plain(self) -> str:
-        notes = "\n".join(self.notes)
+        notes = "\n".join(self._notes())
         return f"{self.head()}\n{self.command}\n\n{plain_table(self._cells())}\n{notes}"
 
     def markdown(self) -> str:
-        notes = "\n".join(f"- {note}" for note in self.notes)
+        notes = "\n".join(f"- {note}" for note in self._notes())
         return f"{self.head()}\n\n`{self.command}`\n\n{markdown_table(self._cells())}\n\n{notes}"
 
     def json(self) -> str:
         rows = [asdict(row) | {"speed_up": row.speed_up, "accepted_shares": row.stats.accepted_shares} for row in self.rows]
         return json.dumps(asdict(self) | {"rows": rows}, indent=2)
+
+    def _notes(self) -> list[str]:
+        return [*(row.decision() for row in self.rows), *self.notes]
 
     def _cells(self) -> list[list[str]]:
         return [HEAD, *(row.cells() for row in self.rows)]
@@ -137,25 +133,77 @@ def bench_speculation(
     a line, or .jsonl with a text or a list of messages a line) also the model's own answers. `replay` takes acceptance from a
     record instead, so that a model of random weights shows the speed that a trained one would have; `record` writes one.
 
-    Raises BenchError for counts and files that can't be used, SamplingError for sizes out of range.
+    Raises BenchError for counts, files and options that can't be used or contradict, SamplingError for sizes out of range.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads, new_tokens=new_tokens)
+    _check_drafter(speculate, draft_model, sizes)
     recorded = Record.read(replay) if replay else None
+    if recorded:
+        _check_replay(recorded, speculate, {"prompt_file": prompt_file, "record": record, **sizes})
+    if record:
+        _check_record(Path(record), speculate, prompt_file)
     options = recorded.options if recorded else Speculation(speculate, **sizes)
     command = _command(locals())
     with Engine(path, threads=threads, attention=attention, draft=draft_model) as engine:
-        kinds = _replayed(engine, recorded) if recorded else _tasks(engine, prompt_file, new_tokens)
+        kinds = replayed_tasks(engine, recorded) if recorded else given_tasks(engine.vocab_size, new_tokens)
+        kinds |= own_tasks(engine, prompt_file) if prompt_file else {}
+        _check_room(engine, kinds, new_tokens)
         bench = _Bench(engine, options, new_tokens, repeats)
         report = Report(engine.manifest.name, engine.manifest.scheme, cpu_name(), threads, command)
         report.rows = [bench.row(name, tasks) for name, tasks in kinds.items()]
-        report.notes = [f"speculation at the end: {engine.stats.speculation.decision}"]
-        if recorded:
-            report.notes.append(f"acceptance replayed from {replay}: {len(recorded.trees)} trees of {recorded.source}")
+    if recorded:
+        report.notes.append(f"acceptance replayed from {replay}: {len(recorded.trees)} trees of {recorded.source}")
     if record:
-        bench.record.source = report.head()
-        bench.record.write(record)
+        report.notes.append(_write(bench.record, report.head(), record))
     return report
+
+
+def _check_drafter(speculate: str, draft_model: str | Path | None, sizes: dict[str, int | None]) -> None:
+    """What the drafter would not use is refused."""
+    unused = {} if speculate in ("auto", "draft") else {"draft_model": draft_model}
+    if given := _given(unused | (sizes if speculate == "off" else {})):
+        raise BenchError(f"--speculate {speculate} does not use {given}; leave it out, or choose another drafter")
+
+
+def _given(options: dict[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None)
+
+
+def _check_replay(recorded: Record, speculate: str, others: dict[str, Any]) -> None:
+    """A record decides drafter, trees and prompt."""
+    if given := _given(others):
+        raise BenchError(f"--replay decides prompts and trees; leave out {given}")
+    if speculate != recorded.drafter:
+        raise BenchError(f"--speculate {speculate}: the record is of {recorded.drafter}; give --speculate {recorded.drafter}")
+
+
+def _check_record(path: Path, speculate: str, prompt_file: str | Path | None) -> None:
+    """Now, not after the benchmark: a record is of one drafter, of the model's own answers, in a file that can be made."""
+    if speculate in ("auto", "off"):
+        raise BenchError(f"--record is of one drafter, not of {speculate}; give --speculate eagle, ngram or draft")
+    if prompt_file is None:
+        raise BenchError("--record keeps what is accepted of the model's own answers; give their prompts with --prompt-file")
+    if path.is_dir() or not path.parent.is_dir():
+        raise BenchError(f"--record {path}: no file can be written there; give one in a folder that is there")
+
+
+def _check_room(engine: Engine, kinds: dict[str, list[Task]], new_tokens: int) -> None:
+    longest = max(len(task.prompt) for tasks in kinds.values() for task in tasks)
+    if longest + new_tokens > engine.context:
+        raise BenchError(
+            f"--new-tokens {new_tokens} behind a prompt of {longest} tokens: the context holds {engine.context}; "
+            "give fewer new tokens, or shorter prompts"
+        )
+
+
+def _write(record: Record, source: str, path: str | Path) -> str:
+    """Writes the record; returns what to say of it."""
+    if not record.trees:
+        return f"{path} was not written: no tree was verified in the model's own answers"
+    record.source = source
+    record.write(path)
+    return f"{path}: {len(record.trees)} trees recorded"
 
 
 class _Bench:
@@ -164,6 +212,7 @@ class _Bench:
         self.options: dict[str, Any] = asdict(options)
         self.record = Record(options.speculate, draft_depth=options.draft_depth, draft_top_k=options.draft_top_k)
         self.watch = Watch(engine)
+        self.waits = engine.manifest.target.get("device") == "cpu"  # whether a compiled function returns when it is done
 
     def row(self, name: str, tasks: Sequence[Task]) -> Row:
         """Each prompt of one kind, plain and speculated beside each other, after one round to warm up."""
@@ -173,13 +222,16 @@ class _Bench:
         runs: list[tuple[Run, Run]] = []
         for _ in range(self.repeats):
             runs = [(self._answer(task, {"speculate": "off"}), self._answer(task, self.options)) for task in tasks]
+            if not any(plain.token_ids for plain, _ in runs):
+                raise BenchError(f"{name}: every answer is empty, there is nothing to measure; give other prompts")
             for side, samples in zip(zip(*runs, strict=True), speeds, strict=True):
                 samples.append(sum(len(run.token_ids) for run in side) / sum(run.seconds for run in side))
         changed = sum(plain.token_ids != run.token_ids for plain, run in runs) if name == OWN else 0
         stats = SpeculationStats()
         for _, run in runs:
             stats.merge(run.stats)
-        python = 1 - sum(run.compiled_seconds for _, run in runs) / sum(run.seconds for _, run in runs)
+        compiled = sum(run.compiled_seconds for _, run in runs) / sum(run.seconds for _, run in runs)
+        python = 1 - compiled if self.waits else None
         return Row(name, len(tasks), sum(len(run.token_ids) for _, run in runs), *speeds, changed, python, stats)
 
     def _answer(self, task: Task, options: dict[str, Any]) -> Run:
@@ -199,68 +251,6 @@ class _Bench:
             steps.settle()
             seconds = time.perf_counter() - start
         return Run(answer, seconds, self.watch.seconds, self.engine.stats.speculation)
-
-
-class Watch:
-    """Times the compiled calls of an engine, and of its draft bundle."""
-
-    CALLS = ("prefill", "decode", "verify", "commit", "draft_extend", "draft_step")
-
-    def __init__(self, engine: Engine) -> None:
-        self.seconds = 0.0
-        drafts = [drafter.library for drafter in engine.drafters.values() if isinstance(drafter, ModelDrafter)]
-        for library in (engine.library, *drafts):
-            for name in self.CALLS:
-                setattr(library, name, self._timed(getattr(library, name)))
-
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*args)
-            self.seconds += time.perf_counter() - start
-            return result
-
-        return timed
-
-
-OWN = "the model's own answers"
-
-
-def _replayed(engine: Engine, record: Record) -> dict[str, list[Task]]:
-    """A random prompt whose answer follows the record, its trees drafted by the real drafter."""
-    drafters: dict[str, Drafter] = engine.drafters
-    if record.drafter not in drafters:
-        raise BenchError(f"the record's drafter is {record.drafter}, and {engine.path} has only {', '.join(drafters)}")
-    replay = drafters[record.drafter] = Replay(record, drafters[record.drafter], engine.vocab_size)
-    prompt = np.random.default_rng(0).integers(engine.vocab_size, size=COPIED).tolist()
-    return {"replayed": [Task(prompt, lambda: replay)]}
-
-
-def _tasks(engine: Engine, prompt_file: str | Path | None, new_tokens: int) -> dict[str, list[Task]]:
-    random = np.random.default_rng(0)
-    low, high = min(100, engine.vocab_size // 2), engine.vocab_size
-    text, other = (random.integers(low, high, COPIED).tolist() for _ in range(2))
-    edited = [other[i] if i % CHANGED == CHANGED - 1 else token for i, token in enumerate(text)]
-    unknown = random.integers(low, high, 2 * COPIED).tolist()
-    answers = {"copied": text, "copied with changes": edited, "nothing to guess": unknown}
-    repeated = -(-new_tokens // COPIED)
-    tasks = {name: [Task(text, lambda answer=answer: Script(answer * repeated))] for name, answer in answers.items()}
-    if prompt_file:
-        tasks[OWN] = [Task(prompt, Model) for prompt in read_prompts(engine, prompt_file)]
-    return tasks
-
-
-def read_prompts(engine: Engine, path: str | Path) -> list[list[int]]:
-    """Token ids of each line's prompt, in the bundle's chat template. Raises BenchError for a file without any."""
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    try:
-        values = [json.loads(line) if str(path).endswith(".jsonl") else line for line in lines]
-    except ValueError as error:
-        raise BenchError(f"{path} has a line that is not JSON ({error}); expected a text or a list of messages") from None
-    if not values:
-        raise BenchError(f"{path} has no prompts; give one a line")
-    messages = [[{"role": "user", "content": value}] if isinstance(value, str) else value for value in values]
-    return [engine.template.prompt(engine.tokenizer.raw, each, None).ids for each in messages]
 
 
 def _command(given: dict[str, Any]) -> str:
