@@ -56,6 +56,17 @@ class SparseConfig:
             raise ConfigError(
                 f"sparse_config: window_size {self.window_size} is not a multiple of block_size {self.block_size}"
             )
+        if self.topk <= self.init_blocks:
+            raise ConfigError(
+                f"sparse_config: topk {self.topk} must exceed init_blocks {self.init_blocks}; a query's own block needs a place"
+            )
+
+    def within(self, tokens: int) -> SparseConfig:
+        """Settings that choose the same in sequences of up to `tokens`, with a budget of no more blocks than those have."""
+        blocks = -(-tokens // self.block_size)
+        local = min(self.window_size // self.block_size, blocks - 1)
+        topk = min(self.topk, blocks - local)
+        return replace(self, window_size=local * self.block_size, topk=topk, init_blocks=min(self.init_blocks, topk - 1))
 
     def num_windows(self, tokens: int) -> int:
         """Complete windows of `kernel_size` keys, one every `kernel_stride`, in `tokens` keys (n1 of InfLLM-v2)."""
