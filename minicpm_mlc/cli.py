@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import __version__
 from .errors import MiniCPMError
@@ -182,13 +184,13 @@ def inspect(source: str, as_json: bool) -> None:
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
-@click.option("--depth", default="0,1024", help="Tokens already in the cache, separated by commas.")
+@click.option("--depth", help="Tokens already in the cache, separated by commas.  [default: 0,1024]")
 @click.option("--prompt-tokens", default="512", help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.")
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement; 0 for none.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
-@click.option("--attention-only", is_flag=True, help="No bundle: dense against sparse kernels at the 8B models' shapes.")
+@click.option("--attention-only", is_flag=True, help="No bundle: the 8B models' kernels, both gears; --depth is 32768,131072.")
 @click.option("--operators", is_flag=True, help="Where the time of one decode step goes, operator by operator.")
 @click.option("--random-cache", is_flag=True, help="Fill the cache with random numbers instead of computing the tokens.")
 @click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")
@@ -201,40 +203,45 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 def bench(
-    bundle: str | None, depth: str, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
+    bundle: str | None, depth: str | None, prompt_tokens: str, form: str | None, attention_only: bool, operators: bool,
     plot: str | None, speculate: str | None, rpc: str | None, key: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
-    drafting = {name: options.pop(name) for name in _DRAFTING}
+    options["depth"] = None if depth is None else _numbers(depth, "--depth")
     options["prompt_tokens"] = _numbers(prompt_tokens, "--prompt-tokens")
+    take = partial(_only, options)
     if rpc and (attention_only or operators or speculate or plot):
         raise click.UsageError("--rpc measures prefill and decode; leave out the other measurement.")
     if attention_only:
         from .compile.bench_attention import bench_attention as measure
 
-        options = {"prefill_rows": options["prompt_tokens"][0], **_only(options, "repeats", "threads")}
+        if bundle:
+            raise click.UsageError(f"--attention-only measures no bundle; leave out {bundle}.")
+        chosen = take("depth", "prompt_tokens", "repeats", "threads")
     elif bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
     elif operators:
         from .compile.bench_operators import bench_operators as measure
 
-        options = {"path": bundle, **_only(options, "repeats", "threads", "attention")}
+        chosen = {"path": bundle, **take("depth", "repeats", "threads", "attention")}
     elif speculate:
-        from .runtime_py.speculative.bench import bench_speculation
+        from .runtime_py.speculative.bench import bench_speculation as measure
 
-        options = _only(options, "new_tokens", "repeats", "threads", "attention") | drafting
-        report = bench_speculation(bundle, speculate, **options)
-        return click.echo(getattr(report, form or "plain")())
+        chosen = take("new_tokens", "repeats", "threads", "attention", *_DRAFTING)
+        chosen |= {"path": bundle, "speculate": speculate}
     elif plot:
         from .runtime_py.plot import bench_both_gears as measure
 
-        options |= {"path": bundle, "svg": plot}
+        chosen = take("depth", "prompt_tokens", "new_tokens", "repeats", "threads", "random_cache")
+        chosen |= {"path": bundle, "svg": plot}
     else:
         from .runtime_py.bench import bench_bundle as measure
 
-        options |= {"path": bundle, "remote": _remote(rpc, key, bundle)}
-    report = measure(depths=_numbers(depth, "--depth"), **options)
-    click.echo(getattr(report, form or "plain")())
+        chosen = take("depth", "prompt_tokens", "new_tokens", "repeats", "threads", "attention", "random_cache")
+        chosen |= {"path": bundle, "remote": _remote(rpc, key, bundle)}
+    if depths := chosen.pop("depth", None):
+        chosen["depths"] = depths
+    click.echo(getattr(measure(**chosen), form or "plain")())
 
 
 @main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
@@ -354,4 +361,8 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options that one measurement takes. Others that were typed are refused."""
+    for name in options.keys() - set(names):
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"this measurement takes no --{name.replace('_', '-')}; leave it out.")
     return {name: options[name] for name in names}
