@@ -141,7 +141,7 @@ def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
 @_drafting
 @_rpc
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
-@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it read most.")
+@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it chose most.")
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
@@ -308,8 +308,8 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     It shows selection, not attribution.
     """
     from .runtime_py.engine import Engine
-    from .runtime_py.trace import as_html, write_page
     from .runtime_py.trace import trace as record
+    from .runtime_py.trace_page import as_html, write_page
 
     with Engine(bundle, **options) as engine:
         result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
