@@ -21,7 +21,7 @@ _NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the function
 
 
 def mode_and_options(ctx: click.Context) -> tuple[str, dict[str, Any]]:
-    """Which of MODES the command line asks for, and the options of its function.
+    """Which of MODES the command line asks for, and the options of its function, which has depths of its own.
 
     Raises UsageError naming the options that it would not use, or what it lacks.
     """
@@ -36,7 +36,7 @@ def mode_and_options(ctx: click.Context) -> tuple[str, dict[str, Any]]:
         raise click.UsageError(f"{_spelled(mode)} does not use {', '.join(map(_shown, strange))}; leave {which} out{hint}.")
     if "bundle" in MODES[mode] and ctx.params["bundle"] is None:
         raise click.UsageError("Missing argument 'BUNDLE'; or give --attention-only.")
-    return mode, {_NAMES.get(name, name): ctx.params[name] for name in MODES[mode]}
+    return mode, {_NAMES.get(name, name): ctx.params[name] for name in MODES[mode] if name != "depth" or ctx.params[name]}
 
 
 def _spelled(mode: str) -> str:

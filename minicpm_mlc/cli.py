@@ -148,7 +148,7 @@ def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
 @_drafting
 @_rpc
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
-@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it read most.")
+@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it chose most.")
 @click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
 @click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
 def chat(
@@ -191,7 +191,7 @@ def inspect(source: str, as_json: bool) -> None:
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
-@click.option("--depth", type=Numbers(), default="0,1024", help="Tokens already in the cache, separated by commas.")
+@click.option("--depth", type=Numbers(), help="Tokens already in the cache, separated by commas.  [default: 0,1024]")
 @click.option(
     "--prompt-tokens", type=Numbers(), default="512",
     help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.",
@@ -200,7 +200,7 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
-@click.option("--attention-only", is_flag=True, help="No bundle: dense against sparse kernels at the 8B models' shapes.")
+@click.option("--attention-only", is_flag=True, help="No bundle: the 8B models' kernels, both gears; --depth is 32768,131072.")
 @click.option("--operators", is_flag=True, help="Where the time of one decode step goes, operator by operator.")
 @click.option("--random-cache", is_flag=True, help="Fill the cache with random numbers instead of computing the tokens.")
 @click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")
@@ -220,8 +220,6 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     mode, options = mode_and_options(ctx)
     if mode == "attention_only":
         from .compile.bench_attention import bench_attention as measure
-
-        options["prefill_rows"] = _one(options.pop("prompt_tokens"), "--prompt-tokens")
     elif mode == "operators":
         from .compile.bench_operators import bench_operators as measure
     elif mode == "speculate":
@@ -229,7 +227,6 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     elif mode == "plot":
         from .runtime_py.plot import bench_both_gears as measure
 
-        options["attention"] = "auto"
     else:
         from .runtime_py.bench import bench_bundle as measure
 
@@ -301,8 +298,8 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     It shows selection, not attribution.
     """
     from .runtime_py.engine import Engine
-    from .runtime_py.trace import as_html, write_page
     from .runtime_py.trace import trace as record
+    from .runtime_py.trace_page import as_html, write_page
 
     with Engine(bundle, **options) as engine:
         result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
@@ -357,9 +354,3 @@ def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
     import json
 
     click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
-
-
-def _one(numbers: list[int], option: str) -> int:
-    if len(numbers) != 1:
-        raise click.BadParameter(f"{len(numbers)} numbers; --attention-only takes one", param_hint=option)
-    return numbers[0]

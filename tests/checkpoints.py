@@ -22,6 +22,10 @@ TINY: dict[str, dict[str, Any]] = {
     "MiniCPM4.1-8B": {"hidden_size": 256, "intermediate_size": 320, "num_heads": 32, "num_kv_heads": 2},
     "MiniCPM5-1B": {"hidden_size": 192, "intermediate_size": 448, "num_heads": 16, "num_kv_heads": 2},
 }
+# LongRoPE factors as the config.json files have them, digit by digit: model -> "native" and "128K".
+PUBLISHED_ROPE: dict[str, dict[str, list[float]]] = json.loads(
+    (Path(__file__).parent / "published_rope_factors.json").read_text()
+)
 SIZES = {"bf16": ("bfloat16", np.uint16), "f16": ("float16", np.float16), "f32": ("float32", np.float32)}
 
 CHAT_TEMPLATE = (

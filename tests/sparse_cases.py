@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -10,6 +10,7 @@ from op_cases import compiled
 
 from minicpm_mlc.ops.attend_blocks import attend_blocks
 from minicpm_mlc.ops.infllm import Budget, all_segment_means
+from minicpm_mlc.ops.kv_format import bfloat16_bits, read_definition
 from minicpm_mlc.ops.score_blocks import score_blocks
 from minicpm_mlc.ops.segment_means import segment_means
 from minicpm_mlc.ops.select_blocks import select_blocks
@@ -39,6 +40,12 @@ FAMILIES = [  # groups of 16, 8, 4 and 1
     Family(8, 2, 64, "float16", 4, Budget(topk=2, window_blocks=3, init_blocks=1)),
     Family(2, 2, 64, "float32", 4, Budget(topk=8, window_blocks=4, init_blocks=2)),
 ]
+THREES = Family(6, 2, 64, "float32", 8)  # groups of 3, which no vector's width divides
+GRID = [  # and bfloat16 in groups of 3, and the published budget
+    *FAMILIES,
+    replace(THREES, kv_dtype="bfloat16"),
+    Family(16, 1, 128, "float16", 16, Budget(topk=64, window_blocks=32, init_blocks=1)),
+]
 KINDS = ["random", "clustered", "periodic", "equal", "extreme"]
 
 
@@ -51,6 +58,10 @@ class Sequence:
     k_means: np.ndarray
     page_table: np.ndarray
     tokens: int
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pages of keys and of values as numbers, float64."""
+        return read_definition(self.k_pages, self.v_pages)
 
 
 def make_keys(kind: str, family: Family, pages: int, rng: np.random.Generator) -> np.ndarray:
@@ -75,14 +86,15 @@ def make_sequence(kind: str, family: Family, tokens: int, seed: int = 0) -> Sequ
     rng = np.random.default_rng([tokens, seed, KINDS.index(kind)])
     pages = -(-tokens // 64)
     table = rng.permutation(pages).astype(np.int32)
-    k_pages, v_pages = np.empty((2, pages, family.num_kv_heads, family.head_dim * 64), family.kv_dtype)
-    k_pages = k_pages.reshape(pages, family.num_kv_heads, family.head_dim, 64)
-    v_pages = v_pages.reshape(pages, family.num_kv_heads, 64, family.head_dim)
-    k_pages[table] = make_keys(kind, family, pages, rng)
-    v_pages[:] = rng.standard_normal(v_pages.shape)
-    k_pages[table[-1], :, :, (tokens - 1) % 64 + 1 :] = np.nan
-    v_pages[table[-1], :, (tokens - 1) % 64 + 1 :] = np.nan
-    means = all_segment_means(k_pages, table, tokens).astype(np.float32)
+    keys = np.empty((pages, family.num_kv_heads, family.head_dim, 64))
+    keys[table] = make_keys(kind, family, pages, rng)
+    values = rng.standard_normal((pages, family.num_kv_heads, 64, family.head_dim))
+    keys[table[-1], :, :, (tokens - 1) % 64 + 1 :] = np.nan
+    values[table[-1], :, (tokens - 1) % 64 + 1 :] = np.nan
+    k_pages, v_pages = (
+        bfloat16_bits(x) if family.kv_dtype == "bfloat16" else x.astype(family.kv_dtype) for x in (keys, values)
+    )
+    means = all_segment_means(read_definition(k_pages, v_pages)[0], table, tokens).astype(np.float32)
     return Sequence(k_pages, v_pages, means, table, tokens)
 
 

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from minicpm_mlc.runtime_py import bench, roofline
-from minicpm_mlc.runtime_py.bench import BenchError, Report, Row, Stopwatch, Traffic, measure, run_bench, with_traffic
+from minicpm_mlc.runtime_py.bench import (
+    BenchError,
+    GearSide,
+    Report,
+    Row,
+    Stopwatch,
+    Traffic,
+    measure,
+    run_bench,
+    with_traffic,
+)
+from minicpm_mlc.runtime_py.gears import Gears
 
 
 class FakeModel:
@@ -70,6 +81,30 @@ def test_sides_take_turns(clock):
     assert [row.phase for row in rows["b"]] == ["prefill", "decode"]
 
 
+def test_gears_take_turns_on_one_cache_and_are_shifted_to_before_the_clock_starts(clock):
+    calls: list[tuple] = []
+
+    class Engine(FakeModel):
+        vocab_size = 100
+
+        def shift(self, attention):
+            self.clock[0] += 5.0  # must not be measured
+            self.name = attention
+
+        @property
+        def cached_tokens(self):
+            return [0] * self.length
+
+    engine: Any = Engine(clock, calls)
+    sides = {gear: GearSide(engine, gear) for gear in ("sparse", "dense")}
+    rows = measure(sides, [64, 128], prompt_tokens=[32], new_tokens=1, repeats=2)
+    assert [row.tokens_per_second for row in rows["dense"] if row.phase == "prefill"] == pytest.approx([1000, 1000])
+    timed = [(name, length) for name, call, length, tokens in calls if call == "prefill" and tokens == 32]
+    assert timed == [("sparse", 64), ("dense", 64)] * 2 + [("sparse", 128), ("dense", 128)] * 2
+    fills = [(name, length, tokens) for name, call, length, tokens in calls if call == "prefill" and tokens == 64]
+    assert fills == [("sparse", 0, 64), ("sparse", 64, 64)], "the cache is filled once"
+
+
 def test_both_sides_are_fed_the_same_tokens(clock):
     fed: dict[str, list] = {"a": [], "b": []}
 
@@ -119,9 +154,22 @@ def test_prefill_has_no_traffic():
     assert with_traffic(Row("prefill", 0, 9, (1.0,)), Traffic(1, 1)).gb_per_second is None
 
 
+@pytest.mark.parametrize(
+    ("phase", "depth", "attention"),
+    [
+        ("prefill", 91, "dense"), ("prefill", 92, "sparse"),  # a prompt runs in the gear of its last token
+        ("decode", 91, "dense"), ("decode", 92, "dense, sparse"), ("decode", 99, "sparse"),
+    ],
+)  # fmt: skip
+def test_rows_say_which_gear_ran(phase, depth, attention):
+    traffic = Traffic(1, 1, Gears("auto", dense_len=100, budget=6, block_size=64))
+    assert with_traffic(Row(phase, depth, 8, (1.0,)), traffic).attention == attention
+    assert with_traffic(Row(phase, depth, 8, (1.0,)), Traffic(1, 1)).attention == "dense"
+
+
 REPORT = Report(
     "M", "w4", "some cpu", 2, 600, "minicpm-mlc bench M", 40e9,
-    [Row("prefill", 0, 512, (100.0, 300.0, 200.0)), Row("decode", 0, 64, (10.0,), 20.0)],
+    [Row("prefill", 0, 512, (100.0, 300.0, 200.0), None, "dense"), Row("decode", 0, 64, (10.0,), 20.0, "sparse")],
 )  # fmt: skip
 
 
@@ -129,8 +177,8 @@ def test_table_shows_the_median_and_the_share_of_bandwidth():
     lines = REPORT.plain().splitlines()
     assert "M w4 on some cpu, 2 threads, context 600" in lines[0] and "40.0 GB/s" in lines[0]
     assert lines[1] == "minicpm-mlc bench M"
-    assert lines[4].split() == ["prefill", "0", "512", "200.0", "100.0", "300.0"]
-    assert lines[5].split() == ["decode", "0", "64", "10.0", "10.0", "10.0", "20.0", "50%"]
+    assert lines[4].split() == ["prefill", "dense", "0", "512", "200.0", "100.0", "300.0"]
+    assert lines[5].split() == ["decode", "sparse", "0", "64", "10.0", "10.0", "10.0", "20.0", "50%"]
 
 
 def test_markdown_holds_the_same_cells():
@@ -143,6 +191,7 @@ def test_json_holds_every_sample():
     data = json.loads(REPORT.json())
     assert data["rows"][0]["samples"] == [100.0, 300.0, 200.0]
     assert data["rows"][0]["tokens_per_second"] == 200.0
+    assert [row["attention"] for row in data["rows"]] == ["dense", "sparse"]
     assert data["bandwidth"] == 40e9 and data["command"] == "minicpm-mlc bench M"
 
 

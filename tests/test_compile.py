@@ -6,14 +6,20 @@ import errno
 import hashlib
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
+from checkpoints import PUBLISHED_ROPE, tiny_config, write_checkpoint
 
+from minicpm_mlc import Engine
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile.compiler import _prefill_chunk
+from minicpm_mlc.compile.config import SparseConfig
 from minicpm_mlc.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.manifest import Manifest, read_bundle
+from minicpm_mlc.runtime_py.gears import Gears
 
 
 @pytest.fixture
@@ -156,6 +162,38 @@ def test_the_published_128k_lists_apply_when_the_context_asks_for_them():
     assert forecast.memory[-1]["context"] == 131072
     with pytest.raises(ConfigError, match="32768"):
         compile_model("MiniCPM4-0.5B", random_weights=True, context=131072, dry_run=True)
+
+
+@pytest.mark.parametrize("kind", ["native", "128K"])
+def test_a_checkpoint_with_the_published_decimals_compiles_for_128k(tmp_path, kind):
+    write_checkpoint(tmp_path, tiny_config("MiniCPM4-8B", rope_factors=tuple(PUBLISHED_ROPE["MiniCPM4-8B"][kind])))
+    forecast = compile_model(tmp_path, tmp_path / "out", context=131072, dry_run=True)
+    assert forecast.memory[-1]["context"] == 131072
+
+
+def test_a_budget_of_more_blocks_than_the_context_has_is_cut_to_them(tmp_path):
+    sparse = SparseConfig(topk=2**31 - 1, window_size=128, init_blocks=2, dense_len=64)
+    write_checkpoint(tmp_path / "model", tiny_config("MiniCPM4.1-8B", num_layers=1, sparse=sparse))
+    compile_model(tmp_path / "model", tmp_path / "out", scheme="f32", context=500)
+    gears = Gears.of(Manifest.load(tmp_path / "out"), "sparse")
+    assert gears.budget == 8 and gears.blocks(500) == (8, 8)
+    ids = list(range(3, 303))
+    with Engine(tmp_path / "out", attention="sparse") as sparse, Engine(tmp_path / "out", attention="dense") as dense:
+        assert np.abs(sparse.logits(ids) - dense.logits(ids)).max() <= 1e-5
+
+
+def test_a_prefill_chunk_keeps_its_block_scores_small():
+    options = {"random_weights": True, "context": 131072, "dry_run": True}
+    compile_model("MiniCPM4.1-8B", prefill_chunk=3072, **options)
+    with pytest.raises(CompileError, match=r"--prefill-chunk 3073: .* 131072 tokens .* --prefill-chunk 3072 or less"):
+        compile_model("MiniCPM4.1-8B", prefill_chunk=3073, **options)
+    compile_model("MiniCPM4.1-8B", prefill_chunk=3073, attention="dense", **options)
+    compile_model("MiniCPM4.1-8B", prefill_chunk=6144, random_weights=True, dry_run=True)  # half as many blocks
+
+
+def test_the_default_prefill_chunk_shrinks_for_many_key_heads():
+    many = replace(tiny_config("MiniCPM4.1-8B"), num_heads=64, num_kv_heads=64, sparse=SparseConfig())
+    assert _prefill_chunk(many, 32768, None) == 384 and _prefill_chunk(many, 4096, None) == 512
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlc.compile.config import ModelConfig, SparseConfig
 from minicpm_mlc.errors import CheckpointError, ConfigError
+from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 MINICPM = config_json(tiny_config("MiniCPM4-8B"))
 LLAMA = config_json(tiny_config("MiniCPM5-1B"))
@@ -217,6 +218,7 @@ def test_sparse_config_is_kept_and_survives_the_manifest():
         ({"block_size": 128}, "ratio 2 : 1 : 4"),
         ({"window_size": 100}, "window_size 100"),
         ({"topk": 0}, "topk is 0"),
+        ({"topk": 2, "init_blocks": 2}, "topk 2 must exceed init_blocks 2"),
         ({"dense_len": -2}, "dense_len is -2"),
         ({"use_nope": 1}, "use_nope is 1"),
         ({"pooling": "max"}, "pooling"),
@@ -225,6 +227,23 @@ def test_sparse_config_is_kept_and_survives_the_manifest():
 def test_inconsistent_sparse_config_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         read(sparse_config={**SPARSE, **changes})
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 60), st.integers(0, 59), st.randoms(use_true_random=False))
+def test_a_budget_cut_to_the_context_chooses_the_same_blocks(blocks, topk, local, init, random):
+    whole = SparseConfig(topk=topk, window_size=64 * local, init_blocks=min(init, topk - 1))
+    cut = whole.within(64 * blocks - random.randrange(64))
+    positions = np.array([random.randrange(64 * blocks), 64 * blocks - 1])
+    pooled = np.array([[[random.random() for _ in range(blocks)]]] * 2)
+
+    def chosen(sparse: SparseConfig) -> list[list[int]]:
+        rows = select_blocks_definition(pooled, positions, sparse.topk, sparse.window_size // 64, sparse.init_blocks)
+        return [[block for block in row if block >= 0] for row in rows[:, 0].tolist()]
+
+    assert chosen(cut) == chosen(whole)
+    assert cut.init_blocks < cut.topk and cut.topk + cut.window_size // 64 <= blocks
+    assert cut == whole or cut.topk + cut.window_size // 64 == blocks
 
 
 def test_window_counts():

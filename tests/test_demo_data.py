@@ -143,3 +143,11 @@ def test_the_shipped_tokenizer_files_name_the_published_special_tokens() -> None
     last = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size() - 8, tokenizer.get_vocab_size())]
     assert last[:3] == ["<|im_end|>", "<|im_start|>", "<|tool_call|>"]
     assert json.loads((CHECKPOINT / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
+
+
+def test_needles_in_a_bundle_without_a_sparse_gear_are_refused_by_name(tiny_bundle, monkeypatch, capsys) -> None:
+    bundle = tiny_bundle("MiniCPM5-1B").path
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--needle", "--bundle", str(bundle)])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert f"{bundle} has no sparse one" in capsys.readouterr().err

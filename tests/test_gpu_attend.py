@@ -28,10 +28,11 @@ DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have 
     (3, 1, 64, "float16", 0),
     (16, 2, 64, "float32", 0),
 ]
-FAMILIES = [  # groups of 16, 4 and 1
+FAMILIES = [  # groups of 16, 4, 1 and 3
     Family(32, 2, 128, "float16", 0),
     Family(8, 2, 64, "float16", 0, sparse_cases.Budget(topk=2, window_blocks=3, init_blocks=1)),
     Family(2, 2, 64, "float32", 0, sparse_cases.Budget(topk=8, window_blocks=4, init_blocks=2)),
+    sparse_cases.THREES,
 ]
 
 

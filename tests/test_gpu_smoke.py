@@ -26,7 +26,7 @@ def test_a_run_checks_kernels_and_answers_and_times_the_shapes(folder: Path):
     report = "\n".join(smoke.run(folder))
     assert "attend_tree" in report and "WRONG" not in report
     assert "- 3 answers, speculation eagle: 3 the CPU's" in report
-    assert "| decode | 64 |" in report and report.count("| prefill |") == 2
+    assert "| decode | dense | 64 |" in report and report.count("| prefill |") == 2
 
 
 @needs_opencl

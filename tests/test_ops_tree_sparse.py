@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from op_cases import compiled, nmse
-from sparse_cases import FAMILIES, Family, Sequence, kernel, make_queries, make_sequence, select
+from sparse_cases import FAMILIES, THREES, Family, Sequence, kernel, make_queries, make_sequence, select
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.ops.attend_tree import attend_tree_blocks, attend_tree_blocks_definition
@@ -61,7 +61,7 @@ def tree_attention(family: Family, sequence: Sequence, q: np.ndarray, tree: Tree
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"{tree.base}+{len(tree.parents)}")
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES, THREES], ids=str)
 def test_each_node_equals_the_decode_row_of_its_path(family: Family, tree: Tree):
     sequence = behind(tree, family)
     q = make_queries("clustered", family, len(tree.parents))

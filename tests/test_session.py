@@ -50,7 +50,7 @@ def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
 def test_numbers_follow_every_answer() -> None:
     chat, recorder = session()
     chat.handle("Hi")
-    parts = ["prompt 12 tokens (4 cached), 100.0 tok/s", "answer 3 tokens, 20.0 tok/s", "context 15/64"]
+    parts = ["prompt 12 tokens (4 cached), 100.0 tok/s", "answer 3 tokens, 20.0 tok/s", "context 15/64, dense"]
     assert recorder.of("note") == " | ".join(parts) == stats_line(chat.engine.stats)
 
 

@@ -48,6 +48,18 @@ def test_chunks_and_decode_agree_with_the_whole(tiny, ids, all_sparse):
     assert np.abs(np.stack(rows) - all_sparse[4:]).max() <= 1e-4
 
 
+def test_a_prompt_longer_than_the_largest_chunk_is_as_defined(tiny):
+    """2048 rows and 64 more, whose windows and blocks reach back over the border.
+
+    With this seed no two scores at a cut are nearer than 1.6e-5 of themselves, unless they are the same.
+    """
+    ids = np.random.default_rng(10).integers(3, tiny.config.vocab_size, 2112).tolist()
+    expected = forward(tiny.config, tiny.weights, ids, [True] * len(ids))
+    with Engine(tiny.path, context=2112) as engine:
+        assert engine.prefill_chunk == 2048
+        assert np.abs(engine.logits(ids) - expected).max() <= 1e-4
+
+
 def test_the_gear_shifts_in_the_middle_of_a_generation_and_back(tiny, ids):
     shift = SPARSE.dense_len - 1  # the token that makes the sequence dense_len long is the first sparse one
     expected = forward(tiny.config, tiny.weights, ids, [p >= shift for p in range(LENGTH)])

@@ -109,8 +109,12 @@ def from_bundle(folder: Path, attention: str) -> Answer:
 def needles(folder: Path, count: int) -> list[dict[str, float]]:
     """Per length: prompts' mean tokens, recall in each gear, the blocks that a sparse row reads and those there are."""
     from minicpm_mlc import Engine
+    from minicpm_mlc.errors import EngineError
+    from minicpm_mlc.manifest import Manifest
 
-    dense_len = json.loads((folder / "manifest.json").read_text())["model"]["sparse"]["dense_len"]
+    dense_len = Manifest.load(folder).dense_len
+    if dense_len is None:
+        raise EngineError(f"--needle compares two gears, and {folder} has no sparse one; compile it without --attention dense")
     rows: dict[int, dict[str, float]] = {}
     for gear in ("dense", "sparse"):
         with Engine(folder, attention=gear) as engine:
@@ -162,7 +166,12 @@ def main() -> None:
     if args.needle and not args.bundle:
         parser.error("--needle compares the gears of a compiled bundle: give --bundle")
     if args.needle:
-        found = needles(args.bundle, args.per_skill)
+        from minicpm_mlc.errors import MiniCPMError
+
+        try:
+            found = needles(args.bundle, args.per_skill)
+        except MiniCPMError as error:
+            parser.error(str(error))
         print(json.dumps(found, indent=2) if args.json else needle_table(found))
         return
     answer = from_bundle(args.bundle, args.attention) if args.bundle else from_checkpoint(args.checkpoint)

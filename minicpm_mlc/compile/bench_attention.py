@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import tvm
 
 from ..manifest import PAGE_SIZE
 from ..ops.peak import STEPS
+from ..runtime_py.bench import BenchError, need_positive
 from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.memory import reserve
 from ..runtime_py.tables import markdown_table, plain_table
@@ -24,6 +25,7 @@ from ..targets.cpu import PEAK_VECTORS, CpuTarget
 from .config import ModelConfig, SparseConfig
 from .limits import memory_reader
 from .presets import PRESETS
+from .rope_lists import LONGER_CONTEXT
 
 MODEL = "MiniCPM4.1-8B"
 COLUMNS = ["phase", "context", "rows", "tokens read", "multiply-adds", "dense ms", "sparse ms", "score + select + attend",
@@ -91,19 +93,40 @@ class AttentionReport:
 
 
 def bench_attention(
-    depths: list[int], prefill_rows: int = 64, repeats: int = 3, threads: int | None = None
+    depths: Sequence[int] = (32768, 131072),
+    prompt_tokens: Sequence[int] = (512,),
+    repeats: int = 3,
+    threads: int | None = None,
 ) -> AttentionReport:
-    """Time decode at each of `depths` (tokens of context), and the last `prefill_rows` rows of a prefill at the longest."""
-    count = threads or physical_cores()
+    """Time decode at each of `depths` (tokens of context), and the last `prompt_tokens` rows of a prefill at the longest.
+
+    0 rows leave prefill out. Raises BenchError for depths and counts that can't be measured.
+    """
+    count = physical_cores() if threads is None else threads
+    need_positive(repeats=repeats, threads=count)
+    _check(depths, prompt_tokens)
     bandwidth = memory_reader(count).best / 1e9
     bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats)
     rows = [bench.compare("decode", context, 1) for context in depths]
-    rows.append(bench.compare("prefill", max(depths), prefill_rows))
+    rows += [bench.compare("prefill", max(depths), n) for n in prompt_tokens if n]
     command = (
         f"minicpm-mlc bench --attention-only --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {prefill_rows} --repeats {repeats} --threads {count}"
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --repeats {repeats} --threads {count}"
     )
     return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows)
+
+
+def _check(depths: Sequence[int], prompt_tokens: Sequence[int]) -> None:
+    if not depths or not 1 <= min(depths) <= max(depths) <= LONGER_CONTEXT:
+        raise BenchError(
+            f"--depth {','.join(map(str, depths))}: attention reads 1 to {LONGER_CONTEXT} tokens of context; "
+            "try --depth 32768,131072"
+        )
+    if not prompt_tokens or min(prompt_tokens) < 0 or max(prompt_tokens) > max(depths):
+        raise BenchError(
+            f"--prompt-tokens {','.join(map(str, prompt_tokens))}: they are the last rows of the deepest context; "
+            f"give 0 (no prefill) to {max(depths)}"
+        )
 
 
 class _Bench:
@@ -151,7 +174,7 @@ class _Bench:
         ]
         dense, *parts = _medians(calls, self.repeats)
         read = min(self.budget * PAGE_SIZE, context)
-        windows = context // 16 - 1 + context // 64 - 1
+        windows = self.sparse.num_windows(context) + self.sparse.num_coarse_windows(context)
         work = 4 * c.num_heads * c.head_dim * context * n
         moved = 2 * 2 * c.num_kv_heads * c.head_dim * context
         return Row(

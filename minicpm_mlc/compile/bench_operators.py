@@ -20,7 +20,7 @@ ROOM = 64  # tokens of context beside the depth
 
 
 def bench_operators(
-    path: str | Path, depths: Sequence[int], repeats: int = 3, threads: int | None = None, attention: str = "auto"
+    path: str | Path, depths: Sequence[int] = (0, 1024), repeats: int = 3, threads: int | None = None, attention: str = "auto"
 ) -> Reports:
     """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None means the physical cores.
 

@@ -35,6 +35,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
+SCORE_BYTES = 48 << 20  # of a chunk's block scores; with 16 threads' logits of windows beside them, under 64 MiB
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 COPIED = (*TOKENIZER_FILES, "config.json", "generation_config.json", "chat_template.jinja")
 
@@ -91,12 +92,13 @@ def compile_model(
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
     head = _draft(draft, config, frspec)
-    config = config.with_context(_positive("--context", context, config.max_position_embeddings))
-    config = replace(config, sparse=_sparse(config, attention))
+    longest = _positive("--context", context, config.max_position_embeddings)
+    config = config.with_context(longest)
+    config = replace(config, sparse=_sparse(config, attention, longest))
     target = get_target(device, cpu, gpu, arch)
     precision = _precision(scheme, embedding_scheme or scheme, activations, kv, target)
     params = parameters(config, precision)
-    manifest = _manifest(config, precision, target, params, context, prefill_chunk)
+    manifest = _manifest(config, precision, target, params, longest, prefill_chunk)
     if head:
         stored = _draft_precision(precision, draft_scheme)
         params += head.parameters(stored)
@@ -137,15 +139,15 @@ def _draft(draft: str | Path | None, config: ModelConfig, frspec: str | Path | N
     return None if draft is None else open_draft(draft, config, frspec)
 
 
-def _sparse(config: ModelConfig, attention: str) -> SparseConfig | None:
-    """What to compile in: "auto" is what the model was trained for, "dense" nothing."""
+def _sparse(config: ModelConfig, attention: str, longest: int) -> SparseConfig | None:
+    """What to compile in for up to `longest` tokens: "auto" is what the model was trained for, "dense" nothing."""
     if attention not in ("auto", "dense"):
         raise CompileError(f"--attention {attention}: choose auto or dense; a chat can force sparse attention")
     sparse = config.sparse_attention if attention == "auto" else None
     if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):
         seen = f"block_size {sparse.block_size}, use_nope {sparse.use_nope}"
         raise CompileError(f"sparse_config has {seen}; 64 and false are implemented; compile with --attention dense")
-    return sparse
+    return sparse and sparse.within(longest)
 
 
 def _precision(scheme: str, embedding_scheme: str, activations: str, kv: str | None, target: Target) -> Precision:
@@ -179,11 +181,10 @@ def _manifest(
     precision: Precision,
     target: Target,
     params: list[Param],
-    context: int | None,
+    longest: int,
     prefill_chunk: int | None,
 ) -> Manifest:
-    c, chunk = config, _positive("--prefill-chunk", prefill_chunk, PREFILL_CHUNK)
-    longest = _positive("--context", context, c.max_position_embeddings)
+    c, chunk = config, _prefill_chunk(config, longest, prefill_chunk)
     # the widest moment of a prefill: gate and up, their product, and the residual stream beside them
     activations = 4 * chunk * (3 * c.intermediate_size + 2 * c.hidden_size)
     kv_bytes = pool_bytes_per_token(c, precision.kv_dtype)
@@ -204,6 +205,22 @@ def _manifest(
         tvm=version("apache-tvm"),
         library=target.libraries[0],
     )
+
+
+def _prefill_chunk(config: ModelConfig, longest: int, asked: int | None) -> int:
+    """Rows of a prefill call. Sparse ones score every block of `longest` tokens for each KV head, in float32."""
+    if config.sparse is None:
+        return _positive("--prefill-chunk", asked, PREFILL_CHUNK)
+    row_bytes = 4 * config.num_kv_heads * -(-longest // PAGE_SIZE)
+    largest = max(SCORE_BYTES // row_bytes, 1)
+    chunk = _positive("--prefill-chunk", asked, min(PREFILL_CHUNK, largest))
+    if chunk > largest:
+        size = human_bytes(chunk * row_bytes)
+        raise CompileError(
+            f"--prefill-chunk {chunk}: block scores of so many rows take {size} at {longest} tokens of context; "
+            f"give --prefill-chunk {largest} or less"
+        )
+    return chunk
 
 
 def _draft_precision(precision: Precision, scheme: str | None) -> Precision:

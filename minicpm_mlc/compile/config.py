@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.compile.config_json import Keys, read_fields
-from minicpm_mlc.compile.rope_lists import LONGER_LISTS
+from minicpm_mlc.compile.rope_lists import LONGER_CONTEXT, longer_list
 from minicpm_mlc.errors import CheckpointError, ConfigError
 
 
@@ -56,6 +56,17 @@ class SparseConfig:
             raise ConfigError(
                 f"sparse_config: window_size {self.window_size} is not a multiple of block_size {self.block_size}"
             )
+        if self.topk <= self.init_blocks:
+            raise ConfigError(
+                f"sparse_config: topk {self.topk} must exceed init_blocks {self.init_blocks}; a query's own block needs a place"
+            )
+
+    def within(self, tokens: int) -> SparseConfig:
+        """Settings that choose the same in sequences of up to `tokens`, with a budget of no more blocks than those have."""
+        blocks = -(-tokens // self.block_size)
+        local = min(self.window_size // self.block_size, blocks - 1)
+        topk = min(self.topk, blocks - local)
+        return replace(self, window_size=local * self.block_size, topk=topk, init_blocks=min(self.init_blocks, topk - 1))
 
     def num_windows(self, tokens: int) -> int:
         """Complete windows of `kernel_size` keys, one every `kernel_stride`, in `tokens` keys (n1 of InfLLM-v2)."""
@@ -196,11 +207,11 @@ class ModelConfig:
         """
         if length <= self.max_position_embeddings:
             return self
-        longer = LONGER_LISTS.get(self.rope_factors) if self.model_type == "minicpm4" else None
-        if longer is None or length > longer[0]:
-            reach = longer[0] if longer else self.max_position_embeddings
+        longer = longer_list(self.rope_factors) if self.model_type == "minicpm4" else None
+        reach = LONGER_CONTEXT if longer else self.max_position_embeddings
+        if longer is None or length > reach:
             raise ConfigError(f"--context {length}: {self.name} reaches {reach} tokens; ask for no more")
-        return replace(self, max_position_embeddings=longer[0], rope_factors=longer[1])
+        return replace(self, max_position_embeddings=reach, rope_factors=longer)
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of keys and values that one token adds over all layers."""

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..manifest import MAX_DRAFT_TOP_K
 from .config import ModelConfig
 from .config_json import HARMLESS, Keys, check_fixed, read_rope
+from .rope_lists import longer_list, same_factors
 
 EAGLE2, EAGLE3 = "eagle2", "eagle3"
 UNUSED = frozenset(  # what the base decides, or the tensors
@@ -147,8 +148,8 @@ def _check_rope(keys: Keys, base: ModelConfig) -> None:
             keys.take(key, None)
         return _same(keys, "rope_theta", base.rope_theta, base, required=False)
     rope = read_rope(keys, base.head_dim)
-    pairs = zip(rope["rope_factors"], base.rope_factors, strict=True)
-    same = all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+    longer = longer_list(base.rope_factors)  # a head is published with its base's native list
+    same = same_factors(rope["rope_factors"], base.rope_factors) or (longer and longer == longer_list(rope["rope_factors"]))
     if not same or rope["rope_theta"] != base.rope_theta or rope["rope_attention_scale"] != base.rope_attention_scale:
         raise ConfigError(f"{keys.where}: rope_scaling is not {base.name}'s; a draft head belongs to one model")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 # MiniCPM4-0.5B (head_dim 64); also MiniCPM-1B's list.
 FACTORS_05B = tuple(
@@ -39,5 +40,16 @@ FACTORS_8B_128K = extend_factors(FACTORS_8B, 4)
 FACTORS_41_8B = sigmoid_factors(0.8288299491615249, 62.34913451640336)
 FACTORS_41_8B_128K = extend_factors(FACTORS_41_8B, 2)
 
-# The native list -> the longest context there is a published list for, and that list.
-LONGER_LISTS = {FACTORS_8B: (131072, FACTORS_8B_128K), FACTORS_41_8B: (131072, FACTORS_41_8B_128K)}
+LONGER_CONTEXT = 131072  # tokens that the longer lists reach
+LONGER_LISTS = ((FACTORS_8B, FACTORS_8B_128K), (FACTORS_41_8B, FACTORS_41_8B_128K))  # (native, longer)
+
+
+def same_factors(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two lists are one: formulas and published decimals differ in the last digits, some files round to float32."""
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def longer_list(factors: Sequence[float]) -> tuple[float, ...] | None:
+    """The list published for LONGER_CONTEXT tokens of the model with these factors, native or that list already."""
+    families = (family for family in LONGER_LISTS if any(same_factors(factors, known) for known in family))
+    return next((longer for _, longer in families), None)

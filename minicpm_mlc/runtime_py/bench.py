@@ -11,7 +11,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from .roofline import READ_KERNEL, MemoryReader
 from .tables import markdown_table, plain_table
 
 WARM_UP_TOKENS = 16
+GEARS = ("dense", "sparse")
 READS = 3  # of the whole buffer, before each repeat
 
 
@@ -65,16 +66,26 @@ class Traffic:
         read, _ = self.gears.blocks(int(depth))
         return self.weights + self.means_per_token * depth + keys_and_values * min(depth, read * self.gears.block_size)
 
+    def attention(self, row: Row) -> str:
+        """The gears of a row's calls: one prefill, or a decode step per token."""
+        lengths = [row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))]
+        sparse = [self.gears is not None and self.gears.sparse(length) for length in lengths]
+        return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only."""
+    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only.
+
+    `attention` is the gear that ran, both where it shifted on the way.
+    """
 
     phase: str
     depth: int
     tokens: int
     samples: tuple[float, ...]
     gb_per_second: float | None = None
+    attention: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -103,7 +114,7 @@ class Stopwatch:
         """Bring the cache to `depth` tokens, by the filler, or computed after those that are there."""
         self.depth = min(self.depth, depth)
         self.model.truncate(self.depth)
-        if self.filler and depth:
+        if depth > self.depth and self.filler:
             self.filler(depth)
         elif depth > self.depth:
             self.model.prefill(self._tokens(depth - self.depth))
@@ -132,6 +143,23 @@ class Stopwatch:
         seconds = time.perf_counter() - start
         self.model.truncate(self.depth)
         return seconds
+
+
+class GearSide(Stopwatch):
+    """One gear of an engine whose cache another gear's side shares: what that one filled is not filled again."""
+
+    def __init__(self, engine: Engine, attention: str, filler: Filler | None = None):
+        super().__init__(engine, engine.vocab_size, filler=filler)
+        self.engine, self.attention = engine, attention
+
+    def fill(self, depth: int) -> None:
+        self.engine.shift(self.attention)
+        self.depth = len(self.engine.cached_tokens)
+        super().fill(depth)
+
+    def _seconds(self, call: Callable[[], Any]) -> float:
+        self.engine.shift(self.attention)
+        return super()._seconds(call)
 
 
 def measure(
@@ -165,11 +193,12 @@ def measure(
 
 
 def with_traffic(row: Row, traffic: Traffic) -> Row:
-    """The row with its GB/s: a decode step at depth d + i reads the keys and values of i + 1 new tokens too."""
+    """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values of i + 1 new tokens too."""
+    row = replace(row, attention=traffic.attention(row))
     if row.phase != "decode":
         return row
     step_bytes = traffic.per_step(row.depth + (row.tokens + 1) / 2)
-    return Row(row.phase, row.depth, row.tokens, row.samples, row.tokens_per_second * step_bytes / 1e9)
+    return replace(row, gb_per_second=row.tokens_per_second * step_bytes / 1e9)
 
 
 def run_bench(
@@ -208,12 +237,12 @@ class Report:
         return f"{', '.join(parts)}\n{self.command}"
 
     def cells(self) -> list[list[str]]:
-        head = ["phase", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
+        head = ["phase", "attention", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
         return [head, *map(self._line, self.rows)]
 
     def _line(self, row: Row) -> list[str]:
         speeds = [f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))]
-        return [row.phase, f"{row.depth}", f"{row.tokens}", *speeds, *bandwidth_cells(row, self.bandwidth)]
+        return [row.phase, row.attention, f"{row.depth}", f"{row.tokens}", *speeds, *bandwidth_cells(row, self.bandwidth)]
 
     def plain(self) -> str:
         return f"{self.head()}\n\n{plain_table(self.cells())}"
@@ -298,6 +327,23 @@ def bench_bundle(
 
     Raises BenchError for impossible depths and counts and for too deep ones, BundleError for the bundle.
     """
+    counts = (depths, prompt_tokens, new_tokens, repeats, threads, random_cache, remote)
+    return bench_gears(path, [attention], f"--attention {attention}", *counts)[attention]
+
+
+def bench_gears(
+    path: str | Path,
+    gears: Sequence[str],
+    option: str,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    random_cache: bool = False,
+    remote: Any = None,
+) -> dict[str, Report]:
+    """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked for them."""
     if threads is None:
         threads = int(remote.cores) if remote else physical_cores()
     need_positive(repeats=repeats, threads=threads)
@@ -305,22 +351,28 @@ def bench_bundle(
         raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
     context = room_needed(depths, prompt_tokens, new_tokens)
     need_room(Manifest.load(path), depths, context, remote.memory if remote else available_memory())
-    with Engine(path, context=context, threads=threads, attention=attention, remote=remote) as engine:
+    with Engine(path, context=context, threads=threads, attention=gears[0], remote=remote) as engine:
         bundle = Bundle(engine.path, engine.manifest)
         traffic = bundle_traffic(bundle, engine.gears)
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
         reader = _memory_reader(engine)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
-        rows = run_bench(engine, engine.vocab_size, traffic, depths, prompt_tokens, new_tokens, repeats, filler, sample)
+        sides = {gear: GearSide(engine, gear, filler) for gear in gears}
+        rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} --repeats {repeats} "
-        f"--threads {threads} --attention {attention}{' --random-cache' if random_cache else ''}"
+        f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
         f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
     cpu, bandwidth = remote.cpu if remote else cpu_name(), reader.best if reader else None
-    return Report(name, scheme, cpu, threads, context, command, bandwidth, rows)
+    reports = {}
+    for gear in gears:
+        traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
+        full = [with_traffic(row, traffic) for row in rows[gear]]
+        reports[gear] = Report(name, scheme, cpu, threads, context, command, bandwidth, full)
+    return reports
 
 
 def _memory_reader(engine: Engine) -> MemoryReader | None:

@@ -90,7 +90,7 @@ class Engine:
         self.defaults = default_sampling(bundle.path)
         self.eos_token_ids = eos_token_ids(bundle)
         self.stats = Stats(context=self.context)
-        self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by this call's sparse decodes
+        self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by score, in this call's decodes
         self._exclusive = Exclusive()
         self.library = library = self._open_library(bundle)
         self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
@@ -208,6 +208,11 @@ class Engine:
         stats = self.stats = Stats(prompt_tokens=len(request.token_ids), context=self.context)
         with self._exclusive.turn() as check, self._steps(request, stats, check) as steps:
             yield steps, self._prefill_prompt(request, stats, check, steps)
+
+    def shift(self, attention: str) -> None:
+        """From now on runs in another gear, as `attention` of the constructor says. Raises EngineError where there is none."""
+        with self._exclusive.turn():
+            self.gears = self._model.gears = Gears.of(self.manifest, attention)
 
     @property
     def selected(self) -> list[np.ndarray]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import EngineError
 from ..manifest import Manifest
 
@@ -18,6 +20,8 @@ class Gears:
     dense_len: int | None
     budget: int  # blocks that a sparse row reads at most
     block_size: int
+    init_blocks: int = 0  # of the budget, read whatever the scores, as are the row's own block and those of the window
+    window_blocks: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest, attention: str) -> Gears:
@@ -30,8 +34,10 @@ class Gears:
                 f"{manifest.name} has no sparse attention in this bundle: the model was not trained for it, or it was "
                 "compiled with --attention dense; use --attention auto"
             )
-        budget = sparse["topk"] + sparse["window_size"] // sparse["block_size"] if sparse else 0
-        return cls(attention, sparse["dense_len"] if sparse else None, budget, manifest.page_size)
+        if not sparse:
+            return cls(attention, None, 0, manifest.page_size)
+        local = sparse["window_size"] // sparse["block_size"]
+        return cls(attention, sparse["dense_len"], sparse["topk"] + local, manifest.page_size, sparse["init_blocks"], local)
 
     def sparse(self, length: int) -> bool:
         """Whether a call that brings the sequence to `length` tokens reads sparsely: from dense_len on, unless forced."""
@@ -43,3 +49,14 @@ class Gears:
         """(blocks that the last of `length` tokens reads per layer and KV head, blocks there are)."""
         present = -(-length // self.block_size)
         return (min(self.budget, present) if self.sparse(length) else present), present
+
+    def forced(self, position: int, blocks: int) -> np.ndarray:
+        """bool [blocks]: those of the first `blocks` that a sparse row at `position` reads whatever the scores."""
+        numbers, own = np.arange(blocks), position // self.block_size
+        return (own < self.budget) | (numbers < self.init_blocks) | (numbers >= own - self.window_blocks)
+
+    def chosen(self, selected: list[np.ndarray]) -> np.ndarray:
+        """The blocks, int32, that scores chose in rows' lists (i32 [..., budget], ascending, then -1): the rest are forced."""
+        rows = np.concatenate(selected).reshape(-1, self.budget)
+        rows = rows[rows[:, -1] >= self.budget]  # in the others every block has a place
+        return rows[:, self.init_blocks : self.budget - self.window_blocks - 1].ravel()

@@ -90,15 +90,23 @@ def check_options(options: dict[str, Any]) -> None:
         raise SessionError(f"stop is {stop!r}; it must be a list of texts, none of them empty")
 
 
-def _read_sparsely(stats: Stats) -> str:
-    return f", sparse: {stats.blocks_read} of {stats.blocks} blocks read" if stats.attention == "sparse" else ""
+def _gear(stats: Stats) -> str:
+    return "dense" if stats.attention == "dense" else f"sparse: {stats.blocks_read} of {stats.blocks} blocks read"
 
 
 def blocks_read(engine: Any) -> list[str]:
     """What --show-blocks prints: the blocks chosen most, or why there are none."""
     from .trace import most_read
 
-    return most_read(engine) or ["dense attention: every block was read"]
+    return most_read(engine) or [_none_chosen(engine.stats)]
+
+
+def _none_chosen(stats: Stats) -> str:
+    if stats.attention == "dense":
+        return "dense attention: every block was read"
+    if not stats.decode_steps:
+        return "sparse attention: an answer's first token comes from the prompt's pass, whose choices are not kept"
+    return f"sparse attention: nothing was left to the scores; {stats.blocks_read} of {stats.blocks} blocks were read"
 
 
 def stats_line(stats: Stats) -> str:
@@ -106,7 +114,7 @@ def stats_line(stats: Stats) -> str:
     return (
         f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached), {stats.prefill_rate:.1f} tok/s"
         f" | answer {stats.generated_tokens} tokens, {stats.decode_rate:.1f} tok/s"
-        f" | context {stats.context_used}/{stats.context}{_read_sparsely(stats)}{speculation_note(stats.speculation)}"
+        f" | context {stats.context_used}/{stats.context}, {_gear(stats)}{speculation_note(stats.speculation)}"
     )
 
 

@@ -60,7 +60,7 @@ class Steps:
         block_reads: np.ndarray,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts what sparse steps read."""
+        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts what scores chose."""
         self._model, self._drafters, self._policy = model, drafters, policy
         self._options, self._stats, self._clock = options, stats, clock
         self._history, self._block_reads = History(), block_reads
@@ -131,8 +131,9 @@ class Steps:
         return logits
 
     def _count_reads(self) -> None:
-        for blocks in self._model.selected:
-            self._block_reads += np.bincount(blocks[blocks >= 0], minlength=len(self._block_reads))
+        if selected := self._model.selected:
+            chosen = self._model.gears.chosen(selected)
+            self._block_reads += np.bincount(chosen, minlength=len(self._block_reads))
 
     def _speculated(self, token_id: int) -> np.ndarray:
         if self._policy.sleeps(self._options):

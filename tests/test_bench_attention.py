@@ -1,0 +1,56 @@
+"""bench --attention-only: dense against sparse kernels, and what it refuses to run them on."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from minicpm_mlc.cli import main
+from minicpm_mlc.compile import bench_attention as module
+from minicpm_mlc.compile.bench_attention import bench_attention
+from minicpm_mlc.runtime_py.bench import BenchError
+
+
+def test_rows_of_both_phases_are_measured_and_work_is_counted():
+    report = bench_attention([1, 256, 6208], [0, 5], repeats=1, threads=1)
+    assert [(row.phase, row.context, row.rows) for row in report.rows] == [
+        ("decode", 1, 1), ("decode", 256, 1), ("decode", 6208, 1), ("prefill", 6208, 5),
+    ]  # fmt: skip
+    assert all(row.dense_ms > 0 and min(row.parts_ms) > 0 for row in report.rows)
+    assert [row.tokens_read for row in report.rows] == [1, 1, 6144 / 6208, 6144 / 6208]  # 96 blocks of 64
+    scored = [0, 2 * (15 + 3), 2 * (387 + 96)]  # windows of 32 and of 128 tokens
+    assert [row.multiply_adds for row in report.rows[:3]] == pytest.approx(
+        [(s + 4 * min(6144, n)) / (4 * n) for s, n in zip(scored, (1, 256, 6208), strict=True)]
+    )
+    assert "--depth 1,256,6208 --prompt-tokens 0,5 --repeats 1 --threads 1" in report.plain()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depths": [0, 1024]}, "--depth 0,1024: .* 1 to 131072 .* try --depth 32768,131072"),
+        ({"depths": [-1]}, "--depth -1"),
+        ({"depths": [131073]}, "--depth 131073"),
+        ({"depths": []}, "--depth"),
+        ({"depths": [256], "prompt_tokens": [512]}, "--prompt-tokens 512: .* give 0 .* to 256"),
+        ({"prompt_tokens": [-1]}, "--prompt-tokens -1"),
+        ({"repeats": 0}, "--repeats is 0"),
+        ({"threads": 0}, "--threads is 0"),
+    ],
+)
+def test_what_no_kernel_can_run_on_is_refused_before_one_does(options, message, monkeypatch):
+    monkeypatch.setattr(module, "memory_reader", None)
+    with pytest.raises(BenchError, match=message):
+        bench_attention(**options)
+
+
+def test_the_bare_command_measures_the_published_depths(monkeypatch):
+    seen = {}
+    report = SimpleNamespace(plain=lambda: "measured")
+    monkeypatch.setattr(module, "bench_attention", lambda **options: seen.update(options) or report)
+    assert CliRunner().invoke(main, ["bench", "--attention-only"]).output == "measured\n"
+    assert seen == {"prompt_tokens": [512], "repeats": 3, "threads": None}
+    assert inspect.signature(bench_attention).parameters["depths"].default == (32768, 131072)
