@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minicpm_mlc import Engine
+from minicpm_mlc.compile.bench_operators import bench_operators
 from minicpm_mlc.compile.config import SparseConfig
 from minicpm_mlc.runtime_py import bench
 from minicpm_mlc.runtime_py.operators import Call, Cost, OperatorReport, OperatorRow, aggregate, decode_operators, observe
@@ -81,6 +82,12 @@ def test_calls_of_one_operator_and_shape_are_one_row_the_slowest_first():
     assert [(row.operator, row.calls, row.seconds, row.bytes, row.operations) for row in rows] == [
         ("norm", 1, 6.0, 10, 0), ("linear", 2, 4.0, 200, 128),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"depths": [-1]}, {"depths": []}, {"repeats": 0}, {"threads": 0}])
+def test_impossible_depths_and_counts_are_refused_before_anything_is_opened(options):
+    with pytest.raises(bench.BenchError, match=next(iter(options)).removesuffix("s")):
+        bench_operators("no bundle here", **options)
 
 
 LIMITS = Limits(2, 100e9, 500e9, 2000e9)

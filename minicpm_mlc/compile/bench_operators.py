@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..runtime_py.bench import READS, need_positive
+from ..runtime_py.bench import READS, need_positive, room_needed
 from ..runtime_py.engine import Engine
 from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.operators import OperatorReport, decode_operators
@@ -23,14 +23,15 @@ def bench_operators(
 ) -> Reports:
     """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None means the physical cores.
 
-    Raises BenchError for impossible counts, BundleError for the bundle, ContextError for depths that are too deep.
+    Raises BenchError for impossible depths and counts, BundleError for the bundle, ContextError for depths that are too deep.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
+    context = room_needed(depths, [ROOM], 0)
     reader = memory_reader(threads)
     limits = measure_limits(threads, reader)
     reports = {}
-    with Engine(path, context=max(depths) + ROOM, threads=threads, attention=attention) as engine:
+    with Engine(path, context=context, threads=threads, attention=attention) as engine:
         for depth in depths:
             fill_cache(engine, depth)
             seconds, rows = decode_operators(engine, repeats)
