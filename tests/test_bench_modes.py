@@ -45,8 +45,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     "command, mode, options",
     [
-        ("--attention-only --prompt-tokens 64 --threads 2", "attention_only", {"prefill_rows": 64, "repeats": 3, "threads": 2}),
-        ("B --operators --attention dense", "operators", {"path": "B", "attention": "dense", "depths": [0, 1024]}),
+        ("--attention-only --prompt-tokens 64,128", "attention_only", {"prompt_tokens": [64, 128], "repeats": 3, "threads": None}),
+        ("B --operators --attention dense --depth 0", "operators", {"path": "B", "attention": "dense", "depths": [0]}),
         ("B --speculate ngram --tree-size 5", "speculate", {"speculate": "ngram", "tree_size": 5, "draft_depth": None}),
         ("B --plot a.svg --random-cache --depth 7", "plot", {"svg": "a.svg", "random_cache": True, "depths": [7]}),
         ("B --prompt-tokens 8,16 --new-tokens 4", "", {"prompt_tokens": [8, 16], "new_tokens": 4, "remote": None}),
@@ -75,7 +75,6 @@ def test_a_measurement_gets_its_options(called: dict[str, dict[str, Any]], comma
         ("B --plot x.svg --attention dense", "bench --plot does not use --attention"),
         ("B --plot x.svg --rpc h:1 --key k", "bench --plot does not use --rpc, --key; leave them out, or measure with plain"),
         ("--operators", "Missing argument 'BUNDLE'; or give --attention-only."),
-        ("--attention-only --prompt-tokens 64,128", "--attention-only takes one"),
         ("B --depth 1,x", "'1,x' is not a list of numbers such as 0,1024"),
     ],
 )
@@ -83,6 +82,12 @@ def test_what_a_measurement_does_not_use_is_refused_by_name(called: dict, comman
     """Also where the value is the default, because it was written down."""
     result = CliRunner().invoke(main, ["bench", *command.split()])
     assert result.exit_code == 2 and message in result.stderr and not called
+
+
+@pytest.mark.parametrize("mode", ["--attention-only", "B --operators", "B"])
+def test_without_a_depth_a_measurement_takes_its_own(called: dict[str, dict[str, Any]], mode: str) -> None:
+    CliRunner().invoke(main, ["bench", *mode.split()])
+    assert called and all("depths" not in options for options in called.values())
 
 
 def test_every_option_of_bench_belongs_to_a_measurement() -> None:

@@ -97,6 +97,12 @@ def test_calls_of_one_operator_and_shape_are_one_row_the_slowest_first():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("options", [{"depths": [-1]}, {"depths": []}, {"repeats": 0}, {"threads": 0}])
+def test_impossible_depths_and_counts_are_refused_before_anything_is_opened(options):
+    with pytest.raises(bench.BenchError, match=next(iter(options)).removesuffix("s")):
+        bench_operators("no bundle here", **options)
+
+
 LIMITS = Limits(2, 100e9, 500e9, 2000e9)
 ROWS = [OperatorRow("linear", "4 -> 8", 2, 1e-3, 50_000_000, 10**9, True), OperatorRow("norm", "", 1, 1e-3, 0, 0, False)]
 REPORT = OperatorReport("M w4", "some cpu", 8, "dense", 4e-3, LIMITS, "minicpm-mlc bench M --operators", ROWS)

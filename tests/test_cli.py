@@ -191,23 +191,6 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run("bench", "B", "--depth", "deep").exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        ("--attention-only --attention sparse", "--attention"),
-        ("--attention-only --new-tokens 4", "--new-tokens"),
-        ("B --operators --prompt-tokens 8", "--prompt-tokens"),
-        ("B --speculate ngram --depth 8", "--depth"),
-        ("B --plot out.svg --attention dense", "--attention"),
-        ("B --tree-size 8", "--tree-size"),
-    ],
-)
-def test_bench_refuses_options_of_another_measurement(command: str, option: str) -> None:
-    result = run("bench", *command.split())
-    assert result.exit_code == 2 and f"takes no {option};" in result.stderr
-    assert "leave out B" in run("bench", "B", "--attention-only").stderr
-
-
 def test_inspect_of_a_published_model() -> None:
     report = json.loads(run("inspect", "MiniCPM4-8B", "--json").stdout)
     assert (report["kind"], report["parameters"]) == ("published model", 8_185_253_888)

@@ -158,7 +158,8 @@ class SmMlA(SDot):
     def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
         if len(inputs) < self.together:
             return super().groups(fmt, blocks, inputs)
-        words = [_joined(*(x.word(i, 2) for x in inputs), [0, 1, 2, 3]) for i in range(0, 8, 2)]
+        first, second = inputs
+        words = [_joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3]) for i in range(0, 8, 2)]
         pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
         return [self._matrices(weights, pairs, inputs) for weights in blocks]
 
@@ -168,7 +169,7 @@ class SmMlA(SDot):
         for i, x in enumerate(pairs):
             octets = self._octets(*weights[2 * i : 2 * i + 2])
             sums = [self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)]
-        columns = [_joined(*sums, lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
+        columns = [_joined(sums[0], sums[1], lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
         return [T.Bind(total + T.broadcast(x.correction, 4)) for total, x in zip(columns, inputs, strict=True)]
 
     def products(self) -> int:
