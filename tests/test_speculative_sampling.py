@@ -72,7 +72,7 @@ class Guesser:
 
     def cached(self, model: Any) -> None: ...
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft:
         return DRAFTS[history[-1]]
 
     def following(self, options: Speculation) -> list[str]:
