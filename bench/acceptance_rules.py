@@ -19,12 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo import prompts
 
 from minicpm_mlc import Engine
 from minicpm_mlc.runtime_py.speculative.eagle import EagleDrafter
@@ -157,15 +157,6 @@ def measure(bundle: Path, count: int, limit: int, seed: int) -> list[Found]:
         for ids in prompts(engine, count):
             walk.answer(ids, limit, frozenset(engine.eos_token_ids), engine.prefill_chunk, found)
     return found
-
-
-def prompts(engine: Engine, count: int) -> Iterator[list[int]]:
-    """Token ids of `count` held-out prompts of each skill."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "demo_model"))
-    import prompts as held_out
-
-    for messages in held_out.prompts(count):
-        yield engine.template.prompt(engine.tokenizer.raw, messages, None).ids
 
 
 def report(found: Found) -> str:

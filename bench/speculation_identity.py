@@ -18,7 +18,6 @@ import argparse
 import collections
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,16 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo import HEAD, SKILLS, compiled, data, prompt_of
 
 from minicpm_mlc import Engine
 from minicpm_mlc.runtime_py.tables import plain_table
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
-sys.path.insert(0, str(DEMO))
-import data  # noqa: E402
-from evaluate import SKILLS, prompt_of  # noqa: E402
-
-HEAD = DEMO / "MiniCPM4.1-demo-Eagle3"
 HEADS = {
     "eagle3": ["--draft", str(HEAD)],
     "eagle2": ["--draft", "random-eagle2"],
@@ -120,22 +114,14 @@ class Engines:
     def get(self, head: str, scheme: str, gear: str) -> Engine:
         if (head, scheme, gear) not in self.opened:
             attention = "auto" if gear == "crossing" else gear
-            draft = compiled("eagle3", OTHER[scheme], self.work)
-            engine = Engine(compiled(head, scheme, self.work), attention=attention, draft=draft, threads=self.threads)
+            draft = bundle("eagle3", OTHER[scheme], self.work)
+            engine = Engine(bundle(head, scheme, self.work), attention=attention, draft=draft, threads=self.threads)
             self.opened[head, scheme, gear] = engine
         return self.opened[head, scheme, gear]
 
 
-def compiled(head: str, scheme: str, work: Path) -> Path:
-    """The bundle in `work`, compiled unless it is there."""
-    bundle = work / f"demo-{head}-{scheme}"
-    if not bundle.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        print(f"compiling {bundle}", file=sys.stderr, flush=True)
-        command = ["compile", str(DEMO / "MiniCPM4.1-demo"), *HEADS[head], "--quant", scheme, "--out", str(bundle)]
-        if subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], stdout=subprocess.DEVNULL).returncode:
-            sys.exit(f"{bundle} was not compiled; the reason is printed above")
-    return bundle
+def bundle(head: str, scheme: str, work: Path) -> Path:
+    return compiled(work / f"demo-{head}-{scheme}", *HEADS[head], "--quant", scheme)
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
