@@ -36,14 +36,19 @@ class TinyBundle:
         self.path, self.checkpoint, self.config, self.weights = path, checkpoint, config, weights
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test session have."""
+    temporary = tmp_path_factory.getbasetemp()
+    return temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBundle]:
     """tiny_bundle(preset, scheme="f32", **config overrides), shared by all tests that ask for the same."""
     from minicpm_mlc.compile import compile_model
 
     built: dict[Any, TinyBundle] = {}
-    temporary = tmp_path_factory.getbasetemp()
-    shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+    shared = shared_folder(tmp_path_factory)
 
     def build(preset: str, scheme: str = "f32", **overrides: Any) -> TinyBundle:
         key = (preset, scheme, *sorted(overrides.items()))
@@ -58,3 +63,18 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyB
         return built[key]
 
     return build
+
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in w4 with its EAGLE-3 head."""
+    from minicpm_mlc.compile import compile_model
+
+    bundle = shared_folder(tmp_path_factory) / "demo-bundle"
+    with FileLock(f"{bundle}.lock"):
+        if not bundle.exists():
+            compile_model(DEMO / "MiniCPM4.1-demo", bundle, draft=DEMO / "MiniCPM4.1-demo-Eagle3", prefill_chunk=256)
+    return bundle

@@ -45,7 +45,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     "command, mode, options",
     [
-        ("--attention-only --prompt-tokens 64,128", "attention_only", {"prompt_tokens": [64, 128], "repeats": 3, "threads": None}),
+        ("--attention-only --prompt-tokens 64,128", "attention_only", {"prompt_tokens": [64, 128], "repeats": 3}),
         ("B --operators --attention dense --depth 0", "operators", {"path": "B", "attention": "dense", "depths": [0]}),
         ("B --speculate ngram --tree-size 5", "speculate", {"speculate": "ngram", "tree_size": 5, "draft_depth": None}),
         ("B --plot a.svg --random-cache --depth 7", "plot", {"svg": "a.svg", "random_cache": True, "depths": [7]}),

@@ -342,7 +342,8 @@ def endless_thinker(history: list[int]) -> int:
     said = answer_so_far(history).decode()
     if "</think>" in said:
         return EOS if said.endswith("hello") else token("hello")
-    return token("b") if said.startswith("<think>") else token(f"<0x{ord('<think>'[len(said)]):02X}>")
+    opening = "<think>"[len(said) :]  # after a guess that was wrong too
+    return token(f"<0x{ord(opening[0]):02X}>") if opening else token("b")
 
 
 def joined(events: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -34,7 +34,7 @@ class Oracle:
 
     def cached(self, model: Any) -> None: ...
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft | None:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft | None:
         paths, tokens, parents = [history.tolist()], [int(history[-1])], [-1]
         used: set[tuple[int, int]] = set()
         for _ in range(self.random.integers(1, self.nodes)):
@@ -207,6 +207,12 @@ def test_a_tree_never_goes_past_the_tokens_asked_for(build) -> None:
     engine = certain(build(), Oracle(0).say)
     engine.generate(PROMPT, max_tokens=4, speculate="ngram", tree_size=60)
     assert len(engine.stats.speculation.drafted_at) <= 2  # the prompt gave one token, the tree's root gives another
+
+
+def test_a_tree_of_one_node_is_not_drafted(build) -> None:
+    engine = certain(build(), Oracle(0).say)
+    engine.generate(PROMPT, max_tokens=20, speculate="ngram", tree_size=1)
+    assert (engine.stats.speculation.draft_seconds, engine.stats.speculation.rounds) == (0, 0)
 
 
 def test_the_figures_add_up(build) -> None:

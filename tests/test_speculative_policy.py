@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from minicpm_mlc.errors import SamplingError
 from minicpm_mlc.runtime_py.speculative.costs import Acceptance, Average, Costs
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Backoff, Policy, Round
-from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
+from minicpm_mlc.runtime_py.speculative.tree import FEW, Draft, Tree
 
 AUTO = Speculation()
 
@@ -30,10 +30,14 @@ class World:
     accept: Callable[[str, int], float] = lambda name, token: 0.0  # the chance of each level, at token n
     finds: float = 1.0  # how often the n-gram drafter has something
     seed: int = 0
+    prompt: int = 0  # tokens of the text that a draft model has to read
+    read: float = 0.0  # reading one of them
 
     def run(self, policy: Policy, tokens: int, options: Speculation = AUTO) -> float:
-        """Seconds that so many tokens take; plain decoding takes one each."""
+        """Seconds that one answer of so many tokens takes; plain decoding takes one each."""
         random, seconds, done = np.random.default_rng(self.seed), 0.0, 0
+        self.first = self.known = self.prompt  # the text that the draft model has read: from `first`, up to `known`
+        policy.begin()
         while done < tokens:
             seconds, gained = self._step(policy, options, random, seconds, done)
             done += gained
@@ -47,6 +51,9 @@ class World:
             depth = min(plan.depth, 16)
             cost = (self.draft_seconds or {}).get(name, 0.0) * (1 if name == "ngram" else depth)
             draft = chain(depth, 1.0 if name == "ngram" else 0.9) if random.random() < self.finds else None
+            if name == "draft" and draft:
+                draft = self._reading(draft, self.prompt + done + 1, plan.read)
+                cost += draft.read_seconds
             seconds += cost
             policy.drafted(name, draft, cost)
             cut = draft and policy.cut(name, draft, options, 64)
@@ -57,9 +64,17 @@ class World:
                 verify = 1 + self.row * (len(cut.tree) - 1)
                 policy.finished(Round(name, cut, range(accepted + 1), cost, verify))
                 return seconds + verify, accepted + 1
-            policy.missed(name, cost)
+            policy.missed(name, cost - (draft.reading if draft else 0.0))
         policy.decoded(1.0)
         return seconds + 1, 1
+
+    def _reading(self, draft: Draft, length: int, read: int | None) -> Draft:
+        """The draft of a model that reads what it may of a text of so many tokens, as ModelDrafter does."""
+        read = length if read is None else min(read, length)
+        if length - self.known > read or (self.first and read >= min(length, 2 * (length - self.first))):
+            self.first = self.known = length - read
+        unread, self.known = length - self.known, length
+        return replace(draft, read_tokens=unread, read_seconds=unread * self.read)
 
 
 NGRAM = {"ngram": 0.002}
@@ -90,6 +105,47 @@ def test_a_slow_head_costs_a_percent_of_the_next_short_answers(level: float) -> 
     first = world.run(policy, 64)
     assert first < 64 * 1.12 + 2 * level
     assert sum(world.run(policy, 64) for _ in range(5)) < 5 * 64 * 1.03 + 2 * level
+
+
+@pytest.mark.parametrize("level", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("read", [0.005, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("answer", [32, 128])
+def test_a_draft_model_that_is_never_right_costs_two_percent_of_answers_to_long_prompts(level, read, answer) -> None:
+    """From the very first try on; reading the whole prompt once costs up to 1200 tokens here."""
+    policy = Policy(["ngram", "draft"])
+    world = World(0.1, {"ngram": 0.01, "draft": level}, prompt=4000, read=read)
+    assert sum(world.run(policy, answer) for _ in range(2048 // answer)) < 2048 / 0.98
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.7, 0.85])
+@pytest.mark.parametrize("read", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("answer", [8, 32, 512])
+def test_a_draft_model_is_left_where_its_answers_do_not_pay_for_reading(chance, read, answer) -> None:
+    policy = Policy(["draft"])
+    world = World(0.1, {"draft": 0.1}, lambda *_: chance, prompt=4000, read=read)
+    assert sum(world.run(policy, answer) for _ in range(4096 // answer)) < 4096 / 0.98
+
+
+def test_a_draft_model_that_pays_sees_more_of_a_long_text() -> None:
+    policy, seen, seconds = Policy(["draft"]), [], 0.0
+    world = World(0.1, {"draft": 0.1}, lambda *_: 0.85, prompt=4000, read=0.02)
+    for answer in (64, 512, 512, 512):
+        seconds += world.run(policy, answer)
+        seen.append(world.known - world.first)
+    assert seen[0] < 200 and seen[-1] > 1000 and seconds < 1600 / 1.6
+
+
+def test_a_draft_model_that_is_asked_for_reads_all() -> None:
+    policy = Policy(["draft"])
+    assert policy.plan("draft", Speculation("draft")).read is None
+    assert policy.plan("draft", AUTO).read == FEW
+
+
+def test_a_tree_of_one_node_is_plain_decoding() -> None:
+    for name in ("eagle", "auto"):
+        policy = Policy(["eagle"])
+        assert policy.drafters(Speculation(name, tree_size=1)) == []
+        assert World(0.1, {"eagle": 5.0}).run(policy, 100, Speculation(name, tree_size=1)) == 100
 
 
 def test_the_first_answer_too_loses_little() -> None:
@@ -173,6 +229,23 @@ def test_a_try_that_was_slow_for_being_the_first_is_soon_repeated() -> None:
     assert policy.drafters(AUTO) == ["ngram"]  # four tokens were worth it, were they not so slow
     policy.finished(Round("ngram", chain(5, 1.0), range(1), 0.1, 30.0))
     assert policy.arms["ngram"].tries.wait <= 4 / 0.05
+
+
+def test_plain_steps_that_were_slow_at_first_do_not_make_trees_look_good_for_long() -> None:
+    policy = Policy(["eagle"])
+    for _ in range(2):
+        policy.decoded(4.0)
+    world = World(0.3, {"eagle": 0.5}, lambda *_: 0.3)
+    assert world.run(policy, 200) < 200 * 1.2
+    assert world.run(policy, 200) < 200 * 1.03
+
+
+def test_the_step_after_a_prompt_is_no_measure() -> None:
+    policy = Policy(["eagle"])
+    policy.begin()
+    policy.decoded(100.0)
+    policy.decoded(1.0)
+    assert policy.costs.decode.value == 1.0
 
 
 def test_between_tries_nothing_is_asked_and_who_is_due_follows_the_text() -> None:

@@ -54,7 +54,8 @@ def build_library(
 
     Returns the parameters' names in the order it takes them, and cases to check its kernels with.
     """
-    kernels: Any = RecordedKernels(target.kernels)
+    rounding = precision.activations == "int8"
+    kernels: Any = RecordedKernels(target.kernels if rounding else target.kernels.exact())
     base = (kernels, config, precision)
     model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
     module, params, *_ = model.export_tvm(spec=model.call_specs())

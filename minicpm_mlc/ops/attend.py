@@ -80,7 +80,7 @@ def attend_prefill(
     Row r sees the slots up to slots[r]. `tile_vectors` accumulators of 16 lanes must fit the registers beside
     their operands: 8 hide the latency of AVX-512, 4 are what AVX2 and NEON hold.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, BLOCK_ROWS, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, BLOCK_ROWS, tile_vectors, bf16_dot)
     group = shape.group
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
@@ -233,7 +233,7 @@ def attend_decode(
     One row per sequence, which sees the slots up to slots[r] of its own page table. Each sequence is cut into up to
     16 equal splits of pages, so that one long sequence keeps every core busy. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
 
     def attend(b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any) -> None:
         attend_each(shape, b, q, pools, lambda row: (page_tables, row), slots, out)

@@ -61,7 +61,7 @@ def attend_blocks(
     Row r sees the slots up to slots[r] of its blocks, in its own page table when `batched` (decode), else in the only
     one (prefill). A list ends at its first -1. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
     group = shape.group
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, selected: Any, out: Any) -> None:

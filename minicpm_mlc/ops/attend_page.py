@@ -104,16 +104,17 @@ class Shape:
 
     @staticmethod
     def of(
-        num_heads: int, num_kv_heads: int, head_dim: int, most_rows: int, tile_vectors: int, bf16: bool
+        num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, most_rows: int, tile_vectors: int, bf16_dot: bool
     ) -> Shape:
         """A tile of at most `tile_vectors` accumulators, as many of them rows as there is use for.
 
-        `bf16`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide or more.
+        `bf16_dot`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide or more.
         """
         vector.vectors_in(head_dim, "head_dim")
         rows = min(8, most_rows, tile_vectors)
         columns = max(c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0)
-        return Shape(num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if bf16 and columns > 1 else Float32())
+        paired = bf16_dot and kv_dtype == "bfloat16" and columns > 1
+        return Shape(num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if paired else Float32())
 
     @property
     def group(self) -> int:

@@ -67,7 +67,7 @@ def attend_tree(
     As in attend_tree_definition; only base[0] counts, so that the slots of a whole tree serve as base. Each row equals
     attend_decode's row of its path, bit for bit. `tile_vectors`: as in attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
 
     def attend(n: Any, q: Any, pools: tuple[Any, Any], page_table: Any, base: Any, ancestors: Any, out: Any) -> None:
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
@@ -112,7 +112,7 @@ def attend_tree_blocks(
 
     As attend_tree over each row's selected blocks. A list ends at its first -1.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, num_heads // num_kv_heads, tile_vectors, bf16_dot and kv_dtype == "bfloat16")
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
     splits = min(-(-budget // SPLIT_PAGES), MAX_SPLITS)
 
     def attend(

@@ -342,10 +342,8 @@ class Engine:
     @contextmanager
     def _steps(self, request: Request, stats: Stats, check: Callable[[], None]) -> Iterator[Steps]:
         """What this call decodes with. At its end the cache holds what plain decoding would have left there."""
-        drafters = {} if request.speculation.speculate == "off" else self.drafters
-        steps = Steps(
-            self._model, drafters, self._policy, request.speculation, request.max_tokens, stats.speculation, self.block_reads
-        )
+        options, limit = request.speculation, request.max_tokens
+        steps = Steps(self._model, self.drafters, self._policy, options, limit, stats.speculation, self.block_reads)
         try:
             yield steps
         finally:

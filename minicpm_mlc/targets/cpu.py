@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -23,12 +23,16 @@ class CpuKernels:
 
     `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands. `int8_dot`: the feature
     whose dot products the linears with int8 activations use, if there is one. `bf16_dot`: whether attention multiplies
-    a bfloat16 cache as it is.
+    a bfloat16 cache as it is, which rounds queries and softmax weights to bfloat16.
     """
 
     accumulators: int
     int8_dot: str | None = None
     bf16_dot: bool = False
+
+    def exact(self) -> CpuKernels:
+        """Those that round no activations where they have the choice."""
+        return replace(self, bf16_dot=False)
 
     @property
     def attention(self) -> dict[str, Any]:

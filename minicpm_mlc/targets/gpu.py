@@ -16,6 +16,9 @@ class GpuKernels:
 
     bf16_dot: ClassVar[bool] = False
 
+    def exact(self) -> GpuKernels:
+        return self
+
     def attend_prefill(self, *shape: Any) -> Any:
         return _build("attend", "attend_prefill", *shape)
 

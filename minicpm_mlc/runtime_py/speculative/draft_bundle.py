@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +12,63 @@ import numpy as np
 
 from ...errors import BundleError
 from ..cached_model import CachedModel
+from ..kv_cache import common_prefix
 from .expand import Guesses, best_tokens, expand
 from .tree import Draft
 
 
 class ModelDrafter:
-    """Runs the smaller model on the text: a chain of its likeliest tokens, or a tree."""
+    """Runs the smaller model on the text or on its end: a chain of its likeliest tokens, or a tree.
+
+    Its cache may begin anywhere in the text and counts positions from there, as attention depends on distances alone.
+    """
 
     def __init__(self, library: Any, model: CachedModel, chunk: int) -> None:
         self.library, self._model, self._chunk = library, model, chunk
+        self._first = 0  # the token of the text that the cache begins with
+        self._known = 0  # cached tokens that are known to be the text's
 
     def begin(self) -> None:
-        pass
+        """The text may be another one now."""
+        self._known = 0
 
     def cached(self, model: CachedModel) -> None:
         pass
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft | None:
-        """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has no room."""
-        room = self._model.sequence.context - len(history)
-        if room < depth:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
+        """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has no room.
+
+        Where more than `read` tokens are missing, only the latest `read` are read, and nothing before them is seen.
+        """
+        if depth >= self._model.sequence.context:
             return None
-        tokens = history.tolist()
-        self._model.sequence.reuse(tokens[:-1])
-        logits = [rows for _, rows in self._model.prefill(tokens[len(self._model) :], self._chunk)][-1][-1]
+        start, unread = time.perf_counter(), self._unread(history, depth, read)
+        logits = [rows for _, rows in self._model.prefill(unread, self._chunk)][-1][-1]
+        self._known += len(unread)
+        seconds = time.perf_counter() - start
         logits_after = self._chain if top_k == 1 else _TreeWalk(self._model).step
 
         def step(token_ids: list[int], rows: list[int]) -> Guesses:
             return best_tokens(logits_after(token_ids, rows), top_k)
 
-        after = best_tokens(logits[None], top_k)
-        return expand(tokens[-1], after, step, min(depth, 1 + room // top_k), top_k, floor)
+        room = self._model.sequence.context - len(self._model)
+        draft = expand(unread[-1], best_tokens(logits[None], top_k), step, min(depth, 1 + room // top_k), top_k, floor)
+        return replace(draft, read_tokens=len(unread), read_seconds=seconds)
+
+    def _unread(self, history: np.ndarray, depth: int, read: int | None) -> list[int]:
+        """What is to be appended to the cache, at least the last token; the rest of it is the text's from then on."""
+        sequence, n = self._model.sequence, len(history)
+        read = n if read is None else min(read, n)
+        if read + depth > sequence.context:
+            read = sequence.context // 2  # so that there is room to follow the text
+        rest = history[self._first + self._known : -1].tolist()
+        self._known += common_prefix(sequence.tokens[self._known :], rest)
+        seen = n - self._first  # with the unread ones
+        sees_more = self._first and read >= min(n, 2 * seen)
+        if not self._known or seen - self._known > read or seen + depth > sequence.context or sees_more:
+            self._first, self._known = n - read, 0
+        self._known = sequence.truncate(self._known)
+        return history[self._first + self._known :].tolist()
 
     def _chain(self, token_ids: list[int], _: list[int]) -> np.ndarray:
         return self._model.decode(token_ids[0])[None]

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..cached_model import CachedModel
 from ..draft_model import DraftModel
+from ..kv_cache import common_prefix
 from ..token_tree import MAX_NODES
 from .expand import Guesses, expand
 from .tree import Draft
@@ -16,28 +17,34 @@ from .tree import Draft
 WINDOW = 1024  # tokens that the head sees; MiniCPM4's report has it help both speed and acceptance
 READ = 64  # tokens at least of a longer text that it reads at once; reading all 1024 has 2 % more accepted, on the demo
 
-FEW = 16  # rows that take about as long as one
-
 
 class EagleDrafter:
-    """Keeps the features of tokens that the head has not read yet, the latest ones."""
+    """Keeps the features of the latest tokens, whether the head has read them or not.
+
+    The head's row i pairs the features of token i with token i + 1: it stands as long as both are the text's.
+    """
 
     def __init__(self, head: DraftModel, model: CachedModel) -> None:
         self._head, self._model = head, model
         self._page = model.sequence.pool.page_size
         self._most = READ + self._page
         self._features = np.empty((0, 0), np.float32)
-        self._rows = 0  # of them that are to be read
-        self._end = -1  # tokens that the model had when the last features came
+        self._rows = 0  # of them that are kept
+        self._end = 0  # tokens that the model had when the last ones came
+        self._read = 0  # rows that the head has
+        self._tokens: list[int] = []  # the text as it was followed, with the root that was drafted from last
+        self._shared: int | None = None  # tokens of a new call's text that are known to be those; None: no new call
 
     def begin(self) -> None:
-        """The sequence was cut to what a new prompt shares with it."""
-        self._rows = 0
-        self._head.truncate(len(self._model))
+        """The sequence was cut to what a new prompt shares with it, and calls before may have changed it unseen."""
+        self._shared = common_prefix(self._tokens, self._model.sequence.tokens)
+        self._rows -= min(self._rows, max(0, self._end - self._shared))
+        self._end = min(self._end, self._shared)
 
     def cached(self, model: CachedModel) -> None:
         features, end = model.features, len(model)
         assert features is not None
+        self._follow()
         if self._end != end - len(features):
             self._rows = 0  # tokens in between were not seen here
         self._end = end
@@ -47,6 +54,17 @@ class EagleDrafter:
             rows = self._make_room(n, features.shape[1])
         self._features[rows : rows + n] = features  # a copy: the library's memory is free for the next call
         self._rows = rows + n
+
+    def _follow(self) -> None:
+        """Takes in what the text has become; of the head's rows those stay whose tokens are still there."""
+        tokens = self._model.sequence.tokens
+        if self._shared is not None:
+            shared = self._shared + common_prefix(self._tokens[self._shared :], tokens[self._shared :])
+            del self._tokens[shared:]
+            self._read = min(self._read, max(0, shared - 1))
+            self._head.truncate(self._read)
+            self._shared = None
+        self._tokens += tokens[len(self._tokens) :]
 
     def _make_room(self, n: int, width: int) -> int:
         """Moves what has to be kept beside n more rows to the front; returns how many rows that are."""
@@ -58,23 +76,31 @@ class EagleDrafter:
 
     def _unread(self) -> np.ndarray:
         """The features to read: all, or of many those from READ tokens back on, and what is before them in their page."""
-        rows, self._rows = self._rows, 0
-        most = rows if rows <= self._most else self._end - (self._end - READ) // self._page * self._page
-        return self._features[rows - most : rows]
+        lacking = self._end - self._read
+        n = min(lacking, self._rows)
+        if n > self._most:
+            n = self._end - (self._end - READ) // self._page * self._page
+        unread = self._features[self._rows - n : self._rows]
+        if n == lacking - 1:  # a row whose next token is another one now: better without features than a gap
+            unread = np.concatenate([np.zeros_like(unread[:1]), unread])
+        return unread
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft | None:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
         """EAGLE-2's tree. None where the model's features are missing, or the context has no room for the tree."""
         room = min(self._model.sequence.context - len(self._model), MAX_NODES)
+        self._follow()
         if not self._rows or self._end != len(self._model) or not room:
             return None
         root = int(history[-1])
         start, unread = time.perf_counter(), self._unread()
         proposed = self._head.extend(root, unread)
-        read_seconds = time.perf_counter() - start if len(unread) > FEW else 0.0
+        seconds = time.perf_counter() - start
+        self._read = self._end
+        self._tokens[self._end :] = [root]
         walk = _HeadWalk(self._head, proposed.hidden)
         after = (proposed.values, proposed.tokens)
         draft = expand(root, after, walk.step, min(depth, 1 + room // top_k), top_k, floor)
-        return replace(draft, read_seconds=read_seconds)
+        return replace(draft, read_tokens=len(unread), read_seconds=seconds)
 
 
 class _HeadWalk:

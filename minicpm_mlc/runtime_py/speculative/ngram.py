@@ -21,7 +21,7 @@ class NgramDrafter:
     def cached(self, model: CachedModel) -> None:
         pass
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float = 0.0) -> Draft | None:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float = 0.0, read: int | None = None) -> Draft | None:
         """The continuations of the longest suffix of `history` (int32 [n], the root last) that occurred before.
 
         Up to `top_k` of the latest places, merged into one tree of at most `depth` levels; None where there is none.

@@ -13,7 +13,7 @@ import numpy as np
 from ..token_tree import MAX_NODES
 from .costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
 from .options import Speculation
-from .tree import Draft
+from .tree import FEW, Draft
 
 SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost in the long run
 EARLY = 0.05  # what it may cost at first
@@ -22,7 +22,8 @@ SELDOM = 0.001  # what it may cost where even drafts that were accepted whole wo
 FREE = 0.003  # of a decode step: a drafter that loses no more is asked at every token
 SWITCH = 1.1  # one drafter is left for another that is this times as fast
 MIN_GAIN = 1.02  # a tree must be expected to be this times as fast as decoding
-REFRESH = 64  # rounds after which a plain step is measured again
+REFRESH = 64  # rounds after which a plain step is measured again, at most
+SOON = 2  # rounds for each plain step that was measured, after which another is; the first ones may be slow
 PRIORS = {"ngram": (0.3, 0.5, 0.7, 0.85)}  # by kind of draft; a model's own chances are believed
 TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}
 SIZES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
@@ -30,6 +31,8 @@ EXPLORE = 4  # nodes of a tree that is not expected to pay
 TRY_DEPTH = 2  # levels of a drafter that has not paid yet
 RECHOOSE = 4  # rounds after which the best depth is chosen anew
 FOLLOW = 128  # tokens that a drafter has seen, at least, before it is asked again
+READ = 64  # tokens of a text that a draft model reads until it has paid
+READING = 0.125  # of what it saved: what reading more of the text may take
 
 
 @dataclass
@@ -57,10 +60,12 @@ class Backoff:
 class Arm:
     """What is known of one drafter."""
 
-    gain: float = 0.0  # seconds that asking it saves, a moving average
+    gain: float = 0.0  # seconds that asking it saves where the text is read, a moving average
+    saved: float = 0.0  # seconds, reading taken off; half of what one answer left counts in the next
     asked: int = 0
     tries: Backoff = field(default_factory=Backoff)
     level: Average = field(default_factory=Average)  # seconds of drafting one level
+    reading: Average = field(default_factory=Average)  # seconds of reading one token of the text
     round: Average = field(default_factory=Average)  # seconds of one round
     tokens: Average = field(default_factory=Average)  # that a round gives
     nodes: Average = field(default_factory=Average)
@@ -81,6 +86,7 @@ class Plan:
     depth: int
     top_k: int
     floor: float = 0.0  # chance below which another level is not worth its time
+    read: int | None = None  # tokens to read first at most, where the drafter may choose; None: as it likes
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,18 @@ class Policy:
         self.costs = Costs()
         self.arms = {name: Arm() for name in drafters}
         self._since_decode = 0
+        self._cold = False  # whether the next plain step may be slow for coming after a prompt
         self._asleep = 0
         self._following: list[str] = []  # who must know of tokens that are slept through
+
+    def begin(self) -> None:
+        """A call begins. What the last one's text cost to read and its answer did not bring in again is lost."""
+        for name, arm in self.arms.items():
+            if arm.saved < 0 and arm.reading.samples and self._worth(arm):
+                arm.gain = arm.saved
+                self._note_loss(name)
+            arm.saved = max(0.0, arm.saved / 2)
+        self._cold = True
 
     def sleeps(self, options: Speculation) -> bool:
         """Whether this token is to be decoded plainly, with nothing asked or measured; asked first, once a token."""
@@ -123,10 +139,11 @@ class Policy:
 
     def drafters(self, options: Speculation) -> list[str]:
         """Whom to ask at this token, in this order; asked once a token that isn't slept through."""
-        if options.speculate == "off":
+        if options.speculate == "off" or options.tree_size == 1:  # a tree of its root alone is a plain step
             return []
         chosen_sizes = options.tree_size is not None
-        if self.costs.decode.samples < 2 or self._since_decode >= REFRESH:
+        measured = self.costs.decode.samples
+        if measured < 2 or self._since_decode >= min(REFRESH, SOON * measured):
             return [options.speculate] if chosen_sizes and options.speculate != "auto" else []
         if options.speculate != "auto":
             return [options.speculate]
@@ -151,7 +168,18 @@ class Policy:
         trying = options.speculate == "auto" and arm.gain <= 0
         depth = min(options.draft_depth or (TRY_DEPTH if trying else self._best_depth(arm)), 1 + MAX_NODES // top_k)
         fixed = options.draft_depth is not None or not self.costs.decode.value
-        return Plan(depth, top_k, 0.0 if fixed else min(0.5, arm.level.value / self.costs.decode.value))
+        floor = 0.0 if fixed else min(0.5, arm.level.value / self.costs.decode.value)
+        return Plan(depth, top_k, floor, self._may_read(name, options))
+
+    def _may_read(self, name: str, options: Speculation) -> int | None:
+        """Few tokens to learn what they cost, then the end of the text, then more for part of what was saved."""
+        arm = self.arms[name]
+        if name != "draft" or options.speculate != "auto":
+            return None
+        if not arm.reading.samples:
+            return FEW
+        paid = READING * arm.saved / max(arm.reading.value, 1e-9) if self._worth(arm) else 0.0
+        return max(READ, int(paid))
 
     def cut(self, name: str, draft: Draft, options: Speculation, room: int) -> Draft | None:
         """The part of a draft that is worth verifying, of at most `room` nodes; None: decode plainly."""
@@ -183,17 +211,30 @@ class Policy:
 
     def decoded(self, seconds: float) -> None:
         """One plain step."""
+        if self._cold:
+            self._cold = False
+            return
+        if 2 * seconds < self.costs.decode.value:  # what was measured before was held up, and no gain over it was one
+            self.costs.decode = Average()
+            for arm in self.arms.values():
+                arm.gain = min(arm.gain, 0.0)
         self.costs.decode.add(seconds)
         self._since_decode = 0
 
     def drafted(self, name: str, draft: Draft | None, seconds: float) -> None:
         """A drafter was asked and took so long; its draft may be verified or not."""
-        levels = draft.levels - (draft.read_seconds > 0) if draft else 0
-        if draft and levels:
-            self.arms[name].level.add((seconds - draft.read_seconds) / levels)
+        arm = self.arms[name]
+        if draft is None:
+            return
+        levels = draft.levels - (draft.reading > 0)
+        if levels:
+            arm.level.add((seconds - draft.reading) / levels)
+        if draft.read_tokens >= FEW and arm.asked:  # the first time is slow for being the first
+            arm.reading.add(draft.read_seconds / draft.read_tokens)
+        arm.saved -= draft.reading
 
     def missed(self, name: str, seconds: float) -> None:
-        """A drafter was asked for nothing."""
+        """A drafter was asked for nothing; the seconds are without reading."""
         self._note_gain(name, -seconds)
 
     def finished(self, round: Round) -> None:
@@ -202,7 +243,7 @@ class Policy:
         self._since_decode += 1
         spent = self.costs.verified(len(round.draft.tree), round.verify_seconds + round.other_seconds)
         self._acceptance(arm, round.drafter, round.draft.kind).add(round.draft, round.accepted)
-        drafting = round.draft_seconds - (round.draft.read_seconds if self._worth(arm) else 0.0)  # a text is read once
+        drafting = round.draft_seconds - round.draft.reading
         arm.round.add(spent + drafting)
         arm.tokens.add(round.accepted + 1)
         arm.nodes.add(len(round.draft.tree))
@@ -222,6 +263,7 @@ class Policy:
 
     def _note_gain(self, name: str, gain: float) -> None:
         arm, decode = self.arms[name], self.costs.decode.value
+        arm.saved += gain
         gain = max(gain, -MOST * decode)
         was_good = self._worth(arm)
         arm.asked += 1
@@ -229,7 +271,15 @@ class Policy:
         arm.gain = gain if gain > 0 and not was_good else keep * arm.gain + (1 - keep) * gain
         if not decode:
             return
-        arm.tries.won() if self._worth(arm) else arm.tries.lost(-arm.gain / decode, self._hopeless(name))
+        if not self._worth(arm):
+            self._note_loss(name)
+        elif arm.saved >= 0:
+            arm.tries.won()
+
+    def _note_loss(self, name: str) -> None:
+        """The next try has to wait for what this one cost, and for what it will have to read."""
+        arm = self.arms[name]
+        arm.tries.lost((READ * arm.reading.value - arm.gain) / self.costs.decode.value, self._hopeless(name))
 
     def _hopeless(self, name: str) -> bool:
         """Whether even chains that are accepted whole are not worth the time of a drafter that runs a model."""

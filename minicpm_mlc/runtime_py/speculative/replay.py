@@ -113,11 +113,11 @@ class Replay:
     def cached(self, model: Any) -> None:
         self._drafter.cached(model)
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft | None:
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
         """A tree of the next round's form, as soon as the real drafter has made one."""
         parents, path = next(self._rounds)
         fake = Tree(list(range(len(parents))), parents)
-        self._drafter.draft(history, int(min(depth, fake.depths.max(initial=0))), top_k, 0.0)
+        self._drafter.draft(history, int(min(depth, fake.depths.max(initial=0))), top_k, 0.0, read)
         self._tree, self._path = fake, path[1:]
         return Draft(fake, np.linspace(1, 0.5, len(parents)))
 

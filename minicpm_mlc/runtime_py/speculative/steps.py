@@ -25,8 +25,11 @@ class Drafter(Protocol):
     def cached(self, model: CachedModel) -> None:
         """Tokens were appended to the model's sequence; `model.features` are theirs."""
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float) -> Draft | None:
-        """A tree of at most `depth` levels after `history`, int32 [n], whose last token is the root."""
+    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft | None:
+        """A tree of at most `depth` levels after `history`, int32 [n], whose last token is the root.
+
+        `read`: where the drafter has to read a text first, how many of its latest tokens at most; None: as it likes.
+        """
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Steps:
         self._model, self._drafters, self._policy = model, drafters, policy
         self._options, self._stats, self._clock = options, stats, clock
         self._history, self._block_reads = History(), block_reads
+        self._drafting = bool(drafters) and options.speculate != "off"
         self._left = limit or model.sequence.context
         self._walk: _Walk | None = None
         self.on_round: Callable[[Round], None] | None = None
@@ -74,6 +78,7 @@ class Steps:
 
     def begin(self) -> None:
         """The prompt is about to be computed."""
+        self._policy.begin()
         for drafter in self._drafters.values():
             drafter.begin()
 
@@ -84,9 +89,9 @@ class Steps:
                 self._drafters[name].cached(self._model)
 
     def prefilled(self) -> None:
-        """The prompt's next chunk was computed."""
+        """The prompt's next chunk was computed; who may draft in a later call sees it in any case."""
         self.cached()
-        if self._drafters:
+        if self._drafting:
             self._history.up_to(self._model.sequence.tokens, 0)  # a long prompt is copied here, not in the first step
 
     def next(self, token_id: int) -> np.ndarray:
@@ -99,7 +104,7 @@ class Steps:
                 walk.path.append(child)
                 return walk.logits[child]
             self.settle()
-        return self._speculated(token_id) if self._drafters else self._decode(token_id)
+        return self._speculated(token_id) if self._drafting else self._decode(token_id)
 
     def settle(self) -> None:
         """Keeps the path that was followed; nothing else of the tree survives."""
@@ -121,7 +126,7 @@ class Steps:
     def close(self) -> None:
         """The call is over: the cache holds what plain decoding would have left there."""
         self.settle()
-        if self._drafters:
+        if self._drafting:
             self._stats.decision = self._policy.describe()
 
     def _decode(self, token_id: int) -> np.ndarray:
@@ -160,7 +165,7 @@ class Steps:
         for name in names:
             plan = self._policy.plan(name, self._options)
             drafting = self._clock()
-            draft = self._drafters[name].draft(history, min(plan.depth, deepest), plan.top_k, plan.floor)
+            draft = self._drafters[name].draft(history, min(plan.depth, deepest), plan.top_k, plan.floor, plan.read)
             drafted = self._clock()
             self._stats.draft_seconds += drafted - drafting
             self._stats.host_seconds += drafting - start
@@ -168,7 +173,7 @@ class Steps:
             cut = draft and self._policy.cut(name, draft, self._options, room)
             if cut and not (len(names) > 1 and self._policy.prefers_another(name, cut)):
                 return self._verify(name, cut, drafted - drafting, self._clock() - drafted)
-            self._policy.missed(name, drafted - start)
+            self._policy.missed(name, drafted - start - (draft.reading if draft else 0.0))
             start = drafted
         self._stats.host_seconds += self._clock() - start
         return None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+FEW = 16  # rows that take about as long as one
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
@@ -45,14 +47,20 @@ class Draft:
 
     `reach` float64 [n]: the root has 1, a child at most its parent's. `kind` tells drafts of one drafter apart whose
     chances differ, so that each kind's figures are kept on their own. `levels` were drafted, more than a cut may have
-    left; `read_seconds` of the drafting went into text that the drafter had not read yet.
+    left; `read_seconds` of the drafting went into `read_tokens` of the text that the drafter had not read yet.
     """
 
     tree: Tree
     reach: np.ndarray
     kind: int = 0
     levels: int = 1
+    read_tokens: int = 0
     read_seconds: float = 0.0
+
+    @property
+    def reading(self) -> float:
+        """Seconds of reading that no level is charged for; few rows take about as long as one and count as a level."""
+        return self.read_seconds if self.read_tokens > FEW else 0.0
 
     def likeliest(self, size: int, reach: np.ndarray | None = None) -> Draft:
         """The draft cut to its `size` likeliest nodes, the likeliest first, ties to the lower number.
