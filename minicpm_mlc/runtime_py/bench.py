@@ -22,7 +22,7 @@ from ..manifest import Bundle, Manifest
 from ..params import load_params
 from .engine import Engine
 from .gears import Gears
-from .machine import cpu_name, physical_cores
+from .machine import physical_cores
 from .memory import HostMemory
 from .random_cache import fill_cache
 from .roofline import READ_KERNEL, MemoryReader
@@ -292,7 +292,7 @@ def bench_bundle(
     context = room_needed(depths, prompt_tokens, new_tokens)
     with Engine(path, context=context, threads=threads, attention=attention, remote=remote) as engine:
         bundle = Bundle(engine.path, engine.manifest)
-        traffic = bundle_traffic(bundle, engine.gears)
+        traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
         reader = _memory_reader(engine)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
@@ -304,8 +304,7 @@ def bench_bundle(
         f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
-    cpu, bandwidth = remote.cpu if remote else cpu_name(), reader.best if reader else None
-    return Report(name, scheme, cpu, threads, context, command, bandwidth, rows)
+    return Report(name, scheme, device, threads, context, command, reader.best if reader else None, rows)
 
 
 def _memory_reader(engine: Engine) -> MemoryReader | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..bench import BenchError, need_positive
 from ..engine import Engine
-from ..machine import cpu_name, physical_cores
+from ..machine import physical_cores
 from ..sampler import Sampler, SamplingParams
 from ..tables import markdown_table, plain_table
 from .draft_bundle import ModelDrafter
@@ -147,7 +147,7 @@ def bench_speculation(
     with Engine(path, threads=threads, attention=attention, draft=draft_model) as engine:
         kinds = _replayed(engine, recorded) if recorded else _tasks(engine, prompt_file, new_tokens)
         bench = _Bench(engine, options, new_tokens, repeats)
-        report = Report(engine.manifest.name, engine.manifest.scheme, cpu_name(), threads, command)
+        report = Report(engine.manifest.name, engine.manifest.scheme, engine.library.memory.name, threads, command)
         report.rows = [bench.row(name, tasks) for name, tasks in kinds.items()]
         report.notes = [f"speculation at the end: {engine.stats.speculation.decision}"]
         if recorded:
