@@ -21,7 +21,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 ARCHS = ("sm_87", "sm_120")
 HAS_DEVICE = Path("/dev/nvidia0").exists()
 needs_compiler = pytest.mark.skipif(not has_compiler(ARCHS), reason=f"no CUDA compiler: {GET_NVRTC}")
-GRID = Grid(get_target("cuda"), 1)
+GRID = Grid(get_target("cuda"))
 SOURCE = 'extern "C" __global__ void __launch_bounds__(64) twice(float* x, int64_t n) { x[threadIdx.x] *= n; }'
 
 

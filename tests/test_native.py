@@ -159,6 +159,19 @@ def test_a_runtime_that_was_not_built_is_named_with_what_it_needs(monkeypatch: p
 
 
 @needs_opencl
+def test_a_runtime_that_tvm_has_itself_stays():
+    """The library is loaded beside it, and registers nothing."""
+    code = """
+import minicpm_mlc_native
+names = [f"{kind}.{device}" for kind in ("device_api", "ffi.Module.load_from_bytes") for device in ("opencl", "vulkan")]
+for name in names: tvm_ffi.register_global_func(name, lambda *_: 7)
+minicpm_mlc_native.load()
+print([tvm_ffi.get_global_func(name)() for name in names], tvm_ffi.get_global_func("minicpm.vulkan.counters", True))
+"""
+    assert in_new_process(code) == "[7, 7, 7, 7] None\n"
+
+
+@needs_opencl
 def test_beside_another_tvm_the_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
     import minicpm_mlc_native
 
