@@ -40,12 +40,14 @@ def describe(source: str) -> dict[str, Any]:
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
+    from .runtime_py.device_here import device_here
+
     manifest = Manifest.load(path)
     rows = [{"context": n, "memory": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
     return {
         "kind": "bundle",
         "name": manifest.name,
-        "runs here": mismatch(manifest.target, this_host()) or "yes",
+        "runs here": mismatch(manifest.target, this_host()) or device_here(manifest.target["device"])[1] or "yes",
         "scheme": manifest.scheme,
         "embedding": manifest.embedding_scheme,
         "activations": manifest.activations,

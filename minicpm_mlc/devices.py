@@ -8,7 +8,6 @@ import platform
 from typing import Any
 
 from .describe import human_bytes
-from .errors import BundleError
 from .host import mismatch, this_host
 from .runtime_py.machine import available_memory, cpu_name, physical_cores
 from .targets.cuda import ARCHS
@@ -43,6 +42,7 @@ def _device(name: str) -> dict[str, Any]:
 
     `name` is the device that is here, `why` what keeps bundles from running; one of them is None.
     """
+    from .runtime_py.device_here import device_here
     from .targets import find_device, gpu_class
 
     device = find_device(name)
@@ -50,7 +50,7 @@ def _device(name: str) -> dict[str, Any]:
     missing = [command for package, command in _needs(device.gpu) if not package]
     target = {"device": device.gpu or "cpu", "triple": system.triple, "cpu": "", "features": []}
     why = f"its libraries are for {system.triple}" if mismatch(target, this_host()) else None
-    here, why = (None, why) if why else _device_name(device.gpu or "cpu")
+    here, why = (None, why) if why else device_here(device.gpu or "cpu")
     found: dict[str, Any] = {
         "device": name, "note": device.note, "system": system.triple, "gpu": device.gpu, "gpus": list(device.gpus),
         "libraries": list(system.libraries), "compile": not missing, "run": bool(here), "missing": missing,
@@ -61,18 +61,6 @@ def _device(name: str) -> dict[str, Any]:
     if device.gpu == "cuda":
         found["archs"] = ARCHS
     return found | _processors() if name == "cpu" and found["compile"] else found
-
-
-def _device_name(device: str) -> tuple[str | None, str | None]:
-    """(name of the first such device, None), or (None, why there is none)."""
-    from .runtime_py.library import load_runtime
-    from .runtime_py.memory import open_memory
-
-    try:
-        load_runtime()
-        return open_memory(device).name, None
-    except BundleError as error:
-        return None, str(error)
 
 
 def _needs(gpu: str | None) -> list[tuple[bool, str]]:

@@ -27,6 +27,10 @@ class ContextError(MiniCPMError):
     """A prompt or context that doesn't fit the model, the engine's context or memory."""
 
 
+class DeviceError(MiniCPMError):
+    """A device that was lost, is out of memory, or whose driver failed."""
+
+
 class SamplingError(MiniCPMError):
     """A sampling option outside its range."""
 

@@ -53,6 +53,8 @@ ARM_BITS = {
 }
 RUNNABLE = ("cpu", "cuda", "metal", "opencl", "vulkan")
 MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+BESIDE_LINUX = ("cuda", "opencl", "vulkan")
+DEVICES = {("android", "aarch64"): "android", ("darwin", "aarch64"): "metal", ("ios", "aarch64"): "ios"}  # to compile for
 SYSTEMS = {
     "linux": "linux",
     "darwin": "darwin",
@@ -91,6 +93,17 @@ def mismatch(target: dict[str, Any], host: Host) -> str | None:
     if missing := missing_features(target["features"], host):
         return f"it was compiled for {target['cpu']}, and this CPU lacks {', '.join(missing)}"
     return None
+
+
+def compile_options(host: Host, device: str) -> str:
+    """The options of `minicpm-mlc compile`, given here, for a bundle that runs on `host`: on `device` if that has one."""
+    here, gpu = this_host(), device if device in BESIDE_LINUX else None
+    if host.system == "linux" and host.machine == here.machine:
+        level = f"x86-64-v{3 if 'avx2' in (host.features or ()) else 2}" if host.machine == "x86_64" else "generic"
+        return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else level}"
+    if (host.system, host.machine) == ("linux", "aarch64"):
+        return f"--device linux-arm64{f' --gpu {gpu}' if gpu else ''}"
+    return f"--device {DEVICES.get((host.system, host.machine), 'DEVICE; minicpm-mlc devices lists them')}"
 
 
 def missing_features(features: list[str], host: Host) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minicpm_mlc.errors import BundleError
 from minicpm_mlc.files import cache_file, remember
-from minicpm_mlc.host import Host, mismatch, this_host
+from minicpm_mlc.host import Host, compile_options, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
 ABI = 4  # functions of the compiled library
@@ -123,7 +123,8 @@ def read_bundle(
     folder = Path(path)
     manifest = Manifest.load(folder)
     if why := mismatch(manifest.target, host or this_host()):
-        raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} --device cpu --cpu native")
+        options = compile_options(host or this_host(), manifest.target["device"])
+        raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} {options}")
     _check_tvm(folder, manifest, tvm or _installed_tvm())
     bundle = Bundle(folder.absolute(), manifest)  # a bare file name would send the loader to the system's folders
     seen = _stat_files(bundle)

@@ -83,7 +83,7 @@ FIRST_WORD = token("▁hello")
 
 def manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
-        "name": "fake", "scheme": "f32", "embedding_scheme": "f32", "target": {}, "tvm": "", "params": [],
+        "name": "fake", "scheme": "f32", "embedding_scheme": "f32", "target": {"device": "cpu"}, "tvm": "", "params": [],
         "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]}, "kv_dtype": "float32", "kv_layout": {},
         "page_size": PAGE, "max_context": 200, "prefill_chunk": 5,
         "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},

@@ -141,15 +141,13 @@ install()
 
 
 class Grid:
-    """Every second kernel of the operator grid for a GPU, from `first` on, to be quick; and their cases."""
+    """The operator grid's cases for a GPU."""
 
-    def __init__(self, target: GpuTarget, first: int) -> None:
+    def __init__(self, target: GpuTarget) -> None:
         self.target = target
-        cases = [c for family in all_cases().values() for c in family if hasattr(target.kernels, c.kernel.operator)]
-        self.operators = sorted({case.kernel.operator for case in cases})
-        kernels = {o: list(dict.fromkeys(c.kernel for c in cases if c.kernel.operator == o)) for o in self.operators}
-        self.kernels = [kernel for found in kernels.values() for kernel in found[first % len(found) :: 2]]
-        self.cases = [case for case in cases if case.kernel in set(self.kernels)]
+        self.cases = [c for family in all_cases().values() for c in family if hasattr(target.kernels, c.kernel.operator)]
+        self.kernels = list(dict.fromkeys(case.kernel for case in self.cases))
+        self.operators = sorted({kernel.operator for kernel in self.kernels})
 
     @cached_property
     def calls(self) -> dict[Any, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import platform
 import shutil
 
 import pytest
@@ -265,6 +266,28 @@ def test_another_device_or_cpu_is_refused(place, target, why):
     write(place / "b", dataclasses.replace(MANIFEST, target={**TARGET, **target}))
     with pytest.raises(BundleError, match=f"can't run here: .*{why}.*minicpm-mlc compile"):
         read(place / "b")
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "options"),
+    [
+        (this_host(), "metal", "--device cpu --cpu native"),
+        (this_host(), "vulkan", "--device vulkan --cpu native"),
+        (Host("linux", "x86_64", frozenset({"avx2"})), "cpu", "--device cpu --cpu x86-64-v3"),
+        (Host("linux", "x86_64", frozenset()), "opencl", "--device opencl --cpu x86-64-v2"),
+        (Host("linux", "aarch64", frozenset()), "cpu", "--device linux-arm64"),
+        (Host("linux", "aarch64", frozenset()), "cuda", "--device linux-arm64 --gpu cuda"),
+        (Host("android", "aarch64", frozenset()), "opencl", "--device android"),
+        (Host("darwin", "aarch64", None), "cpu", "--device metal"),
+        (Host("ios", "aarch64", None), "metal", "--device ios"),
+        (Host("windows", "x86_64", None), "cpu", "--device DEVICE; minicpm-mlc devices lists them"),
+    ],
+)
+@pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="hints are for x86-64 Linux")
+def test_the_refusal_names_the_device_that_fits_the_machine(place, there, device, options):
+    write(place / "b", dataclasses.replace(MANIFEST, target=TARGET | {"device": device, "triple": "riscv64-unknown-linux-gnu"}))
+    with pytest.raises(BundleError, match=f"can't run here: .* minicpm-mlc compile .*{options}$"):
+        read_bundle(place / "b", host=there, tvm=MANIFEST.tvm)
 
 
 def test_unknown_features_of_a_host_or_a_target_are_not_missing():

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from minicpm_mlc.cli import main
 from minicpm_mlc.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.progress import Bars
+from minicpm_mlc.runtime_py import memory
 
 VERBS = ["compile", "chat", "inspect", "bench", "verify", "rpc-server", "package", "trace", "frspec", "devices"]
 
@@ -210,26 +213,36 @@ def test_inspect_of_a_checkpoint_names_what_is_wrong_with_it(tmp_path: Path) -> 
     assert "model.safetensors" in json.loads(run("inspect", str(tmp_path), "--json").stdout)["weights"]
 
 
+MANIFEST = Manifest(
+    name="tiny",
+    scheme="w4",
+    embedding_scheme="w4",
+    target={"device": "cpu", "triple": "riscv64-unknown-linux-gnu", "cpu": "generic", "features": []},
+    model=tiny_config("MiniCPM4-0.5B").to_dict(),
+    kv_dtype="float16",
+    kv_layout={"k": [], "v": []},
+    max_context=3000,
+    prefill_chunk=512,
+    params=[],
+    memory={"weights": 1000, "kv_per_token": 10, "activations": 1},
+    tvm="0",
+)
+
+
 def test_inspect_of_a_bundle_for_another_machine(tmp_path: Path) -> None:
-    manifest = Manifest(
-        name="tiny",
-        scheme="w4",
-        embedding_scheme="w4",
-        target={"device": "cpu", "triple": "riscv64-unknown-linux-gnu", "cpu": "generic", "features": []},
-        model=tiny_config("MiniCPM4-0.5B").to_dict(),
-        kv_dtype="float16",
-        kv_layout={"k": [], "v": []},
-        max_context=3000,
-        prefill_chunk=512,
-        params=[],
-        memory={"weights": 1000, "kv_per_token": 10, "activations": 1},
-        tvm="0",
-    )
-    (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
+    (tmp_path / "manifest.json").write_bytes(MANIFEST.to_bytes())
     report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
     assert [row["context"] for row in report["memory"]] == [1024, 2048, 3000]
     assert report["memory"][-1]["memory"] == 1000 + 10 * 3008 + 1  # whole pages of 64
     assert "riscv64" in report["runs here"]
+
+
+def test_inspect_of_a_bundle_says_what_a_chat_would_say_of_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_attribute", lambda *_: 0)
+    for device, says in (("cpu", "yes"), ("vulkan", "no vulkan device was found|the runtime for vulkan is missing")):
+        target = MANIFEST.target | {"device": device, "triple": f"{platform.machine()}-unknown-linux-gnu"}
+        (tmp_path / "manifest.json").write_bytes(replace(MANIFEST, target=target).to_bytes())
+        assert re.match(says, json.loads(run("inspect", str(tmp_path), "--json").stdout)["runs here"])
 
 
 def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 ARCHS = ("sm_87", "sm_120")
 HAS_DEVICE = Path("/dev/nvidia0").exists()
 needs_compiler = pytest.mark.skipif(not has_compiler(ARCHS), reason=f"no CUDA compiler: {GET_NVRTC}")
-GRID = Grid(get_target("cuda"), 1)
+GRID = Grid(get_target("cuda"))
 SOURCE = 'extern "C" __global__ void __launch_bounds__(64) twice(float* x, int64_t n) { x[threadIdx.x] *= n; }'
 
 
@@ -100,6 +101,27 @@ def test_a_fat_binary_is_read_back_and_a_damaged_one_refused():
     for damaged in (data[:-8], b"PK" + data[2:]):
         with pytest.raises(ValueError, match="fat binary"):
             unpack(damaged)
+
+
+NO_HOST_COMPILER = """#!/bin/sh
+[ "$1" = --list-gpu-code ] && echo sm_87 && echo sm_120 && exit
+echo "nvcc fatal   : Failed to preprocess host compiler properties." >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("script", [NO_HOST_COMPILER, "no program"])
+def test_an_nvcc_that_does_not_compile_gives_way_to_nvrtc_and_it_is_said(script, tmp_path, monkeypatch, caplog):
+    (tmp_path / "nvcc").write_text(script)
+    (tmp_path / "nvcc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cuda_compiler, "nvcc_archs", cuda_compiler.nvcc_archs.__wrapped__)  # what it found before is kept
+    monkeypatch.setattr(cuda_compiler, "nvrtc_library", lambda: tmp_path)
+    assert cuda_compiler.find_compiler(ARCHS) is nvrtc
+    assert f"{tmp_path}/nvcc does not compile, NVRTC is used where it is installed: " in caplog.text
+    assert script == "no program" or "Failed to preprocess host compiler properties" in caplog.text
+    monkeypatch.setattr(cuda_compiler, "nvrtc_library", lambda: None)
+    assert not has_compiler(ARCHS)
 
 
 def test_without_a_compiler_the_command_that_gets_one_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,8 @@ SUMS = [f"What is {a} + {b}?" for a, b in RNG.integers(100, 9999, (40, 2))]
 TALK = ["What does minicpm-mlc do?", "Hello!", "Who are you?", "Write a poem.", "The code of the red door is 7. Which is it?"]
 QUESTIONS = SUMS + TALK + [f"{question} /no_think" for question in TALK]
 LONG = RNG.integers(4, 1500, 700).tolist()  # tokens beyond the demo's dense_len of 512
+TOKENS = {"opencl": (64, 24), "vulkan": (16, 6)}  # of each of the 50 answers: decoded one by one; in trees, and sparsely
+pytestmark = pytest.mark.usefixtures("vulkan_silent")
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
@@ -65,22 +67,46 @@ def prompt(engine: Engine, question: str) -> list[int]:
     return engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": question}], None).ids
 
 
-def test_50_answers_are_what_the_cpu_says(cpu: Engine, gpu: Engine):
-    """Each token of the CPU's answers is the likeliest here too, after the same ones before it."""
+@pytest.fixture(scope="module")
+def answers(cpu: Engine) -> dict[str, tuple[list[int], list[int]]]:
+    """By question: the prompt, and the CPU's first 64 greedy tokens after it."""
     assert len(QUESTIONS) >= 50
+    prompts = {question: prompt(cpu, question) for question in QUESTIONS}
+    return {question: (ids, greedy(cpu, ids, 65, speculate="off")[len(ids) :]) for question, ids in prompts.items()}
+
+
+def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(device: str, cpu: Engine, gpu: Engine, answers: dict):
+    """Of all, where the next test decodes but the first tokens."""
+    for question in QUESTIONS if TOKENS[device][0] < 64 else TALK:
+        ids, answer = answers[question]
+        logits = gpu.logits(ids + answer)
+        np.testing.assert_array_equal(logits[len(ids) - 1 : -1].argmax(-1), answer, question)
+        np.testing.assert_allclose(logits[-1], cpu.logits(ids + answer)[-1], atol=1e-4)
+
+
+def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(device: str, gpu: Engine, answers: dict):
+    alone, together = TOKENS[device]
+    for question, (ids, answer) in answers.items():
+        for speculate, count in (("off", alone), ("ngram", together), ("eagle", together)):
+            tokens = greedy(gpu, ids, count + 1, speculate=speculate)[len(ids) :]
+            assert tokens == answer[:count], (question, speculate)
+
+
+@pytest.mark.parametrize("speculate", ["ngram", "eagle"])
+def test_64_tokens_decoded_in_trees(gpu: Engine, answers: dict, speculate: str):
+    ids, answer = answers[SUMS[0]]
+    assert greedy(gpu, ids, 65, speculate=speculate)[len(ids) :] == answer
+
+
+def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(device: str, cpu: Engine, gpu: Engine):
+    """The text, of more blocks than are read, is computed once."""
+    _, count = TOKENS[device]
     for question in QUESTIONS:
-        ids = prompt(cpu, question)
-        answer = greedy(cpu, ids, 65)
-        logits = gpu.logits(answer)
-        np.testing.assert_array_equal(logits[len(ids) - 1 : -1].argmax(-1), answer[len(ids) :], question)
-        np.testing.assert_allclose(logits[-1], cpu.logits(answer)[-1], atol=1e-4)
-
-
-@pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])
-@pytest.mark.parametrize("question", [SUMS[0], TALK[0]])
-def test_64_tokens_decoded_one_by_one_and_in_trees(cpu: Engine, gpu: Engine, question: str, speculate: str):
-    ids = prompt(cpu, question)
-    assert greedy(gpu, ids, 64, speculate=speculate) == greedy(cpu, ids, 64, speculate="off")
+        ids = LONG[:600] + prompt(cpu, question)
+        expected = greedy(cpu, ids, count + 1, speculate="off")
+        assert greedy(gpu, ids, count + 1, speculate="off") == expected, question
+        assert gpu.stats.attention == "sparse" and gpu.stats.blocks_read < gpu.stats.blocks
+        assert gpu.stats.cached_tokens >= 600 or question == QUESTIONS[0]
 
 
 @pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from minicpm_mlc import Engine
-from minicpm_mlc.errors import EngineError
+from minicpm_mlc.errors import DeviceError, EngineError
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.library import Library
 from minicpm_mlc.runtime_py.machine import CORES
-from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, HostMemory
+from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
 
 TOKENS = [5, 6, 7]
 
@@ -73,3 +74,23 @@ def test_arguments_are_aligned_and_apart_whatever_the_arrays_are(n):
         for array, tensor in zip(arrays, tensors, strict=True):
             assert np.array_equal(array, tensor) and tensor.dtype == array.dtype
             assert tensor.ctypes.data % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Check failed: (e == cudaSuccess) is false: CUDA: out of memory", "GPU: CUDA: out of memory; start the program again"),
+        ("Vulkan: waiting failed; install a newer driver", "GPU: Vulkan: waiting failed; install a newer driver$"),
+    ],
+)
+def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown: str):
+    def fail(*_: Any) -> None:
+        raise RuntimeError(said)
+
+    memory, library = object.__new__(DeviceMemory), object.__new__(Library)
+    memory.name = "GPU"
+    library.memory, library.threads = memory, 1
+    with pytest.raises(DeviceError, match=f"^{shown}"):
+        library._run(fail, ())
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours stays one
+        library._run(lambda: 1 / 0, ())

@@ -26,7 +26,7 @@ from minicpm_mlc.targets.metal import MetalTarget
 pytestmark = pytest.mark.skipif(platform.system() == "Darwin", reason="Metal itself is here")
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 TARGET = MetalTarget(CpuTarget.of("native"))
-GRID = Grid(TARGET, 0)
+GRID = Grid(TARGET)
 RNG = np.random.default_rng(7)
 
 

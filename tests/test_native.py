@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tvm
+from driver_cases import built, in_new_process, lost, needs_cc
 from gpu_cases import DEVICE, compiled, needs_opencl
 
 import minicpm_mlc.runtime_py.memory as memory
 from minicpm_mlc.errors import BundleError
 from minicpm_mlc.ops.gpu.rows import rms_norm
 from minicpm_mlc.ops.norm import rms_norm_definition
+from minicpm_mlc.targets import get_target
 
 
 @needs_opencl
@@ -90,6 +95,55 @@ def test_kernels_that_the_driver_refuses_come_with_its_log():
         module["f"](1)
 
 
+NO_CONTEXT = "void* clCreateContext(void* a, int b, void* c, void* d, void* e, int* f) { *f = -6; return 0; }"
+
+
+@needs_opencl
+@needs_cc
+def test_a_lost_device_and_one_that_does_not_open_are_errors_and_no_crash(tmp_path: Path):
+    code = """
+from minicpm_mlc.errors import DeviceError
+place = open_memory("opencl")
+for _ in range(2):
+    try: place.array(place.tensor(np.zeros(3)))
+    except DeviceError as e: print(place.name, e)
+"""
+    printed = in_new_process(code, **lost("opencl", tmp_path))
+    assert printed.count("the device was lost, and what it held; start the program again") == 2
+    printed = in_new_process(code, **built("opencl", tmp_path, NO_CONTEXT))
+    assert printed.count("creating a context failed with -6: out of memory") == 2
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[Path]:
+    """A library with one kernel, RMSNorm of 64 numbers."""
+    target = get_target("opencl")
+    module = tvm.IRModule({"main": rms_norm(64, 1e-6).with_attr("global_symbol", "main")})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "norm.so"
+        target.export(tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path))
+        yield path
+
+
+@needs_opencl
+@needs_cc
+def test_what_the_driver_made_of_kernels_is_kept_and_may_be_damaged(library: Path, tmp_path: Path):
+    code = f"""
+place, norm = open_memory("opencl"), tvm_ffi.load_module({str(library)!r})["main"]
+x, out = place.tensor(np.full((1, 64), 2, "f")), place.zeros((1, 64), np.dtype("f"))
+norm(x, place.tensor(np.ones(64, "f")), out)
+print(np.abs(place.array(out) - 1).max() < 1e-6)
+"""
+    no_compiler = "int clCreateProgramWithSource(void* a, int b, void* c, void* d, int* status) { *status = -3; return 0; }"
+    no_source = built("opencl", tmp_path, no_compiler)
+    for damaged in (True, False):
+        assert in_new_process(code, XDG_CACHE_HOME=str(tmp_path)) == "True\n"
+        (kept,) = (tmp_path / "minicpm-mlc").glob("opencl-*")
+        whole = kept.read_bytes()
+        kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]) if damaged else whole)
+    assert in_new_process(code, XDG_CACHE_HOME=str(tmp_path), **no_source) == "True\n"  # from what was kept alone
+
+
 def test_without_its_runtime_a_device_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory.tvm_ffi, "get_global_func", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "minicpm_mlc_native", None)
@@ -102,6 +156,19 @@ def test_a_runtime_that_was_not_built_is_named_with_what_it_needs(monkeypatch: p
     monkeypatch.setitem(sys.modules, "minicpm_mlc_native", SimpleNamespace(load=lambda: None))
     with pytest.raises(BundleError, match=r"built without vulkan, whose headers were missing; install .* libvulkan-dev"):
         memory.open_memory("vulkan")
+
+
+@needs_opencl
+def test_a_runtime_that_tvm_has_itself_stays():
+    """The library is loaded beside it, and registers nothing."""
+    code = """
+import minicpm_mlc_native
+names = [f"{kind}.{device}" for kind in ("device_api", "ffi.Module.load_from_bytes") for device in ("opencl", "vulkan")]
+for name in names: tvm_ffi.register_global_func(name, lambda *_: 7)
+minicpm_mlc_native.load()
+print([tvm_ffi.get_global_func(name)() for name in names], tvm_ffi.get_global_func("minicpm.vulkan.counters", True))
+"""
+    assert in_new_process(code) == "[7, 7, 7, 7] None\n"
 
 
 @needs_opencl

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import VALIDATED
+from driver_cases import failing, in_new_process, needs_cc
 from gpu_cases import device_named
 from tvm.script import tirx as T
 
@@ -35,30 +35,6 @@ pytestmark = [
 VULKAN = 7  # TVM's number of the device type
 THREADS, SCALARS = 64, 17
 STAGED = "MINICPM_VULKAN_STAGING"
-START = """
-import numpy as np
-from minicpm_mlc.runtime_py.library import load_runtime, tvm_ffi
-from minicpm_mlc.runtime_py.memory import open_memory
-load_runtime()
-"""
-FAILING = """
-#include <dlfcn.h>
-#include <string.h>
-#include <vulkan/vulkan.h>
-static PFN_vkGetInstanceProcAddr instance_function;
-static PFN_vkGetDeviceProcAddr device_function;
-static VkResult FUNCTION(void) { return RESULT; }
-static PFN_vkVoidFunction find(VkDevice device, const char* name) {
-  return strcmp(name, NAME) ? device_function(device, name) : (PFN_vkVoidFunction)FUNCTION;
-}
-PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char* name) {
-  if (!instance_function) instance_function = dlsym(dlopen("libvulkan.so.1", RTLD_NOW), "vkGetInstanceProcAddr");
-  PFN_vkVoidFunction found = instance_function(instance, name);
-  if (strcmp(name, "vkGetDeviceProcAddr")) return found;
-  device_function = (PFN_vkGetDeviceProcAddr)found;
-  return (PFN_vkVoidFunction)find;
-}
-"""  # a Vulkan of which one function fails
 
 
 def add() -> Any:
@@ -119,15 +95,6 @@ def launch(add: Any, x: tvm.runtime.Tensor, n: int, *grid: int) -> None:
     tvm.get_global_func("__tvm_set_device")(VULKAN, 0)
     pointer = ctypes.c_void_p(x.data_ptr())
     add(pointer, pointer, n, *grid)
-
-
-def in_new_process(code: str, **environment: str) -> str:
-    """What a Python of its own prints, with TVM's runtime alone."""
-    program = [sys.executable, "-c", START + code]
-    done = subprocess.run(program, env=os.environ | environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "Validation" not in done.stdout, done.stdout
-    return done.stdout
 
 
 def test_the_device_tells_what_it_is():
@@ -333,7 +300,7 @@ def test_without_the_loader_a_driver_is_asked_itself():
     assert in_new_process(code, MINICPM_VULKAN_LIBRARY=name).startswith("[0 1 2] llvmpipe")
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@needs_cc
 @pytest.mark.parametrize(
     ("function", "result", "error"),
     [
@@ -345,20 +312,17 @@ def test_without_the_loader_a_driver_is_asked_itself():
 def test_a_driver_that_fails_is_an_error_and_no_crash(
     compiled: Compiled, tmp_path: Path, function: str, result: str, error: str
 ):
-    source, library = tmp_path / "failing.c", tmp_path / "failing.so"
-    source.write_text(FAILING)
-    macros = [f"-DRESULT={result}", f'-DNAME="{function}"', "-DFUNCTION=fail", "-DVK_NO_PROTOTYPES"]
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", *macros, str(source), "-o", str(library)], check=True)
     code = f"""
+from minicpm_mlc.errors import DeviceError
 place, add = open_memory("vulkan"), tvm_ffi.load_module({str(compiled.path)!r})["add"]
 for _ in range(2):
     try:
         y = place.tensor(np.zeros(3, "f"))
         add(y, y)
         place.array(y)
-    except RuntimeError as e: print(e)
+    except DeviceError as e: print(e)
 """
-    printed = in_new_process(code, MINICPM_VULKAN_LIBRARY=str(library))
+    printed = in_new_process(code, **failing("vulkan", tmp_path, function, result))
     assert printed.count(error) == 2
 
 
@@ -381,11 +345,12 @@ for i in range(3):
 def test_a_forked_process_is_told_what_to_do():
     code = """
 import os
+from minicpm_mlc.errors import DeviceError
 place = open_memory("vulkan")
 x = place.tensor(np.ones(3))
 if os.fork() == 0:
     try: place.array(x)
-    except RuntimeError as e: print(e, flush=True)
+    except DeviceError as e: print(e, flush=True)
     os._exit(0)
 os.wait()
 assert place.array(x).sum() == 3

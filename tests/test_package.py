@@ -97,6 +97,13 @@ def test_a_file_that_shrank_or_grew_is_damage(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize("name", ["demo.tar.gz", "demo", "demo.ZIP"])
+def test_another_kind_of_archive_is_refused_by_its_name(tmp_path, name):
+    with pytest.raises(CompileError, match=rf"{name}: expected a name that ends in \.zip or \.tar"):
+        package_bundle(bundle_for("linux", tmp_path), "linux", tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_a_place_that_can_not_be_written_is_named(tmp_path):
     with pytest.raises(CompileError, match=r"can't be written .*-o"):
         package_bundle(bundle_for("linux", tmp_path), "linux", tmp_path / "nowhere" / "out.zip")

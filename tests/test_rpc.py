@@ -22,8 +22,9 @@ from minicpm_mlc.kernel_cases import load_cases
 from minicpm_mlc.manifest import Bundle, read_bundle
 from minicpm_mlc.runtime_py.bench import BenchError, bench_bundle
 from minicpm_mlc.runtime_py.device_check import check_device
+from minicpm_mlc.runtime_py.rpc import server as server_module
 from minicpm_mlc.runtime_py.rpc.client import Remote, RemoteLibrary, connect
-from minicpm_mlc.runtime_py.rpc.message import pack, unpack
+from minicpm_mlc.runtime_py.rpc.message import PROTOCOL, pack, unpack
 from minicpm_mlc.runtime_py.rpc.server import run_server
 from minicpm_mlc.runtime_py.rpc.store import Store
 from minicpm_mlc.runtime_py.verify import verify_bundle
@@ -146,7 +147,7 @@ def test_errors_come_back_as_themselves(bundle, remote, monkeypatch):
             remote.call(method)
     with pytest.raises(EngineError, match="failed at new_pools"):
         remote.call("new_pools", library=999, pages=1, draft=False)
-    assert remote.call("hello")[0]["protocol"] == 1  # and the connection lives on
+    assert remote.call("hello")[0]["protocol"] == PROTOCOL  # and the connection lives on
     monkeypatch.setattr(remote, "host", type(remote.host)("android", "aarch64", None))
     with pytest.raises(BundleError, match="can't run"):
         remote.read_bundle(bundle)
@@ -155,6 +156,11 @@ def test_errors_come_back_as_themselves(bundle, remote, monkeypatch):
 def test_strangers_and_nonsense_are_refused_with_what_to_do(server):
     with pytest.raises(EngineError, match="expected HOST:PORT"):
         connect("localhost", KEY)
+    for port in (0, 70000):
+        with pytest.raises(EngineError, match=f"--rpc 127.0.0.1:{port}: port {port} is none of 1 to 65535"):
+            connect(f"127.0.0.1:{port}", KEY)
+    with pytest.raises(EngineError, match="--port 99999: expected 0 to 65535"):
+        run_server(port=99999)
     with pytest.raises(EngineError, match="belong together"):
         connect(server, None)
     with pytest.raises(EngineError, match=r"no connection to 127\.0\.0\.1:9 .*minicpm-mlc rpc-server"):
@@ -169,6 +175,19 @@ def test_a_wrong_key_gets_no_session(tmp_path):
     with pytest.raises(EngineError, match=r"no connection to .* with this key"):
         Remote(address, "another")
     assert said.empty() and not list(tmp_path.iterdir())
+
+
+def test_a_second_client_is_told_that_the_server_is_busy_and_the_next_is_served(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, "LEAVING_SECONDS", 0.01)
+    address, _ = started(tmp_path)
+    first = Remote(address, KEY)
+    for _ in range(2):
+        with pytest.raises(EngineError, match=f"{address} is busy with another client; .*--port"):
+            Remote(address, KEY)
+    assert first.call("hello")[0]["protocol"] == PROTOCOL  # undisturbed
+    monkeypatch.setattr(server_module, "LEAVING_SECONDS", 60)
+    del first
+    assert Remote(address, KEY).cores >= 1
 
 
 def test_messages_keep_values_and_arrays():

@@ -67,17 +67,18 @@ class Reader:
 
 
 def package_bundle(path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None) -> str:
-    """Write the archive, a tar where `out` ends in .tar, else a zip; returns what was written, in words.
+    """Write the archive, which `out` calls .zip or .tar; returns what was written, in words.
 
-    Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform or a file that can't be
-    written.
+    Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform, another kind of archive, or a
+    file that can't be written.
     """
     folder = Path(path)
     manifest = Manifest.load(folder)
     _refuse_misfit(folder, manifest, platform)
     target = Path(out) if out else Path(f"{folder.name}-{platform}.{'tar' if platform == 'linux' else 'zip'}")
-    entries = list(_entries(folder, manifest, platform))
-    write = _write_tar if target.suffix == ".tar" else _write_zip
+    if target.suffix not in WRITERS:
+        raise CompileError(f"-o {target}: expected a name that ends in {' or '.join(WRITERS)}; nothing is compressed")
+    write, entries = WRITERS[target.suffix], list(_entries(folder, manifest, platform))
     total, done = sum(entry.size for entry in entries), 0
 
     def count(size: int) -> None:
@@ -149,3 +150,6 @@ def _write_zip(path: Path, root: str, entries: list[Entry], count: Callable[[int
                 while block := reader.read():
                     stored.write(block)
                 reader.check(entry)
+
+
+WRITERS = {".zip": _write_zip, ".tar": _write_tar}

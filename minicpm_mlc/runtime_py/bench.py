@@ -23,7 +23,7 @@ from ..params import load_params
 from .defaults import largest_context
 from .engine import Engine
 from .gears import Gears
-from .machine import available_memory, cpu_name, physical_cores
+from .machine import available_memory, physical_cores
 from .memory import HostMemory
 from .random_cache import fill_cache
 from .roofline import READ_KERNEL, MemoryReader
@@ -353,7 +353,7 @@ def bench_gears(
     need_room(Manifest.load(path), depths, context, remote.memory if remote else available_memory())
     with Engine(path, context=context, threads=threads, attention=gears[0], remote=remote) as engine:
         bundle = Bundle(engine.path, engine.manifest)
-        traffic = bundle_traffic(bundle, engine.gears)
+        traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
         reader = _memory_reader(engine)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
@@ -366,12 +366,11 @@ def bench_gears(
         f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
-    cpu, bandwidth = remote.cpu if remote else cpu_name(), reader.best if reader else None
-    reports = {}
+    bandwidth, reports = reader.best if reader else None, {}
     for gear in gears:
         traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
         full = [with_traffic(row, traffic) for row in rows[gear]]
-        reports[gear] = Report(name, scheme, cpu, threads, context, command, bandwidth, full)
+        reports[gear] = Report(name, scheme, device, threads, context, command, bandwidth, full)
     return reports
 
 

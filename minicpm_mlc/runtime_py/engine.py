@@ -20,7 +20,7 @@ from .defaults import choose_context, default_sampling, eos_token_ids
 from .draft_model import DraftModel
 from .exclusive import Exclusive
 from .gears import Gears
-from .machine import available_memory, physical_cores
+from .machine import physical_cores
 from .request import Options, Request, Stats
 from .sampler import Sampler
 from .speculative.draft_bundle import ModelDrafter, check_same_tokenizer
@@ -44,6 +44,13 @@ def open_library(bundle: Bundle, threads: int) -> Any:
     from .library import Library
 
     return Library(bundle, threads)
+
+
+def free_memory(device: str) -> int:
+    """Bytes of a device's memory that a bundle can take."""
+    from .device_here import open_device
+
+    return open_device(device).free
 
 
 class Engine:
@@ -74,7 +81,7 @@ class Engine:
 
         Raises:
             BundleError: a bundle is damaged or made for another machine, or the draft bundle has another tokenizer.
-            ContextError: the context exceeds the model's, or the free memory.
+            ContextError: the context exceeds the model's, or the device's free memory.
         """
         if threads is not None and threads < 1:
             raise EngineError(f"threads is {threads}; it must be 1 or more, or left out for the physical cores")
@@ -83,7 +90,7 @@ class Engine:
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(manifest, context, remote.memory if remote else available_memory())
+        self.context = choose_context(manifest, context, self._free_memory(manifest.target["device"]))
         self.threads = threads or (remote.cores if remote else physical_cores())
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
@@ -92,7 +99,8 @@ class Engine:
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by score, in this call's decodes
         self._exclusive = Exclusive()
-        self.library = library = self._open_library(bundle)
+        library = self._open_library(bundle)
+        self.library: Any = library
         self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
         self.drafters = self._open_drafters(library, draft)
         self._policy = Policy(list(self.drafters))
@@ -260,6 +268,9 @@ class Engine:
 
     def _read_bundle(self, path: str | Path) -> Bundle:
         return self._remote.read_bundle(path) if self._remote else read_bundle(path)
+
+    def _free_memory(self, device: str) -> int:
+        return self._remote.free_memory(device) if self._remote else free_memory(device)
 
     def _open_library(self, bundle: Bundle) -> Any:
         return self._remote.open_library(bundle, self.threads) if self._remote else open_library(bundle, self.threads)

@@ -187,7 +187,7 @@ class Library:
     def _run(self, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *rest: Any) -> Any:
         """One call of a compiled function, on this library's number of threads."""
         use_threads(self.threads)
-        return function(*self.memory.arguments(arrays), *rest)
+        return self.memory.call(function, *self.memory.arguments(arrays), *rest)
 
     def _outputs(self, result: Any) -> Outputs:
         """Of a function that returns logits, then features if there is a draft head, then blocks if it is sparse."""

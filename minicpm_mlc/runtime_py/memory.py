@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import BundleError
+from ..errors import BundleError, DeviceError
 from . import tvm_device
 from .ffi import tvm_ffi
-from .machine import cpu_name
+from .machine import available_memory, cpu_name
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SMALL = 4096  # bytes that are sooner copied to a tensor than made one
@@ -26,7 +27,8 @@ DEVICES = {
     "opencl": tvm_ffi.DLDeviceType.kDLOpenCL,
     "vulkan": tvm_ffi.DLDeviceType.kDLVulkan,
 }
-EXISTS, NAME, DRIVER = 0, 5, 12  # TVM's numbers of a device's attributes
+EXISTS, NAME, DRIVER, TOTAL, FREE = 0, 5, 12, 14, 15  # TVM's numbers of a device's attributes
+MEND = "start the program again; if it fails again try a smaller --context, a newer driver, or compile for --device cpu"
 
 
 class Memory(Protocol):
@@ -36,6 +38,15 @@ class Memory(Protocol):
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be taken."""
+        ...
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call compiled code, or what else uses the device. Raises DeviceError when the device fails."""
+        ...
 
     def start(self, vm: Any) -> None:
         """Tell the virtual machine where it works."""
@@ -121,14 +132,16 @@ class Staging:
 class HostMemory:
     """NumPy's memory, shared with the library."""
 
-    name = "cpu"
-
     def __init__(self) -> None:
+        self.name = self.identity = cpu_name()
         self._staging: list[Staging] = []
 
     @property
-    def identity(self) -> str:
-        return cpu_name()
+    def free(self) -> int:
+        return available_memory()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
     def start(self, vm: Any) -> None:
         vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
@@ -172,16 +185,28 @@ class DeviceMemory:
         self._write = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._read = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
 
+    @property
+    def free(self) -> int:
+        """A device that doesn't tell has the host's memory, or a part of it."""
+        own, total = (self.call(_attribute, self._type, which) for which in (FREE, TOTAL))
+        return own if own is not None else min(available_memory(), total or available_memory())
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
+
     def start(self, vm: Any) -> None:
-        vm["vm_initialization"](self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)  # the host is the last
+        self.call(vm["vm_initialization"], self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)  # the host is the last
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return self._new(tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None)
+        return self.call(self._new, tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None)
 
     def tensor(self, array: np.ndarray) -> Any:
         array = np.ascontiguousarray(array)
         tensor = self.zeros(array.shape, array.dtype)
-        self._write(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return tensor
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
@@ -189,5 +214,11 @@ class DeviceMemory:
 
     def array(self, tensor: Any) -> np.ndarray:
         array = np.empty(tuple(tensor.shape), np.dtype(str(tensor.dtype)))
-        self._read(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        self.call(self._read, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array
+
+
+def _explained(said: str) -> str:
+    """What a runtime says, without the condition that TVM checked, and what to do; ours say that after a semicolon."""
+    said = re.sub(r"^Check failed: .* is false: ", "", said.strip())
+    return said if "; " in said else f"{said}; {MEND}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ PRELUDE = """
 #define ushort unsigned short
 """
 FIRST_KERNEL = 'extern "C" __global__'
+PROBE = FIRST_KERNEL + " void probe() {}"
 
 Compiler = Callable[[str, str, bool], bytes]  # (source, "sm_87", PTX instead of machine code) -> the code
 
@@ -76,12 +78,21 @@ def find_compiler(archs: tuple[str, ...]) -> Compiler:
 
 @cache
 def nvcc_archs() -> frozenset[str]:
-    """The architectures that the nvcc on the path compiles for; none where there is no nvcc that runs."""
+    """The architectures that the nvcc on the path compiles for; none where there is no nvcc that works.
+
+    One that lists them may still fail, for want of a C++ compiler; then a warning says so.
+    """
     path = shutil.which("nvcc")
     if path is None:
         return frozenset()
-    result = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=False)
-    return frozenset(result.stdout.split()) if result.returncode == 0 else frozenset()
+    try:
+        result = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=False)
+        archs = frozenset(result.stdout.split() if result.returncode == 0 else ())
+        nvcc(PROBE, min(archs, default="sm_80"), False)
+        return archs
+    except (CompileError, OSError) as error:
+        logging.getLogger(__name__).warning("%s does not compile, NVRTC is used where it is installed: %s", path, error)
+        return frozenset()
 
 
 def nvcc(source: str, arch: str, ptx: bool) -> bytes:

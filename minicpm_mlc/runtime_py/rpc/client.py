@@ -19,7 +19,7 @@ from ..ffi import tvm_ffi
 from ..kernel_check import Checked
 from ..library import Pools, load_runtime
 from ..outputs import Outputs
-from .message import CALL, PROTOCOL, pack, unpack
+from .message import CALL, LAST_PORT, PROTOCOL, pack, unpack
 
 BLOCK = 1 << 20  # bytes of one upload message
 
@@ -27,10 +27,10 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 class Remote:
-    """A connection. `memory`, `cores` and `cpu` are what the machine has: free bytes, physical cores, the processor's name."""
+    """A connection. `cores` are the machine's physical ones."""
 
     def __init__(self, address: str, key: str, progress: Progress | None = None) -> None:
-        """Raises EngineError when nobody answers at HOST:PORT, or not to this key or version."""
+        """Raises EngineError when nobody answers at HOST:PORT, not to this key or version, or another client is served."""
         self.address, self._progress = address, progress or (lambda stage, done, total: None)
         host, port = _parts(address)
         load_runtime()
@@ -38,16 +38,14 @@ class Remote:
             self._session = tvm_ffi.get_global_func("rpc.Connect")(host, port, key, False)
             self._call = self._session[CALL]
         except Exception as error:
-            raise EngineError(
-                f"no connection to {address} with this key ({_last_line(error)}); start a server there: minicpm-mlc rpc-server"
-            ) from None
+            raise EngineError(_refused(address, _last_line(error))) from None
         hello, _ = self.call("hello")
         if hello["protocol"] != PROTOCOL:
             raise EngineError(f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this version there")
         here = hello["host"]
         features = None if here["features"] is None else frozenset(here["features"])
         self.host, self.tvm = Host(here["system"], here["machine"], features), str(hello["tvm"])
-        self.memory, self.cores, self.cpu = int(hello["memory"]), int(hello["cores"]), str(hello["cpu"])
+        self.cores = int(hello["cores"])
 
     def call(self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Ask the server. Raises the MiniCPMError that it raised, EngineError when the connection breaks."""
@@ -63,6 +61,10 @@ class Remote:
     def read_bundle(self, path: str | Path) -> Bundle:
         """A bundle of this machine that can run there. Raises BundleError."""
         return read_bundle(path, host=self.host, tvm=self.tvm)
+
+    def free_memory(self, device: str) -> int:
+        """Bytes of a device's memory there that a bundle can take. Raises BundleError when the device is missing."""
+        return int(self.call("free_memory", device=device)[0]["bytes"])
 
     def open_library(self, bundle: Bundle, threads: int) -> RemoteLibrary:
         """The compiled functions of a bundle, there; uploads the files that are missing."""
@@ -160,9 +162,18 @@ class RemoteLibrary:
 
 def _parts(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
+    if not colon or not host or not port.isdecimal():
         raise EngineError(f"--rpc {address}: expected HOST:PORT, such as 192.168.1.20:9090")
+    if not 1 <= int(port) <= LAST_PORT:
+        raise EngineError(f"--rpc {address}: port {port} is none of 1 to {LAST_PORT}; rpc-server prints its own")
     return host, int(port)
+
+
+def _refused(address: str, why: str) -> str:
+    """`why` is what TVM says; a key that is taken is the server's word for being busy."""
+    if "server already have key" in why:
+        return f"{address} is busy with another client; wait until that one ends, or start a second server on another --port"
+    return f"no connection to {address} with this key ({why}); start a server there: minicpm-mlc rpc-server"
 
 
 def _last_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""minicpm-mlc rpc-server: waits for clients that know the key, one after the other, each in a process of its own.
+"""minicpm-mlc rpc-server: serves clients that know the key, one at a time, each in a process of its own.
 
 The handshake is TVM's: a magic number, the length of a key, "client:KEY"; the answer is a code, and the server's name.
 """
@@ -17,10 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import EngineError
+from .message import LAST_PORT
 
-MAGIC, MISMATCH = 0xFF271, 0xFF271 + 2  # TVM's, src/runtime/rpc/rpc_endpoint.h
+MAGIC = 0xFF271  # TVM's, src/runtime/rpc/rpc_endpoint.h
+BUSY, MISMATCH = MAGIC + 1, MAGIC + 2  # the first is TVM's word for a key that is taken
 LONGEST_KEY = 1024
 HANDSHAKE_SECONDS = 10
+LEAVING_SECONDS = 3  # that a client's process may take to end, before the next one is sent away
 
 
 def run_server(
@@ -33,28 +36,58 @@ def run_server(
 ) -> None:
     """Serve clients for ever, or so many. `key` None: a random one, which is said. Bundles are kept in `folder`.
 
-    Raises EngineError when the address can't be had.
+    Another client is told that the server is busy. Raises EngineError when the address can't be had.
     """
+    if not 0 <= port <= LAST_PORT:
+        raise EngineError(f"--port {port}: expected 0 to {LAST_PORT}, such as --port 9090")
     key = key or secrets.token_urlsafe(12)
     place = Path(folder) if folder else _cache()
     try:
         listening = socket.create_server((host, port))
     except OSError as error:
         raise EngineError(f"{host}:{port} can't be listened at ({error.strerror}); try another --port") from None
-    with listening:
+    served = Served(place)
+    with listening, served:
         address = "{}:{}".format(*listening.getsockname()[:2])
         say(f"listening at {address}; a client: minicpm-mlc chat BUNDLE --rpc {address} --key {key}")
         while clients is None or clients > 0:
             connection, peer = listening.accept()
             with connection:
-                if _greeted(connection, key):
+                if _greeted(connection, key, served):
                     say(f"serving {peer[0]}:{peer[1]}")
-                    _serve(connection, place)
+                    served.begin(connection)
                     clients = clients and clients - 1
+        served.wait()
 
 
-def _greeted(connection: socket.socket, key: str) -> bool:
-    """Whether the client knows the key; it is told."""
+class Served:
+    """The client that is served, in a process of its own: what it crashes is that one. At the end none is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._process = folder, None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._process.kill()
+
+    def begin(self, connection: socket.socket) -> None:
+        """Serve a client until it leaves; returns at once."""
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # one whose network broke leaves at last
+        arguments = [str(connection.fileno()), str(self._folder)]
+        command = [sys.executable, "-m", "minicpm_mlc.runtime_py.rpc.session", *arguments]
+        self._process = subprocess.Popen(command, pass_fds=[connection.fileno()])
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the client has left, within so many seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process is None or self._process.wait(seconds) is not None
+        return False
+
+
+def _greeted(connection: socket.socket, key: str, served: Served) -> bool:
+    """Whether the client knows the key and none is served before it; it is told."""
     connection.settimeout(HANDSHAKE_SECONDS)
     with suppress(OSError, struct.error, UnicodeDecodeError):
         magic, length = struct.unpack("<ii", _received(connection, 8))
@@ -62,12 +95,13 @@ def _greeted(connection: socket.socket, key: str) -> bool:
             return False
         given = _received(connection, length)
         right = hmac.compare_digest(given, f"client:{key}".encode())
-        connection.sendall(struct.pack("<i", MAGIC if right else MISMATCH))
-        if right:
+        answer = MISMATCH if not right else MAGIC if served.wait(LEAVING_SECONDS) else BUSY
+        connection.sendall(struct.pack("<i", answer))
+        if answer == MAGIC:
             name = b"server:minicpm-mlc"
             connection.sendall(struct.pack("<i", len(name)) + name)
             connection.settimeout(None)
-        return right
+        return answer == MAGIC
     return False
 
 
@@ -79,16 +113,6 @@ def _received(connection: socket.socket, size: int) -> bytes:
             raise OSError("the client left")
         data += block
     return data
-
-
-def _serve(connection: socket.socket, folder: Path) -> None:
-    """Until the client leaves; what it crashes is its own process."""
-    command = [sys.executable, "-m", "minicpm_mlc.runtime_py.rpc.session", str(connection.fileno()), str(folder)]
-    process = subprocess.Popen(command, pass_fds=[connection.fileno()])
-    try:
-        process.wait()
-    finally:
-        process.kill()
 
 
 def _cache() -> Path:

@@ -15,10 +15,11 @@ from ...errors import EngineError, MiniCPMError
 from ...host import this_host
 from ...kernel_cases import from_bytes
 from ...manifest import read_bundle
+from ..device_here import open_device
 from ..ffi import tvm_ffi
 from ..kernel_check import check
 from ..library import Library, Pools, load_runtime
-from ..machine import available_memory, cpu_name, physical_cores
+from ..machine import physical_cores
 from .message import CALL, PROTOCOL, pack, unpack
 from .store import Store
 
@@ -47,8 +48,11 @@ class Session:
         host = this_host()
         features = None if host.features is None else sorted(host.features)
         machine = {"system": host.system, "machine": host.machine, "features": features}
-        resources = {"memory": available_memory(), "cores": physical_cores(), "cpu": cpu_name()}
-        return {"protocol": PROTOCOL, "tvm": importlib.metadata.version("apache-tvm"), "host": machine, **resources}, []
+        tvm, cores = importlib.metadata.version("apache-tvm"), physical_cores()
+        return {"protocol": PROTOCOL, "tvm": tvm, "host": machine, "cores": cores}, []
+
+    def free_memory(self, _: list[np.ndarray], device: str) -> Reply:
+        return {"bytes": open_device(device).free}, []
 
     def missing(self, _: list[np.ndarray], wanted: list[str]) -> Reply:
         return {"missing": self._store.missing(wanted)}, []

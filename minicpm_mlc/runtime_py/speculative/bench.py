@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bench import BenchError, need_positive
 from ..engine import Engine
-from ..machine import cpu_name, physical_cores
+from ..machine import physical_cores
 from ..sampler import Sampler, SamplingParams
 from ..tables import markdown_table, plain_table
 from .options import Speculation
@@ -150,7 +150,7 @@ def bench_speculation(
         kinds |= own_tasks(engine, prompt_file) if prompt_file else {}
         _check_room(engine, kinds, new_tokens)
         bench = _Bench(engine, options, new_tokens, repeats)
-        report = Report(engine.manifest.name, engine.manifest.scheme, cpu_name(), threads, command)
+        report = Report(engine.manifest.name, engine.manifest.scheme, engine.library.memory.name, threads, command)
         report.rows = [bench.row(name, tasks) for name, tasks in kinds.items()]
     if recorded:
         report.notes.append(f"acceptance replayed from {replay}: {len(recorded.trees)} trees of {recorded.source}")

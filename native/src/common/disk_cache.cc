@@ -29,14 +29,13 @@ fs::path Folder() {
   return base.is_absolute() ? base / "minicpm-mlc" : fs::path();
 }
 
-// FNV-1a. Drivers check that a cache is theirs, not that it is whole.
-uint64_t Checksum(const std::string& data) {
+}  // namespace
+
+uint64_t Hash(const std::string& data) {
   uint64_t hash = 14695981039346656037u;
   for (unsigned char byte : data) hash = (hash ^ byte) * 1099511628211u;
   return hash;
 }
-
-}  // namespace
 
 std::string ReadCache(const std::string& name) {
   std::ifstream file(Folder() / name, std::ios::binary);
@@ -45,7 +44,7 @@ std::string ReadCache(const std::string& name) {
   if (data.size() < sizeof(hash)) return {};
   std::memcpy(&hash, data.data(), sizeof(hash));
   data.erase(0, sizeof(hash));
-  return Checksum(data) == hash ? data : std::string();
+  return Hash(data) == hash ? data : std::string();  // drivers check that a cache is theirs, not that it is whole
 }
 
 void WriteCache(const std::string& name, const std::string& data) {
@@ -55,7 +54,7 @@ void WriteCache(const std::string& name, const std::string& data) {
   fs::create_directories(folder, ignored);
   auto now = std::chrono::steady_clock::now().time_since_epoch().count();
   fs::path draft = folder / (name + "." + std::to_string(now));
-  uint64_t hash = Checksum(data);
+  uint64_t hash = Hash(data);
   std::ofstream file(draft, std::ios::binary);
   file.write(reinterpret_cast<const char*>(&hash), sizeof(hash));
   file.write(data.data(), static_cast<std::streamsize>(data.size()));

@@ -1,9 +1,13 @@
 // Files in the user's cache folder that may vanish or be damaged without harm.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace minicpm {
+
+// FNV-1a.
+uint64_t Hash(const std::string& data);
 
 // Empty when there is no such file or it isn't whole.
 std::string ReadCache(const std::string& name);

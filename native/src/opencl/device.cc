@@ -18,36 +18,26 @@ std::vector<cl_device_id> FindDevices(const Driver& cl) {
   cl_uint count = 0;
   if (cl.clGetPlatformIDs(0, nullptr, &count) != CL_SUCCESS || count == 0) return {};
   std::vector<cl_platform_id> platforms(count);
-  Check(cl.clGetPlatformIDs(count, platforms.data(), nullptr), "listing platforms");
+  if (cl.clGetPlatformIDs(count, platforms.data(), nullptr) != CL_SUCCESS) return {};
   std::vector<cl_device_id> found;
   for (cl_device_type type : {CL_DEVICE_TYPE_GPU, CL_DEVICE_TYPE_ACCELERATOR, CL_DEVICE_TYPE_CPU}) {
     for (cl_platform_id platform : platforms) {
       if (cl.clGetDeviceIDs(platform, type, 0, nullptr, &count) != CL_SUCCESS || count == 0) continue;
       std::vector<cl_device_id> devices(count);
-      Check(cl.clGetDeviceIDs(platform, type, count, devices.data(), nullptr), "listing devices");
+      if (cl.clGetDeviceIDs(platform, type, count, devices.data(), nullptr) != CL_SUCCESS) continue;
       found.insert(found.end(), devices.begin(), devices.end());
     }
   }
   return found;
 }
 
-Device Open(const Driver& cl, cl_device_id id) {
+void Open(const Driver& cl, Device* device) {
   cl_int status;
-  Device device{id, nullptr, nullptr};
-  device.context = cl.clCreateContext(nullptr, 1, &id, nullptr, nullptr, &status);
+  cl_context context = cl.clCreateContext(nullptr, 1, &device->id, nullptr, nullptr, &status);
   Check(status, "creating a context");
-  device.queue = cl.clCreateCommandQueue(device.context, id, 0, &status);
+  device->queue = cl.clCreateCommandQueue(context, device->id, 0, &status);
   Check(status, "creating a queue");
-  return device;
-}
-
-std::string Text(const Driver& cl, cl_device_id id, cl_device_info what) {
-  size_t size = 0;
-  Check(cl.clGetDeviceInfo(id, what, 0, nullptr, &size), "asking a device");
-  std::string text(size, '\0');
-  Check(cl.clGetDeviceInfo(id, what, size, text.data(), nullptr), "asking a device");
-  text.resize(std::min(text.size(), text.find('\0')));
-  return text;
+  device->context = context;
 }
 
 template <typename T>
@@ -61,22 +51,41 @@ cl_mem Memory(const void* pointer) { return static_cast<const Buffer*>(pointer)-
 
 }  // namespace
 
+std::string Text(const Driver& cl, cl_device_id id, cl_device_info what) {
+  size_t size = 0;
+  Check(cl.clGetDeviceInfo(id, what, 0, nullptr, &size), "asking a device");
+  std::string text(size, '\0');
+  Check(cl.clGetDeviceInfo(id, what, size, text.data(), nullptr), "asking a device");
+  text.resize(std::min(text.size(), text.find('\0')));
+  return text;
+}
+
 Devices* Devices::Global() {
   static Devices* devices = new Devices();  // never freed: drivers are gone before static objects are
   return devices;
 }
 
 Devices::Devices() : driver_(FindDriver()) {
-  if (driver_ == nullptr) return;
-  for (cl_device_id id : FindDevices(*driver_)) devices_.push_back(Open(*driver_, id));
+  if (driver_ != nullptr) found_ = FindDevices(*driver_);
 }
 
-const Device& Devices::At(int index) const {
-  if (index < 0 || static_cast<size_t>(index) >= devices_.size()) {
-    TVM_FFI_THROW(RuntimeError) << "no OpenCL device " << index << ", found " << devices_.size()
+cl_device_id Devices::Find(int index) const {
+  if (index < 0 || static_cast<size_t>(index) >= found_.size()) {
+    TVM_FFI_THROW(RuntimeError) << "no OpenCL device " << index << ", found " << found_.size()
                                 << "; install a driver, for a CPU: apt-get install pocl-opencl-icd";
   }
-  return devices_[index];
+  return found_[index];
+}
+
+Device& Devices::At(int index) {
+  cl_device_id id = Find(index);
+  std::lock_guard<std::mutex> lock(mutex_);
+  Device& device = opened_[index];
+  if (device.context == nullptr) {
+    device.id = id;
+    Open(*driver_, &device);
+  }
+  return device;
 }
 
 int Devices::current() const { return current_device; }
@@ -84,13 +93,13 @@ int Devices::current() const { return current_device; }
 void Devices::SetDevice(tvm::Device device) { current_device = device.device_id; }
 
 void Devices::GetAttr(tvm::Device device, DeviceAttrKind kind, tvm::ffi::Any* value) {
-  bool exists = static_cast<size_t>(device.device_id) < devices_.size();
+  bool exists = static_cast<size_t>(device.device_id) < found_.size();
   if (kind == tvm::runtime::kExist || !exists) {
     if (kind == tvm::runtime::kExist) *value = static_cast<int64_t>(exists);
     return;
   }
   const Driver& cl = *driver_;
-  cl_device_id id = At(device.device_id).id;
+  cl_device_id id = Find(device.device_id);
   switch (kind) {
     case tvm::runtime::kMaxThreadsPerBlock:
       *value = Number<size_t>(cl, id, CL_DEVICE_MAX_WORK_GROUP_SIZE);
@@ -116,21 +125,30 @@ void Devices::GetAttr(tvm::Device device, DeviceAttrKind kind, tvm::ffi::Any* va
     case tvm::runtime::kTotalGlobalMemory:
       *value = Number<cl_ulong>(cl, id, CL_DEVICE_GLOBAL_MEM_SIZE);
       break;
+    case tvm::runtime::kAvailableGlobalMemory: {
+      if (Number<cl_bool>(cl, id, CL_DEVICE_HOST_UNIFIED_MEMORY)) break;  // the host knows
+      int64_t all = Number<cl_ulong>(cl, id, CL_DEVICE_GLOBAL_MEM_SIZE);
+      *value = std::max<int64_t>(0, all - static_cast<int64_t>(At(device.device_id).taken));
+      break;
+    }
     default:
       break;
   }
 }
 
 void* Devices::AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) {
-  cl_context context = At(device.device_id).context;
+  Device& opened = At(device.device_id);
   cl_int status;
-  cl_mem memory = driver_->clCreateBuffer(context, CL_MEM_READ_WRITE, std::max<size_t>(bytes, 1), nullptr, &status);
+  bytes = std::max<size_t>(bytes, 1);
+  cl_mem memory = driver_->clCreateBuffer(opened.context, CL_MEM_READ_WRITE, bytes, nullptr, &status);
   Check(status, "allocating a buffer");
-  return new Buffer{memory};
+  opened.taken += bytes;
+  return new Buffer{memory, bytes};
 }
 
-void Devices::FreeDataSpace(tvm::Device, void* pointer) {
+void Devices::FreeDataSpace(tvm::Device device, void* pointer) {
   // The driver keeps the memory until the commands that use it are done.
+  At(device.device_id).taken -= static_cast<Buffer*>(pointer)->size;
   driver_->clReleaseMemObject(Memory(pointer));
   delete static_cast<Buffer*>(pointer);
 }

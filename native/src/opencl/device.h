@@ -3,6 +3,9 @@
 
 #include <tvm/runtime/device_api.h>
 
+#include <atomic>
+#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -14,20 +17,25 @@ namespace opencl {
 // What TVM sees as a device pointer.
 struct Buffer {
   cl_mem memory;
+  size_t size;
 };
 
 struct Device {
-  cl_device_id id;
-  cl_context context;
-  cl_command_queue queue;
+  cl_device_id id = nullptr;
+  cl_context context = nullptr;
+  cl_command_queue queue = nullptr;
+  std::atomic<size_t> taken{0};  // bytes of all buffers
 };
+
+// What a device says of itself.
+std::string Text(const Driver& cl, cl_device_id id, cl_device_info what);
 
 class Devices final : public tvm::runtime::DeviceAPI {
  public:
   static Devices* Global();
 
-  // Throws RuntimeError for a device that isn't there.
-  const Device& At(int index) const;
+  // A device is opened when something is first done with it. Throws RuntimeError for one that isn't there or doesn't open.
+  Device& At(int index);
   // Of a device that is there.
   const Driver& driver() const { return *driver_; }
   // The device that this thread's launches go to.
@@ -46,8 +54,12 @@ class Devices final : public tvm::runtime::DeviceAPI {
  private:
   Devices();
 
+  cl_device_id Find(int index) const;
+
   const Driver* driver_;
-  std::vector<Device> devices_;
+  std::vector<cl_device_id> found_;
+  std::mutex mutex_;
+  std::map<int, Device> opened_;
 };
 
 }  // namespace opencl

@@ -2,6 +2,7 @@
 
 #include <tvm/ffi/error.h>
 
+#include <cstdlib>
 #include <optional>
 
 #include "../common/shared_library.h"
@@ -21,11 +22,16 @@ constexpr const char* kLibraries[] = {
 #endif
 };
 
-std::optional<Driver> Open() {
-  void* library = nullptr;
+void* FindLibrary() {
+  if (const char* name = std::getenv("MINICPM_OPENCL_LIBRARY")) return OpenLibrary(name);
   for (const char* name : kLibraries) {
-    if (library == nullptr) library = OpenLibrary(name);
+    if (void* library = OpenLibrary(name)) return library;
   }
+  return nullptr;
+}
+
+std::optional<Driver> Open() {
+  void* library = FindLibrary();
   if (library == nullptr) return std::nullopt;
   Driver driver;
 #define MINICPM_FIND(name)                                         \
@@ -45,9 +51,10 @@ const char* Explain(cl_int status) {
     case CL_INVALID_BUFFER_SIZE:
       return "more than the device allows in one buffer; use a smaller --context";
     case CL_DEVICE_NOT_AVAILABLE:
-      return "the device was lost";
+      return "the device was lost, and what it held; start the program again, and if it happens again try a newer "
+             "driver";
     case CL_INVALID_WORK_GROUP_SIZE:
-      return "the device takes fewer threads together than the library was compiled for";
+      return "the device takes fewer threads together than the library was compiled for; compile it for another device";
     default:
       return "see CL/cl.h";
   }

@@ -6,8 +6,9 @@
 #define MINICPM_OPENCL_FUNCTIONS(F)                                                                              \
   F(clGetPlatformIDs) F(clGetDeviceIDs) F(clGetDeviceInfo) F(clCreateContext) F(clCreateCommandQueue)            \
   F(clCreateBuffer) F(clReleaseMemObject) F(clEnqueueReadBuffer) F(clEnqueueWriteBuffer) F(clEnqueueCopyBuffer)  \
-  F(clFinish) F(clFlush) F(clCreateProgramWithSource) F(clBuildProgram) F(clGetProgramBuildInfo)                 \
-  F(clReleaseProgram) F(clCreateKernel) F(clReleaseKernel) F(clSetKernelArg) F(clEnqueueNDRangeKernel)
+  F(clFinish) F(clFlush) F(clCreateProgramWithSource) F(clCreateProgramWithBinary) F(clBuildProgram)             \
+  F(clGetProgramInfo) F(clGetProgramBuildInfo) F(clReleaseProgram) F(clCreateKernel) F(clReleaseKernel)          \
+  F(clSetKernelArg) F(clEnqueueNDRangeKernel)
 
 namespace minicpm {
 namespace opencl {
@@ -18,7 +19,7 @@ struct Driver {
 #undef MINICPM_DECLARE
 };
 
-// nullptr where no OpenCL library is installed.
+// nullptr where no OpenCL library is installed. The environment's MINICPM_OPENCL_LIBRARY names another to open.
 const Driver* FindDriver();
 
 // Throws RuntimeError with OpenCL's error, what failed and, where there is one, a remedy.

@@ -7,6 +7,7 @@
 #include "../common/bytes.h"
 #include "../common/module.h"
 #include "device.h"
+#include "programs.h"
 
 namespace minicpm {
 namespace opencl {
@@ -90,23 +91,8 @@ class Kernels {
 
   cl_program Program() {
     cl_program& program = programs_[Devices::Global()->current()];
-    if (program == nullptr) program = Build(Devices::Global()->At(Devices::Global()->current()));
-    return program;
-  }
-
-  cl_program Build(const Device& device) {
-    const Driver& cl = Devices::Global()->driver();
-    const char* text = artifact_.source.data();
-    size_t size = artifact_.source.size();
-    cl_int status;
-    cl_program program = cl.clCreateProgramWithSource(device.context, 1, &text, &size, &status);
-    Check(status, "reading the kernels");
-    if (cl.clBuildProgram(program, 1, &device.id, "-cl-std=CL1.2", nullptr, nullptr) != CL_SUCCESS) {
-      std::string log(2000, '\0');
-      cl.clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, log.size(), log.data(), &size);
-      cl.clReleaseProgram(program);
-      TVM_FFI_THROW(RuntimeError) << "OpenCL: the driver can't build the kernels: " << log.c_str();
-    }
+    Devices* devices = Devices::Global();
+    if (program == nullptr) program = Build(devices->driver(), devices->At(devices->current()), artifact_.source);
     return program;
   }
 

@@ -95,7 +95,8 @@ void Devices::GetAttr(tvm::Device device, tvm::runtime::DeviceAttrKind kind, ffi
       *value = static_cast<int64_t>(about.memory_size());
       break;
     case tvm::runtime::kAvailableGlobalMemory:
-      *value = static_cast<int64_t>(At(device.device_id).available());
+      if (about.unified()) break;  // the host knows
+      *value = static_cast<int64_t>(about.free ? *about.free : At(device.device_id).available());
       break;
     default:
       break;

@@ -8,7 +8,7 @@
 
 #define MINICPM_VULKAN_INSTANCE_FUNCTIONS(F)                                                                  \
   F(vkEnumeratePhysicalDevices) F(vkGetPhysicalDeviceProperties2) F(vkGetPhysicalDeviceFeatures2)             \
-  F(vkGetPhysicalDeviceMemoryProperties) F(vkGetPhysicalDeviceQueueFamilyProperties)                          \
+  F(vkGetPhysicalDeviceMemoryProperties2) F(vkGetPhysicalDeviceQueueFamilyProperties)                         \
   F(vkEnumerateDeviceExtensionProperties) F(vkCreateDevice) F(vkGetDeviceProcAddr)
 
 #define MINICPM_VULKAN_DEVICE_FUNCTIONS(F)                                                                    \

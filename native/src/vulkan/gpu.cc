@@ -31,7 +31,8 @@ std::vector<const char*> Extensions(const InstanceFunctions& vk, VkPhysicalDevic
     vk.vkEnumerateDeviceExtensionProperties(device, nullptr, count, found);
   });
   for (const char* name : {VK_KHR_8BIT_STORAGE_EXTENSION_NAME, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME,
-                           VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME, "VK_KHR_portability_subset"}) {
+                           VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME,
+                           "VK_KHR_portability_subset"}) {
     auto same = [&](const VkExtensionProperties& extension) { return std::strcmp(extension.extensionName, name) == 0; };
     if (std::any_of(there.begin(), there.end(), same)) wanted.push_back(name);
   }
@@ -93,21 +94,24 @@ bool Description::unified() const {
          properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
 }
 
-uint64_t Description::memory_size() const {
-  uint64_t largest = 0;
-  for (uint32_t i = 0; i < memory.memoryHeapCount; ++i) {
-    if (memory.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) {
-      largest = std::max<uint64_t>(largest, memory.memoryHeaps[i].size);
-    }
-  }
+uint32_t Description::main_heap() const {
+  uint32_t largest = 0;
+  auto size = [&](uint32_t i) {
+    bool own = memory.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT;
+    return own ? memory.memoryHeaps[i].size : 0;
+  };
+  for (uint32_t i = 1; i < memory.memoryHeapCount; ++i) largest = size(i) > size(largest) ? i : largest;
   return largest;
 }
+
+uint64_t Description::memory_size() const { return memory.memoryHeaps[main_heap()].size; }
 
 Description Describe(const Driver& driver, VkPhysicalDevice device) {
   const InstanceFunctions& vk = driver.functions;
   VkPhysicalDeviceDriverPropertiesKHR about{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES_KHR};
   VkPhysicalDeviceProperties2 properties{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
-  bool tells = Has(Extensions(vk, device), VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME);
+  std::vector<const char*> extensions = Extensions(vk, device);
+  bool tells = Has(extensions, VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME);
   if (tells) properties.pNext = &about;
   vk.vkGetPhysicalDeviceProperties2(device, &properties);
   Description found;
@@ -115,7 +119,14 @@ Description Describe(const Driver& driver, VkPhysicalDevice device) {
   found.name = properties.properties.deviceName;
   found.driver = tells ? std::string(about.driverName) + " " + about.driverInfo
                        : std::to_string(properties.properties.driverVersion);
-  vk.vkGetPhysicalDeviceMemoryProperties(device, &found.memory);
+  VkPhysicalDeviceMemoryBudgetPropertiesEXT budget{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
+  VkPhysicalDeviceMemoryProperties2 memory{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
+  bool counts = Has(extensions, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+  if (counts) memory.pNext = &budget;
+  vk.vkGetPhysicalDeviceMemoryProperties2(device, &memory);
+  found.memory = memory.memoryProperties;
+  uint32_t heap = found.main_heap();
+  if (counts) found.free = budget.heapBudget[heap] - std::min(budget.heapBudget[heap], budget.heapUsage[heap]);
   return found;
 }
 

@@ -16,8 +16,11 @@ struct Description {
   VkPhysicalDeviceProperties properties;
   VkPhysicalDeviceMemoryProperties memory;
 
+  std::optional<uint64_t> free;  // bytes of memory_size() that no program has taken, where the driver tells
+
   bool unified() const;  // shares the host's memory
   uint64_t memory_size() const;
+  uint32_t main_heap() const;  // the largest of the device's own
 };
 
 Description Describe(const Driver& driver, VkPhysicalDevice device);

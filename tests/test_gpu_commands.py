@@ -1,0 +1,77 @@
+"""chat and bench with bundles for the GPU devices that are here, near and from afar, and when a device fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from driver_cases import command, in_new_process, lost, needs_cc, small
+from gpu_cases import device_named
+from test_rpc import KEY, started
+
+from minicpm_mlc import cli
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.runtime_py.memory import open_memory
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
+CHAT = ("--prompt", "What does minicpm-mlc do? /no_think", "--temperature", "0", "--max-tokens", "16")
+BENCH = ("--depth", "0", "--prompt-tokens", "8", "--new-tokens", "2", "--repeats", "1", "--json")
+
+
+@pytest.fixture(scope="module", params=["opencl", "vulkan"])
+def device(request: pytest.FixtureRequest) -> str:
+    if device_named(request.param) is None:
+        pytest.skip(f"no {request.param} device with its runtime: make devices")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundle(device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / device
+    compile_model(DEMO, path, device=device, prefill_chunk=64)
+    return path
+
+
+def shown(*arguments: str) -> str:
+    """What a command prints that succeeds."""
+    done = CliRunner().invoke(cli.main, arguments)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def test_chat_and_bench_run_from_afar_and_name_the_device(device: str, bundle: Path, tmp_path: Path):
+    address, _ = started(tmp_path)
+    afar, named = ("--rpc", address, "--key", KEY), open_memory(device).name
+    here = shown("chat", str(bundle), *CHAT)
+    assert here.startswith("minicpm-mlc compiles") and shown("chat", str(bundle), *CHAT, *afar) == here
+    report = json.loads(shown("bench", str(bundle), *BENCH, *afar))
+    assert report["device"] == f"{named} at {address}" and len(report["rows"]) == 2
+    for options in ((), ("--speculate", "ngram")):
+        assert json.loads(shown("bench", str(bundle), *BENCH, *options))["device"] == named
+
+
+@needs_cc
+@pytest.mark.parametrize("verb", [("chat", *CHAT), ("bench", *BENCH)], ids=lambda verb: verb[0])
+def test_a_lost_device_is_one_line_that_says_what_to_do(device: str, bundle: Path, verb: tuple[str, ...], tmp_path: Path):
+    done = command(verb[0], str(bundle), *verb[1:], **lost(device, tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and open_memory(device).name in line
+    assert "the device was lost" in line and "start the program again" in line
+
+
+@needs_cc
+def test_a_context_is_held_against_the_memory_of_the_gpu_not_the_hosts(device: str, bundle: Path, tmp_path: Path):
+    need = Manifest.load(bundle).memory_need(640)
+    code = f"""
+from minicpm_mlc import Engine
+from minicpm_mlc.errors import ContextError
+print(open_memory({device!r}).free)
+try: Engine({str(bundle)!r}, context=641)
+except ContextError as e: print(e)
+"""
+    free, refusal = in_new_process(code, **small(device, tmp_path, need)).splitlines()
+    assert free == str(need) and refusal.endswith("of memory is free; give --context 640 or less")
