@@ -10,7 +10,7 @@ from pathlib import Path
 from ..manifest import Manifest
 from ..runtime_py.bench import READS, need_depths, need_positive, need_room
 from ..runtime_py.engine import Engine
-from ..runtime_py.machine import available_memory, cpu_name, physical_cores
+from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.operators import OperatorReport, decode_operators
 from ..runtime_py.random_cache import fill_cache
 from ..runtime_py.reports import Reports
@@ -30,7 +30,7 @@ def bench_operators(
     need_positive(repeats=repeats, threads=threads)
     need_depths(depths)
     context = max(depths) + ROOM
-    need_room(Manifest.load(path), depths, context, available_memory())
+    need_room(Manifest.load(path), depths, context)
     reader = memory_reader(threads)
     limits = measure_limits(threads, reader)
     reports = {}

@@ -21,9 +21,9 @@ from ..errors import MiniCPMError
 from ..manifest import Bundle, Manifest
 from ..params import load_params
 from .defaults import largest_context
-from .engine import Engine
+from .engine import Engine, free_memory
 from .gears import Gears
-from .machine import available_memory, physical_cores
+from .machine import physical_cores
 from .memory import HostMemory
 from .random_cache import fill_cache
 from .roofline import READ_KERNEL, MemoryReader
@@ -280,9 +280,12 @@ def need_depths(depths: Sequence[int]) -> None:
         raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
 
 
-def need_room(manifest: Manifest, depths: Sequence[int], context: int, available: int) -> None:
-    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the model or free memory."""
-    fits, behind = largest_context(manifest, available), context - max(depths)
+def need_room(manifest: Manifest, depths: Sequence[int], context: int, free: Callable[[str], int] = free_memory) -> None:
+    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the model or free memory.
+
+    `free` tells a device's, in bytes.
+    """
+    fits, behind = largest_context(manifest, free(manifest.target["device"])), context - max(depths)
     if context > fits:
         hint = f"give --depth {fits - behind} or less" if behind <= fits else "measure fewer tokens, or close other programs"
         raise BenchError(f"--depth {max(depths)} and {behind} tokens behind it: model and free memory hold {fits}; {hint}")
@@ -350,7 +353,7 @@ def bench_gears(
     if remote and random_cache:
         raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
     context = room_needed(depths, prompt_tokens, new_tokens)
-    need_room(Manifest.load(path), depths, context, remote.memory if remote else available_memory())
+    need_room(Manifest.load(path), depths, context, remote.free_memory if remote else free_memory)
     with Engine(path, context=context, threads=threads, attention=gears[0], remote=remote) as engine:
         bundle = Bundle(engine.path, engine.manifest)
         traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
