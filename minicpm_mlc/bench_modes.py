@@ -10,7 +10,7 @@ from click.core import ParameterSource
 _DRAFTING = ("tree_size", "draft_depth", "draft_top_k", "draft_model", "prompt_file", "replay", "record")
 PLAIN = ""  # prefill and decode, what is measured when no option asks for something else
 MODES: dict[str, tuple[str, ...]] = {
-    "attention_only": ("depth", "prompt_tokens", "repeats", "threads"),
+    "attention_only": ("depth", "prompt_tokens", "repeats", "threads", "kv"),
     "operators": ("bundle", "depth", "repeats", "threads", "attention"),
     "speculate": ("bundle", "speculate", "new_tokens", "repeats", "threads", "attention", *_DRAFTING),
     "plot": ("bundle", "plot", "depth", "prompt_tokens", "new_tokens", "repeats", "threads", "random_cache"),

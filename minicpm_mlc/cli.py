@@ -201,6 +201,7 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
 @click.option("--attention-only", is_flag=True, help="No bundle: the 8B models' kernels, both gears; --depth is 32768,131072.")
+@click.option("--kv", type=KV, default="f16", help="With --attention-only: how keys and values are stored.")
 @click.option("--operators", is_flag=True, help="Where the time of one decode step goes, operator by operator.")
 @click.option("--random-cache", is_flag=True, help="Fill the cache with random numbers instead of computing the tokens.")
 @click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")

@@ -20,6 +20,7 @@ from minicpm_mlc.host import Host, compile_options, mismatch, this_host
 FORMAT = 1  # layout of the bundle folder
 ABI = 4  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}  # by the names of --kv
 KV_STORAGE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int8": "int8"}  # pools, by kv_dtype
 SCALE_ROWS = 4  # of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their values
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call

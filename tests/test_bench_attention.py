@@ -28,6 +28,14 @@ def test_rows_of_both_phases_are_measured_and_work_is_counted():
     assert "--depth 1,256,6208 --prompt-tokens 0,5 --repeats 1 --threads 1" in report.plain()
 
 
+@pytest.mark.parametrize(("kv", "token_bytes"), [("f32", 2048), ("f16", 1024), ("bf16", 1024), ("int8", 528)])
+def test_every_kind_of_cache_is_measured_by_its_own_bytes(kv, token_bytes):
+    report = bench_attention([640], [0], repeats=1, threads=1, kv=kv)
+    (row,) = report.rows
+    assert row.dense_gb_per_second * row.dense_ms * 1e6 == pytest.approx(640 * token_bytes)
+    assert f"{kv} keys and values" in report.head() and f"--kv {kv}" in report.command
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -52,5 +60,5 @@ def test_the_bare_command_measures_the_published_depths(monkeypatch):
     report = SimpleNamespace(plain=lambda: "measured")
     monkeypatch.setattr(module, "bench_attention", lambda **options: seen.update(options) or report)
     assert CliRunner().invoke(main, ["bench", "--attention-only"]).output == "measured\n"
-    assert seen == {"prompt_tokens": [512], "repeats": 3, "threads": None}
+    assert seen == {"prompt_tokens": [512], "repeats": 3, "threads": None, "kv": "f16"}
     assert inspect.signature(bench_attention).parameters["depths"].default == (32768, 131072)

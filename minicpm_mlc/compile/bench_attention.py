@@ -6,8 +6,6 @@ The key/value pools hold random numbers; selection then spreads over the whole c
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,17 +13,20 @@ from typing import Any
 import numpy as np
 import tvm
 
-from ..manifest import PAGE_SIZE
+from ..manifest import KV_DTYPES, KV_STORAGE, PAGE_SIZE
+from ..ops.kv_format import key_shape
 from ..ops.peak import STEPS
 from ..runtime_py.bench import BenchError, need_positive
 from ..runtime_py.machine import cpu_name, physical_cores
 from ..runtime_py.memory import reserve
+from ..runtime_py.random_cache import fill_page
 from ..runtime_py.tables import markdown_table, plain_table
 from ..targets.cpu import PEAK_VECTORS, CpuTarget
 from .config import ModelConfig, SparseConfig
 from .limits import memory_reader
 from .presets import PRESETS
 from .rope_lists import LONGER_CONTEXT
+from .timing import compiled, medians
 
 MODEL = "MiniCPM4.1-8B"
 COLUMNS = ["phase", "context", "rows", "tokens read", "multiply-adds", "dense ms", "sparse ms", "score + select + attend",
@@ -62,6 +63,8 @@ class AttentionReport:
     bandwidth: float
     peak: float
     rows: list[Row]
+    kv: str = "f16"  # as keys and values are stored
+    arithmetic: str = "float32"  # that the peak is of
 
     def cells(self) -> list[list[str]]:
         return [COLUMNS, *(self._line(row) for row in self.rows)]
@@ -78,8 +81,8 @@ class AttentionReport:
 
     def head(self) -> str:
         return (
-            f"{self.device}, {self.threads} threads, {MODEL}'s heads, f16 keys and values; measured here: "
-            f"{self.bandwidth:.1f} GB/s, {self.peak:.0f} GFLOP/s float32\n{self.command}"
+            f"{self.device}, {self.threads} threads, {MODEL}'s heads, {self.kv} keys and values; measured here: "
+            f"{self.bandwidth:.1f} GB/s, {self.peak:.0f} GFLOP/s {self.arithmetic}\n{self.command}"
         )
 
     def plain(self) -> str:
@@ -97,23 +100,25 @@ def bench_attention(
     prompt_tokens: Sequence[int] = (512,),
     repeats: int = 3,
     threads: int | None = None,
+    kv: str = "f16",
 ) -> AttentionReport:
     """Time decode at each of `depths` (tokens of context), and the last `prompt_tokens` rows of a prefill at the longest.
 
-    0 rows leave prefill out. Raises BenchError for depths and counts that can't be measured.
+    0 rows leave prefill out. `kv`: how keys and values are stored, as compile's --kv. Raises BenchError for depths and
+    counts that can't be measured.
     """
     count = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=count)
     _check(depths, prompt_tokens)
     bandwidth = memory_reader(count).best / 1e9
-    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats)
+    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats, KV_DTYPES[kv])
     rows = [bench.compare("decode", context, 1) for context in depths]
     rows += [bench.compare("prefill", max(depths), n) for n in prompt_tokens if n]
     command = (
         f"minicpm-mlc bench --attention-only --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --repeats {repeats} --threads {count}"
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --repeats {repeats} --threads {count} --kv {kv}"
     )
-    return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows)
+    return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows, kv, bench.arithmetic)
 
 
 def _check(depths: Sequence[int], prompt_tokens: Sequence[int]) -> None:
@@ -132,27 +137,27 @@ def _check(depths: Sequence[int], prompt_tokens: Sequence[int]) -> None:
 class _Bench:
     """Compiled operators and random pools of one layer."""
 
-    def __init__(self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int) -> None:
+    def __init__(self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv_dtype: str) -> None:
         self.config, self.sparse, self.repeats = config, sparse, repeats
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
-        target = CpuTarget.of("native")
-        kernels, shape = target.kernels, (heads, kv_heads, width)
-        self.peak_kernel = _compiled(kernels.multiply_add_peak(), target)
-        both = {"prefill": False, "decode": True}
-        self.dense = {"prefill": kernels.attend_prefill(*shape, "float16"), "decode": kernels.attend_decode(*shape, "float16")}
-        self.dense = {kind: _compiled(kernel, target) for kind, kernel in self.dense.items()}
-        self.score = {k: _compiled(kernels.score_blocks(*shape, batched=b), target) for k, b in both.items()}
-        self.select = _compiled(kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks), target)
-        self.attend = {
-            k: _compiled(kernels.attend_blocks(*shape, "float16", self.budget, batched=b), target) for k, b in both.items()
-        }
-        means = _compiled(kernels.segment_means(kv_heads, width, "float16", batched=False), target)
-        rng = np.random.default_rng(0)
-        self.keys = _random(rng, (pages, kv_heads, width, PAGE_SIZE))
-        self.values = _random(rng, (pages, kv_heads, PAGE_SIZE, width))
+        self.kernels = kernels = CpuTarget.of("native").kernels
+        shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
+        dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
+        self.arithmetic = "bfloat16" if kernels.bf16_dot and kv_dtype == "bfloat16" else "float32"
+        self.dense = {kind: _compiled(build(*shape, kv_dtype)) for kind, build in dense.items()}
+        self.score = {k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()}
+        self.select = _compiled(kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks))
+        self.attend = {k: _compiled(kernels.attend_blocks(*shape, kv_dtype, self.budget, batched=b)) for k, b in both.items()}
+        means = _compiled(kernels.segment_means(kv_heads, width, kv_dtype, batched=False))
+        rng, storage = np.random.default_rng(0), np.dtype(KV_STORAGE[kv_dtype])
+        self.keys = reserve((pages, *key_shape(kv_dtype, kv_heads, width)), storage)
+        self.values = reserve((pages, kv_heads, PAGE_SIZE, width), storage)
+        for kind, pool in (("k", self.keys), ("v", self.values)):
+            for page in pool:
+                fill_page(page, kind, rng)
         self.means = _aligned(np.zeros((pages, kv_heads, 4, width), np.float32))
         self.tables = _aligned(rng.permutation(pages).astype(np.int32)[None])
         means(_aligned(np.arange(pages * PAGE_SIZE, dtype=np.int32)), self.tables, self.keys, self.means)
@@ -172,38 +177,28 @@ class _Bench:
             lambda: self.select(scores, slots, chosen),
             lambda: self.attend[phase](q, self.keys, self.values, tables, slots, chosen, out),
         ]
-        dense, *parts = _medians(calls, self.repeats)
+        dense, *parts = medians(calls, self.repeats)
         read = min(self.budget * PAGE_SIZE, context)
         windows = self.sparse.num_windows(context) + self.sparse.num_coarse_windows(context)
         work = 4 * c.num_heads * c.head_dim * context * n
-        moved = 2 * 2 * c.num_kv_heads * c.head_dim * context
+        moved = (self.keys[0].nbytes + self.values[0].nbytes) * context / PAGE_SIZE
         return Row(
             phase, context, n, read / context, (2 * windows + 4 * read) / (4 * context), dense * 1e3, sum(parts) * 1e3,
             (parts[0] * 1e3, parts[1] * 1e3, parts[2] * 1e3), moved / dense / 1e9, work / dense / 1e9,
         )  # fmt: skip
 
     def peak(self, threads: int) -> float:
-        """GFLOP/s of multiply-adds on registers alone."""
+        """GFLOP/s of multiply-adds on registers alone, of the kind that attention makes."""
+        paired = self.arithmetic == "bfloat16"
+        kernel = _compiled(self.kernels.bf16_peak() if paired else self.kernels.multiply_add_peak())
         out = _aligned(np.zeros((threads, 16), np.float32))
-        seconds = min(_medians([lambda: self.peak_kernel(out)], 5))
-        return threads * STEPS * PEAK_VECTORS * 16 * 2 / seconds / 1e9
+        seconds = min(medians([lambda: kernel(out)], 5))
+        return threads * STEPS * PEAK_VECTORS * 16 * (4 if paired else 2) / seconds / 1e9
 
 
-def _compiled(kernel: Any, target: CpuTarget) -> Callable[..., None]:
-    module = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target.tvm_target())
-    function = module["main"]
+def _compiled(kernel: Any) -> Callable[..., None]:
+    function = compiled(kernel)
     return lambda *arrays: function(*(tvm.runtime.from_dlpack(array) for array in arrays))
-
-
-def _medians(calls: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Seconds of each call, the calls taking turns, after one round of warming up."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, samples in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            samples += [time.perf_counter() - start] if turn else []
-    return [statistics.median(samples) for samples in seconds]
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
@@ -211,9 +206,3 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     held[...] = array
     return held
 
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    held = reserve(shape, np.dtype(np.float16))
-    for page in held:
-        page[...] = rng.standard_normal(page.shape, dtype=np.float32)
-    return held

@@ -17,7 +17,7 @@ import numpy as np
 from ..describe import context_lengths, human_bytes
 from ..errors import CheckpointError, CompileError
 from ..kernel_cases import KERNEL_CASES, to_bytes
-from ..manifest import PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
+from ..manifest import KV_DTYPES, PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
 from ..params import DRAFT_IDS
 from ..targets import Target, get_target
 from .bundle import BundleWriter
@@ -33,7 +33,6 @@ from .quantize import SCHEMES
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
 SCORE_BYTES = 48 << 20  # of a chunk's block scores; with 16 threads' logits of windows beside them, under 64 MiB
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer

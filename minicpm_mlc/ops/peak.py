@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops import vector
+from minicpm_mlc.ops import bf16_dot, vector
 from minicpm_mlc.ops.int8_dot import DOTS
 
 STEPS = 2_000_000  # per thread: some hundredths of a second
@@ -18,7 +19,16 @@ def multiply_add_peak(vectors: int) -> Any:
 
     Every chain is a contraction towards 1, so that no value overflows and none can be left out.
     """
+    return _chains(vectors, lambda value: value * vector.splat(0.5) + vector.splat(0.5))
 
+
+def bf16_peak(vectors: int) -> Any:
+    """The same of bfloat16 pairs, two multiply-adds a lane: every step adds 2."""
+    ones = T.broadcast(T.uint16(0x3F80), 2 * vector.LANES)
+    return bf16_dot.with_functions(_chains(vectors, lambda value: bf16_dot.dot(value, ones, ones)))
+
+
+def _chains(vectors: int, step: Callable[[Any], Any]) -> Any:
     def run(threads: Any, out: Any) -> None:
         with T.parallel(threads) as thread:
             held = vector.registers(vectors)
@@ -26,21 +36,20 @@ def multiply_add_peak(vectors: int) -> Any:
                 vector.store(held, vector.splat(float(i)), i * vector.LANES)
             with T.serial(STEPS):
                 for i in range(vectors):
-                    value = vector.load(held, i * vector.LANES) * vector.splat(0.5) + vector.splat(0.5)
-                    vector.store(held, value, i * vector.LANES)
+                    vector.store(held, step(vector.load(held, i * vector.LANES)), i * vector.LANES)
             total = vector.load(held, 0)
             for i in range(1, vectors):
                 total = total + vector.load(held, i * vector.LANES)
             vector.store(out, total, thread, 0)
 
     @T.prim_func(private=True)
-    def multiply_add_peak(out_handle: T.handle):
+    def float_peak(out_handle: T.handle):
         T.func_attr(vector.ATTRS)
         threads = T.int64()
         out = T.match_buffer(out_handle, (threads, vector.LANES), "float32")
         run(threads, out)
 
-    return multiply_add_peak
+    return float_peak
 
 
 def int8_operations(dot: str) -> int:

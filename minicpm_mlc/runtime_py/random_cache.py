@@ -32,11 +32,11 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
     for kind, tensor in zip(kinds, model._pools.tensors, strict=True):
         pool = np.from_dlpack(tensor)
         for page in model.sequence.page_table:
-            _fill(pool[page], kind, rng)
+            fill_page(pool[page], kind, rng)
 
 
-def _fill(page: np.ndarray, kind: str, rng: np.random.Generator) -> None:
-    """One page of a pool, in its format (ops/kv_format.py)."""
+def fill_page(page: np.ndarray, kind: str, rng: np.random.Generator) -> None:
+    """Random numbers for one page of a pool of "k", "v" or "means", in its format (ops/kv_format.py)."""
     numbers = rng.standard_normal(page.shape, np.float32)
     if page.dtype == np.uint16:  # bfloat16's bits
         page[...] = numbers.view(np.uint32) >> 16

@@ -111,6 +111,9 @@ class CpuKernels:
     def multiply_add_peak(self) -> Any:
         return _build("peak", "multiply_add_peak", PEAK_VECTORS)
 
+    def bf16_peak(self) -> Any:
+        return _build("peak", "bf16_peak", PEAK_VECTORS)
+
     def int8_peak(self) -> Any:
         return _build("peak", "int8_peak", PEAK_VECTORS, self.int8_dot)
 
