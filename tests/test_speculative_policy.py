@@ -46,7 +46,8 @@ class World:
     def _step(self, policy, options, random, seconds: float, done: int) -> tuple[float, int]:
         if policy.sleeps(options):
             return seconds + 1, 1
-        for name in policy.drafters(options):
+        names = policy.drafters(options)
+        for name in names:
             plan = policy.plan(name, options)
             depth = min(plan.depth, 16)
             cost = (self.draft_seconds or {}).get(name, 0.0) * (1 if name == "ngram" else depth)
@@ -57,7 +58,7 @@ class World:
             seconds += cost
             policy.drafted(name, draft, cost)
             cut = draft and policy.cut(name, draft, options, 64)
-            if cut and not policy.prefers_another(name, cut):
+            if cut and not (len(names) > 1 and policy.prefers_another(name, cut)):
                 hits = random.random(depth) < self.accept(name, done)
                 levels = int(cut.tree.depths.max())
                 accepted = int(np.append(hits[:levels], False).argmin())
@@ -139,6 +140,15 @@ def test_a_draft_model_that_is_asked_for_reads_all() -> None:
     policy = Policy(["draft"])
     assert policy.plan("draft", Speculation("draft")).read is None
     assert policy.plan("draft", AUTO).read == FEW
+
+
+def test_what_was_read_on_demand_does_not_keep_auto_from_trying() -> None:
+    policy = Policy(["draft"])
+    world = World(0.1, {"draft": 0.05}, lambda *_: 0.8, prompt=4000, read=0.1)
+    world.run(policy, 8, Speculation("draft", tree_size=4))  # before a plain step was measured
+    world.run(policy, 32, Speculation("draft"))
+    policy.begin()
+    assert policy.arms["draft"].tries.wait < 500
 
 
 def test_a_tree_of_one_node_is_plain_decoding() -> None:

@@ -119,9 +119,10 @@ class Policy:
 
     def begin(self) -> None:
         """A call begins. What the last one's text cost to read and its answer did not bring in again is lost."""
+        decode = self.costs.decode.value
         for name, arm in self.arms.items():
-            if arm.saved < 0 and arm.reading.samples and self._worth(arm):
-                arm.gain = arm.saved
+            if decode and arm.saved < 0 and arm.reading.samples and self._worth(arm):
+                arm.gain = max(arm.saved, -MOST * decode)
                 self._note_loss(name)
             arm.saved = max(0.0, arm.saved / 2)
         self._cold = True
