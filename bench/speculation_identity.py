@@ -167,9 +167,8 @@ def answer(engine: Engine, ids: list[int], tokens: int, **options: Any) -> Answe
 
 def rounding(engine: Engine) -> float:
     """How far a logit may be moved by verifying trees instead of decoding (docs/architecture.md, Speculation)."""
-    if engine.manifest.activations == "int8":
-        return 0.0
-    return 2e-5 if engine.manifest.kv_dtype == "float32" else 1e-3
+    integer_weights = engine.manifest.scheme in ("w4", "w8")
+    return 1e-3 if integer_weights and engine.manifest.activations == "f32" else 0.0
 
 
 def is_tie(engine: Engine, ids: list[int], plain: list[int], other: list[int]) -> bool:
