@@ -27,11 +27,13 @@ from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 VARIANTS = {
     "f32": "--quant f32",
+    "f32, KV bf16": "--quant f32 --kv bf16",
     "f32, KV int8": "--quant f32 --kv int8",
     "w8": "--quant w8 --activations f32",
     "w8, int8 activations": "--quant w8 --activations int8",
     "w4": "--quant w4 --activations f32",
     "w4, int8 activations": "--quant w4 --activations int8",
+    "w4, int8 activations, KV bf16": "--quant w4 --activations int8 --kv bf16",
     "w4, int8 activations, KV int8": "--quant w4 --activations int8 --kv int8",
 }
 GEARS = ("dense", "sparse")
