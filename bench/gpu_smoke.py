@@ -1,10 +1,10 @@
 """Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the published shapes.
 
-    python bench/gpu_smoke.py make FOLDER --device cuda    where the compiler is
-    python bench/gpu_smoke.py run FOLDER                   where the GPU is; the runtime is enough
+    python bench/gpu_smoke.py make FOLDER --device cuda,vulkan    where the compiler is
+    python bench/gpu_smoke.py run FOLDER                          where the GPU is; the runtime is enough
 
-What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report goes to standard output
-as Markdown; the exit status is 1 if anything is wrong.
+What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report of all devices goes to
+standard output as Markdown; the exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc import Engine
+from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import MANIFEST, Manifest, read_bundle
 from minicpm_mlc.params import TENSOR_CACHE
 from minicpm_mlc.runtime_py.bench import Report, bundle_traffic, run_bench
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import open_memory
 from minicpm_mlc.runtime_py.verify import verify_bundle
+from minicpm_mlc.targets import get_target
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 DEMO_BUNDLES: dict[str, dict[str, Any]] = {
@@ -62,12 +64,22 @@ SHAPES = {
 BLOCK = 1 << 24  # random numbers that are repeated
 
 
-def make(folder: Path, device: str, arch: str | None, shapes: str) -> None:
+def make(folder: Path, devices: list[str], arch: str | None, shapes: str) -> None:
+    """A folder for each device. Raises SystemExit when the folder is there already, MiniCPMError for an unknown device."""
+    if folder.exists():
+        raise SystemExit(f"{folder} is there already; give another folder, or: rm -r {folder}")
+    for device in devices:
+        get_target(device)
+    for device in devices:
+        _make(folder / device, {"device": device, **({"arch": arch} if arch and device == "cuda" else {})}, shapes)
+
+
+def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
     """Compile the demo, the shapes and the bandwidth kernel, and ask the CPU what the demo answers."""
     from minicpm_mlc.compile import compile_model
 
     folder.mkdir(parents=True)
-    target: dict[str, Any] = {"device": device, **({"arch": arch} if arch else {})}
+    device = target["device"]
     plan: dict[str, Any] = {"device": device, "shapes": shapes, "answers": {}}
     checkpoint = DEMO / "MiniCPM4.1-demo"
     for name in SHAPES[shapes].demos:
@@ -104,15 +116,29 @@ def _tiny_source(folder: Path) -> Path:
 def _compile_peak(path: Path, options: dict[str, str]) -> None:
     import tvm
 
-    from minicpm_mlc.targets import get_target
-
     target = get_target(**options)
     module = tvm.IRModule({"read_peak": target.kernels.read_peak().with_attr("global_symbol", "read_peak")})
     target.export(tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path))
 
 
 def run(folder: Path) -> Iterator[str]:
-    """Lines of the report. Raises SystemExit at its end if something is wrong."""
+    """Lines of the report. Raises SystemExit at its end if something is wrong, at once if `make` wrote nothing there."""
+    wrong, plans = [], sorted(folder.glob(f"*/{PLAN}"))
+    if not plans:
+        raise SystemExit(f"{folder} has no */{PLAN}; make it first: python bench/gpu_smoke.py make {folder}")
+    for plan in plans:
+        yield f"# {plan.parent.name}\n"
+        try:
+            wrong += yield from _run(plan.parent)
+        except MiniCPMError as error:
+            yield f"{error}\n"
+            wrong.append(f"{plan.parent.name}: {error}")
+    if wrong:
+        raise SystemExit(f"wrong: {'; '.join(wrong)}")
+
+
+def _run(folder: Path) -> Generator[str, None, list[str]]:
+    """Lines of one device's report; returns what is wrong."""
     plan, wrong = json.loads((folder / PLAN).read_bytes()), []
     for name, answers in plan["answers"].items():
         report = verify_bundle(folder / name)
@@ -124,9 +150,8 @@ def run(folder: Path) -> Iterator[str]:
     sizes = SHAPES[plan["shapes"]]
     bandwidth = _bandwidth(folder / PEAK, plan["device"], sizes.peak_bytes)
     for preset in sizes.presets:
-        yield f"\n## {preset}\n\n{_speed(folder / preset, sizes, bandwidth).markdown()}"
-    if wrong:
-        raise SystemExit(f"wrong: {'; '.join(wrong)}")
+        yield f"\n## {preset}\n\n{_speed(folder / preset, sizes, bandwidth).markdown()}\n"
+    return wrong
 
 
 def _chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, int]]:
@@ -198,14 +223,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["make", "run"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda", help="what to compile for")
+    parser.add_argument("--device", default="cuda", help="what to compile for; cuda,vulkan for both")
     parser.add_argument("--arch", help="of CUDA: sm_90, ...")
     parser.add_argument("--shapes", choices=SHAPES, default="full")
     arguments = parser.parse_args()
-    if arguments.step == "make":
-        return make(arguments.folder, arguments.device, arguments.arch, arguments.shapes)
-    for line in run(arguments.folder):
-        print(line, flush=True)
+    try:
+        if arguments.step == "make":
+            return make(arguments.folder, arguments.device.split(","), arguments.arch, arguments.shapes)
+        for line in run(arguments.folder):
+            print(line, flush=True)
+    except MiniCPMError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -53,11 +53,12 @@ def _device(name: str) -> dict[str, Any]:
     here, why = (None, why) if why else device_here(device.gpu or "cpu")
     found: dict[str, Any] = {
         "device": name, "note": device.note, "system": system.triple, "gpu": device.gpu, "gpus": list(device.gpus),
-        "libraries": list(system.libraries), "compile": not missing, "run": bool(here), "missing": missing,
-        "name": here, "why": why,
+        "libraries": list(system.libraries), "needs": device.needs, "compile": not missing, "missing": missing,
+        "run": bool(here), "name": here, "why": why,
     }  # fmt: skip
     if device.gpu:
-        found["limits"] = gpu_class(device.gpu).limits
+        target_class = gpu_class(device.gpu)
+        found |= {"limits": target_class.limits, "buffer_bytes": target_class.buffer_bytes, "subgroups": False}
     if device.gpu == "cuda":
         found["archs"] = ARCHS
     return found | _processors() if name == "cpu" and found["compile"] else found
@@ -102,15 +103,22 @@ def _device_lines(device: dict[str, Any]) -> list[str]:
         return [first, *(f"  can't compile yet; first: {command}" for command in device["missing"])]
     runs = f"runs here on {device['name']}" if device["run"] else f"doesn't run here: {device['why']}"
     lines = [first, f"  compiles here; {runs}"]
+    lines += [f"  bundles            {' and '.join(device['libraries'])} for {device['system']}"]
+    lines += [f"  they need          {device['needs']}"]
     if device["gpus"]:
         lines.append(f"  --gpu              {', '.join(device['gpus'])}")
     if "archs" in device:
         lines += [f"  --arch {arch:<11} {gpus}" for arch, gpus in device["archs"].items()]
-    if "limits" in device:
-        limits = device["limits"]
-        memory = human_bytes(limits["max_shared_memory_per_block"])
-        lines.append(f"  workgroups         up to {limits['max_num_threads']} threads, {memory} of shared memory")
-    return lines + (_level_lines(device) if "levels" in device else [])
+    return lines + (_gpu_lines(device) if device["gpu"] else []) + (_level_lines(device) if "levels" in device else [])
+
+
+def _gpu_lines(device: dict[str, Any]) -> list[str]:
+    limits, reach = device["limits"], device["buffer_bytes"]
+    memory = human_bytes(limits["max_shared_memory_per_block"])
+    lines = [f"  workgroups         up to {limits['max_num_threads']} threads, {memory} of shared memory; no subgroups"]
+    if reach:
+        lines.append(f"  one tensor         up to what the device reaches, {human_bytes(reach)} or more")
+    return lines
 
 
 def _level_lines(device: dict[str, Any]) -> list[str]:

@@ -260,7 +260,10 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
     assert [device["device"] for device in found["devices"]] == list(DEVICES)
     shown = run("devices").stdout
     assert found["devices"][0]["native"] in shown and "sm_87       Jetson Orin" in shown
-    assert all((device["name"] or device["why"]) in shown for device in found["devices"])
+    for device in found["devices"]:
+        parts = [device["name"] or device["why"], device["system"], device["needs"], *device["libraries"]]
+        assert all(part in shown for part in parts), device["device"]
+    assert "one tensor         up to what the device reaches, 128.0 MiB or more" in shown and "; no subgroups" in shown
     monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
     monkeypatch.setattr(devices, "has_compiler", lambda archs: False)
     found = {device["device"]: device for device in json.loads(run("devices", "--json").stdout)["devices"]}

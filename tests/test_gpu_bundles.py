@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm_ffi
 from gpu_cases import device_named
 from test_rpc import KEY, started
 
@@ -133,6 +134,18 @@ def test_4_bit_weights_and_small_caches_answer_too(device: str, answer_of_4_bits
     compile_model(DEMO, tmp_path / kv, device=device, kv=kv)
     with Engine(tmp_path / kv, context=512) as engine:
         assert greedy(engine, prompt(engine, "What is 4827 + 356?"), 64) == answer_of_4_bits[kv]
+
+
+@pytest.mark.parametrize("device", ["vulkan"], indirect=True)
+def test_a_decode_step_is_one_submission(gpu: Engine):
+    counters = tvm_ffi.get_global_func("minicpm.vulkan.counters")
+    gpu.truncate(0)
+    gpu.prefill(LONG[:100])
+    before = dict(counters(0))
+    for token in LONG[100:105]:
+        gpu.decode(token)
+    after = dict(counters(0))
+    assert after["submissions"] - before["submissions"] == 5 and after["launches"] - before["launches"] > 100
 
 
 def test_every_kernel_passes_and_from_afar_the_tokens_are_the_cpus(cpu: Engine, gpu: Engine, tmp_path: Path):

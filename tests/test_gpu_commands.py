@@ -59,7 +59,7 @@ def test_a_lost_device_is_one_line_that_says_what_to_do(device: str, bundle: Pat
     done = command(verb[0], str(bundle), *verb[1:], **lost(device, tmp_path))
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and open_memory(device).name in line
+    assert line.startswith(f"error: {open_memory(device).name}: ")
     assert "the device was lost" in line and "start the program again" in line
 
 

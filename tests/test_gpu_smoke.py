@@ -17,7 +17,7 @@ smoke = importlib.import_module("gpu_smoke")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smoke") / "smoke"
-    smoke.make(folder, "opencl", None, "tiny")
+    smoke.make(folder, ["opencl"], None, "tiny")
     return folder
 
 
@@ -30,9 +30,29 @@ def test_a_run_checks_kernels_and_answers_and_times_the_shapes(folder: Path):
 
 
 @needs_opencl
-def test_a_wrong_answer_is_named_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = json.loads((folder / smoke.PLAN).read_text())
+def test_a_wrong_answer_and_a_device_that_is_not_here_are_named_at_the_end(folder: Path):
+    (folder / "cuda" / "demo-w4").mkdir(parents=True)
+    (folder / "cuda" / smoke.PLAN).write_text(json.dumps({"device": "cuda", "shapes": "tiny", "answers": {"demo-w4": []}}))
+    path = folder / "opencl" / smoke.PLAN
+    plan = json.loads(path.read_text())
     plan["answers"] = {"demo-w4": [(ids, [*tokens[:-1], -1]) for ids, tokens in plan["answers"]["demo-w4"]]}
-    (folder / smoke.PLAN).write_text(json.dumps(plan))
-    with pytest.raises(SystemExit, match="wrong: demo-w4: answers, speculation off; demo-w4: answers, speculation ngram"):
+    path.write_text(json.dumps(plan))
+    off, ngram = (f"demo-w4: answers, speculation {way}" for way in ("off", "ngram"))
+    with pytest.raises(SystemExit, match=f"wrong: cuda: .*demo-w4 has no manifest.json.*; {off}; {ngram}"):
         list(smoke.run(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nowhere"], "nowhere has no */smoke.json; make it first: python bench/gpu_smoke.py make nowhere"),
+        (["make", "."], ". is there already; give another folder"),
+        (["make", "new", "--device", "cuda,toaster"], "--device toaster: not a device; there is cpu"),
+    ],
+)
+def test_what_can_not_be_made_or_run_is_one_line(arguments, says, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_smoke.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        smoke.main()
+    assert str(left.value).startswith(says) and not list(tmp_path.iterdir())

@@ -19,10 +19,11 @@ REPOSITORY = Path(__file__).parents[1]
 DEMO = REPOSITORY / "examples" / "demo_model" / "MiniCPM4.1-demo"
 ROOT = REPOSITORY / "build" / "arm64"
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-pytestmark = pytest.mark.skipif(
+needs_arm64 = pytest.mark.skipif(
     not (QEMU and (ROOT / "site" / "tvm").is_dir()),
     reason="no qemu-aarch64 or no build/arm64: make devices",
 )
+pytestmark = needs_arm64
 PROMPTS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think", "Remember: the code of the red door is 7."]
 PROGRAM = """
 import json, sys

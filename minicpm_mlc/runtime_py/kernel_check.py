@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError
+from ..errors import BundleError, DeviceError
 from ..kernel_cases import WORDS, Case, Expected, word_values
 
 UNWRITTEN = 0x77  # of every byte of an output: finite as a float, and far from any answer
@@ -35,7 +35,7 @@ class Checked:
 def check(library: Any, case: Case, timed: bool = True) -> Checked:
     """Run a case where the library runs. `library` needs kernel(name) and memory.
 
-    Raises BundleError if the kernel doesn't run at all.
+    Raises BundleError if the kernel doesn't run at all, DeviceError if the device fails.
     """
     inputs = [tiled.array() for tiled in case.inputs]
     wanted = [_wanted(inputs, e) for e in case.expected]  # before the call, which may write into the inputs
@@ -49,6 +49,8 @@ def check(library: Any, case: Case, timed: bool = True) -> Checked:
     try:
         got = [np.array(array) for array in call()]
         seconds = min(_seconds(call) for _ in range(REPEATS)) if timed else 0.0
+    except DeviceError:
+        raise
     except Exception as error:
         raise BundleError(f"{case.operator} doesn't run on {library.memory.name}: {error}") from error
     nmse = max(map(_nmse, got, wanted, case.expected))

@@ -23,7 +23,10 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
     """
     manifest, model = engine.manifest, engine._model
     if (device := manifest.target["device"]) != "cpu":
-        raise BundleError(f"random numbers can't be written into the cache of {device}; try without --random-cache")
+        raise BundleError(
+            f"random numbers can't be written into the cache of {device}: --operators works for --device cpu alone, "
+            "and else try without --random-cache"
+        )
     engine.truncate(0)
     model.sequence.reserve(depth)
     model.sequence.append([0] * depth)

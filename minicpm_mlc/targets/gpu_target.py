@@ -11,11 +11,15 @@ from .gpu import GpuKernels, gpu_pipeline
 
 @dataclass(frozen=True)
 class GpuTarget:
-    """One kind of GPU. `device` is TVM's name of it, `limits` are the attributes of TVM's target of that kind."""
+    """One kind of GPU. `device` is TVM's name of it, `limits` are the attributes of TVM's target of that kind.
+
+    `buffer_bytes`: how much of one tensor every such device reaches; None: all of it.
+    """
 
     host: CpuTarget
     device: ClassVar[str]
     limits: ClassVar[dict[str, int]]
+    buffer_bytes: ClassVar[int | None] = None
     int8_dot: ClassVar[None] = None
 
     @property

@@ -13,6 +13,7 @@ class OpenCLTarget(GpuTarget):
     """Any OpenCL 1.2 device."""
 
     device: ClassVar[str] = "opencl"
+    buffer_bytes: ClassVar[int | None] = 128 << 20  # the standard's least
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 256,  # of a workgroup
         "thread_warp_size": 1,  # nothing is assumed of threads that run together

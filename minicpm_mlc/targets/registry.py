@@ -21,27 +21,35 @@ GPUS: dict[str, type[GpuTarget]] = {"opencl": OpenCLTarget, "vulkan": VulkanTarg
 class Device:
     """A choice of `--device`. `platform` None is Linux on this machine, `gpu` None the processor itself.
 
-    `cpu` is the processor unless another is named, `gpus` are the other choices of `--gpu`, `note` says how its bundles run.
+    `cpu` is the processor unless another is named, `gpus` are the other choices of `--gpu`; `note` says what its bundles are
+    for, `needs` what runs them.
     """
 
     platform: str | None
     gpu: str | None
     cpu: str
     note: str
+    needs: str
     gpus: tuple[str, ...] = ()
 
 
 _ANDROID = "arm64 Android 7 or later: model.so, and model.tar to link in an app"
+_IOS = "iOS 16 or later: model.a to link in an app"
+_APP = "an app with TVM's runtime for the GPU"
 _BESIDE = ("cuda", "opencl", "vulkan")
+_PIP = "pip install minicpm-mlc"
+_NATIVE = "minicpm-mlc-native (in a checkout: make native) and a driver"
+_DRIVER = "NVIDIA's driver of the 580 series or later, pip install 'nvidia-cuda-runtime>=13,<14'"
+_MACOS = "macOS 13 or later on Apple silicon; the system compiles the kernels"
 DEVICES = {
-    "cpu": Device(None, None, "native", "this machine's processor, or another one that --cpu names"),
-    "linux-arm64": Device("aarch64", None, "generic", "arm64 Linux; with --gpu, a GPU beside it", _BESIDE),
-    "cuda": Device(None, "cuda", "native", "NVIDIA GPUs; machine code for those that --arch names"),
-    "opencl": Device(None, "opencl", "native", "OpenCL 1.2; the driver compiles the kernels"),
-    "vulkan": Device(None, "vulkan", "native", "Vulkan 1.1 with 8- and 16-bit numbers in storage buffers"),
-    "android": Device("android", "opencl", "generic", _ANDROID, ("vulkan",)),
-    "metal": Device("macos", "metal", "apple-a14", "macOS 13 or later on Apple silicon; the system compiles the kernels"),
-    "ios": Device("ios", "metal", "apple-a12", "iOS 16 or later: model.a to link in an app"),
+    "cpu": Device(None, None, "native", "this machine's processor, or another one that --cpu names", _PIP),
+    "linux-arm64": Device("aarch64", None, "generic", "arm64 Linux; with --gpu, a GPU beside it", _PIP, _BESIDE),
+    "cuda": Device(None, "cuda", "native", "NVIDIA GPUs; machine code for those that --arch names", _DRIVER),
+    "opencl": Device(None, "opencl", "native", "OpenCL 1.2; the driver compiles the kernels", _NATIVE),
+    "vulkan": Device(None, "vulkan", "native", "Vulkan 1.1 with 8- and 16-bit numbers in storage buffers", _NATIVE),
+    "android": Device("android", "opencl", "generic", _ANDROID, _APP, ("vulkan",)),
+    "metal": Device("macos", "metal", "apple-a14", _MACOS, _PIP),
+    "ios": Device("ios", "metal", "apple-a12", _IOS, _APP),
 }
 
 

@@ -15,6 +15,7 @@ class VulkanTarget(GpuTarget):
     """Any Vulkan 1.1 device with 8- and 16-bit numbers in storage buffers. Nothing else is assumed of it."""
 
     device: ClassVar[str] = "vulkan"
+    buffer_bytes: ClassVar[int | None] = 128 << 20  # the standard's least
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 256,  # of a workgroup
         "thread_warp_size": 1,  # nothing is assumed of threads that run together
