@@ -27,6 +27,8 @@ def token(text: str) -> int:
 class FakeLibrary:
     """Stores tokens in the pages as a model stores keys; counts what it computes. `say` may script the answer."""
 
+    memory = SimpleNamespace(name="no device")
+
     def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
         self.say = say
         self.calls: list[int] = []  # rows of each call

@@ -195,6 +195,7 @@ def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any])
 def test_where_functions_do_not_wait_pythons_share_is_left_out(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = manifest(max_context=800, target={"device": "cuda"})
     monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), made))
+    monkeypatch.setattr(engine_module, "free_memory", lambda device: 1 << 30)
     report = bench(bundle)
     assert [row.python for row in report.rows] == [None] * 3
     assert "%  " in report.plain() and not any("None" in line for line in report.plain().splitlines())
