@@ -25,7 +25,7 @@ from minicpm_mlc.errors import MiniCPMError
 from minicpm_mlc.manifest import MAX_TREE_NODES, Manifest
 from minicpm_mlc.runtime_py.bench import BenchError, need_depths, need_positive, need_room
 from minicpm_mlc.runtime_py.gears import ATTENTION
-from minicpm_mlc.runtime_py.machine import available_memory, cpu_name, physical_cores
+from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.random_cache import fill_cache
 from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
 
@@ -111,7 +111,7 @@ def check(args: argparse.Namespace) -> int:
     if max(args.rows) > MAX_TREE_NODES:
         raise BenchError(f"--rows {max(args.rows)}: a tree has at most {MAX_TREE_NODES} nodes; give fewer")
     context = max(args.depths) + ROOM
-    need_room(Manifest.load(args.bundle), args.depths, context, available_memory())
+    need_room(Manifest.load(args.bundle), args.depths, context)
     return context
 
 

@@ -18,7 +18,8 @@ from minicpm_mlc.runtime_py.memory import open_memory
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 CHAT = ("--prompt", "What does minicpm-mlc do? /no_think", "--temperature", "0", "--max-tokens", "16")
-BENCH = ("--depth", "0", "--prompt-tokens", "8", "--new-tokens", "2", "--repeats", "1", "--json")
+FEW = ("--new-tokens", "2", "--repeats", "1", "--json")
+BENCH = ("--depth", "0", "--prompt-tokens", "8", *FEW)
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
@@ -49,8 +50,8 @@ def test_chat_and_bench_run_from_afar_and_name_the_device(device: str, bundle: P
     assert here.startswith("minicpm-mlc compiles") and shown("chat", str(bundle), *CHAT, *afar) == here
     report = json.loads(shown("bench", str(bundle), *BENCH, *afar))
     assert report["device"] == f"{named} at {address}" and len(report["rows"]) == 2
-    for options in ((), ("--speculate", "ngram")):
-        assert json.loads(shown("bench", str(bundle), *BENCH, *options))["device"] == named
+    for options in (BENCH, ("--speculate", "ngram", *FEW)):
+        assert json.loads(shown("bench", str(bundle), *options))["device"] == named
 
 
 @needs_cc

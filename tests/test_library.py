@@ -64,6 +64,13 @@ def misaligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def test_an_argument_that_needs_no_copy_leaves_its_place_free():
+    memory = HostMemory()
+    large = np.frombuffer(memory.array(memory.zeros((SMALL,), np.dtype(np.int32))), np.int32)
+    first, second = memory.arguments([large, misaligned(np.arange(3, dtype=np.int32))])
+    assert memory.array(first).ctypes.data == large.ctypes.data and memory.array(second).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("n", [0, 1, SMALL // 4, SMALL])
 def test_arguments_are_aligned_and_apart_whatever_the_arrays_are(n):
     memory = HostMemory()

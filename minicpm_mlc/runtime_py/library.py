@@ -221,5 +221,6 @@ def use_threads(threads: int) -> None:
         return
     if threads > len(CORES):
         raise EngineError(f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or fewer")
+    load_runtime()
     tvm_ffi.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, list(map(str, CORES)))
     _pool.threads = threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any, Protocol
@@ -134,7 +135,7 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.name = self.identity = cpu_name()
-        self._staging: list[Staging] = []
+        self._staging: defaultdict[int, Staging] = defaultdict(Staging)  # by an argument's place in the call
 
     @property
     def free(self) -> int:
@@ -162,8 +163,6 @@ class HostMemory:
     def _argument(self, place: int, array: np.ndarray) -> Any:
         if array.nbytes > SMALL and _is_aligned(array):
             return tvm_ffi.from_dlpack(array)
-        if place == len(self._staging):
-            self._staging.append(Staging())
         return self._staging[place].copy(array)
 
     def array(self, tensor: Any) -> np.ndarray:
