@@ -83,7 +83,7 @@ class DraftModel:
         return self._proposed(*out)
 
     def _proposed(self, ids: np.ndarray, values: np.ndarray, hidden: np.ndarray) -> Proposed:
-        return Proposed(self._library.draft_ids[ids], values, hidden)
+        return Proposed(self._library.draft_ids.take(ids), values, hidden)
 
     def _extend(self, tokens: np.ndarray, features: np.ndarray, start: int) -> Proposed:
         """One chunk of rows from `start` on; what its last row proposes."""

@@ -91,11 +91,12 @@ class Sampler:
         Greedy is the one token with the largest logit after the penalties, the lowest id among equals.
         """
         scores = self._penalised(logits)
-        if not math.isfinite(scores.max()):
+        best = scores.argmax()  # the first NaN, if there is one
+        if not math.isfinite(scores[best]):
             raise SamplingError("the largest logit is not a finite number; "
                                 "the weights are damaged: compile the checkpoint again")
         if self.params.temperature == 0:
-            return np.array([scores.argmax()]), np.ones(1)
+            return np.array([best]), np.ones(1)
         ids = self._all
         if 0 < self.params.top_k < len(ids):
             ids = _top_k(scores, self.params.top_k)

@@ -24,27 +24,27 @@ def expand(root: int, after: Guesses, step: Step, depth: int, top_k: int, floor:
     `top_k` tokens each, of as many guesses as there are. It ends at `depth`, or where no node of a level reaches the
     probability `floor`.
     """
-    values, tokens = (part[0, :top_k].tolist() for part in after)
-    top_k = len(tokens)
-    parents, levels, first = [0] * top_k, 1, 1  # nodes are numbered from 1, the root is 0; `first` of the last level
-    beam = list(range(1, top_k + 1))
-    while levels < depth and values[beam[0] - 1] >= log(max(floor, 1e-30)):
-        guesses = step([tokens[node - 1] for node in beam], [(node - first) // top_k for node in beam])
-        first, levels = len(tokens) + 1, levels + 1
+    first_values, first_tokens = (part[0, :top_k].tolist() for part in after)
+    top_k = len(first_tokens)
+    values, tokens, parents = [0.0, *first_values], [root, *first_tokens], [-1, *[0] * top_k]  # by node; the root is 0
+    beam, first, levels = list(range(1, top_k + 1)), 1, 1  # `first` node of the last level
+    while levels < depth and values[beam[0]] >= log(max(floor, 1e-30)):
+        guesses = step([tokens[node] for node in beam], [(node - first) // top_k for node in beam])
+        first, levels = len(tokens), levels + 1
         for node, more, after_node in zip(beam, *(part[:, :top_k].tolist() for part in guesses), strict=True):
-            values += [values[node - 1] + value for value in more]
+            values += [values[node] + value for value in more]
             tokens += after_node
             parents += [node] * top_k
         beam = _likeliest(values, first)[:top_k]
-    order = _likeliest(values)
-    place = dict(zip([0, *order], range(len(order) + 1), strict=True))
-    tree = Tree([root, *(tokens[node - 1] for node in order)], [-1, *(place[parents[node - 1]] for node in order)])
-    return Draft(tree, np.exp([0.0, *(values[node - 1] for node in order)]), levels=levels)
+    order = [0, *_likeliest(values, 1)]
+    place = dict(zip(order, range(len(order)), strict=True))
+    tree = Tree([tokens[node] for node in order], [-1, *(place[parents[node]] for node in order[1:])])
+    return Draft(tree, np.exp([values[node] for node in order]), levels=levels)
 
 
-def _likeliest(values: list[float], first: int = 1) -> list[int]:
-    """Nodes from `first` on by falling value, ties to the lower number; node 1 has the first value."""
-    return sorted(range(first, len(values) + 1), key=lambda node: values[node - 1], reverse=True)
+def _likeliest(values: list[float], first: int) -> list[int]:
+    """Nodes from `first` on by falling value, ties to the lower number."""
+    return sorted(range(first, len(values)), key=values.__getitem__, reverse=True)
 
 
 def best_tokens(logits: np.ndarray, k: int) -> Guesses:

@@ -102,9 +102,9 @@ class Replay:
     """
 
     def __init__(self, record: Record, drafter: Drafter, vocab_size: int) -> None:
-        self._rounds = itertools.cycle(zip(record.trees, record.paths, strict=True))
+        drafts = [Draft(Tree(list(range(len(tree))), tree), np.linspace(1, 0.5, len(tree))) for tree in record.trees]
+        self._rounds = itertools.cycle(zip(drafts, record.paths, strict=True))
         self._drafter, self._vocab_size = drafter, vocab_size
-        self._tree: Tree | None = None
         self._path: list[int] = []
 
     def begin(self) -> None:
@@ -115,11 +115,10 @@ class Replay:
 
     def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
         """A tree of the next round's form, as soon as the real drafter has made one."""
-        parents, path = next(self._rounds)
-        fake = Tree(list(range(len(parents))), parents)
-        self._drafter.draft(history, int(min(depth, fake.depths.max(initial=0))), top_k, 0.0, read)
-        self._tree, self._path = fake, path[1:]
-        return Draft(fake, np.linspace(1, 0.5, len(parents)))
+        fake, path = next(self._rounds)
+        self._drafter.draft(history, int(min(depth, fake.tree.depths.max(initial=0))), top_k, 0.0, read)
+        self._path = path[1:]
+        return fake
 
     def next(self, steps: Steps, sampled: int) -> int:
         """The recorded node's token, or after the path one that no node has."""
