@@ -21,6 +21,16 @@ if VALIDATED:  # before any test opens a Vulkan driver
     os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
 
 
+@pytest.fixture(scope="module", params=["opencl", "vulkan"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each kind of GPU device that is here; the others are skipped."""
+    from gpu_cases import device_named
+
+    if device_named(request.param) is None:
+        pytest.skip(f"no {request.param} device with its runtime: make devices")
+    return request.param
+
+
 @pytest.fixture
 def vulkan_silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Fails a test in which Vulkan's validation layer, where it is installed, found anything."""

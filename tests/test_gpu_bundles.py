@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
-from gpu_cases import device_named
 from test_rpc import KEY, started
 
 from minicpm_mlc import Engine
@@ -27,13 +26,6 @@ QUESTIONS = SUMS + TALK + [f"{question} /no_think" for question in TALK]
 LONG = RNG.integers(4, 1500, 700).tolist()  # tokens beyond the demo's dense_len of 512
 TOKENS = {"opencl": (64, 24), "vulkan": (16, 6)}  # of each of the 50 answers: decoded one by one; in trees, and sparsely
 pytestmark = pytest.mark.usefixtures("vulkan_silent")
-
-
-@pytest.fixture(scope="module", params=["opencl", "vulkan"])
-def device(request: pytest.FixtureRequest) -> str:
-    if device_named(request.param) is None:
-        pytest.skip(f"no {request.param} device with its runtime: make devices")
-    return request.param
 
 
 @pytest.fixture(scope="module")

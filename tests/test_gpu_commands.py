@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from driver_cases import command, in_new_process, lost, needs_cc, small
-from gpu_cases import device_named
 from test_rpc import KEY, started
 
 from minicpm_mlc import cli
@@ -20,13 +19,6 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 CHAT = ("--prompt", "What does minicpm-mlc do? /no_think", "--temperature", "0", "--max-tokens", "16")
 FEW = ("--new-tokens", "2", "--repeats", "1", "--json")
 BENCH = ("--depth", "0", "--prompt-tokens", "8", *FEW)
-
-
-@pytest.fixture(scope="module", params=["opencl", "vulkan"])
-def device(request: pytest.FixtureRequest) -> str:
-    if device_named(request.param) is None:
-        pytest.skip(f"no {request.param} device with its runtime: make devices")
-    return request.param
 
 
 @pytest.fixture(scope="module")
