@@ -11,7 +11,7 @@ import json
 import random
 from dataclasses import asdict
 
-from minicpm_mlc.runtime_py.speculative.replay import Record
+from minicpm_mlc.bench.replay import Record
 
 
 def record(rates: list[float], rounds: int = 200) -> Record:

@@ -27,8 +27,8 @@ import numpy as np
 from demo import prompts
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.text import plain_table
 from minicpm_mlc.runtime_py.speculative.eagle import EagleDrafter
-from minicpm_mlc.runtime_py.tables import plain_table
 
 GUESSES = (1, 2, 4, 8)  # after one token
 DEPTH = 5  # of a chain

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tvm
 
-from minicpm_mlc.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets.cpu import CpuTarget

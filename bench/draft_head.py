@@ -28,7 +28,7 @@ class Head:
     """One bundle's head behind a sequence of `depth` tokens."""
 
     def __init__(self, path: Path, depth: int, threads: int) -> None:
-        from minicpm_mlc.manifest import read_bundle
+        from minicpm_mlc.bundle.manifest import read_bundle
         from minicpm_mlc.runtime_py.draft_model import DraftModel
         from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
         from minicpm_mlc.runtime_py.library import Library
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    from minicpm_mlc.runtime_py.tables import markdown_table
+    from minicpm_mlc.base.text import markdown_table
 
     head = ["draft vocabulary", f"extend {args.rows}, ms", f"step {args.nodes}, ms", f"depth {args.depth} in all, ms", "speed"]
     cells = [[f"{row['vocab']:,}", *(f"{row[name]:.2f}" for name in PARTS)] for row in rows]

@@ -20,7 +20,7 @@ import numpy as np
 from demo import HEAD, compiled, prompts
 
 from minicpm_mlc import Engine
-from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
+from minicpm_mlc.base.text import markdown_table, plain_table
 
 DTYPES = {"BF16": np.dtype("<u2"), "I64": np.dtype("<i8"), "BOOL": np.dtype("u1")}
 

@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.presets import PRESETS
+from minicpm_mlc.compile.config.presets import PRESETS
 
 TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
 BLOCK_ROWS = 4096  # rows converted at a time: bounds the memory a large tensor takes

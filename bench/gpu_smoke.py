@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc import Engine
-from minicpm_mlc.errors import MiniCPMError
-from minicpm_mlc.manifest import MANIFEST, Manifest, read_bundle
-from minicpm_mlc.params import TENSOR_CACHE
-from minicpm_mlc.runtime_py.bench import Report, bundle_traffic, run_bench
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.bench.decode import Report, bundle_traffic, run_bench
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, read_bundle
+from minicpm_mlc.bundle.params import TENSOR_CACHE
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import open_memory
 from minicpm_mlc.runtime_py.verify import verify_bundle

@@ -60,18 +60,18 @@ class Kernels:
         self.out = random_tensor((m, -(-n // 16) * 16), "float32")
 
     def float32(self) -> Pass:
-        from minicpm_mlc.ops.linear import linear
-        from minicpm_mlc.ops.weight_format import WeightFormat
+        from minicpm_mlc.ops.cpu.linear import linear
+        from minicpm_mlc.ops.formats.weights import WeightFormat
 
         fmt = WeightFormat.of(self.scheme)
         call, weights = build(linear(self.n, self.k, fmt)), self.weights(fmt)
         return lambda: [call(self.x, w, s, self.out) for w, s in weights]
 
     def int8(self, dot: str) -> Pass:
-        from minicpm_mlc.ops.int8_dot import DOTS
-        from minicpm_mlc.ops.linear_int8 import linear_int8
-        from minicpm_mlc.ops.quantize_rows import quantize_rows, quantized_shape
-        from minicpm_mlc.ops.weight_format import WeightFormat
+        from minicpm_mlc.ops.cpu.int8_dot import DOTS
+        from minicpm_mlc.ops.cpu.linear_int8 import linear_int8
+        from minicpm_mlc.ops.cpu.quantize_rows import quantize_rows, quantized_shape
+        from minicpm_mlc.ops.formats.weights import WeightFormat
 
         fmt = WeightFormat.of(self.scheme, "rows16x4")
         call, weights = build(linear_int8(self.n, self.k, fmt, dot)), self.weights(fmt)

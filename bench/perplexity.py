@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc import Engine
-from minicpm_mlc.errors import MiniCPMError
-from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.text import markdown_table, plain_table
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 VARIANTS = {

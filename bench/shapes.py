@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from minicpm_mlc.compile.config import ModelConfig, SparseConfig
-from minicpm_mlc.compile.presets import PRESETS
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.presets import PRESETS
 
 CONTEXT = 1 << 18  # tokens: no depth is refused, and RoPE's angles cost the same everywhere
 SAME_KEYS = """

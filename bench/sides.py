@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc import Engine
-from minicpm_mlc.runtime_py.bench import Stopwatch
-from minicpm_mlc.runtime_py.random_cache import fill_cache
+from minicpm_mlc.bench.decode import Stopwatch
+from minicpm_mlc.bench.random_cache import fill_cache
 
 AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
 REST = 0.5  # seconds before a measurement: another process's threads wait for work spinning, for some tenths of a second

@@ -29,7 +29,7 @@ import numpy as np
 from demo import HEAD, SKILLS, compiled, data, prompt_of
 
 from minicpm_mlc import Engine
-from minicpm_mlc.runtime_py.tables import plain_table
+from minicpm_mlc.base.text import plain_table
 
 HEADS = {
     "eagle3": ["--draft", str(HEAD)],

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minicpm_mlc.errors import MiniCPMError
-from minicpm_mlc.manifest import read_bundle
-from minicpm_mlc.runtime_py.bench import need_positive
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.bench.decode import need_positive
+from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.runtime_py.machine import cpu_name
 
 QUESTION = "why is the sky blue "

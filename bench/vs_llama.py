@@ -21,17 +21,17 @@ from pathlib import Path
 from shapes import shape, write_source
 from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, ours
 
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench import decode as bench
+from minicpm_mlc.bench.limits import measure_limits, memory_reader
+from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.compile.limits import measure_limits, memory_reader
-from minicpm_mlc.compile.presets import PRESETS
-from minicpm_mlc.errors import MiniCPMError
-from minicpm_mlc.manifest import read_bundle
-from minicpm_mlc.runtime_py import bench
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.runtime_py.gears import ATTENTION, Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
-from minicpm_mlc.runtime_py.roofline import Limits
-from minicpm_mlc.runtime_py.tables import markdown_table, plain_table
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors
-    from .errors import MiniCPMError
-    from .runtime_py.engine import Engine
+    from minicpm_mlc.base import errors
+    from minicpm_mlc.base.errors import MiniCPMError
+    from minicpm_mlc.runtime_py.engine import Engine
 
 __all__ = ["Engine", "MiniCPMError", "__version__", "errors"]
 
 _HOMES = {
     "Engine": "runtime_py.engine",
-    "MiniCPMError": "errors",
+    "MiniCPMError": "base.errors",
 }
 
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name == "errors":
-        return importlib.import_module(".errors", __name__)
+        return importlib.import_module(".base.errors", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from . import __version__
-from .errors import MiniCPMError
+from minicpm_mlc import __version__
+from minicpm_mlc.base.errors import MiniCPMError
 
 ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
@@ -85,8 +85,8 @@ def compile_command(
     **options: Any,
 ) -> None:  # fmt: skip
     """Compile the checkpoint folder SOURCE into a bundle."""
-    from .compile import compile_model
-    from .progress import progress
+    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.compile import compile_model
 
     with progress() as report:
         result = compile_model(
@@ -118,8 +118,8 @@ def _rpc(command: Any) -> Any:
 def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
     if rpc is None and key is None:
         return None
-    from .progress import progress
-    from .runtime_py.rpc.client import connect
+    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.runtime_py.rpc.client import connect
 
     with progress() as report:
         return connect(rpc, key, bundles, report)
@@ -160,9 +160,9 @@ def chat(
 
     The answer to one question (--prompt, or piped text) goes to standard output, its thinking to standard error.
     """
-    from .runtime_py.device_check import check_device
-    from .runtime_py.engine import Engine
-    from .runtime_py.repl import answer_once, chosen, read_question, talk
+    from minicpm_mlc.runtime_py.chat.repl import answer_once, chosen, read_question, talk
+    from minicpm_mlc.runtime_py.device_check import check_device
+    from minicpm_mlc.runtime_py.engine import Engine
 
     given = chosen(options)
     shared: dict[str, Any] = {"system": system, "hide_thinking": hide_thinking, "show_blocks": show_blocks}
@@ -184,7 +184,7 @@ def inspect(source: str, as_json: bool) -> None:
 
     SOURCE is a bundle, a checkpoint, or a published model's name.
     """
-    from . import describe
+    from minicpm_mlc.inspect import describe
 
     _print(describe.describe(source), describe.as_text, as_json)
 
@@ -216,20 +216,20 @@ def inspect(source: str, as_json: bool) -> None:
 @click.pass_context
 def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
-    from .bench_modes import mode_and_options
+    from minicpm_mlc.bench.modes import mode_and_options
 
     mode, options = mode_and_options(ctx)
     if mode == "attention_only":
-        from .compile.bench_attention import bench_attention as measure
+        from minicpm_mlc.bench.attention import bench_attention as measure
     elif mode == "operators":
-        from .compile.bench_operators import bench_operators as measure
+        from minicpm_mlc.bench.bench_operators import bench_operators as measure
     elif mode == "speculate":
-        from .runtime_py.speculative.bench import bench_speculation as measure
+        from minicpm_mlc.bench.speculation import bench_speculation as measure
     elif mode == "plot":
-        from .runtime_py.plot import bench_both_gears as measure
+        from minicpm_mlc.bench.plot import bench_both_gears as measure
 
     else:
-        from .runtime_py.bench import bench_bundle as measure
+        from minicpm_mlc.bench.decode import bench_bundle as measure
 
         options["remote"] = _remote(options.pop("rpc"), options.pop("key"), options["path"])
     click.echo(getattr(measure(**options), form or "plain")())
@@ -246,8 +246,8 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
 
     Status 1 and the operator's name if one is wrong.
     """
-    from .progress import progress
-    from .runtime_py.verify import verify_bundle
+    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.runtime_py.verify import verify_bundle
 
     remote = _remote(rpc, key, bundle)
     with progress() as report:
@@ -266,7 +266,7 @@ def rpc_server(**options: Any) -> None:
 
     Who knows the key can run any code here; nothing is encrypted.
     """
-    from .runtime_py.rpc.server import run_server
+    from minicpm_mlc.runtime_py.rpc.server import run_server
 
     run_server(say=click.echo, **options)
 
@@ -277,8 +277,8 @@ def rpc_server(**options: Any) -> None:
 @click.option("-o", "--out", type=click.Path(), help="Archive to write, .zip or .tar.  [default: BUNDLE-PLATFORM]")
 def package(bundle: str, platform: str, out: str | None) -> None:
     """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each time."""
-    from .compile.package import package_bundle
-    from .progress import progress
+    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.compile.package import package_bundle
 
     with progress() as report:
         result = package_bundle(bundle, platform, out, report)
@@ -298,9 +298,9 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
 
     It shows selection, not attribution.
     """
-    from .runtime_py.engine import Engine
-    from .runtime_py.trace import trace as record
-    from .runtime_py.trace_page import as_html, write_page
+    from minicpm_mlc.inspect.trace import trace as record
+    from minicpm_mlc.inspect.trace_page import as_html, write_page
+    from minicpm_mlc.runtime_py.engine import Engine
 
     with Engine(bundle, **options) as engine:
         result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
@@ -334,8 +334,8 @@ def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_
 
     Prints how much of the text held out they cover, and what the list saves a draft head on this machine's CPU.
     """
-    from .compile.frspec_build import as_text, build_and_time
-    from .progress import progress
+    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.inspect.frspec_build import as_text, build_and_time
 
     with progress() as report:
         result = build_and_time(text, size, tokenizer, out, report)
@@ -346,7 +346,7 @@ def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def devices(as_json: bool) -> None:
     """Show what this machine can compile for, and what is missing."""
-    from .devices import as_text, survey
+    from minicpm_mlc.inspect.devices import as_text, survey
 
     _print(survey(), as_text, as_json)
 

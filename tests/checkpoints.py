@@ -12,8 +12,8 @@ from safetensors import TensorSpec, serialize_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.compile.presets import PRESETS
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.presets import PRESETS
 
 # Each keeps its preset's head_dim, factors, tying and number of query heads per kv head.
 TINY: dict[str, dict[str, Any]] = {

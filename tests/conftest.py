@@ -13,7 +13,7 @@ import pytest
 from checkpoints import tiny_config, write_checkpoint
 from filelock import FileLock
 
-from minicpm_mlc.compile.config import ModelConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 LAYERS = [Path(folder) / "vulkan" / "explicit_layer.d" for folder in ("/usr/share", "/usr/local/share", "/etc")]
 VALIDATED = any((folder / "VkLayer_khronos_validation.json").exists() for folder in LAYERS)

@@ -11,8 +11,8 @@ from checkpoints import _unlike_ones, config_json, write_json
 from safetensors.numpy import save_file
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.compile.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 
 def draft_config_json(config: DraftConfig, base: ModelConfig) -> dict[str, Any]:

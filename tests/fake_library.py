@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tiny_tokenizers
 
-from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()

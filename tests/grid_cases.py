@@ -16,31 +16,31 @@ from test_ops_linear_int8 import stored, words_of
 from test_ops_rope import inv_freq
 from tree_cases import Tree, make_tree
 
+from minicpm_mlc.bundle.manifest import KV_STORAGE
 from minicpm_mlc.compile.quantize import SCHEMES
-from minicpm_mlc.manifest import KV_STORAGE
-from minicpm_mlc.ops.attend import attend_definition
-from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
-from minicpm_mlc.ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.concat import concat_definition
-from minicpm_mlc.ops.embed import embed_definition
-from minicpm_mlc.ops.gather import gather_rows_definition
-from minicpm_mlc.ops.infllm import Budget, all_segment_means
-from minicpm_mlc.ops.int8_dot import DOTS
-from minicpm_mlc.ops.kv_format import bfloat16_bits, key_shape, read_definition
-from minicpm_mlc.ops.linear import linear_definition
-from minicpm_mlc.ops.linear_int8 import linear_int8_definition
-from minicpm_mlc.ops.move_rows import move_rows_definition
-from minicpm_mlc.ops.norm import rms_norm_definition
-from minicpm_mlc.ops.path_means import path_means_definition
-from minicpm_mlc.ops.quantize_rows import WORDS
-from minicpm_mlc.ops.repeat_row import repeat_row_definition
-from minicpm_mlc.ops.rope import rope_angles_definition, rope_append_definition
-from minicpm_mlc.ops.score_blocks import score_blocks_definition
-from minicpm_mlc.ops.score_tree import score_tree_definition
-from minicpm_mlc.ops.segment_means import segment_means_definition
-from minicpm_mlc.ops.select_blocks import select_blocks_definition
-from minicpm_mlc.ops.swiglu import swiglu_definition
-from minicpm_mlc.ops.top_k import top_k_definition
+from minicpm_mlc.ops.cpu.attend import attend_definition
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from minicpm_mlc.ops.cpu.concat import concat_definition
+from minicpm_mlc.ops.cpu.embed import embed_definition
+from minicpm_mlc.ops.cpu.gather import gather_rows_definition
+from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.cpu.linear import linear_definition
+from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
+from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
+from minicpm_mlc.ops.cpu.norm import rms_norm_definition
+from minicpm_mlc.ops.cpu.path_means import path_means_definition
+from minicpm_mlc.ops.cpu.quantize_rows import WORDS
+from minicpm_mlc.ops.cpu.repeat_row import repeat_row_definition
+from minicpm_mlc.ops.cpu.rope import rope_angles_definition, rope_append_definition
+from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
+from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
+from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
+from minicpm_mlc.ops.cpu.top_k import top_k_definition
+from minicpm_mlc.ops.formats.kv import bfloat16_bits, key_shape, read_definition
+from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 from minicpm_mlc.targets import get_target
 
 ROWS = (1, 2, 3, 4, 7, 8, 9, 16, 33, 65)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minicpm_mlc.compile.config import ModelConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 
 def folded_llama(config: ModelConfig, weights: dict[str, np.ndarray]) -> LlamaForCausalLM:

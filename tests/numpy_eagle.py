@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy_model import rms_norm, rotate
 
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.compile.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 
 def features(config: DraftConfig, base: ModelConfig, w: dict[str, np.ndarray], states: list[np.ndarray]) -> np.ndarray:

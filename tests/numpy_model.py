@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicpm_mlc.compile.config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 
 
 def forward(config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]) -> np.ndarray:

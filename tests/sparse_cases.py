@@ -8,12 +8,12 @@ from functools import cache
 import numpy as np
 from op_cases import compiled
 
-from minicpm_mlc.ops.attend_blocks import attend_blocks
-from minicpm_mlc.ops.infllm import Budget, all_segment_means
-from minicpm_mlc.ops.kv_format import bfloat16_bits, read_definition
-from minicpm_mlc.ops.score_blocks import score_blocks
-from minicpm_mlc.ops.segment_means import segment_means
-from minicpm_mlc.ops.select_blocks import select_blocks
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks
+from minicpm_mlc.ops.cpu.score_blocks import score_blocks
+from minicpm_mlc.ops.cpu.segment_means import segment_means
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks
+from minicpm_mlc.ops.formats.kv import bfloat16_bits, read_definition
+from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 
 BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
 

@@ -17,9 +17,9 @@ from test_linux_arm64 import needs_arm64, run_arm64
 
 import minicpm_mlc.runtime_py.library as runtime
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.errors import BundleError
-from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.ops.gpu.kernel import THREADS
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
 

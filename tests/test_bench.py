@@ -7,18 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm_mlc.runtime_py import bench, roofline
-from minicpm_mlc.runtime_py.bench import (
-    BenchError,
-    GearSide,
-    Report,
-    Row,
-    Stopwatch,
-    Traffic,
-    measure,
-    run_bench,
-    with_traffic,
-)
+from minicpm_mlc.bench import decode as bench
+from minicpm_mlc.bench import roofline
+from minicpm_mlc.bench.decode import BenchError, GearSide, Report, Row, Stopwatch, Traffic, measure, run_bench, with_traffic
 from minicpm_mlc.runtime_py.gears import Gears
 
 

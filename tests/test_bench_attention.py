@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from minicpm_mlc.bench import attention as module
+from minicpm_mlc.bench.attention import bench_attention
+from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile import bench_attention as module
-from minicpm_mlc.compile.bench_attention import bench_attention
-from minicpm_mlc.runtime_py.bench import BenchError
 
 
 def test_rows_of_both_phases_are_measured_and_work_is_counted():

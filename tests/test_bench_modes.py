@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from minicpm_mlc.bench_modes import MODES
+from minicpm_mlc.bench.modes import MODES
 from minicpm_mlc.cli import main
 
 FUNCTIONS = {
-    "attention_only": ("minicpm_mlc.compile.bench_attention", "bench_attention"),
-    "operators": ("minicpm_mlc.compile.bench_operators", "bench_operators"),
-    "speculate": ("minicpm_mlc.runtime_py.speculative.bench", "bench_speculation"),
-    "plot": ("minicpm_mlc.runtime_py.plot", "bench_both_gears"),
-    "": ("minicpm_mlc.runtime_py.bench", "bench_bundle"),
+    "attention_only": ("minicpm_mlc.bench.attention", "bench_attention"),
+    "operators": ("minicpm_mlc.bench.bench_operators", "bench_operators"),
+    "speculate": ("minicpm_mlc.bench.speculation", "bench_speculation"),
+    "plot": ("minicpm_mlc.bench.plot", "bench_both_gears"),
+    "": ("minicpm_mlc.bench.decode", "bench_bundle"),
 }
 
 

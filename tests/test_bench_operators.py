@@ -10,12 +10,10 @@ import pytest
 from tvm import relax
 
 from minicpm_mlc import Engine
-from minicpm_mlc.compile.bench_operators import bench_operators
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.ops.norm import rms_norm_int8
-from minicpm_mlc.runtime_py import bench
-from minicpm_mlc.runtime_py.bench import BenchError
-from minicpm_mlc.runtime_py.operators import (
+from minicpm_mlc.bench import decode as bench
+from minicpm_mlc.bench.bench_operators import bench_operators
+from minicpm_mlc.bench.decode import BenchError
+from minicpm_mlc.bench.operators import (
     Call,
     Cost,
     OperatorReport,
@@ -25,8 +23,10 @@ from minicpm_mlc.runtime_py.operators import (
     observe,
     operator_of,
 )
-from minicpm_mlc.runtime_py.random_cache import fill_cache
-from minicpm_mlc.runtime_py.roofline import Limits
+from minicpm_mlc.bench.random_cache import fill_cache
+from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.ops.cpu.norm import rms_norm_int8
 
 SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 

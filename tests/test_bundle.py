@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.compile import bundle as bundle_module
-from minicpm_mlc.compile.bundle import BundleFile, BundleWriter
+from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.bundle.host import Host, missing_features, this_host
+from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
+from minicpm_mlc.bundle.params import load_params
+from minicpm_mlc.compile import writer as bundle_module
 from minicpm_mlc.compile.mlc_chat_config import mlc_chat_config, tokenizer_info
-from minicpm_mlc.errors import BundleError, CompileError
-from minicpm_mlc.host import Host, missing_features, this_host
-from minicpm_mlc.manifest import Bundle, Manifest, read_bundle
-from minicpm_mlc.params import load_params
+from minicpm_mlc.compile.writer import BundleFile, BundleWriter
 
 HOST = Host("linux", "x86_64", frozenset({"avx2", "fma"}))
 TARGET = {"device": "cpu", "triple": "x86_64-linux-gnu", "cpu": "x86-64-v3", "features": ["avx2", "fma", "fast-gather"]}
@@ -321,7 +321,7 @@ def test_a_truncated_or_missing_file_is_refused_even_without_hashing(place):
 
 def test_hashes_are_checked_once_and_again_after_a_change(place, monkeypatch):
     read(write(place / "b"))
-    monkeypatch.setattr("minicpm_mlc.manifest._check_hashes", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr("minicpm_mlc.bundle.manifest._check_hashes", lambda _: pytest.fail("hashed again"))
     read(place / "b")
     monkeypatch.undo()
     flip_byte(place / "b/model.so")

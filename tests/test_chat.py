@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minicpm_mlc.errors import TemplateError
-from minicpm_mlc.runtime_py.chat import CHATML, ChatTemplate, control_tokens
+from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.runtime_py.chat.template import CHATML, ChatTemplate, control_tokens
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 THINKING = CHATML + "{% if enable_thinking is false %}{{ '" + EMPTY_BLOCK + "' }}{% endif %}"

@@ -12,10 +12,10 @@ from checkpoints import save_tensors, tiny_config, write_checkpoint, write_json,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
-from minicpm_mlc.compile.presets import PRESETS
-from minicpm_mlc.errors import CheckpointError
+from minicpm_mlc.compile.config.presets import PRESETS
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4, "num_kv_heads": 1, "vocab_size": 325}
 UNTIED = tiny_config("MiniCPM5-1B", **SHAPE)

@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import minicpm_mlc.runtime_py.bench
 import pytest
 from checkpoints import tiny_config, write_checkpoint
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
 
 import minicpm_mlc.compile
-import minicpm_mlc.runtime_py.bench
 import minicpm_mlc.runtime_py.device_check
 import minicpm_mlc.runtime_py.engine
+from minicpm_mlc.base.errors import BundleError, CompileError, ContextError
+from minicpm_mlc.base.progress import Bars
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.cli import main
-from minicpm_mlc.errors import BundleError, CompileError, ContextError
-from minicpm_mlc.manifest import Manifest
-from minicpm_mlc.progress import Bars
 from minicpm_mlc.runtime_py import memory
 
 VERBS = ["compile", "chat", "inspect", "bench", "verify", "rpc-server", "package", "trace", "frspec", "devices"]
@@ -187,7 +187,7 @@ def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
         assert options == counts | {"attention": "auto", "random_cache": False, "remote": None}
         return Report()
 
-    monkeypatch.setattr(minicpm_mlc.runtime_py.bench, "bench_bundle", bench_bundle, raising=False)
+    monkeypatch.setattr(minicpm_mlc.bench.decode, "bench_bundle", bench_bundle, raising=False)
     command = "bench B --depth 0,64 --prompt-tokens 8,16 --new-tokens 4 --repeats 1 --threads 2"
     for form, printed in {"": "plain", "--json": "json", "--markdown": "markdown"}.items():
         assert run(*f"{command} {form}".split()).output == printed + "\n"
@@ -253,6 +253,7 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import minicpm_mlc.devices as devices
+
     from minicpm_mlc.targets import DEVICES
 
     found = json.loads(run("devices", "--json").stdout)

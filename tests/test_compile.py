@@ -14,11 +14,11 @@ import pytest
 from checkpoints import PUBLISHED_ROPE, tiny_config, write_checkpoint
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
+from minicpm_mlc.bundle.manifest import Manifest, read_bundle
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.compiler import _prefill_chunk
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
-from minicpm_mlc.manifest import Manifest, read_bundle
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.gears import Gears
 
 
@@ -208,7 +208,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    from minicpm_mlc.compile import bundle
+    from minicpm_mlc.compile import writer as bundle
 
     written = 0
 

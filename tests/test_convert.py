@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tvm_ffi
 
+from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.compile import convert as conversion
-from minicpm_mlc.compile.bundle import BundleWriter
 from minicpm_mlc.compile.convert import Param, convert, stored_bytes, stored_tensors
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor, place
-from minicpm_mlc.errors import CheckpointError, CompileError
-from minicpm_mlc.manifest import Bundle, Manifest
-from minicpm_mlc.ops.packing import unpack, unpack_scales
-from minicpm_mlc.params import load_params
+from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
 from minicpm_mlc.runtime_py.library import load_runtime
 
 

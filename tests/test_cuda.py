@@ -11,8 +11,8 @@ import pytest
 from elf import CUDA, read_object
 from shim_cases import Grid
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.errors import CompileError
 from minicpm_mlc.targets import cuda, cuda_compiler, get_target
 from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, fat_binary, has_compiler, nvcc, nvrtc
 from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack, unpack

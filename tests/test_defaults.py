@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from fake_library import manifest
 
-from minicpm_mlc.errors import ContextError
+from minicpm_mlc.base.errors import ContextError
 from minicpm_mlc.runtime_py.defaults import choose_context
 
 # Context against memory: 1100 bytes fixed, 10 per token, pages of 4

@@ -12,8 +12,8 @@ import numpy_eagle
 import pytest
 from numpy_model import select
 
-from minicpm_mlc.compile.config import ModelConfig, SparseConfig
-from minicpm_mlc.compile.draft_config import EAGLE3, read_draft_config
+from minicpm_mlc.compile.config.draft_config import EAGLE3, read_draft_config
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo_model"

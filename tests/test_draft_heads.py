@@ -16,12 +16,12 @@ from checkpoints import tiny_config, write_checkpoint, write_json
 from draft_heads import write_draft
 from safetensors.numpy import load_file, save_file
 
+from minicpm_mlc.base.errors import CheckpointError, CompileError, MiniCPMError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config import ModelConfig
+from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.draft import open_draft
-from minicpm_mlc.compile.draft_config import EAGLE2, EAGLE3, DraftConfig
-from minicpm_mlc.compile.presets import PRESETS
-from minicpm_mlc.errors import CheckpointError, CompileError, MiniCPMError
 
 BASE = tiny_config("MiniCPM4.1-8B")
 LAYERS = (0, 1, 2)
@@ -51,7 +51,7 @@ def change_tensors(folder: Path, **changes: Any) -> None:
 
 def test_the_published_eagle3_config_is_read():
     """As printed with MiniCPM4.1-8B-Eagle3, whose names of layers are the default ones."""
-    from minicpm_mlc.compile.draft_config import read_draft_config
+    from minicpm_mlc.compile.config.draft_config import read_draft_config
 
     base = PRESETS["MiniCPM4.1-8B"]
     factors = list(base.rope_factors)

@@ -15,11 +15,11 @@ from numpy_model import states
 from op_cases import nmse
 from tree_cases import make_tree
 
+from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.draft import open_draft
-from minicpm_mlc.compile.draft_config import EAGLE2, EAGLE3, DraftConfig
-from minicpm_mlc.manifest import read_bundle
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.draft_model import DraftModel, Proposed
 from minicpm_mlc.runtime_py.gears import Gears

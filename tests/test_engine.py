@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from fake_library import EOS, FIRST_WORD, PAGE, TOKENIZER, VOCAB, FakeLibrary, manifest, token
 
-from minicpm_mlc.errors import BundleError, ContextError, EngineError, SamplingError
-from minicpm_mlc.manifest import Bundle
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
+from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.runtime_py import engine as engine_module
+from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.tokenizer import Tokenizer
 
 
 @pytest.fixture

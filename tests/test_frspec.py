@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from minicpm_mlc.base.errors import CheckpointError, CompileError, MiniCPMError
+from minicpm_mlc.bench import draft_speed
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile import draft_speed
 from minicpm_mlc.compile.frspec import read_list, write_list
-from minicpm_mlc.compile.frspec_build import BATCH, Frequencies, as_text, build_list, count_tokens
-from minicpm_mlc.errors import CheckpointError, CompileError, MiniCPMError
+from minicpm_mlc.inspect.frspec_build import BATCH, Frequencies, as_text, build_list, count_tokens
 
 VOCAB = 1000
 IDS = [7, 3, 999, 0, 42]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicpm_mlc.ops.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.runtime_py.gears import Gears
 
 GEARS = Gears("sparse", 384, budget=7, block_size=64, init_blocks=2, window_blocks=2)  # 2 of 7 by score

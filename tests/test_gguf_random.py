@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm_mlc.compile.presets import PRESETS
+from minicpm_mlc.compile.config.presets import PRESETS
 
 gguf = pytest.importorskip("gguf", reason="the GGUF writer needs `pip install gguf`")
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))

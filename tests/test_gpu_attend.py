@@ -13,14 +13,14 @@ from sparse_cases import KINDS, Family, make_queries, make_sequence, tables
 from test_ops_attend import make_case
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.attend import attend_definition
-from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
-from minicpm_mlc.ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from minicpm_mlc.ops.cpu.attend import attend_definition
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from minicpm_mlc.ops.cpu.path_means import path_means_definition
+from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
+from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.gpu import attend, score, select
-from minicpm_mlc.ops.path_means import path_means_definition
-from minicpm_mlc.ops.score_blocks import score_blocks_definition
-from minicpm_mlc.ops.score_tree import score_tree_definition
-from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 pytestmark = needs_opencl
 DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have besides

@@ -12,8 +12,8 @@ import tvm_ffi
 from test_rpc import KEY, started
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.errors import CompileError
 from minicpm_mlc.runtime_py.rpc.client import connect
 from minicpm_mlc.runtime_py.verify import verify_bundle
 

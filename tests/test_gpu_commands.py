@@ -11,8 +11,8 @@ from driver_cases import command, in_new_process, lost, needs_cc, small
 from test_rpc import KEY, started
 
 from minicpm_mlc import cli
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.manifest import Manifest
 from minicpm_mlc.runtime_py.memory import open_memory
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"

@@ -9,13 +9,13 @@ from op_cases import nmse
 from test_ops_linear import packed
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import kernel, store, workgroups
 from minicpm_mlc.ops.gpu.linear import linear
 from minicpm_mlc.ops.gpu.peak import read_peak
 from minicpm_mlc.ops.gpu.rows import swiglu
-from minicpm_mlc.ops.swiglu import swiglu_definition
 
 pytestmark = needs_opencl
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from minicpm_mlc.errors import ContextError
+from minicpm_mlc.base.errors import ContextError
 from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence, common_prefix
 
 PAGE, PAGES, CONTEXT = 4, 6, 14

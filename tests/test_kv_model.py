@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.compile.config.model_config import SparseConfig
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 BOUNDS = {"f32": 0.0, "f16": 1e-6, "bf16": 1e-4, "int8": 1e-3}  # mean squared error of the logits over their square

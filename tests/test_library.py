@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minicpm_mlc import Engine
-from minicpm_mlc.errors import DeviceError, EngineError
+from minicpm_mlc.base.errors import DeviceError, EngineError
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.library import Library
 from minicpm_mlc.runtime_py.machine import CORES

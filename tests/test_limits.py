@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from op_cases import compiled
 
-from minicpm_mlc.host import this_host
-from minicpm_mlc.ops import peak
-from minicpm_mlc.runtime_py.roofline import Limits
+from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bundle.host import this_host
+from minicpm_mlc.ops.cpu import peak
 
 VECTORS = 3
 

@@ -16,8 +16,8 @@ from shim_cases import Grid
 from tvm.script import tirx as T
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.errors import BundleError
 from minicpm_mlc.ops.gpu.kernel import barrier, kernel, shared, workgroups
 from minicpm_mlc.targets import DEVICES
 from minicpm_mlc.targets.cpu import CpuTarget

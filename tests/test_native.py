@@ -16,9 +16,9 @@ from driver_cases import built, in_new_process, lost, needs_cc
 from gpu_cases import DEVICE, compiled, needs_opencl
 
 import minicpm_mlc.runtime_py.memory as memory
-from minicpm_mlc.errors import BundleError
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.ops.cpu.norm import rms_norm_definition
 from minicpm_mlc.ops.gpu.rows import rms_norm
-from minicpm_mlc.ops.norm import rms_norm_definition
 from minicpm_mlc.targets import get_target
 
 

@@ -22,8 +22,8 @@ from gpu_cases import device_named
 from tvm.script import tirx as T
 
 import minicpm_mlc.runtime_py.memory as memory
+from minicpm_mlc.ops.cpu.swiglu import swiglu
 from minicpm_mlc.ops.gpu.kernel import kernel, workgroups
-from minicpm_mlc.ops.swiglu import swiglu
 from minicpm_mlc.targets import get_target
 from minicpm_mlc.targets.vulkan.artifact import CONSTANT
 

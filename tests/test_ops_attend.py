@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from op_cases import compiled, nmse
 
-from minicpm_mlc.ops.attend import attend_decode, attend_definition, attend_prefill
+from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
 
 BUILDERS = {"prefill": attend_prefill, "decode": attend_decode}
 FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1, 3, 4, 8 and 16

@@ -10,9 +10,9 @@ import tvm
 from op_cases import compiled, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.attend import attend_decode, attend_definition, attend_prefill
-from minicpm_mlc.ops.attend_tree import attend_tree
-from minicpm_mlc.ops.kv_format import bfloat16_bits, read_definition
+from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree
+from minicpm_mlc.ops.formats.kv import bfloat16_bits, read_definition
 from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
 
 NAN = 0x7FC0

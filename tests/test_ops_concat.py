@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from op_cases import compiled
 
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.concat import concat, concat_definition
-from minicpm_mlc.ops.repeat_row import repeat_row, repeat_row_definition
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.concat import concat, concat_definition
+from minicpm_mlc.ops.cpu.repeat_row import repeat_row, repeat_row_definition
 
 
 @pytest.mark.parametrize("parts", [2, 3])

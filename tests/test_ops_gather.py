@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from op_cases import compiled
 
-from minicpm_mlc.ops.gather import gather_rows, gather_rows_definition
+from minicpm_mlc.ops.cpu.gather import gather_rows, gather_rows_definition
 
 
 def test_picks_rows_in_any_order_and_more_than_once():

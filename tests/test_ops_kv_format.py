@@ -7,15 +7,15 @@ import pytest
 from op_cases import compiled, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.manifest import KV_STORAGE
-from minicpm_mlc.ops.attend import attend_decode, attend_definition, attend_prefill
-from minicpm_mlc.ops.attend_blocks import attend_blocks, attend_blocks_definition
-from minicpm_mlc.ops.attend_tree import attend_tree, attend_tree_definition
-from minicpm_mlc.ops.kv_format import key_shape, read_definition, write_definition
-from minicpm_mlc.ops.move_rows import move_rows
-from minicpm_mlc.ops.path_means import path_means, path_means_definition
-from minicpm_mlc.ops.rope import rope_append, rope_append_definition
-from minicpm_mlc.ops.segment_means import segment_means, segment_means_definition
+from minicpm_mlc.bundle.manifest import KV_STORAGE
+from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
+from minicpm_mlc.ops.cpu.move_rows import move_rows
+from minicpm_mlc.ops.cpu.path_means import path_means, path_means_definition
+from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
+from minicpm_mlc.ops.cpu.segment_means import segment_means, segment_means_definition
+from minicpm_mlc.ops.formats.kv import key_shape, read_definition, write_definition
 
 HEADS = (8, 2, 64)
 TOKENS, PAGES = 200, 4

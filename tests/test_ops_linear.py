@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from op_cases import compiled, nmse
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.embed import embed, embed_definition
-from minicpm_mlc.ops.linear import CACHE_ROWS, linear, linear_definition
-from minicpm_mlc.ops.packing import pack, pack_scales
-from minicpm_mlc.ops.weight_format import WeightFormat
+from minicpm_mlc.ops.cpu.embed import embed, embed_definition
+from minicpm_mlc.ops.cpu.linear import CACHE_ROWS, linear, linear_definition
+from minicpm_mlc.ops.formats.packing import pack, pack_scales
+from minicpm_mlc.ops.formats.weights import WeightFormat
 
 ROWS = [1, 3, 4, 6, 7, 61, CACHE_ROWS + 5]  # both paths, full and partial register tiles, two cache blocks
 SHAPES = [(16, 32), (48, 96), (33, 128), (64, 320)]  # one block, odd tiles of columns, padded rows, several tiles

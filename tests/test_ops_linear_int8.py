@@ -7,15 +7,14 @@ import pytest
 import tvm
 from op_cases import compiled, nmse
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.embed import embed, embed_definition
-from minicpm_mlc.ops.int8_dot import DOTS
-from minicpm_mlc.ops.linear import linear_definition
-from minicpm_mlc.ops.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
-from minicpm_mlc.ops.norm import rms_norm, rms_norm_int8
-from minicpm_mlc.ops.packing import pack, pack_scales
-from minicpm_mlc.ops.quantize_rows import (
+from minicpm_mlc.ops.cpu.embed import embed, embed_definition
+from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.cpu.linear import linear_definition
+from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
+from minicpm_mlc.ops.cpu.norm import rms_norm, rms_norm_int8
+from minicpm_mlc.ops.cpu.quantize_rows import (
     CORRECTION,
     SCALE,
     quantize_rows,
@@ -23,7 +22,8 @@ from minicpm_mlc.ops.quantize_rows import (
     quantized_shape,
     rounded_rows_definition,
 )
-from minicpm_mlc.ops.weight_format import WeightFormat
+from minicpm_mlc.ops.formats.packing import pack, pack_scales
+from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import INT8_DOTS, CpuTarget
 
 FEATURES = CpuTarget.of("native").features

@@ -7,13 +7,13 @@ import pytest
 from op_cases import compiled, nmse
 from test_ops_linear_int8 import HERE, stored, words_of
 
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.int8_dot import DOTS
-from minicpm_mlc.ops.linear import linear_definition
-from minicpm_mlc.ops.linear_int8 import CACHE_ROWS, linear_int8
-from minicpm_mlc.ops.linear_swiglu import FEW_ROWS, linear_swiglu_int8, linear_swiglu_int8_definition
-from minicpm_mlc.ops.quantize_rows import quantized_shape
-from minicpm_mlc.ops.swiglu import swiglu, swiglu_definition
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.cpu.linear import linear_definition
+from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8
+from minicpm_mlc.ops.cpu.linear_swiglu import FEW_ROWS, linear_swiglu_int8, linear_swiglu_int8_definition
+from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
+from minicpm_mlc.ops.cpu.swiglu import swiglu, swiglu_definition
 
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
 ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 8, 15, CACHE_ROWS + 5]  # on the stack and not, every tile size, two parts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from op_cases import compiled, nmse
 
-from minicpm_mlc.ops.norm import rms_norm, rms_norm_definition
+from minicpm_mlc.ops.cpu.norm import rms_norm, rms_norm_definition
 
 
 @pytest.mark.parametrize("hidden,scale", [(16, 1.0), (1024, 0.25), (1536, 1.0)])

@@ -13,12 +13,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
-from minicpm_mlc.ops.rope import (
-    rope_angles,
-    rope_angles_definition,
-    rope_append,
-    rope_append_definition,
-)
+from minicpm_mlc.ops.cpu.rope import rope_angles, rope_angles_definition, rope_append, rope_append_definition
 
 FAMILIES = [(16, 2, 64, "float16"), (4, 4, 128, "float32")]
 

@@ -14,12 +14,12 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
 from minicpm_mlc.compile.pipeline import PASSES
-from minicpm_mlc.ops.attend import attend_definition, attend_prefill
-from minicpm_mlc.ops.attend_blocks import attend_blocks, attend_blocks_definition
-from minicpm_mlc.ops.infllm import Budget, infllm_definition
-from minicpm_mlc.ops.score_blocks import score_blocks
-from minicpm_mlc.ops.segment_means import segment_means
-from minicpm_mlc.ops.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.cpu.attend import attend_definition, attend_prefill
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
+from minicpm_mlc.ops.cpu.score_blocks import score_blocks
+from minicpm_mlc.ops.cpu.segment_means import segment_means
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
 BEYOND = [1, 65, 130, 511, 700, 1280]  # tokens more than the budget holds: the last row leaves blocks out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from op_cases import compiled, nmse
 
-from minicpm_mlc.ops.swiglu import swiglu, swiglu_definition
+from minicpm_mlc.ops.cpu.swiglu import swiglu, swiglu_definition
 
 
 @pytest.mark.parametrize("intermediate", [16, 96, 4608])

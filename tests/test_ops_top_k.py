@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from op_cases import compiled
 
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.top_k import top_k, top_k_definition
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.top_k import top_k, top_k_definition
 
 
 def run(logits: np.ndarray, vocab: int, k: int) -> tuple[np.ndarray, np.ndarray]:

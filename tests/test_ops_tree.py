@@ -9,10 +9,10 @@ import pytest
 from op_cases import compiled, nmse
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.ops.attend import attend_decode
-from minicpm_mlc.ops.attend_tree import attend_tree, attend_tree_definition
-from minicpm_mlc.ops.move_rows import move_rows, move_rows_definition
-from minicpm_mlc.ops.tree import path_tables_definition
+from minicpm_mlc.ops.cpu.attend import attend_decode
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
+from minicpm_mlc.ops.cpu.move_rows import move_rows, move_rows_definition
+from minicpm_mlc.ops.formats.tree import path_tables_definition
 
 FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1, 3, 8 and 16
     (2, 2, 96, "float32", 4),

@@ -10,11 +10,11 @@ from op_cases import compiled, nmse
 from sparse_cases import FAMILIES, THREES, Family, Sequence, kernel, make_queries, make_sequence, select
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.ops.attend_tree import attend_tree_blocks, attend_tree_blocks_definition
-from minicpm_mlc.ops.infllm import infllm_definition
-from minicpm_mlc.ops.path_means import path_means, path_means_definition
-from minicpm_mlc.ops.score_tree import score_tree, score_tree_definition
-from minicpm_mlc.ops.tree import path_tables_definition
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks, attend_tree_blocks_definition
+from minicpm_mlc.ops.cpu.path_means import path_means, path_means_definition
+from minicpm_mlc.ops.cpu.score_tree import score_tree, score_tree_definition
+from minicpm_mlc.ops.formats.tree import path_tables_definition
+from minicpm_mlc.ops.sparse_attention import infllm_definition
 
 TREES = [
     make_tree(100, 40, 0),

@@ -11,11 +11,11 @@ import tvm
 from op_cases import compiled
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops import vector
-from minicpm_mlc.ops.attend import attend_decode
-from minicpm_mlc.ops.rope import rope_angles
-from minicpm_mlc.ops.swiglu import swiglu
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.attend import attend_decode
+from minicpm_mlc.ops.cpu.rope import rope_angles
+from minicpm_mlc.ops.cpu.swiglu import swiglu
 
 
 def mapped(function: Callable[[Any], Any], serial_below: int = 2) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_bundle import MANIFEST, TARGET, flip_byte, write
 
+from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.compile.package import package_bundle
-from minicpm_mlc.errors import BundleError, CompileError
 
 TRIPLES = {
     "linux": "x86_64-unknown-linux-gnu",

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.runtime_py import plot as module
-from minicpm_mlc.runtime_py.bench import BenchError, Report, Row
-from minicpm_mlc.runtime_py.plot import PlotError, bench_both_gears, plot
-from minicpm_mlc.runtime_py.reports import Reports
+from minicpm_mlc.bench import plot as module
+from minicpm_mlc.bench.decode import BenchError, Report, Row
+from minicpm_mlc.bench.plot import PlotError, bench_both_gears, plot
+from minicpm_mlc.bench.reports import Reports
+from minicpm_mlc.compile.config.model_config import SparseConfig
 
 MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 

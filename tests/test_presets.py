@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from checkpoints import PUBLISHED_ROPE, config_json
 
-from minicpm_mlc.compile import rope_lists
-from minicpm_mlc.compile.config import ModelConfig, SparseConfig
-from minicpm_mlc.compile.presets import PRESETS
-from minicpm_mlc.compile.rope_lists import FACTORS_8B_128K, FACTORS_41_8B_128K
-from minicpm_mlc.errors import ConfigError
+from minicpm_mlc.base.errors import ConfigError
+from minicpm_mlc.compile.config import rope_lists
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.presets import PRESETS
+from minicpm_mlc.compile.config.rope_lists import FACTORS_8B_128K, FACTORS_41_8B_128K
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
-from minicpm_mlc.errors import CheckpointError, CompileError
 
 W4, W8 = SCHEMES["w4"], SCHEMES["w8"]
 F16_TINY = 2.0**-24  # smallest step of f16: scales below half of it are zero

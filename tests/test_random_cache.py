@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minicpm_mlc.errors import BundleError
-from minicpm_mlc.manifest import KV_STORAGE, PAGE_SIZE
-from minicpm_mlc.ops.kv_format import key_shape, read_definition
-from minicpm_mlc.runtime_py.random_cache import fill_cache
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bench.random_cache import fill_cache
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.ops.formats.kv import key_shape, read_definition
 
 PAGES, HEADS, WIDTH = 3, 2, 32
 

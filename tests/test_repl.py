@@ -14,10 +14,10 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from minicpm_mlc.errors import SamplingError
-from minicpm_mlc.runtime_py import repl
-from minicpm_mlc.runtime_py.repl import Screen, answer_once, chosen, history_path, read_question, talk
-from minicpm_mlc.runtime_py.session import SessionError
+from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.runtime_py.chat import repl
+from minicpm_mlc.runtime_py.chat.repl import Screen, answer_once, chosen, history_path, read_question, talk
+from minicpm_mlc.runtime_py.chat.session import SessionError
 
 
 class Terminal(io.StringIO):

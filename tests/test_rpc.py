@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from minicpm_mlc import Engine, cli
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import BundleError, EngineError
-from minicpm_mlc.kernel_cases import load_cases
-from minicpm_mlc.manifest import Bundle, read_bundle
-from minicpm_mlc.runtime_py.bench import BenchError, bench_bundle
+from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bench.decode import BenchError, bench_bundle
+from minicpm_mlc.bundle.kernel_cases import load_cases
+from minicpm_mlc.bundle.manifest import Bundle, read_bundle
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.rpc import server as server_module
 from minicpm_mlc.runtime_py.rpc.client import Remote, RemoteLibrary, connect

@@ -9,8 +9,8 @@ from fake_engine import FakeEngine, FakeStats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.errors import ContextError, SamplingError
-from minicpm_mlc.runtime_py.session import (
+from minicpm_mlc.base.errors import ContextError, SamplingError
+from minicpm_mlc.runtime_py.chat.session import (
     COMMANDS,
     SETTINGS,
     Session,

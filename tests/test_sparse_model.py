@@ -7,8 +7,8 @@ import pytest
 from numpy_model import forward
 
 from minicpm_mlc import Engine
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import EngineError
+from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.compile.config.model_config import SparseConfig
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)  # 6 of 10 blocks, 2 of them by score
 LENGTH = 600

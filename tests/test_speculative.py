@@ -14,8 +14,8 @@ from fake_library import EOS, FIRST_WORD, TOKENIZER, VOCAB, FakeLibrary, manifes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.errors import BundleError, EngineError, SamplingError
-from minicpm_mlc.manifest import Bundle
+from minicpm_mlc.base.errors import BundleError, EngineError, SamplingError
+from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.runtime_py import engine as engine_module
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from fake_library import EOS, FIRST_WORD, TOKENIZER, FakeLibrary, manifest
 
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import MiniCPMError
-from minicpm_mlc.manifest import Bundle
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.bench import watch
+from minicpm_mlc.bench.decode import BenchError
+from minicpm_mlc.bench.replay import Record
+from minicpm_mlc.bench.speculation import Report, bench_speculation
+from minicpm_mlc.bench.tasks import OWN, read_prompts
+from minicpm_mlc.bench.watch import Watch
+from minicpm_mlc.bundle.manifest import Bundle
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py import engine as engine_module
-from minicpm_mlc.runtime_py.bench import BenchError
 from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.speculative import watch
-from minicpm_mlc.runtime_py.speculative.bench import Report, bench_speculation
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
 from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
-from minicpm_mlc.runtime_py.speculative.replay import Record
-from minicpm_mlc.runtime_py.speculative.tasks import OWN, read_prompts
-from minicpm_mlc.runtime_py.speculative.watch import Watch
 
 ROWS = ["copied", "copied with changes", "nothing to guess"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from minicpm_mlc.errors import SamplingError
+from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.runtime_py.speculative.costs import Acceptance, Average, Costs
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Backoff, Policy, Round

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm_mlc.errors import MiniCPMError
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.bench.replay import Record, Replay, ReplayError
 from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
 from minicpm_mlc.runtime_py.speculative.policy import Round
-from minicpm_mlc.runtime_py.speculative.replay import Record, Replay, ReplayError
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 

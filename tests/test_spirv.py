@@ -16,7 +16,7 @@ from gpu_cases import compiled_together, device_named
 from op_grid import cases_of
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader

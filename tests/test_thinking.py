@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.runtime_py.thinking import ThinkSplitter, opens_thinking, without_thinking
+from minicpm_mlc.runtime_py.chat.thinking import ThinkSplitter, opens_thinking, without_thinking
 
 FRAGMENTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<", "</", "think", ">", "\n", " ", "a", "é", "</thin", "no"]), max_size=12

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.errors import EngineError, MiniCPMError
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import EngineError, MiniCPMError
-from minicpm_mlc.runtime_py.session import blocks_read
-from minicpm_mlc.runtime_py.trace import count_reads, trace
+from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.inspect.trace import count_reads, trace
+from minicpm_mlc.runtime_py.chat.session import blocks_read
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 DOCUMENT = "<b>lamp & key</b> of Dee " * 40

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from minicpm_mlc.runtime_py.trace import Trace
-from minicpm_mlc.runtime_py.trace_page import COLOURS, NOTE, SHADES, as_html
+from minicpm_mlc.inspect.trace import Trace
+from minicpm_mlc.inspect.trace_page import COLOURS, NOTE, SHADES, as_html
 
 FORCED = SHADES + 1
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tree_cases import make_tree
 
-from minicpm_mlc.compile.config import SparseConfig
-from minicpm_mlc.errors import ContextError
-from minicpm_mlc.manifest import read_bundle
+from minicpm_mlc.base.errors import ContextError
+from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.library import Library

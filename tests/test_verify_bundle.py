@@ -14,14 +14,14 @@ from checkpoints import tiny_config
 from click.testing import CliRunner
 
 from minicpm_mlc import cli
-from minicpm_mlc.compile.config import SparseConfig
+from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
+from minicpm_mlc.bundle.manifest import Bundle, read_bundle
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
 from minicpm_mlc.compile.model.minicpm import MiniCPM
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.quantize import SCHEMES
-from minicpm_mlc.errors import BundleError, EngineError
-from minicpm_mlc.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
-from minicpm_mlc.manifest import Bundle, read_bundle
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check

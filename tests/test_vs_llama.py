@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.runtime_py.bench import Row, Stopwatch
-from minicpm_mlc.runtime_py.roofline import Limits
+from minicpm_mlc.bench.decode import Row, Stopwatch
+from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 vs_llama, sides, shapes = (importlib.import_module(name) for name in ("vs_llama", "sides", "shapes"))

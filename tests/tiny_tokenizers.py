@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minicpm_mlc.runtime_py.tokenizer import byte_alphabet
+from minicpm_mlc.runtime_py.chat.tokenizer import byte_alphabet
 
 WORDS = ["▁hello", "▁world", "hello", "h", "e", "l", "o", "▁", "a", "b", "你", "é", "think", "<", ">", "/", "▁▁"]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.tree import ancestor_masks, paths_definition
+from minicpm_mlc.ops.formats.tree import ancestor_masks, paths_definition
 
 
 @dataclass(frozen=True)

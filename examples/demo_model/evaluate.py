@@ -109,8 +109,8 @@ def from_bundle(folder: Path, attention: str) -> Answer:
 def needles(folder: Path, count: int) -> list[dict[str, float]]:
     """Per length: prompts' mean tokens, recall in each gear, the blocks that a sparse row reads and those there are."""
     from minicpm_mlc import Engine
-    from minicpm_mlc.errors import EngineError
-    from minicpm_mlc.manifest import Manifest
+    from minicpm_mlc.base.errors import EngineError
+    from minicpm_mlc.bundle.manifest import Manifest
 
     dense_len = Manifest.load(folder).dense_len
     if dense_len is None:
@@ -166,7 +166,7 @@ def main() -> None:
     if args.needle and not args.bundle:
         parser.error("--needle compares the gears of a compiled bundle: give --bundle")
     if args.needle:
-        from minicpm_mlc.errors import MiniCPMError
+        from minicpm_mlc.base.errors import MiniCPMError
 
         try:
             found = needles(args.bundle, args.per_skill)

@@ -1,5 +1,5 @@
 """Checkpoint -> bundle."""
 
-from .compiler import CompileResult, compile_model
+from minicpm_mlc.compile.compiler import CompileResult, compile_model
 
 __all__ = ["CompileResult", "compile_model"]

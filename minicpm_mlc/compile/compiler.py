@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from ..describe import context_lengths, human_bytes
-from ..errors import CheckpointError, CompileError
-from ..kernel_cases import KERNEL_CASES, to_bytes
-from ..manifest import KV_DTYPES, PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
-from ..params import DRAFT_IDS
-from ..targets import Target, get_target
-from .bundle import BundleWriter
-from .checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
-from .config import ModelConfig, SparseConfig
-from .convert import Param, convert, stored_bytes
-from .draft import DraftHead, open_draft
-from .draft_config import DraftConfig
-from .mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
-from .parameters import Precision, parameters, pool_bytes_per_token, pool_layout
-from .presets import PRESETS
-from .quantize import SCHEMES
+from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
+from minicpm_mlc.bundle.manifest import KV_DTYPES, PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
+from minicpm_mlc.bundle.params import DRAFT_IDS
+from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.presets import PRESETS
+from minicpm_mlc.compile.convert import Param, convert, stored_bytes
+from minicpm_mlc.compile.draft import DraftHead, open_draft
+from minicpm_mlc.compile.mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
+from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token, pool_layout
+from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.inspect.describe import context_lengths, human_bytes
+from minicpm_mlc.targets import Target, get_target
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -267,7 +267,7 @@ def _add_library(
     stored: list[str],
     draft: tuple[DraftConfig, Precision] | None,
 ) -> None:
-    from .pipeline import build_library  # loads TVM's compiler: bad input was refused before that
+    from minicpm_mlc.compile.pipeline import build_library
 
     with TemporaryDirectory() as scratch:
         prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")

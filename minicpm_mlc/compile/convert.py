@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.compile.bundle import BundleWriter
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.quantize import Scheme, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
-from minicpm_mlc.errors import CompileError
-from minicpm_mlc.ops.packing import LANES, pack, pack_scales, packed_scales_shape, packed_shape
+from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.ops.formats.packing import LANES, pack, pack_scales, packed_scales_shape, packed_shape
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 class Param:
     """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an f32 vector.
 
-    `layout` is how its rows are interleaved (ops/packing.py).
+    `layout` is how its rows are interleaved (ops/formats/packing.py).
     """
 
     name: str

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, CompileError, ConfigError
-from .checkpoint import Checkpoint, RandomCheckpoint, SafetensorsCheckpoint, check_tensors, find_tensors
-from .checkpoint.safetensors import SafetensorsFile
-from .checkpoint.torch_file import TorchFile
-from .config import ModelConfig
-from .convert import Param
-from .draft_config import EAGLE2, EAGLE3, HEAD, DraftConfig, read_draft_config
-from .frspec import read_list
-from .parameters import Precision, layer_parameters, matrix, table_parameter, vector
+from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError
+from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, SafetensorsCheckpoint, check_tensors, find_tensors
+from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
+from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
+from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, HEAD, DraftConfig, read_draft_config
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.convert import Param
+from minicpm_mlc.compile.frspec import read_list
+from minicpm_mlc.compile.parameters import Precision, layer_parameters, matrix, table_parameter, vector
 
 PREFIX = "draft/"  # of the head's tensors beside the base's
 RANDOM = {f"random-{kind}": kind for kind in (EAGLE2, EAGLE3)}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, CompileError
-from .checkpoint.torch_file import read_numbers
+from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.compile.checkpoint.torch_file import read_numbers
 
 FORMATS = (".json", ".npy", ".pt")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minicpm_mlc.manifest import Manifest
+from minicpm_mlc.bundle.manifest import Manifest
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..describe import human_bytes
-from ..errors import BundleError, CompileError
-from ..files import write_whole
-from ..host import system_of
-from ..manifest import MANIFEST, REPAIR, Manifest
-from .package_readme import readme
+from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.bundle.host import system_of
+from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
+from minicpm_mlc.compile.package_readme import readme
+from minicpm_mlc.inspect.describe import human_bytes
 
 PLATFORMS = {"android": "android", "ios": "ios", "macos": "darwin", "linux": "linux"}  # and the triple's system
 DEVICES = {"android": "android", "ios": "ios", "macos": "metal", "linux": "cpu"}  # one that fits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..manifest import Manifest
+from minicpm_mlc.bundle.manifest import Manifest
 
 _PYTHON = """## With Python
 

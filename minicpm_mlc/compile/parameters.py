@@ -7,10 +7,10 @@ from math import prod
 
 import numpy as np
 
-from ..manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS, key_rows
-from .config import LayerConfig, ModelConfig
-from .convert import Param
-from .quantize import SCHEMES, Scheme
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS, key_rows
+from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig
+from minicpm_mlc.compile.convert import Param
+from minicpm_mlc.compile.quantize import SCHEMES, Scheme
 
 SEGMENTS = 4  # of 16 tokens in a page
 
@@ -28,7 +28,7 @@ class Precision:
     activations: str = "f32"
 
     def layout(self, scheme: Scheme) -> str:
-        """How weights of a scheme are interleaved (ops/packing.py)."""
+        """How weights of a scheme are interleaved (ops/formats/packing.py)."""
         return WEIGHT_LAYOUTS[self.activations if scheme.kind == "int" else "f32"]
 
 

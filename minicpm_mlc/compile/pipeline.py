@@ -9,20 +9,20 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
-from ..kernel_cases import Case
-from ..manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
-from ..runtime_py.roofline import READ_KERNEL
-from ..targets import Target
-from ..targets.cpu import CpuTarget
-from ..targets.link import is_static
-from .config import ModelConfig
-from .draft_config import DraftConfig
-from .kernel_cases import RecordedKernels
-from .model.drafting import DraftingMiniCPM
-from .model.minicpm import MiniCPM
-from .parameters import Precision
-from .shape_functions import order_shape_functions
-from .system_library import prefixed
+from minicpm_mlc.bench.roofline import READ_KERNEL
+from minicpm_mlc.bundle.kernel_cases import Case
+from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.kernel_cases import RecordedKernels
+from minicpm_mlc.compile.model.drafting import DraftingMiniCPM
+from minicpm_mlc.compile.model.minicpm import MiniCPM
+from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.shape_functions import order_shape_functions
+from minicpm_mlc.compile.system_library import prefixed
+from minicpm_mlc.targets import Target
+from minicpm_mlc.targets.cpu import CpuTarget
+from minicpm_mlc.targets.link import is_static
 
 PASSES = [
     transform.ToNonDataflow(),

@@ -1,4 +1,4 @@
-"""Weight schemes: float casts, and 8-bit and 4-bit symmetric groups with f16 scales. ops/packing.py lays them out."""
+"""Weight schemes: float casts, and 8-bit and 4-bit symmetric groups with f16 scales. ops/formats/packing.py lays them out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.errors import CheckpointError, CompileError
+from minicpm_mlc.base.errors import CheckpointError, CompileError
 
 
 @dataclass(frozen=True)

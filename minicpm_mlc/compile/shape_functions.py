@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 from tvm.tirx import PrimFunc, SeqStmt
 
-from .renaming import new_name, renamed
+from minicpm_mlc.compile.renaming import new_name, renamed
 
 
 @tvm.transform.module_pass(opt_level=0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.compile.bundle import BundleFile, BundleWriter
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.compile.writer import BundleFile, BundleWriter
 
 ALIGNMENT = 64  # one cache line and the widest vector: mapped weights are used in place
 SHARD_CAP = 32 << 20

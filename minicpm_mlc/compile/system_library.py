@@ -7,7 +7,7 @@ from typing import Any
 import tvm
 from tvm.tirx import PrimFunc
 
-from .renaming import new_name, renamed
+from minicpm_mlc.compile.renaming import new_name, renamed
 
 
 def prefixed(prefix: str) -> Any:

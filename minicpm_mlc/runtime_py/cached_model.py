@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .gears import Gears
-from .kv_cache import PagePool, Sequence
-from .outputs import Outputs
-from .token_tree import mask_words, tree_shape
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
+from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
 @dataclass(frozen=True)

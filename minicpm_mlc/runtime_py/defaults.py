@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, ContextError, SamplingError
-from ..manifest import Bundle, Manifest
-from .sampler import SamplingParams
+from minicpm_mlc.base.errors import BundleError, ContextError, SamplingError
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.runtime_py.sampler import SamplingParams
 
 
 def choose_context(manifest: Manifest, asked: int | None, available: int) -> int:

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError
-from ..files import cache_file, remember
-from ..kernel_cases import KERNEL_CASES, Case, load_cases
-from ..manifest import Bundle
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.files import cache_file, remember
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases
+from minicpm_mlc.bundle.manifest import Bundle
 
 BUDGET = 0.25  # seconds: no case is begun later
 LARGEST = 4 << 20  # bytes of a case's arguments

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import BundleError
-from .library import load_runtime
-from .memory import Memory, open_memory
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.runtime_py.library import load_runtime
+from minicpm_mlc.runtime_py.memory import Memory, open_memory
 
 
 def open_device(device: str) -> Memory:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .kv_cache import Sequence
-from .token_tree import mask_words, tree_shape
+from minicpm_mlc.runtime_py.kv_cache import Sequence
+from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
 class Proposed(NamedTuple):

@@ -12,43 +12,43 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ..errors import ContextError, EngineError
-from ..manifest import Bundle, read_bundle
-from .cached_model import CachedModel
-from .chat import ChatTemplate, Message, Prompt
-from .defaults import choose_context, default_sampling, eos_token_ids
-from .draft_model import DraftModel
-from .exclusive import Exclusive
-from .gears import Gears
-from .machine import physical_cores
-from .request import Options, Request, Stats
-from .sampler import Sampler
-from .speculative.draft_bundle import ModelDrafter, check_same_tokenizer
-from .speculative.eagle import WINDOW, EagleDrafter
-from .speculative.ngram import NgramDrafter
-from .speculative.policy import Policy
-from .speculative.steps import Drafter, Steps
-from .text import StopStrings, TextStream
-from .think_budget import CLOSING, ThinkBudget
-from .thinking import OPEN, ThinkSplitter
-from .tokenizer import Tokenizer
+from minicpm_mlc.base.errors import ContextError, EngineError
+from minicpm_mlc.bundle.manifest import Bundle, read_bundle
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
+from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
+from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
+from minicpm_mlc.runtime_py.chat.thinking import OPEN, ThinkSplitter
+from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.runtime_py.defaults import choose_context, default_sampling, eos_token_ids
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+from minicpm_mlc.runtime_py.exclusive import Exclusive
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.request import Options, Request, Stats
+from minicpm_mlc.runtime_py.sampler import Sampler
+from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_same_tokenizer
+from minicpm_mlc.runtime_py.speculative.eagle import WINDOW, EagleDrafter
+from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
+from minicpm_mlc.runtime_py.speculative.policy import Policy
+from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .rpc.client import Remote
+    from minicpm_mlc.runtime_py.rpc.client import Remote
 
 
 def open_library(bundle: Bundle, threads: int) -> Any:
     """The compiled functions of a bundle."""
-    from .library import Library
+    from minicpm_mlc.runtime_py.library import Library
 
     return Library(bundle, threads)
 
 
 def free_memory(device: str) -> int:
     """Bytes of a device's memory that a bundle can take."""
-    from .device_here import open_device
+    from minicpm_mlc.runtime_py.device_here import open_device
 
     return open_device(device).free
 

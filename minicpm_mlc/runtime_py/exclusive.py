@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..errors import EngineError
+from minicpm_mlc.base.errors import EngineError
 
 
 class Exclusive:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import EngineError
-from ..manifest import Manifest
+from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.bundle.manifest import Manifest
 
 ATTENTION = ("auto", "dense", "sparse")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, DeviceError
-from ..kernel_cases import WORDS, Case, Expected, word_values
+from minicpm_mlc.base.errors import BundleError, DeviceError
+from minicpm_mlc.bundle.kernel_cases import WORDS, Case, Expected, word_values
 
 UNWRITTEN = 0x77  # of every byte of an output: finite as a float, and far from any answer
 REPEATS = 3

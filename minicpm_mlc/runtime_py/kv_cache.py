@@ -6,7 +6,7 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from ..errors import ContextError
+from minicpm_mlc.base.errors import ContextError
 
 
 class PagePool:

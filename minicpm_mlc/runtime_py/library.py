@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, ContextError, EngineError
-from ..kernel_cases import Case
-from ..manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
-from ..params import load_draft_ids, load_params
-from .ffi import tvm_ffi
-from .kernel_check import Checked, check
-from .machine import CORES
-from .memory import open_memory
-from .outputs import Outputs
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.bundle.kernel_cases import Case
+from minicpm_mlc.bundle.manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
+from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.kernel_check import Checked, check
+from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.memory import open_memory
+from minicpm_mlc.runtime_py.outputs import Outputs
 
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import BundleError, DeviceError
-from . import tvm_device
-from .ffi import tvm_ffi
-from .machine import available_memory, cpu_name
+from minicpm_mlc.base.errors import BundleError, DeviceError
+from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SMALL = 4096  # bytes that are sooner copied to a tensor than made one

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ..errors import SamplingError
-from .sampler import SamplingParams, check_count
-from .speculative.options import Speculation
-from .speculative.stats import SpeculationStats
-from .text import StopStrings
+from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.runtime_py.chat.text import StopStrings
+from minicpm_mlc.runtime_py.sampler import SamplingParams, check_count
+from minicpm_mlc.runtime_py.speculative.options import Speculation
+from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 
 
 class Options(TypedDict, total=False):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import SamplingError
+from minicpm_mlc.base.errors import SamplingError
 
 # Option -> (lowest, highest, whether lowest itself is allowed).
 _RANGES = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from ..manifest import MAX_TREE_NODES as MAX_NODES
+from minicpm_mlc.bundle.manifest import MAX_TREE_NODES as MAX_NODES
 
 
 def tree_shape(parents: Ids[int], first: Ids[int] = ()) -> tuple[np.ndarray, list[int]]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import BundleError
+from minicpm_mlc.base.errors import BundleError
 
 NEEDS = {  # what makes each library load
     "cuda": "NVIDIA's driver of the 580 series or later, and: pip install 'nvidia-cuda-runtime>=13,<14'",

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, EngineError
-from ..kernel_cases import load_cases
-from ..manifest import Bundle, Manifest, read_bundle
-from .cached_model import CachedModel
-from .gears import Gears
-from .kernel_check import Checked
-from .machine import physical_cores
-from .tables import plain_table
+from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.base.text import plain_table
+from minicpm_mlc.bundle.kernel_cases import load_cases
+from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.kernel_check import Checked
+from minicpm_mlc.runtime_py.machine import physical_cores
 
 PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
 GENERATION_LIMIT = 1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
@@ -89,7 +89,7 @@ def verify_bundle(
     the physical cores; `remote` is another machine (rpc/client.py). Raises BundleError for a bundle that doesn't load, or a
     kernel that doesn't run.
     """
-    from .library import Library
+    from minicpm_mlc.runtime_py.library import Library
 
     bundle = remote.read_bundle(path) if remote else read_bundle(path)
     count: int = threads or (remote.cores if remote else physical_cores())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..errors import CompileError
-from ..host import FLAGS, this_host
-from .link import PLATFORMS, Platform, link
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.host import FLAGS, this_host
+from minicpm_mlc.targets.link import PLATFORMS, Platform, link
 
 PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
@@ -106,7 +106,7 @@ class CpuKernels:
         return _build("linear_swiglu", "linear_swiglu_int8", intermediate, columns, fmt, self.int8_dot, self.zero(fmt))
 
     def zero(self, fmt: Any) -> int:
-        return importlib.import_module("minicpm_mlc.ops.int8_dot").DOTS[self.int8_dot].zero(fmt)
+        return importlib.import_module("minicpm_mlc.ops.cpu.int8_dot").DOTS[self.int8_dot].zero(fmt)
 
     def multiply_add_peak(self) -> Any:
         return _build("peak", "multiply_add_peak", PEAK_VECTORS)
@@ -135,7 +135,7 @@ class CpuKernels:
 
 @cache
 def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
-    return getattr(importlib.import_module(f"minicpm_mlc.ops.{module}"), operator)(*shape, **options)
+    return getattr(importlib.import_module(f"minicpm_mlc.ops.cpu.{module}"), operator)(*shape, **options)
 
 
 @dataclass(frozen=True)

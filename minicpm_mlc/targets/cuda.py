@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import CompileError
-from .cuda_compiler import fat_binary
-from .embed import Reader, string, with_changed_imports
-from .gpu_target import GpuTarget
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.cuda_compiler import fat_binary
+from minicpm_mlc.targets.embed import Reader, string, with_changed_imports
+from minicpm_mlc.targets.gpu_target import GpuTarget
 
 ARCHS = {  # code for sm_80 also runs on sm_86; PTX of the first that is asked for serves all later ones
     "sm_80": "A100, A30; GeForce RTX 30",

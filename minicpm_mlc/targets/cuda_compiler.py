@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import CompileError
-from .fatbin import ELF, PTX, Image, pack
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack
 
 # PTX of a later version than the runtime's wants a later driver
 GET_NVRTC = 'pip install "nvidia-cuda-nvrtc==13.0.*"'

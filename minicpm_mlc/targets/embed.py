@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .link import Platform, zig
+from minicpm_mlc.targets.link import Platform, zig
 
 SYMBOL = "__tvm_ffi__library_bin"
 HOST = b"_lib"  # the library's own functions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .cpu import CpuTarget
-from .gpu import GpuKernels, gpu_pipeline
+from minicpm_mlc.targets.cpu import CpuTarget
+from minicpm_mlc.targets.gpu import GpuKernels, gpu_pipeline
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import CompileError
+from minicpm_mlc.base.errors import CompileError
 
 _ELF = ("-Wl,-z,undefs", "-Wl,--build-id=none")
 # newer phones map pages of 16 KiB

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from .gpu_target import GpuTarget
+from minicpm_mlc.targets.gpu_target import GpuTarget
 
 PRECISE = ("exp", "log", "sin", "cos", "sqrt")
 

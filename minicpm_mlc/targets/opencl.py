@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .gpu_target import GpuTarget
+from minicpm_mlc.targets.gpu_target import GpuTarget
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import CompileError
-from .cpu import CpuTarget
-from .cuda import CudaTarget, parse_archs
-from .gpu_target import GpuTarget
-from .metal import MetalTarget
-from .opencl import OpenCLTarget
-from .vulkan import VulkanTarget
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.cpu import CpuTarget
+from minicpm_mlc.targets.cuda import CudaTarget, parse_archs
+from minicpm_mlc.targets.gpu_target import GpuTarget
+from minicpm_mlc.targets.metal import MetalTarget
+from minicpm_mlc.targets.opencl import OpenCLTarget
+from minicpm_mlc.targets.vulkan import VulkanTarget
 
 Target = CpuTarget | GpuTarget  # what the compiler asks of a device is what both have
 

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
-from minicpm_mlc.compile.config import ModelConfig
-from minicpm_mlc.errors import CheckpointError
+from minicpm_mlc.compile.config.model_config import ModelConfig
 
 __all__ = ["Checkpoint", "RandomCheckpoint", "SafetensorsCheckpoint", "check_tensors", "find_tensors", "open_checkpoint"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpm_mlc.errors import CheckpointError
+from minicpm_mlc.base.errors import CheckpointError
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}

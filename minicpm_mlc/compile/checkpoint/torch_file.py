@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile.checkpoint.safetensors import ITEM_BYTES, Entry, SafetensorsFile
-from minicpm_mlc.errors import CheckpointError
 
 MAX_PICKLE = 64 << 20  # bytes; tensors' numbers are outside
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ...kernel_cases import Case
-from . import cached, rows, weights
-from .sample import Sample
+from minicpm_mlc.bundle.kernel_cases import Case
+from minicpm_mlc.compile.kernel_cases import cached, rows, weights
+from minicpm_mlc.compile.kernel_cases.sample import Sample
 
 _SAMPLES: dict[str, Callable[..., Iterator[Sample]]] = {
     "attend_blocks": cached.attend_blocks,

@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ...kernel_cases import Expected, Tiled
-from ...manifest import KV_STORAGE, PAGE_SIZE
-from ...ops.attend import attend_definition
-from ...ops.attend_blocks import attend_blocks_definition
-from ...ops.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from ...ops.kv_format import key_shape, read_definition, write_definition
-from ...ops.move_rows import move_rows_definition
-from ...ops.path_means import path_means_definition
-from ...ops.rope import rope_append_definition
-from ...ops.score_blocks import score_blocks_definition
-from ...ops.score_tree import score_tree_definition
-from ...ops.segment_means import SEGMENTS, segment_means_definition
-from ...ops.select_blocks import select_blocks_definition
-from ...ops.tree import TAIL_PAGES, ancestor_masks
-from .sample import ELEMENTWISE, EXACT, ROUNDED, SUMS, Sample, changed, ids, new, normal
+from minicpm_mlc.bundle.kernel_cases import Expected, Tiled
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.compile.kernel_cases.sample import ELEMENTWISE, EXACT, ROUNDED, SUMS, Sample, changed, ids, new, normal
+from minicpm_mlc.ops.cpu.attend import attend_definition
+from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
+from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
+from minicpm_mlc.ops.cpu.path_means import path_means_definition
+from minicpm_mlc.ops.cpu.rope import rope_append_definition
+from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
+from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
+from minicpm_mlc.ops.cpu.segment_means import SEGMENTS, segment_means_definition
+from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.formats.kv import key_shape, read_definition, write_definition
+from minicpm_mlc.ops.formats.tree import TAIL_PAGES, ancestor_masks
 
 TABLE = [4, 0, 3, 2]  # pages of a sequence, of the five there are
 OTHER = [1, 2, 0, 3]  # of another that shares some

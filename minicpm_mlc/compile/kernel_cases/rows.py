@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ...kernel_cases import Expected, Tiled, word_values
-from ...ops.concat import concat_definition
-from ...ops.gather import gather_rows_definition
-from ...ops.norm import rms_norm_definition
-from ...ops.quantize_rows import quantize_rows_definition
-from ...ops.repeat_row import repeat_row_definition
-from ...ops.rope import rope_angles_definition
-from ...ops.swiglu import swiglu_definition
-from ...ops.top_k import top_k_definition
-from .sample import ELEMENTWISE, Sample, ids, new, normal, rows
+from minicpm_mlc.bundle.kernel_cases import Expected, Tiled, word_values
+from minicpm_mlc.compile.kernel_cases.sample import ELEMENTWISE, Sample, ids, new, normal, rows
+from minicpm_mlc.ops.cpu.concat import concat_definition
+from minicpm_mlc.ops.cpu.gather import gather_rows_definition
+from minicpm_mlc.ops.cpu.norm import rms_norm_definition
+from minicpm_mlc.ops.cpu.quantize_rows import quantize_rows_definition
+from minicpm_mlc.ops.cpu.repeat_row import repeat_row_definition
+from minicpm_mlc.ops.cpu.rope import rope_angles_definition
+from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
+from minicpm_mlc.ops.cpu.top_k import top_k_definition
 
 LOGITS = 4099  # that differ; a larger vocabulary's are the same again: ties
 ROUNDED = 1e-5  # a value between two int8 numbers may go either way

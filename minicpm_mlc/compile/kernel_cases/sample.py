@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernel_cases import Case, Expected, Tiled
+from minicpm_mlc.bundle.kernel_cases import Case, Expected, Tiled
 
 ELEMENTWISE, SUMS, EXACT = 1e-7, 1e-5, 0.0  # limits of NMSE; sums leave room for float16 products of tensor cores
 ROUNDED = 1e-4  # of attention that rounds queries and weights to bfloat16

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ...kernel_cases import Expected, Tiled
-from ...ops.embed import embed_definition
-from ...ops.kv_format import bfloat16_bits
-from ...ops.linear import linear_definition
-from ...ops.linear_int8 import linear_int8_definition
-from ...ops.packing import unpack, unpack_scales
-from ...ops.swiglu import swiglu_definition
-from ...ops.weight_format import GROUP, LANES, WeightFormat
-from .rows import quantized, words_of
-from .sample import SUMS, Sample, ids, new, normal, rows
+from minicpm_mlc.bundle.kernel_cases import Expected, Tiled
+from minicpm_mlc.compile.kernel_cases.rows import quantized, words_of
+from minicpm_mlc.compile.kernel_cases.sample import SUMS, Sample, ids, new, normal, rows
+from minicpm_mlc.ops.cpu.embed import embed_definition
+from minicpm_mlc.ops.cpu.linear import linear_definition
+from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
+from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
+from minicpm_mlc.ops.formats.kv import bfloat16_bits
+from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
 BLOCKS = 5  # of 16 weight rows that differ
 COLUMNS = 37  # stored elements along a weight's columns that differ

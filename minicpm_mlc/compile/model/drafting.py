@@ -6,14 +6,14 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Tensor, op, spec
 
-from ...ops.weight_format import WeightFormat
-from ...targets.cpu import CpuKernels
-from ..config import ModelConfig
-from ..draft_config import EAGLE3, DraftConfig
-from ..parameters import Precision
-from .eagle2 import Eagle2
-from .eagle3 import Eagle3
-from .minicpm import PARAMS, Linear, MiniCPM, call, ids, pool_specs, tree_specs
+from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.eagle2 import Eagle2
+from minicpm_mlc.compile.model.eagle3 import Eagle3
+from minicpm_mlc.compile.model.minicpm import PARAMS, Linear, MiniCPM, call, ids, pool_specs, tree_specs
+from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.targets.cpu import CpuKernels
 
 
 class DraftingMiniCPM(MiniCPM):

@@ -12,10 +12,10 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from ...ops.weight_format import WeightFormat
-from ...targets.cpu import CpuKernels
-from ..draft_config import DraftConfig
-from .minicpm import Batch, Layer, Linear, RMSNorm, call
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.model.minicpm import Batch, Layer, Linear, RMSNorm, call
+from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.targets.cpu import CpuKernels
 
 
 class Bias(nn.Module):

@@ -16,13 +16,13 @@ import numpy as np
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
-from ...ops.quantize_rows import quantized_shape
-from ...ops.segment_means import SEGMENTS
-from ...ops.tree import MASK_WORDS, TAIL_PAGES
-from ...ops.weight_format import LANES, WeightFormat
-from ...targets.cpu import CpuKernels
-from ..config import LayerConfig, ModelConfig, SparseConfig
-from ..parameters import Precision, pool_layout
+from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig, SparseConfig
+from minicpm_mlc.compile.parameters import Precision, pool_layout
+from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
+from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
+from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
+from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
+from minicpm_mlc.targets.cpu import CpuKernels
 
 
 class Weight(nn.Module):

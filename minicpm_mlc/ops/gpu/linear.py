@@ -10,11 +10,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, barrier, kernel, registers, shared, strided, workgroups
 from minicpm_mlc.ops.gpu.words import Words
-from minicpm_mlc.ops.weight_format import GROUP, LANES, WeightFormat
 
 FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
 CHUNK = 16  # groups of columns whose scales lie in shared memory at once

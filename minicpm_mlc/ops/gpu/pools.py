@@ -1,4 +1,4 @@
-"""One layer's keys and values in their pages, in every format of ops/kv_format.py, read as float32."""
+"""One layer's keys and values in their pages, in every format of ops/formats/kv.py, read as float32."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.ops.formats.kv import KEYS, LARGEST, SMALLEST, VALUES, key_rows, key_shape
 from minicpm_mlc.ops.gpu.half import HalfBuffer, bfloat16_bits, constant, from_bfloat16
 from minicpm_mlc.ops.gpu.kernel import THREADS, reduced, registers, shared, store, strided
-from minicpm_mlc.ops.kv_format import KEYS, LARGEST, SMALLEST, VALUES, key_rows, key_shape
 
 ROW_SCALES = PAGE_SIZE // 4  # float32 scales in a row of 64 bytes
 

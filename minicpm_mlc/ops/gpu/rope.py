@@ -6,12 +6,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.formats.kv import KEYS, VALUES
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments
-from minicpm_mlc.ops.kv_format import KEYS, VALUES
-from minicpm_mlc.ops.rope import PAGE_SIZE
-from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
 
 
 def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.formats.weights import GROUP, WeightFormat
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, reduced, registers, shared, strided, workgroups
-from minicpm_mlc.ops.weight_format import GROUP, WeightFormat
 
 COLUMNS = 1024  # of a row, that one workgroup takes where columns don't meet
 

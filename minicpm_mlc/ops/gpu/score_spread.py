@@ -13,12 +13,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops.attend_page import LOWEST
+from minicpm_mlc.ops.cpu.attend_page import LOWEST
+from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, reduced, registers, shared, strided, workgroups
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
-from minicpm_mlc.ops.rope import PAGE_SIZE
-from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
 
 
 @dataclass(frozen=True)

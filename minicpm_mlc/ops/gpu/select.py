@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
-from minicpm_mlc.ops.rope import PAGE_SIZE
 
 THREADS = 64
 

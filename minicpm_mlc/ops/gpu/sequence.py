@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
-from minicpm_mlc.ops.rope import PAGE_SIZE
-from minicpm_mlc.ops.tree import MASK_WORDS, MAX_NODES
 
 Place = Callable[[Any], tuple[Any, Any]]  # of a token in a page: (page in the pools, offset)
 
@@ -36,7 +36,7 @@ class Paged:
 
 
 class Path:
-    """A row of a token tree: committed tokens, then the nodes of its path (ops/tree.py), whose numbers are shared."""
+    """A row of a token tree: committed tokens, then the nodes of its path (ops/formats/tree.py), whose numbers are shared."""
 
     def __init__(self, page_table: Any, base: Any, ancestors: Any, row: Any, thread: Any) -> None:
         self.page_table, self.base = page_table, T.Bind(base[0])

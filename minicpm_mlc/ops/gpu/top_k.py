@@ -10,11 +10,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.errors import CompileError
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu.top_k import LOWEST
+from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, reduced, registers, shared, strided, workgroups
-from minicpm_mlc.ops.top_k import LOWEST
-from minicpm_mlc.ops.weight_format import LANES
 
 THREADS = 128
 

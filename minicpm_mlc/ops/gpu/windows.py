@@ -8,10 +8,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import registers
-from minicpm_mlc.ops.rope import PAGE_SIZE
-from minicpm_mlc.ops.segment_means import SEGMENT_SIZE, SEGMENTS
 
 THREADS = 64  # few, as each has its own sums of every head in shared memory
 SMALLEST = -126 * log(2)  # a head's score below this counts as 0

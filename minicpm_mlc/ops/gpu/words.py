@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 from minicpm_mlc.ops.gpu.half import HalfBuffer, from_bfloat16, to_float
-from minicpm_mlc.ops.weight_format import GROUP, LANES, WeightFormat
 
 # of stored elements: how many rows a word holds
 ROWS_IN_WORD = {"float32": 1, "float16": 2, "uint16": 2, "int8": 4, "uint8": 4}

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ... import errors
-from ...errors import EngineError, MiniCPMError
-from ...host import Host
-from ...kernel_cases import Case, to_bytes
-from ...manifest import MANIFEST, Bundle, Manifest, read_bundle
-from ...params import load_draft_ids
-from ..ffi import tvm_ffi
-from ..kernel_check import Checked
-from ..library import Pools, load_runtime
-from ..outputs import Outputs
-from .message import CALL, LAST_PORT, PROTOCOL, pack, unpack
+from minicpm_mlc.base import errors
+from minicpm_mlc.base.errors import EngineError, MiniCPMError
+from minicpm_mlc.bundle.host import Host
+from minicpm_mlc.bundle.kernel_cases import Case, to_bytes
+from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, read_bundle
+from minicpm_mlc.bundle.params import load_draft_ids
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.kernel_check import Checked
+from minicpm_mlc.runtime_py.library import Pools, load_runtime
+from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.rpc.message import CALL, LAST_PORT, PROTOCOL, pack, unpack
 
 BLOCK = 1 << 20  # bytes of one upload message
 

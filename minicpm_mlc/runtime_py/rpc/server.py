@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ...errors import EngineError
-from .message import LAST_PORT
+from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.runtime_py.rpc.message import LAST_PORT
 
 MAGIC = 0xFF271  # TVM's, src/runtime/rpc/rpc_endpoint.h
 BUSY, MISMATCH = MAGIC + 1, MAGIC + 2  # the first is TVM's word for a key that is taken

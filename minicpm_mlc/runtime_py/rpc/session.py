@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import EngineError, MiniCPMError
-from ...host import this_host
-from ...kernel_cases import from_bytes
-from ...manifest import read_bundle
-from ..device_here import open_device
-from ..ffi import tvm_ffi
-from ..kernel_check import check
-from ..library import Library, Pools, load_runtime
-from ..machine import physical_cores
-from .message import CALL, PROTOCOL, pack, unpack
-from .store import Store
+from minicpm_mlc.base.errors import EngineError, MiniCPMError
+from minicpm_mlc.bundle.host import this_host
+from minicpm_mlc.bundle.kernel_cases import from_bytes
+from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.runtime_py.device_here import open_device
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.kernel_check import check
+from minicpm_mlc.runtime_py.library import Library, Pools, load_runtime
+from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.rpc.message import CALL, PROTOCOL, pack, unpack
+from minicpm_mlc.runtime_py.rpc.store import Store
 
 Reply = tuple[dict[str, Any], Sequence[np.ndarray]]
 

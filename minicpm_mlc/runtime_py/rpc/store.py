@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import BundleError
-from ...manifest import MANIFEST, Manifest
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
 
 class Store:

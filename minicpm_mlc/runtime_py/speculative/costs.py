@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .tree import Draft
+from minicpm_mlc.runtime_py.speculative.tree import Draft
 
 MAX_DEPTH = 16
 KEEP = 0.9  # weight of the past in a moving average

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BundleError
-from ..cached_model import CachedModel
-from ..kv_cache import common_prefix
-from .expand import Guesses, best_tokens, expand
-from .tree import Draft
+from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.kv_cache import common_prefix
+from minicpm_mlc.runtime_py.speculative.expand import Guesses, best_tokens, expand
+from minicpm_mlc.runtime_py.speculative.tree import Draft
 
 
 class ModelDrafter:

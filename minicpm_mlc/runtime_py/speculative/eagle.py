@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..cached_model import CachedModel
-from ..draft_model import DraftModel
-from ..kv_cache import common_prefix
-from ..token_tree import MAX_NODES
-from .expand import Guesses, expand
-from .tree import Draft
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+from minicpm_mlc.runtime_py.kv_cache import common_prefix
+from minicpm_mlc.runtime_py.speculative.expand import Guesses, expand
+from minicpm_mlc.runtime_py.speculative.tree import Draft
+from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
 WINDOW = 1024  # tokens that the head sees; MiniCPM4's report has it help both speed and acceptance
 READ = 64  # tokens at least of a longer text that it reads at once; reading all 1024 has 2 % more accepted, on the demo

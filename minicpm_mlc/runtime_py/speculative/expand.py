@@ -7,7 +7,7 @@ from math import log
 
 import numpy as np
 
-from .tree import Draft, Tree
+from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 
 # of n rows each, the likeliest first: (log-probabilities [n, k], tokens [n, k])
 Guesses = tuple[np.ndarray, np.ndarray]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..cached_model import CachedModel
-from .tree import Draft, Tree
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 
 LONGEST = 8  # tokens of a suffix that are compared
 CANDIDATES = 4  # earlier places whose continuations make one tree

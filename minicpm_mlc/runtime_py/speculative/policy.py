@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..token_tree import MAX_NODES
-from .costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
-from .options import Speculation
-from .tree import FEW, Draft
+from minicpm_mlc.runtime_py.speculative.costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
+from minicpm_mlc.runtime_py.speculative.options import Speculation
+from minicpm_mlc.runtime_py.speculative.tree import FEW, Draft
+from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
 SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost in the long run
 EARLY = 0.05  # what it may cost at first

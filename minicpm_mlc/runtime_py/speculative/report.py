@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .stats import SpeculationStats
+from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 
 
 def speculation_note(stats: SpeculationStats) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, fields
 
-from .policy import Round
+from minicpm_mlc.runtime_py.speculative.policy import Round
 
 
 @dataclass

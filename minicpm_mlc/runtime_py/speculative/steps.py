@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ..cached_model import CachedModel
-from .options import Speculation
-from .policy import Policy, Round
-from .stats import SpeculationStats
-from .tree import Draft
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.speculative.options import Speculation
+from minicpm_mlc.runtime_py.speculative.policy import Policy, Round
+from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
+from minicpm_mlc.runtime_py.speculative.tree import Draft
 
 
 class Drafter(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..embed import with_changed_imports
-from ..gpu_target import GpuTarget
-from .artifact import register, unwrapped
+from minicpm_mlc.targets.embed import with_changed_imports
+from minicpm_mlc.targets.gpu_target import GpuTarget
+from minicpm_mlc.targets.vulkan.artifact import register, unwrapped
 
 
 @dataclass(frozen=True)

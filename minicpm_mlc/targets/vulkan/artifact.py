@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ...errors import CompileError
-from ..embed import Reader, string
-from .kernel import Shader, lower
-from .values import scalar
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.embed import Reader, string
+from minicpm_mlc.targets.vulkan.kernel import Shader, lower
+from minicpm_mlc.targets.vulkan.values import scalar
 
 KIND = "vulkan"
 CARRIER, CONSTANT = "const_loader", "minicpm.vulkan"  # TVM's kind of module, our name of the constant in it

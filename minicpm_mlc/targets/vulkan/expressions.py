@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import memory
-from .memory import Array
-from .trigonometry import sine
-from .values import BOOL, FLOAT32, INT32, Features, Scalar, Unsupported, Values, scalar
+from minicpm_mlc.targets.vulkan import memory
+from minicpm_mlc.targets.vulkan.memory import Array
+from minicpm_mlc.targets.vulkan.trigonometry import sine
+from minicpm_mlc.targets.vulkan.values import BOOL, FLOAT32, INT32, Features, Scalar, Unsupported, Values, scalar
 
 ARITHMETIC = {  # of signed and unsigned integers, and floats
     "Add": ("IAdd", "IAdd", "FAdd"), "Sub": ("ISub", "ISub", "FSub"), "Mul": ("IMul", "IMul", "FMul"),

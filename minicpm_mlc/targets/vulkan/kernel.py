@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from minicpm_mlc.errors import CompileError
-
-from . import memory
-from .expressions import Expressions, handle, node_type
-from .memory import Arguments, Array
-from .values import BOOL, INT32, Features, Unsupported, scalar
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.vulkan import memory
+from minicpm_mlc.targets.vulkan.expressions import Expressions, handle, node_type
+from minicpm_mlc.targets.vulkan.memory import Arguments, Array
+from minicpm_mlc.targets.vulkan.values import BOOL, INT32, Features, Unsupported, scalar
 
 SERIAL, UNROLLED = 0, 3  # kinds of For
 WORKGROUP = 2  # SPIR-V's scope

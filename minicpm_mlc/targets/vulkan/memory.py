@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .values import BOOL, Scalar, Unsupported, Values
+from minicpm_mlc.targets.vulkan.values import BOOL, Scalar, Unsupported, Values
 
 MAX_PUSH_SCALARS = 16  # 128 bytes of push constants are what every device has
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import factorial, pi
 
-from .values import BOOL, FLOAT32, INT32, Values
+from minicpm_mlc.targets.vulkan.values import BOOL, FLOAT32, INT32, Values
 
 TWO_OVER_PI = (0xA2F9836E, 0x4E441529)  # words of its fraction
 ONE = 127  # the biased exponent of 1

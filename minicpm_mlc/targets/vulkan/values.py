@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NamedTuple
 
-from .spirv import GLSL, Instruction, Module
+from minicpm_mlc.targets.vulkan.spirv import GLSL, Instruction, Module
 
 
 class Unsupported(Exception):

@@ -1,0 +1,1 @@
+"""What everybody needs, once: errors, files, progress, text."""

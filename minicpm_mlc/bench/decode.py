@@ -1,0 +1,383 @@
+"""Prefill and decode speed at given depths, and how close a decode step comes to the speed of memory.
+
+Depth is the number of tokens already in the cache. The cache is filled to a depth once and cut back for every repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench.random_cache import fill_cache
+from minicpm_mlc.bench.roofline import READ_KERNEL, MemoryReader
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.bundle.params import load_params
+from minicpm_mlc.runtime_py.defaults import largest_context
+from minicpm_mlc.runtime_py.engine import Engine, free_memory
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.memory import HostMemory
+
+WARM_UP_TOKENS = 16
+GEARS = ("dense", "sparse")
+READS = 3  # of the whole buffer, before each repeat
+
+
+class BenchError(MiniCPMError):
+    """Depths or token counts that can't be measured."""
+
+
+class Model(Protocol):
+    """What a benchmark drives: an Engine, or llama.cpp in bench/vs_llama.py."""
+
+    def prefill(self, token_ids: Sequence[int]) -> Any: ...
+    def decode(self, token_id: int) -> Any: ...
+    def truncate(self, length: int) -> None: ...
+
+
+Filler = Callable[[int], None]  # brings a model's cache to this many tokens without computing them
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one decode step must read. `kv_per_token` holds keys, values and, with sparse attention, means."""
+
+    weights: int
+    kv_per_token: int
+    gears: Gears | None = None
+    means_per_token: int = 0
+
+    def per_step(self, depth: float) -> float:
+        """At `depth` cached tokens: all of their keys and values, or every mean and the blocks that are selected."""
+        keys_and_values = self.kv_per_token - self.means_per_token
+        if self.gears is None or not self.gears.sparse(int(depth)):
+            return self.weights + keys_and_values * depth
+        read, _ = self.gears.blocks(int(depth))
+        return self.weights + self.means_per_token * depth + keys_and_values * min(depth, read * self.gears.block_size)
+
+    def attention(self, row: Row) -> str:
+        """The gears of a row's calls: one prefill, or a decode step per token."""
+        lengths = [row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))]
+        sparse = [self.gears is not None and self.gears.sparse(length) for length in lengths]
+        return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only.
+
+    `attention` is the gear that ran, both where it shifted on the way.
+    """
+
+    phase: str
+    depth: int
+    tokens: int
+    samples: tuple[float, ...]
+    gb_per_second: float | None = None
+    attention: str = ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return statistics.median(self.samples)
+
+
+class Side(Protocol):
+    """A model that times itself."""
+
+    def fill(self, depth: int) -> None: ...
+    def prefill_seconds(self, tokens: int) -> float: ...
+    def decode_seconds(self, tokens: int) -> float: ...
+
+
+class Stopwatch:
+    """Times one model: every call leaves the cache at the depth that `fill` last gave it."""
+
+    def __init__(self, model: Model, vocab_size: int, seed: int = 0, filler: Filler | None = None):
+        self.model = model
+        self.filler = filler
+        self.random = np.random.default_rng(seed)
+        self.vocab_size = vocab_size
+        self.depth = 0
+
+    def fill(self, depth: int) -> None:
+        """Bring the cache to `depth` tokens, by the filler, or computed after those that are there."""
+        self.depth = min(self.depth, depth)
+        self.model.truncate(self.depth)
+        if depth > self.depth and self.filler:
+            self.filler(depth)
+        elif depth > self.depth:
+            self.model.prefill(self._tokens(depth - self.depth))
+        self.depth = depth
+
+    def prefill_seconds(self, tokens: int) -> float:
+        token_ids = self._tokens(tokens)
+        return self._seconds(lambda: self.model.prefill(token_ids))
+
+    def decode_seconds(self, tokens: int) -> float:
+        token_ids = self._tokens(tokens)
+        return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
+
+    def logits(self, tokens: int) -> np.ndarray:
+        """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and calls."""
+        logits = np.array(self.model.prefill(self._tokens(tokens))).reshape(-1)
+        self.model.truncate(self.depth)
+        return logits
+
+    def _tokens(self, count: int) -> list[int]:
+        return self.random.integers(self.vocab_size, size=count).tolist()
+
+    def _seconds(self, call: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        self.model.truncate(self.depth)
+        return seconds
+
+
+class GearSide(Stopwatch):
+    """One gear of an engine whose cache another gear's side shares: what that one filled is not filled again."""
+
+    def __init__(self, engine: Engine, attention: str, filler: Filler | None = None):
+        super().__init__(engine, engine.vocab_size, filler=filler)
+        self.engine, self.attention = engine, attention
+
+    def fill(self, depth: int) -> None:
+        self.engine.shift(self.attention)
+        self.depth = len(self.engine.cached_tokens)
+        super().fill(depth)
+
+    def _seconds(self, call: Callable[[], Any]) -> float:
+        self.engine.shift(self.attention)
+        return super()._seconds(call)
+
+
+def measure(
+    sides: Mapping[str, Side],
+    depths: Sequence[int],
+    prompt_tokens: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    before_each: Callable[[], None] = lambda: None,
+) -> dict[str, list[Row]]:
+    """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike.
+
+    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out. `before_each` repeat is called.
+    """
+    phases = [*(("prefill", tokens) for tokens in prompt_tokens if tokens), *([("decode", new_tokens)] if new_tokens else [])]
+    rows: dict[str, list[Row]] = {name: [] for name in sides}
+    for depth in sorted(set(depths)):
+        for side in sides.values():
+            side.fill(depth)
+            side.prefill_seconds(WARM_UP_TOKENS)  # threads awake, pages mapped
+            side.decode_seconds(2)
+        for phase, tokens in phases:
+            samples: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(repeats):
+                before_each()
+                for name, side in sides.items():
+                    samples[name].append(tokens / getattr(side, f"{phase}_seconds")(tokens))
+            for name in sides:
+                rows[name].append(Row(phase, depth, tokens, tuple(samples[name])))
+    return rows
+
+
+def with_traffic(row: Row, traffic: Traffic) -> Row:
+    """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values of i + 1 new tokens too."""
+    row = replace(row, attention=traffic.attention(row))
+    if row.phase != "decode":
+        return row
+    step_bytes = traffic.per_step(row.depth + (row.tokens + 1) / 2)
+    return replace(row, gb_per_second=row.tokens_per_second * step_bytes / 1e9)
+
+
+def run_bench(
+    model: Model,
+    vocab_size: int,
+    traffic: Traffic,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: int = 64,
+    repeats: int = 3,
+    filler: Filler | None = None,
+    before_each: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
+    sides = {"": Stopwatch(model, vocab_size, filler=filler)}
+    rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, before_each)[""]
+    return [with_traffic(row, traffic) for row in rows]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per second; None for a GPU's."""
+
+    name: str
+    scheme: str
+    device: str
+    threads: int
+    context: int
+    command: str
+    bandwidth: float | None
+    rows: list[Row] = field(default_factory=list)
+
+    def head(self) -> str:
+        parts = [f"{self.name} {self.scheme} on {self.device}", f"{self.threads} threads", f"context {self.context}"]
+        parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
+        return f"{', '.join(parts)}\n{self.command}"
+
+    def cells(self) -> list[list[str]]:
+        head = ["phase", "attention", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
+        return [head, *map(self._line, self.rows)]
+
+    def _line(self, row: Row) -> list[str]:
+        speeds = [f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))]
+        return [row.phase, row.attention, f"{row.depth}", f"{row.tokens}", *speeds, *bandwidth_cells(row, self.bandwidth)]
+
+    def plain(self) -> str:
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
+
+    def markdown(self) -> str:
+        title, command = self.head().splitlines()
+        return f"{title}\n\n`{command}`\n\n{markdown_table(self.cells())}"
+
+    def json(self) -> str:
+        rows = [asdict(row) | {"tokens_per_second": row.tokens_per_second} for row in self.rows]
+        return json.dumps(asdict(self) | {"rows": rows}, indent=2)
+
+
+def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
+    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which arithmetic bounds."""
+    if row.gb_per_second is None:
+        return ["", ""]
+    return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else ""]
+
+
+def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
+    """The context that a benchmark needs, in tokens. Raises BenchError for what can't be measured."""
+    need_depths(depths)
+    if min(*prompt_tokens, new_tokens) < 0 or not max(*prompt_tokens, new_tokens):
+        raise BenchError(
+            f"--prompt-tokens {','.join(map(str, prompt_tokens))} and --new-tokens {new_tokens} leave nothing to measure; "
+            "0 leaves a phase out, other counts are 1 or more"
+        )
+    return max(depths) + max(*prompt_tokens, new_tokens, WARM_UP_TOKENS)
+
+
+def need_depths(depths: Sequence[int]) -> None:
+    """Raises BenchError for depths that are none."""
+    if not depths or min(depths) < 0:
+        raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
+
+
+def need_room(manifest: Manifest, depths: Sequence[int], context: int, free: Callable[[str], int] = free_memory) -> None:
+    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the model or free memory.
+
+    `free` tells a device's, in bytes.
+    """
+    fits, behind = largest_context(manifest, free(manifest.target["device"])), context - max(depths)
+    if context > fits:
+        hint = f"give --depth {fits - behind} or less" if behind <= fits else "measure fewer tokens, or close other programs"
+        raise BenchError(f"--depth {max(depths)} and {behind} tokens behind it: model and free memory hold {fits}; {hint}")
+
+
+def need_positive(**counts: int) -> None:
+    """Raises BenchError naming the option whose number is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise BenchError(f"--{name.replace('_', '-')} is {count}; it must be 1 or more")
+
+
+def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
+    """Every weight is read once per step, except an embedding table that isn't the head too: one row of it is."""
+    tied = bundle.manifest.model["tie_word_embeddings"]
+    named = zip(bundle.manifest.params, load_params(bundle), strict=True)
+    weights = sum(array.nbytes for name, array in named if tied or not name.startswith("embedding."))
+    return Traffic(weights, bundle.manifest.memory["kv_per_token"], gears, _means_per_token(bundle.manifest))
+
+
+def _means_per_token(manifest: Manifest) -> int:
+    shape = manifest.kv_layout.get("means")
+    return manifest.model["num_layers"] * math.prod(shape) * 4 // manifest.page_size if shape else 0
+
+
+def bench_bundle(
+    path: str | Path,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    attention: str = "auto",
+    random_cache: bool = False,
+    remote: Any = None,
+) -> Report:
+    """Benchmark a bundle on this machine or a `remote` one (rpc/client.py).
+
+    `threads` None means the physical cores, `attention` is the engine's.
+
+    With `random_cache` the tokens before a depth are random keys and values instead of computed ones.
+
+    Raises BenchError for impossible depths and counts and for too deep ones, BundleError for the bundle.
+    """
+    counts = (depths, prompt_tokens, new_tokens, repeats, threads, random_cache, remote)
+    return bench_gears(path, [attention], f"--attention {attention}", *counts)[attention]
+
+
+def bench_gears(
+    path: str | Path,
+    gears: Sequence[str],
+    option: str,
+    depths: Sequence[int] = (0, 1024),
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: int = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    random_cache: bool = False,
+    remote: Any = None,
+) -> dict[str, Report]:
+    """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked for them."""
+    if threads is None:
+        threads = int(remote.cores) if remote else physical_cores()
+    need_positive(repeats=repeats, threads=threads)
+    if remote and random_cache:
+        raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
+    context = room_needed(depths, prompt_tokens, new_tokens)
+    need_room(Manifest.load(path), depths, context, remote.free_memory if remote else free_memory)
+    with Engine(path, context=context, threads=threads, attention=gears[0], remote=remote) as engine:
+        bundle = Bundle(engine.path, engine.manifest)
+        traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
+        filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
+        reader = _memory_reader(engine)
+        sample = (lambda: reader.sample(READS)) if reader else lambda: None
+        sides = {gear: GearSide(engine, gear, filler) for gear in gears}
+        rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
+    command = (
+        f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} --repeats {repeats} "
+        f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
+        f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
+    )
+    name, scheme = bundle.manifest.name, bundle.manifest.scheme
+    bandwidth, reports = reader.best if reader else None, {}
+    for gear in gears:
+        traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
+        full = [with_traffic(row, traffic) for row in rows[gear]]
+        reports[gear] = Report(name, scheme, device, threads, context, command, bandwidth, full)
+    return reports
+
+
+def _memory_reader(engine: Engine) -> MemoryReader | None:
+    """By the library's own kernel; None where its kernels run on a GPU or another machine."""
+    library = engine._model._library
+    return MemoryReader(library.kernel(READ_KERNEL)) if isinstance(getattr(library, "memory", None), HostMemory) else None

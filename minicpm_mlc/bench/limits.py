@@ -1,0 +1,43 @@
+"""The machine's limits for a benchmark, by kernels compiled here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+
+from minicpm_mlc.bench.roofline import Limits, MemoryReader
+from minicpm_mlc.bench.timing import compiled, seconds
+from minicpm_mlc.ops.cpu.peak import STEPS, int8_operations
+from minicpm_mlc.runtime_py.library import use_threads
+from minicpm_mlc.runtime_py.memory import reserve
+from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
+
+FLOAT32_OPERATIONS = 2 * 16  # a multiply-add in 16 lanes
+PASSES = 5
+
+
+def memory_reader(threads: int) -> MemoryReader:
+    """What measures this machine's memory with `threads` threads, sampled a few times."""
+    use_threads(threads)
+    reader = MemoryReader(compiled(CpuTarget.of("native").kernels.read_peak()))
+    reader.sample(PASSES)
+    return reader
+
+
+def measure_limits(threads: int, reader: MemoryReader) -> Limits:
+    """All limits with `threads` threads; memory's is the reader's best."""
+    use_threads(threads)
+    target = CpuTarget.of("native")
+    float32 = _rate(target.kernels.multiply_add_peak(), "float32", threads, FLOAT32_OPERATIONS)
+    dot = target.int8_dot
+    int8 = _rate(target.kernels.int8_peak(), "int32", threads, int8_operations(dot)) if dot else None
+    return Limits(threads, reader.best, float32, int8)
+
+
+def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:
+    """Operations per second of a kernel that multiplies, the best of some passes."""
+    run = compiled(kernel)
+    out = tvm.runtime.from_dlpack(reserve((threads, 16), np.dtype(dtype)))
+    return threads * STEPS * PEAK_VECTORS * operations / min(seconds(lambda: run(out)) for _ in range(PASSES))

@@ -1,0 +1,221 @@
+"""Where the time of one decode step goes: every operator's calls, time and traffic against the machine's limits.
+
+The virtual machine reports each call before and after it runs. That costs 1 to 3 us a call, so the step is timed without
+that too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench.roofline import Limits
+
+COLUMNS = ["operator", "shape", "calls", "ms", "of the step", "GB/s", "of memory", "GFLOP/s", "of arithmetic"]
+OWN = ("vm.builtin.", "shape_func")  # the virtual machine's own functions, and those that compute shapes for it
+NUMBERED = re.compile(r"(.*?(?:_int8)?)\d*")  # TVM numbers equal names from the second on; int8 is no number
+WARM_UP_STEPS = 3
+ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
+TOKEN = 1  # decoded again and again: the speed doesn't depend on it
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call must move and compute. `int8`: its products are of int8 numbers."""
+
+    bytes: int = 0
+    operations: int = 0
+    int8: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the step: the library's name of the operator, its shape, its cost."""
+
+    operator: str
+    shape: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """All calls of one operator at one shape in a step; `seconds` is the median step's sum."""
+
+    operator: str
+    shape: str
+    calls: int
+    seconds: float
+    bytes: int
+    operations: int
+    int8: bool
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """The operators by their time, the step's time without reports (seconds), and the limits measured beside it."""
+
+    name: str
+    device: str
+    depth: int
+    attention: str
+    step_seconds: float
+    limits: Limits
+    command: str
+    rows: list[OperatorRow]
+
+    @property
+    def between_seconds(self) -> float:
+        """Of the step, outside operators. These are timed in other steps, which a busy machine can make the longer ones:
+        then it is 0, and `head` says so."""
+        return max(0.0, self.step_seconds - self._operator_seconds)
+
+    @property
+    def _operator_seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    def head(self) -> str:
+        """Three lines: the step, the limits, the command."""
+        share = self._operator_seconds / self.step_seconds
+        busy = f" (operators watched one by one took {share:.0%} of that: a busy machine, run it again)" if share > 1 else ""
+        return (
+            f"{self.name} on {self.device}, one decode step at depth {self.depth}, {self.attention} attention: "
+            f"{self.step_seconds * 1e3:.2f} ms{busy}\n{self.limits.text()}\n{self.command}"
+        )
+
+    def cells(self) -> list[list[str]]:
+        rest = self.between_seconds
+        between = ["between operators", "", "", f"{rest * 1e3:.2f}", f"{rest / self.step_seconds:.1%}", "", "", "", ""]
+        return [COLUMNS, *map(self._line, self.rows), between]
+
+    def _line(self, row: OperatorRow) -> list[str]:
+        peak = self.limits.int8 if row.int8 and self.limits.int8 else self.limits.float32
+        shares = _rate(row.bytes, row.seconds, self.limits.bandwidth) + _rate(row.operations, row.seconds, peak)
+        times = [f"{row.seconds * 1e3:.2f}", f"{row.seconds / self.step_seconds:.1%}"]
+        return [row.operator, row.shape, f"{row.calls}", *times, *shares]
+
+    def plain(self) -> str:
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
+
+    def markdown(self) -> str:
+        title, limits, command = self.head().splitlines()
+        return f"{title}. {limits}.\n\n`{command}`\n\n{markdown_table(self.cells())}"
+
+    def json(self) -> str:
+        return json.dumps(asdict(self) | {"between_seconds": self.between_seconds}, indent=2)
+
+
+def _rate(amount: int, seconds: float, limit: float) -> list[str]:
+    """Billions per second and the share of `limit`; empty where nothing was counted."""
+    return [f"{amount / seconds / 1e9:.1f}", f"{amount / seconds / limit:.0%}"] if amount else ["", ""]
+
+
+def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow]]:
+    """Seconds of a decode step at the engine's cached length, and its operators, the slowest first."""
+    depth = len(engine.cached_tokens)
+
+    def step() -> float:
+        start = time.perf_counter()
+        engine.decode(TOKEN)
+        seconds = time.perf_counter() - start
+        engine.truncate(depth)
+        return seconds
+
+    pages = engine.gears.blocks(depth + 1)
+    calls: list[Call] = []
+    for _ in range(WARM_UP_STEPS):
+        calls.clear()
+        observe(engine, step, lambda name, args: calls.append(described(name, args, *pages)))
+    plain, times = zip(*((step(), observe(engine, step)) for _ in range(repeats)), strict=True)
+    return statistics.median(plain), aggregate(calls, times)
+
+
+def observe(engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[Any]], None] | None = None) -> list[float]:
+    """Seconds of every operator call of one step, in order; `look` is shown each call's name and arguments."""
+    seconds: list[float] = []
+    started = [0.0]
+
+    def report(_function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
+        now = time.perf_counter()
+        if not name.startswith(OWN):
+            if before and look:
+                look(name, args)
+            if not before:
+                seconds.append(now - started[0])
+            started[0] = time.perf_counter()
+        return 0  # run the function
+
+    library = engine.library
+    library.instrument(report)
+    try:
+        step()
+    finally:
+        library.instrument(None)
+    return seconds
+
+
+def aggregate(calls: list[Call], times: Sequence[list[float]]) -> list[OperatorRow]:
+    """Calls of one operator and shape together; `times` holds the seconds of each call for every repeat."""
+    kinds = list(dict.fromkeys(calls))
+    rows = []
+    for kind in kinds:
+        places = [i for i, call in enumerate(calls) if call == kind]
+        seconds = statistics.median(sum(repeat[i] for i in places) for repeat in times)
+        n, cost = len(places), kind.cost
+        rows.append(OperatorRow(kind.operator, kind.shape, n, seconds, n * cost.bytes, n * cost.operations, cost.int8))
+    return sorted(rows, key=lambda row: -row.seconds)
+
+
+def operator_of(name: str) -> str:
+    """The operator's name without the number that the library's kernel has."""
+    found = NUMBERED.fullmatch(name)
+    return found[1] if found else name
+
+
+def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Call:
+    """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring the means of all."""
+    operator = operator_of(name)
+    shapes = [tuple(map(int, getattr(arg, "shape", ()))) for arg in args]
+    sizes = [_nbytes(arg) for arg in args]
+    if operator.startswith("linear"):
+        return Call(operator, *_linear(args, shapes, sizes))
+    pools = {i for i, shape in enumerate(shapes) if len(shape) == 4}
+    moved = sum(size for i, size in enumerate(sizes) if i not in pools)
+    if operator.startswith(("attend", "score")):
+        read = pages_read if operator.startswith("attend") else pages
+        cached = sum(sizes[i] // shapes[i][0] * read for i in pools)
+        operations = _attention_operations(shapes, pools, read)
+        return Call(operator, f"{read} of {pages} pages", Cost(moved + cached, operations))
+    if operator.startswith("embed"):
+        return Call(operator, "", Cost())  # one row of its table
+    return Call(operator, "", Cost(moved))
+
+
+def _linear(args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]) -> tuple[str, Cost]:
+    """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise the weight is its own."""
+    weight, scale, out = shapes[1], shapes[2], shapes[-1]
+    integer = weight != scale
+    weights = math.prod(scale) * 32 if integer else math.prod(weight)
+    bytes_moved = sum(sizes) - (0 if integer else sizes[2])
+    rows, outputs = out[0], weight[0] * ROWS
+    int8 = str(args[0].dtype) == "int32"
+    return f"{weights // outputs} -> {outputs}", Cost(bytes_moved, 2 * rows * weights, int8)
+
+
+def _attention_operations(shapes: list[tuple[int, ...]], pools: set[int], pages: int) -> int:
+    """A multiply-add per query head, pool and number of a page's head; keys and values, or means."""
+    heads = shapes[0][1]
+    return sum(2 * heads * pages * math.prod(shapes[i][2:]) for i in pools)
+
+
+def _nbytes(arg: Any) -> int:
+    if not hasattr(arg, "shape"):
+        return 0
+    bits = int(str(arg.dtype).lstrip("abcdefghijklmnopqrstuvwxyz"))
+    return math.prod(map(int, arg.shape)) * bits // 8

@@ -1,0 +1,30 @@
+"""Kernels compiled for this machine, and what calls of them take, in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+
+from minicpm_mlc.targets.cpu import CpuTarget
+
+
+def compiled(kernel: Any) -> Callable[..., None]:
+    """A PrimFunc as a function of tensors."""
+    target = CpuTarget.of("native").tvm_target()
+    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)["main"]
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def medians(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Seconds of each call, taking turns so that a busy machine disturbs all alike; the first round is not counted."""
+    rounds = [[seconds(call) for call in calls] for _ in range(repeats + 1)][1:]
+    return [statistics.median(samples) for samples in zip(*rounds, strict=True)]

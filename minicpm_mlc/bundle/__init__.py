@@ -1,0 +1,1 @@
+"""What compile and runtime share: the manifest, parameters, kernel cases, and the host."""

@@ -1,0 +1,1 @@
+"""From config.json to a model's shape."""

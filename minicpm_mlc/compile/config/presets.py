@@ -1,0 +1,73 @@
+"""The published models' shapes, so that full-size libraries can be built and measured without their weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.rope_lists import FACTORS_05B, FACTORS_8B, FACTORS_41_8B
+
+_MINICPM4_8B = ModelConfig(
+    name="MiniCPM4-8B",
+    model_type="minicpm4",
+    vocab_size=73448,
+    hidden_size=4096,
+    intermediate_size=16384,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=2,
+    head_dim=128,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    rope_factors=FACTORS_8B,
+    rope_attention_scale=1.0,
+    max_position_embeddings=32768,
+    tie_word_embeddings=False,
+    scale_emb=12.0,
+    scale_depth=1.4,
+    dim_model_base=256,
+    bos_token_id=1,
+    eos_token_ids=(2, 73440),
+)
+
+_MINICPM4_05B = replace(
+    _MINICPM4_8B,
+    name="MiniCPM4-0.5B",
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_layers=24,
+    num_heads=16,
+    head_dim=64,
+    rms_norm_eps=1e-5,
+    rope_factors=FACTORS_05B,
+    tie_word_embeddings=True,
+)
+
+_MINICPM41_8B = replace(_MINICPM4_8B, name="MiniCPM4.1-8B", rope_factors=FACTORS_41_8B, max_position_embeddings=65536)
+
+_MINICPM5_1B = ModelConfig(
+    name="MiniCPM5-1B",
+    model_type="llama",
+    vocab_size=130560,
+    hidden_size=1536,
+    intermediate_size=4608,
+    num_layers=24,
+    num_heads=16,
+    num_kv_heads=2,
+    head_dim=128,  # not hidden_size / num_heads
+    rms_norm_eps=1e-6,
+    rope_theta=5e6,
+    rope_factors=(1.0,) * 64,
+    rope_attention_scale=1.0,
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+    scale_emb=1.0,
+    scale_depth=None,
+    dim_model_base=None,
+    bos_token_id=0,
+    eos_token_ids=(1, 130073),
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    config.name: config for config in (_MINICPM4_05B, _MINICPM4_8B, _MINICPM41_8B, _MINICPM5_1B)
+}

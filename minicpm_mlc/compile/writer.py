@@ -1,0 +1,225 @@
+"""Write a bundle: built in a hidden folder beside its target, renamed into place when whole, removed on any error."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, is_plain_name
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class BundleFile:
+    """A file being written, hashed on the way."""
+
+    def __init__(self, path: Path, md5: bool = False) -> None:
+        self.name = path.name
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
+        self._handle = open(path, "xb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._handle.write(data)
+        self._sha256.update(data)
+        if self._md5:
+            self._md5.update(data)
+        self.size += len(data)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._handle.closed
+
+    def close(self) -> None:
+        """Put everything on the disk."""
+        if not self.closed:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
+
+    def abandon(self) -> None:
+        """Close a file that will be removed; what is still buffered may not fit the disk."""
+        try:
+            self._handle.close()
+        except OSError:
+            pass
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The file's line in the manifest."""
+        return {"bytes": self.size, "sha256": self._sha256.hexdigest()}
+
+    @property
+    def md5(self) -> str | None:
+        """MD5 in hex, where it was asked for."""
+        return self._md5.hexdigest() if self._md5 else None
+
+
+class BundleWriter:
+    """`with BundleWriter(path) as bundle: ...; bundle.finish(manifest)`. Without `finish`, nothing stays behind."""
+
+    def __init__(self, path: str | Path, *, need_bytes: int = 0, overwrite: bool = False) -> None:
+        """`need_bytes` must be free on the disk; `overwrite` replaces a bundle, never another folder."""
+        self.path = Path(os.path.abspath(path))
+        self._need_bytes = need_bytes
+        self._overwrite = overwrite
+        self._folder = self._sibling("partial")
+        self._files: list[BundleFile] = []
+
+    def __enter__(self) -> BundleWriter:
+        self._refuse_target()
+        self._remove_leftovers()
+        self._refuse_small_disk()
+        try:
+            self._folder.mkdir()
+        except OSError as error:
+            raise CompileError(
+                f"can't write into {self.path.parent}: {error.strerror}; choose another folder with -o"
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.abandon()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            written = sum(file.size for file in self._files)
+            needed = f" of {self._need_bytes:,}" if self._need_bytes else ""
+            raise CompileError(
+                f"the disk of {self.path.parent} is full after {written:,}{needed} bytes; "
+                "free some space or choose another folder with -o"
+            ) from error
+
+    def create(self, name: str, *, md5: bool = False) -> BundleFile:
+        """A new file of the bundle, to be written and closed."""
+        if not is_plain_name(name) or name == MANIFEST or any(file.name == name for file in self._files):
+            raise CompileError(f"{name!r} can't be the name of a new file in a bundle")
+        file = BundleFile(self._folder / name, md5)
+        self._files.append(file)
+        return file
+
+    def add_file(self, name: str, content: bytes | Path) -> None:
+        """Add a whole file, from bytes or copied from a path."""
+        file = self.create(name)
+        for block in [content] if isinstance(content, bytes) else _blocks(content):
+            file.write(block)
+        file.close()
+
+    def add_json(self, name: str, value: Any) -> None:
+        """Add a JSON file with stable bytes."""
+        self.add_file(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Write the manifest with the files' sizes and hashes, move the bundle into place, return that manifest."""
+        if still_open := [file.name for file in self._files if not file.closed]:
+            raise CompileError(f"{still_open[0]} was not written to its end")
+        whole = dataclasses.replace(manifest, files={file.name: file.entry for file in self._files})
+        last = BundleFile(self._folder / MANIFEST)
+        self._files.append(last)
+        last.write(whole.to_bytes())
+        last.close()
+        self._move_into_place()
+        return whole
+
+    def _move_into_place(self) -> None:
+        _sync_folder(self._folder)
+        self._refuse_target()
+        old = self._sibling("old")
+        replaced = self.path.exists()
+        if replaced:
+            self.path.rename(old)
+        try:
+            self._folder.rename(self.path)
+        except BaseException:
+            if replaced:
+                old.rename(self.path)
+            raise
+        _sync_folder(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _sibling(self, kind: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{kind}-{os.getpid()}")
+
+    def _refuse_target(self) -> None:
+        if not self.path.parent.is_dir():
+            raise CompileError(f"folder {self.path.parent} doesn't exist: mkdir -p {self.path.parent}")
+        if not self.path.exists() or _is_empty_folder(self.path):
+            return
+        if not _is_bundle(self.path):
+            raise CompileError(
+                f"{self.path} exists and isn't a bundle, or holds other files too: choose another name with -o"
+            )
+        if not self._overwrite:
+            raise CompileError(f"{self.path} exists already: replace it with --force or choose another name with -o")
+
+    def _refuse_small_disk(self) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self._need_bytes:
+            raise CompileError(
+                f"the bundle needs {self._need_bytes:,} bytes and the disk of {self.path.parent} has {free:,} free; "
+                "free some space or choose another folder with -o"
+            )
+
+    def _remove_leftovers(self) -> None:
+        """A killed run can't clean up: take away what processes that no longer live left beside the target."""
+        for folder in self.path.parent.glob(f".{_escape(self.path.name)}.partial-*"):
+            pid = folder.name.rpartition("-")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            yield block
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _is_bundle(path: Path) -> bool:
+    """True if every file in `path` belongs to its manifest, so that replacing the folder loses nothing else."""
+    try:
+        manifest = Manifest.load(path)
+    except BundleError:
+        return False
+    return {entry.name for entry in path.iterdir()} <= {MANIFEST, *manifest.files}
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # folders can't be opened there, and a rename is on disk already
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""What a bundle, a checkpoint or a published model is, and the memory it needs at each context length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
+from minicpm_mlc.bundle.host import mismatch, this_host
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+
+SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+SHORTEST = 1024  # tokens, the first line of a memory table
+
+
+class NotFoundError(MiniCPMError):
+    """A source that is neither a bundle, a checkpoint nor a published model."""
+
+
+def describe(source: str) -> dict[str, Any]:
+    """Facts about a bundle folder, a checkpoint folder, or the name of a published model.
+
+    Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]}, ready for JSON.
+
+    Raises:
+        NotFoundError: `source` is none of them.
+        MiniCPMError: it is one of them and damaged.
+    """
+    from minicpm_mlc.compile.config.presets import PRESETS
+
+    path = Path(source)
+    if (path / MANIFEST).is_file():
+        return _describe_bundle(path)
+    if path.is_dir():
+        return _describe_checkpoint(path)
+    if source in PRESETS:
+        return {"kind": "published model", "name": source, **_forecast(PRESETS[source])}
+    raise NotFoundError(f"{source} is not a folder; give a bundle, a checkpoint, or one of {', '.join(PRESETS)}")
+
+
+def _describe_bundle(path: Path) -> dict[str, Any]:
+    from minicpm_mlc.runtime_py.device_here import device_here
+
+    manifest = Manifest.load(path)
+    rows = [{"context": n, "memory": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
+    return {
+        "kind": "bundle",
+        "name": manifest.name,
+        "runs here": mismatch(manifest.target, this_host()) or device_here(manifest.target["device"])[1] or "yes",
+        "scheme": manifest.scheme,
+        "embedding": manifest.embedding_scheme,
+        "activations": manifest.activations,
+        "target": manifest.target,
+        "tvm": manifest.tvm,
+        "draft head": manifest.draft and {key: manifest.draft[key] for key in ("kind", "scheme", "vocab")},
+        "max context": manifest.max_context,
+        "prefill chunk": manifest.prefill_chunk,
+        "size": sum(entry["bytes"] for entry in manifest.files.values()),
+        "model": _facts(manifest.model),
+        "memory": rows,
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from minicpm_mlc.compile.config.model_config import ModelConfig
+
+    config = ModelConfig.from_folder(path)
+    return {"kind": "checkpoint", "name": config.name, "weights": _weights(path, config), **_forecast(config)}
+
+
+def _weights(path: Path, config: Any) -> int | str:
+    """Bytes of the stored tensors, or what is wrong with them."""
+    from minicpm_mlc.compile.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(path, config).bytes
+    except CheckpointError as error:
+        return str(error)
+
+
+def _forecast(config: Any) -> dict[str, Any]:
+    """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on top."""
+    from minicpm_mlc.compile.convert import stored_bytes
+    from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
+    from minicpm_mlc.compile.quantize import SCHEMES as ALL
+
+    weights = {name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16"))) for name in SCHEMES}
+    config = replace(config, sparse=config.sparse_attention)
+    per_token = pool_bytes_per_token(config, "float16")
+    rows = [
+        {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
+        for n in context_lengths(config.max_position_embeddings)
+    ]
+    return {"parameters": config.parameters, "model": _facts(config.to_dict()), "memory": rows}
+
+
+def _facts(model: dict[str, Any]) -> dict[str, Any]:
+    """The model's fields without the long list of rotary factors."""
+    low, high = min(model["rope_factors"]), max(model["rope_factors"])
+    return model | {"rope_factors": f"{len(model['rope_factors'])} from {low:.4g} to {high:.4g}"}
+
+
+def context_lengths(longest: int) -> list[int]:
+    """1024, 2048, ... and the longest."""
+    lengths = []
+    while SHORTEST << len(lengths) < longest:
+        lengths.append(SHORTEST << len(lengths))
+    return [*lengths, longest]
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for people: a line per fact, then the memory table."""
+    from minicpm_mlc.base.text import plain_table
+
+    lines = [f"{report['name']} ({report['kind']})"]
+    for key, value in report.items():
+        if key not in ("kind", "name", "model", "memory"):
+            lines.append(f"  {key:<24} {_shown(key, value)}")
+    lines += [f"  {key:<24} {_shown(key, value)}" for key, value in report["model"].items() if key != "name"]
+    columns = list(report["memory"][0])
+    cells = [[str(row["context"]), *(human_bytes(row[name]) for name in columns[1:])] for row in report["memory"]]
+    return "\n".join([*lines, "", plain_table([columns, *cells])])
+
+
+def _shown(key: str, value: Any) -> str:
+    if key in ("size", "weights") and isinstance(value, int):
+        return human_bytes(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(name, item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:,}" if key == "parameters" else str(value)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

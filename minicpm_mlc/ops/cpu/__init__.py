@@ -1,0 +1,1 @@
+"""The operators' TIR for CPUs, and its helpers."""

@@ -1,0 +1,208 @@
+"""The processor's dot products of int8, and the sum of one group of 32 columns made of them.
+
+A register holds `rows` weight rows of four consecutive columns; the same four activations meet every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from tvm.script import tirx as T
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One row's group: word(i, n) is int32[n] from its i-th four values on, and what the integer product starts from."""
+
+    word: Callable[[int, int], Any]
+    correction: Any
+
+    @property
+    def words(self) -> list[Any]:
+        return [self.word(i, 1) for i in range(8)]
+
+
+@dataclass(frozen=True)
+class Int8Dot:
+    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers.
+
+    `together` activation rows meet the weights at once. Up to `paired` rows meet two blocks of weights, where registers
+    hold both, as each activation is then loaded once for the two.
+    """
+
+    name: str
+    rows: int
+    tile: int
+    together: int = 1
+    paired: int = 1
+
+    def zero(self, fmt: Any) -> int:
+        """What the weights are too large by when they meet the activations; see quantize_rows."""
+        return 8 if fmt.name == "w4" else 0
+
+    def unpack(self, fmt: Any, load: Any) -> list[Any]:
+        """The group's eight registers of weights; load(i) is the i-th stored register."""
+        if fmt.name != "w4":
+            return [load(i) for i in range(8)]
+        nibbles = []
+        for stored in map(load, range(4)):
+            nibbles += [T.Bind(stored & self._bytes(15)), T.Bind(T.shift_right(stored, self._bytes(4)))]
+        return nibbles
+
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+        """Of each block of weights, of each activation row, int32[rows]: its correction + the sum of all 32 products."""
+        return [[self.group(fmt, weights, x.words, x.correction) for x in inputs] for weights in blocks]
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        """`groups` of one block and one row."""
+        raise NotImplementedError
+
+    def products(self) -> int:
+        """Pairs that one `peak_step` multiplies and adds."""
+        return 4 * self.rows
+
+    def peak_step(self, total: Any) -> Any:
+        """int32[rows] after one product of four pairs per row, which depends on `total` (ops/cpu/peak.py)."""
+        raise NotImplementedError
+
+    def _bytes(self, value: int) -> Any:
+        return T.broadcast(T.uint8(value), 4 * self.rows)
+
+    def _type(self, bits: int, sign: str = "int") -> str:
+        return f"{sign}{bits}x{32 // bits * self.rows}"
+
+    def _splat(self, word: Any) -> Any:
+        """Four activations, in every row."""
+        return T.reinterpret(T.broadcast(word, self.rows), dtype=self._type(8))
+
+
+class VpDpBusd(Int8Dot):
+    """AVX-512 VNNI and AVX-VNNI: four unsigned times signed products, added to 32 bits."""
+
+    def zero(self, fmt: Any) -> int:
+        return 8 if fmt.name == "w4" else 128
+
+    def unpack(self, fmt: Any, load: Any) -> list[Any]:
+        weights = super().unpack(fmt, load)
+        if fmt.name == "w4":
+            return weights
+        return [T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128)) for w in weights]
+
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+        """Sums take turns, as a product waits for the one before it of its own sum."""
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
+        totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
+        for i in range(8):
+            for row, x in enumerate(inputs):
+                word = T.Bind(self._splat(x.word(i, 1)))
+                for sums, weights in zip(totals, blocks, strict=True):
+                    sums[row] = _intrinsic(name, self._type(32), sums[row], weights[i], word)
+        return totals
+
+    def peak_step(self, total: Any) -> Any:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
+        return _intrinsic(name, self._type(32), total, self._bytes(1), self._splat(3))
+
+
+class PMAddUbsW(Int8Dot):
+    """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of those to 32.
+
+    Nibbles can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15. Bytes meet as |w| and sign(w) x,
+    2 * 128 * 127 < 2**15: exact as well.
+    """
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        start = T.broadcast(correction, self.rows)
+        if fmt.name == "w4":
+            pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
+            return start + self._quads(reduce(lambda a, b: a + b, pairs))
+        return reduce(lambda a, b: a + b, map(self._signed, weights, words), start)
+
+    def peak_step(self, total: Any) -> Any:
+        pairs = T.reinterpret(total, dtype=self._type(16))
+        pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
+        return T.reinterpret(pairs, dtype=self._type(32))
+
+    def _signed(self, weight: Any, word: Any) -> Any:
+        size = T.reinterpret(T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight), dtype=self._type(8, "uint"))
+        x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), self._splat(word), weight)
+        return self._quads(self._pairs(size, x))
+
+    def _pairs(self, weight: Any, x: Any) -> Any:
+        return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", self._type(16), weight, x)
+
+    def _quads(self, pairs: Any) -> Any:
+        return _intrinsic("llvm.x86.avx2.pmadd.wd", self._type(32), pairs, T.broadcast(T.int16(1), 2 * self.rows))
+
+
+class SDot(Int8Dot):
+    """Armv8.2 dotprod: four signed products, added to 32 bits."""
+
+    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+        total = T.broadcast(correction, self.rows)
+        for weight, word in zip(weights, words, strict=True):
+            weight = T.reinterpret(weight, dtype=self._type(8)) if fmt.name == "w4" else weight
+            total = _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word))
+        return total
+
+    def peak_step(self, total: Any) -> Any:
+        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, T.broadcast(T.int8(1), 16), self._splat(3))
+
+
+class SmMlA(SDot):
+    """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left alone goes by sdot."""
+
+    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+        if len(inputs) < self.together:
+            return super().groups(fmt, blocks, inputs)
+        first, second = inputs
+        words = [_joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3]) for i in range(0, 8, 2)]
+        pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
+        return [self._matrices(weights, pairs, inputs) for weights in blocks]
+
+    def _matrices(self, weights: list[Any], pairs: list[Any], inputs: list[Activations]) -> list[Any]:
+        """Of one block, of both rows."""
+        sums = [T.broadcast(0, self.rows)] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
+        for i, x in enumerate(pairs):
+            octets = self._octets(*weights[2 * i : 2 * i + 2])
+            sums = [self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)]
+        columns = [_joined(sums[0], sums[1], lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
+        return [T.Bind(total + T.broadcast(x.correction, 4)) for total, x in zip(columns, inputs, strict=True)]
+
+    def products(self) -> int:
+        return 8 * self.rows
+
+    def peak_step(self, total: Any) -> Any:
+        return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
+
+    def _octets(self, low: Any, high: Any) -> list[Any]:
+        """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
+        low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
+        return [T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="int8x16")) for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])]
+
+    def _matrix(self, total: Any, weights: Any, x: Any) -> Any:
+        return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
+
+
+def _joined(a: Any, b: Any, lanes: list[int]) -> Any:
+    """Lanes of a, then of b, by their number."""
+    return T.Bind(T.Shuffle([a, b], lanes))
+
+
+def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
+    return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype))
+
+
+DOTS = {
+    dot.name: dot
+    for dot in (
+        VpDpBusd("avx512vnni", rows=16, tile=4, paired=4),
+        VpDpBusd("avxvnni", rows=8, tile=4),
+        PMAddUbsW("avx2", rows=8, tile=4),
+        SDot("dotprod", rows=4, tile=4),
+        SmMlA("i8mm", rows=4, tile=4, together=2),
+    )
+}

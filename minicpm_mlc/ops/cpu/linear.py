@@ -1,0 +1,172 @@
+"""linear: x @ W^T over packed weights, with the residual add and scale as its epilogue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+
+TILE_ROWS = 6  # x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
+TILE_COLUMNS = 128  # columns unpacked at once: 8 KiB of float32 weights stay in L1
+CACHE_ROWS = 252  # x rows that visit an unpacked tile: 126 KiB stay in L2; a multiple of TILE_ROWS
+GEMV_ROWS = 4  # below this many rows, weights go straight from memory into the dot products
+
+
+def linear_definition(
+    x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
+) -> np.ndarray:
+    """(residual or 0) + scale * x @ w^T. x [m, k], w [n, k] dequantised, residual [m, n] -> float64 [m, n]."""
+    product = scale * (x.astype(np.float64) @ w.astype(np.float64).T)
+    return product if residual is None else residual.astype(np.float64) + product
+
+
+class _Linear:
+    """The loops of one shape; the buffers are set when a PrimFunc's signature is known."""
+
+    x: Any
+    w: Any
+    s: Any
+    residual: Any
+    out: Any
+    m: Any
+
+    def __init__(self, n: int, k: int, fmt: WeightFormat, scale: float) -> None:
+        if k % GROUP:
+            raise CompileError(f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}")
+        self.k, self.fmt, self.scale = k, fmt, scale
+        self.blocks = -(-n // LANES)
+        self.columns = next(c for c in (TILE_COLUMNS, 96, 64, 32) if k % c == 0)
+
+    def emit(self) -> None:
+        """One task per block of 16 output columns."""
+        with T.parallel(self.blocks) as block, T.If(self.m < GEMV_ROWS):
+            with T.Then(), T.serial(self.m) as row:
+                self.gemv(row, block)
+            with T.Else():
+                self.gemm(block)
+
+    def gemv(self, row: Any, block: Any) -> None:
+        """One row. Without scales its columns are added one by one, as gemm does: the same sum, bit for bit."""
+        total = vector.registers(1)
+        vector.store(total, vector.splat(0.0), 0)
+        with T.serial(self.k // GROUP) as g:
+            if self.fmt.group:
+                vector.store(total, vector.load(total, 0) + self.scaled(self.group_sum(row, block, g), block, g), 0)
+            else:
+                for half in (0, 1):
+                    for j in range(GROUP // 2):
+                        product = self.factor(row, g, half, j) * self.weights(block, g, j)[half]
+                        vector.store(total, vector.load(total, 0) + product, 0)
+        vector.store(self.out, self.finish(vector.load(total, 0), row, block), row, block * LANES)
+
+    def group_sum(self, row: Any, block: Any, g: Any) -> Any:
+        """Unpack, multiply, add; four sums hide the latency of the additions."""
+        sums: list[Any] = [None] * 4
+        for j in range(GROUP // 2):
+            for half, weight in enumerate(self.weights(block, g, j)):
+                product = self.factor(row, g, half, j) * weight
+                at = half * 2 + j % 2
+                sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
+        return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+    def factor(self, row: Any, g: Any, half: int, j: int) -> Any:
+        return vector.splat(self.x[row, g * GROUP + half * 16 + j])
+
+    def gemm(self, block: Any) -> None:
+        """Unpack a tile of columns once, then send a cache-sized block of rows through it."""
+        tile = T.alloc_buffer((self.columns, LANES), "float32", scope="local")
+        with T.serial((self.m + CACHE_ROWS - 1) // CACHE_ROWS) as part, T.serial(self.k // self.columns) as c:
+            self.unpack(tile, block, c)
+            first = T.Bind(part * CACHE_ROWS)
+            rows = T.Bind(T.min(self.m - first, CACHE_ROWS))
+            with T.serial(rows // TILE_ROWS) as t:
+                self.multiply(tile, first + t * TILE_ROWS, TILE_ROWS, block, c)
+            with T.serial(rows % TILE_ROWS) as t:
+                self.multiply(tile, first + rows - 1 - t, 1, block, c)
+
+    def unpack(self, tile: Any, block: Any, c: Any) -> None:
+        """tile[j] = float32 weights of column c * columns + j."""
+        with T.serial(self.columns // GROUP) as i, T.serial(GROUP // 2) as j:
+            g = T.Bind(c * (self.columns // GROUP) + i)
+            for half, weight in enumerate(self.weights(block, g, j)):
+                vector.store(tile, self.scaled(weight, block, g), i * GROUP + half * 16 + j, 0)
+
+    def multiply(self, tile: Any, first: Any, rows: int, block: Any, c: Any) -> None:
+        """out[first : first + rows] += x @ tile; the last tile of columns applies the epilogue."""
+        acc = vector.registers(rows)
+        with T.If(c == 0):
+            with T.Then():
+                for r in range(rows):
+                    vector.store(acc, vector.splat(0.0), r * LANES)
+            with T.Else():
+                for r in range(rows):
+                    vector.store(acc, vector.load(self.out, first + r, block * LANES), r * LANES)
+        with T.serial(self.columns) as j:
+            weight = T.Bind(vector.load(tile, j, 0))
+            for r in range(rows):
+                product = vector.splat(self.x[first + r, c * self.columns + j]) * weight
+                vector.store(acc, vector.load(acc, r * LANES) + product, r * LANES)
+        with T.If(c == self.k // self.columns - 1):
+            with T.Then():
+                for r in range(rows):
+                    value = self.finish(vector.load(acc, r * LANES), first + r, block)
+                    vector.store(self.out, value, first + r, block * LANES)
+            with T.Else():
+                for r in range(rows):
+                    vector.store(self.out, vector.load(acc, r * LANES), first + r, block * LANES)
+
+    def weights(self, block: Any, g: Any, j: Any) -> tuple[Any, Any]:
+        return self.fmt.pair(self.w, block, g, j, T.ramp(0, 1, LANES), LANES)
+
+    def scaled(self, value: Any, block: Any, g: Any) -> Any:
+        return value * self.fmt.scale(self.s, block, g, T.ramp(0, 1, LANES), LANES) if self.fmt.group else value
+
+    def finish(self, value: Any, row: Any, block: Any) -> Any:
+        value = value if self.scale == 1.0 else value * vector.splat(self.scale)
+        return value if self.residual is None else vector.load(self.residual, row, block * LANES) + value
+
+
+def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
+    """PrimFunc (x f32[m, k], weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
+
+    Weight and scales are packed as `fmt` says. n is padded to a multiple of 16; with a residual it must be one.
+    Raises CompileError for shapes that don't fit the layout.
+    """
+    loops = _Linear(n, k, fmt, scale)
+    width = loops.blocks * LANES
+    if residual and n != width:
+        raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
+
+    def emit(x: Any, w: Any, s: Any, res: Any, out: Any, m: Any) -> None:
+        loops.x, loops.w, loops.s, loops.residual, loops.out, loops.m = x, w, s, res, out, m
+        loops.emit()
+
+    @T.prim_func(private=True)
+    def linear(x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        m = T.int64()
+        x = T.match_buffer(x_handle, (m, k), "float32")
+        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
+        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
+        out = T.match_buffer(out_handle, (m, width), "float32")
+        emit(x, w, s, None, out, m)
+
+    @T.prim_func(private=True)
+    def linear_residual(
+        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, residual_handle: T.handle, out_handle: T.handle
+    ):
+        T.func_attr(vector.ATTRS)
+        m = T.int64()
+        x = T.match_buffer(x_handle, (m, k), "float32")
+        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
+        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
+        res = T.match_buffer(residual_handle, (m, width), "float32")
+        out = T.match_buffer(out_handle, (m, width), "float32")
+        emit(x, w, s, res, out, m)
+
+    return linear_residual if residual else linear

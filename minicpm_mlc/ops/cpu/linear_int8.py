@@ -1,0 +1,199 @@
+"""linear with int8 activations: integer dot products per group of 32 columns, scaled and summed in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations
+from minicpm_mlc.ops.cpu.linear import linear_definition
+from minicpm_mlc.ops.cpu.quantize_rows import CORRECTION, SCALE, quantized_shape, rounded_rows_definition
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+
+CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
+CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
+STREAMS = 2  # weight blocks of one task, far apart: to one row, memory delivers 15 % more in two streams than in one
+AHEAD = {2: 2048, 1: 8192}  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
+
+
+def linear_int8_definition(x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
+    """linear_definition with x [m, k] rounded to int8 as quantize_rows does; w [n, k] dequantised -> float64 [m, n]."""
+    return linear_definition(rounded_rows_definition(x), w, residual, scale)
+
+
+BlockAt = Callable[[Any], tuple[Any, Any]]  # of a task's i-th stream: its weight block, and the column of its totals
+
+
+class LinearInt8:
+    """The loops of one shape; the buffers are set when a PrimFunc's signature is known.
+
+    `totals` [rows, columns] holds the sums between two runs of columns; here it is the output.
+    """
+
+    x: Any
+    w: Any
+    s: Any
+    residual: Any
+    totals: Any
+    m: Any
+
+    def __init__(self, n: int, k: int, fmt: WeightFormat, dot: str, scale: float) -> None:
+        self.groups, self.fmt, self.dot, self.scale = k // GROUP, fmt, DOTS[dot], scale
+        self.runs = -(-self.groups // CACHE_GROUPS)
+        self.blocks = -(-n // LANES)
+        self.tasks = -(-self.blocks // STREAMS)  # task t has the blocks t, t + tasks, t + 2 tasks, ...
+
+    def emit(self) -> None:
+        """For each task: the rows that fit in L2, the columns that fit in L1, then all its blocks."""
+
+        def stream(block: Any) -> tuple[Any, Any]:
+            block = T.Bind(block)
+            return block, block * LANES
+
+        with T.parallel(self.tasks) as task, T.serial(self.parts()) as part:
+            first, rows = self.part(part)
+            with T.serial(self.runs) as c, T.If(task + (STREAMS - 1) * self.tasks < self.blocks):
+                with T.Then():
+                    self.tiles(first, rows, STREAMS, lambda i: stream(task + i * self.tasks), c)
+                with T.Else(), T.serial((self.blocks - 1 - task) // self.tasks + 1) as i:
+                    self.tiles(first, rows, 1, lambda _: stream(task + i * self.tasks), c)
+
+    def parts(self, most: int = CACHE_ROWS) -> Any:
+        """How often `most` rows make up all."""
+        return (self.m + most - 1) // most
+
+    def part(self, part: Any, most: int = CACHE_ROWS) -> tuple[Any, Any]:
+        """Its first row and its number of rows."""
+        first = T.Bind(part * most)
+        return first, T.Bind(T.min(self.m - first, most))
+
+    def tiles(self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS) -> None:
+        """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the rest.
+
+        Those of few rows go over all streams at once.
+        """
+        whole = self.dot.tile
+        size = min(whole, 1 << (most.bit_length() - 1))
+        while size:
+            count = rows // size % 2 if size < whole else rows // size
+            start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
+            together = streams if size <= self.dot.paired else 1
+            with T.serial(streams // together) as s, T.serial(count) as t:
+                self.tile(T.Bind(start + t * size), size, [block_at(s * together + i) for i in range(together)], c)
+            size //= 2
+
+    def tile(self, first: Any, rows: int, blocks: list[tuple[Any, Any]], c: Any) -> None:
+        """totals[first : first + rows] += x @ w^T over one run of column groups; the last run applies the epilogue."""
+        total = vector.registers(rows * len(blocks))
+        places = [(first + r, column) for _, column in blocks for r in range(rows)]
+        start = T.Bind(c * CACHE_GROUPS)
+        with T.If(c == 0):
+            with T.Then():
+                for i in range(len(places)):
+                    vector.store(total, vector.splat(0.0), i * LANES)
+            with T.Else():
+                for i, place in enumerate(places):
+                    vector.store(total, vector.load(self.totals, *self.total_at(*place)), i * LANES)
+        with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
+            self.group(total, [block for block, _ in blocks], first, rows, T.Bind(start + g))
+        with T.If(start + CACHE_GROUPS >= self.groups):
+            with T.Then():
+                for i, place in enumerate(places):
+                    vector.store(self.totals, self.finish(vector.load(total, i * LANES), *place), *self.total_at(*place))
+            with T.Else():
+                for i, place in enumerate(places):
+                    vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
+
+    def total_at(self, row: Any, column: Any) -> tuple[Any, Any]:
+        """Where a row's 16 totals lie."""
+        return row, column
+
+    def group(self, total: Any, blocks: list[Any], first: Any, rows: int, g: Any) -> None:
+        """Add one column group of some blocks to their totals: weights are unpacked once for all rows, x loaded once."""
+        for block in blocks:
+            self.prefetch(block, g, AHEAD[len(blocks)])
+        for part in range(0, LANES, self.dot.rows):
+            weights = [self.weights(block, g, part) for block in blocks]
+            for r in range(0, rows, self.dot.together):
+                beside = range(r, min(r + self.dot.together, rows))
+                inputs = [self.activations(first + row, g) for row in beside]
+                products = self.dot.groups(self.fmt, [unpacked for _, unpacked in weights], inputs)
+                for i, (scale, _) in enumerate(weights):
+                    for row, product in zip(beside, products[i], strict=True):
+                        self.add(total, (i * rows + row) * LANES + part, first + row, g, scale, product)
+
+    def prefetch(self, block: Any, g: Any, ahead: int) -> None:
+        stored = 8 // self.fmt.columns_per_element
+        for i in range(stored):
+            vector.prefetch(self.w, block, g * stored + i + ahead // 64, 0)
+
+    def weights(self, block: Any, g: Any, part: int) -> tuple[Any, list[Any]]:
+        """Scales and unpacked weights of one register of rows."""
+        width, stored = self.dot.rows, 8 // self.fmt.columns_per_element
+        scale = self.s[block, g * GROUP // self.fmt.group, T.ramp(part, 1, width)]
+        quads = T.ramp(4 * part, 1, 4 * width)
+        unpacked = self.dot.unpack(self.fmt, lambda i: T.Bind(self.w[block, g * stored + i, quads]))
+        return T.Bind(T.Cast(f"float32x{width}", scale)), unpacked
+
+    def add(self, total: Any, at: int, row: Any, g: Any, scale: Any, product: Any) -> None:
+        """total[at...] += x scale * w scale * integer product."""
+        width = self.dot.rows
+        x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
+        value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
+        T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
+
+    def activations(self, row: Any, g: Any) -> Activations:
+        def word(i: int, n: int) -> Any:
+            return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
+
+        return Activations(word, self.x[row, g, CORRECTION])
+
+    def finish(self, value: Any, row: Any, column: Any) -> Any:
+        value = value if self.scale == 1.0 else value * vector.splat(self.scale)
+        return value if self.residual is None else vector.load(self.residual, row, column) + value
+
+
+def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool = False, scale: float = 1.0) -> Any:
+    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
+
+    `fmt` is w4 or w8 in the layout rows16x4, `dot` a name of int8_dot.DOTS. n is padded to a multiple of 16; with a
+    residual it must be one. Raises CompileError for shapes that don't fit.
+    """
+    loops = LinearInt8(n, k, fmt, dot, scale)
+    width = loops.blocks * LANES
+    if residual and n != width:
+        raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
+
+    def emit(x: Any, w: Any, s: Any, res: Any, out: Any, m: Any) -> None:
+        loops.x, loops.w, loops.s, loops.residual, loops.totals, loops.m = x, w, s, res, out, m
+        loops.emit()
+
+    @T.prim_func(private=True)
+    def linear_int8(x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        m = T.int64()
+        x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
+        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
+        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
+        out = T.match_buffer(out_handle, (m, width), "float32")
+        emit(x, w, s, None, out, m)
+
+    @T.prim_func(private=True)
+    def linear_int8_residual(
+        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, residual_handle: T.handle, out_handle: T.handle
+    ):
+        T.func_attr(vector.ATTRS)
+        m = T.int64()
+        x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
+        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
+        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
+        res = T.match_buffer(residual_handle, (m, width), "float32")
+        out = T.match_buffer(out_handle, (m, width), "float32")
+        emit(x, w, s, res, out, m)
+
+    return linear_int8_residual if residual else linear_int8

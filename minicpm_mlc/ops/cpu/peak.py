@@ -1,0 +1,117 @@
+"""How fast the processor multiplies and adds when nothing else holds it up: the limit that kernels are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from minicpm_mlc.ops.cpu import bf16_dot, vector
+from minicpm_mlc.ops.cpu.int8_dot import DOTS
+
+STEPS = 2_000_000  # per thread: some hundredths of a second
+READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
+
+
+def multiply_add_peak(vectors: int) -> Any:
+    """PrimFunc (out f32[threads, 16]): each thread does STEPS rounds of `vectors` independent multiply-adds of 16 lanes.
+
+    Every chain is a contraction towards 1, so that no value overflows and none can be left out.
+    """
+    return _chains(vectors, lambda value: value * vector.splat(0.5) + vector.splat(0.5))
+
+
+def bf16_peak(vectors: int) -> Any:
+    """The same of bfloat16 pairs, two multiply-adds a lane: every step adds 2."""
+    ones = T.broadcast(T.uint16(0x3F80), 2 * vector.LANES)
+    return bf16_dot.with_functions(_chains(vectors, lambda value: bf16_dot.dot(value, ones, ones)))
+
+
+def _chains(vectors: int, step: Callable[[Any], Any]) -> Any:
+    def run(threads: Any, out: Any) -> None:
+        with T.parallel(threads) as thread:
+            held = vector.registers(vectors)
+            for i in range(vectors):
+                vector.store(held, vector.splat(float(i)), i * vector.LANES)
+            with T.serial(STEPS):
+                for i in range(vectors):
+                    vector.store(held, step(vector.load(held, i * vector.LANES)), i * vector.LANES)
+            total = vector.load(held, 0)
+            for i in range(1, vectors):
+                total = total + vector.load(held, i * vector.LANES)
+            vector.store(out, total, thread, 0)
+
+    @T.prim_func(private=True)
+    def float_peak(out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        threads = T.int64()
+        out = T.match_buffer(out_handle, (threads, vector.LANES), "float32")
+        run(threads, out)
+
+    return float_peak
+
+
+def int8_operations(dot: str) -> int:
+    """Multiplications and additions of int8 that one step of one vector makes."""
+    return 2 * DOTS[dot].products()
+
+
+def int8_peak(vectors: int, dot: str) -> Any:
+    """PrimFunc (out i32[threads, 16]): each thread does STEPS rounds of `vectors` independent int8 dot products."""
+    kind = DOTS[dot]
+    width = kind.rows
+
+    def run(threads: Any, out: Any) -> None:
+        with T.parallel(threads) as thread:
+            held = T.alloc_buffer((vectors * width,), "int32", scope="local")
+            places = [T.ramp(i * width, 1, width) for i in range(vectors)]
+            for i, place in enumerate(places):
+                T.buffer_store(held, T.broadcast(i, width), [place])
+            with T.serial(STEPS):
+                for place in places:
+                    T.buffer_store(held, kind.peak_step(held[place]), [place])
+            total = held[places[0]]
+            for place in places[1:]:
+                total = total + held[place]
+            T.buffer_store(out, total, [thread, T.ramp(0, 1, width)])
+
+    @T.prim_func(private=True)
+    def int8_peak(out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        threads = T.int64()
+        out = T.match_buffer(out_handle, (threads, vector.LANES), "int32")
+        run(threads, out)
+
+    return int8_peak
+
+
+def read_peak() -> Any:
+    """PrimFunc (x i32[n, 16], out i32[tasks, 16]): sums x's columns. n is a multiple of tasks * READ_STREAMS."""
+    lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
+
+    def run(n: Any, tasks: Any, x: Any, out: Any) -> None:
+        with T.parallel(tasks) as task:
+            totals = T.alloc_buffer((READ_STREAMS * vector.LANES,), "int32", scope="local")
+            rows = T.Bind(n // (tasks * READ_STREAMS))
+            for place in lanes:
+                T.buffer_store(totals, T.broadcast(0, vector.LANES), [place])
+            with T.serial(rows) as i:
+                for s, place in enumerate(lanes):
+                    row = T.Bind((task * READ_STREAMS + s) * rows + i)
+                    T.buffer_store(totals, totals[place] + x[row, lanes[0]], [place])
+            total = totals[lanes[0]]
+            for place in lanes[1:]:
+                total = total + totals[place]
+            T.buffer_store(out, total, [task, lanes[0]])
+
+    @T.prim_func(private=True)
+    def read_peak(x_handle: T.handle, out_handle: T.handle):
+        T.func_attr(vector.ATTRS)
+        n = T.int64()
+        tasks = T.int64()
+        x = T.match_buffer(x_handle, (n, vector.LANES), "int32")
+        out = T.match_buffer(out_handle, (tasks, vector.LANES), "int32")
+        run(n, tasks, x, out)
+
+    return read_peak

@@ -1,0 +1,78 @@
+"""From tokens to text while they come: whole characters only, and nothing past a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+
+
+class TextStream:
+    """Turns token ids into pieces of text that never split a character.
+
+    Bytes are decoded as they complete a character, so a long run of byte tokens streams too. The joined pieces are
+    `Tokenizer.decode` of all ids; only in a run of byte-fallback tokens that is not UTF-8 (no trained model writes
+    one) do they keep the valid characters that `decode` gives up.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        """`after`: the tokens before the stream; a text's first space is dropped if they hold no text."""
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.strips_first_space and not any(tokenizer.token_bytes(i) for i in after)
+
+    @property
+    def at_border(self) -> bool:
+        """Whether the tokens so far end with a whole character."""
+        return not self._utf8.getstate()[0]
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token completes, perhaps none."""
+        return self._first_space(self._utf8.decode(self._tokenizer.token_bytes(token_id)))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character cut in half."""
+        return self._first_space(self._utf8.decode(b"", final=True))
+
+    def _first_space(self, piece: str) -> str:
+        if self._strip and piece:
+            self._strip = False
+            return piece.removeprefix(" ")
+        return piece
+
+
+class StopStrings:
+    """Cuts a stream of text before the stop string that is complete first, wherever the pieces' borders lie."""
+
+    def __init__(self, stop: str | Sequence[str] | None) -> None:
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if not all(isinstance(s, str) and s for s in stops):
+            raise SamplingError(f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty")
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: str) -> str:
+        """The text that can be shown; what may be the start of a stop string is held back."""
+        text = self._held + piece
+        hits = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        if hits:
+            self.stopped = True
+            self._held = ""
+            return text[: min(hits)[1]]
+        keep = max((overlap(text, s) for s in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that begins stop without completing it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,35 @@
+"""A limit on thinking: counts the tokens of an open think block and says when it must be closed."""
+
+from __future__ import annotations
+
+from minicpm_mlc.runtime_py.chat.text import overlap
+from minicpm_mlc.runtime_py.chat.thinking import CLOSE, ThinkSplitter
+from minicpm_mlc.runtime_py.sampler import check_count
+
+CLOSING = f"\n{CLOSE}\n\n"  # what the engine writes in the model's place
+
+
+class ThinkBudget:
+    """At most `limit` tokens of thinking, a few more where the last ones are half a character or half the marker."""
+
+    def __init__(self, limit: int, opened: bool) -> None:
+        """`opened`: the prompt ends inside a block. Raises SamplingError for a limit that isn't 0 or more."""
+        check_count("max_think_tokens", limit)
+        self._limit = limit
+        self._used = 0
+        self._splitter = ThinkSplitter(opened)
+        self._tail = ""
+
+    def start(self) -> bool:
+        """Whether the block must be closed before the first token."""
+        return self._splitter.thinking and self._limit == 0
+
+    def spend(self, piece: str, at_border: bool) -> bool:
+        """Counts one token and the text it gave; true if the block must be closed now, which happens once.
+
+        `at_border`: the text so far ends with a whole character.
+        """
+        self._used += self._splitter.thinking
+        self._splitter.feed(piece)
+        self._tail = (self._tail + piece)[-len(CLOSE) :]
+        return self._splitter.thinking and self._used >= self._limit and at_border and not overlap(self._tail, CLOSE)
