@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import minicpm_mlc.runtime_py.bench
 import pytest
 from checkpoints import tiny_config, write_checkpoint
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
 
+import minicpm_mlc.bench.decode
 import minicpm_mlc.compile
 import minicpm_mlc.runtime_py.device_check
 import minicpm_mlc.runtime_py.engine
@@ -252,8 +252,7 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import minicpm_mlc.devices as devices
-
+    import minicpm_mlc.inspect.devices as devices
     from minicpm_mlc.targets import DEVICES
 
     found = json.loads(run("devices", "--json").stdout)

@@ -61,7 +61,7 @@ def test_a_context_is_held_against_the_memory_of_the_gpu_not_the_hosts(device: s
     need = Manifest.load(bundle).memory_need(640)
     code = f"""
 from minicpm_mlc import Engine
-from minicpm_mlc.errors import ContextError
+from minicpm_mlc.base.errors import ContextError
 print(open_memory({device!r}).free)
 try: Engine({str(bundle)!r}, context=641)
 except ContextError as e: print(e)

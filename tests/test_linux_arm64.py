@@ -28,7 +28,7 @@ PROMPTS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think", "Rememb
 PROGRAM = """
 import json, sys
 from minicpm_mlc import Engine
-from minicpm_mlc.host import this_host
+from minicpm_mlc.bundle.host import this_host
 bundle, messages = sys.argv[1], json.loads(sys.argv[2])
 with Engine(bundle, context=1024, threads=2) as engine:
     texts = [engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0) for m in messages]

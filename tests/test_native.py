@@ -102,7 +102,7 @@ NO_CONTEXT = "void* clCreateContext(void* a, int b, void* c, void* d, void* e, i
 @needs_cc
 def test_a_lost_device_and_one_that_does_not_open_are_errors_and_no_crash(tmp_path: Path):
     code = """
-from minicpm_mlc.errors import DeviceError
+from minicpm_mlc.base.errors import DeviceError
 place = open_memory("opencl")
 for _ in range(2):
     try: place.array(place.tensor(np.zeros(3)))

@@ -313,7 +313,7 @@ def test_a_driver_that_fails_is_an_error_and_no_crash(
     compiled: Compiled, tmp_path: Path, function: str, result: str, error: str
 ):
     code = f"""
-from minicpm_mlc.errors import DeviceError
+from minicpm_mlc.base.errors import DeviceError
 place, add = open_memory("vulkan"), tvm_ffi.load_module({str(compiled.path)!r})["add"]
 for _ in range(2):
     try:
@@ -345,7 +345,7 @@ for i in range(3):
 def test_a_forked_process_is_told_what_to_do():
     code = """
 import os
-from minicpm_mlc.errors import DeviceError
+from minicpm_mlc.base.errors import DeviceError
 place = open_memory("vulkan")
 x = place.tensor(np.ones(3))
 if os.fork() == 0:

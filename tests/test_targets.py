@@ -7,10 +7,10 @@ import platform
 import shutil
 from pathlib import Path
 
-import minicpm_mlc.host as host
 import pytest
 from elf import AARCH64, X86_64, read_shared_object
 
+import minicpm_mlc.bundle.host as host
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py import tvm_device
