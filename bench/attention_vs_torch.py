@@ -1,9 +1,11 @@
-"""Our dense prefill attention and torch's scaled_dot_product_attention, same rows, same threads, taking turns in one run.
+"""Our dense prefill attention and torch's scaled_dot_product_attention, same rows, same threads,
+taking turns in one run.
 
     python bench/attention_vs_torch.py --rows 2048
 
-One layer of MiniCPM4.1-8B's heads, a prompt's causal attention over itself. Ours reads f16 pages; torch gets contiguous float32
-with the keys and values of a group expanded beforehand, which is not timed.
+One layer of MiniCPM4.1-8B's heads, a prompt's causal attention over itself. Ours reads f16 pages;
+torch gets contiguous float32 with the keys and values of a group expanded beforehand, which is not
+timed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ HEADS, KV_HEADS, WIDTH = 32, 2, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048, help="tokens of the prompt, a multiple of 64")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=2048, help="tokens of the prompt, a multiple of 64"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=physical_cores())
     args = parser.parse_args()
@@ -48,7 +54,9 @@ def main() -> None:
 
 def our_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray):
     target = CpuTarget.of("native")
-    kernel = target.kernels.attend_prefill(HEADS, KV_HEADS, WIDTH, "float16").with_attr("global_symbol", "main")
+    kernel = target.kernels.attend_prefill(HEADS, KV_HEADS, WIDTH, "float16").with_attr(
+        "global_symbol", "main"
+    )
     run = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target())["main"]
     pages = len(q) // PAGE_SIZE
     k_pages = k.reshape(pages, PAGE_SIZE, KV_HEADS, WIDTH).transpose(0, 2, 3, 1)
@@ -62,10 +70,15 @@ def our_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray):
 def torch_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray):
     group = HEADS // KV_HEADS
     queries = torch.from_numpy(q).transpose(0, 1)[None]
-    keys, values = (torch.from_numpy(x.astype(np.float32)).transpose(0, 1).repeat_interleave(group, 0)[None] for x in (k, v))
+    keys, values = (
+        torch.from_numpy(x.astype(np.float32)).transpose(0, 1).repeat_interleave(group, 0)[None]
+        for x in (k, v)
+    )
 
     def run() -> np.ndarray:
-        out = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True
+        )
         return out[0].transpose(0, 1).reshape(len(q), -1).numpy()
 
     return run

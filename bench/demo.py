@@ -1,4 +1,6 @@
-"""The demo model for the benchmarks of speculation: compiled when it is needed, and its held-out prompts."""
+"""The demo model for the benchmarks of speculation: compiled when it is needed, and its held-out
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,16 @@ def compiled(bundle: Path, *options: str) -> Path:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         print(f"compiling {bundle}", file=sys.stderr, flush=True)
         command = ["compile", str(DEMO / "MiniCPM4.1-demo"), *options, "--out", str(bundle)]
-        if subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], stdout=subprocess.DEVNULL).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", "minicpm_mlc", *command], stdout=subprocess.DEVNULL
+        ).returncode:
             sys.exit(f"{bundle} was not compiled; the reason is printed above")
     return bundle
 
 
 def prompts(engine: Engine, count: int) -> list[list[int]]:
     """Token ids of `count` held-out prompts of each skill."""
-    return [engine.template.prompt(engine.tokenizer.raw, messages, None).ids for messages in held_out.prompts(count)]
+    return [
+        engine.template.prompt(engine.tokenizer.raw, messages, None).ids
+        for messages in held_out.prompts(count)
+    ]

@@ -1,10 +1,11 @@
 """What an EAGLE head costs at the 8B models' shapes, by the size of its vocabulary (FR-Spec).
 
-    python bench/draft_head.py --build /tmp/heads                        # compiles a bundle per size, 4 layers of base each
-    python bench/draft_head.py --measure /tmp/heads
+    python bench/draft_head.py --build /tmp/heads                        # compiles a bundle per
+    size, 4 layers of base each python bench/draft_head.py --measure /tmp/heads
 
-`extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree, `draft` all of them; the
-sizes take turns. The weights are random: speed doesn't depend on their values.
+`extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree,
+`draft` all of them; the sizes take turns. The weights are random: speed doesn't depend on their
+values.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Head:
         draft = library.manifest.draft
         assert draft
         self.vocab = draft["vocab"]
-        self.features = np.random.default_rng(0).standard_normal((depth, draft["features"]), dtype=np.float32)
+        self.features = np.random.default_rng(0).standard_normal(
+            (depth, draft["features"]), dtype=np.float32
+        )
         self.model.extend(5, self.features)
 
     def extend(self, rows: int) -> np.ndarray:
@@ -61,13 +64,24 @@ def build(folder: Path, base: str, kind: str, sizes: list[int], scheme: str) -> 
 
     source = write_source(shape(base, layers=4), folder / "source")
     for size in sizes:
-        options: dict[str, Any] = {"attention": "dense", "scheme": scheme, "random_weights": True, "overwrite": True}
+        options: dict[str, Any] = {
+            "attention": "dense",
+            "scheme": scheme,
+            "random_weights": True,
+            "overwrite": True,
+        }
         compile_model(source, folder / str(size), draft=f"random-{kind}:{size}", **options)
 
 
-def measure(folder: Path, rows: int, nodes: int, depth: int, cached: int, repeats: int, threads: int) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, rows: int, nodes: int, depth: int, cached: int, repeats: int, threads: int
+) -> list[dict[str, Any]]:
     """Median milliseconds of each part, per bundle, the largest vocabulary first."""
-    heads = [Head(path, cached, threads) for path in sorted(folder.iterdir(), key=_size) if (path / "manifest.json").exists()]
+    heads = [
+        Head(path, cached, threads)
+        for path in sorted(folder.iterdir(), key=_size)
+        if (path / "manifest.json").exists()
+    ]
     seconds: dict[tuple[int, str], list[float]] = {}
     for _ in range(repeats + 1):  # the first round warms up
         for head in heads:
@@ -82,7 +96,8 @@ def measure(folder: Path, rows: int, nodes: int, depth: int, cached: int, repeat
                 run()
                 seconds.setdefault((head.vocab, name), []).append(time.perf_counter() - start)
     return [
-        {"vocab": head.vocab} | {name: 1e3 * statistics.median(seconds[head.vocab, name][1:]) for name in PARTS}
+        {"vocab": head.vocab}
+        | {name: 1e3 * statistics.median(seconds[head.vocab, name][1:]) for name in PARTS}
         for head in heads
     ]
 
@@ -92,7 +107,9 @@ def _size(path: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--build", type=Path, help="folder to compile bundles into")
     parser.add_argument("--measure", type=Path, help="folder of such bundles")
     parser.add_argument("--base", default="MiniCPM4.1-8B")
@@ -108,19 +125,35 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="instead of a Markdown table")
     args = parser.parse_args()
     if args.build:
-        build(args.build, args.base, args.kind, [int(size) for size in args.vocab.split(",")], args.quant)
+        build(
+            args.build,
+            args.base,
+            args.kind,
+            [int(size) for size in args.vocab.split(",")],
+            args.quant,
+        )
     if args.measure:
-        found = measure(args.measure, args.rows, args.nodes, args.depth, args.cached, args.repeats, args.threads)
+        found = measure(
+            args.measure, args.rows, args.nodes, args.depth, args.cached, args.repeats, args.threads
+        )
         print(json.dumps(found, indent=1) if args.json else _table(found, args))
 
 
 def _table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     from minicpm_mlc.base.text import markdown_table
 
-    head = ["draft vocabulary", f"extend {args.rows}, ms", f"step {args.nodes}, ms", f"depth {args.depth} in all, ms", "speed"]
+    head = [
+        "draft vocabulary",
+        f"extend {args.rows}, ms",
+        f"step {args.nodes}, ms",
+        f"depth {args.depth} in all, ms",
+        "speed",
+    ]
     cells = [[f"{row['vocab']:,}", *(f"{row[name]:.2f}" for name in PARTS)] for row in rows]
     speed = [f"{rows[0]['draft'] / row['draft']:.2f}x" for row in rows]
-    return markdown_table([head, *([*line, ratio] for line, ratio in zip(cells, speed, strict=True))])
+    return markdown_table(
+        [head, *([*line, ratio] for line, ratio in zip(cells, speed, strict=True))]
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Accept length and draft time by the size of the draft vocabulary, side by side: the demo's EAGLE-3 head, cut as FR-Spec cuts.
+"""Accept length and draft time by the size of the draft vocabulary, side by side: the demo's
+EAGLE-3 head, cut as FR-Spec cuts.
 
     python bench/draft_vocabulary.py
 
-Keeps the rows of the head's output that belong to its most frequent tokens (freq_512.json), compiles the demo with each cut
-unless --work has it, and lets all of them draft trees of one form for the same held-out prompts, greedily and in turns. The
-time of a draft is the median of the prompts'. What a smaller vocabulary saves at the 8B models' shapes: bench/draft_head.py.
+Keeps the rows of the head's output that belong to its most frequent tokens (freq_512.json),
+compiles the demo with each cut unless --work has it, and lets all of them draft trees of one form
+for the same held-out prompts, greedily and in turns. The time of a draft is the median of the
+prompts'. What a smaller vocabulary saves at the 8B models' shapes: bench/draft_head.py.
 """
 
 from __future__ import annotations
@@ -48,7 +50,12 @@ class Cut:
     def figures(self) -> dict[str, Any]:
         length = 1 + self.accepted / self.trees
         time = statistics.median(self.milliseconds)
-        return {"vocabulary": self.vocabulary, "trees": self.trees, "accept_length": length, "draft_milliseconds": time}
+        return {
+            "vocabulary": self.vocabulary,
+            "trees": self.trees,
+            "accept_length": length,
+            "draft_milliseconds": time,
+        }
 
 
 def read_tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -59,18 +66,29 @@ def read_tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = (8 + size + offset for offset in entry["data_offsets"])
-            found[name] = entry["dtype"], np.frombuffer(data[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            found[name] = (
+                entry["dtype"],
+                np.frombuffer(data[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"]),
+            )
     return found
 
 
 def write_tensors(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
     header, offset = {}, 0
     for name, (dtype, value) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [offset, offset + value.nbytes]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": value.shape,
+            "data_offsets": [offset, offset + value.nbytes],
+        }
         offset += value.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(value.tobytes() for _, value in tensors.values()))
+    path.write_bytes(
+        len(text).to_bytes(8, "little")
+        + text
+        + b"".join(value.tobytes() for _, value in tensors.values())
+    )
 
 
 def cut_head(size: int, out: Path) -> Path:
@@ -90,15 +108,24 @@ def cut_head(size: int, out: Path) -> Path:
 
 def cut_bundle(size: int, work: Path) -> Path:
     """The demo with a head of so many tokens."""
-    return compiled(work / f"demo-eagle3-cut-{size}", "--draft", str(cut_head(size, work / f"eagle3-cut-{size}")))
+    return compiled(
+        work / f"demo-eagle3-cut-{size}",
+        "--draft",
+        str(cut_head(size, work / f"eagle3-cut-{size}")),
+    )
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    cuts = [Cut(size, Engine(cut_bundle(size, args.work), threads=args.threads)) for size in map(int, args.vocab.split(","))]
+    cuts = [
+        Cut(size, Engine(cut_bundle(size, args.work), threads=args.threads))
+        for size in map(int, args.vocab.split(","))
+    ]
     trees = {"tree_size": args.tree_size, "draft_depth": args.draft_depth}
     made = prompts(cuts[0].engine, args.count)
     for cut in cuts:
-        cut.engine.generate(made[0], max_tokens=args.tokens, temperature=0, speculate="eagle", **trees)  # warms up
+        cut.engine.generate(
+            made[0], max_tokens=args.tokens, temperature=0, speculate="eagle", **trees
+        )  # warms up
     for ids in made:
         for cut in cuts:
             cut.answer(ids, args.tokens, **trees)
@@ -113,9 +140,15 @@ def table(found: list[dict[str, Any]], markdown: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where heads and bundles are kept")
-    parser.add_argument("--vocab", default="512,384,256,128", help="sizes, of the head's 512 tokens")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where heads and bundles are kept"
+    )
+    parser.add_argument(
+        "--vocab", default="512,384,256,128", help="sizes, of the head's 512 tokens"
+    )
     parser.add_argument("--count", type=int, default=5, help="prompts of each skill")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--tree-size", type=int, default=16)

@@ -1,9 +1,10 @@
-"""Write a preset with random weights as a GGUF file for llama.cpp: the other side of bench/vs_llama.py.
+"""Write a preset with random weights as a GGUF file for llama.cpp: the other side of
+bench/vs_llama.py.
 
     python bench/gguf_random.py MiniCPM4-0.5B MiniCPM4-0.5B-q4_0.gguf --linear q4_0 --embedding q4_0
 
-The weights are those of `minicpm-mlc compile PRESET --random-weights` with the same seed, so both programs compute the
-same model. There is no vocabulary: token ids are fed directly.
+The weights are those of `minicpm-mlc compile PRESET --random-weights` with the same seed, so both
+programs compute the same model. There is no vocabulary: token ids are fed directly.
 """
 
 from __future__ import annotations
@@ -57,11 +58,15 @@ def gguf_name(name: str) -> str:
 
 
 def interleave_rope_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """Reorder q or k rows from pairs (i, i + d/2) to pairs (2i, 2i + 1), the order llama.cpp rotates in."""
+    """Reorder q or k rows from pairs (i, i + d/2) to pairs (2i, 2i + 1), the order llama.cpp
+    rotates in.
+    """
     return rows.reshape(-1, 2, head_dim // 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def tensor_type(name: str, shape: tuple[int, ...], linear: GGMLType, embedding: GGMLType) -> GGMLType:
+def tensor_type(
+    name: str, shape: tuple[int, ...], linear: GGMLType, embedding: GGMLType
+) -> GGMLType:
     if len(shape) == 1:
         return GGMLType.F32  # norms
     return embedding if name in OUTER_NAMES else linear
@@ -81,7 +86,9 @@ def encode(weights: Weights, name: str, kind: GGMLType, head_dim: int) -> np.nda
 
 
 def add_metadata(writer: gguf.GGUFWriter, config) -> None:
-    """The keys llama.cpp needs of arch `minicpm`; its logit_scale divides, so it is the inverse of ours."""
+    """The keys llama.cpp needs of arch `minicpm`; its logit_scale divides, so it is the inverse of
+    ours.
+    """
     writer.add_name(config.name)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -103,7 +110,9 @@ def add_metadata(writer: gguf.GGUFWriter, config) -> None:
 
 
 def rope_factor_tensors(writer: gguf.GGUFWriter, config) -> dict[str, np.ndarray]:
-    """LongRoPE's factors, which GGUF keeps as tensors; the published long and short lists are equal."""
+    """LongRoPE's factors, which GGUF keeps as tensors; the published long and short lists are
+    equal.
+    """
     if all(factor == 1 for factor in config.rope_factors):
         return {}
     writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
@@ -117,9 +126,16 @@ def stored_bytes(shape: tuple[int, ...], kind: GGMLType) -> int:
     return math.prod(gguf.quants.quant_shape_to_byte_shape(shape, kind))
 
 
-def write_gguf(path: Path, config, weights: Weights, linear: str = "q4_0", embedding: str = "q4_0") -> Path:
-    """Write `weights` of the model `config` to `path`: linears in type `linear`, embedding and head in `embedding`."""
-    kinds = {n: tensor_type(n, weights.shape(n), TYPES[linear], TYPES[embedding]) for n in weights.names()}
+def write_gguf(
+    path: Path, config, weights: Weights, linear: str = "q4_0", embedding: str = "q4_0"
+) -> Path:
+    """Write `weights` of the model `config` to `path`: linears in type `linear`, embedding and head
+    in `embedding`.
+    """
+    kinds = {
+        n: tensor_type(n, weights.shape(n), TYPES[linear], TYPES[embedding])
+        for n in weights.names()
+    }
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(None, "minicpm" if config.model_type == "minicpm4" else "llama")
     add_metadata(writer, config)
@@ -129,7 +145,9 @@ def write_gguf(path: Path, config, weights: Weights, linear: str = "q4_0", embed
     for name, kind in kinds.items():
         shape = weights.shape(name)
         # any dtype but uint8 makes the writer take the shape as counted in values
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), stored_bytes(shape, kind), raw_dtype=kind)
+        writer.add_tensor_info(
+            gguf_name(name), shape, np.dtype(np.float32), stored_bytes(shape, kind), raw_dtype=kind
+        )
     try:
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
@@ -148,17 +166,28 @@ def write_gguf(path: Path, config, weights: Weights, linear: str = "q4_0", embed
     return path
 
 
-def write_random(path: Path, preset: str, seed: int = 0, linear: str = "q4_0", embedding: str = "q4_0") -> Path:
+def write_random(
+    path: Path, preset: str, seed: int = 0, linear: str = "q4_0", embedding: str = "q4_0"
+) -> Path:
     config = PRESETS[preset]
     return write_gguf(path, config, RandomCheckpoint(config, seed), linear, embedding)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--linear", choices=TYPES, default="q4_0", help="type of the linear layers (default q4_0)")
-    parser.add_argument("--embedding", choices=TYPES, default="q4_0", help="type of embedding and head (default q4_0)")
+    parser.add_argument(
+        "--linear", choices=TYPES, default="q4_0", help="type of the linear layers (default q4_0)"
+    )
+    parser.add_argument(
+        "--embedding",
+        choices=TYPES,
+        default="q4_0",
+        help="type of embedding and head (default q4_0)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     path = write_random(args.output, args.preset, args.seed, args.linear, args.embedding)

@@ -1,10 +1,12 @@
-"""Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the published shapes.
+"""Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the
+published shapes.
 
     python bench/gpu_smoke.py make FOLDER --device cuda,vulkan    where the compiler is
-    python bench/gpu_smoke.py run FOLDER                          where the GPU is; the runtime is enough
+    python bench/gpu_smoke.py run FOLDER                          where the GPU is; the runtime is
+    enough
 
-What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report of all devices goes to
-standard output as Markdown; the exit status is 1 if anything is wrong.
+What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report
+of all devices goes to standard output as Markdown; the exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ PEAK_GROUPS, PEAK_CALLS = 2048, 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """The demo bundles to check, and what is timed: models, tokens cached, of a prompt and of an answer; the bytes that are
-    read for the bandwidth."""
+    """The demo bundles to check, and what is timed: models, tokens cached, of a prompt and of an
+    answer; the bytes that are read for the bandwidth."""
 
     demos: tuple[str, ...]
     presets: tuple[str, ...]
@@ -58,24 +60,40 @@ class Sizes:
 
 
 SHAPES = {
-    "full": Sizes(("demo-w4", "demo-kv-int8"), ("MiniCPM4-0.5B", "MiniCPM4.1-8B"), (0, 4096), (512, 2048), 64, 3, 4 << 30),
+    "full": Sizes(
+        ("demo-w4", "demo-kv-int8"),
+        ("MiniCPM4-0.5B", "MiniCPM4.1-8B"),
+        (0, 4096),
+        (512, 2048),
+        64,
+        3,
+        4 << 30,
+    ),
     "tiny": Sizes(("demo-w4",), ("tiny",), (0, 64), (16,), 4, 1, 4 << 20),
 }
 BLOCK = 1 << 24  # random numbers that are repeated
 
 
 def make(folder: Path, devices: list[str], arch: str | None, shapes: str) -> None:
-    """A folder for each device. Raises SystemExit when the folder is there already, MiniCPMError for an unknown device."""
+    """A folder for each device. Raises SystemExit when the folder is there already, MiniCPMError
+    for an unknown device.
+    """
     if folder.exists():
         raise SystemExit(f"{folder} is there already; give another folder, or: rm -r {folder}")
     for device in devices:
         get_target(device)
     for device in devices:
-        _make(folder / device, {"device": device, **({"arch": arch} if arch and device == "cuda" else {})}, shapes)
+        _make(
+            folder / device,
+            {"device": device, **({"arch": arch} if arch and device == "cuda" else {})},
+            shapes,
+        )
 
 
 def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
-    """Compile the demo, the shapes and the bandwidth kernel, and ask the CPU what the demo answers."""
+    """Compile the demo, the shapes and the bandwidth kernel, and ask the CPU what the demo
+    answers.
+    """
     from minicpm_mlc.compile import compile_model
 
     folder.mkdir(parents=True)
@@ -88,7 +106,9 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             compile_model(checkpoint, Path(scratch) / "cpu", activations="f32", **options)
             with Engine(Path(scratch) / "cpu", context=1024) as engine:
-                plan["answers"][name] = [(ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)]
+                plan["answers"][name] = [
+                    (ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)
+                ]
     for preset in SHAPES[shapes].presets:
         with tempfile.TemporaryDirectory() as scratch:
             source = _tiny_source(Path(scratch)) if preset == "tiny" else preset
@@ -101,7 +121,9 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
 
 def _prompts(engine: Engine) -> Iterator[list[int]]:
     for question in QUESTIONS:
-        yield engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": question}], None).ids
+        yield engine.template.prompt(
+            engine.tokenizer.raw, [{"role": "user", "content": question}], None
+        ).ids
     yield np.random.default_rng(0).integers(4, 1500, LONG).tolist()
 
 
@@ -109,7 +131,9 @@ def _tiny_source(folder: Path) -> Path:
     from shapes import shape, write_source
 
     sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256}
-    config = replace(shape("MiniCPM4-0.5B", layers=1), num_heads=4, num_kv_heads=2, eos_token_ids=(2,), **sizes)
+    config = replace(
+        shape("MiniCPM4-0.5B", layers=1), num_heads=4, num_kv_heads=2, eos_token_ids=(2,), **sizes
+    )
     return write_source(config, folder)
 
 
@@ -117,15 +141,23 @@ def _compile_peak(path: Path, options: dict[str, str]) -> None:
     import tvm
 
     target = get_target(**options)
-    module = tvm.IRModule({"read_peak": target.kernels.read_peak().with_attr("global_symbol", "read_peak")})
-    target.export(tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path))
+    module = tvm.IRModule(
+        {"read_peak": target.kernels.read_peak().with_attr("global_symbol", "read_peak")}
+    )
+    target.export(
+        tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path)
+    )
 
 
 def run(folder: Path) -> Iterator[str]:
-    """Lines of the report. Raises SystemExit at its end if something is wrong, at once if `make` wrote nothing there."""
+    """Lines of the report. Raises SystemExit at its end if something is wrong, at once if `make`
+    wrote nothing there.
+    """
     wrong, plans = [], sorted(folder.glob(f"*/{PLAN}"))
     if not plans:
-        raise SystemExit(f"{folder} has no */{PLAN}; make it first: python bench/gpu_smoke.py make {folder}")
+        raise SystemExit(
+            f"{folder} has no */{PLAN}; make it first: python bench/gpu_smoke.py make {folder}"
+        )
     for plan in plans:
         yield f"# {plan.parent.name}\n"
         try:
@@ -158,7 +190,10 @@ def _chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[t
     """(way of speculation, answers that are as expected)."""
     with Engine(path, context=1024) as engine:
         for speculate in ("off", "ngram", *(["eagle"] if engine.manifest.draft else [])):
-            yield speculate, sum(_greedy(engine, ids, speculate) == tokens for ids, tokens in answers)
+            yield (
+                speculate,
+                sum(_greedy(engine, ids, speculate) == tokens for ids, tokens in answers),
+            )
 
 
 def _greedy(engine: Engine, ids: list[int], speculate: str) -> list[int]:
@@ -170,7 +205,9 @@ def _bandwidth(library: Path, device: str, size: int) -> float:
     """Bytes per second of the device's memory."""
     memory = open_memory(device)
     read = tvm_ffi.load_module(library)["read_peak"]
-    x, out = (memory.zeros(shape, np.dtype("int32")) for shape in ((size // 4,), (PEAK_GROUPS, 128)))
+    x, out = (
+        memory.zeros(shape, np.dtype("int32")) for shape in ((size // 4,), (PEAK_GROUPS, 128))
+    )
 
     def passes() -> None:
         for _ in range(PEAK_CALLS):
@@ -195,7 +232,16 @@ def _speed(path: Path, sizes: Sizes, bandwidth: float) -> Report:
         measured = (sizes.depths, sizes.prompts, sizes.new_tokens, sizes.repeats)
         rows = run_bench(engine, engine.vocab_size, bundle_traffic(bundle, engine.gears), *measured)
     device = open_memory(m.target["device"]).name
-    return Report(m.name, m.scheme, device, 1, context, "python bench/gpu_smoke.py run FOLDER", bandwidth, rows)
+    return Report(
+        m.name,
+        m.scheme,
+        device,
+        1,
+        context,
+        "python bench/gpu_smoke.py run FOLDER",
+        bandwidth,
+        rows,
+    )
 
 
 def _fill_weights(path: Path) -> None:
@@ -220,16 +266,22 @@ def _fill_weights(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=["make", "run"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda", help="what to compile for; cuda,vulkan for both")
+    parser.add_argument(
+        "--device", default="cuda", help="what to compile for; cuda,vulkan for both"
+    )
     parser.add_argument("--arch", help="of CUDA: sm_90, ...")
     parser.add_argument("--shapes", choices=SHAPES, default="full")
     arguments = parser.parse_args()
     try:
         if arguments.step == "make":
-            return make(arguments.folder, arguments.device.split(","), arguments.arch, arguments.shapes)
+            return make(
+                arguments.folder, arguments.device.split(","), arguments.arch, arguments.shapes
+            )
         for line in run(arguments.folder):
             print(line, flush=True)
     except MiniCPMError as error:

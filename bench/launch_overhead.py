@@ -1,10 +1,13 @@
-"""What a launch costs on a GPU runtime: a chain of tiny kernels, each reading what the one before it wrote.
+"""What a launch costs on a GPU runtime: a chain of tiny kernels, each reading what the one before
+it wrote.
 
     python bench/launch_overhead.py --device vulkan
-    python bench/launch_overhead.py --device vulkan --bundle build/demo-vulkan   # and what one decode step hands to the driver
+    python bench/launch_overhead.py --device vulkan --bundle build/demo-vulkan   # and what one
+    decode step hands to the driver
 
-Microseconds per launch, median of the repeats: until the call returns, until the device is done, and on the device alone
-where its runtime tells. The library's code around the kernel and the call from Python are part of the first two.
+Microseconds per launch, median of the repeats: until the call returns, until the device is done,
+and on the device alone where its runtime tells. The library's code around the kernel and the call
+from Python are part of the first two.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def tiny_kernel(device: str, folder: Path) -> Callable[[Any], None]:
 
     target = get_target(device)
     function = kernel("tiny", {"x": ("float32", 64)}, emit).with_attr("global_symbol", "main")
-    built = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target(), tir_pipeline=target.tir_pipeline())
+    built = tvm.compile(
+        tvm.IRModule({"main": function}), target.tvm_target(), tir_pipeline=target.tir_pipeline()
+    )
     target.export(built, str(folder / "tiny.so"))
     return tvm.runtime.load_module(str(folder / "tiny.so"))["main"]
 
@@ -62,7 +67,9 @@ def measure(device: str, launches: int, repeats: int) -> dict[str, float]:
         returned.append(time.perf_counter() - start)
         place.sync()
         done.append(time.perf_counter() - start)
-    assert x.numpy()[0] == launches * (repeats + 1), "every launch reads what the one before it wrote"
+    assert x.numpy()[0] == launches * (repeats + 1), (
+        "every launch reads what the one before it wrote"
+    )
     found = {"enqueued": statistics.median(returned[1:]), "done": statistics.median(done[1:])}
     found = {name: seconds * 1e6 / launches for name, seconds in found.items()}
     profile = tvm.get_global_func(PROFILE, allow_missing=True) if device == "vulkan" else None
@@ -85,8 +92,15 @@ def decode_step(bundle: Path, tokens: int = 32) -> dict[str, float]:
 
         def counted(max_tokens: int) -> tuple[int, dict[str, int]]:
             before = dict(counters(0))
-            engine.chat([{"role": "user", "content": QUESTION}], max_tokens=max_tokens, temperature=0, speculate="off")
-            return len(engine.cached_tokens), {key: value - before[key] for key, value in dict(counters(0)).items()}
+            engine.chat(
+                [{"role": "user", "content": QUESTION}],
+                max_tokens=max_tokens,
+                temperature=0,
+                speculate="off",
+            )
+            return len(engine.cached_tokens), {
+                key: value - before[key] for key, value in dict(counters(0)).items()
+            }
 
         counted(1)
         (cached, alone), (cached_after, all_steps) = counted(1), counted(1 + tokens)
@@ -95,7 +109,9 @@ def decode_step(bundle: Path, tokens: int = 32) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["vulkan", "opencl"], default="vulkan")
     parser.add_argument("--launches", type=int, default=1000, help="of a chain")
     parser.add_argument("--repeats", type=int, default=9)

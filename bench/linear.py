@@ -1,11 +1,13 @@
-"""The linear kernels alone: int8 activations against float32 ones and against ggml's q4_0, taking turns in one run.
+"""The linear kernels alone: int8 activations against float32 ones and against ggml's q4_0, taking
+turns in one run.
 
     python bench/linear.py                   # one thread, CPU time: right on a busy machine too
     python bench/linear.py --threads 2       # wall time
     python bench/linear.py --shape 8x4096x4096 --dot avx2 --json
 
-A shape is rows x outputs x inputs; the weights are random and rotate through more memory than the caches hold.
-Activations start and end as float32 on every side. ggml comes with `pip install llama-cpp-python`, its weights repacked.
+A shape is rows x outputs x inputs; the weights are random and rotate through more memory than the
+caches hold. Activations start and end as float32 on every side. ggml comes with `pip install
+llama-cpp-python`, its weights repacked.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = ["1x1024x1024", "1x4096x1024", "1x4096x4096", "1x16384x4096", "2x4096x4096", "4x4096x4096", "8x4096x4096"]
+SHAPES = [
+    "1x1024x1024",
+    "1x4096x1024",
+    "1x4096x4096",
+    "1x16384x4096",
+    "2x4096x4096",
+    "4x4096x4096",
+    "8x4096x4096",
+]
 SHAPES += ["16x4096x4096", "64x4096x4096", "512x4096x4096"]
 Q4_0 = 2  # ggml's number of the type
 Pass = Callable[[], Any]  # multiplies by every copy of the weights once
@@ -33,7 +43,9 @@ Pass = Callable[[], Any]  # multiplies by every copy of the weights once
 
 @dataclass(frozen=True)
 class Row:
-    """Median speed of one side at one shape; `ratio` is the median of the pairwise ratios to the first side."""
+    """Median speed of one side at one shape; `ratio` is the median of the pairwise ratios to the
+    first side.
+    """
 
     m: int
     n: int
@@ -86,7 +98,9 @@ class Kernels:
 
 
 def memory_read(nbytes: int, copies: int) -> Pass:
-    """Reads as many bytes as the copies hold: memchr for a byte that isn't there. What a GEMV can reach at most."""
+    """Reads as many bytes as the copies hold: memchr for a byte that isn't there. What a GEMV can
+    reach at most.
+    """
     memchr = ctypes.CDLL(None).memchr
     buffer = (ctypes.c_char * (nbytes * copies)).from_buffer(bytearray(b"\1") * (nbytes * copies))
     return lambda: memchr(buffer, 0, ctypes.c_size_t(nbytes * copies))
@@ -117,21 +131,32 @@ def random_tensor(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 class _InitParams(ctypes.Structure):
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
 
 
 class Ggml:
-    """ggml's CPU backend through its C API: a graph of one mul_mat per copy of the weights, repacked where it can."""
+    """ggml's CPU backend through its C API: a graph of one mul_mat per copy of the weights,
+    repacked where it can.
+    """
 
     def __init__(self, threads: int) -> None:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
-            raise SystemExit("ggml isn't installed: pip install llama-cpp-python, or leave it out with --no-ggml")
+            raise SystemExit(
+                "ggml isn't installed: pip install llama-cpp-python, or leave it out with --no-ggml"
+            )
         folder = Path(spec.origin).parent / "lib"
         self.base, self.cpu = (
-            ctypes.CDLL(str(next(folder.glob(f"libggml-{part}.*"))), mode=ctypes.RTLD_GLOBAL) for part in ("base", "cpu")
+            ctypes.CDLL(str(next(folder.glob(f"libggml-{part}.*"))), mode=ctypes.RTLD_GLOBAL)
+            for part in ("base", "cpu")
         )
-        self.quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        self.quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
+            lambda *_: None
+        )
         self._call(self.base, "ggml_log_set", self.quiet, None)
         self.backend = self._call(self.cpu, "ggml_backend_cpu_init")
         self._call(self.cpu, "ggml_backend_cpu_set_n_threads", self.backend, threads)
@@ -155,22 +180,35 @@ class Ggml:
     def _call(self, library: Any, name: str, *args: Any) -> Any:
         function = getattr(library, name)
         function.restype = ctypes.c_void_p
-        return function(*(ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 31 else a for a in args))
+        return function(
+            *(ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 31 else a for a in args)
+        )
 
     def _context(self, tensors: int) -> int:
         size = 1 << 20 | tensors * 1024
         return self._call(self.base, "ggml_init", _InitParams(size, None, True))
 
     def _tensor(self, context: int, kind: int, *shape: int) -> int:
-        return self._call(self.base, "ggml_new_tensor_2d", context, kind, *map(ctypes.c_int64, shape))
+        return self._call(
+            self.base, "ggml_new_tensor_2d", context, kind, *map(ctypes.c_int64, shape)
+        )
 
     def _allocate(self, context: int, buffer_type: int) -> None:
-        if not self._call(self.base, "ggml_backend_alloc_ctx_tensors_from_buft", context, buffer_type):
+        if not self._call(
+            self.base, "ggml_backend_alloc_ctx_tensors_from_buft", context, buffer_type
+        ):
             raise SystemExit("ggml has no memory for the weights; ask for a smaller --shape")
 
     def _set(self, tensor: int, array: np.ndarray) -> None:
         data = array.ctypes.data_as(ctypes.c_void_p)
-        self._call(self.base, "ggml_backend_tensor_set", tensor, data, ctypes.c_size_t(0), ctypes.c_size_t(array.nbytes))
+        self._call(
+            self.base,
+            "ggml_backend_tensor_set",
+            tensor,
+            data,
+            ctypes.c_size_t(0),
+            ctypes.c_size_t(array.nbytes),
+        )
 
     def _repacking(self) -> int:
         """The buffer type that interleaves the weights as llama.cpp does by default."""
@@ -197,7 +235,9 @@ def random_q4_0(n: int, k: int) -> np.ndarray:
     return blocks
 
 
-def measure(passes: dict[str, Pass], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def measure(
+    passes: dict[str, Pass], repeats: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of every pass, in turns, after one unmeasured pass each."""
     seconds: dict[str, list[float]] = {side: [] for side in passes}
     for repeat in range(repeats + 1):
@@ -221,7 +261,9 @@ def compare(shape: str, args: argparse.Namespace) -> list[Row]:
         passes["ggml q4_0"] = Ggml(args.threads).q4_0(m, n, k, copies)
     if m == 1 and args.threads == 1:
         passes["memory read"] = memory_read(nbytes, copies)
-    seconds = measure(passes, args.repeats, time.thread_time if args.threads == 1 else time.perf_counter)
+    seconds = measure(
+        passes, args.repeats, time.thread_time if args.threads == 1 else time.perf_counter
+    )
     first = next(iter(seconds.values()))
 
     def row(side: str, times: list[float]) -> Row:
@@ -234,22 +276,39 @@ def compare(shape: str, args: argparse.Namespace) -> list[Row]:
 
 def text(device: str, threads: int, rows: list[Row]) -> str:
     clock = "CPU time" if threads == 1 else "wall time"
-    lines = [f"{device}, {threads} thread{'s' * (threads > 1)}, {clock}; ratio: speed against the first side"]
-    lines.append(f"{'rows x outputs x inputs':24} {'side':16} {'GB/s':>7} {'GOP/s':>8} {'ratio':>6}")
+    lines = [
+        f"{device}, {threads} thread{'s' * (threads > 1)}, {clock}; ratio: speed against the "
+        "first side"
+    ]
+    lines.append(
+        f"{'rows x outputs x inputs':24} {'side':16} {'GB/s':>7} {'GOP/s':>8} {'ratio':>6}"
+    )
     for r in rows:
         shape = f"{r.m} x {r.n} x {r.k}"
-        lines.append(f"{shape:24} {r.side:16} {r.gb_per_second:7.1f} {r.gop_per_second:8.1f} {r.ratio:6.2f}")
+        lines.append(
+            f"{shape:24} {r.side:16} {r.gb_per_second:7.1f} {r.gop_per_second:8.1f} {r.ratio:6.2f}"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat"
+    )
     parser.add_argument("--scheme", choices=["w4", "w8"], default="w4")
-    parser.add_argument("--dot", action="append", help="kernels to compare: avx512vnni, avxvnni, avx2, i8mm, dotprod")
+    parser.add_argument(
+        "--dot",
+        action="append",
+        help="kernels to compare: avx512vnni, avxvnni, avx2, i8mm, dotprod",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rotate", type=int, default=300, help="MB of weights that a GEMV goes through")
+    parser.add_argument(
+        "--rotate", type=int, default=300, help="MB of weights that a GEMV goes through"
+    )
     parser.add_argument("--no-ggml", action="store_true")
     parser.add_argument("--no-float32", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -259,7 +318,12 @@ def main() -> None:
     from minicpm_mlc.runtime_py.machine import cpu_name
 
     rows = [row for shape in args.shape or SHAPES for row in compare(shape, args)]
-    result = {"device": cpu_name(), "threads": args.threads, "scheme": args.scheme, "rows": [asdict(row) for row in rows]}
+    result = {
+        "device": cpu_name(),
+        "threads": args.threads,
+        "scheme": args.scheme,
+        "rows": [asdict(row) for row in rows],
+    }
     print(json.dumps(result, indent=1) if args.json else text(cpu_name(), args.threads, rows))
 
 

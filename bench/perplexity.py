@@ -3,9 +3,9 @@
     python bench/perplexity.py --work build/bench --markdown
     python bench/perplexity.py --skills 100
 
-Compiles the variants that --work lacks. Perplexity is of held-out text (examples/demo_model/heldout.py) in both gears. Block
-overlap is of the sparse gear: how many of the blocks that f32 chooses by score the variant chooses too; blocks that every row
-reads don't count.
+Compiles the variants that --work lacks. Perplexity is of held-out text
+(examples/demo_model/heldout.py) in both gears. Block overlap is of the sparse gear: how many of the
+blocks that f32 chooses by score the variant chooses too; blocks that every row reads don't count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ VARIANTS = {
 GEARS = ("dense", "sparse")
 PLACES = 8  # per long text, where the selected blocks are compared
 
-Selection = list[set[tuple[int, int, int]]]  # per place: (layer, key/value head, block) chosen by score
+Selection = list[
+    set[tuple[int, int, int]]
+]  # per place: (layer, key/value head, block) chosen by score
 
 
 @dataclass
@@ -59,15 +61,25 @@ def compiled(variant: str, work: Path) -> Path:
     bundle = work / f"demo {variant}".replace(", ", "-").replace(" ", "-")
     if not bundle.exists():
         work.mkdir(parents=True, exist_ok=True)
-        command = ["compile", str(DEMO / "MiniCPM4.1-demo"), *VARIANTS[variant].split(), "--out", str(bundle)]
-        if subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr).returncode:
+        command = [
+            "compile",
+            str(DEMO / "MiniCPM4.1-demo"),
+            *VARIANTS[variant].split(),
+            "--out",
+            str(bundle),
+        ]
+        if subprocess.run(
+            [sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr
+        ).returncode:
             sys.exit(f"{variant} was not compiled; the reason is printed above")
     return bundle
 
 
 def perplexity(engine: Engine, texts: list[list[int]]) -> float:
     """exp of the mean surprise of every token but each text's first."""
-    return float(np.exp(np.concatenate([surprise(engine.logits(ids), ids) for ids in texts]).mean()))
+    return float(
+        np.exp(np.concatenate([surprise(engine.logits(ids), ids) for ids in texts]).mean())
+    )
 
 
 def surprise(logits: np.ndarray, ids: list[int]) -> np.ndarray:
@@ -79,7 +91,9 @@ def surprise(logits: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 def chosen_blocks(engine: Engine, texts: list[list[int]]) -> Selection:
-    """What decode steps spread over the texts chose, beside the first and the latest blocks that every row reads."""
+    """What decode steps spread over the texts chose, beside the first and the latest blocks that
+    every row reads.
+    """
     sparse = engine.manifest.model["sparse"]
     budget, size = engine.gears.budget, engine.manifest.page_size
     shortest = (budget + 1) * size  # below it no block is left out
@@ -116,7 +130,9 @@ def measure(variants: list[str], args: argparse.Namespace) -> list[Row]:
         bundle = compiled(variant, args.work)
         with Engine(bundle) as engine:
             ids = ids or [engine.tokenize(text) for text in texts]
-            row = Row(variant, engine.manifest.memory["weights"], engine.manifest.memory["kv_per_token"])
+            row = Row(
+                variant, engine.manifest.memory["weights"], engine.manifest.memory["kv_per_token"]
+            )
         for gear in GEARS:
             with Engine(bundle, attention=gear) as engine:
                 row.perplexity[gear] = perplexity(engine, ids)
@@ -132,27 +148,54 @@ def measure(variants: list[str], args: argparse.Namespace) -> list[Row]:
 def skills(bundle: Path, count: int) -> dict[str, float]:
     """The demo model's accuracy per skill, greedy, on `count` held-out prompts each."""
     evaluate = importlib.import_module("evaluate")
-    return evaluate.skills(evaluate.from_bundle(bundle, "auto"), list(evaluate.SKILLS), count, quiet=True)
+    return evaluate.skills(
+        evaluate.from_bundle(bundle, "auto"), list(evaluate.SKILLS), count, quiet=True
+    )
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
     names = [name for name in rows[0].skills]
-    head = ["stored as", "weights MB", "KV bytes/token", "perplexity, dense", "perplexity, sparse", "block overlap", *names]
+    head = [
+        "stored as",
+        "weights MB",
+        "KV bytes/token",
+        "perplexity, dense",
+        "perplexity, sparse",
+        "block overlap",
+        *names,
+    ]
     return [head, *(line(row, rows[0], names) for row in rows)]
 
 
 def line(row: Row, first: Row, names: list[str]) -> list[str]:
-    losses = [f"{row.perplexity[gear]:.4f} ({row.perplexity[gear] / first.perplexity[gear] - 1:+.2%})" for gear in GEARS]
+    losses = [
+        f"{row.perplexity[gear]:.4f} ({row.perplexity[gear] / first.perplexity[gear] - 1:+.2%})"
+        for gear in GEARS
+    ]
     sizes = [f"{row.weights / 1e6:.2f}", f"{row.kv_per_token}"]
-    return [row.variant, *sizes, *losses, f"{row.overlap:.1%}", *(f"{row.skills[name]:.1%}" for name in names)]
+    return [
+        row.variant,
+        *sizes,
+        *losses,
+        f"{row.overlap:.1%}",
+        *(f"{row.skills[name]:.1%}" for name in names),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where the bundles are kept")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="only these, compared with the first")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where the bundles are kept"
+    )
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="only these, compared with the first"
+    )
     parser.add_argument("--tokens", type=int, default=100_000, help="of held-out text, at least")
-    parser.add_argument("--skills", type=int, default=0, metavar="N", help="also accuracy on N prompts per skill")
+    parser.add_argument(
+        "--skills", type=int, default=0, metavar="N", help="also accuracy on N prompts per skill"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()

@@ -1,4 +1,6 @@
-"""Shapes to measure: a published model's, with other numbers of layers, context or sparse attention than it has."""
+"""Shapes to measure: a published model's, with other numbers of layers, context or sparse attention
+than it has.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.cont
 
 
 def shape(preset: str, layers: int | None = None, sparse: bool = False) -> ModelConfig:
-    """The preset's shape with `layers` layers; with `sparse` it has the published sparse attention whatever its heads."""
+    """The preset's shape with `layers` layers; with `sparse` it has the published sparse attention
+    whatever its heads.
+    """
     config = PRESETS[preset]
     parts = [preset, *([f"{layers}-layers"] if layers else []), *(["sparse"] if sparse else [])]
     return replace(
@@ -36,37 +40,81 @@ def shape(preset: str, layers: int | None = None, sparse: bool = False) -> Model
 
 
 def write_source(config: ModelConfig, folder: Path) -> Path:
-    """A checkpoint folder without weights, for `compile --random-weights`; its name is the model's."""
+    """A checkpoint folder without weights, for `compile --random-weights`; its name is the
+    model's.
+    """
     source = folder / config.name
     source.mkdir(parents=True, exist_ok=True)
-    tokenizer = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": CHAT_TEMPLATE}
-    files = {"config": config_json(config), "tokenizer_config": tokenizer, "tokenizer": tokenizer_json(config.vocab_size)}
+    tokenizer = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_bos_token": True,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    files = {
+        "config": config_json(config),
+        "tokenizer_config": tokenizer,
+        "tokenizer": tokenizer_json(config.vocab_size),
+    }
     for name, content in files.items():
         (source / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     return source
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
-    """config.json as published; the context's original length is its length, so that RoPE keeps its scale."""
+    """config.json as published; the context's original length is its length, so that RoPE keeps its
+    scale.
+    """
     factors = list(config.rope_factors)
     rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
     rope["original_max_position_embeddings"] = config.max_position_embeddings
     keys = {key: getattr(config, key) for key in SAME_KEYS.split()}
     keys |= {"num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads}
-    keys |= {"num_key_value_heads": config.num_kv_heads, "eos_token_id": list(config.eos_token_ids), "rope_scaling": rope}
+    keys |= {
+        "num_key_value_heads": config.num_kv_heads,
+        "eos_token_id": list(config.eos_token_ids),
+        "rope_scaling": rope,
+    }
     if config.model_type == "llama":
         return keys | {"architectures": ["LlamaForCausalLM"]}
     mup = {key: getattr(config, key) for key in ("scale_emb", "scale_depth", "dim_model_base")}
-    return keys | mup | {"architectures": ["MiniCPMForCausalLM"], "sparse_config": config.sparse and asdict(config.sparse)}
+    return (
+        keys
+        | mup
+        | {
+            "architectures": ["MiniCPMForCausalLM"],
+            "sparse_config": config.sparse and asdict(config.sparse),
+        }
+    )
 
 
 def tokenizer_json(vocab_size: int) -> dict[str, Any]:
-    """A byte-fallback BPE as large as the model's: its words are letters and ever longer strings of them."""
+    """A byte-fallback BPE as large as the model's: its words are letters and ever longer strings of
+    them.
+    """
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *LETTERS]
-    words = ("".join(word) for length in itertools.count(2) for word in itertools.product(LETTERS, repeat=length))
+    words = (
+        "".join(word)
+        for length in itertools.count(2)
+        for word in itertools.product(LETTERS, repeat=length)
+    )
     longer = list(itertools.islice(words, vocab_size - len(pieces)))
     vocab = {piece: i for i, piece in enumerate(pieces + longer)}
     merges = [[word[:-1], word[-1]] for word in longer]
-    specials = [{"id": i, "content": pieces[i], "special": True} | NOT_PART_OF_WORDS for i in range(3)]
-    model = {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
-    return {"version": "1.0", "added_tokens": specials, "decoder": {"type": "ByteFallback"}, "model": model}
+    specials = [
+        {"id": i, "content": pieces[i], "special": True} | NOT_PART_OF_WORDS for i in range(3)
+    ]
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": merges,
+        "unk_token": "<unk>",
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": specials,
+        "decoder": {"type": "ByteFallback"},
+        "model": model,
+    }

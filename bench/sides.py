@@ -1,4 +1,6 @@
-"""The sides of bench/vs_llama.py: each lives in its own process, so that neither's threads disturb the other."""
+"""The sides of bench/vs_llama.py: each lives in its own process, so that neither's threads disturb
+the other.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,40 @@ from minicpm_mlc.bench.decode import Stopwatch
 from minicpm_mlc.bench.random_cache import fill_cache
 
 AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
-REST = 0.5  # seconds before a measurement: another process's threads wait for work spinning, for some tenths of a second
+# seconds before a measurement: another process's threads wait for work spinning, for some tenths of
+# a second
+REST = 0.5
 
 STATE_HEAD = np.dtype("<u4"), 4  # magic, reserved, streams, cells
 STATE_CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
 STATE_DATA = np.dtype("<u4"), 2  # values transposed?, layers
-STATE_POOL = np.dtype([("type", "<i4"), ("row_bytes", "<u8")])  # before a layer's keys, before a layer's values
+STATE_POOL = np.dtype(
+    [("type", "<i4"), ("row_bytes", "<u8")]
+)  # before a layer's keys, before a layer's values
 
 
 class LlamaCpp:
-    """llama.cpp through its C API with its own defaults: f16 KV cache, flash attention auto, weights repacked."""
+    """llama.cpp through its C API with its own defaults: f16 KV cache, flash attention auto,
+    weights repacked.
+    """
 
     def __init__(self, path: str, context: int, threads: int):
         self.api: Any = importlib.import_module("llama_cpp")
         self.log = self.api.llama_log_callback(lambda level, text, user_data: None)
         self.api.llama_log_set(self.log, ctypes.c_void_p(0))
         self.api.llama_backend_init()
-        model = self.api.llama_model_load_from_file(path.encode(), self.api.llama_model_default_params())
+        model = self.api.llama_model_load_from_file(
+            path.encode(), self.api.llama_model_default_params()
+        )
         if not model:
-            raise SystemExit(f"llama.cpp can't load {path}; delete it and run again to have it written anew")
+            raise SystemExit(
+                f"llama.cpp can't load {path}; delete it and run again to have it written anew"
+            )
         self.context = self.api.llama_init_from_model(model, self._params(context, threads))
         if not self.context:
-            raise SystemExit(f"llama.cpp has no memory for a context of {context} tokens; lower --depth")
+            raise SystemExit(
+                f"llama.cpp has no memory for a context of {context} tokens; lower --depth"
+            )
         self.memory = self.api.llama_get_memory(self.context)
         self.batch = self.api.llama_n_batch(self.context)
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model))
@@ -54,7 +68,9 @@ class LlamaCpp:
         for start in range(0, len(token_ids), self.batch):
             part = token_ids[start : start + self.batch]
             tokens = (self.api.llama_token * len(part))(*part)
-            status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(part)))
+            status = self.api.llama_decode(
+                self.context, self.api.llama_batch_get_one(tokens, len(part))
+            )
             if status:
                 raise RuntimeError(f"llama_decode returned {status} for {len(part)} tokens")
         logits = self.api.llama_get_logits_ith(self.context, -1)  # waits for the computation
@@ -67,7 +83,9 @@ class LlamaCpp:
         self.api.llama_memory_seq_rm(self.memory, 0, length, -1)
 
     def fill_cache(self, depth: int) -> None:
-        """Bring the cache to `depth` tokens of random f16 keys and values, as a restored session."""
+        """Bring the cache to `depth` tokens of random f16 keys and values, as a restored
+        session.
+        """
         self.truncate(0)
         self.prefill([0])
         size = self.api.llama_state_seq_get_size(self.context, 0)
@@ -77,26 +95,40 @@ class LlamaCpp:
         self.truncate(0)
         data = (ctypes.c_uint8 * len(state)).from_buffer(state)
         if self.api.llama_state_seq_set_data(self.context, data, len(state), 0) != len(state):
-            raise SystemExit("this llama.cpp keeps its cache in another form; run without --random-cache")
+            raise SystemExit(
+                "this llama.cpp keeps its cache in another form; run without --random-cache"
+            )
 
 
 def random_state(one: bytes, cells: int, seed: int = 0) -> bytearray:
-    """llama.cpp's saved sequence with `cells` tokens of random f16 keys and values, made from that of one token."""
+    """llama.cpp's saved sequence with `cells` tokens of random f16 keys and values, made from that
+    of one token.
+    """
     rng = np.random.default_rng(seed)
     head = np.frombuffer(one, STATE_HEAD[0], STATE_HEAD[1]).copy()
     at = head.nbytes + STATE_CELL.itemsize
-    transposed, layers = (int(word) for word in np.frombuffer(one, STATE_DATA[0], STATE_DATA[1], at))
+    transposed, layers = (
+        int(word) for word in np.frombuffer(one, STATE_DATA[0], STATE_DATA[1], at)
+    )
     pools = at + 8
     row_bytes = int(np.frombuffer(one, STATE_POOL, 1, pools)["row_bytes"][0])
-    if head[3] != 1 or transposed or len(one) != pools + 2 * layers * (STATE_POOL.itemsize + row_bytes):
-        raise SystemExit("this llama.cpp keeps its cache in another form; run without --random-cache")
+    if (
+        head[3] != 1
+        or transposed
+        or len(one) != pools + 2 * layers * (STATE_POOL.itemsize + row_bytes)
+    ):
+        raise SystemExit(
+            "this llama.cpp keeps its cache in another form; run without --random-cache"
+        )
     head[3] = cells
     positions = np.zeros(cells, STATE_CELL)
     positions["position"], positions["sequences"] = np.arange(cells), 1
     state = bytearray(head.tobytes() + positions.tobytes() + one[at:pools])
     for _ in range(2 * layers):
         state += one[pools : pools + STATE_POOL.itemsize]
-        state += rng.standard_normal(cells * row_bytes // 2, np.float32).astype(np.float16).tobytes()
+        state += (
+            rng.standard_normal(cells * row_bytes // 2, np.float32).astype(np.float16).tobytes()
+        )
     return state
 
 
@@ -144,7 +176,9 @@ class Remote:
 
 
 def answer(pipe: Any, opener: Callable[..., Stopwatch], args: tuple) -> None:
-    """The child's loop: run the Stopwatch's method that the parent names, send back what it returns."""
+    """The child's loop: run the Stopwatch's method that the parent names, send back what it
+    returns.
+    """
     stopwatch = opener(*args)
     with suppress(EOFError, KeyboardInterrupt):  # the parent is done
         while True:
@@ -153,11 +187,15 @@ def answer(pipe: Any, opener: Callable[..., Stopwatch], args: tuple) -> None:
 
 
 def agreement(ours: Any, theirs: Any, tokens: int = AGREEMENT_TOKENS) -> float:
-    """Correlation of both sides' logits after the same tokens: the same weights, rounded to 4 bits by other rules."""
+    """Correlation of both sides' logits after the same tokens: the same weights, rounded to 4 bits
+    by other rules.
+    """
     correlation = float(np.corrcoef(ours.logits(tokens), theirs.logits(tokens))[0, 1])
     if correlation < 0.9:
         raise SystemExit(
-            f"the two sides don't compute the same model: their logits correlate only {correlation:.3f}; "
-            "use a bundle compiled with --random-weights, or another --work folder to build both anew"
+            "the two sides don't compute the same model: their logits correlate only "
+            f"{correlation:.3f}; "
+            "use a bundle compiled with --random-weights, or another --work folder to build both "
+            "anew"
         )
     return correlation

@@ -1,15 +1,18 @@
-"""Greedy answers with speculation against plain decoding, token by token, on the demo model's held-out prompts.
+"""Greedy answers with speculation against plain decoding, token by token, on the demo model's
+held-out prompts.
 
     python bench/speculation_identity.py
 
-Compiles what --work lacks: the demo with its EAGLE-3 head, and with a random EAGLE-2 head, whole and cut by FR-Spec, each in w4
-(int8 activations, where the processor multiplies int8) and in f32. Each prompt draws its bundle, gear, drafter, tree and skill,
-each on its own, from one seeded generator. Half of the prompts are fitted to end just below `dense_len`, so that the gear
-shifts in the answer. The draft model is the demo in the other scheme.
+Compiles what --work lacks: the demo with its EAGLE-3 head, and with a random EAGLE-2 head, whole
+and cut by FR-Spec, each in w4 (int8 activations, where the processor multiplies int8) and in f32.
+Each prompt draws its bundle, gear, drafter, tree and skill, each on its own, from one seeded
+generator. Half of the prompts are fitted to end just below `dense_len`, so that the gear shifts in
+the answer. The draft model is the demo in the other scheme.
 
-An answer must have the tokens, the text and the end of plain decoding's. Where it hasn't, plain logits at the first difference
-tell a tie (docs/architecture.md, Speculation) from a mistake. After an answer that has, one plain step must give the logits of
-plain decoding ("drift" is the largest difference), which shows what the cache holds. A mistake makes the exit status 1.
+An answer must have the tokens, the text and the end of plain decoding's. Where it hasn't, plain
+logits at the first difference tell a tie (docs/architecture.md, Speculation) from a mistake. After
+an answer that has, one plain step must give the logits of plain decoding ("drift" is the largest
+difference), which shows what the cache holds. A mistake makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -41,8 +44,13 @@ GEARS = {"dense": 1, "sparse": 1, "crossing": 2}  # how often each is drawn, rel
 DRAFTERS = ("eagle", "ngram", "draft", "auto")
 LARGEST = 60  # nodes of a tree
 DEEPEST = WIDEST = 8  # levels of a tree, guesses after a node
-CHOSEN = 0.75  # share of prompts that ask for a tree size, and of those that ask for levels; the others leave it to the engine
-LONG = {"recall, 2048 tokens": 0.2, "recall, 4096 tokens": 0.2}  # drawn less often, as reading them takes long
+# share of prompts that ask for a tree size, and of those that ask for levels; the others leave it
+# to the engine
+CHOSEN = 0.75
+LONG = {
+    "recall, 2048 tokens": 0.2,
+    "recall, 4096 tokens": 0.2,
+}  # drawn less often, as reading them takes long
 MARGIN = 10  # tokens before `dense_len` where a prompt that crosses it ends, at most
 
 
@@ -67,7 +75,9 @@ class Case:
     @property
     def speculation(self) -> dict[str, Any]:
         """Options of the call."""
-        return {"speculate": self.drafter} | {name: getattr(self, name) for name in ("tree_size", "draft_depth", "draft_top_k")}
+        return {"speculate": self.drafter} | {
+            name: getattr(self, name) for name in ("tree_size", "draft_depth", "draft_top_k")
+        }
 
 
 @dataclass
@@ -90,7 +100,13 @@ class Row:
     def cells(self) -> list[str]:
         means = [self.nodes / max(1, self.trees), self.accept_length]
         counts = [self.prompts, self.crossed, self.trees]
-        return [*map(str, counts), *(f"{mean:.2f}" for mean in means), str(self.different), str(self.ties), f"{self.drift:.1e}"]
+        return [
+            *map(str, counts),
+            *(f"{mean:.2f}" for mean in means),
+            str(self.different),
+            str(self.ties),
+            f"{self.drift:.1e}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,9 @@ class Answer:
     text: str
     tokens: list[int]
     finish: str | None
-    after: np.ndarray = field(compare=False, repr=False)  # logits float32 [vocab] of one plain step more
+    after: np.ndarray = field(
+        compare=False, repr=False
+    )  # logits float32 [vocab] of one plain step more
 
 
 @dataclass
@@ -115,7 +133,12 @@ class Engines:
         if (head, scheme, gear) not in self.opened:
             attention = "auto" if gear == "crossing" else gear
             draft = bundle("eagle3", OTHER[scheme], self.work)
-            engine = Engine(bundle(head, scheme, self.work), attention=attention, draft=draft, threads=self.threads)
+            engine = Engine(
+                bundle(head, scheme, self.work),
+                attention=attention,
+                draft=draft,
+                threads=self.threads,
+            )
             self.opened[head, scheme, gear] = engine
         return self.opened[head, scheme, gear]
 
@@ -135,7 +158,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             *rng.choices(list(GEARS), list(GEARS.values())),
             rng.choice(DRAFTERS),
             rng.randint(1, LARGEST) if rng.random() < CHOSEN else None,
-            *((rng.randint(1, DEEPEST), rng.randint(1, WIDEST)) if rng.random() < CHOSEN else (None, None)),
+            *(
+                (rng.randint(1, DEEPEST), rng.randint(1, WIDEST))
+                if rng.random() < CHOSEN
+                else (None, None)
+            ),
             *rng.choices(list(SKILLS), [LONG.get(skill, 1.0) for skill in SKILLS]),
         )
 
@@ -148,7 +175,11 @@ def prompt(engine: Engine, case: Case, seed: int) -> list[int]:
         return ids
     dense_len = engine.gears.dense_len
     assert dense_len
-    return fitted(ids, dense_len - rng.randint(1, MARGIN), engine.tokenize(data.document(rng, [], dense_len // 8), bos=False))
+    return fitted(
+        ids,
+        dense_len - rng.randint(1, MARGIN),
+        engine.tokenize(data.document(rng, [], dense_len // 8), bos=False),
+    )
 
 
 def fitted(ids: list[int], length: int, filler: list[int]) -> list[int]:
@@ -166,7 +197,9 @@ def answer(engine: Engine, ids: list[int], tokens: int, **options: Any) -> Answe
 
 
 def rounding(engine: Engine) -> float:
-    """How far a logit may be moved by verifying trees instead of decoding (docs/architecture.md, Speculation)."""
+    """How far a logit may be moved by verifying trees instead of decoding (docs/architecture.md,
+    Speculation).
+    """
     integer_weights = engine.manifest.scheme in ("w4", "w8")
     return 1e-3 if integer_weights and engine.manifest.activations == "f32" else 0.0
 
@@ -205,7 +238,11 @@ def run(case: Case, engine: Engine, row: Row, tokens: int, seed: int) -> None:
     row.different += not right
     if tie or not right:
         name = "tie" if tie else "DIFFERENT"
-        print(f"{name}, drift {drift:.1e}: {case}\n  {plain}\n  became {other}", file=sys.stderr, flush=True)
+        print(
+            f"{name}, drift {drift:.1e}: {case}\n  {plain}\n  became {other}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def total(rows: list[Row]) -> Row:
@@ -217,10 +254,20 @@ def check(args: argparse.Namespace) -> int:
     engines, start = Engines(args.work, args.threads), time.monotonic()
     rows: dict[tuple[str, str, str], Row] = collections.defaultdict(Row)
     for case in cases(args.prompts, args.seed):
-        run(case, engines.get(case.head, case.scheme, case.gear), rows[case.row], args.tokens, args.seed)
+        run(
+            case,
+            engines.get(case.head, case.scheme, case.gear),
+            rows[case.row],
+            args.tokens,
+            args.seed,
+        )
         if (case.number + 1) % 50 == 0:
             seconds = time.monotonic() - start
-            print(f"{case.number + 1} of {args.prompts} prompts, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{case.number + 1} of {args.prompts} prompts, {seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     report(rows, args.json)
     return 1 if total(list(rows.values())).different else 0
 
@@ -229,17 +276,35 @@ def report(rows: dict[tuple[str, str, str], Row], as_json: bool) -> None:
     if as_json:
         keys = ("bundle", "drafter", "gear")
         found = [(dict(zip(keys, key, strict=True)), row) for key, row in sorted(rows.items())]
-        print(json.dumps([names | vars(row) | {"accept_length": row.accept_length} for names, row in found], indent=1))
+        print(
+            json.dumps(
+                [names | vars(row) | {"accept_length": row.accept_length} for names, row in found],
+                indent=1,
+            )
+        )
         return
-    counts = ["prompts", "crossed", "trees", "nodes", "accept length", "differences", "ties", "drift"]
+    counts = [
+        "prompts",
+        "crossed",
+        "trees",
+        "nodes",
+        "accept length",
+        "differences",
+        "ties",
+        "drift",
+    ]
     head = ["bundle", "drafter", "gear", *counts]
     lines = [[*key, *row.cells()] for key, row in sorted(rows.items())]
     print(plain_table([head, *lines, ["all", "", "", *total(list(rows.values())).cells()]]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where the bundles are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where the bundles are kept"
+    )
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=160, help="longest answer")
     parser.add_argument("--threads", type=int)

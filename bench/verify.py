@@ -1,9 +1,11 @@
 """One verification of a token tree against as many decode steps, taking turns in one run.
 
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare          # a bundle of random weights, in build/bench
-    python bench/verify.py build/bench/MiniCPM4.1-8B-4-layers-w4-cpu --rows 16 --depth 0,32768
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare          # a bundle of
+    random weights, in build/bench python bench/verify.py build/bench/MiniCPM4.1-8B-4-layers-w4-cpu
+    --rows 16 --depth 0,32768
 
-The tree is a chain: every node but the first has the one before it as its parent. The cache holds random numbers.
+The tree is a chain: every node but the first has the one before it as its parent. The cache holds
+random numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ class Row:
     verify: float
 
     def cells(self) -> list[str]:
-        times = [f"{1e3 * self.decode:.2f}", f"{1e3 * self.verify:.2f}", f"{1e3 * self.decode / self.rows:.2f}"]
+        times = [
+            f"{1e3 * self.decode:.2f}",
+            f"{1e3 * self.verify:.2f}",
+            f"{1e3 * self.decode / self.rows:.2f}",
+        ]
         return [f"{self.depth}", f"{self.rows}", *times, f"{self.decode / self.verify:.2f}x"]
 
 
@@ -76,9 +82,16 @@ def seconds(call: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rows", type=numbers, default=[16], help="nodes of the tree, at most 64; 4,16,64 for several")
+    parser.add_argument(
+        "--rows",
+        type=numbers,
+        default=[16],
+        help="nodes of the tree, at most 64; 4,16,64 for several",
+    )
     parser.add_argument("--depth", dest="depths", type=numbers, default=[0, 1024], help="0,1024")
     parser.add_argument("--attention", choices=ATTENTION, default="auto")
     parser.add_argument("--repeats", type=int, default=5)
@@ -89,7 +102,9 @@ def main() -> None:
     try:
         context = check(args)
         limits = measure_limits(args.threads, memory_reader(args.threads))
-        with Engine(args.bundle, context=context, threads=args.threads, attention=args.attention) as engine:
+        with Engine(
+            args.bundle, context=context, threads=args.threads, attention=args.attention
+        ) as engine:
             found = []
             for depth in args.depths:
                 fill_cache(engine, depth)
@@ -98,9 +113,13 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if args.json:
         rows = [asdict(row) for row in found]
-        return print(json.dumps({"device": cpu_name(), "limits": asdict(limits), "rows": rows}, indent=2))
+        return print(
+            json.dumps({"device": cpu_name(), "limits": asdict(limits), "rows": rows}, indent=2)
+        )
     command = shlex.join(["python", "bench/verify.py", *sys.argv[1:]])
-    table = (markdown_table if args.markdown else plain_table)([HEAD, *(row.cells() for row in found)])
+    table = (markdown_table if args.markdown else plain_table)(
+        [HEAD, *(row.cells() for row in found)]
+    )
     print(f"{args.bundle.name} on {cpu_name()}, {limits.text()}\n{command}\n\n{table}")
 
 
@@ -109,7 +128,9 @@ def check(args: argparse.Namespace) -> int:
     need_positive(repeats=args.repeats, threads=args.threads, rows=min(args.rows))
     need_depths(args.depths)
     if max(args.rows) > MAX_TREE_NODES:
-        raise BenchError(f"--rows {max(args.rows)}: a tree has at most {MAX_TREE_NODES} nodes; give fewer")
+        raise BenchError(
+            f"--rows {max(args.rows)}: a tree has at most {MAX_TREE_NODES} nodes; give fewer"
+        )
     context = max(args.depths) + ROOM
     need_room(Manifest.load(args.bundle), args.depths, context)
     return context

@@ -1,10 +1,13 @@
-"""minicpm-mlc and llama.cpp side by side: one shape, random 4-bit weights, the same threads, taking turns in one run.
+"""minicpm-mlc and llama.cpp side by side: one shape, random 4-bit weights, the same threads, taking
+turns in one run.
 
     python bench/vs_llama.py --work build/bench --markdown
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 --random-cache --prompt-tokens 0
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 --random-cache
+    --prompt-tokens 0
 
-Each side lives in its own process and times itself. A decode step is one token in, its logits out; nothing is sampled.
-`--layers` and `--sparse` change the shape, the same for both. See docs/performance.md.
+Each side lives in its own process and times itself. A decode step is one token in, its logits out;
+nothing is sampled. `--layers` and `--sparse` change the shape, the same for both. See
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ OURS, THEIRS = "minicpm-mlc", "llama.cpp"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of every side, line by line; the first side is compared with each other. `agreement` is of their logits.
+    """The rows of every side, line by line; the first side is compared with each other. `agreement`
+    is of their logits.
 
     `load` is the load average when it began: programs that were running besides.
     """
@@ -53,7 +57,8 @@ class Comparison:
 
     def head(self) -> str:
         return (
-            f"{self.name}, random weights, 4-bit linears, embedding and head; {self.device}, {self.limits.text()}. "
+            f"{self.name}, random weights, 4-bit linears, embedding and head; {self.device}, "
+            f"{self.limits.text()}. "
             f"Logits correlate {self.agreement:.3f}. Load average before the run: {self.load:.1f}."
         )
 
@@ -66,8 +71,18 @@ class Comparison:
     def _line(self, rows: tuple[bench.Row, ...]) -> list[str]:
         speeds = [row.tokens_per_second for row in rows]
         ratios = [f"{speeds[0] / speed:.2f}x" for speed in speeds[1:]]
-        memory = [" = ".join(filter(None, bench.bandwidth_cells(row, self.limits.bandwidth))) for row in rows]
-        return [rows[0].phase, f"{rows[0].depth}", f"{rows[0].tokens}", *(f"{s:.1f}" for s in speeds), *ratios, *memory]
+        memory = [
+            " = ".join(filter(None, bench.bandwidth_cells(row, self.limits.bandwidth)))
+            for row in rows
+        ]
+        return [
+            rows[0].phase,
+            f"{rows[0].depth}",
+            f"{rows[0].tokens}",
+            *(f"{s:.1f}" for s in speeds),
+            *ratios,
+            *memory,
+        ]
 
     def plain(self) -> str:
         return f"{self.head()}\n\n{plain_table(self.cells())}"
@@ -80,7 +95,9 @@ class Comparison:
 
 
 def gguf_traffic(path: Path, config: ModelConfig) -> bench.Traffic:
-    """What llama.cpp reads per step: every tensor but an embedding that the head doesn't share, and f16 KV."""
+    """What llama.cpp reads per step: every tensor but an embedding that the head doesn't share, and
+    f16 KV.
+    """
     import gguf
 
     tensors = gguf.GGUFReader(path).tensors
@@ -97,8 +114,18 @@ def prepared(config: ModelConfig, work: Path) -> tuple[Path, Path]:
     bundle, gguf_path = work / f"{config.name}-w4-cpu", work / f"{config.name}-q4_0.gguf"
     if not bundle.exists():
         source = write_source(config, work)
-        command = ["compile", str(source), "--random-weights", "--quant", "w4", "--out", str(bundle)]
-        if subprocess.run([sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr).returncode:
+        command = [
+            "compile",
+            str(source),
+            "--random-weights",
+            "--quant",
+            "w4",
+            "--out",
+            str(bundle),
+        ]
+        if subprocess.run(
+            [sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr
+        ).returncode:
             sys.exit("the bundle was not compiled; the reason is printed above")
     if not gguf_path.exists():
         write_gguf(gguf_path, config, RandomCheckpoint(config))
@@ -107,7 +134,9 @@ def prepared(config: ModelConfig, work: Path) -> tuple[Path, Path]:
 
 def compare(args: argparse.Namespace) -> Comparison:
     bench.need_positive(repeats=args.repeats, threads=args.threads)
-    context = max(AGREEMENT_TOKENS, bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens))
+    context = max(
+        AGREEMENT_TOKENS, bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
+    )
     config = shape(args.preset, args.layers, args.sparse)
     path, gguf_path = prepared(config, args.work)
     load = os.getloadavg()[0]
@@ -131,25 +160,45 @@ def compare(args: argparse.Namespace) -> Comparison:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=PRESETS, default="MiniCPM4-0.5B")
     parser.add_argument("--layers", type=int, help="layers instead of the preset's")
-    parser.add_argument("--sparse", action="store_true", help="give the shape the published sparse attention")
-    parser.add_argument("--attention", type=gear_list, default=["auto"], help="our gear, or several: sparse,dense")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where bundle and GGUF are kept")
-    parser.add_argument("--depth", dest="depths", type=number_list, default=[0, 1024, 8192], help="0,1024,8192")
-    parser.add_argument("--random-cache", action="store_true", help="fill the cache with random numbers, not by a prefill")
-    parser.add_argument("--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out")
+    parser.add_argument(
+        "--sparse", action="store_true", help="give the shape the published sparse attention"
+    )
+    parser.add_argument(
+        "--attention", type=gear_list, default=["auto"], help="our gear, or several: sparse,dense"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where bundle and GGUF are kept"
+    )
+    parser.add_argument(
+        "--depth", dest="depths", type=number_list, default=[0, 1024, 8192], help="0,1024,8192"
+    )
+    parser.add_argument(
+        "--random-cache",
+        action="store_true",
+        help="fill the cache with random numbers, not by a prefill",
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out"
+    )
     parser.add_argument("--new-tokens", type=int, default=64, help="0 leaves decode out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--prepare", action="store_true", help="only build what is missing in --work")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only build what is missing in --work"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     try:
         if args.prepare:
-            return print(*prepared(shape(args.preset, args.layers, args.sparse), args.work), sep="\n")
+            return print(
+                *prepared(shape(args.preset, args.layers, args.sparse), args.work), sep="\n"
+            )
         result = compare(args)
     except MiniCPMError as error:
         sys.exit(f"error: {error}")

@@ -8,7 +8,9 @@ import minicpm_mlc
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("bundle", help="folder written by minicpm-mlc compile")
-parser.add_argument("--max-think-tokens", type=int, help="close the thinking after this many tokens")
+parser.add_argument(
+    "--max-think-tokens", type=int, help="close the thinking after this many tokens"
+)
 args = parser.parse_args()
 
 with minicpm_mlc.Engine(args.bundle) as engine:

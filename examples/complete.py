@@ -15,6 +15,8 @@ args = parser.parse_args()
 
 with minicpm_mlc.Engine(args.bundle) as engine:
     print(args.prompt, end="", flush=True)
-    for piece in engine.generate(args.prompt, stream=True, max_tokens=args.max_tokens, temperature=args.temperature):
+    for piece in engine.generate(
+        args.prompt, stream=True, max_tokens=args.max_tokens, temperature=args.temperature
+    ):
         print(piece, end="", flush=True)
     print(f"\n\n{engine.stats.generated_tokens} tokens, {engine.stats.decode_rate:.1f} tokens/s")

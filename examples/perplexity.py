@@ -12,7 +12,9 @@ import minicpm_mlc
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("bundle", help="folder written by minicpm-mlc compile")
 parser.add_argument("file", type=Path, help="UTF-8 text")
-parser.add_argument("--window", type=int, default=512, help="tokens that are read at once, BOS not counted")
+parser.add_argument(
+    "--window", type=int, default=512, help="tokens that are read at once, BOS not counted"
+)
 args = parser.parse_args()
 
 
@@ -25,8 +27,14 @@ def surprise(logits: np.ndarray, token_ids: list[int]) -> np.ndarray:
 
 
 with minicpm_mlc.Engine(args.bundle, context=args.window + 1) as engine:
-    first, *ids = [engine.tokenizer.bos_token_id or 0, *engine.tokenize(args.file.read_text("utf-8"), bos=False)]
+    first, *ids = [
+        engine.tokenizer.bos_token_id or 0,
+        *engine.tokenize(args.file.read_text("utf-8"), bos=False),
+    ]
     windows = [ids[start : start + args.window] for start in range(0, len(ids), args.window)]
     losses = [surprise(engine.logits([first, *window])[:-1], window) for window in windows]
 
-print(f"perplexity {np.exp(np.concatenate(losses).mean()):.3f} over {len(ids)} tokens in windows of {args.window}")
+print(
+    f"perplexity {np.exp(np.concatenate(losses).mean()):.3f} over {len(ids)} tokens in windows "
+    f"of {args.window}"
+)

@@ -1,4 +1,6 @@
-"""MiniCPM4 compiled ahead of time with TVM: `Engine(bundle)` runs a bundle, `minicpm-mlc compile` makes one."""
+"""MiniCPM4 compiled ahead of time with TVM: `Engine(bundle)` runs a bundle, `minicpm-mlc compile`
+makes one.
+"""
 
 from __future__ import annotations
 

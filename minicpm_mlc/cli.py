@@ -1,4 +1,6 @@
-"""The command line: one command per verb, no logic. Only click and the errors are imported before a verb runs."""
+"""The command line: one command per verb, no logic. Only click and the errors are imported before a
+verb runs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Numbers(click.ParamType):
 
     name = "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
@@ -61,38 +65,93 @@ def main() -> None:
 
 @main.command("compile", **_example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
 @click.argument("source")
-@click.option("-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]")
-@click.option("--device", default="cpu", help="What to compile for; minicpm-mlc devices lists what there is.")
-@click.option("--cpu", help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native for cpu]")
-@click.option("--gpu", help="The GPU beside an arm64 processor: cuda, opencl or vulkan.  [default: opencl for android]")
+@click.option(
+    "-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]"
+)
+@click.option(
+    "--device", default="cpu", help="What to compile for; minicpm-mlc devices lists what there is."
+)
+@click.option(
+    "--cpu",
+    help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native "
+    "for cpu]",
+)
+@click.option(
+    "--gpu",
+    help="The GPU beside an arm64 processor: cuda, opencl or vulkan.  [default: opencl for "
+    "android]",
+)
 @click.option("--arch", help="For CUDA: all, or for example sm_87,sm_90.  [default: all]")
 @click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
-@click.option("--embedding-quant", type=SCHEMES, help="The same for embedding and head.  [default: as --quant]")
-@click.option("--activations", type=ACTIVATIONS, default="auto", help="What meets w4 and w8 weights; auto is int8 where fast.")
-@click.option("--kv", type=KV, help="How keys and values are stored.  [default: f16; f32 with --quant f32]")
+@click.option(
+    "--embedding-quant",
+    type=SCHEMES,
+    help="The same for embedding and head.  [default: as --quant]",
+)
+@click.option(
+    "--activations",
+    type=ACTIVATIONS,
+    default="auto",
+    help="What meets w4 and w8 weights; auto is int8 where fast.",
+)
+@click.option(
+    "--kv", type=KV, help="How keys and values are stored.  [default: f16; f32 with --quant f32]"
+)
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
-@click.option("--attention", type=click.Choice(["auto", "dense"]), default="auto", help="dense leaves out sparse kernels.")
+@click.option(
+    "--attention",
+    type=click.Choice(["auto", "dense"]),
+    default="auto",
+    help="dense leaves out sparse kernels.",
+)
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
-@click.option("--draft", help="An EAGLE head's folder, for speculative decoding; or random-eagle3, random-eagle2:8192.")
-@click.option("--draft-quant", type=SCHEMES, help="How its weights are stored.  [default: as the model's]")
-@click.option("--frspec", type=click.Path(), help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.")
-@click.option("--dry-run", is_flag=True, help="Print the memory it will need per context length; write nothing.")
+@click.option(
+    "--draft",
+    help="An EAGLE head's folder, for speculative decoding; or random-eagle3, random-eagle2:8192.",
+)
+@click.option(
+    "--draft-quant", type=SCHEMES, help="How its weights are stored.  [default: as the model's]"
+)
+@click.option(
+    "--frspec",
+    type=click.Path(),
+    help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the memory it will need per context length; write nothing.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--random-weights", is_flag=True, help="Without weights: SOURCE is a published model's name or a config.")
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Without weights: SOURCE is a published model's name or a config.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def compile_command(
-    source: str, quant: str, embedding_quant: str | None, draft_quant: str | None, force: bool, as_json: bool,
+    source: str,
+    quant: str,
+    embedding_quant: str | None,
+    draft_quant: str | None,
+    force: bool,
+    as_json: bool,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Compile the checkpoint folder SOURCE into a bundle."""
     from minicpm_mlc.base.progress import progress
     from minicpm_mlc.compile import compile_model
 
     with progress() as report:
         result = compile_model(
-            source, scheme=quant, embedding_scheme=embedding_quant, draft_scheme=draft_quant, overwrite=force,
-            progress=report, **options,
-        )  # fmt: skip
+            source,
+            scheme=quant,
+            embedding_scheme=embedding_quant,
+            draft_scheme=draft_quant,
+            overwrite=force,
+            progress=report,
+            **options,
+        )
     click.echo(result.json() if as_json else result.plain())
 
 
@@ -100,9 +159,19 @@ def _drafting(command: Any) -> Any:
     """The options of speculative decoding."""
     options = [
         click.option("--tree-size", type=int, help="Nodes of a draft tree.  [default: what pays]"),
-        click.option("--draft-depth", type=int, help="Levels of a draft tree.  [default: what pays]"),
-        click.option("--draft-top-k", type=int, help="Guesses after a token.  [default: 4; 1 for a draft model]"),
-        click.option("--draft-model", type=click.Path(), help="A smaller bundle with the same tokenizer, to draft with."),
+        click.option(
+            "--draft-depth", type=int, help="Levels of a draft tree.  [default: what pays]"
+        ),
+        click.option(
+            "--draft-top-k",
+            type=int,
+            help="Guesses after a token.  [default: 4; 1 for a draft model]",
+        ),
+        click.option(
+            "--draft-model",
+            type=click.Path(),
+            help="A smaller bundle with the same tokenizer, to draft with.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -111,8 +180,12 @@ def _drafting(command: Any) -> Any:
 
 def _rpc(command: Any) -> Any:
     """The options of a bundle that runs on another machine."""
-    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(command)
-    return click.option("--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once.")(command)
+    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(
+        command
+    )
+    return click.option(
+        "--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once."
+    )(command)
 
 
 def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
@@ -125,47 +198,95 @@ def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
         return connect(rpc, key, bundles, report)
 
 
-@main.command(**_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
+@main.command(
+    **_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"')
+)
 @click.argument("bundle", type=click.Path())
 @click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
 @click.option("--system", help="System prompt.")
-@click.option("--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]")
+@click.option(
+    "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
+)
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
-@click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
+@click.option(
+    "--attention",
+    type=ATTENTION,
+    default="auto",
+    help="auto is sparse from the model's dense_len tokens on.",
+)
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--top-k", type=int, help="0 is all.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share.")
-@click.option("--min-p", type=float, help="Draw from tokens at least this times as likely as the likeliest.")
+@click.option(
+    "--min-p", type=float, help="Draw from tokens at least this times as likely as the likeliest."
+)
 @click.option("--repetition-penalty", type=float, help="1 is none.")
 @click.option("--presence-penalty", type=float, help="0 is none.")
 @click.option("--frequency-penalty", type=float, help="0 is none.")
 @click.option("--seed", type=int, help="Same seed, same text.")
-@click.option("--stop", multiple=True, help="Text that ends the answer; may be given more than once.")
+@click.option(
+    "--stop", multiple=True, help="Text that ends the answer; may be given more than once."
+)
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
 @click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
-@click.option("--think/--no-think", default=None, help="Think before answering, or don't.  [default: the model's]")
-@click.option("--speculate", type=SPECULATE, help="Guess tokens ahead; the text stays the same.  [default: auto]")
+@click.option(
+    "--think/--no-think",
+    default=None,
+    help="Think before answering, or don't.  [default: the model's]",
+)
+@click.option(
+    "--speculate",
+    type=SPECULATE,
+    help="Guess tokens ahead; the text stays the same.  [default: auto]",
+)
 @_drafting
 @_rpc
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
-@click.option("--show-blocks", is_flag=True, help="After an answer, the blocks of 64 tokens that it chose most.")
-@click.option("--json", "as_json", is_flag=True, help="One question: print answer, thinking and numbers as JSON.")
-@click.option("--stats", is_flag=True, help="One question: print tokens/s and context used on standard error.")
+@click.option(
+    "--show-blocks",
+    is_flag=True,
+    help="After an answer, the blocks of 64 tokens that it chose most.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One question: print answer, thinking and numbers as JSON.",
+)
+@click.option(
+    "--stats", is_flag=True, help="One question: print tokens/s and context used on standard error."
+)
 def chat(
-    bundle: str, prompt: str | None, system: str | None, context: int | None, threads: int | None, attention: str,
-    draft_model: str | None, rpc: str | None, key: str | None, hide_thinking: bool, show_blocks: bool, as_json: bool,
-    stats: bool, **options: Any,
-) -> None:  # fmt: skip
+    bundle: str,
+    prompt: str | None,
+    system: str | None,
+    context: int | None,
+    threads: int | None,
+    attention: str,
+    draft_model: str | None,
+    rpc: str | None,
+    key: str | None,
+    hide_thinking: bool,
+    show_blocks: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
-    The answer to one question (--prompt, or piped text) goes to standard output, its thinking to standard error.
+    The answer to one question (--prompt, or piped text) goes to standard output, its thinking to
+    standard error.
     """
     from minicpm_mlc.runtime_py.chat.repl import answer_once, chosen, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
     given = chosen(options)
-    shared: dict[str, Any] = {"system": system, "hide_thinking": hide_thinking, "show_blocks": show_blocks}
+    shared: dict[str, Any] = {
+        "system": system,
+        "hide_thinking": hide_thinking,
+        "show_blocks": show_blocks,
+    }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
     with Engine(bundle, remote=_remote(rpc, key, bundle, draft_model), **opened) as engine:
@@ -173,7 +294,9 @@ def chat(
         if question is None:
             talk(engine, options=given, **shared)
         else:
-            answer_once(engine, question, options=given, as_json=as_json, with_stats=stats, **shared)
+            answer_once(
+                engine, question, options=given, as_json=as_json, with_stats=stats, **shared
+            )
 
 
 @main.command(**_example("minicpm-mlc inspect MiniCPM4.1-8B"))
@@ -191,31 +314,72 @@ def inspect(source: str, as_json: bool) -> None:
 
 @main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
-@click.option("--depth", type=Numbers(), help="Tokens already in the cache, separated by commas.  [default: 0,1024]")
 @click.option(
-    "--prompt-tokens", type=Numbers(), default="512",
+    "--depth",
+    type=Numbers(),
+    help="Tokens already in the cache, separated by commas.  [default: 0,1024]",
+)
+@click.option(
+    "--prompt-tokens",
+    type=Numbers(),
+    default="512",
     help="Tokens prefilled per measurement; 512,2048 for two rows, 0 for none.",
-)  # fmt: skip
+)
 @click.option("--new-tokens", default=64, help="Tokens decoded per measurement; 0 for none.")
 @click.option("--repeats", default=3, help="Measurements per row.")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
-@click.option("--attention", type=ATTENTION, default="auto", help="auto is sparse from the model's dense_len tokens on.")
-@click.option("--attention-only", is_flag=True, help="No bundle: the 8B models' kernels, both gears; --depth is 32768,131072.")
-@click.option("--kv", type=KV, default="f16", help="With --attention-only: how keys and values are stored.")
-@click.option("--operators", is_flag=True, help="Where the time of one decode step goes, operator by operator.")
-@click.option("--random-cache", is_flag=True, help="Fill the cache with random numbers instead of computing the tokens.")
-@click.option("--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file.")
-@click.option("--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter.")
+@click.option(
+    "--attention",
+    type=ATTENTION,
+    default="auto",
+    help="auto is sparse from the model's dense_len tokens on.",
+)
+@click.option(
+    "--attention-only",
+    is_flag=True,
+    help="No bundle: the 8B models' kernels, both gears; --depth is 32768,131072.",
+)
+@click.option(
+    "--kv", type=KV, default="f16", help="With --attention-only: how keys and values are stored."
+)
+@click.option(
+    "--operators",
+    is_flag=True,
+    help="Where the time of one decode step goes, operator by operator.",
+)
+@click.option(
+    "--random-cache",
+    is_flag=True,
+    help="Fill the cache with random numbers instead of computing the tokens.",
+)
+@click.option(
+    "--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file."
+)
+@click.option(
+    "--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter."
+)
 @_drafting
-@click.option("--prompt-file", type=click.Path(), help="With --speculate: a message a line, answered by the model itself.")
-@click.option("--replay", type=click.Path(), help="With --speculate DRAFTER: take what is accepted from its record.")
-@click.option("--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(),
+    help="With --speculate: a message a line, answered by the model itself.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(),
+    help="With --speculate DRAFTER: take what is accepted from its record.",
+)
+@click.option(
+    "--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted."
+)
 @_rpc
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 @click.pass_context
 def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
-    """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of memory."""
+    """Measure prefill and decode tokens/s of BUNDLE, and how near decode comes to the speed of
+    memory.
+    """
     from minicpm_mlc.bench.modes import mode_and_options
 
     mode, options = mode_and_options(ctx)
@@ -237,12 +401,17 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
 
 @main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
 @click.argument("bundle", type=click.Path())
-@click.option("--expect", type=click.Path(), help="The --json report of another device, whose tokens this one must give.")
+@click.option(
+    "--expect",
+    type=click.Path(),
+    help="The --json report of another device, whose tokens this one must give.",
+)
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @_rpc
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
-    """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short generation.
+    """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
+    generation.
 
     Status 1 and the operator's name if one is wrong.
     """
@@ -257,10 +426,18 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
 
 
 @main.command("rpc-server", **_example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
-@click.option("--host", default="127.0.0.1", help="Address to listen at; others than this machine reach it at 0.0.0.0.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen at; others than this machine reach it at 0.0.0.0.",
+)
 @click.option("--port", default=9090, help="0 is any free one.")
 @click.option("--key", help="What clients must give.  [default: a random one, printed]")
-@click.option("--folder", type=click.Path(), help="Where uploaded bundles are kept.  [default: in the user's cache]")
+@click.option(
+    "--folder",
+    type=click.Path(),
+    help="Where uploaded bundles are kept.  [default: in the user's cache]",
+)
 def rpc_server(**options: Any) -> None:
     """Let other machines run bundles here, with chat, bench and verify --rpc.
 
@@ -271,12 +448,21 @@ def rpc_server(**options: Any) -> None:
     run_server(say=click.echo, **options)
 
 
-@main.command(**_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip"))
+@main.command(
+    **_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip")
+)
 @click.argument("bundle", type=click.Path())
 @click.option("--for", "platform", type=PLATFORMS, required=True, help="Where it will run.")
-@click.option("-o", "--out", type=click.Path(), help="Archive to write, .zip or .tar.  [default: BUNDLE-PLATFORM]")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(),
+    help="Archive to write, .zip or .tar.  [default: BUNDLE-PLATFORM]",
+)
 def package(bundle: str, platform: str, out: str | None) -> None:
-    """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each time."""
+    """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each
+    time.
+    """
     from minicpm_mlc.base.progress import progress
     from minicpm_mlc.compile.package import package_bundle
 
@@ -285,12 +471,21 @@ def package(bundle: str, platform: str, out: str | None) -> None:
     click.echo(result)
 
 
-@main.command(**_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"))
+@main.command(
+    **_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html")
+)
 @click.argument("bundle", type=click.Path())
-@click.option("--prompt-file", type=click.File(encoding="utf-8"), required=True, help="The message: document and question.")
+@click.option(
+    "--prompt-file",
+    type=click.File(encoding="utf-8"),
+    required=True,
+    help="The message: document and question.",
+)
 @click.option("-o", "--out", type=click.Path(), default="trace.html", help="Page to write.")
 @click.option("--max-tokens", default=128, help="Longest answer, in tokens.")
-@click.option("--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]")
+@click.option(
+    "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
+)
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
 def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
@@ -308,7 +503,9 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
-FRSPEC = _example("minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json")
+FRSPEC = _example(
+    "minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json"
+)
 
 
 @main.group(**FRSPEC)
@@ -320,19 +517,36 @@ class Source(click.Path):
     """A path whose absence is told with what to give."""
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer ./MiniCPM4-8B"
+        return (
+            "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer "
+            "./MiniCPM4-8B"
+        )
 
 
 @frspec.command("build", **FRSPEC)
-@click.option("--text", type=click.Path(), multiple=True, required=True, help="Folder or file of UTF-8 text; repeatable.")
+@click.option(
+    "--text",
+    type=click.Path(),
+    multiple=True,
+    required=True,
+    help="Folder or file of UTF-8 text; repeatable.",
+)
 @click.option("--size", default=32768, help="How many tokens the list has.")
-@click.option("--tokenizer", type=Source(), required=True, help="A checkpoint or bundle, for its tokenizer and its shape.")
-@click.option("-o", "--out", type=click.Path(), default="freq.json", help="List to write, .json or .npy.")
+@click.option(
+    "--tokenizer",
+    type=Source(),
+    required=True,
+    help="A checkpoint or bundle, for its tokenizer and its shape.",
+)
+@click.option(
+    "-o", "--out", type=click.Path(), default="freq.json", help="List to write, .json or .npy."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_json: bool) -> None:
     """List the commonest tokens of your own text.
 
-    Prints how much of the text held out they cover, and what the list saves a draft head on this machine's CPU.
+    Prints how much of the text held out they cover, and what the list saves a draft head on this
+    machine's CPU.
     """
     from minicpm_mlc.base.progress import progress
     from minicpm_mlc.inspect.frspec_build import as_text, build_and_time

@@ -1,4 +1,6 @@
-"""Small random checkpoints with the published models' file names and shape families, for any test that needs one."""
+"""Small random checkpoints with the published models' file names and shape families, for any test
+that needs one.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +19,70 @@ from minicpm_mlc.compile.config.presets import PRESETS
 
 # Each keeps its preset's head_dim, factors, tying and number of query heads per kv head.
 TINY: dict[str, dict[str, Any]] = {
-    "MiniCPM4-0.5B": {"hidden_size": 1024, "intermediate_size": 192, "num_heads": 16, "num_kv_heads": 2},
-    "MiniCPM4-8B": {"hidden_size": 2048, "intermediate_size": 96, "num_heads": 16, "num_kv_heads": 1},
-    "MiniCPM4.1-8B": {"hidden_size": 256, "intermediate_size": 320, "num_heads": 32, "num_kv_heads": 2},
-    "MiniCPM5-1B": {"hidden_size": 192, "intermediate_size": 448, "num_heads": 16, "num_kv_heads": 2},
+    "MiniCPM4-0.5B": {
+        "hidden_size": 1024,
+        "intermediate_size": 192,
+        "num_heads": 16,
+        "num_kv_heads": 2,
+    },
+    "MiniCPM4-8B": {
+        "hidden_size": 2048,
+        "intermediate_size": 96,
+        "num_heads": 16,
+        "num_kv_heads": 1,
+    },
+    "MiniCPM4.1-8B": {
+        "hidden_size": 256,
+        "intermediate_size": 320,
+        "num_heads": 32,
+        "num_kv_heads": 2,
+    },
+    "MiniCPM5-1B": {
+        "hidden_size": 192,
+        "intermediate_size": 448,
+        "num_heads": 16,
+        "num_kv_heads": 2,
+    },
 }
 # LongRoPE factors as the config.json files have them, digit by digit: model -> "native" and "128K".
 PUBLISHED_ROPE: dict[str, dict[str, list[float]]] = json.loads(
     (Path(__file__).parent / "published_rope_factors.json").read_text()
 )
-SIZES = {"bf16": ("bfloat16", np.uint16), "f16": ("float16", np.float16), "f32": ("float32", np.float32)}
+SIZES = {
+    "bf16": ("bfloat16", np.uint16),
+    "f16": ("float16", np.float16),
+    "f32": ("float32", np.float32),
+}
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def tiny_config(preset_name: str, **overrides: Any) -> ModelConfig:
-    """The preset scaled down to two layers and a vocabulary of 323, which no kernel's tile divides."""
+    """The preset scaled down to two layers and a vocabulary of 323, which no kernel's tile
+    divides.
+    """
     vocab = overrides.get("vocab_size", 323)
-    small = {"num_layers": 2, "vocab_size": vocab, "eos_token_ids": (2, vocab - 2), **TINY[preset_name], **overrides}
+    small = {
+        "num_layers": 2,
+        "vocab_size": vocab,
+        "eos_token_ids": (2, vocab - 2),
+        **TINY[preset_name],
+        **overrides,
+    }
     return replace(PRESETS[preset_name], **small)
 
 
 def config_json(config: ModelConfig, form: str = "remote") -> dict[str, Any]:
-    """config.json of the published remote-code form, or of transformers' own ("native") with rope_parameters."""
-    assert config.rope_attention_scale == 1.0, "the original context isn't kept, so another scale can't be written"
+    """config.json of the published remote-code form, or of transformers' own ("native") with
+    rope_parameters.
+    """
+    assert config.rope_attention_scale == 1.0, (
+        "the original context isn't kept, so another scale can't be written"
+    )
     rope: dict[str, Any] = {
         "rope_type": "longrope",
         "short_factor": list(config.rope_factors),
@@ -75,7 +114,11 @@ def config_json(config: ModelConfig, form: str = "remote") -> dict[str, Any]:
     if config.sparse:
         values["sparse_config"] = asdict(config.sparse)
     if config.model_type == "llama":
-        llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": config.rope_theta}
+        llama = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "rope_theta": config.rope_theta,
+        }
         scaled = any(factor != 1.0 for factor in config.rope_factors)
         values |= llama | {"rope_scaling": rope if scaled else None, "attention_bias": False}
         del values["auto_map"]
@@ -83,7 +126,11 @@ def config_json(config: ModelConfig, form: str = "remote") -> dict[str, Any]:
     values |= {"scale_emb": config.scale_emb, "scale_depth": config.scale_depth}
     values |= {"dim_model_base": config.dim_model_base}
     if form == "native":
-        values |= {"architectures": ["MiniCPM4ForCausalLM"], "model_type": "minicpm4", "head_dim": config.head_dim}
+        values |= {
+            "architectures": ["MiniCPM4ForCausalLM"],
+            "model_type": "minicpm4",
+            "head_dim": config.head_dim,
+        }
         values |= {"rope_parameters": {**rope, "rope_theta": config.rope_theta}, "mlp_bias": False}
         del values["auto_map"]
         return values
@@ -101,29 +148,44 @@ def write_checkpoint(
     form: str = "remote",
     **config_overrides: Any,
 ) -> dict[str, np.ndarray]:
-    """Writes a random checkpoint and returns its weights as float32, after rounding to `dtype` (bf16, f16 or f32).
+    """Writes a random checkpoint and returns its weights as float32, after rounding to `dtype`
+    (bf16, f16 or f32).
 
-    `tied_alias` stores lm_head.weight beside a tied embedding; `config_overrides` replace keys of config.json.
+    `tied_alias` stores lm_head.weight beside a tied embedding; `config_overrides` replace keys of
+    config.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     source = RandomCheckpoint(config, seed)
-    weights = {name: _round(_unlike_ones(name, source.rows(name)), dtype) for name in source.names()}
-    stored = weights | ({"lm_head.weight": weights["model.embed_tokens.weight"]} if tied_alias else {})
+    weights = {
+        name: _round(_unlike_ones(name, source.rows(name)), dtype) for name in source.names()
+    }
+    stored = weights | (
+        {"lm_head.weight": weights["model.embed_tokens.weight"]} if tied_alias else {}
+    )
     write_tensors(folder, stored, dtype, shards)
     write_json(folder / "config.json", config_json(config, form) | config_overrides)
-    write_json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.9, "top_p": 0.95})
+    write_json(
+        folder / "generation_config.json", {"do_sample": True, "temperature": 0.9, "top_p": 0.95}
+    )
     write_tokenizer(folder, config.vocab_size)
     return weights
 
 
-def write_tensors(folder: Path, tensors: dict[str, np.ndarray], dtype: str = "bf16", shards: int = 1) -> None:
+def write_tensors(
+    folder: Path, tensors: dict[str, np.ndarray], dtype: str = "bf16", shards: int = 1
+) -> None:
     """model.safetensors, or `shards` numbered files of it and their index."""
     if shards == 1:
         return save_tensors(folder / "model.safetensors", tensors, dtype)
-    places = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(tensors)}
+    places = {
+        name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors"
+        for i, name in enumerate(tensors)
+    }
     for file in set(places.values()):
-        save_tensors(folder / file, {name: tensors[name] for name in tensors if places[name] == file}, dtype)
+        save_tensors(
+            folder / file, {name: tensors[name] for name in tensors if places[name] == file}, dtype
+        )
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
 
 
@@ -134,14 +196,18 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "bf16"
         bits = (value.view(np.uint32) >> 16) if dtype == "bf16" else value
         stored[name] = np.ascontiguousarray(bits.astype(stored_as))
     specs = {
-        name: TensorSpec(dtype=kind, shape=list(value.shape), data_ptr=value.ctypes.data, data_len=value.nbytes)
+        name: TensorSpec(
+            dtype=kind, shape=list(value.shape), data_ptr=value.ctypes.data, data_len=value.nbytes
+        )
         for name, value in stored.items()
     }
     serialize_file(specs, str(path), {"format": "pt"})
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A SentencePiece-like BPE of letters with byte fallback; the last two ids are <|im_end|> and <|im_start|>."""
+    """A SentencePiece-like BPE of letters with byte fallback; the last two ids are <|im_end|> and
+    <|im_start|>.
+    """
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     letters = [chr(c) for c in (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))]
     pieces += letters[: vocab_size - 2 - len(pieces)]
@@ -149,16 +215,32 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     vocab = {piece: i for i, piece in enumerate(pieces)}
     bpe = models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     specials = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>"]
-    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in specials])
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in specials]
+    )
     # as published: encoding adds <s> unless asked not to
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>", "add_bos_token": True}
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+    }
     write_json(folder / "tokenizer_config.json", settings | {"chat_template": CHAT_TEMPLATE})
 
 
@@ -168,7 +250,11 @@ def write_json(path: Path, value: object) -> None:
 
 def _unlike_ones(name: str, value: np.ndarray) -> np.ndarray:
     """Norm weights that differ from channel to channel, so that a forgotten norm shows."""
-    return value if value.ndim == 2 else value + 0.25 * np.sin(np.arange(value.size, dtype=np.float32) + len(name))
+    return (
+        value
+        if value.ndim == 2
+        else value + 0.25 * np.sin(np.arange(value.size, dtype=np.float32) + len(name))
+    )
 
 
 def _round(value: np.ndarray, dtype: str) -> np.ndarray:

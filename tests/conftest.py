@@ -15,7 +15,10 @@ from filelock import FileLock
 
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
-LAYERS = [Path(folder) / "vulkan" / "explicit_layer.d" for folder in ("/usr/share", "/usr/local/share", "/etc")]
+LAYERS = [
+    Path(folder) / "vulkan" / "explicit_layer.d"
+    for folder in ("/usr/share", "/usr/local/share", "/etc")
+]
 VALIDATED = any((folder / "VkLayer_khronos_validation.json").exists() for folder in LAYERS)
 if VALIDATED:  # before any test opens a Vulkan driver
     os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
@@ -42,7 +45,9 @@ def vulkan_silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 class TinyBundle:
     """A compiled tiny model and what it was made from: float32 weights by published name."""
 
-    def __init__(self, path: Path, checkpoint: Path, config: ModelConfig, weights: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self, path: Path, checkpoint: Path, config: ModelConfig, weights: dict[str, np.ndarray]
+    ) -> None:
         self.path, self.checkpoint, self.config, self.weights = path, checkpoint, config, weights
 
 
@@ -54,7 +59,9 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBundle]:
-    """tiny_bundle(preset, scheme="f32", **config overrides), shared by all tests that ask for the same."""
+    """tiny_bundle(preset, scheme="f32", **config overrides), shared by all tests that ask for the
+    same.
+    """
     from minicpm_mlc.compile import compile_model
 
     built: dict[Any, TinyBundle] = {}
@@ -86,5 +93,10 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = shared_folder(tmp_path_factory) / "demo-bundle"
     with FileLock(f"{bundle}.lock"):
         if not bundle.exists():
-            compile_model(DEMO / "MiniCPM4.1-demo", bundle, draft=DEMO / "MiniCPM4.1-demo-Eagle3", prefill_chunk=256)
+            compile_model(
+                DEMO / "MiniCPM4.1-demo",
+                bundle,
+                draft=DEMO / "MiniCPM4.1-demo-Eagle3",
+                prefill_chunk=256,
+            )
     return bundle

@@ -12,7 +12,10 @@ import pytest
 
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 LIBRARY = {"vulkan": "MINICPM_VULKAN_LIBRARY", "opencl": "MINICPM_OPENCL_LIBRARY"}
-LOST = {"vulkan": ("vkQueueSubmit", "VK_ERROR_DEVICE_LOST"), "opencl": ("clEnqueueReadBuffer", "-2")}
+LOST = {
+    "vulkan": ("vkQueueSubmit", "VK_ERROR_DEVICE_LOST"),
+    "opencl": ("clEnqueueReadBuffer", "-2"),
+}
 START = """
 import numpy as np
 from minicpm_mlc.runtime_py.library import load_runtime, tvm_ffi
@@ -85,7 +88,14 @@ cl_int clGetDeviceInfo(cl_device_id device, cl_device_info what, size_t size, vo
 
 def failing(device: str, folder: Path, function: str, result: str) -> dict[str, str]:
     """The environment in which one function of the device's driver fails."""
-    return built(device, folder, FAILING[device], f"-DRESULT={result}", f'-DNAME="{function}"', f"-DFUNCTION={function}")
+    return built(
+        device,
+        folder,
+        FAILING[device],
+        f"-DRESULT={result}",
+        f'-DNAME="{function}"',
+        f"-DFUNCTION={function}",
+    )
 
 
 def lost(device: str, folder: Path) -> dict[str, str]:
@@ -99,7 +109,9 @@ def small(device: str, folder: Path, nbytes: int) -> dict[str, str]:
 
 
 def built(device: str, folder: Path, text: str, *macros: str) -> dict[str, str]:
-    """The environment with a driver of this C text; what isn't in it is found in OpenCL's library, which it needs."""
+    """The environment with a driver of this C text; what isn't in it is found in OpenCL's library,
+    which it needs.
+    """
     source, library = folder / "driver.c", folder / "driver.so"
     source.write_text(text)
     needed = ["-Wl,--no-as-needed", "-l:libOpenCL.so.1"] if device == "opencl" else []
@@ -111,7 +123,9 @@ def built(device: str, folder: Path, text: str, *macros: str) -> dict[str, str]:
 def in_new_process(code: str, **environment: str) -> str:
     """What a Python of its own prints, with TVM's runtime alone."""
     program = [sys.executable, "-c", START + code]
-    done = subprocess.run(program, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        program, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "Validation" not in done.stdout, done.stdout
     return done.stdout
@@ -120,4 +134,6 @@ def in_new_process(code: str, **environment: str) -> str:
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     program = [sys.executable, "-m", "minicpm_mlc", *arguments]
-    return subprocess.run(program, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        program, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )

@@ -13,7 +13,9 @@ NEEDED, LOAD = 1, 1  # dynamic entries, segments
 
 @dataclass(frozen=True)
 class SharedObject:
-    """Names as the dynamic linker sees them. `page`: the largest page, in bytes, whose multiples all segments can lie at."""
+    """Names as the dynamic linker sees them. `page`: the largest page, in bytes, whose multiples
+    all segments can lie at.
+    """
 
     machine: int
     needed: list[str]
@@ -34,15 +36,24 @@ def read_shared_object(path: Path) -> SharedObject:
     def entries(kind: int, layout: str) -> list[tuple]:
         section = next(s for s in sections if s[1] == kind)
         names = sections[section[6]][4]  # the linked string table's offset
-        return [(*entry, names) for entry in struct.iter_unpack(layout, data[section[4] : section[4] + section[5]])]
+        return [
+            (*entry, names)
+            for entry in struct.iter_unpack(layout, data[section[4] : section[4] + section[5]])
+        ]
 
     def text(start: int) -> str:
         return data[start : data.index(0, start)].decode()
 
-    symbols = [(text(names + name), section) for name, _, _, section, _, _, names in entries(DYNSYM, "<IBBHQQ") if name]
+    symbols = [
+        (text(names + name), section)
+        for name, _, _, section, _, _, names in entries(DYNSYM, "<IBBHQQ")
+        if name
+    ]
     return SharedObject(
         machine=struct.unpack_from("<H", data, 18)[0],
-        needed=[text(names + value) for tag, value, names in entries(DYNAMIC, "<QQ") if tag == NEEDED],
+        needed=[
+            text(names + value) for tag, value, names in entries(DYNAMIC, "<QQ") if tag == NEEDED
+        ],
         undefined={name for name, section in symbols if section == 0},
         exported={name for name, section in symbols if section},
         page=min(align for kind, _, _, _, _, _, _, align in _segments(data) if kind == LOAD),
@@ -57,7 +68,9 @@ def _segments(data: bytes) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Object:
-    """An ELF file of any kind: its machine, flags, and the symbols that others see: those it has, those it wants."""
+    """An ELF file of any kind: its machine, flags, and the symbols that others see: those it has,
+    those it wants.
+    """
 
     machine: int
     flags: int
@@ -66,7 +79,9 @@ class Object:
 
 
 def read_object(data: bytes) -> Object:
-    """A 64-bit little-endian ELF file with a table of symbols. Raises ValueError for any other file."""
+    """A 64-bit little-endian ELF file with a table of symbols. Raises ValueError for any other
+    file.
+    """
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     at, flags = struct.unpack_from("<QI", data, 40)
@@ -75,7 +90,11 @@ def read_object(data: bytes) -> Object:
     table = next(section for section in sections if section[1] == SYMTAB)
     names = sections[table[6]][4]
     symbols = struct.iter_unpack("<IBBHQQ", data[table[4] : table[4] + table[5]])
-    seen = [(data[names + s[0] : data.index(0, names + s[0])].decode(), s[3]) for s in symbols if s[1] >> 4]
+    seen = [
+        (data[names + s[0] : data.index(0, names + s[0])].decode(), s[3])
+        for s in symbols
+        if s[1] >> 4
+    ]
     return Object(
         machine=struct.unpack_from("<H", data, 18)[0],
         flags=flags,

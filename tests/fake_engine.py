@@ -28,7 +28,9 @@ class FakeStats:
 class FakeEngine:
     """Answers with `events`; an exception among them is raised when its turn comes."""
 
-    events: list[Any] = field(default_factory=lambda: [("thinking", "hm"), ("answer", "He"), ("answer", "llo")])
+    events: list[Any] = field(
+        default_factory=lambda: [("thinking", "hm"), ("answer", "He"), ("answer", "llo")]
+    )
     calls: list[tuple[list[dict[str, str]], dict[str, Any]]] = field(default_factory=list)
     stats: FakeStats = field(default_factory=FakeStats)
     closed: int = 0
@@ -41,7 +43,9 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def chat_events(self, messages: list[dict[str, str]], *, on_prefill: Any = None, **options: Any) -> Iterator[Any]:
+    def chat_events(
+        self, messages: list[dict[str, str]], *, on_prefill: Any = None, **options: Any
+    ) -> Iterator[Any]:
         self.calls.append((messages, options))
         return self._stream()
 

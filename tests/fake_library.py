@@ -1,4 +1,6 @@
-"""A model made of NumPy: its logits depend on the whole history, read back through the page table."""
+"""A model made of NumPy: its logits depend on the whole history, read back through the page
+table.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def token(text: str) -> int:
 
 
 class FakeLibrary:
-    """Stores tokens in the pages as a model stores keys; counts what it computes. `say` may script the answer."""
+    """Stores tokens in the pages as a model stores keys; counts what it computes. `say` may script
+    the answer.
+    """
 
     memory = SimpleNamespace(name="no device")
 
@@ -34,10 +38,16 @@ class FakeLibrary:
         self.calls: list[int] = []  # rows of each call
 
     def new_pools(self, num_pages: int) -> Any:
-        return SimpleNamespace(tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1))
+        return SimpleNamespace(
+            tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1)
+        )
 
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False) -> Outputs:
-        assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {np.dtype(np.int32)}
+    def prefill(
+        self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False
+    ) -> Outputs:
+        assert {a.dtype for a in (token_ids, positions, slots, page_table, logit_rows)} == {
+            np.dtype(np.int32)
+        }
         self.calls.append(len(token_ids))
         pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
         pools.positions[page_table[slots // PAGE], slots % PAGE] = positions
@@ -45,10 +55,16 @@ class FakeLibrary:
 
     def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> Outputs:
         assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools)
+        return self.prefill(
+            token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools
+        )
 
-    def verify(self, token_ids, positions, slots, base, page_table, ancestors, pools, sparse=False) -> Outputs:
-        """Every row's history is what it sees: the slots before the base, then its ancestors in the tree."""
+    def verify(
+        self, token_ids, positions, slots, base, page_table, ancestors, pools, sparse=False
+    ) -> Outputs:
+        """Every row's history is what it sees: the slots before the base, then its ancestors in the
+        tree.
+        """
         self.calls.append(len(token_ids))
         assert slots[0] >= base[0] and (np.diff(slots) == 1).all()
         pools.tokens[page_table[slots // PAGE], slots % PAGE] = token_ids
@@ -62,19 +78,25 @@ class FakeLibrary:
     def commit(self, sources, slots, page_table, pools) -> None:
         assert (np.diff(sources) > 0).all() and (slots <= sources).all()
         for pool in (pools.tokens, pools.positions):
-            pool[page_table[slots // PAGE], slots % PAGE] = pool[page_table[sources // PAGE], sources % PAGE]
+            pool[page_table[slots // PAGE], slots % PAGE] = pool[
+                page_table[sources // PAGE], sources % PAGE
+            ]
 
     def _row(self, last: int, page_table: np.ndarray, pools: Any) -> np.ndarray:
         return self._seen(np.arange(last + 1), page_table, pools)
 
     def _seen(self, slots: np.ndarray, page_table: np.ndarray, pools: Any) -> np.ndarray:
         history = pools.tokens[page_table[slots // PAGE], slots % PAGE].tolist()
-        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == list(range(len(slots)))
+        assert pools.positions[page_table[slots // PAGE], slots % PAGE].tolist() == list(
+            range(len(slots))
+        )
         return self.row(history)
 
     def row(self, history: list[int]) -> np.ndarray:
         logits = np.random.default_rng(history).standard_normal(VOCAB).astype(np.float32)
-        logits[[*range(FIRST_WORD), *range(VOCAB - 3, VOCAB)]] -= 20  # readable text, no accidental end
+        logits[[*range(FIRST_WORD), *range(VOCAB - 3, VOCAB)]] -= (
+            20  # readable text, no accidental end
+        )
         if self.say:
             logits[self.say(history)] += 100
         return logits
@@ -85,9 +107,18 @@ FIRST_WORD = token("▁hello")
 
 def manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
-        "name": "fake", "scheme": "f32", "embedding_scheme": "f32", "target": {"device": "cpu"}, "tvm": "", "params": [],
-        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]}, "kv_dtype": "float32", "kv_layout": {},
-        "page_size": PAGE, "max_context": 200, "prefill_chunk": 5,
+        "name": "fake",
+        "scheme": "f32",
+        "embedding_scheme": "f32",
+        "target": {"device": "cpu"},
+        "tvm": "",
+        "params": [],
+        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
+        "kv_dtype": "float32",
+        "kv_layout": {},
+        "page_size": PAGE,
+        "max_context": 200,
+        "prefill_chunk": 5,
         "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
-    }  # fmt: skip
+    }
     return Manifest(**(values | changes))

@@ -1,4 +1,6 @@
-"""Compile PrimFuncs for a device and call them with NumPy arrays, on the first device of its kind that is here."""
+"""Compile PrimFuncs for a device and call them with NumPy arrays, on the first device of its kind
+that is here.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ def device_named(name: str) -> Any:
 
 
 DEVICE = device_named("opencl")
-needs_opencl = pytest.mark.skipif(DEVICE is None, reason="no OpenCL device with its runtime: make devices")
+needs_opencl = pytest.mark.skipif(
+    DEVICE is None, reason="no OpenCL device with its runtime: make devices"
+)
 
 
 def compiled(func: tvm.tirx.PrimFunc, name: str = "opencl") -> Callable[..., None]:
-    """A call on NumPy arrays, outputs included; arrays are copied in, and every one is copied back."""
+    """A call on NumPy arrays, outputs included; arrays are copied in, and every one is copied
+    back.
+    """
     return compiled_together({"main": func}, name)["main"]
 
 
@@ -39,9 +45,13 @@ def compiled_together(
 ) -> dict[str, Callable[..., None]]:
     """The same for many functions in one library, by their names in it."""
     target, device = target or get_target(name), device_named(name)
-    module = tvm.IRModule({key: func.with_attr("global_symbol", key) for key, func in funcs.items()})
+    module = tvm.IRModule(
+        {key: func.with_attr("global_symbol", key) for key, func in funcs.items()}
+    )
     built = tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())
-    with tempfile.TemporaryDirectory() as folder:  # what the compiler holds can't run; what a file holds can
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # what the compiler holds can't run; what a file holds can
         path = Path(folder) / "kernels.so"
         target.export(built, str(path))
         library = tvm.runtime.load_module(str(path))

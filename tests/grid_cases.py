@@ -50,7 +50,9 @@ BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One function: a method of the kernel sets and its arguments. `dtype`: what the table tells apart."""
+    """One function: a method of the kernel sets and its arguments. `dtype`: what the table tells
+    apart.
+    """
 
     operator: str
     dtype: str
@@ -63,7 +65,9 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `outcome` takes what counts from the arguments after it, the last one if nothing else is said."""
+    """One call. `outcome` takes what counts from the arguments after it, the last one if nothing
+    else is said.
+    """
 
     kernel: Kernel
     arguments: list[np.ndarray]
@@ -89,12 +93,22 @@ def empty(*shape: int, dtype: str = "float32") -> np.ndarray:
 def rows(rng: np.random.Generator) -> Iterator[Case]:
     """Operators on single rows."""
     for width in (32, 96, 1056):
-        norm, swish, gather = (Kernel(name, "f32", args) for name, args in
-                               (("rms_norm", (width, 1e-6)), ("swiglu", (width,)), ("gather_rows", (width,))))  # fmt: skip
+        norm, swish, gather = (
+            Kernel(name, "f32", args)
+            for name, args in (
+                ("rms_norm", (width, 1e-6)),
+                ("swiglu", (width,)),
+                ("gather_rows", (width,)),
+            )
+        )
         pair, triple = (Kernel("concat", "f32", (width, parts)) for parts in (2, 3))
         repeat = Kernel("repeat_row", "f32", (width,))
         for n in rng.choice(ROWS, 6, replace=False).tolist():
-            x, weight, gate_up = numbers(rng, n, width, scale=5), numbers(rng, width), numbers(rng, n, 2 * width, scale=4)
+            x, weight, gate_up = (
+                numbers(rng, n, width, scale=5),
+                numbers(rng, width),
+                numbers(rng, n, 2 * width, scale=4),
+            )
             yield Case(norm, [x, weight, empty(n, width)], rms_norm_definition(x, weight, 1e-6))
             yield Case(swish, [gate_up, empty(n, width)], swiglu_definition(gate_up))
             places = rng.integers(0, n, 5).astype(np.int32)
@@ -113,13 +127,24 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
             kernel = Kernel("linear", name, (n, k, fmt), (("residual", residual), ("scale", 0.25)))
             for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
-                expected = np.pad(linear_definition(x, exact, added if residual else None, 0.25), ((0, 0), (0, -n % 16)))
-                yield Case(kernel, [x, *stored, *([added] if residual else []), empty(*expected.shape)], expected)
+                expected = np.pad(
+                    linear_definition(x, exact, added if residual else None, 0.25),
+                    ((0, 0), (0, -n % 16)),
+                )
+                yield Case(
+                    kernel,
+                    [x, *stored, *([added] if residual else []), empty(*expected.shape)],
+                    expected,
+                )
         stored, exact, fmt = packed(name, 67, 96, seed=1)
         for n in rng.choice(ROWS, 4, replace=False).tolist():
             ids = rng.integers(0, 67, n).astype(np.int32)
             expected = embed_definition(ids, exact, 12.0)
-            yield Case(Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)), [ids, *stored, empty(n, 96)], expected)
+            yield Case(
+                Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)),
+                [ids, *stored, empty(n, 96)],
+                expected,
+            )
 
 
 def integers(rng: np.random.Generator) -> Iterator[Case]:
@@ -134,7 +159,10 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
                 words, out = words_of(x, zero), empty(m, k // 32, WORDS, dtype="int32")
                 yield Case(Kernel("quantize_rows", name, (k, fmt)), [x, out], words, 0)
-                expected = np.pad(linear_int8_definition(x, exact, added if residual else None, 0.25), ((0, 0), (0, -n % 16)))
+                expected = np.pad(
+                    linear_int8_definition(x, exact, added if residual else None, 0.25),
+                    ((0, 0), (0, -n % 16)),
+                )
                 arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
                 yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
 
@@ -144,10 +172,16 @@ def angles(rng: np.random.Generator) -> Iterator[Case]:
         for n in rng.choice(ROWS, 6, replace=False).tolist():
             positions = rng.integers(0, 131072, n).astype(np.int32)
             expected = rope_angles_definition(positions, inv_freq(d), 1.25)
-            yield Case(Kernel("rope_angles", "f32", (d, 1.25)), [positions, inv_freq(d), empty(n, d)], expected)
+            yield Case(
+                Kernel("rope_angles", "f32", (d, 1.25)),
+                [positions, inv_freq(d), empty(n, d)],
+                expected,
+            )
 
 
-def stored_pools(rng: np.random.Generator, kv_dtype: str, pages: int, kv_heads: int, d: int) -> list[np.ndarray]:
+def stored_pools(
+    rng: np.random.Generator, kv_dtype: str, pages: int, kv_heads: int, d: int
+) -> list[np.ndarray]:
     """Keys and values of random tokens in every slot."""
     shapes = (pages, *key_shape(kv_dtype, kv_heads, d)), (pages, kv_heads, 64, d)
     if kv_dtype == "int8":
@@ -168,17 +202,31 @@ def appends(rng: np.random.Generator) -> Iterator[Case]:
     """rope_append and segment_means, which a row's key goes through."""
     for kv_dtype in KV_STORAGE:
         for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
-            append = Kernel("rope_append", kv_dtype, (heads, kv_heads, d, kv_dtype), (("batched", batched),))
-            mean = Kernel("segment_means", kv_dtype, (kv_heads, d, kv_dtype), (("batched", batched),))
-            for n, first in ((1, 0), (2, 62), (7, int(rng.integers(1, 60))), (65, 3), (4, int(rng.integers(60, 120)))):
+            append = Kernel(
+                "rope_append", kv_dtype, (heads, kv_heads, d, kv_dtype), (("batched", batched),)
+            )
+            mean = Kernel(
+                "segment_means", kv_dtype, (kv_heads, d, kv_dtype), (("batched", batched),)
+            )
+            for n, first in (
+                (1, 0),
+                (2, 62),
+                (7, int(rng.integers(1, 60))),
+                (65, 3),
+                (4, int(rng.integers(60, 120))),
+            ):
                 table = paged(rng, n, (first + n) // 64 + 1, batched)
-                slots = (rng.integers(0, first + n, n) if batched else np.arange(first, first + n)).astype(np.int32)
+                slots = (
+                    rng.integers(0, first + n, n) if batched else np.arange(first, first + n)
+                ).astype(np.int32)
                 qkv, cos_sin = numbers(rng, n, (heads + 2 * kv_heads) * d), numbers(rng, n, d)
                 pools, q = stored_pools(rng, kv_dtype, table.size, kv_heads, d), empty(n, heads, d)
                 after = [pool.copy() for pool in pools]
                 turned = rope_append_definition(qkv, cos_sin, slots, table, *after, heads)
                 expected = np.concatenate([x.ravel() for x in (*read_definition(*after), turned)])
-                allowed = 1e-12 if kv_dtype == "float32" else 1e-6  # another way at a tie of the rounding
+                allowed = (
+                    1e-12 if kv_dtype == "float32" else 1e-6
+                )  # another way at a tie of the rounding
                 arguments = [qkv, cos_sin, slots, table, *pools, q]
                 yield Case(append, arguments, expected, allowed, appended)
                 ends = (slots | 15) if batched else slots
@@ -211,7 +259,9 @@ def moved(arguments: list[np.ndarray]) -> np.ndarray:
 
 
 def heads_for(kv_dtype: str) -> list[tuple[int, int, int]]:
-    """Both groups for the two formats that every device is asked for, the cheaper one for the others."""
+    """Both groups for the two formats that every device is asked for, the cheaper one for the
+    others.
+    """
     return HEADS if kv_dtype in ("float32", "float16") else HEADS[:1]
 
 
@@ -219,21 +269,32 @@ def dense(rng: np.random.Generator) -> Iterator[Case]:
     """attend_prefill and attend_decode."""
     for kv_dtype in KV_STORAGE:
         for kind, (heads, kv_heads, d) in product(("prefill", "decode"), heads_for(kv_dtype)):
-            kernel, batched = Kernel(f"attend_{kind}", kv_dtype, (heads, kv_heads, d, kv_dtype)), kind == "decode"
+            kernel, batched = (
+                Kernel(f"attend_{kind}", kv_dtype, (heads, kv_heads, d, kv_dtype)),
+                kind == "decode",
+            )
             contexts = (1, 64, 65, *rng.integers(2, 700, 4).tolist())
             for context in contexts:
                 n = min(int(rng.choice(ROWS[:6])), context)
                 table = paged(rng, n, -(-context // 64), batched)
                 slots = np.sort(rng.choice(context, n, replace=False)).astype(np.int32)
                 slots[-1] = context - 1
-                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, table.size, kv_heads, d)
+                q, pools = (
+                    numbers(rng, n, heads, d, scale=2),
+                    stored_pools(rng, kv_dtype, table.size, kv_heads, d),
+                )
                 expected = attend_definition(q, *read_definition(*pools), table, slots)
                 yield Case(kernel, [q, *pools, table, slots, empty(n, heads * d)], expected)
 
 
 def grown(rng: np.random.Generator, most: int = 400) -> Tree:
     """A token tree behind a random number of slots, 1 at least."""
-    return make_tree(int(rng.integers(1, most)), int(rng.integers(1, 65)), int(rng.integers(100)), deep=bool(rng.integers(2)))
+    return make_tree(
+        int(rng.integers(1, most)),
+        int(rng.integers(1, 65)),
+        int(rng.integers(100)),
+        deep=bool(rng.integers(2)),
+    )
 
 
 def trees(rng: np.random.Generator) -> Iterator[Case]:
@@ -242,8 +303,15 @@ def trees(rng: np.random.Generator) -> Iterator[Case]:
             for _ in range(4):
                 tree = grown(rng)
                 n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
-                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, pages, kv_heads, d)
-                place = [paged(rng, 1, pages, False), np.array([tree.base], np.int32), tree.ancestors]
+                q, pools = (
+                    numbers(rng, n, heads, d, scale=2),
+                    stored_pools(rng, kv_dtype, pages, kv_heads, d),
+                )
+                place = [
+                    paged(rng, 1, pages, False),
+                    np.array([tree.base], np.int32),
+                    tree.ancestors,
+                ]
                 expected = attend_tree_definition(q, *read_definition(*pools), *place)
                 kernel = Kernel("attend_tree", kv_dtype, (heads, kv_heads, d, kv_dtype))
                 yield Case(kernel, [q, *pools, *place, empty(n, heads * d)], expected)
@@ -273,20 +341,34 @@ def sparse(rng: np.random.Generator) -> Iterator[Case]:
     for kv_dtype in KV_STORAGE:
         for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
             options = (("batched", batched),)
-            kernel = Kernel("attend_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks), options)
+            kernel = Kernel(
+                "attend_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks), options
+            )
             for _ in range(5):
                 n, pages = int(rng.choice(ROWS[:6])), int(rng.integers(1, 12))
-                table, slots = paged(rng, n, pages, batched), rng.integers(0, 64 * pages, n).astype(np.int32)
-                q, pools = numbers(rng, n, heads, d, scale=2), stored_pools(rng, kv_dtype, table.size, kv_heads, d)
+                table, slots = (
+                    paged(rng, n, pages, batched),
+                    rng.integers(0, 64 * pages, n).astype(np.int32),
+                )
+                q, pools = (
+                    numbers(rng, n, heads, d, scale=2),
+                    stored_pools(rng, kv_dtype, table.size, kv_heads, d),
+                )
                 chosen = choose(rng, slots, kv_heads, pages)
-                expected = attend_blocks_definition(q, *read_definition(*pools), table, slots, chosen)
+                expected = attend_blocks_definition(
+                    q, *read_definition(*pools), table, slots, chosen
+                )
                 yield Case(kernel, [q, *pools, table, slots, chosen, empty(n, heads * d)], expected)
 
 
-def choose(rng: np.random.Generator, positions: np.ndarray, kv_heads: int, pages: int) -> np.ndarray:
+def choose(
+    rng: np.random.Generator, positions: np.ndarray, kv_heads: int, pages: int
+) -> np.ndarray:
     """A selection by random scores."""
     scores = rng.uniform(0, 1, (len(positions), kv_heads, pages)).astype(np.float32)
-    return select_blocks_definition(scores, positions, BUDGET.topk, BUDGET.window_blocks, BUDGET.init_blocks)
+    return select_blocks_definition(
+        scores, positions, BUDGET.topk, BUDGET.window_blocks, BUDGET.init_blocks
+    )
 
 
 def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
@@ -297,19 +379,45 @@ def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
             tree = grown(rng)
             n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
             table, means = whole_means(pages, kv_heads, d, pages)
-            pools, place = stored_pools(rng, kv_dtype, pages, kv_heads, d), [table[None], np.array([tree.base], np.int32)]
+            pools, place = (
+                stored_pools(rng, kv_dtype, pages, kv_heads, d),
+                [table[None], np.array([tree.base], np.int32)],
+            )
             read = read_definition(*pools)
             expected = path_means_definition(read[0], means, place[0], place[1], tree.ancestors)
             kernel = Kernel("path_means", kv_dtype, (kv_heads, d, kv_dtype))
-            yield Case(kernel, [pools[0], means, *place, tree.ancestors, empty(*expected.shape)], expected)
-            q, chosen = numbers(rng, n, heads, d, scale=2), choose(rng, tree.positions, kv_heads, pages)
-            kernel = Kernel("attend_tree_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks))
-            attended = attend_tree_blocks_definition(q, *read, place[0], place[1], tree.ancestors, chosen)
-            yield Case(kernel, [q, *pools, *place, tree.ancestors, chosen, empty(n, heads * d)], attended)
+            yield Case(
+                kernel, [pools[0], means, *place, tree.ancestors, empty(*expected.shape)], expected
+            )
+            q, chosen = (
+                numbers(rng, n, heads, d, scale=2),
+                choose(rng, tree.positions, kv_heads, pages),
+            )
+            kernel = Kernel(
+                "attend_tree_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks)
+            )
+            attended = attend_tree_blocks_definition(
+                q, *read, place[0], place[1], tree.ancestors, chosen
+            )
+            yield Case(
+                kernel, [q, *pools, *place, tree.ancestors, chosen, empty(n, heads * d)], attended
+            )
             if kv_dtype == "float32":
-                arguments = [q, means, expected.astype(np.float32), table[None], tree.positions, place[1]]
+                arguments = [
+                    q,
+                    means,
+                    expected.astype(np.float32),
+                    table[None],
+                    tree.positions,
+                    place[1],
+                ]
                 scores = score_tree_definition(*arguments)
-                yield Case(Kernel("score_tree", "f32", (heads, kv_heads, d)), [*arguments, empty(*scores.shape)], scores, 1e-9)
+                yield Case(
+                    Kernel("score_tree", "f32", (heads, kv_heads, d)),
+                    [*arguments, empty(*scores.shape)],
+                    scores,
+                    1e-9,
+                )
 
 
 def selections(rng: np.random.Generator) -> Iterator[Case]:
@@ -317,27 +425,53 @@ def selections(rng: np.random.Generator) -> Iterator[Case]:
         limits = budget.topk, budget.window_blocks, budget.init_blocks
         for pages in (1, 5, 13, *rng.integers(14, 400, 5).tolist()):
             positions = rng.integers(0, 64 * pages, 6).astype(np.int32)
-            scores = rng.choice(np.array([0, 1e-45, 0.25, 0.5, np.inf, *rng.uniform(0, 1, 20)], np.float32), (6, 2, pages))
+            scores = rng.choice(
+                np.array([0, 1e-45, 0.25, 0.5, np.inf, *rng.uniform(0, 1, 20)], np.float32),
+                (6, 2, pages),
+            )
             expected = select_blocks_definition(scores, positions, *limits)
             out = empty(*expected.shape, dtype="int32")
-            yield Case(Kernel("select_blocks", "f32", (2, *limits)), [scores, positions, out], expected, 0)
+            yield Case(
+                Kernel("select_blocks", "f32", (2, *limits)), [scores, positions, out], expected, 0
+            )
 
 
 def likeliest(rng: np.random.Generator) -> Iterator[Case]:
     for vocab, k in ((100, 16), (1091, 8)):
         for n in rng.choice(ROWS, 6, replace=False).tolist():
-            logits = np.pad(numbers(rng, n, vocab, scale=4), ((0, 0), (0, -vocab % 16)), constant_values=1e6)
+            logits = np.pad(
+                numbers(rng, n, vocab, scale=4), ((0, 0), (0, -vocab % 16)), constant_values=1e6
+            )
             logits[0, :vocab] = rng.integers(-1, 2, vocab)  # ties
             ids, values = top_k_definition(logits[:, :vocab], k)
             arguments = [logits, empty(n, k, dtype="int32"), empty(n, k)]
-            yield Case(Kernel("top_k", "f32", (vocab, k)), arguments, np.concatenate([ids, values], 1), 1e-12, both)
+            yield Case(
+                Kernel("top_k", "f32", (vocab, k)),
+                arguments,
+                np.concatenate([ids, values], 1),
+                1e-12,
+                both,
+            )
 
 
 def both(arguments: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arguments[-2:], 1)
 
 
-FAMILIES = (rows, weights, angles, appends, moves, dense, trees, sparse, sparse_trees, selections, likeliest, integers)
+FAMILIES = (
+    rows,
+    weights,
+    angles,
+    appends,
+    moves,
+    dense,
+    trees,
+    sparse,
+    sparse_trees,
+    selections,
+    likeliest,
+    integers,
+)
 
 
 @cache

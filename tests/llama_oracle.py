@@ -1,4 +1,6 @@
-"""transformers' Llama as the independent implementation: muP scalings folded into the weights, float64."""
+"""transformers' Llama as the independent implementation: muP scalings folded into the weights,
+float64.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,13 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 
 
 def folded_llama(config: ModelConfig, weights: dict[str, np.ndarray]) -> LlamaForCausalLM:
-    """A Llama whose logits are the model's: the embedding is scaled by scale_emb, the outputs of attention and MLP by
-    scale_depth / sqrt(layers), and the head by dim_model_base / hidden_size (so a tied head has to be untied)."""
+    """A Llama whose logits are the model's: the embedding is scaled by scale_emb, the outputs of
+    attention and MLP by scale_depth / sqrt(layers), and the head by dim_model_base / hidden_size
+    (so a tied head has to be untied)."""
     model = LlamaForCausalLM(llama_config(config)).double().eval()
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in fold(config, weights).items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(array) for name, array in fold(config, weights).items()}
+    )
     return model
 
 
@@ -28,14 +33,22 @@ def fold(config: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.nd
     for name in folded:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             folded[name] = folded[name] * depth
-    return folded | {"model.embed_tokens.weight": embedding * config.scale_emb, "lm_head.weight": head}
+    return folded | {
+        "model.embed_tokens.weight": embedding * config.scale_emb,
+        "lm_head.weight": head,
+    }
 
 
 def llama_config(config: ModelConfig) -> LlamaConfig:
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if any(factor != 1.0 for factor in config.rope_factors):
         factors = list(config.rope_factors)
-        rope |= {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
+        rope |= {
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "factor": 1.0,
+        }
         rope |= {"original_max_position_embeddings": config.max_position_embeddings}
     return LlamaConfig(
         vocab_size=config.vocab_size,

@@ -15,7 +15,9 @@ STAB, EXTERNAL, TYPE, UNDEFINED = 0xE0, 0x01, 0x0E, 0x0
 
 @dataclass(frozen=True)
 class MachO:
-    """`platform` and `minimum` (major, minor) are the build version's; symbols come without their first underscore."""
+    """`platform` and `minimum` (major, minor) are the build version's; symbols come without their
+    first underscore.
+    """
 
     kind: int
     name: str | None
@@ -72,7 +74,9 @@ def _symbols(data: bytes, command: bytes) -> list[tuple[str, int]]:
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """The members of a BSD `ar` archive, without its table of symbols. Raises ValueError for any other file."""
+    """The members of a BSD `ar` archive, without its table of symbols. Raises ValueError for any
+    other file.
+    """
     data, at, members = path.read_bytes(), 8, {}
     if data[:8] != b"!<arch>\n":
         raise ValueError(f"{path} is not an archive")

@@ -1,4 +1,6 @@
-"""EAGLE-2 and EAGLE-3 heads in float64 NumPy, row by row from their formulas: the oracle of the compiled ones."""
+"""EAGLE-2 and EAGLE-3 heads in float64 NumPy, row by row from their formulas: the oracle of the
+compiled ones.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,12 @@ from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
 
-def features(config: DraftConfig, base: ModelConfig, w: dict[str, np.ndarray], states: list[np.ndarray]) -> np.ndarray:
-    """What the head reads of the base's states (numpy_model.states), [n, F]; w: the base's weights."""
+def features(
+    config: DraftConfig, base: ModelConfig, w: dict[str, np.ndarray], states: list[np.ndarray]
+) -> np.ndarray:
+    """What the head reads of the base's states (numpy_model.states), [n, F]; w: the base's
+    weights.
+    """
     if config.kind == EAGLE3:
         return np.concatenate([states[i] for i in config.feature_layers], -1)
     return rms_norm(states[-1], w["model.norm.weight"], base)
@@ -30,16 +36,25 @@ def layer(
     positions: np.ndarray,
     sees: list[list[int]],
 ) -> np.ndarray:
-    """Next hidden states [n, H]. embedded, hidden [n, H]; sees: the rows that each row attends to."""
+    """Next hidden states [n, H]. embedded, hidden [n, H]; sees: the rows that each row attends
+    to.
+    """
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * w[f"{name}.weight"]
+        return (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * w[f"{name}.weight"]
+        )
 
     if config.kind == EAGLE3:
         name, x = "midlayer", hidden
-        inputs = np.concatenate([norm(embedded, "midlayer.input_layernorm"), norm(hidden, "midlayer.hidden_norm")], -1)
+        inputs = np.concatenate(
+            [norm(embedded, "midlayer.input_layernorm"), norm(hidden, "midlayer.hidden_norm")], -1
+        )
     else:
-        name, pair = "layers.0", np.concatenate([norm(embedded, "input_norm1"), norm(hidden, "input_norm2")], -1)
+        name, pair = (
+            "layers.0",
+            np.concatenate([norm(embedded, "input_norm1"), norm(hidden, "input_norm2")], -1),
+        )
         x = pair @ w["fc.weight"].T + w.get("fc.bias", 0)
         inputs = norm(x, "layers.0.input_layernorm")
     own = {key.removeprefix(f"{name}."): value for key, value in w.items() if key.startswith(name)}
@@ -66,8 +81,14 @@ def attention(config, base, w, x, positions, sees) -> np.ndarray:
     return out.reshape(len(x), -1) @ w["self_attn.o_proj.weight"].T
 
 
-def logits(config: DraftConfig, w: dict[str, np.ndarray], head: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def logits(
+    config: DraftConfig, w: dict[str, np.ndarray], head: np.ndarray, hidden: np.ndarray
+) -> np.ndarray:
     """Draft logits [n, draft vocab]. head: rows of the head that it uses."""
     if config.kind == EAGLE3:
-        hidden = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + config.rms_norm_eps) * w["norm.weight"]
+        hidden = (
+            hidden
+            / np.sqrt((hidden**2).mean(-1, keepdims=True) + config.rms_norm_eps)
+            * w["norm.weight"]
+        )
     return hidden @ head.T * config.logit_scale

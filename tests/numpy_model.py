@@ -1,4 +1,6 @@
-"""The whole model in float64 NumPy, with InfLLM-v2's selection written out loop by loop: the sparse path's oracle."""
+"""The whole model in float64 NumPy, with InfLLM-v2's selection written out loop by loop: the sparse
+path's oracle.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import numpy as np
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 
 
-def forward(config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]) -> np.ndarray:
+def forward(
+    config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]
+) -> np.ndarray:
     """Logits float64 [n, vocab]; row r attends sparsely where sparse_rows[r]."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
@@ -15,19 +19,28 @@ def forward(config: ModelConfig, weights: dict[str, np.ndarray], ids: list[int],
     return rms_norm(x, w["model.norm.weight"], config) * config.logit_scale @ head.T
 
 
-def states(config: ModelConfig, w: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]) -> list[np.ndarray]:
+def states(
+    config: ModelConfig, w: dict[str, np.ndarray], ids: list[int], sparse_rows: list[bool]
+) -> list[np.ndarray]:
     """The residual stream float64 [n, hidden] before each layer and after the last."""
     x = w["model.embed_tokens.weight"][ids] * config.scale_emb
     positions, found = np.arange(len(ids)), []
     for i in range(config.num_layers):
         found.append(x)
-        layer = {name.split(f"layers.{i}.")[1]: v for name, v in w.items() if f"layers.{i}." in name}
+        layer = {
+            name.split(f"layers.{i}.")[1]: v for name, v in w.items() if f"layers.{i}." in name
+        }
         a = rms_norm(x, layer["input_layernorm.weight"], config)
         x = x + config.residual_scale * attention(config, layer, a, positions, sparse_rows)
         m = rms_norm(x, layer["post_attention_layernorm.weight"], config)
         gate = m @ layer["mlp.gate_proj.weight"].T
         up = m @ layer["mlp.up_proj.weight"].T
-        x = x + config.residual_scale * (gate / (1 + np.exp(-gate)) * up) @ layer["mlp.down_proj.weight"].T
+        x = (
+            x
+            + config.residual_scale
+            * (gate / (1 + np.exp(-gate)) * up)
+            @ layer["mlp.down_proj.weight"].T
+        )
     return [*found, x]
 
 
@@ -57,7 +70,9 @@ def attention(config, layer, x, positions, sparse_rows) -> np.ndarray:
             heads = slice(kv * group, (kv + 1) * group)
             seen = np.arange(r + 1)
             if sparse_rows[r]:
-                seen = seen[np.isin(seen // 64, select(q[r, heads], keys[: r + 1, kv], r, config.sparse))]
+                seen = seen[
+                    np.isin(seen // 64, select(q[r, heads], keys[: r + 1, kv], r, config.sparse))
+                ]
             scores = q[r, heads] @ keys[seen, kv].T / np.sqrt(d)
             p = np.exp(scores - scores.max(-1, keepdims=True))
             out[r, heads] = p / p.sum(-1, keepdims=True) @ values[seen, kv]

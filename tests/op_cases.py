@@ -9,7 +9,9 @@ import tvm
 
 
 def compiled(func: tvm.tirx.PrimFunc) -> Callable[..., None]:
-    """A call on NumPy arrays, outputs included; arrays are copied in, and every one is copied back."""
+    """A call on NumPy arrays, outputs included; arrays are copied in, and every one is copied
+    back.
+    """
     target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
     module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target)
 

@@ -1,6 +1,8 @@
-"""The operator grid: every operator of a device's kernel set on generated shapes, against its float64 definition.
+"""The operator grid: every operator of a device's kernel set on generated shapes, against its
+float64 definition.
 
-`python tests/op_grid.py docs/support.md` runs it on every device that is here and writes the support table.
+`python tests/op_grid.py docs/support.md` runs it on every device that is here and writes the
+support table.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ def devices_here() -> list[str]:
 def cases_of(device: str, family: str | None = None) -> list[Case]:
     """A family's cases, or all of them, of the operators that the device has."""
     kernels, found = get_target(device).kernels, all_cases()
-    return [case for name in ([family] if family else found) for case in found[name] if hasattr(kernels, case.kernel.operator)]
+    return [
+        case
+        for name in ([family] if family else found)
+        for case in found[name]
+        if hasattr(kernels, case.kernel.operator)
+    ]
 
 
 @cache
@@ -38,18 +45,24 @@ def calls_of(device: str) -> dict[Kernel, Callable[..., None]]:
     """Every kernel of the device compiled, all in one library."""
     target, kernels = get_target(device), [case.kernel for case in cases_of(device)]
     named = {f"{kernel.operator}_{i}": kernel for i, kernel in enumerate(dict.fromkeys(kernels))}
-    calls = compiled_together({name: kernel.build(target.kernels) for name, kernel in named.items()}, device)
+    calls = compiled_together(
+        {name: kernel.build(target.kernels) for name, kernel in named.items()}, device
+    )
     return {kernel: calls[name] for name, kernel in named.items()}
 
 
 def allowed(device: str, case: Case) -> float:
-    """A case's own limit; that of rounded queries and weights where attention multiplies a bfloat16 cache as it is."""
+    """A case's own limit; that of rounded queries and weights where attention multiplies a bfloat16
+    cache as it is.
+    """
     multiplied = case.kernel.operator.startswith("attend") and case.kernel.dtype == "bfloat16"
     return ROUNDED if multiplied and get_target(device).kernels.bf16_dot else case.allowed
 
 
 def table(devices: list[str]) -> str:
-    """Markdown: operator x device and dtype, the number of cases and their worst NMSE. Raises AssertionError past a limit."""
+    """Markdown: operator x device and dtype, the number of cases and their worst NMSE. Raises
+    AssertionError past a limit.
+    """
     cells: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for device in devices:
         for case in cases_of(device):

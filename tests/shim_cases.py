@@ -1,7 +1,8 @@
-"""Metal and CUDA without their GPUs: TVM's device is this machine's memory, and the kernels' source is compiled for its CPU.
+"""Metal and CUDA without their GPUs: TVM's device is this machine's memory, and the kernels' source
+is compiled for its CPU.
 
-`gpu_shim/` has the headers that stand in for Metal's and CUDA's. Importing this module sets TVM up so, where it has no such
-device.
+`gpu_shim/` has the headers that stand in for Metal's and CUDA's. Importing this module sets TVM up
+so, where it has no such device.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Kernel:
         return [i for i, code in enumerate(self.codes) if code != HANDLE]
 
     def wrapped(self, source: str, passed: list[str], backwards: bool) -> str:
-        """C++ with `source`, and the function by which TVM launches the kernel with the arguments `passed`."""
+        """C++ with `source`, and the function by which TVM launches the kernel with the arguments
+        `passed`.
+        """
         assert self.launch == ["blockIdx.x", "threadIdx.x"], self.launch
         packed = "".join(f"scalars[{slot}] = values[{i}];" for slot, i in enumerate(self.scalars))
         n = len(self.codes)
@@ -75,7 +78,9 @@ def _pointer(i: int) -> str:
 
 
 def metal_source(kernel: Kernel, source: str, backwards: bool) -> str:
-    """A kernel in MSL: its buffers, then one struct with the scalars, 8 bytes each, then the place of the thread."""
+    """A kernel in MSL: its buffers, then one struct with the scalars, 8 bytes each, then the place
+    of the thread.
+    """
     scalars = [f"*({kernel.name}_args_t*)scalars"] if kernel.scalars else []
     passed = [*map(_pointer, kernel.buffers), *scalars, "group", "thread_number"]
     return kernel.wrapped(source, passed, backwards)
@@ -83,7 +88,9 @@ def metal_source(kernel: Kernel, source: str, backwards: bool) -> str:
 
 def cuda_source(kernel: Kernel, backwards: bool) -> str:
     """A kernel in CUDA: its arguments in order."""
-    passed = [_pointer(i) if i in kernel.buffers else f"values[{i}]" for i in range(len(kernel.codes))]
+    passed = [
+        _pointer(i) if i in kernel.buffers else f"values[{i}]" for i in range(len(kernel.codes))
+    ]
     return kernel.wrapped("", passed, backwards)
 
 
@@ -94,7 +101,9 @@ def read_kernels(reader: Reader) -> list[Kernel]:
         name = reader.string().decode()
         assert reader.string().decode() == name
         codes = [reader.take(4)[0] for _ in range(reader.number())]
-        kernels.append(Kernel(name, codes, [reader.string().decode() for _ in range(reader.number())]))
+        kernels.append(
+            Kernel(name, codes, [reader.string().decode() for _ in range(reader.number())])
+        )
         reader.take(4 * reader.number())
     return kernels
 
@@ -110,21 +119,45 @@ def load_metal(module: bytes) -> Any:
 
 
 def load_cuda(module: bytes) -> Any:
-    """The same for CUDA modules whose code is the source: a test leaves it there in place of machine code."""
+    """The same for CUDA modules whose code is the source: a test leaves it there in place of
+    machine code.
+    """
     reader, backwards = Reader(module), next(TURNS) % 2 == 1
     reader.string()
     kernels = read_kernels(reader)
     source = reader.string().decode().replace('extern "C" __global__', "__global__")
-    return _load("#include <cuda.h>" + HEAD + source + "".join(cuda_source(kernel, backwards) for kernel in kernels))
+    return _load(
+        "#include <cuda.h>"
+        + HEAD
+        + source
+        + "".join(cuda_source(kernel, backwards) for kernel in kernels)
+    )
 
 
 def _load(source: str) -> Any:
-    flags = ["-shared", "-fPIC", "-O1", "-std=c++17", "-nostdlib", "-fno-exceptions", "-fno-sanitize=all"]
-    flags += ["-ffp-contract=off", "-Wno-unknown-attributes", "-Wno-ignored-attributes", "-Wl,-z,undefs", f"-I{SHIM}"]
+    flags = [
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++17",
+        "-nostdlib",
+        "-fno-exceptions",
+        "-fno-sanitize=all",
+    ]
+    flags += [
+        "-ffp-contract=off",
+        "-Wno-unknown-attributes",
+        "-Wno-ignored-attributes",
+        "-Wl,-z,undefs",
+        f"-I{SHIM}",
+    ]
     with TemporaryDirectory() as folder:
         text, library = Path(folder) / "kernels.cc", Path(folder) / "kernels.so"
         text.write_text(source)
-        subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags, "-o", str(library), str(text)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *flags, "-o", str(library), str(text)],
+            check=True,
+        )
         return tvm_ffi.load_module(str(library))
 
 
@@ -145,7 +178,12 @@ class Grid:
 
     def __init__(self, target: GpuTarget) -> None:
         self.target = target
-        self.cases = [c for family in all_cases().values() for c in family if hasattr(target.kernels, c.kernel.operator)]
+        self.cases = [
+            c
+            for family in all_cases().values()
+            for c in family
+            if hasattr(target.kernels, c.kernel.operator)
+        ]
         self.kernels = list(dict.fromkeys(case.kernel for case in self.cases))
         self.operators = sorted({kernel.operator for kernel in self.kernels})
 
@@ -163,4 +201,8 @@ class Grid:
         assert cases
         for number, case in enumerate(cases):
             error = case.error(self.calls[case.kernel])
-            assert error <= case.allowed, (number, case.kernel, [array.shape for array in case.arguments])
+            assert error <= case.allowed, (
+                number,
+                case.kernel,
+                [array.shape for array in case.arguments],
+            )

@@ -67,7 +67,8 @@ class Sequence:
 def make_keys(kind: str, family: Family, pages: int, rng: np.random.Generator) -> np.ndarray:
     """Keys [pages, kv_heads, d, 64], in the order of the sequence.
 
-    clustered: pages share eight directions, as topics do; periodic: every third page is the same, which ties blocks;
+    clustered: pages share eight directions, as topics do; periodic: every third page is the same,
+        which ties blocks;
     equal: one key everywhere.
     """
     shape = (pages, family.num_kv_heads, family.head_dim, 64)
@@ -92,17 +93,24 @@ def make_sequence(kind: str, family: Family, tokens: int, seed: int = 0) -> Sequ
     keys[table[-1], :, :, (tokens - 1) % 64 + 1 :] = np.nan
     values[table[-1], :, (tokens - 1) % 64 + 1 :] = np.nan
     k_pages, v_pages = (
-        bfloat16_bits(x) if family.kv_dtype == "bfloat16" else x.astype(family.kv_dtype) for x in (keys, values)
+        bfloat16_bits(x) if family.kv_dtype == "bfloat16" else x.astype(family.kv_dtype)
+        for x in (keys, values)
     )
-    means = all_segment_means(read_definition(k_pages, v_pages)[0], table, tokens).astype(np.float32)
+    means = all_segment_means(read_definition(k_pages, v_pages)[0], table, tokens).astype(
+        np.float32
+    )
     return Sequence(k_pages, v_pages, means, table, tokens)
 
 
 def make_queries(kind: str, family: Family, rows: int, seed: int = 0) -> np.ndarray:
-    """float32 [rows, heads, d]; extreme: logits of hundreds, most of whose exponentials underflow."""
+    """float32 [rows, heads, d]; extreme: logits of hundreds, most of whose exponentials
+    underflow.
+    """
     rng = np.random.default_rng([rows, seed])
     scale = {"random": 3, "clustered": 1, "extreme": 200}.get(kind, 1)
-    return (scale * rng.standard_normal((rows, family.num_heads, family.head_dim))).astype(np.float32)
+    return (scale * rng.standard_normal((rows, family.num_heads, family.head_dim))).astype(
+        np.float32
+    )
 
 
 @cache
@@ -113,15 +121,23 @@ def kernel(operator: str, family: Family, batched: bool = False):
     if operator == "score":
         return compiled(score_blocks(*family.heads, batched, family.tile))
     if operator == "select":
-        return compiled(select_blocks(family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks))
-    return compiled(attend_blocks(*family.heads, family.kv_dtype, budget.blocks, batched, family.tile))
+        return compiled(
+            select_blocks(
+                family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks
+            )
+        )
+    return compiled(
+        attend_blocks(*family.heads, family.kv_dtype, budget.blocks, batched, family.tile)
+    )
 
 
 def tables(sequence: Sequence, rows: int, batched: bool) -> np.ndarray:
     return np.tile(sequence.page_table, (rows if batched else 1, 1))
 
 
-def score(family: Family, sequence: Sequence, q: np.ndarray, positions: np.ndarray, batched: bool) -> np.ndarray:
+def score(
+    family: Family, sequence: Sequence, q: np.ndarray, positions: np.ndarray, batched: bool
+) -> np.ndarray:
     pooled = np.full((len(q), family.num_kv_heads, len(sequence.page_table)), np.nan, np.float32)
     table = tables(sequence, len(q), batched)
     kernel("score", family, batched)(q, sequence.k_means, table, positions, pooled)
@@ -135,11 +151,18 @@ def select(family: Family, pooled: np.ndarray, positions: np.ndarray) -> np.ndar
 
 
 def attend(
-    family: Family, sequence: Sequence, q: np.ndarray, slots: np.ndarray, selected: np.ndarray, batched: bool
+    family: Family,
+    sequence: Sequence,
+    q: np.ndarray,
+    slots: np.ndarray,
+    selected: np.ndarray,
+    batched: bool,
 ) -> np.ndarray:
     out = np.full((len(q), family.num_heads * family.head_dim), np.nan, np.float32)
     table = tables(sequence, len(q), batched)
-    kernel("attend", family, batched)(q, sequence.k_pages, sequence.v_pages, table, slots, selected, out)
+    kernel("attend", family, batched)(
+        q, sequence.k_pages, sequence.v_pages, table, slots, selected, out
+    )
     return out
 
 

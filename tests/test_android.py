@@ -1,4 +1,6 @@
-"""Libraries for Android: a shared one by its format's rules, and the objects that apps link, run here and under qemu."""
+"""Libraries for Android: a shared one by its format's rules, and the objects that apps link, run
+here and under qemu.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,11 @@ def test_the_objects_register_themselves_under_their_prefix(bundle: Path):
     assert "MiniCPM4_1_demo_w4___tvm_ffi__library_bin" in defined
     assert all("MiniCPM4_1_demo_w4_" in name for name in defined if "tvm_ffi" in name)
     assert "TVMFFIEnvModRegisterSystemLibSymbol" in outside
-    assert {name for name in outside if not name.startswith("TVM")} <= {"memcpy", "memset", "memmove"}
+    assert {name for name in outside if not name.startswith("TVM")} <= {
+        "memcpy",
+        "memset",
+        "memmove",
+    }
 
 
 def test_an_android_bundle_is_refused_here(bundle: Path):
@@ -93,7 +99,9 @@ def test_an_android_bundle_is_refused_here(bundle: Path):
 
 @needs_opencl
 def test_an_app_that_links_the_objects_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The same objects for this machine: they lie in the process, and TVM finds them by their prefix."""
+    """The same objects for this machine: they lie in the process, and TVM finds them by their
+    prefix.
+    """
     here = PLATFORMS[platform.machine()]
     monkeypatch.setitem(PLATFORMS, platform.machine(), replace(here, libraries=("model.tar",)))
     compile_model(DEMO, tmp_path / "bundle", device="opencl", attention="dense")
@@ -101,20 +109,34 @@ def test_an_app_that_links_the_objects_answers(tmp_path: Path, monkeypatch: pyte
         tar.extractall(tmp_path, filter="data")
     link(here, str(tmp_path / "app.so"), [str(path) for path in sorted(tmp_path.glob("*.o"))])
     ctypes.CDLL(str(tmp_path / "app.so"), mode=ctypes.RTLD_GLOBAL)
-    monkeypatch.setattr(runtime.tvm_ffi, "load_module", lambda *_, **__: tvm_ffi.system_lib("MiniCPM4_1_demo_w4_"))
+    monkeypatch.setattr(
+        runtime.tvm_ffi, "load_module", lambda *_, **__: tvm_ffi.system_lib("MiniCPM4_1_demo_w4_")
+    )
     with Engine(tmp_path / "bundle", context=512) as engine:
-        answer = engine.chat([{"role": "user", "content": "What is 4827 + 356?"}], max_tokens=128, temperature=0)
+        answer = engine.chat(
+            [{"role": "user", "content": "What is 4827 + 356?"}], max_tokens=128, temperature=0
+        )
     assert "5183" in answer
 
 
 @needs_arm64
 @pytest.mark.parametrize("bundle", ["opencl"], indirect=True)
-def test_the_objects_host_code_checks_arguments_and_launches_kernels_on_arm64(bundle: Path, tmp_path: Path):
+def test_the_objects_host_code_checks_arguments_and_launches_kernels_on_arm64(
+    bundle: Path, tmp_path: Path
+):
     """Linked for Linux instead of Android, under qemu; only the kernel is another one."""
     with tarfile.open(bundle / "model.tar") as tar:
         tar.extractall(tmp_path, filter="data")
     (tmp_path / "kernel.c").write_text(KERNEL)
-    flags = ["-target", PLATFORMS["aarch64"].zig, "-shared", "-nostdlib", "-fPIC", "-Wl,-z,undefs", "-fno-sanitize=all"]
+    flags = [
+        "-target",
+        PLATFORMS["aarch64"].zig,
+        "-shared",
+        "-nostdlib",
+        "-fPIC",
+        "-Wl,-z,undefs",
+        "-fno-sanitize=all",
+    ]
     name = f'-DNAME="__tvm_ffi_kernels_{PREFIX}rms_norm_kernel"'
     app, objects = str(tmp_path / "app.so"), [str(path) for path in sorted(tmp_path.glob("*.o"))]
     zig("cc", *flags, name, "-o", app, str(tmp_path / "kernel.c"), *objects)

@@ -9,12 +9,24 @@ import pytest
 
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench import roofline
-from minicpm_mlc.bench.decode import BenchError, GearSide, Report, Row, Stopwatch, Traffic, measure, run_bench, with_traffic
+from minicpm_mlc.bench.decode import (
+    BenchError,
+    GearSide,
+    Report,
+    Row,
+    Stopwatch,
+    Traffic,
+    measure,
+    run_bench,
+    with_traffic,
+)
 from minicpm_mlc.runtime_py.gears import Gears
 
 
 class FakeModel:
-    """Takes 1 ms per prefilled token and 10 ms + 1 us per cached token for a decoded one, on a clock of its own."""
+    """Takes 1 ms per prefilled token and 10 ms + 1 us per cached token for a decoded one, on a
+    clock of its own.
+    """
 
     def __init__(self, clock: list[float], calls: list[tuple] | None = None, name: str = ""):
         self.clock, self.calls, self.name = clock, calls if calls is not None else [], name
@@ -45,11 +57,18 @@ def clock(monkeypatch):
 
 
 def test_speeds_are_those_of_the_depth(clock):
-    rows = run_bench(FakeModel(clock), 100, Traffic(0, 0), [4096, 0], prompt_tokens=[32], new_tokens=8, repeats=3)
+    rows = run_bench(
+        FakeModel(clock), 100, Traffic(0, 0), [4096, 0], prompt_tokens=[32], new_tokens=8, repeats=3
+    )
     assert [(row.phase, row.depth) for row in rows] == [
-        ("prefill", 0), ("decode", 0), ("prefill", 4096), ("decode", 4096),
-    ]  # fmt: skip
-    assert [row.tokens_per_second for row in rows if row.phase == "prefill"] == pytest.approx([1000, 1000])
+        ("prefill", 0),
+        ("decode", 0),
+        ("prefill", 4096),
+        ("decode", 4096),
+    ]
+    assert [row.tokens_per_second for row in rows if row.phase == "prefill"] == pytest.approx(
+        [1000, 1000]
+    )
     decode = [row.tokens_per_second for row in rows if row.phase == "decode"]
     assert decode == pytest.approx([1 / (1e-2 + 1e-6 * (depth + 4.5)) for depth in (0, 4096)])
     assert all(len(row.samples) == 3 for row in rows)
@@ -58,9 +77,15 @@ def test_speeds_are_those_of_the_depth(clock):
 def test_every_repeat_starts_at_the_depth_and_the_cache_is_filled_once(clock):
     model = FakeModel(clock)
     run_bench(model, 100, Traffic(0, 0), [0, 100, 300], prompt_tokens=[32], new_tokens=2, repeats=4)
-    timed = [length for _, call, length, tokens in model.calls if call == "prefill" and tokens == 32]
+    timed = [
+        length for _, call, length, tokens in model.calls if call == "prefill" and tokens == 32
+    ]
     assert timed == [0] * 4 + [100] * 4 + [300] * 4
-    fills = [(length, tokens) for _, call, length, tokens in model.calls if call == "prefill" and tokens > 32]
+    fills = [
+        (length, tokens)
+        for _, call, length, tokens in model.calls
+        if call == "prefill" and tokens > 32
+    ]
     assert fills == [(0, 100), (100, 200)]
 
 
@@ -68,7 +93,9 @@ def test_sides_take_turns(clock):
     calls: list[tuple] = []
     sides = {name: Stopwatch(FakeModel(clock, calls, name), 100) for name in ("a", "b")}
     rows = measure(sides, [0], prompt_tokens=[32], new_tokens=1, repeats=3)
-    assert [name for name, call, _, tokens in calls if call == "prefill" and tokens == 32] == list("ababab")
+    assert [name for name, call, _, tokens in calls if call == "prefill" and tokens == 32] == list(
+        "ababab"
+    )
     assert [row.phase for row in rows["b"]] == ["prefill", "decode"]
 
 
@@ -89,10 +116,18 @@ def test_gears_take_turns_on_one_cache_and_are_shifted_to_before_the_clock_start
     engine: Any = Engine(clock, calls)
     sides = {gear: GearSide(engine, gear) for gear in ("sparse", "dense")}
     rows = measure(sides, [64, 128], prompt_tokens=[32], new_tokens=1, repeats=2)
-    assert [row.tokens_per_second for row in rows["dense"] if row.phase == "prefill"] == pytest.approx([1000, 1000])
-    timed = [(name, length) for name, call, length, tokens in calls if call == "prefill" and tokens == 32]
+    assert [
+        row.tokens_per_second for row in rows["dense"] if row.phase == "prefill"
+    ] == pytest.approx([1000, 1000])
+    timed = [
+        (name, length) for name, call, length, tokens in calls if call == "prefill" and tokens == 32
+    ]
     assert timed == [("sparse", 64), ("dense", 64)] * 2 + [("sparse", 128), ("dense", 128)] * 2
-    fills = [(name, length, tokens) for name, call, length, tokens in calls if call == "prefill" and tokens == 64]
+    fills = [
+        (name, length, tokens)
+        for name, call, length, tokens in calls
+        if call == "prefill" and tokens == 64
+    ]
     assert fills == [("sparse", 0, 64), ("sparse", 64, 64)], "the cache is filled once"
 
 
@@ -113,7 +148,9 @@ def test_a_phase_of_no_tokens_is_left_out_and_several_prompts_are_rows(clock):
     sides = {"": Stopwatch(FakeModel(clock), 100)}
     rows = measure(sides, [0], prompt_tokens=[8, 16], new_tokens=0, repeats=1)[""]
     assert [(row.phase, row.tokens) for row in rows] == [("prefill", 8), ("prefill", 16)]
-    assert [row.phase for row in measure(sides, [0], [0], new_tokens=1, repeats=1)[""]] == ["decode"]
+    assert [row.phase for row in measure(sides, [0], [0], new_tokens=1, repeats=1)[""]] == [
+        "decode"
+    ]
 
 
 def test_a_filler_brings_the_cache_to_its_depth_without_computing_tokens(clock):
@@ -122,7 +159,9 @@ def test_a_filler_brings_the_cache_to_its_depth_without_computing_tokens(clock):
     def fill(depth: int) -> None:
         model.length = depth
 
-    rows = run_bench(model, 100, Traffic(0, 0), [500], prompt_tokens=[32], new_tokens=2, repeats=1, filler=fill)
+    rows = run_bench(
+        model, 100, Traffic(0, 0), [500], prompt_tokens=[32], new_tokens=2, repeats=1, filler=fill
+    )
     assert [row.depth for row in rows] == [500, 500]
     assert {length for _, call, length, _ in model.calls if call == "prefill"} == {500}
 
@@ -137,7 +176,9 @@ def test_logits_leave_the_cache_as_it_was(clock):
 
 
 def test_decode_traffic_is_the_weights_and_the_cache_read_by_the_average_step():
-    row = with_traffic(Row("decode", 1000, 9, (10.0, 20.0, 30.0)), Traffic(weights=10**9, kv_per_token=1000))
+    row = with_traffic(
+        Row("decode", 1000, 9, (10.0, 20.0, 30.0)), Traffic(weights=10**9, kv_per_token=1000)
+    )
     assert row.gb_per_second == pytest.approx(20 * (1e9 + 1000 * 1005) / 1e9)
 
 
@@ -148,10 +189,13 @@ def test_prefill_has_no_traffic():
 @pytest.mark.parametrize(
     ("phase", "depth", "attention"),
     [
-        ("prefill", 91, "dense"), ("prefill", 92, "sparse"),  # a prompt runs in the gear of its last token
-        ("decode", 91, "dense"), ("decode", 92, "dense, sparse"), ("decode", 99, "sparse"),
+        ("prefill", 91, "dense"),
+        ("prefill", 92, "sparse"),  # a prompt runs in the gear of its last token
+        ("decode", 91, "dense"),
+        ("decode", 92, "dense, sparse"),
+        ("decode", 99, "sparse"),
     ],
-)  # fmt: skip
+)
 def test_rows_say_which_gear_ran(phase, depth, attention):
     traffic = Traffic(1, 1, Gears("auto", dense_len=100, budget=6, block_size=64))
     assert with_traffic(Row(phase, depth, 8, (1.0,)), traffic).attention == attention
@@ -159,9 +203,18 @@ def test_rows_say_which_gear_ran(phase, depth, attention):
 
 
 REPORT = Report(
-    "M", "w4", "some cpu", 2, 600, "minicpm-mlc bench M", 40e9,
-    [Row("prefill", 0, 512, (100.0, 300.0, 200.0), None, "dense"), Row("decode", 0, 64, (10.0,), 20.0, "sparse")],
-)  # fmt: skip
+    "M",
+    "w4",
+    "some cpu",
+    2,
+    600,
+    "minicpm-mlc bench M",
+    40e9,
+    [
+        Row("prefill", 0, 512, (100.0, 300.0, 200.0), None, "dense"),
+        Row("decode", 0, 64, (10.0,), 20.0, "sparse"),
+    ],
+)
 
 
 def test_table_shows_the_median_and_the_share_of_bandwidth():
@@ -169,7 +222,17 @@ def test_table_shows_the_median_and_the_share_of_bandwidth():
     assert "M w4 on some cpu, 2 threads, context 600" in lines[0] and "40.0 GB/s" in lines[0]
     assert lines[1] == "minicpm-mlc bench M"
     assert lines[4].split() == ["prefill", "dense", "0", "512", "200.0", "100.0", "300.0"]
-    assert lines[5].split() == ["decode", "sparse", "0", "64", "10.0", "10.0", "10.0", "20.0", "50%"]
+    assert lines[5].split() == [
+        "decode",
+        "sparse",
+        "0",
+        "64",
+        "10.0",
+        "10.0",
+        "10.0",
+        "20.0",
+        "50%",
+    ]
 
 
 def test_markdown_holds_the_same_cells():
@@ -186,10 +249,18 @@ def test_json_holds_every_sample():
     assert data["bandwidth"] == 40e9 and data["command"] == "minicpm-mlc bench M"
 
 
-@pytest.mark.parametrize("options", [
-    {"depths": []}, {"depths": [-1]}, {"prompt_tokens": [-1]}, {"new_tokens": -1}, {"repeats": 0}, {"threads": 0},
-    {"prompt_tokens": [0], "new_tokens": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depths": []},
+        {"depths": [-1]},
+        {"prompt_tokens": [-1]},
+        {"new_tokens": -1},
+        {"repeats": 0},
+        {"threads": 0},
+        {"prompt_tokens": [0], "new_tokens": 0},
+    ],
+)
 def test_impossible_requests_are_refused_by_option_before_anything_is_opened(options):
     option = next(iter(options)).replace("_", "-").removesuffix("s")
     with pytest.raises(BenchError, match=f"--{option}"):
@@ -199,7 +270,9 @@ def test_impossible_requests_are_refused_by_option_before_anything_is_opened(opt
 def test_room_is_enough_for_everything_measured(clock):
     model = FakeModel(clock)
     run_bench(model, 100, Traffic(0, 0), [0, 50], prompt_tokens=[3], new_tokens=5, repeats=1)
-    assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed([0, 50], [3], 5)
+    assert max(length + tokens for _, _, length, tokens in model.calls) <= bench.room_needed(
+        [0, 50], [3], 5
+    )
 
 
 def test_memory_is_as_fast_as_the_best_sample_and_its_kernel_gets_the_whole_buffer():

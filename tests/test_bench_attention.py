@@ -17,10 +17,18 @@ from minicpm_mlc.cli import main
 def test_rows_of_both_phases_are_measured_and_work_is_counted():
     report = bench_attention([1, 256, 6208], [0, 5], repeats=1, threads=1)
     assert [(row.phase, row.context, row.rows) for row in report.rows] == [
-        ("decode", 1, 1), ("decode", 256, 1), ("decode", 6208, 1), ("prefill", 6208, 5),
-    ]  # fmt: skip
+        ("decode", 1, 1),
+        ("decode", 256, 1),
+        ("decode", 6208, 1),
+        ("prefill", 6208, 5),
+    ]
     assert all(row.dense_ms > 0 and min(row.parts_ms) > 0 for row in report.rows)
-    assert [row.tokens_read for row in report.rows] == [1, 1, 6144 / 6208, 6144 / 6208]  # 96 blocks of 64
+    assert [row.tokens_read for row in report.rows] == [
+        1,
+        1,
+        6144 / 6208,
+        6144 / 6208,
+    ]  # 96 blocks of 64
     scored = [0, 2 * (15 + 3), 2 * (387 + 96)]  # windows of 32 and of 128 tokens
     assert [row.multiply_adds for row in report.rows[:3]] == pytest.approx(
         [(s + 4 * min(6144, n)) / (4 * n) for s, n in zip(scored, (1, 256, 6208), strict=True)]
@@ -28,7 +36,9 @@ def test_rows_of_both_phases_are_measured_and_work_is_counted():
     assert "--depth 1,256,6208 --prompt-tokens 0,5 --repeats 1 --threads 1" in report.plain()
 
 
-@pytest.mark.parametrize(("kv", "token_bytes"), [("f32", 2048), ("f16", 1024), ("bf16", 1024), ("int8", 528)])
+@pytest.mark.parametrize(
+    ("kv", "token_bytes"), [("f32", 2048), ("f16", 1024), ("bf16", 1024), ("int8", 528)]
+)
 def test_every_kind_of_cache_is_measured_by_its_own_bytes(kv, token_bytes):
     report = bench_attention([640], [0], repeats=1, threads=1, kv=kv)
     (row,) = report.rows

@@ -1,4 +1,6 @@
-"""What bench/speculation_identity.py draws: every setting meets every other, and enough answers shift the gear."""
+"""What bench/speculation_identity.py draws: every setting meets every other, and enough answers
+shift the gear.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_each_setting_meets_every_skill_and_trees_of_all_sizes(one: str) -> None
         others[getattr(case, one)].add((case.head, case.scheme, case.gear, case.drafter))
     cells = len(identity.HEADS) * len(identity.OTHER) * len(identity.GEARS) * len(identity.DRAFTERS)
     assert all(len(seen) == len(identity.SKILLS) for seen in skills.values())
-    assert all(len(seen) == identity.LARGEST + 1 for seen in sizes.values())  # all sizes, and none given
+    assert all(
+        len(seen) == identity.LARGEST + 1 for seen in sizes.values()
+    )  # all sizes, and none given
     assert sum(len(seen) for seen in others.values()) == cells
 
 

@@ -12,7 +12,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 bench = importlib.import_module("linear")
 
-SMALL = ["linear.py", "--no-ggml", "--rotate", "0", "--repeats", "1", "--shape", "1x64x96", "--shape", "3x48x64"]
+SMALL = [
+    "linear.py",
+    "--no-ggml",
+    "--rotate",
+    "0",
+    "--repeats",
+    "1",
+    "--shape",
+    "1x64x96",
+    "--shape",
+    "3x48x64",
+]
 
 
 @pytest.mark.parametrize("scheme, nbytes", [("w4", 64 * 96 // 2), ("w8", 64 * 96)])

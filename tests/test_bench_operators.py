@@ -33,7 +33,9 @@ SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 
 @pytest.fixture
 def engine(tiny_bundle):
-    with Engine(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path, context=640, threads=1) as opened:
+    with Engine(
+        tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path, context=640, threads=1
+    ) as opened:
         yield opened
 
 
@@ -46,8 +48,12 @@ def test_every_weight_is_counted_once_in_a_step(engine):
     layer = c["hidden_size"] * (2 * widths["q"] + widths["kv"] + 3 * c["intermediate_size"])
     head = c["hidden_size"] * -(-c["vocab_size"] // 16) * 16
     assert sum(row.operations for row in linears) == 2 * (c["num_layers"] * layer + head)
-    weights = (c["num_layers"] * layer + head) * (1 / 2 + 2 / 32)  # nibbles, and an f16 scale per 32
-    assert weights < sum(row.bytes for row in linears) < 1.3 * weights  # and the activations, here not small
+    weights = (c["num_layers"] * layer + head) * (
+        1 / 2 + 2 / 32
+    )  # nibbles, and an f16 scale per 32
+    assert (
+        weights < sum(row.bytes for row in linears) < 1.3 * weights
+    )  # and the activations, here not small
     assert 0 < sum(row.seconds for row in rows) and seconds > 0
 
 
@@ -74,7 +80,9 @@ def test_watching_ends_with_the_step_and_leaves_the_model_as_it_was(engine):
     before = engine.decode(7)
     engine.truncate(40)
     names: list[str] = []
-    assert len(observe(engine, lambda: engine.decode(7), lambda name, args: names.append(name))) == len(names)
+    assert len(
+        observe(engine, lambda: engine.decode(7), lambda name, args: names.append(name))
+    ) == len(names)
     engine.truncate(40)
     watched = len(names)
     assert np.array_equal(engine.decode(7), before) and len(names) == watched
@@ -90,35 +98,62 @@ def test_a_random_cache_is_deep_finite_and_the_same_each_time(engine):
 
 
 def test_calls_of_one_operator_and_shape_are_one_row_the_slowest_first():
-    calls = [Call("linear", "4 -> 8", Cost(100, 64)), Call("norm", "", Cost(10)), Call("linear", "4 -> 8", Cost(100, 64))]
+    calls = [
+        Call("linear", "4 -> 8", Cost(100, 64)),
+        Call("norm", "", Cost(10)),
+        Call("linear", "4 -> 8", Cost(100, 64)),
+    ]
     rows = aggregate(calls, [[1.0, 5.0, 2.0], [2.0, 6.0, 2.0], [9.0, 7.0, 9.0]])
     assert [(row.operator, row.calls, row.seconds, row.bytes, row.operations) for row in rows] == [
-        ("norm", 1, 6.0, 10, 0), ("linear", 2, 4.0, 200, 128),
-    ]  # fmt: skip
+        ("norm", 1, 6.0, 10, 0),
+        ("linear", 2, 4.0, 200, 128),
+    ]
 
 
-@pytest.mark.parametrize("options", [{"depths": [-1]}, {"depths": []}, {"repeats": 0}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "options", [{"depths": [-1]}, {"depths": []}, {"repeats": 0}, {"threads": 0}]
+)
 def test_impossible_depths_and_counts_are_refused_before_anything_is_opened(options):
     with pytest.raises(bench.BenchError, match=next(iter(options)).removesuffix("s")):
         bench_operators("no bundle here", **options)
 
 
 LIMITS = Limits(2, 100e9, 500e9, 2000e9)
-ROWS = [OperatorRow("linear", "4 -> 8", 2, 1e-3, 50_000_000, 10**9, True), OperatorRow("norm", "", 1, 1e-3, 0, 0, False)]
-REPORT = OperatorReport("M w4", "some cpu", 8, "dense", 4e-3, LIMITS, "minicpm-mlc bench M --operators", ROWS)
+ROWS = [
+    OperatorRow("linear", "4 -> 8", 2, 1e-3, 50_000_000, 10**9, True),
+    OperatorRow("norm", "", 1, 1e-3, 0, 0, False),
+]
+REPORT = OperatorReport(
+    "M w4", "some cpu", 8, "dense", 4e-3, LIMITS, "minicpm-mlc bench M --operators", ROWS
+)
 
 
 def test_the_table_holds_operators_against_the_limits_and_names_the_rest():
     lines = [line.split() for line in REPORT.plain().splitlines()]
     assert "4.00 ms" in REPORT.plain().splitlines()[0]
-    assert lines[5] == ["linear", "4", "->", "8", "2", "1.00", "25.0%", "50.0", "50%", "1000.0", "50%"]
+    assert lines[5] == [
+        "linear",
+        "4",
+        "->",
+        "8",
+        "2",
+        "1.00",
+        "25.0%",
+        "50.0",
+        "50%",
+        "1000.0",
+        "50%",
+    ]
     assert lines[6] == ["norm", "1", "1.00", "25.0%"]
     assert lines[7] == ["between", "operators", "2.00", "50.0%"]
 
 
 def test_nothing_is_between_operators_that_took_longer_than_the_step():
     report = replace(REPORT, step_seconds=1.6e-3)
-    assert "1.60 ms (operators watched one by one took 125% of that: a busy machine, run it again)" in report.head()
+    assert (
+        "1.60 ms (operators watched one by one took 125% of that: a busy machine, run it again)"
+        in report.head()
+    )
     assert report.plain().splitlines()[-1].split() == ["between", "operators", "0.00", "0.0%"]
     assert json.loads(report.json())["between_seconds"] == 0 and "busy" not in REPORT.head()
     assert json.loads(REPORT.json())["between_seconds"] == pytest.approx(2e-3)
@@ -127,10 +162,13 @@ def test_nothing_is_between_operators_that_took_longer_than_the_step():
 @pytest.mark.parametrize(
     "name, operator",
     [
-        ("linear", "linear"), ("linear12", "linear"), ("rms_norm_int8", "rms_norm_int8"), ("rms_norm_int81", "rms_norm_int8"),
+        ("linear", "linear"),
+        ("linear12", "linear"),
+        ("rms_norm_int8", "rms_norm_int8"),
+        ("rms_norm_int81", "rms_norm_int8"),
         ("linear_swiglu_int812", "linear_swiglu_int8"),
     ],
-)  # fmt: skip
+)
 def test_only_the_number_of_a_kernel_is_not_part_of_its_operator(name, operator):
     assert operator_of(name) == operator
 
@@ -146,14 +184,23 @@ def test_operators_have_their_names_and_computing_shapes_is_none(engine):
     fill_cache(engine, 100)
     _, rows = decode_operators(engine, repeats=1)
     names = {row.operator for row in rows}
-    assert names >= {"linear", "rms_norm_int8" if engine.manifest.activations == "int8" else "rms_norm"}
+    assert names >= {
+        "linear",
+        "rms_norm_int8" if engine.manifest.activations == "int8" else "rms_norm",
+    }
     assert not any(name.startswith("shape_func") or name.endswith("_int") for name in names)
 
 
 def test_depths_beyond_the_model_are_refused_with_the_deepest_that_fits(engine):
-    with pytest.raises(BenchError, match=r"--depth 1000000 and 64 tokens behind it: .* hold 65536; give --depth 65472 or less"):
+    with pytest.raises(
+        BenchError,
+        match=r"--depth 1000000 and 64 tokens behind it: .* hold 65536; give --depth 65472 or less",
+    ):
         bench_operators(engine.path, [0, 10**6])
-    with pytest.raises(BenchError, match=r"--depth 1000000 and 512 tokens behind it: .*; give --depth 65024 or less"):
+    with pytest.raises(
+        BenchError,
+        match=r"--depth 1000000 and 512 tokens behind it: .*; give --depth 65024 or less",
+    ):
         bench.bench_bundle(engine.path, [10**6])
     with pytest.raises(BenchError, match="measure fewer tokens, or close other programs"):
         bench.bench_bundle(engine.path, [0], new_tokens=10**6)

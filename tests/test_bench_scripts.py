@@ -19,7 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
         ("verify", "--rows 0", "--rows is 0; it must be 1 or more"),
         ("verify", "--repeats 0", "--repeats is 0; it must be 1 or more"),
         ("verify", "--depth -1", "depths must be one or more numbers >= 0"),
-        ("verify", "--depth 100", "--depth 100 and 128 tokens behind it: .* give --depth 72 or less"),
+        (
+            "verify",
+            "--depth 100",
+            "--depth 100 and 128 tokens behind it: .* give --depth 72 or less",
+        ),
         ("startup", "--repeats 0", "--repeats is 0; it must be 1 or more"),
         ("startup", "--words 0", "--words is 0; it must be 1 or more"),
     ],
@@ -28,7 +32,9 @@ def test_options_out_of_range_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, options: str, message: str
 ) -> None:
     target = {"device": "cpu", "triple": "", "cpu": "", "features": []}
-    (tmp_path / "manifest.json").write_bytes(manifest(target=target, kv_layout={"k": [], "v": []}).to_bytes())
+    (tmp_path / "manifest.json").write_bytes(
+        manifest(target=target, kv_layout={"k": [], "v": []}).to_bytes()
+    )
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path), *options.split()])
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         importlib.import_module(script).main()

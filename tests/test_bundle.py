@@ -22,13 +22,23 @@ from minicpm_mlc.compile.mlc_chat_config import mlc_chat_config, tokenizer_info
 from minicpm_mlc.compile.writer import BundleFile, BundleWriter
 
 HOST = Host("linux", "x86_64", frozenset({"avx2", "fma"}))
-TARGET = {"device": "cpu", "triple": "x86_64-linux-gnu", "cpu": "x86-64-v3", "features": ["avx2", "fma", "fast-gather"]}
+TARGET = {
+    "device": "cpu",
+    "triple": "x86_64-linux-gnu",
+    "cpu": "x86-64-v3",
+    "features": ["avx2", "fma", "fast-gather"],
+}
 MANIFEST = Manifest(
     name="tiny",
     scheme="w4",
     embedding_scheme="w4",
     target=TARGET,
-    model={"model_type": "minicpm4", "vocab_size": 100, "bos_token_id": 1, "eos_token_ids": [2, 90]},
+    model={
+        "model_type": "minicpm4",
+        "vocab_size": 100,
+        "bos_token_id": 1,
+        "eos_token_ids": [2, 90],
+    },
     kv_dtype="float16",
     kv_layout={"k": [2, 64, 64], "v": [2, 64, 64]},
     max_context=4096,
@@ -128,7 +138,9 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(place, mon
 
 
 def test_too_little_space_is_refused_before_anything_is_written(place, monkeypatch):
-    monkeypatch.setattr(bundle_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10_000, 5_000, 5_000))
+    monkeypatch.setattr(
+        bundle_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10_000, 5_000, 5_000)
+    )
     with pytest.raises(CompileError, match=r"needs 6,000 bytes and the disk of .* has 5,000 free"):
         write(place / "b", need_bytes=6000)
     assert names(place) == []
@@ -141,7 +153,10 @@ def test_a_missing_parent_folder_is_refused(place):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", "..", "manifest.json", "model.so"])
 def test_a_file_name_that_leaves_the_folder_or_is_taken_is_refused(place, name):
-    with pytest.raises(CompileError, match="can't be the name"), BundleWriter(place / "b") as bundle:
+    with (
+        pytest.raises(CompileError, match="can't be the name"),
+        BundleWriter(place / "b") as bundle,
+    ):
         bundle.add_file("model.so", b"library")
         bundle.add_file(name, b"")
 
@@ -219,7 +234,8 @@ def test_folders_that_are_not_bundles_are_refused_with_the_next_command(place):
     with pytest.raises(BundleError, match=r"is a checkpoint, .*: minicpm-mlc compile .*checkpoint"):
         read(place / "checkpoint")
     with pytest.raises(
-        BundleError, match=r"has no manifest\.json, so it isn't a bundle; make one: minicpm-mlc compile"
+        BundleError,
+        match=r"has no manifest\.json, so it isn't a bundle; make one: minicpm-mlc compile",
     ):
         read(place)
     with pytest.raises(BundleError, match="is not there"):
@@ -228,7 +244,9 @@ def test_folders_that_are_not_bundles_are_refused_with_the_next_command(place):
         read(place / "file")
 
 
-@pytest.mark.parametrize("change", [{"activations": "int8"}, {"weight_layout": "rows8"}, {"activations": "int4"}])
+@pytest.mark.parametrize(
+    "change", [{"activations": "int8"}, {"weight_layout": "rows8"}, {"activations": "int4"}]
+)
 def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
     with pytest.raises(BundleError, match="damaged at 'weight_layout'"):
@@ -238,12 +256,16 @@ def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
 @pytest.mark.parametrize("change", [{"format": 2}, {"abi": 1}])
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
-    with pytest.raises(BundleError, match="this minicpm-mlc reads format 1 and ABI 4; compile it again"):
+    with pytest.raises(
+        BundleError, match="this minicpm-mlc reads format 1 and ABI 4; compile it again"
+    ):
         read(place / "b")
 
 
 def test_another_tvm_is_refused(place):
-    with pytest.raises(BundleError, match=r"compiled with apache-tvm 1\.2\.3, and 0\.9 is installed"):
+    with pytest.raises(
+        BundleError, match=r"compiled with apache-tvm 1\.2\.3, and 0\.9 is installed"
+    ):
         read(write(place / "b"), tvm="0.9")
 
 
@@ -256,10 +278,16 @@ def test_the_installed_tvm_is_what_counts_by_default(place):
     ("target", "why"),
     [
         ({"device": "webgpu"}, "compiled for device webgpu"),
-        ({"triple": "aarch64-unknown-linux-gnu"}, "compiled for aarch64 linux, and this machine is x86_64 linux"),
+        (
+            {"triple": "aarch64-unknown-linux-gnu"},
+            "compiled for aarch64 linux, and this machine is x86_64 linux",
+        ),
         ({"triple": "x86_64-apple-darwin23"}, "compiled for x86_64 darwin"),
         ({"triple": "aarch64-linux-android24"}, "compiled for aarch64 android"),
-        ({"cpu": "znver4", "features": ["avx2", "avx512vnni", "avx512bf16"]}, "CPU lacks avx512bf16, avx512vnni"),
+        (
+            {"cpu": "znver4", "features": ["avx2", "avx512vnni", "avx512bf16"]},
+            "CPU lacks avx512bf16, avx512vnni",
+        ),
     ],
 )
 def test_another_device_or_cpu_is_refused(place, target, why):
@@ -283,9 +311,17 @@ def test_another_device_or_cpu_is_refused(place, target, why):
         (Host("windows", "x86_64", None), "cpu", "--device DEVICE; minicpm-mlc devices lists them"),
     ],
 )
-@pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="hints are for x86-64 Linux")
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"),
+    reason="hints are for x86-64 Linux",
+)
 def test_the_refusal_names_the_device_that_fits_the_machine(place, there, device, options):
-    write(place / "b", dataclasses.replace(MANIFEST, target=TARGET | {"device": device, "triple": "riscv64-unknown-linux-gnu"}))
+    write(
+        place / "b",
+        dataclasses.replace(
+            MANIFEST, target=TARGET | {"device": device, "triple": "riscv64-unknown-linux-gnu"}
+        ),
+    )
     with pytest.raises(BundleError, match=f"can't run here: .* minicpm-mlc compile .*{options}$"):
         read_bundle(place / "b", host=there, tvm=MANIFEST.tvm)
 
@@ -321,7 +357,9 @@ def test_a_truncated_or_missing_file_is_refused_even_without_hashing(place):
 
 def test_hashes_are_checked_once_and_again_after_a_change(place, monkeypatch):
     read(write(place / "b"))
-    monkeypatch.setattr("minicpm_mlc.bundle.manifest._check_hashes", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(
+        "minicpm_mlc.bundle.manifest._check_hashes", lambda _: pytest.fail("hashed again")
+    )
     read(place / "b")
     monkeypatch.undo()
     flip_byte(place / "b/model.so")
@@ -368,12 +406,23 @@ def test_a_manifest_that_is_not_a_json_object_is_refused(place, text):
 
 
 ANY_JSON = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.just([]), st.just({}), st.just({"x": 1})
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=3),
+    st.just([]),
+    st.just({}),
+    st.just({"x": 1}),
 )
 
 
 @given(st.data())
-@settings(derandomize=True, max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_a_manifest_with_a_wrong_or_missing_field_raises_only_bundle_errors(tmp_path, data):
     folder = tmp_path / "damaged"
     if not folder.exists():
@@ -400,7 +449,9 @@ def test_a_manifest_that_names_files_outside_the_bundle_is_refused(place):
         read(place / "b")
 
 
-@pytest.mark.parametrize("records", ["[]", '[{"dataPath": "../x", "records": []}]', "3", '{"x": 1}', "[{}]"])
+@pytest.mark.parametrize(
+    "records", ["[]", '[{"dataPath": "../x", "records": []}]', "3", '{"x": 1}', "[{}]"]
+)
 def test_a_tensor_cache_that_lacks_the_weights_is_refused(place, records):
     with BundleWriter(place / "b") as bundle:
         bundle.add_file("tensor-cache.json", f'{{"records": {records}}}'.encode())
@@ -419,11 +470,19 @@ def test_memory_need_counts_whole_pages(context, pages):
 
 def test_mlc_chat_config_carries_limits_stop_tokens_and_chatml():
     config = mlc_chat_config(
-        MANIFEST, {"model_type": "minicpm", "pad_token_id": 2}, {"temperature": 0.7}, None, ["tokenizer.json"]
+        MANIFEST,
+        {"model_type": "minicpm", "pad_token_id": 2},
+        {"temperature": 0.7},
+        None,
+        ["tokenizer.json"],
     )
     assert config["context_window_size"] == config["model_config"]["context_window_size"] == 4096
     assert config["prefill_chunk_size"] == 512 and config["vocab_size"] == 100
-    assert config["model_type"] == "minicpm" and config["temperature"] == 0.7 and config["pad_token_id"] == 2
+    assert (
+        config["model_type"] == "minicpm"
+        and config["temperature"] == 0.7
+        and config["pad_token_id"] == 2
+    )
     template = config["conv_template"]
     assert template["stop_token_ids"] == [2, 90] and template["stop_str"] == ["<|im_end|>"]
     user = (
@@ -437,15 +496,22 @@ def test_mlc_chat_config_carries_limits_stop_tokens_and_chatml():
 
 def test_tokenizer_info_tells_byte_fallback_from_byte_level():
     sentencepiece = {
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}]},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}],
+        },
         "decoder": {
             "type": "Sequence",
             "decoders": [{"type": "ByteFallback"}, {"type": "Strip", "start": 1, "stop": 0}],
         },
     }
     assert tokenizer_info(sentencepiece) == {
-        "token_postproc_method": "byte_fallback", "prepend_space_in_encode": True, "strip_space_in_decode": True,
-    }  # fmt: skip
+        "token_postproc_method": "byte_fallback",
+        "prepend_space_in_encode": True,
+        "strip_space_in_decode": True,
+    }
     assert tokenizer_info({"normalizer": None, "decoder": {"type": "ByteLevel"}}) == {
-        "token_postproc_method": "byte_level", "prepend_space_in_encode": False, "strip_space_in_decode": False,
-    }  # fmt: skip
+        "token_postproc_method": "byte_level",
+        "prepend_space_in_encode": False,
+        "strip_space_in_decode": False,
+    }

@@ -18,7 +18,9 @@ SPECIALS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 def byte_level_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
@@ -27,10 +29,16 @@ def byte_level_tokenizer() -> Tokenizer:
 
 def sentencepiece_tokenizer() -> Tokenizer:
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
-    model = models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>")
+    model = models.BPE(
+        vocab={p: i for i, p in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>"
+    )
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     return tokenizer
 
@@ -54,7 +62,8 @@ def controls(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 def test_chatml_is_the_published_form() -> None:
     messages = [{"role": "system", "content": "Be brief."}, *ask("Hi")]
     assert chat_template().render(messages) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe "
+        "brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -78,19 +87,31 @@ def test_harmless_prompt_is_encoded_as_the_tokenizer_does(tokenizer: Tokenizer) 
 
 FRAGMENTS = [*SPECIALS, "<|im_", "end|>", "<", "s>", " ", "\n", "hi", "é", "\ue000", "0:"]
 CONTENT = st.lists(st.sampled_from(FRAGMENTS), max_size=8)
-SOURCES = st.sampled_from([
-    CHATML,
-    CHATML.replace("message.content", "(message.content | trim)"),
-    CHATML.replace("message.content", "(message.content | upper | lower)"),  # content can't be found again
-])
+SOURCES = st.sampled_from(
+    [
+        CHATML,
+        CHATML.replace("message.content", "(message.content | trim)"),
+        CHATML.replace(
+            "message.content", "(message.content | upper | lower)"
+        ),  # content can't be found again
+    ]
+)
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)
 @given(st.sampled_from(TOKENIZERS), SOURCES, CONTENT.map("".join), CONTENT.map("".join))
-def test_a_message_can_not_fake_a_turn(tokenizer: Tokenizer, source: str, first: str, second: str) -> None:
+def test_a_message_can_not_fake_a_turn(
+    tokenizer: Tokenizer, source: str, first: str, second: str
+) -> None:
     turns = [("system", "x"), ("user", first), ("assistant", second), ("user", first)]
-    prompt = chat_template(source).prompt(tokenizer, [{"role": role, "content": text} for role, text in turns])
-    assert controls(tokenizer, prompt.ids) == ["<s>", *["<|im_start|>", "<|im_end|>"] * 4, "<|im_start|>"]
+    prompt = chat_template(source).prompt(
+        tokenizer, [{"role": role, "content": text} for role, text in turns]
+    )
+    assert controls(tokenizer, prompt.ids) == [
+        "<s>",
+        *["<|im_start|>", "<|im_end|>"] * 4,
+        "<|im_start|>",
+    ]
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
@@ -104,11 +125,15 @@ def test_neutralised_text_reaches_the_model_unchanged(text: str) -> None:
 
 def test_markers_switch_thinking_for_their_turn() -> None:
     template = chat_template(THINKING)
-    assert template.render(ask("Add 1 and 2 /no_think")) == template.render(ask("Add 1 and 2"), think=False)
+    assert template.render(ask("Add 1 and 2 /no_think")) == template.render(
+        ask("Add 1 and 2"), think=False
+    )
     assert template.render(ask("Add 1 and 2 /no_think")).endswith(EMPTY_BLOCK)
     assert not template.render(ask("Add 1 and 2 /think"), think=False).endswith(EMPTY_BLOCK)
     earlier = [*ask("a /no_think"), {"role": "assistant", "content": "b"}, *ask("c")]
-    assert "/no_think" not in template.render(earlier) and not template.render(earlier).endswith(EMPTY_BLOCK)
+    assert "/no_think" not in template.render(earlier) and not template.render(earlier).endswith(
+        EMPTY_BLOCK
+    )
 
 
 def test_marker_inside_a_word_or_sentence_is_text() -> None:
@@ -119,7 +144,9 @@ def test_marker_inside_a_word_or_sentence_is_text() -> None:
 
 def test_markers_stay_where_the_template_handles_them_or_can_not_think() -> None:
     assert "hi /no_think<|im_end|>" in chat_template().render(ask("hi /no_think"))
-    assert "hi /no_think<|im_end|>" in chat_template(THINKING + "{# /no_think #}").render(ask("hi /no_think"))
+    assert "hi /no_think<|im_end|>" in chat_template(THINKING + "{# /no_think #}").render(
+        ask("hi /no_think")
+    )
 
 
 def test_think_without_a_switch_is_refused() -> None:
@@ -128,7 +155,11 @@ def test_think_without_a_switch_is_refused() -> None:
 
 
 def test_past_thinking_is_not_in_the_prompt() -> None:
-    messages = [*ask("a"), {"role": "assistant", "content": "<think>\nsecret\n</think>\n\nb"}, *ask("c")]
+    messages = [
+        *ask("a"),
+        {"role": "assistant", "content": "<think>\nsecret\n</think>\n\nb"},
+        *ask("c"),
+    ]
     text = chat_template().render(messages)
     assert "secret" not in text and "assistant\nb<|im_end|>" in text
 

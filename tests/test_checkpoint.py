@@ -1,4 +1,6 @@
-"""Checkpoints: rows come out as stored, and every kind of damage is one sentence naming file and tensor."""
+"""Checkpoints: rows come out as stored, and every kind of damage is one sentence naming file and
+tensor.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from minicpm_mlc.compile.checkpoint import RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
 from minicpm_mlc.compile.config.presets import PRESETS
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4, "num_kv_heads": 1, "vocab_size": 325}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 4,
+    "num_kv_heads": 1,
+    "vocab_size": 325,
+}
 UNTIED = tiny_config("MiniCPM5-1B", **SHAPE)
 TIED = tiny_config("MiniCPM4-0.5B", **SHAPE)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -58,7 +66,9 @@ def test_rows_are_slices_in_memory_of_their_own(folder, dtype):
     np.testing.assert_array_equal(rows, weights[Q_PROJ][7:20])
     rows += 1
     np.testing.assert_array_equal(checkpoint.rows(Q_PROJ, 7, 20), weights[Q_PROJ][7:20])
-    np.testing.assert_array_equal(checkpoint.rows("model.norm.weight", 60), weights["model.norm.weight"][60:])
+    np.testing.assert_array_equal(
+        checkpoint.rows("model.norm.weight", 60), weights["model.norm.weight"][60:]
+    )
 
 
 def test_bf16_keeps_infinities_and_signs(tmp_path):
@@ -107,15 +117,27 @@ def test_missing_extra_and_misshaped_tensors_are_named(folder, shards):
     one_less = {name: value for name, value in weights.items() if name != Q_PROJ}
     write_tensors(folder, one_less, shards=shards)
     refused(folder, UNTIED, f"model.safetensors.*{Q_PROJ} is missing")
-    write_tensors(folder, {**weights, "model.layers.0.self_attn.q_proj.bias": np.zeros(4, np.float32)}, shards=shards)
-    refused(folder, UNTIED, "safetensors: tensor model.layers.0.self_attn.q_proj.bias is not part of the model")
+    write_tensors(
+        folder,
+        {**weights, "model.layers.0.self_attn.q_proj.bias": np.zeros(4, np.float32)},
+        shards=shards,
+    )
+    refused(
+        folder,
+        UNTIED,
+        "safetensors: tensor model.layers.0.self_attn.q_proj.bias is not part of the model",
+    )
     write_tensors(folder, {**weights, Q_PROJ: weights[Q_PROJ].T.copy()}, shards=shards)
     refused(folder, UNTIED, rf"{Q_PROJ} has shape \[64, 512\], expected \[512, 64\]")
 
 
 def test_another_models_weights_name_how_many_are_missing(folder):
     write_checkpoint(folder, UNTIED)
-    refused(folder, tiny_config("MiniCPM5-1B", **SHAPE, num_layers=3), r"layers\.2.* is missing and so are 8 others")
+    refused(
+        folder,
+        tiny_config("MiniCPM5-1B", **SHAPE, num_layers=3),
+        r"layers\.2.* is missing and so are 8 others",
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 3, 8, 100, -1])
@@ -152,7 +174,10 @@ def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)) -> dict:
         ({"x": {"dtype": "F32"}}, "tensor x has no dtype, shape and data_offsets"),
         ({"x": entry(shape=(2, -2))}, "tensor x has a shape or offset that isn't a whole number"),
         ({"x": entry(shape=(2, True))}, "tensor x has a shape or offset"),
-        ({"x": entry(shape=(2, 3))}, r"tensor x spans 16 bytes, its shape \[2, 3\] in F32 needs 24"),
+        (
+            {"x": entry(shape=(2, 3))},
+            r"tensor x spans 16 bytes, its shape \[2, 3\] in F32 needs 24",
+        ),
         ({"x": entry(shape=(2**40, 2**40), offsets=(0, 0))}, "tensor x spans 0 bytes"),
         ({"x": entry(dtype="F8_E4M3")}, "tensor x has dtype F8_E4M3, expected BF16, F16 or F32"),
         ({"x": entry(offsets=(16, 32))}, "tensor x starts at byte"),
@@ -170,10 +195,14 @@ def test_a_weight_of_another_dtype_is_refused(folder):
     write_checkpoint(folder, UNTIED)
     content = (folder / SINGLE).read_bytes()
     (folder / SINGLE).write_bytes(content.replace(b'"BF16"', b'"I16" '))
-    refused(folder, UNTIED, "tensor model.embed_tokens.weight has dtype I16, expected BF16, F16 or F32")
+    refused(
+        folder, UNTIED, "tensor model.embed_tokens.weight has dtype I16, expected BF16, F16 or F32"
+    )
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"weight_map": 3}', b'{"weight_map": {"x": 3}}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"weight_map": 3}', b'{"weight_map": {"x": 3}}']
+)
 def test_damaged_index_is_refused(folder, content):
     write_checkpoint(folder, UNTIED, shards=2)
     (folder / INDEX).write_bytes(content)
@@ -183,7 +212,10 @@ def test_damaged_index_is_refused(folder, content):
 def test_index_and_files_must_agree(folder):
     write_checkpoint(folder, UNTIED, shards=2)
     index = json.loads((folder / INDEX).read_text())
-    places, first, second = index["weight_map"], *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    places, first, second = (
+        index["weight_map"],
+        *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+    )
 
     def with_places(changed):
         write_json(folder / INDEX, {"weight_map": changed})
@@ -196,7 +228,9 @@ def test_index_and_files_must_agree(folder):
     with_places({**places, Q_PROJ: other})
     refused(folder, UNTIED, f"places tensor {Q_PROJ} in {other}, which doesn't hold it")
     with_places({name: place for name, place in places.items() if name != Q_PROJ})
-    refused(folder, UNTIED, f"{places[Q_PROJ]} holds tensor {Q_PROJ}, which {INDEX} doesn't place there")
+    refused(
+        folder, UNTIED, f"{places[Q_PROJ]} holds tensor {Q_PROJ}, which {INDEX} doesn't place there"
+    )
 
 
 def test_folders_without_weights_say_what_to_do(tmp_path):
@@ -262,8 +296,12 @@ def test_random_rows_do_not_depend_on_how_they_are_asked_for():
     assert whole.shape == (160, 16384)
     pieces = [source.rows(name, start, min(start + 37, 260)) for start in range(100, 260, 37)]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
-    np.testing.assert_array_equal(RandomCheckpoint(PRESETS["MiniCPM4-8B"], seed=3).rows(name, 100, 260), whole)
-    assert not np.array_equal(RandomCheckpoint(PRESETS["MiniCPM4-8B"], seed=4).rows(name, 100, 260), whole)
+    np.testing.assert_array_equal(
+        RandomCheckpoint(PRESETS["MiniCPM4-8B"], seed=3).rows(name, 100, 260), whole
+    )
+    assert not np.array_equal(
+        RandomCheckpoint(PRESETS["MiniCPM4-8B"], seed=4).rows(name, 100, 260), whole
+    )
     assert source.rows(name, 4000).shape == (96, 16384)
 
 

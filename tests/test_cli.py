@@ -24,7 +24,18 @@ from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.cli import main
 from minicpm_mlc.runtime_py import memory
 
-VERBS = ["compile", "chat", "inspect", "bench", "verify", "rpc-server", "package", "trace", "frspec", "devices"]
+VERBS = [
+    "compile",
+    "chat",
+    "inspect",
+    "bench",
+    "verify",
+    "rpc-server",
+    "package",
+    "trace",
+    "frspec",
+    "devices",
+]
 
 
 def run(*args: str, **options: Any) -> Result:
@@ -47,7 +58,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "{'numpy', 'tvm', 'tvm_ffi', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit', 'torch', 'safetensors'}"
+    heavy = (
+        "{'numpy', 'tvm', 'tvm_ffi', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit', "
+        "'torch', 'safetensors'}"
+    )
     code = (
         "import sys\nfrom minicpm_mlc.cli import main\n"
         f"for args in {[['--help'], *([verb, '--help'] for verb in VERBS)]}:\n"
@@ -71,7 +85,19 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
-    result = run("chat", "B", "--prompt", "Hi", "--temperature", "0", "--stop", "x", "--no-think", "--context", "128")
+    result = run(
+        "chat",
+        "B",
+        "--prompt",
+        "Hi",
+        "--temperature",
+        "0",
+        "--stop",
+        "x",
+        "--no-think",
+        "--context",
+        "128",
+    )
     assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
     given = {"bundle": "B", "context": 128, "threads": None, "attention": "auto", "draft": None}
     assert engine.opened == given | {"remote": None}
@@ -99,13 +125,19 @@ def test_bad_sampling_value_is_refused_before_the_bundle_is_opened(engine: FakeE
 
 def test_empty_prompt_is_refused(engine: FakeEngine) -> None:
     result = run("chat", "B", input="")
-    assert (result.exit_code, result.stderr) == (1, "error: the prompt is empty; give --prompt TEXT or pipe text in\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the prompt is empty; give --prompt TEXT or pipe text in\n",
+    )
 
 
 def test_engine_errors_are_one_line(engine: FakeEngine) -> None:
     engine.events = [ContextError("the prompt has 99 tokens, the context holds 64")]
     result = run("chat", "B", "--prompt", "Hi")
-    assert (result.exit_code, result.stderr) == (1, "error: the prompt has 99 tokens, the context holds 64\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the prompt has 99 tokens, the context holds 64\n",
+    )
 
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
@@ -122,7 +154,7 @@ def test_ctrl_c_is_status_130_without_a_traceback(engine: FakeEngine) -> None:
 
 def test_a_closed_pipe_is_quiet() -> None:
     code = "from minicpm_mlc.cli import main; main(['inspect', 'MiniCPM4-0.5B'])"
-    command = f"{sys.executable} -c \"{code}\" | true"
+    command = f'{sys.executable} -c "{code}" | true'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -151,11 +183,26 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("compile", "S", "-o", "B", "--quant", "w8", "--context", "512", "--force")
     assert result.stdout == "wrote B\n" and result.stderr.startswith("quantising...\nquantising: ")
     assert seen == {
-        "source": "S", "out": "B", "device": "cpu", "cpu": None, "gpu": None, "arch": None, "scheme": "w8",
-        "embedding_scheme": None, "activations": "auto",
-        "context": 512, "attention": "auto", "prefill_chunk": None, "overwrite": True,
-        "random_weights": False, "dry_run": False, "kv": None, "draft": None, "draft_scheme": None, "frspec": None,
-    }  # fmt: skip
+        "source": "S",
+        "out": "B",
+        "device": "cpu",
+        "cpu": None,
+        "gpu": None,
+        "arch": None,
+        "scheme": "w8",
+        "embedding_scheme": None,
+        "activations": "auto",
+        "context": 512,
+        "attention": "auto",
+        "prefill_chunk": None,
+        "overwrite": True,
+        "random_weights": False,
+        "dry_run": False,
+        "kv": None,
+        "draft": None,
+        "draft_scheme": None,
+        "frspec": None,
+    }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
 
 
@@ -174,12 +221,17 @@ def test_compile_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(minicpm_mlc.compile, "compile_model", refuse, raising=False)
     result = run("compile", "S", "--device", "toaster")
-    assert (result.exit_code, result.output) == (1, "error: --device toaster: not a device; there is cpu\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        "error: --device toaster: not a device; there is cpu\n",
+    )
 
 
 def test_bench_prints_the_form_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Report:
-        plain, json, markdown = (staticmethod(lambda form=form: form) for form in ("plain", "json", "markdown"))
+        plain, json, markdown = (
+            staticmethod(lambda form=form: form) for form in ("plain", "json", "markdown")
+        )
 
     def bench_bundle(path: str, depths: list[int], **options: Any) -> Report:
         assert (path, depths) == ("B", [0, 64])
@@ -200,7 +252,9 @@ def test_inspect_of_a_published_model() -> None:
     short, *_, long = report["memory"]
     assert (short["context"], long["context"]) == (1024, 32768)
     keys_and_values = 2 * 32 * 2 * 128 * 2
-    assert long["w4"] - short["w4"] == (32768 - 1024) * keys_and_values * 17 // 16  # segment means are a sixteenth
+    assert (
+        long["w4"] - short["w4"] == (32768 - 1024) * keys_and_values * 17 // 16
+    )  # segment means are a sixteenth
     assert short["w4"] < short["w8"] < short["f16"]
     assert "8,185,253,888" in run("inspect", "MiniCPM4-8B").stdout
 
@@ -210,14 +264,21 @@ def test_inspect_of_a_checkpoint_names_what_is_wrong_with_it(tmp_path: Path) -> 
     report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
     assert report["kind"] == "checkpoint" and report["weights"] == 2 * report["parameters"]
     (tmp_path / "model.safetensors").unlink()
-    assert "model.safetensors" in json.loads(run("inspect", str(tmp_path), "--json").stdout)["weights"]
+    assert (
+        "model.safetensors" in json.loads(run("inspect", str(tmp_path), "--json").stdout)["weights"]
+    )
 
 
 MANIFEST = Manifest(
     name="tiny",
     scheme="w4",
     embedding_scheme="w4",
-    target={"device": "cpu", "triple": "riscv64-unknown-linux-gnu", "cpu": "generic", "features": []},
+    target={
+        "device": "cpu",
+        "triple": "riscv64-unknown-linux-gnu",
+        "cpu": "generic",
+        "features": [],
+    },
     model=tiny_config("MiniCPM4-0.5B").to_dict(),
     kv_dtype="float16",
     kv_layout={"k": [], "v": []},
@@ -237,12 +298,22 @@ def test_inspect_of_a_bundle_for_another_machine(tmp_path: Path) -> None:
     assert "riscv64" in report["runs here"]
 
 
-def test_inspect_of_a_bundle_says_what_a_chat_would_say_of_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_of_a_bundle_says_what_a_chat_would_say_of_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "_attribute", lambda *_: 0)
-    for device, says in (("cpu", "yes"), ("vulkan", "no vulkan device was found|the runtime for vulkan is missing")):
-        target = MANIFEST.target | {"device": device, "triple": f"{platform.machine()}-unknown-linux-gnu"}
+    for device, says in (
+        ("cpu", "yes"),
+        ("vulkan", "no vulkan device was found|the runtime for vulkan is missing"),
+    ):
+        target = MANIFEST.target | {
+            "device": device,
+            "triple": f"{platform.machine()}-unknown-linux-gnu",
+        }
         (tmp_path / "manifest.json").write_bytes(replace(MANIFEST, target=target).to_bytes())
-        assert re.match(says, json.loads(run("inspect", str(tmp_path), "--json").stdout)["runs here"])
+        assert re.match(
+            says, json.loads(run("inspect", str(tmp_path), "--json").stdout)["runs here"]
+        )
 
 
 def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
@@ -261,12 +332,23 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
     shown = run("devices").stdout
     assert found["devices"][0]["native"] in shown and "sm_87       Jetson Orin" in shown
     for device in found["devices"]:
-        parts = [device["name"] or device["why"], device["system"], device["needs"], *device["libraries"]]
+        parts = [
+            device["name"] or device["why"],
+            device["system"],
+            device["needs"],
+            *device["libraries"],
+        ]
         assert all(part in shown for part in parts), device["device"]
-    assert "one tensor         up to what the device reaches, 128.0 MiB or more" in shown and "; no subgroups" in shown
+    assert (
+        "one tensor         up to what the device reaches, 128.0 MiB or more" in shown
+        and "; no subgroups" in shown
+    )
     monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
     monkeypatch.setattr(devices, "has_compiler", lambda archs: False)
-    found = {device["device"]: device for device in json.loads(run("devices", "--json").stdout)["devices"]}
+    found = {
+        device["device"]: device
+        for device in json.loads(run("devices", "--json").stdout)["devices"]
+    }
     assert found["cpu"]["missing"] == ["pip install ziglang"] and not found["cpu"]["compile"]
     assert "nvidia-cuda-nvrtc" in found["cuda"]["missing"][1]
     assert "can't compile yet; first: pip install ziglang" in run("devices").stdout
@@ -277,7 +359,9 @@ def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied", "/B")
 
     monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refuse)
-    assert run("chat", "/B", "--prompt", "Hi").stderr == "error: [Errno 13] Permission denied: '/B'\n"
+    assert (
+        run("chat", "/B", "--prompt", "Hi").stderr == "error: [Errno 13] Permission denied: '/B'\n"
+    )
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""compile_model end to end: the same bytes twice, a forecast that writes nothing, bad input that leaves nothing."""
+"""compile_model end to end: the same bytes twice, a forecast that writes nothing, bad input that
+leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,21 @@ def test_the_same_input_gives_the_same_bytes(checkpoint, tmp_path):
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     bundle = read_bundle(tmp_path / "one", verify="always")
     assert bundle.manifest.target["cpu"] == "x86-64-v3"
-    assert set(bundle.manifest.files) >= {"model.so", "tensor-cache.json", "tokenizer.json", "mlc-chat-config.json"}
+    assert set(bundle.manifest.files) >= {
+        "model.so",
+        "tensor-cache.json",
+        "tokenizer.json",
+        "mlc-chat-config.json",
+    }
 
 
 def test_progress_is_reported_for_weights_and_library(checkpoint, tmp_path):
     seen: dict[str, tuple[int, int]] = {}
-    compile_model(checkpoint, tmp_path / "out", progress=lambda stage, done, total: seen.update({stage: (done, total)}))
+    compile_model(
+        checkpoint,
+        tmp_path / "out",
+        progress=lambda stage, done, total: seen.update({stage: (done, total)}),
+    )
     assert set(seen) == {"weights", "library"}
     assert all(done == total for done, total in seen.values())
 
@@ -76,7 +87,12 @@ def test_head_and_embedding_have_their_own_scheme(checkpoint, tmp_path):
     "options, activations, layout, quads",
     [
         ({"cpu": "x86-64-v3"}, "int8", "rows16x4", True),
-        ({"cpu": "x86-64-v3", "scheme": "f16", "embedding_scheme": "w8"}, "int8", "rows16x4", False),
+        (
+            {"cpu": "x86-64-v3", "scheme": "f16", "embedding_scheme": "w8"},
+            "int8",
+            "rows16x4",
+            False,
+        ),
         ({"cpu": "x86-64-v3", "activations": "f32"}, "f32", "rows16", False),
         ({"cpu": "x86-64-v2"}, "f32", "rows16", False),
         ({"cpu": "x86-64-v3", "scheme": "f16"}, "f32", "rows16", False),
@@ -100,8 +116,14 @@ def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
     [
         ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
         ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
-        ({"activations": "int8", "cpu": "x86-64-v2"}, "x86-64-v2 has no int8 dot products; use --activations f32"),
-        ({"activations": "int8", "device": "vulkan"}, "kernels for vulkan have no int8 dot products; use --activations f32"),
+        (
+            {"activations": "int8", "cpu": "x86-64-v2"},
+            "x86-64-v2 has no int8 dot products; use --activations f32",
+        ),
+        (
+            {"activations": "int8", "device": "vulkan"},
+            "kernels for vulkan have no int8 dot products; use --activations f32",
+        ),
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
@@ -166,7 +188,10 @@ def test_the_published_128k_lists_apply_when_the_context_asks_for_them():
 
 @pytest.mark.parametrize("kind", ["native", "128K"])
 def test_a_checkpoint_with_the_published_decimals_compiles_for_128k(tmp_path, kind):
-    write_checkpoint(tmp_path, tiny_config("MiniCPM4-8B", rope_factors=tuple(PUBLISHED_ROPE["MiniCPM4-8B"][kind])))
+    write_checkpoint(
+        tmp_path,
+        tiny_config("MiniCPM4-8B", rope_factors=tuple(PUBLISHED_ROPE["MiniCPM4-8B"][kind])),
+    )
     forecast = compile_model(tmp_path, tmp_path / "out", context=131072, dry_run=True)
     assert forecast.memory[-1]["context"] == 131072
 
@@ -178,21 +203,31 @@ def test_a_budget_of_more_blocks_than_the_context_has_is_cut_to_them(tmp_path):
     gears = Gears.of(Manifest.load(tmp_path / "out"), "sparse")
     assert gears.budget == 8 and gears.blocks(500) == (8, 8)
     ids = list(range(3, 303))
-    with Engine(tmp_path / "out", attention="sparse") as sparse, Engine(tmp_path / "out", attention="dense") as dense:
+    with (
+        Engine(tmp_path / "out", attention="sparse") as sparse,
+        Engine(tmp_path / "out", attention="dense") as dense,
+    ):
         assert np.abs(sparse.logits(ids) - dense.logits(ids)).max() <= 1e-5
 
 
 def test_a_prefill_chunk_keeps_its_block_scores_small():
     options = {"random_weights": True, "context": 131072, "dry_run": True}
     compile_model("MiniCPM4.1-8B", prefill_chunk=3072, **options)
-    with pytest.raises(CompileError, match=r"--prefill-chunk 3073: .* 131072 tokens .* --prefill-chunk 3072 or less"):
+    with pytest.raises(
+        CompileError,
+        match=r"--prefill-chunk 3073: .* 131072 tokens .* --prefill-chunk 3072 or less",
+    ):
         compile_model("MiniCPM4.1-8B", prefill_chunk=3073, **options)
     compile_model("MiniCPM4.1-8B", prefill_chunk=3073, attention="dense", **options)
-    compile_model("MiniCPM4.1-8B", prefill_chunk=6144, random_weights=True, dry_run=True)  # half as many blocks
+    compile_model(
+        "MiniCPM4.1-8B", prefill_chunk=6144, random_weights=True, dry_run=True
+    )  # half as many blocks
 
 
 def test_the_default_prefill_chunk_shrinks_for_many_key_heads():
-    many = replace(tiny_config("MiniCPM4.1-8B"), num_heads=64, num_kv_heads=64, sparse=SparseConfig())
+    many = replace(
+        tiny_config("MiniCPM4.1-8B"), num_heads=64, num_kv_heads=64, sparse=SparseConfig()
+    )
     assert _prefill_chunk(many, 32768, None) == 384 and _prefill_chunk(many, 4096, None) == 512
 
 

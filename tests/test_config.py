@@ -18,7 +18,14 @@ from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 
 MINICPM = config_json(tiny_config("MiniCPM4-8B"))
 LLAMA = config_json(tiny_config("MiniCPM5-1B"))
-SPARSE = {"kernel_size": 32, "kernel_stride": 16, "init_blocks": 1, "block_size": 64, "window_size": 2048, "topk": 64}
+SPARSE = {
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "init_blocks": 1,
+    "block_size": 64,
+    "window_size": 2048,
+    "topk": 64,
+}
 
 
 def read(base=MINICPM, **changes) -> ModelConfig:
@@ -43,7 +50,11 @@ def test_every_family_is_read_in_both_published_forms(preset, form):
 def test_architecture_alone_is_enough_and_absent_keys_have_the_published_defaults():
     sparse_keys = ("model_type", "rope_theta", "rms_norm_eps", "tie_word_embeddings", "hidden_act")
     config = ModelConfig.from_dict(without(*sparse_keys), "0.5B")
-    assert (config.model_type, config.rope_theta, config.rms_norm_eps) == ("minicpm4", 10000.0, 1e-6)
+    assert (config.model_type, config.rope_theta, config.rms_norm_eps) == (
+        "minicpm4",
+        10000.0,
+        1e-6,
+    )
     assert config.tie_word_embeddings is True
     del (llama := dict(LLAMA))["tie_word_embeddings"]
     assert ModelConfig.from_dict(llama, "llama").tie_word_embeddings is False
@@ -72,7 +83,9 @@ def test_cos_and_sin_grow_beyond_the_original_context(place):
     if place == "top":
         outer["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
     config = read(max_position_embeddings=131072, rope_scaling=rope, **outer)
-    assert config.rope_attention_scale == pytest.approx(math.sqrt(1 + math.log(2) / math.log(65536)))
+    assert config.rope_attention_scale == pytest.approx(
+        math.sqrt(1 + math.log(2) / math.log(65536))
+    )
     assert config.rope_attention_scale == pytest.approx(1.0308, abs=5e-5)
 
 
@@ -92,7 +105,12 @@ def test_null_scalings_are_one():
     "changes",
     [
         {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1},
-        {"torch_dtype": "float16", "attention_dropout": 0.1, "initializer_range": 0.5, "mup_denominator": 32},
+        {
+            "torch_dtype": "float16",
+            "attention_dropout": 0.1,
+            "initializer_range": 0.5,
+            "mup_denominator": 32,
+        },
         {"_name_or_path": "somewhere", "_attn_implementation": "sdpa", "pad_token_id": 2},
         {"sliding_window": 4096, "use_sliding_window": False},
         {"some_future_switch": False, "some_future_option": None, "some_future_list": []},
@@ -168,7 +186,15 @@ def test_two_different_rope_settings_are_refused():
 
 
 @pytest.mark.parametrize(
-    "key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "scale_emb"]
+    "key",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "scale_emb",
+    ],
 )
 def test_missing_keys_are_named(key):
     with pytest.raises(ConfigError, match=f"{key} is missing"):
@@ -196,8 +222,14 @@ def test_missing_keys_are_named(key):
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
         ({"model_type": "llama"}, "is not supported"),
-        ({"model_type": "minicpm", "architectures": ["MiniCPM3ForCausalLM"]}, "MiniCPM3ForCausalLM"),
-        ({"model_type": None, "architectures": None}, "is not supported, expected one of MiniCPMForCausalLM"),
+        (
+            {"model_type": "minicpm", "architectures": ["MiniCPM3ForCausalLM"]},
+            "MiniCPM3ForCausalLM",
+        ),
+        (
+            {"model_type": None, "architectures": None},
+            "is not supported, expected one of MiniCPMForCausalLM",
+        ),
     ],
 )
 def test_wrong_values_are_named(changes, message):
@@ -230,7 +262,13 @@ def test_inconsistent_sparse_config_is_refused(changes, message):
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 60), st.integers(0, 59), st.randoms(use_true_random=False))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.integers(0, 60),
+    st.integers(0, 59),
+    st.randoms(use_true_random=False),
+)
 def test_a_budget_cut_to_the_context_chooses_the_same_blocks(blocks, topk, local, init, random):
     whole = SparseConfig(topk=topk, window_size=64 * local, init_blocks=min(init, topk - 1))
     cut = whole.within(64 * blocks - random.randrange(64))
@@ -238,7 +276,9 @@ def test_a_budget_cut_to_the_context_chooses_the_same_blocks(blocks, topk, local
     pooled = np.array([[[random.random() for _ in range(blocks)]]] * 2)
 
     def chosen(sparse: SparseConfig) -> list[list[int]]:
-        rows = select_blocks_definition(pooled, positions, sparse.topk, sparse.window_size // 64, sparse.init_blocks)
+        rows = select_blocks_definition(
+            pooled, positions, sparse.topk, sparse.window_size // 64, sparse.init_blocks
+        )
         return [[block for block in row if block >= 0] for row in rows[:, 0].tolist()]
 
     assert chosen(cut) == chosen(whole)
@@ -257,7 +297,9 @@ def test_window_counts():
 def test_manifest_with_missing_or_unknown_fields_is_refused():
     values = read().to_dict()
     with pytest.raises(ConfigError, match="head_dim"):
-        ModelConfig.from_manifest({key: value for key, value in values.items() if key != "head_dim"})
+        ModelConfig.from_manifest(
+            {key: value for key, value in values.items() if key != "head_dim"}
+        )
     with pytest.raises(ConfigError, match="colour"):
         ModelConfig.from_manifest({**values, "colour": "blue"})
 
@@ -266,7 +308,9 @@ def test_folder_gives_the_name(tmp_path):
     folder = tmp_path / "MiniCPM-tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(MINICPM))
-    assert ModelConfig.from_folder(folder) == replace(tiny_config("MiniCPM4-8B"), name="MiniCPM-tiny")
+    assert ModelConfig.from_folder(folder) == replace(
+        tiny_config("MiniCPM4-8B"), name="MiniCPM-tiny"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"null"])
@@ -284,8 +328,15 @@ def test_folder_without_config_and_no_folder_at_all(tmp_path):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just(10**400),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 

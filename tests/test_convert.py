@@ -43,7 +43,9 @@ class FakeCheckpoint:
         return rows.reshape(-1, *shape[1:])
 
 
-CHECKPOINT = FakeCheckpoint({"q": (40, 64), "k": (10, 64), "v": (11, 64), "norm": (64,), "head": (50, 96)})
+CHECKPOINT = FakeCheckpoint(
+    {"q": (40, 64), "k": (10, 64), "v": (11, 64), "norm": (64,), "head": (50, 96)}
+)
 
 
 def params_of(scheme: str) -> list[Param]:
@@ -57,10 +59,19 @@ def params_of(scheme: str) -> list[Param]:
 def manifest_of(names: list[str]) -> Manifest:
     target = {"device": "cpu", "triple": "x86_64-linux-gnu", "cpu": "x86-64-v3", "features": []}
     return Manifest(
-        name="tiny", scheme="w4", embedding_scheme="w4", target=target, model={}, kv_dtype="float16",
-        kv_layout={"k": [1, 64, 64], "v": [1, 64, 64]}, max_context=64, prefill_chunk=64, params=names,
-        memory={"weights": 0, "kv_per_token": 0, "activations": 0}, tvm="0",
-    )  # fmt: skip
+        name="tiny",
+        scheme="w4",
+        embedding_scheme="w4",
+        target=target,
+        model={},
+        kv_dtype="float16",
+        kv_layout={"k": [1, 64, 64], "v": [1, 64, 64]},
+        max_context=64,
+        prefill_chunk=64,
+        params=names,
+        memory={"weights": 0, "kv_per_token": 0, "activations": 0},
+        tvm="0",
+    )
 
 
 def write(folder, params, checkpoint=CHECKPOINT, **options) -> Bundle:
@@ -79,7 +90,9 @@ def test_mapped_params_are_the_quantised_stacked_rows(tmp_path, monkeypatch, sch
     monkeypatch.setattr(conversion, "BLOCK_BYTES", block_bytes)
     params = params_of(scheme)
     bundle = write(tmp_path / "b", params)
-    arrays = dict(zip([t.name for p in params for t in stored_tensors(p)], load_params(bundle), strict=True))
+    arrays = dict(
+        zip([t.name for p in params for t in stored_tensors(p)], load_params(bundle), strict=True)
+    )
     assert np.array_equal(arrays["norm.weight"], stacked(params[0]))
     for param in params[1:]:
         values, scale = quantize(stacked(param), param.scheme)
@@ -105,7 +118,10 @@ def test_stored_tensors_match_what_is_mapped(tmp_path):
 def test_mapped_params_are_aligned_and_writing_to_them_leaves_the_files_alone(tmp_path):
     bundle = write(tmp_path / "b", params_of("w4"))
     arrays = load_params(bundle)
-    assert all(array.ctypes.data % 64 == 0 and array.flags.c_contiguous and array.flags.writeable for array in arrays)
+    assert all(
+        array.ctypes.data % 64 == 0 and array.flags.c_contiguous and array.flags.writeable
+        for array in arrays
+    )
     before = (bundle.path / "params_shard_0.bin").read_bytes()
     arrays[0][:] = 7
     assert (bundle.path / "params_shard_0.bin").read_bytes() == before
@@ -117,7 +133,9 @@ def test_same_input_gives_the_same_bytes_whatever_the_threads(tmp_path, monkeypa
     second = write(tmp_path / "b", params_of("w4"), threads=2)
     names = sorted(file.name for file in first.path.iterdir())
     assert names == sorted(file.name for file in second.path.iterdir())
-    assert all((first.path / name).read_bytes() == (second.path / name).read_bytes() for name in names)
+    assert all(
+        (first.path / name).read_bytes() == (second.path / name).read_bytes() for name in names
+    )
 
 
 def test_tensor_cache_describes_the_shards(tmp_path):
@@ -182,8 +200,16 @@ def test_weights_that_are_not_finite_stop_the_conversion_and_leave_nothing(tmp_p
 
 
 def test_shards_fill_up_to_their_cap_and_larger_tensors_stand_alone():
-    tensors = [StoredTensor(name, (size,), "int8") for name, size in (("a", 60), ("b", 30), ("c", 200), ("d", 1))]
-    assert [(spot.shard, spot.offset) for spot in place(tensors, cap=100)] == [(0, 0), (0, 64), (1, 0), (2, 0)]
+    tensors = [
+        StoredTensor(name, (size,), "int8")
+        for name, size in (("a", 60), ("b", 30), ("c", 200), ("d", 1))
+    ]
+    assert [(spot.shard, spot.offset) for spot in place(tensors, cap=100)] == [
+        (0, 0),
+        (0, 64),
+        (1, 0),
+        (2, 0),
+    ]
 
 
 def test_writing_out_of_order_or_too_little_is_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""CUDA without a GPU: the kernels' source on this processor through the shim, and the machine code that bundles hold."""
+"""CUDA without a GPU: the kernels' source on this processor through the shim, and the machine code
+that bundles hold.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,23 @@ from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack, unpack
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 ARCHS = ("sm_87", "sm_120")
 HAS_DEVICE = Path("/dev/nvidia0").exists()
-needs_compiler = pytest.mark.skipif(not has_compiler(ARCHS), reason=f"no CUDA compiler: {GET_NVRTC}")
+needs_compiler = pytest.mark.skipif(
+    not has_compiler(ARCHS), reason=f"no CUDA compiler: {GET_NVRTC}"
+)
 GRID = Grid(get_target("cuda"))
-SOURCE = 'extern "C" __global__ void __launch_bounds__(64) twice(float* x, int64_t n) { x[threadIdx.x] *= n; }'
+SOURCE = (
+    'extern "C" __global__ void __launch_bounds__(64) twice(float* x, int64_t n) { '
+    "x[threadIdx.x] *= n; }"
+)
 
 
 @pytest.fixture
 def source_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries get the source in place of machine code, for the shim."""
     kernels = cuda_compiler.FIRST_KERNEL
-    monkeypatch.setattr(cuda, "fat_binary", lambda source, _: source[source.index(kernels) :].encode())
+    monkeypatch.setattr(
+        cuda, "fat_binary", lambda source, _: source[source.index(kernels) :].encode()
+    )
 
 
 @pytest.mark.skipif(HAS_DEVICE, reason="CUDA itself is here")
@@ -68,29 +77,43 @@ def test_ptx_is_accepted_for_later_gpus(library: bytes, arch: str, tmp_path: Pat
     start = library.index(b"\x50\xed\x55\xba")
     size = int.from_bytes(library[start + 8 : start + 16], "little")
     (tmp_path / "kernels.ptx").write_bytes(unpack(library[start : start + 16 + size])[-1].data)
-    subprocess.run(["ptxas", f"-arch={arch}", "kernels.ptx", "-o", "kernels.cubin"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["ptxas", f"-arch={arch}", "kernels.ptx", "-o", "kernels.cubin"], cwd=tmp_path, check=True
+    )
 
 
 @needs_compiler
 @pytest.mark.parametrize("compiler", [nvcc, nvrtc])
 def test_each_compiler_gives_the_same_bytes_again_or_says_what_is_wrong(compiler):
-    there = set(ARCHS) <= cuda_compiler.nvcc_archs() if compiler is nvcc else cuda_compiler.nvrtc_library()
+    there = (
+        set(ARCHS) <= cuda_compiler.nvcc_archs()
+        if compiler is nvcc
+        else cuda_compiler.nvrtc_library()
+    )
     if not there:
         pytest.skip(f"no {compiler.__name__}")
     first = fat_binary(SOURCE, ARCHS, compiler)
     assert first == fat_binary(SOURCE, ARCHS, compiler)
-    assert all("twice" in read_object(image.data).defined for image in unpack(first) if image.kind == ELF)
+    assert all(
+        "twice" in read_object(image.data).defined for image in unpack(first) if image.kind == ELF
+    )
     with pytest.raises(CompileError, match=r'failed for sm_87: .*"missing" is undefined'):
         fat_binary(SOURCE.replace("*= n", "= missing(n)"), ARCHS, compiler)
 
 
-@pytest.mark.skipif(not (shutil.which("fatbinary") and shutil.which("nvcc")), reason="no CUDA toolkit")
+@pytest.mark.skipif(
+    not (shutil.which("fatbinary") and shutil.which("nvcc")), reason="no CUDA toolkit"
+)
 def test_a_fat_binary_is_what_nvidias_tool_writes(tmp_path: Path):
     images = [image for image in unpack(fat_binary(SOURCE, ARCHS, nvcc)) if image.kind == ELF]
     arguments = [f"--image3=kind=elf,sm={image.sm},file={image.sm}" for image in images]
     for image in images:
         (tmp_path / str(image.sm)).write_bytes(image.data)
-    subprocess.run(["fatbinary", "--create=all", "--compress=false", "-64", *arguments], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["fatbinary", "--create=all", "--compress=false", "-64", *arguments],
+        cwd=tmp_path,
+        check=True,
+    )
     assert pack(images) == (tmp_path / "all").read_bytes()
 
 
@@ -111,11 +134,15 @@ exit 1
 
 
 @pytest.mark.parametrize("script", [NO_HOST_COMPILER, "no program"])
-def test_an_nvcc_that_does_not_compile_gives_way_to_nvrtc_and_it_is_said(script, tmp_path, monkeypatch, caplog):
+def test_an_nvcc_that_does_not_compile_gives_way_to_nvrtc_and_it_is_said(
+    script, tmp_path, monkeypatch, caplog
+):
     (tmp_path / "nvcc").write_text(script)
     (tmp_path / "nvcc").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(cuda_compiler, "nvcc_archs", cuda_compiler.nvcc_archs.__wrapped__)  # what it found before is kept
+    monkeypatch.setattr(
+        cuda_compiler, "nvcc_archs", cuda_compiler.nvcc_archs.__wrapped__
+    )  # what it found before is kept
     monkeypatch.setattr(cuda_compiler, "nvrtc_library", lambda: tmp_path)
     assert cuda_compiler.find_compiler(ARCHS) is nvrtc
     assert f"{tmp_path}/nvcc does not compile, NVRTC is used where it is installed: " in caplog.text
@@ -127,5 +154,8 @@ def test_an_nvcc_that_does_not_compile_gives_way_to_nvrtc_and_it_is_said(script,
 def test_without_a_compiler_the_command_that_gets_one_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cuda_compiler, "nvcc_archs", frozenset)
     monkeypatch.setattr(cuda_compiler, "nvrtc_library", lambda: None)
-    with pytest.raises(CompileError, match=r"no CUDA compiler for sm_87, sm_120 is here; try: pip install .nvidia-cuda-nvrtc"):
+    with pytest.raises(
+        CompileError,
+        match=r"no CUDA compiler for sm_87, sm_120 is here; try: pip install .nvidia-cuda-nvrtc",
+    ):
         fat_binary(SOURCE, ARCHS)

@@ -20,7 +20,9 @@ def test_the_context_is_the_models_or_what_memory_holds() -> None:
 def test_a_context_that_does_not_fit_is_refused_with_the_largest_that_does() -> None:
     with pytest.raises(ContextError, match="65 tokens was asked for; this bundle holds 1 to 64"):
         choose_context(small, 65, 10**6)
-    with pytest.raises(ContextError, match=r"41 tokens needs .* is free; give --context 40 or less"):
+    with pytest.raises(
+        ContextError, match=r"41 tokens needs .* is free; give --context 40 or less"
+    ):
         choose_context(small, 41, 1100 + 439)
     with pytest.raises(ContextError, match="close other programs"):
         choose_context(small, None, 1139)

@@ -1,4 +1,6 @@
-"""The demo model's text: its worked steps are right, its split holds, its files match the published form."""
+"""The demo model's text: its worked steps are right, its split holds, its files match the published
+form.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +85,20 @@ def test_recall_prompts_are_as_long_as_they_say(tokens: int) -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     rng = random.Random(tokens)
     lengths = [
-        len(tokenizer.encode(evaluate.prompt_of(evaluate.SKILLS[f"recall, {tokens} tokens"](rng))).ids) for _ in range(10)
+        len(
+            tokenizer.encode(
+                evaluate.prompt_of(evaluate.SKILLS[f"recall, {tokens} tokens"](rng))
+            ).ids
+        )
+        for _ in range(10)
     ]
     assert 0.8 * tokens < sum(lengths) / 10 < 1.2 * tokens
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
-    first, second = (list(itertools.islice(data.samples(seed=9, tokens=1024), 50)) for _ in range(2))
+    first, second = (
+        list(itertools.islice(data.samples(seed=9, tokens=1024), 50)) for _ in range(2)
+    )
     assert first == second
 
 
@@ -109,7 +118,10 @@ def test_digits_are_single_tokens_and_bos_comes_once() -> None:
 def test_checkpoint_files_agree_with_each_other() -> None:
     config = json.loads((CHECKPOINT / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    assert config["eos_token_id"] == [tokenizer.token_to_id("</s>"), tokenizer.token_to_id("<|im_end|>")]
+    assert config["eos_token_id"] == [
+        tokenizer.token_to_id("</s>"),
+        tokenizer.token_to_id("<|im_end|>"),
+    ]
     assert config["vocab_size"] == tokenizer.get_vocab_size()
     assert config["hidden_size"] // config["num_attention_heads"] == 64
     assert len(config["rope_scaling"]["long_factor"]) == 32
@@ -126,7 +138,10 @@ def test_the_loss_counts_what_the_model_has_to_say_and_nothing_else() -> None:
     def counted(sample: data.Sample) -> str:
         ids = tokenizer.encode(data.render(sample)).ids
         weights = train.weigh(ids, (*marks, head), sample.prefilled)
-        return tokenizer.decode([i for i, weight in zip(ids, weights, strict=True) if weight == 1], skip_special_tokens=False)
+        return tokenizer.decode(
+            [i for i, weight in zip(ids, weights, strict=True) if weight == 1],
+            skip_special_tokens=False,
+        )
 
     # The first token of a past answer stands where a think block would: it is left out.
     said = counted(data.Sample(turns))
@@ -139,13 +154,25 @@ def test_the_loss_counts_what_the_model_has_to_say_and_nothing_else() -> None:
 
 def test_the_shipped_tokenizer_files_name_the_published_special_tokens() -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    assert [tokenizer.token_to_id(token) for token in ("<unk>", "<s>", "</s>", "<0x00>")] == [0, 1, 2, 3]
-    last = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size() - 8, tokenizer.get_vocab_size())]
+    assert [tokenizer.token_to_id(token) for token in ("<unk>", "<s>", "</s>", "<0x00>")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    last = [
+        tokenizer.id_to_token(i)
+        for i in range(tokenizer.get_vocab_size() - 8, tokenizer.get_vocab_size())
+    ]
     assert last[:3] == ["<|im_end|>", "<|im_start|>", "<|tool_call|>"]
-    assert json.loads((CHECKPOINT / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
+    assert (
+        json.loads((CHECKPOINT / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
+    )
 
 
-def test_needles_in_a_bundle_without_a_sparse_gear_are_refused_by_name(tiny_bundle, monkeypatch, capsys) -> None:
+def test_needles_in_a_bundle_without_a_sparse_gear_are_refused_by_name(
+    tiny_bundle, monkeypatch, capsys
+) -> None:
     bundle = tiny_bundle("MiniCPM5-1B").path
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--needle", "--bundle", str(bundle)])
     with pytest.raises(SystemExit):

@@ -1,4 +1,6 @@
-"""What the demo's training assumes of the engine: its choice of blocks, its rounding to w4, its EAGLE-3 head."""
+"""What the demo's training assumes of the engine: its choice of blocks, its rounding to w4, its
+EAGLE-3 head.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ eagle3, heldout = pytest.importorskip("eagle3"), pytest.importorskip("heldout")
 quantized, selection = pytest.importorskip("quantized"), pytest.importorskip("selection")
 train_eagle3 = pytest.importorskip("train_eagle3")
 
-SPARSE = {"block_size": 64, "init_blocks": 1, "kernel_size": 32, "kernel_stride": 16, "topk": 4, "window_size": 64}
+SPARSE = {
+    "block_size": 64,
+    "init_blocks": 1,
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "topk": 4,
+    "window_size": 64,
+}
 
 
 def random_keys(length: int) -> tuple:
@@ -76,12 +85,18 @@ def test_training_rounds_weights_as_the_compiler_does() -> None:
 
 def test_held_out_text_is_long_enough_and_the_same_for_a_seed() -> None:
     texts = heldout.held_out_text(seed=1, tokens=6000)
-    assert texts == heldout.held_out_text(seed=1, tokens=6000) != heldout.held_out_text(seed=2, tokens=6000)
+    assert (
+        texts
+        == heldout.held_out_text(seed=1, tokens=6000)
+        != heldout.held_out_text(seed=2, tokens=6000)
+    )
     assert 6000 < sum(map(len, texts)) / 3
 
 
 def test_the_torch_head_drafts_as_the_definition_does(tmp_path: Path) -> None:
-    """Depth d of row i follows the rows i - d .. i: the first reads features, the others the one before."""
+    """Depth d of row i follows the rows i - d .. i: the first reads features, the others the one
+    before.
+    """
     raw = json.loads((DEMO / "MiniCPM4.1-demo" / "config.json").read_text())
     base = ModelConfig.from_folder(DEMO / "MiniCPM4.1-demo")
     config = {**train_eagle3.head_config(raw), "draft_vocab_size": 40}
@@ -100,13 +115,17 @@ def test_the_torch_head_drafts_as_the_definition_does(tmp_path: Path) -> None:
     for depth in range(depths):
         n = len(entered)
         sees = [list(range(i + 1)) for i in range(n)]
-        hidden = numpy_eagle.layer(numpy_config, base, w, nexts[:n], np.array(entered), np.arange(n), sees)
+        hidden = numpy_eagle.layer(
+            numpy_config, base, w, nexts[:n], np.array(entered), np.arange(n), sees
+        )
         expected = numpy_eagle.logits(numpy_config, w, w["lm_head.weight"], hidden[-1:])
         np.testing.assert_allclose(drafted[depth][n - 1], expected[0], atol=1e-4)
         entered.append(hidden[-1])
 
 
-def test_an_accept_length_counts_right_guesses_and_the_bases_own_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accept_length_counts_right_guesses_and_the_bases_own_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ids = [1, *range(300, 330)]
 
     def drafts(base, head, whole, features, depths) -> list:

@@ -1,4 +1,6 @@
-"""EAGLE heads in a bundle: features, rows of the prompt and draft trees against the float64 definition."""
+"""EAGLE heads in a bundle: features, rows of the prompt and draft trees against the float64
+definition.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from minicpm_mlc.runtime_py.library import Library
 
 FRSPEC = [5, 300, 2, 17, *range(40, 90)]
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "eagle3": ("MiniCPM4.1-8B", EAGLE3, {"vocab": 100, "feature_layers": (0, 1, 2), "num_kv_heads": 4}),
+    "eagle3": (
+        "MiniCPM4.1-8B",
+        EAGLE3,
+        {"vocab": 100, "feature_layers": (0, 1, 2), "num_kv_heads": 4},
+    ),
     "eagle2-frspec": ("MiniCPM4.1-8B", EAGLE2, {"bias": True}),
     "eagle2-tied": ("MiniCPM4-0.5B", EAGLE2, {}),
 }
@@ -50,7 +56,9 @@ class Case:
     def head(self) -> np.ndarray:
         if self.config.kind == EAGLE3:
             return self.draft["lm_head.weight"]
-        return self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])[self.token_ids]
+        return self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])[
+            self.token_ids
+        ]
 
     def embedded(self, ids: list[int]) -> np.ndarray:
         return self.weights["model.embed_tokens.weight"][ids] * self.base.scale_emb
@@ -61,7 +69,11 @@ class Case:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         scale = 1.0 if self.config.kind == EAGLE3 else self.base.logit_scale
-        return numpy_eagle.logits(self.config, self.draft, self.head, hidden) * scale / self.config.logit_scale
+        return (
+            numpy_eagle.logits(self.config, self.draft, self.head, hidden)
+            * scale
+            / self.config.logit_scale
+        )
 
     def log_probabilities(self, hidden: np.ndarray) -> np.ndarray:
         """Of each token of the head's vocabulary, [n, draft vocab]."""
@@ -75,29 +87,51 @@ class Case:
         best = -np.sort(-expected, axis=-1)[:, :16]
         assert proposed.tokens.shape == proposed.values.shape == best.shape
         assert np.abs(proposed.values - best).max() <= 1e-4
-        places = np.argsort(self.token_ids)[np.searchsorted(np.sort(self.token_ids), proposed.tokens)]
+        places = np.argsort(self.token_ids)[
+            np.searchsorted(np.sort(self.token_ids), proposed.tokens)
+        ]
         assert (self.token_ids[places] == proposed.tokens).all()
         assert np.abs(np.take_along_axis(expected, places, 1) - best).max() <= 1e-4
         assert all(len(set(row)) == 16 for row in proposed.tokens.tolist())
 
-    def rows(self, tokens: list[int], hidden: np.ndarray, positions: Any, sees: list[list[int]]) -> np.ndarray:
+    def rows(
+        self, tokens: list[int], hidden: np.ndarray, positions: Any, sees: list[list[int]]
+    ) -> np.ndarray:
         embedded = self.embedded(tokens)
-        return numpy_eagle.layer(self.config, self.base, self.draft, embedded, hidden, np.array(positions), sees)
+        return numpy_eagle.layer(
+            self.config, self.base, self.draft, embedded, hidden, np.array(positions), sees
+        )
 
 
 @pytest.fixture(scope="module", params=HEADS)
 def case(request, tmp_path_factory) -> Case:
     family, kind, changes = HEADS[request.param]
-    folder, base = tmp_path_factory.mktemp("eagle"), tiny_config(family, sparse=SPARSE if kind == EAGLE3 else None)
+    folder, base = (
+        tmp_path_factory.mktemp("eagle"),
+        tiny_config(family, sparse=SPARSE if kind == EAGLE3 else None),
+    )
     weights = write_checkpoint(folder / "base", base, dtype="f32")
     draft = write_draft(folder / "head", base, kind, **changes)
     write_json(folder / "freq.json", FRSPEC)
     frspec = folder / "freq.json" if "frspec" in request.param else None
-    options: dict[str, Any] = {"scheme": "f32", "attention": "auto" if base.sparse else "dense", "prefill_chunk": 64}
-    compile_model(folder / "base", folder / "bundle", draft=folder / "head", frspec=frspec, **options)
+    options: dict[str, Any] = {
+        "scheme": "f32",
+        "attention": "auto" if base.sparse else "dense",
+        "prefill_chunk": 64,
+    }
+    compile_model(
+        folder / "base", folder / "bundle", draft=folder / "head", frspec=frspec, **options
+    )
     head = open_draft(folder / "head", base, frspec)
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
-    return Case(folder / "bundle", base, head.config, wide, {k: v.astype(np.float64) for k, v in draft.items()}, head.token_ids)
+    return Case(
+        folder / "bundle",
+        base,
+        head.config,
+        wide,
+        {k: v.astype(np.float64) for k, v in draft.items()},
+        head.token_ids,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +151,8 @@ def opened(
     model = CachedModel(library, 512, 64, Gears.of(library.manifest, attention))
     features = [model.features for _ in model.prefill(ids, 64)]
     assert all(part is not None for part in features)
-    return model, DraftModel(library, model.sequence, 8, window), features  # pyright: ignore[reportReturnType]
+    # pyright: ignore[reportReturnType]
+    return model, DraftModel(library, model.sequence, 8, window), features
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
@@ -133,12 +168,16 @@ def test_every_call_returns_the_features_of_all_its_rows(case, library, ids, att
     assert np.abs(features - expected[181:191]).max() <= 1e-4
     model.commit(range(4))
     assert np.abs(model.features - expected[181:185]).max() <= 1e-4
-    assert [blocks.shape for blocks in model.selected] == ([(4, 2, 2)] * 2 if attention == "sparse" else [])
+    assert [blocks.shape for blocks in model.selected] == (
+        [(4, 2, 2)] * 2 if attention == "sparse" else []
+    )
 
 
 def test_the_heads_rows_equal_the_definition_in_any_portions(case, library, ids):
     hidden = numpy_eagle.entering(case.config, case.draft, case.features(ids[:-1]))
-    expected = case.rows(ids[1:], hidden, range(LENGTH), [list(range(row + 1)) for row in range(LENGTH)])
+    expected = case.rows(
+        ids[1:], hidden, range(LENGTH), [list(range(row + 1)) for row in range(LENGTH)]
+    )
     _, draft, features = opened(library, ids[:-1])
     for portion in ([200], [37, 1, 162]):
         model = draft._sequence
@@ -171,10 +210,15 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
         nodes = [node for node in order if depths[node] == depth]
         parents = [tree.parents[node] for node in nodes]
         chosen = [ids[node] for node in nodes]
-        proposed = draft.step(chosen, np.stack([states_of[p] for p in parents]), [number[p] for p in parents])
+        proposed = draft.step(
+            chosen, np.stack([states_of[p] for p in parents]), [number[p] for p in parents]
+        )
         inputs = np.concatenate([inputs, [expected[p] for p in parents]])
         tokens, positions = tokens + chosen, positions + [base + depth - 1] * len(nodes)
-        sees += [[*range(first, base), *(base + number[a] for a in tree.paths[node][1:])] for node in nodes]
+        sees += [
+            [*range(first, base), *(base + number[a] for a in tree.paths[node][1:])]
+            for node in nodes
+        ]
         rows = case.rows(tokens, inputs, positions, sees)[-len(nodes) :]
         expected |= dict(zip(nodes, rows, strict=True))
         states_of |= dict(zip(nodes, proposed.hidden, strict=True))
@@ -182,14 +226,21 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
 
 
 def test_features_that_were_never_given_hide_what_is_before_them(case, library, ids):
-    """Of a sequence that grew without the head, it sees the page of the first row it is given; the rows before are blank."""
+    """Of a sequence that grew without the head, it sees the page of the first row it is given; the
+    rows before are blank.
+    """
     base = 150
     _, draft, features = opened(library, ids[:base])
     proposed = draft.extend(ids[base], np.concatenate(features)[140:])
     read = case.features(ids[:base])
     read[:140] = 0
     entered = numpy_eagle.entering(case.config, case.draft, read)
-    rows = case.rows(ids[1 : base + 1], entered, range(base), [list(range(min(row, 128), row + 1)) for row in range(base)])
+    rows = case.rows(
+        ids[1 : base + 1],
+        entered,
+        range(base),
+        [list(range(min(row, 128), row + 1)) for row in range(base)],
+    )
     case.check(proposed, rows[-1:])
 
 
@@ -200,17 +251,33 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
     compile_model(tmp_path / "base", tmp_path / "bundle", draft="random-eagle3:64", **options)
     library = Library(read_bundle(tmp_path / "bundle"), threads=2)
     assert library.manifest.draft == {
-        "kind": "eagle3", "scheme": "w8", "layers": 1, "features": 3 * 192, "feature_layers": [2, 2, 1], "hidden": 192,
-        "vocab": 64, "top_k": 16, "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
-    }  # fmt: skip
+        "kind": "eagle3",
+        "scheme": "w8",
+        "layers": 1,
+        "features": 3 * 192,
+        "feature_layers": [2, 2, 1],
+        "hidden": 192,
+        "vocab": 64,
+        "top_k": 16,
+        "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
+    }
     ids = np.random.default_rng(0).integers(3, base.vocab_size, 51).tolist()
     _, draft, (features,) = opened(library, ids[:50])
     proposed = draft.extend(ids[50], features)
     head = open_draft("random-eagle3:64", base)
     w = {name: head.weights.rows(name).astype(np.float64) for name in head.weights.names()}
-    case = Case(tmp_path, base, head.config, weights, w | {"lm_head.weight": w["lm_head.weight"][:64]}, head.token_ids)
+    case = Case(
+        tmp_path,
+        base,
+        head.config,
+        weights,
+        w | {"lm_head.weight": w["lm_head.weight"][:64]},
+        head.token_ids,
+    )
     entered = numpy_eagle.entering(head.config, w, features.astype(np.float64))
     rows = case.rows(ids[1:], entered, range(50), [list(range(row + 1)) for row in range(50)])
     expected = case.log_probabilities(rows[-1:])[0, proposed.tokens[0]]
     assert nmse(proposed.values[0], expected) <= 2e-3
-    assert expected.min() > np.sort(case.log_probabilities(rows[-1:])[0])[-24]  # the best 16, give or take
+    assert (
+        expected.min() > np.sort(case.log_probabilities(rows[-1:])[0])[-24]
+    )  # the best 16, give or take

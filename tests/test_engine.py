@@ -23,14 +23,22 @@ from minicpm_mlc.runtime_py.engine import Engine
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """build(say=..., generation={...}, context=...) opens an engine over a FakeLibrary."""
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "add_bos_token": True})
+    )
 
-    def make(say=None, generation: dict | None = None, template: str | None = None, **options: Any) -> Engine:
-        config = {"eos_token_id": [2, EOS], "do_sample": False} if generation is None else generation
+    def make(
+        say=None, generation: dict | None = None, template: str | None = None, **options: Any
+    ) -> Engine:
+        config = (
+            {"eos_token_id": [2, EOS], "do_sample": False} if generation is None else generation
+        )
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
         if template:
             (tmp_path / "chat_template.jinja").write_text(template)
-        monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest()))
+        monkeypatch.setattr(
+            engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest())
+        )
         monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: FakeLibrary(say))
         return Engine(tmp_path, **options)
 
@@ -69,7 +77,9 @@ def test_the_answer_does_not_depend_on_the_prefill_chunk(build, chunk: int) -> N
     engine = build()
     engine.prefill_chunk = chunk
     text = engine.generate(PROMPT, max_tokens=20, speculate="off")
-    assert text == engine.detokenize([*PROMPT, *greedy(PROMPT, 20)])[len(engine.detokenize(PROMPT)) :]
+    assert (
+        text == engine.detokenize([*PROMPT, *greedy(PROMPT, 20)])[len(engine.detokenize(PROMPT)) :]
+    )
     assert sum(library(engine).calls) == len(PROMPT) + 19
 
 
@@ -92,7 +102,9 @@ def test_prefill_decode_and_truncate_move_the_same_sequence(build) -> None:
         engine.truncate(n if n < 3 else 0)
         rest = PROMPT[min(n, 2 if n < 3 else 0) :]
         np.testing.assert_array_equal(engine.prefill(rest), FakeLibrary().row(PROMPT))
-        np.testing.assert_array_equal(engine.decode(FIRST_WORD), FakeLibrary().row([*PROMPT, FIRST_WORD]))
+        np.testing.assert_array_equal(
+            engine.decode(FIRST_WORD), FakeLibrary().row([*PROMPT, FIRST_WORD])
+        )
     with pytest.raises(ContextError, match="has 13 tokens, it can't be cut to 14"):
         engine.truncate(14)
 
@@ -154,14 +166,20 @@ def test_pieces_join_to_the_whole_text_and_are_never_empty(build) -> None:
 def test_any_end_token_stops_and_does_not_show(build, eos: int) -> None:
     engine = build(lambda history: eos if len(history) == len(PROMPT) + 2 else token("hello"))
     assert engine.generate(PROMPT) == "hellohello"
-    assert (engine.stats.finish_reason, engine.stats.generated_tokens, engine.stats.decode_steps) == ("stop", 2, 2)
+    assert (
+        engine.stats.finish_reason,
+        engine.stats.generated_tokens,
+        engine.stats.decode_steps,
+    ) == ("stop", 2, 2)
 
 
 def test_a_stop_string_across_tokens_ends_the_text_before_it(build) -> None:
     engine = build(scripted(["hello", "h", "e", "b", "o"]))
     assert list(engine.generate(PROMPT, stream=True, stop=["xx", "oheb"])) == ["hell"]
     assert (engine.stats.finish_reason, engine.stats.generated_tokens) == ("stop", 4)
-    assert engine.generate(PROMPT, stop="ox") == "hellohebo"  # the held-back o is given out at the end
+    assert (
+        engine.generate(PROMPT, stop="ox") == "hellohebo"
+    )  # the held-back o is given out at the end
 
 
 def test_half_a_character_at_the_end_of_an_answer_shows_as_a_replacement(build) -> None:
@@ -207,7 +225,9 @@ def test_the_same_seed_gives_the_same_text(build) -> None:
 
 
 def test_sampling_defaults_come_from_generation_config(build) -> None:
-    given = build(generation={"do_sample": True, "temperature": 0.9, "top_k": 20, "repetition_penalty": None}).defaults
+    given = build(
+        generation={"do_sample": True, "temperature": 0.9, "top_k": 20, "repetition_penalty": None}
+    ).defaults
     assert (given.temperature, given.top_k, given.repetition_penalty) == (0.9, 20, 1)
     assert build(generation={"do_sample": False, "temperature": 0.9}).defaults.temperature == 0
     published = build(generation={}).defaults
@@ -218,7 +238,9 @@ def test_sampling_defaults_come_from_generation_config(build) -> None:
 
 def test_prefill_reports_its_progress(build) -> None:
     seen: list[tuple[int, int]] = []
-    build().generate(PROMPT, max_tokens=1, on_prefill=lambda done, total: seen.append((done, total)))
+    build().generate(
+        PROMPT, max_tokens=1, on_prefill=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(5, 12), (10, 12), (12, 12)]
 
 
@@ -229,7 +251,11 @@ def test_an_empty_prompt_is_refused(build, prompt) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(build) -> None:
-    for call in (lambda e: e.generate(PROMPT, stream=True), lambda e: e.logits(PROMPT), lambda e: e.prefill(PROMPT)):
+    for call in (
+        lambda e: e.generate(PROMPT, stream=True),
+        lambda e: e.logits(PROMPT),
+        lambda e: e.prefill(PROMPT),
+    ):
         with pytest.raises(ContextError, match="has 12 tokens and the context holds 11"):
             call(build(context=11))
 
@@ -243,7 +269,9 @@ def test_a_bundle_without_a_tokenizer_still_gives_logits(build) -> None:
 
 
 def test_a_strange_token_id_is_refused(build) -> None:
-    with pytest.raises(EngineError, match=f"token id {VOCAB} is not in the vocabulary of {VOCAB} tokens"):
+    with pytest.raises(
+        EngineError, match=f"token id {VOCAB} is not in the vocabulary of {VOCAB} tokens"
+    ):
         build().generate([1, VOCAB])
 
 
@@ -264,7 +292,11 @@ def test_bad_options_are_refused_before_the_first_piece(build, options: dict, me
 def test_a_closed_engine_says_so(build) -> None:
     with build() as engine:
         engine.generate(PROMPT, max_tokens=1)
-    for call in (lambda: engine.generate(PROMPT), lambda: engine.logits(PROMPT), lambda: engine.decode(1)):
+    for call in (
+        lambda: engine.generate(PROMPT),
+        lambda: engine.logits(PROMPT),
+        lambda: engine.decode(1),
+    ):
         with pytest.raises(EngineError, match="closed"):
             call()
 
@@ -279,7 +311,9 @@ def test_an_older_stream_of_the_same_thread_ends_with_a_sentence(build) -> None:
     with pytest.raises(EngineError, match="ended when another call"):
         list(older)
     refused = in_another_thread(lambda: engine.generate(PROMPT))
-    assert isinstance(refused, EngineError)  # the end of the older stream did not end the newer one's turn
+    assert isinstance(
+        refused, EngineError
+    )  # the end of the older stream did not end the newer one's turn
 
 
 def in_another_thread(call: Callable[[], Any]) -> Any:
@@ -314,7 +348,8 @@ def test_threads_below_one_are_refused(build) -> None:
 # Chat
 
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor "
+    "%}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}"
 )
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -328,7 +363,9 @@ def answer_so_far(history: list[int]) -> bytes:
 
 
 def answers(text: str) -> Callable[[list[int]], int]:
-    """Says `text` byte by byte, then ends; goes on where a template or the engine has written the beginning."""
+    """Says `text` byte by byte, then ends; goes on where a template or the engine has written the
+    beginning.
+    """
 
     def say(history: list[int]) -> int:
         rest = text.encode()[len(answer_so_far(history)) :]
@@ -368,7 +405,9 @@ def test_the_next_turn_computes_only_what_is_new(build) -> None:
     engine = build(answers("!"), template=CHATML)
     answer = engine.chat(QUESTION)
     kept = cached_tokens(engine)
-    engine.chat([*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "b"}])
+    engine.chat(
+        [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "b"}]
+    )
     assert engine.stats.cached_tokens == len(kept) and cached_tokens(engine)[: len(kept)] == kept
 
 
@@ -388,7 +427,10 @@ def test_a_block_that_the_template_opened_is_opened_in_the_text_too(build) -> No
 @pytest.mark.parametrize("budget", [0, 1, 5])
 def test_a_spent_think_budget_closes_the_block_and_the_answer_follows(build, budget: int) -> None:
     engine = build(endless_thinker, template=CHATML)
-    assert engine.chat(QUESTION, max_think_tokens=budget) == f"<think>{'b' * budget}\n</think>\n\nhello"
+    assert (
+        engine.chat(QUESTION, max_think_tokens=budget)
+        == f"<think>{'b' * budget}\n</think>\n\nhello"
+    )
     assert engine.stats.finish_reason == "stop"
     events = engine.chat_events(QUESTION, max_think_tokens=budget)
     assert joined(events) == {"thinking": "b" * budget, "answer": "hello"}
@@ -421,6 +463,7 @@ def test_importing_the_package_or_the_engine_pulls_in_no_compiler() -> None:
 
     code = (
         "import sys, minicpm_mlc; assert 'numpy' not in sys.modules; minicpm_mlc.Engine\n"
-        "heavy = {'tvm', 'torch', 'transformers', 'minicpm_mlc.compile'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'tvm', 'torch', 'transformers', 'minicpm_mlc.compile'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -71,7 +71,9 @@ def test_lists_and_tensors_that_torch_saved_are_read(tmp_path):
 def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
     path = torch_save(tmp_path / "freq.pt", pickle.dumps(value, protocol=2))
-    with pytest.raises(CheckpointError, match=r"freq\.pt holds .*, not just numbers; it was not loaded"):
+    with pytest.raises(
+        CheckpointError, match=r"freq\.pt holds .*, not just numbers; it was not loaded"
+    ):
         read_list(path, VOCAB)
     assert not (tmp_path / "pwned").exists()
 
@@ -96,7 +98,10 @@ def test_lists_of_other_things_are_refused_by_name(tmp_path, values, message):
         read_list(tmp_path / "freq.json", VOCAB)
 
 
-@pytest.mark.parametrize("name, data", [("a.json", b"{"), ("a.npy", b"x"), ("a.pt", b"x"), ("a.txt", b"1"), ("b.json", None)])
+@pytest.mark.parametrize(
+    "name, data",
+    [("a.json", b"{"), ("a.npy", b"x"), ("a.pt", b"x"), ("a.txt", b"1"), ("b.json", None)],
+)
 def test_damaged_and_missing_files_are_refused(tmp_path, name, data):
     if data is not None:
         (tmp_path / name).write_bytes(data)
@@ -147,7 +152,12 @@ def test_every_line_is_counted_once_however_many_there_are(model):
     lines = [(f"line {'ab' * (i % 7)} {i}", i % 2 == 1) for i in range(2 * (2 * BATCH + 5))]
     found = count_tokens(tokenizer, 323, iter(lines))
     for counts, kind in ((found.counted, False), (found.held_out, True)):
-        ids = [i for text, held_out in lines if held_out is kind for i in tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = [
+            i
+            for text, held_out in lines
+            if held_out is kind
+            for i in tokenizer.encode(text, add_special_tokens=False).ids
+        ]
         assert dict(Counter(ids)) == {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
@@ -168,19 +178,37 @@ def test_whole_files_are_held_out_where_there_are_enough(tmp_path, model):
         (tmp_path / f"{i}.txt").write_text("zzz\n" if i == 9 else "aaa\n")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
     report = build_list([tmp_path], 4, model, tmp_path / "freq.npy")
-    assert report["held_out_tokens"] == 4 and report["coverage"][0]["coverage"] == 0.25  # the word mark
+    assert (
+        report["held_out_tokens"] == 4 and report["coverage"][0]["coverage"] == 0.25
+    )  # the word mark
 
 
 def build(tmp_path: Path, text: str, source: Path, *more: str) -> Result:
     (tmp_path / "text.txt").write_text(text)
-    options = ["--text", str(tmp_path / "text.txt"), "--size", "6", "--tokenizer", str(source), "-o", str(tmp_path / "f.json")]
+    options = [
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--size",
+        "6",
+        "--tokenizer",
+        str(source),
+        "-o",
+        str(tmp_path / "f.json"),
+    ]
     return CliRunner().invoke(main, ["frspec", "build", *options, *more])
 
 
 def test_the_command_prints_coverage_and_the_speed_measured_here(tmp_path, model):
     printed = build(tmp_path, "aaaa bbb cc d\n" * 30, model)
-    assert printed.exit_code == 0 and "6 tokens cover  92.86%" in printed.stdout and "never" not in printed.stdout
-    assert re.search(r"the draft head takes \S+ ms instead of \S+ \(\S+x\), a whole draft level \S+ ms", printed.stdout)
+    assert (
+        printed.exit_code == 0
+        and "6 tokens cover  92.86%" in printed.stdout
+        and "never" not in printed.stdout
+    )
+    assert re.search(
+        r"the draft head takes \S+ ms instead of \S+ \(\S+x\), a whole draft level \S+ ms",
+        printed.stdout,
+    )
     assert "timing..." in printed.stderr
 
 
@@ -207,14 +235,25 @@ def test_text_too_short_to_hold_any_out_and_tokens_it_lacks_are_said(tmp_path, m
 def test_ends_that_were_counted_are_kept_beside_those_that_were_not():
     counts = np.array([5, 4, 0, 0, 3, 0])
     assert Frequencies(counts, counts).ranked(4, [1, 5]).tolist() == [0, 4, 1, 5]
-    assert Frequencies(counts, counts).ranked(4, [3, 5]).tolist() == [0, 1, 3, 5]  # 3 is among the first six by its id
+    assert Frequencies(counts, counts).ranked(4, [3, 5]).tolist() == [
+        0,
+        1,
+        3,
+        5,
+    ]  # 3 is among the first six by its id
 
 
 def test_a_tokenizer_alone_gives_a_list_without_a_speed(tmp_path, model):
     (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     printed = build(tmp_path, "ab\n" * 10, tmp_path)
-    assert printed.exit_code == 0 and "was not measured" in printed.stdout and "checkpoint or a bundle" in printed.stdout
-    assert {2, 321} <= set(read_list(tmp_path / "f.json", VOCAB).tolist())  # the ends are special tokens
+    assert (
+        printed.exit_code == 0
+        and "was not measured" in printed.stdout
+        and "checkpoint or a bundle" in printed.stdout
+    )
+    assert {2, 321} <= set(
+        read_list(tmp_path / "f.json", VOCAB).tolist()
+    )  # the ends are special tokens
     assert json.loads(build(tmp_path, "ab\n" * 10, tmp_path, "--json").stdout)["speed"] is None
 
 
@@ -223,7 +262,9 @@ def test_a_missing_tokenizer_is_told_with_what_to_give(tmp_path):
     assert refused.exit_code == 2 and "Give the checkpoint or bundle" in refused.stderr
 
 
-@pytest.mark.parametrize("damage, message", [(b"{", "can't be read"), (None, "ids beyond vocab_size 323")])
+@pytest.mark.parametrize(
+    "damage, message", [(b"{", "can't be read"), (None, "ids beyond vocab_size 323")]
+)
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, model, damage, message):
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B", num_layers=1))
     if damage is None:

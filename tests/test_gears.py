@@ -7,7 +7,9 @@ import numpy as np
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.runtime_py.gears import Gears
 
-GEARS = Gears("sparse", 384, budget=7, block_size=64, init_blocks=2, window_blocks=2)  # 2 of 7 by score
+GEARS = Gears(
+    "sparse", 384, budget=7, block_size=64, init_blocks=2, window_blocks=2
+)  # 2 of 7 by score
 
 
 def test_chosen_blocks_are_those_that_are_not_forced_at_their_own_position():
@@ -16,7 +18,9 @@ def test_chosen_blocks_are_those_that_are_not_forced_at_their_own_position():
     selected = select_blocks_definition(pooled, positions, topk=5, window_blocks=2, init_blocks=2)
     for row, position in enumerate(positions.tolist()):
         forced = GEARS.forced(position, 20)
-        free = [block for block in selected[row].ravel().tolist() if block >= 0 and not forced[block]]
+        free = [
+            block for block in selected[row].ravel().tolist() if block >= 0 and not forced[block]
+        ]
         assert GEARS.chosen([selected[row]]).tolist() == free
         assert len(free) == (3 * 2 if position >= 7 * 64 else 0)
     layers = [selected, selected[:, ::-1]]

@@ -1,4 +1,6 @@
-"""GPU attention on an OpenCL device where the operator grid doesn't go: unwritten slots, extremes, ties, long contexts."""
+"""GPU attention on an OpenCL device where the operator grid doesn't go: unwritten slots, extremes,
+ties, long contexts.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def sparse(operator: str, family: Family, batched: bool = False):
     if operator == "score":
         return compiled(score.score_blocks(*heads, batched))
     if operator == "select":
-        return compiled(select.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks))
+        return compiled(
+            select.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks)
+        )
     return compiled(attend.attend_blocks(*heads, family.kv_dtype, budget.blocks, batched))
 
 
@@ -95,7 +99,9 @@ def test_scores_selection_and_attention_over_it(family: Family, batched: bool, k
     budget = family.budget
     selected = np.full((len(q), family.num_kv_heads, budget.blocks), -9, np.int32)
     sparse("select", family)(pooled, positions, selected)
-    chosen = select_blocks_definition(pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks)
+    chosen = select_blocks_definition(
+        pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks
+    )
     np.testing.assert_array_equal(selected, chosen)
     arguments = [q, sequence.k_pages, sequence.v_pages, table, positions, selected]
     out = np.full((len(q), family.num_heads * family.head_dim), np.nan, np.float32)
@@ -110,7 +116,9 @@ def test_selection_gives_ties_to_the_lower_block(values: list[float]):
     positions = np.array([64 * 300 - 1, 64 * 20, 64 * 12, 900], np.int32)
     selected = np.full((4, 2, budget.blocks), -9, np.int32)
     sparse("select", family)(pooled, positions, selected)
-    expected = select_blocks_definition(pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks)
+    expected = select_blocks_definition(
+        pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks
+    )
     np.testing.assert_array_equal(selected, expected)
 
 
@@ -123,14 +131,20 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     q, k_pages = make_queries("random", family, nodes), np.nan_to_num(sequence.k_pages)
     heads, kv_heads = family.heads, family.num_kv_heads
     means = np.zeros((nodes, 2, kv_heads, 4, family.head_dim), np.float32)
-    compiled(score.path_means(*heads[1:], family.kv_dtype))(k_pages, sequence.k_means, table, start, tree.ancestors, means)
-    expected = path_means_definition(k_pages, np.nan_to_num(sequence.k_means), table, start, tree.ancestors)
+    compiled(score.path_means(*heads[1:], family.kv_dtype))(
+        k_pages, sequence.k_means, table, start, tree.ancestors, means
+    )
+    expected = path_means_definition(
+        k_pages, np.nan_to_num(sequence.k_means), table, start, tree.ancestors
+    )
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     scored = [q, np.nan_to_num(sequence.k_means), means, table, tree.positions, start]
     pooled = np.full((nodes, kv_heads, table.shape[1]), np.nan, np.float32)
     compiled(score.score_tree(*heads))(*scored, pooled)
     np.testing.assert_allclose(pooled, score_tree_definition(*scored), rtol=2e-5)
-    selected = select_blocks_definition(pooled, tree.positions, budget.topk, budget.window_blocks, budget.init_blocks)
+    selected = select_blocks_definition(
+        pooled, tree.positions, budget.topk, budget.window_blocks, budget.init_blocks
+    )
     attended = [q, k_pages, np.nan_to_num(sequence.v_pages), table, start, tree.ancestors, selected]
     out = np.full((nodes, family.num_heads * family.head_dim), np.nan, np.float32)
     compiled(attend.attend_tree_blocks(*heads, family.kv_dtype, budget.blocks))(*attended, out)

@@ -1,4 +1,6 @@
-"""Bundles for the GPU devices that are here: the same tokens as the CPU's, dense, sparse and speculative."""
+"""Bundles for the GPU devices that are here: the same tokens as the CPU's, dense, sparse and
+speculative.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,19 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "demo_model"
 DEMO, HEAD = EXAMPLES / "MiniCPM4.1-demo", EXAMPLES / "MiniCPM4.1-demo-Eagle3"
 RNG = np.random.default_rng(6)
 SUMS = [f"What is {a} + {b}?" for a, b in RNG.integers(100, 9999, (40, 2))]
-TALK = ["What does minicpm-mlc do?", "Hello!", "Who are you?", "Write a poem.", "The code of the red door is 7. Which is it?"]
+TALK = [
+    "What does minicpm-mlc do?",
+    "Hello!",
+    "Who are you?",
+    "Write a poem.",
+    "The code of the red door is 7. Which is it?",
+]
 QUESTIONS = SUMS + TALK + [f"{question} /no_think" for question in TALK]
 LONG = RNG.integers(4, 1500, 700).tolist()  # tokens beyond the demo's dense_len of 512
-TOKENS = {"opencl": (64, 24), "vulkan": (16, 6)}  # of each of the 50 answers: decoded one by one; in trees, and sparsely
+TOKENS = {
+    "opencl": (64, 24),
+    "vulkan": (16, 6),
+}  # of each of the 50 answers: decoded one by one; in trees, and sparsely
 pytestmark = pytest.mark.usefixtures("vulkan_silent")
 
 
@@ -51,13 +62,17 @@ def gpu(device: str, folder: Path) -> Iterator[Engine]:
 
 
 def greedy(engine: Engine, ids: list[int], tokens: int, **options: Any) -> list[int]:
-    """The tokens cached after a greedy answer: the prompt's and all but the last of the answer's."""
+    """The tokens cached after a greedy answer: the prompt's and all but the last of the
+    answer's.
+    """
     engine.generate(ids, max_tokens=tokens, temperature=0, **options)
     return engine.cached_tokens
 
 
 def prompt(engine: Engine, question: str) -> list[int]:
-    return engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": question}], None).ids
+    return engine.template.prompt(
+        engine.tokenizer.raw, [{"role": "user", "content": question}], None
+    ).ids
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +80,15 @@ def answers(cpu: Engine) -> dict[str, tuple[list[int], list[int]]]:
     """By question: the prompt, and the CPU's first 64 greedy tokens after it."""
     assert len(QUESTIONS) >= 50
     prompts = {question: prompt(cpu, question) for question in QUESTIONS}
-    return {question: (ids, greedy(cpu, ids, 65, speculate="off")[len(ids) :]) for question, ids in prompts.items()}
+    return {
+        question: (ids, greedy(cpu, ids, 65, speculate="off")[len(ids) :])
+        for question, ids in prompts.items()
+    }
 
 
-def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(device: str, cpu: Engine, gpu: Engine, answers: dict):
+def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(
+    device: str, cpu: Engine, gpu: Engine, answers: dict
+):
     """Of all, where the next test decodes but the first tokens."""
     for question in QUESTIONS if TOKENS[device][0] < 64 else TALK:
         ids, answer = answers[question]
@@ -77,7 +97,9 @@ def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(device
         np.testing.assert_allclose(logits[-1], cpu.logits(ids + answer)[-1], atol=1e-4)
 
 
-def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(device: str, gpu: Engine, answers: dict):
+def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(
+    device: str, gpu: Engine, answers: dict
+):
     alone, together = TOKENS[device]
     for question, (ids, answer) in answers.items():
         for speculate, count in (("off", alone), ("ngram", together), ("eagle", together)):
@@ -91,7 +113,9 @@ def test_64_tokens_decoded_in_trees(gpu: Engine, answers: dict, speculate: str):
     assert greedy(gpu, ids, 65, speculate=speculate)[len(ids) :] == answer
 
 
-def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(device: str, cpu: Engine, gpu: Engine):
+def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(
+    device: str, cpu: Engine, gpu: Engine
+):
     """The text, of more blocks than are read, is computed once."""
     _, count = TOKENS[device]
     for question in QUESTIONS:
@@ -103,7 +127,9 @@ def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(device: str, cpu: 
 
 
 @pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])
-def test_a_long_context_shifts_to_sparse_and_says_the_same(cpu: Engine, gpu: Engine, speculate: str):
+def test_a_long_context_shifts_to_sparse_and_says_the_same(
+    cpu: Engine, gpu: Engine, speculate: str
+):
     for ids in (LONG, LONG[:500]):  # sparse from the start; shifting at the 512th token
         assert greedy(gpu, ids, 24, speculate=speculate) == greedy(cpu, ids, 24, speculate="off")
     np.testing.assert_allclose(gpu.logits(LONG[:530])[-1], cpu.logits(LONG[:530])[-1], atol=1e-4)
@@ -121,7 +147,9 @@ def answer_of_4_bits(folder: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("kv", ["f16", "int8"])
-def test_4_bit_weights_and_small_caches_answer_too(device: str, answer_of_4_bits: dict, kv: str, tmp_path: Path):
+def test_4_bit_weights_and_small_caches_answer_too(
+    device: str, answer_of_4_bits: dict, kv: str, tmp_path: Path
+):
     """float16 is a type that PoCL's compiler hasn't got."""
     compile_model(DEMO, tmp_path / kv, device=device, kv=kv)
     with Engine(tmp_path / kv, context=512) as engine:
@@ -137,13 +165,20 @@ def test_a_decode_step_is_one_submission(gpu: Engine):
     for token in LONG[100:105]:
         gpu.decode(token)
     after = dict(counters(0))
-    assert after["submissions"] - before["submissions"] == 5 and after["launches"] - before["launches"] > 100
+    assert (
+        after["submissions"] - before["submissions"] == 5
+        and after["launches"] - before["launches"] > 100
+    )
 
 
-def test_every_kernel_passes_and_from_afar_the_tokens_are_the_cpus(cpu: Engine, gpu: Engine, tmp_path: Path):
+def test_every_kernel_passes_and_from_afar_the_tokens_are_the_cpus(
+    cpu: Engine, gpu: Engine, tmp_path: Path
+):
     address, _ = started(tmp_path)
     report = verify_bundle(gpu.path, remote=connect(address, KEY, [gpu.path]))
-    assert report.failed == [] and {"top_k", "concat", "attend_tree_blocks"} < {row.operator for row in report.rows}
+    assert report.failed == [] and {"top_k", "concat", "attend_tree_blocks"} < {
+        row.operator for row in report.rows
+    }
     assert report.tokens == verify_bundle(cpu.path).tokens
 
 

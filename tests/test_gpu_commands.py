@@ -1,4 +1,6 @@
-"""chat and bench with bundles for the GPU devices that are here, near and from afar, and when a device fails."""
+"""chat and bench with bundles for the GPU devices that are here, near and from afar, and when a
+device fails.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py.memory import open_memory
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
-CHAT = ("--prompt", "What does minicpm-mlc do? /no_think", "--temperature", "0", "--max-tokens", "16")
+CHAT = (
+    "--prompt",
+    "What does minicpm-mlc do? /no_think",
+    "--temperature",
+    "0",
+    "--max-tokens",
+    "16",
+)
 FEW = ("--new-tokens", "2", "--repeats", "1", "--json")
 BENCH = ("--depth", "0", "--prompt-tokens", "8", *FEW)
 
@@ -35,11 +44,15 @@ def shown(*arguments: str) -> str:
     return done.stdout
 
 
-def test_chat_and_bench_run_from_afar_and_name_the_device(device: str, bundle: Path, tmp_path: Path):
+def test_chat_and_bench_run_from_afar_and_name_the_device(
+    device: str, bundle: Path, tmp_path: Path
+):
     address, _ = started(tmp_path)
     afar, named = ("--rpc", address, "--key", KEY), open_memory(device).name
     here = shown("chat", str(bundle), *CHAT)
-    assert here.startswith("minicpm-mlc compiles") and shown("chat", str(bundle), *CHAT, *afar) == here
+    assert (
+        here.startswith("minicpm-mlc compiles") and shown("chat", str(bundle), *CHAT, *afar) == here
+    )
     report = json.loads(shown("bench", str(bundle), *BENCH, *afar))
     assert report["device"] == f"{named} at {address}" and len(report["rows"]) == 2
     for options in (BENCH, ("--speculate", "ngram", *FEW)):
@@ -48,7 +61,9 @@ def test_chat_and_bench_run_from_afar_and_name_the_device(device: str, bundle: P
 
 @needs_cc
 @pytest.mark.parametrize("verb", [("chat", *CHAT), ("bench", *BENCH)], ids=lambda verb: verb[0])
-def test_a_lost_device_is_one_line_that_says_what_to_do(device: str, bundle: Path, verb: tuple[str, ...], tmp_path: Path):
+def test_a_lost_device_is_one_line_that_says_what_to_do(
+    device: str, bundle: Path, verb: tuple[str, ...], tmp_path: Path
+):
     done = command(verb[0], str(bundle), *verb[1:], **lost(device, tmp_path))
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
@@ -57,7 +72,9 @@ def test_a_lost_device_is_one_line_that_says_what_to_do(device: str, bundle: Pat
 
 
 @needs_cc
-def test_a_context_is_held_against_the_memory_of_the_gpu_not_the_hosts(device: str, bundle: Path, tmp_path: Path):
+def test_a_context_is_held_against_the_memory_of_the_gpu_not_the_hosts(
+    device: str, bundle: Path, tmp_path: Path
+):
     need = Manifest.load(bundle).memory_need(640)
     code = f"""
 from minicpm_mlc import Engine

@@ -1,4 +1,6 @@
-"""What the operator grid doesn't ask of the GPU kernels of rows and of their float16, on an OpenCL device."""
+"""What the operator grid doesn't ask of the GPU kernels of rows and of their float16, on an OpenCL
+device.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,12 @@ def test_every_float16_is_read_exactly_and_written_to_the_nearest():
 def test_floats_are_rounded_to_the_nearest_float16_ties_to_even():
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     halfway = (halves[:-1] + halves[1:]) / 2
-    floats = np.concatenate([halfway, np.nextafter(halfway, 0), -np.nextafter(halfway, np.float32(np.inf))])
-    floats = np.concatenate([floats, np.float32([65519, 65520, -65536, 3e38, -np.inf, np.nan, 1e-8, -1e-30])])
+    floats = np.concatenate(
+        [halfway, np.nextafter(halfway, 0), -np.nextafter(halfway, np.float32(np.inf))]
+    )
+    floats = np.concatenate(
+        [floats, np.float32([65519, 65520, -65536, 3e38, -np.inf, np.nan, 1e-8, -1e-30])]
+    )
     floats = np.pad(floats, (0, -len(floats) % 128))
     one = {"floats": ("float32", len(floats)), "halves": ("float16", len(floats))}
 

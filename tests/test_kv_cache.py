@@ -13,7 +13,9 @@ PAGE, PAGES, CONTEXT = 4, 6, 14
 
 
 class SharedPool(RuleBasedStateMachine):
-    """Sequences that grow, shrink, fork and end over one pool; `memory` is what the pages would hold."""
+    """Sequences that grow, shrink, fork and end over one pool; `memory` is what the pages would
+    hold.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +43,9 @@ class SharedPool(RuleBasedStateMachine):
             return
         tokens = self.new_tokens(n)
         slots = sequence.reserve(n)
-        assert slots.dtype == np.int32 and slots.tolist() == list(range(len(expected), len(expected) + n))
+        assert slots.dtype == np.int32 and slots.tolist() == list(
+            range(len(expected), len(expected) + n)
+        )
         self.memory[sequence.page_table[slots // PAGE], slots % PAGE] = tokens
         sequence.append(tokens)
         expected += tokens
@@ -60,7 +64,9 @@ class SharedPool(RuleBasedStateMachine):
         which %= len(self.sequences)
         prefix = self.expected[which][:common]
         kept = self.sequences[which].reuse([*prefix, *self.new_tokens(2)])
-        assert kept == len(prefix) or (len(self.sequences) > 1 and len(prefix) - PAGE < kept < len(prefix))
+        assert kept == len(prefix) or (
+            len(self.sequences) > 1 and len(prefix) - PAGE < kept < len(prefix)
+        )
         del self.expected[which][kept:]
 
     @rule(which=st.integers(0, 9))
@@ -81,7 +87,9 @@ class SharedPool(RuleBasedStateMachine):
         for sequence, expected in zip(self.sequences, self.expected, strict=True):
             slots = np.arange(len(expected))
             assert sequence.tokens == expected
-            assert self.memory[sequence.page_table[slots // PAGE], slots % PAGE].tolist() == expected
+            assert (
+                self.memory[sequence.page_table[slots // PAGE], slots % PAGE].tolist() == expected
+            )
 
     @invariant()
     def no_page_is_lost_or_counted_wrong(self) -> None:
@@ -94,7 +102,9 @@ class SharedPool(RuleBasedStateMachine):
 
 
 TestSharedPool = SharedPool.TestCase
-TestSharedPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestSharedPool.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True
+)
 
 
 def test_pages_are_taken_as_the_sequence_grows_lowest_first() -> None:

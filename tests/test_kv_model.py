@@ -14,7 +14,12 @@ from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.config.model_config import SparseConfig
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
-BOUNDS = {"f32": 0.0, "f16": 1e-6, "bf16": 1e-4, "int8": 1e-3}  # mean squared error of the logits over their square
+BOUNDS = {
+    "f32": 0.0,
+    "f16": 1e-6,
+    "bf16": 1e-4,
+    "int8": 1e-3,
+}  # mean squared error of the logits over their square
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
 
 

@@ -52,7 +52,9 @@ def test_calls_from_another_thread_use_as_many(bundle):
 
 
 def test_more_threads_than_processors_are_refused(bundle):
-    with pytest.raises(EngineError, match=f"threads is 1000, but this process may use {len(CORES)}"):
+    with pytest.raises(
+        EngineError, match=f"threads is 1000, but this process may use {len(CORES)}"
+    ):
         Engine(bundle, threads=1000, context=64)
 
 
@@ -68,7 +70,9 @@ def test_an_argument_that_needs_no_copy_leaves_its_place_free():
     memory = HostMemory()
     large = np.frombuffer(memory.array(memory.zeros((SMALL,), np.dtype(np.int32))), np.int32)
     first, second = memory.arguments([large, misaligned(np.arange(3, dtype=np.int32))])
-    assert memory.array(first).ctypes.data == large.ctypes.data and memory.array(second).tolist() == [0, 1, 2]
+    assert memory.array(first).ctypes.data == large.ctypes.data and memory.array(
+        second
+    ).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n", [0, 1, SMALL // 4, SMALL])
@@ -86,8 +90,14 @@ def test_arguments_are_aligned_and_apart_whatever_the_arrays_are(n):
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("Check failed: (e == cudaSuccess) is false: CUDA: out of memory", "GPU: CUDA: out of memory; start the program again"),
-        ("Vulkan: waiting failed; install a newer driver", "GPU: Vulkan: waiting failed; install a newer driver$"),
+        (
+            "Check failed: (e == cudaSuccess) is false: CUDA: out of memory",
+            "GPU: CUDA: out of memory; start the program again",
+        ),
+        (
+            "Vulkan: waiting failed; install a newer driver",
+            "GPU: Vulkan: waiting failed; install a newer driver$",
+        ),
     ],
 )
 def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown: str):

@@ -29,7 +29,9 @@ def test_int8_peak_makes_every_step(monkeypatch, dot):
     compiled(peak.int8_peak(VECTORS, dot))(out)
     width = peak.DOTS[dot].rows
     words = peak.DOTS[dot].products() // (4 * width)
-    assert (out[:, :width] == sum(range(VECTORS)) + VECTORS * 100 * 3 * words).all()  # each: four weights of 1 meet 3, 0, 0, 0
+    assert (
+        out[:, :width] == sum(range(VECTORS)) + VECTORS * 100 * 3 * words
+    ).all()  # each: four weights of 1 meet 3, 0, 0, 0
 
 
 def test_int8_operations_are_four_pairs_per_lane_and_twice_that_in_a_matrix_product():
@@ -38,6 +40,9 @@ def test_int8_operations_are_four_pairs_per_lane_and_twice_that_in_a_matrix_prod
 
 
 def test_limits_name_only_what_the_processor_has():
-    assert Limits(1, 40e9, 500e9, None).text() == "1 thread: memory reads 40.0 GB/s, 500 GFLOP/s float32"
+    assert (
+        Limits(1, 40e9, 500e9, None).text()
+        == "1 thread: memory reads 40.0 GB/s, 500 GFLOP/s float32"
+    )
     assert Limits(2, 40e9, 500e9, 2e12).text().startswith("2 threads: ")
     assert Limits(2, 40e9, 500e9, 2e12).text().endswith("GFLOP/s float32, 2000 GOP/s int8")

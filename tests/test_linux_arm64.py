@@ -1,4 +1,6 @@
-"""Bundles compiled here for Linux arm64, run by the arm64 Python and wheels that users install, under qemu."""
+"""Bundles compiled here for Linux arm64, run by the arm64 Python and wheels that users install,
+under qemu.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ needs_arm64 = pytest.mark.skipif(
     reason="no qemu-aarch64 or no build/arm64: make devices",
 )
 pytestmark = needs_arm64
-PROMPTS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think", "Remember: the code of the red door is 7."]
+PROMPTS = [
+    "What is 4827 + 356?",
+    "What does minicpm-mlc do? /no_think",
+    "Remember: the code of the red door is 7.",
+]
 PROGRAM = """
 import json, sys
 from minicpm_mlc import Engine
@@ -41,7 +47,10 @@ print(json.dumps([this_host().machine, texts, logits, sparse]))
 def run_arm64(*args: str, cpu: str = "max") -> subprocess.CompletedProcess[str]:
     """Python on an arm64 processor."""
     command = [str(QEMU), "-cpu", cpu, "-L", str(ROOT), str(ROOT / "usr/bin/python3"), *args]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{ROOT / 'site'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{REPOSITORY}:{ROOT / 'site'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -52,7 +61,11 @@ def bundle_of(folder: Path, **options: str) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scheme": "f32"}, {"scheme": "w4", "cpu": "cortex-a76"}, {"scheme": "w4", "cpu": "neoverse-n2"}],
+    [
+        {"scheme": "f32"},
+        {"scheme": "w4", "cpu": "cortex-a76"},
+        {"scheme": "w4", "cpu": "neoverse-n2"},
+    ],
     ids=["NEON alone", "int8 dot products", "int8 matrix products"],
 )
 def test_the_same_greedy_tokens_as_on_this_machine(options, tmp_path):
@@ -63,9 +76,14 @@ def test_the_same_greedy_tokens_as_on_this_machine(options, tmp_path):
     machine, texts, logits, sparse = json.loads(result.stdout)
     assert machine == "aarch64"
     with Engine(here, context=1024) as engine:
-        chat = [engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0) for m in PROMPTS]
+        chat = [
+            engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0)
+            for m in PROMPTS
+        ]
         assert texts == chat
-        assert sparse == engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)  # beyond dense_len
+        assert sparse == engine.generate(
+            list(range(4, 600)), max_tokens=8, temperature=0
+        )  # beyond dense_len
         expected = engine.logits(engine.tokenize(PROMPTS[0]))[-1]
     np.testing.assert_allclose(logits, expected, atol=1e-4 if options["scheme"] == "f32" else 1e-3)
     if options["scheme"] == "w4":

@@ -24,7 +24,9 @@ def test_hyper_threads_of_one_core_count_once(files: Path) -> None:
     assert machine.physical_cores() == 2
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 4), ("300000 100000", 3), ("50000 100000", 1)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("300000 100000", 3), ("50000 100000", 1)]
+)
 def test_a_containers_processor_quota_is_a_limit(files: Path, quota: str, cores: int) -> None:
     (files / "cpu.max").write_text(f"{quota}\n")
     assert machine.physical_cores() == cores

@@ -1,4 +1,6 @@
-"""Metal: every kernel's MSL on this processor through the shim, the demo chat on it, and what the Apple libraries are."""
+"""Metal: every kernel's MSL on this processor through the shim, the demo chat on it, and what the
+Apple libraries are.
+"""
 
 from __future__ import annotations
 
@@ -49,25 +51,36 @@ def test_a_missing_barrier_gives_wrong_numbers_and_an_uneven_one_an_error():
 
         return kernel("neighbours", {"x": ("float32", 64), "out": ("float32", 64)}, emit)
 
-    funcs = {"right": neighbours(False, True), "without": neighbours(False, False), "uneven": neighbours(True, True)}
+    funcs = {
+        "right": neighbours(False, True),
+        "without": neighbours(False, False),
+        "uneven": neighbours(True, True),
+    }
     run = compiled_together(funcs, "metal", TARGET)
     x, right, without = np.arange(64, dtype=np.float32), *np.zeros((2, 64), np.float32)
     run["right"](x, right)
     run["without"](x, without)
     assert (right == x[::-1]).all() and not (without == x[::-1]).all()
-    with pytest.raises(RuntimeError, match="uneven_kernel: threads wait at a barrier that others don't reach"):
+    with pytest.raises(
+        RuntimeError, match="uneven_kernel: threads wait at a barrier that others don't reach"
+    ):
         run["uneven"](x, right)
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine]]:
-    """The demo in float32: on the CPU, and for Metal beside this machine's processor instead of Apple's."""
+    """The demo in float32: on the CPU, and for Metal beside this machine's processor instead of
+    Apple's.
+    """
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DEVICES, "metal", replace(DEVICES["metal"], platform=None, cpu="native"))
         for device in ("cpu", "metal"):
             compile_model(DEMO, folder / device, device=device, scheme="f32", prefill_chunk=256)
-    with Engine(folder / "cpu", context=1024) as cpu, Engine(folder / "metal", context=1024) as metal:
+    with (
+        Engine(folder / "cpu", context=1024) as cpu,
+        Engine(folder / "metal", context=1024) as metal,
+    ):
         yield cpu, metal
 
 
@@ -98,8 +111,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_macos_library_needs_only_the_process_that_loads_it(bundles: dict[str, Path]):
     library = read_mach_o((bundles["metal"] / "model.dylib").read_bytes())
-    assert (library.kind, library.platform, library.minimum) == (DYLIB, MACOS, (13, 0)) and library.signed
-    assert library.name == "@rpath/model.dylib" and not set(library.needed) - {"/usr/lib/libSystem.B.dylib"}
+    assert (library.kind, library.platform, library.minimum) == (
+        DYLIB,
+        MACOS,
+        (13, 0),
+    ) and library.signed
+    assert library.name == "@rpath/model.dylib" and not set(library.needed) - {
+        "/usr/lib/libSystem.B.dylib"
+    }
     unused = {"__extendhfsf2", "__truncsfhf2"}  # zig lists them, and binds nothing to them
     outside = {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))}
     assert outside <= {"memcpy", "memset", "dyld_stub_binder"} | unused
@@ -107,23 +126,33 @@ def test_the_macos_library_needs_only_the_process_that_loads_it(bundles: dict[st
 
 
 def test_the_ios_archive_registers_itself_under_its_prefix(bundles: dict[str, Path]):
-    members = {name: read_mach_o(data) for name, data in read_archive(bundles["ios"] / "model.a").items()}
+    members = {
+        name: read_mach_o(data) for name, data in read_archive(bundles["ios"] / "model.a").items()
+    }
     assert all((m.kind, m.platform, m.minimum) == (OBJECT, IOS, (16, 0)) for m in members.values())
     exported = set[str]().union(*(m.exported for m in members.values()))
     undefined = set[str]().union(*(m.undefined for m in members.values())) - exported
     assert "MiniCPM4_1_demo_w4___tvm_ffi__library_bin" in exported
     assert all("MiniCPM4_1_demo_w4_" in name for name in exported if name.startswith("__tvm_ffi"))
     assert "TVMFFIEnvModRegisterSystemLibSymbol" in undefined
-    assert {name for name in undefined if not name.startswith(("TVM", "__TVM"))} <= {"memcpy", "memset", "bzero"}
+    assert {name for name in undefined if not name.startswith(("TVM", "__TVM"))} <= {
+        "memcpy",
+        "memset",
+        "bzero",
+    }
 
 
 def test_metal_shading_language_uses_functions_that_stay_precise(bundles: dict[str, Path]):
     source = (bundles["metal"] / "model.dylib").read_bytes().decode(errors="ignore")
     assert "precise::cos(" in source and "precise::exp(" in source
-    assert not re.findall(r"(?<!precise::)\b(?:exp|log|sin|cos|tan|tanh|sqrt|rsqrt|pow|erf)\(", source)
+    assert not re.findall(
+        r"(?<!precise::)\b(?:exp|log|sin|cos|tan|tanh|sqrt|rsqrt|pow|erf)\(", source
+    )
 
 
 @pytest.mark.parametrize("device, system", [("metal", "darwin"), ("ios", "ios")])
-def test_bundles_for_apple_are_refused_elsewhere(device: str, system: str, bundles: dict[str, Path]):
+def test_bundles_for_apple_are_refused_elsewhere(
+    device: str, system: str, bundles: dict[str, Path]
+):
     with pytest.raises(BundleError, match=f"compiled for aarch64 {system}, and this machine is"):
         Engine(bundles[device])

@@ -1,4 +1,6 @@
-"""The compiled model against an independent one: transformers' Llama with the muP scalings folded into its weights."""
+"""The compiled model against an independent one: transformers' Llama with the muP scalings folded
+into its weights.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def test_a_long_context_crosses_chunks_and_pages_exactly(tiny_bundle):
     assert np.abs(logits - expected).max() <= 1e-4
 
 
-@pytest.mark.parametrize("scheme, bound", [("f16", 1e-5), ("bf16", 1e-3), ("w8", 1e-3), ("w4", 6e-2)])
+@pytest.mark.parametrize(
+    "scheme, bound", [("f16", 1e-5), ("bf16", 1e-3), ("w8", 1e-3), ("w4", 6e-2)]
+)
 def test_quantised_logits_stay_near_f32(tiny_bundle, scheme, bound):
     exact, tiny = tiny_bundle("MiniCPM4.1-8B"), tiny_bundle("MiniCPM4.1-8B", scheme)
     ids = prompt(tiny.config.vocab_size, 64)

@@ -1,4 +1,6 @@
-"""minicpm-mlc-native and its OpenCL runtime: copies, threads, and what it says when something is wrong."""
+"""minicpm-mlc-native and its OpenCL runtime: copies, threads, and what it says when something is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ def test_memory_for_the_engine_is_the_devices():
     place = memory.open_memory("opencl")
     array = np.arange(60, dtype=np.float32).reshape(5, 12)
     np.testing.assert_array_equal(place.array(place.tensor(array.T)), array.T)
-    assert place.zeros((2, 3), np.dtype("float16")).shape == (2, 3) and place.name == DEVICE.device_name
+    assert (
+        place.zeros((2, 3), np.dtype("float16")).shape == (2, 3)
+        and place.name == DEVICE.device_name
+    )
 
 
 @needs_opencl
@@ -64,9 +69,13 @@ def test_threads_share_a_kernel():
 
 @needs_opencl
 def test_too_large_a_buffer_is_an_error_that_names_the_remedy():
-    with pytest.raises(RuntimeError, match=r"allocating a buffer failed .* use a smaller --context"):
+    with pytest.raises(
+        RuntimeError, match=r"allocating a buffer failed .* use a smaller --context"
+    ):
         tvm.runtime.empty((1 << 46,), "float32", DEVICE)
-    assert (tvm.runtime.tensor(np.ones(3, np.float32), DEVICE).numpy() == 1).all()  # and the device works on
+    assert (
+        tvm.runtime.tensor(np.ones(3, np.float32), DEVICE).numpy() == 1
+    ).all()  # and the device works on
 
 
 @needs_opencl
@@ -88,14 +97,29 @@ def test_kernels_that_the_driver_refuses_come_with_its_log():
     def text(value: bytes) -> bytes:
         return len(value).to_bytes(8, "little") + value
 
-    signature = text(b"f") + text(b"f") + bytes(8) + (1).to_bytes(8, "little") + text(b"blockIdx.x") + bytes(8)
-    data = text(b"cl") + (1).to_bytes(8, "little") + signature + text(b"__kernel void f() { no_such_thing(); }")
+    signature = (
+        text(b"f")
+        + text(b"f")
+        + bytes(8)
+        + (1).to_bytes(8, "little")
+        + text(b"blockIdx.x")
+        + bytes(8)
+    )
+    data = (
+        text(b"cl")
+        + (1).to_bytes(8, "little")
+        + signature
+        + text(b"__kernel void f() { no_such_thing(); }")
+    )
     module = tvm.get_global_func("ffi.Module.load_from_bytes.opencl")(data)
     with pytest.raises(RuntimeError, match=r"driver can't build the kernels.*no_such_thing"):
         module["f"](1)
 
 
-NO_CONTEXT = "void* clCreateContext(void* a, int b, void* c, void* d, void* e, int* f) { *f = -6; return 0; }"
+NO_CONTEXT = (
+    "void* clCreateContext(void* a, int b, void* c, void* d, void* e, int* f) { *f = "
+    "-6; return 0; }"
+)
 
 
 @needs_opencl
@@ -121,7 +145,9 @@ def library() -> Iterator[Path]:
     module = tvm.IRModule({"main": rms_norm(64, 1e-6).with_attr("global_symbol", "main")})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "norm.so"
-        target.export(tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path))
+        target.export(
+            tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline()), str(path)
+        )
         yield path
 
 
@@ -134,14 +160,19 @@ x, out = place.tensor(np.full((1, 64), 2, "f")), place.zeros((1, 64), np.dtype("
 norm(x, place.tensor(np.ones(64, "f")), out)
 print(np.abs(place.array(out) - 1).max() < 1e-6)
 """
-    no_compiler = "int clCreateProgramWithSource(void* a, int b, void* c, void* d, int* status) { *status = -3; return 0; }"
+    no_compiler = (
+        "int clCreateProgramWithSource(void* a, int b, void* c, void* d, int* status) "
+        "{ *status = -3; return 0; }"
+    )
     no_source = built("opencl", tmp_path, no_compiler)
     for damaged in (True, False):
         assert in_new_process(code, XDG_CACHE_HOME=str(tmp_path)) == "True\n"
         (kept,) = (tmp_path / "minicpm-mlc").glob("opencl-*")
         whole = kept.read_bytes()
         kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]) if damaged else whole)
-    assert in_new_process(code, XDG_CACHE_HOME=str(tmp_path), **no_source) == "True\n"  # from what was kept alone
+    assert (
+        in_new_process(code, XDG_CACHE_HOME=str(tmp_path), **no_source) == "True\n"
+    )  # from what was kept alone
 
 
 def test_without_its_runtime_a_device_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch):
@@ -154,7 +185,10 @@ def test_without_its_runtime_a_device_is_refused_with_the_command(monkeypatch: p
 def test_a_runtime_that_was_not_built_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory.tvm_ffi, "get_global_func", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "minicpm_mlc_native", SimpleNamespace(load=lambda: None))
-    with pytest.raises(BundleError, match=r"built without vulkan, whose headers were missing; install .* libvulkan-dev"):
+    with pytest.raises(
+        BundleError,
+        match=r"built without vulkan, whose headers were missing; install .* libvulkan-dev",
+    ):
         memory.open_memory("vulkan")
 
 
@@ -176,5 +210,7 @@ def test_beside_another_tvm_the_library_is_not_loaded(monkeypatch: pytest.Monkey
     import minicpm_mlc_native
 
     monkeypatch.setattr(minicpm_mlc_native, "version", lambda _: "0.28.0")
-    with pytest.raises(ImportError, match=r"for apache-tvm 0\.27\.\*, found 0\.28\.0; build it again"):
+    with pytest.raises(
+        ImportError, match=r"for apache-tvm 0\.27\.\*, found 0\.28\.0; build it again"
+    ):
         minicpm_mlc_native.load()

@@ -1,6 +1,8 @@
-"""The Vulkan runtime of minicpm-mlc-native: memory, copies, batches, threads, and what it says when something is wrong.
+"""The Vulkan runtime of minicpm-mlc-native: memory, copies, batches, threads, and what it says when
+something is wrong.
 
-Its kernels are made by our SPIR-V generator. Vulkan's validation layer watches where it is installed.
+Its kernels are made by our SPIR-V generator. Vulkan's validation layer watches where it is
+installed.
 """
 
 from __future__ import annotations
@@ -50,13 +52,17 @@ def add() -> Any:
 
 
 def extents() -> Any:
-    """PrimFunc (17 tensors i32[n_i], out i32[17]): their lengths, which are more scalars than push constants hold."""
+    """PrimFunc (17 tensors i32[n_i], out i32[17]): their lengths, which are more scalars than push
+    constants hold.
+    """
     arguments: dict[str, Any] = {f"x{i}": ("int32", f"n{i}") for i in range(SCALARS)}
 
     def emit(dims: Any, *buffers: Any) -> None:
         with workgroups(1, 1):
             for i, buffer in enumerate(buffers[:-1]):
-                T.buffer_store(buffers[-1], T.Cast("int32", getattr(dims, f"n{i}")) + buffer[0], [i])
+                T.buffer_store(
+                    buffers[-1], T.Cast("int32", getattr(dims, f"n{i}")) + buffer[0], [i]
+                )
 
     return kernel("extents", arguments | {"out": ("int32", SCALARS)}, emit)
 
@@ -66,7 +72,12 @@ class Compiled:
 
     def __init__(self, path: Path, **functions: Any) -> None:
         target = get_target("vulkan")
-        module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+        module = tvm.IRModule(
+            {
+                name: function.with_attr("global_symbol", name)
+                for name, function in functions.items()
+            }
+        )
         built = tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())
         target.export(built, str(path))
         self.path, self.library = path, tvm.runtime.load_module(str(path))
@@ -83,7 +94,10 @@ def there(array: np.ndarray) -> tvm.runtime.Tensor:
 
 
 def counters() -> dict[str, int]:
-    return {str(name): value for name, value in tvm.get_global_func("minicpm.vulkan.counters")(0).items()}
+    return {
+        str(name): value
+        for name, value in tvm.get_global_func("minicpm.vulkan.counters")(0).items()
+    }
 
 
 def loaded(content: bytes) -> Any:
@@ -167,7 +181,10 @@ def test_launches_and_copies_to_the_device_are_one_submission(compiled: Compiled
         compiled.library["add"](there(np.full(1000, i, np.float32)), y)
     DEVICE.sync()
     after = counters()
-    assert after["launches"] - before["launches"] == 20 and after["submissions"] - before["submissions"] == 1
+    assert (
+        after["launches"] - before["launches"] == 20
+        and after["submissions"] - before["submissions"] == 1
+    )
     assert (y.numpy() == sum(range(20))).all()
 
 
@@ -238,7 +255,9 @@ def test_a_module_comes_back_from_its_bytes(compiled: Compiled, tmp_path: Path):
     module = loaded(compiled.bytes)
     assert module.kind == "vulkan"
     target = get_target("cpu")
-    host = tvm.compile(tvm.IRModule({"main": swiglu(16).with_attr("global_symbol", "main")}), target.tvm_target())
+    host = tvm.compile(
+        tvm.IRModule({"main": swiglu(16).with_attr("global_symbol", "main")}), target.tvm_target()
+    )
     host.mod.import_module(module)
     host.export_library(str(tmp_path / "again.so"), fcompile=target.link)
     again = tvm.runtime.load_module(str(tmp_path / "again.so")).imports[0]
@@ -255,7 +274,9 @@ def test_a_damaged_library_part_is_refused(compiled: Compiled):
         loaded(b"\xff" * 64)
     magic = (0x07230203).to_bytes(4, "little")
     broken = loaded(compiled.bytes.replace(magic, bytes(4)))
-    with pytest.raises(RuntimeError, match="kernel add_kernel is no SPIR-V; compile the bundle again"):
+    with pytest.raises(
+        RuntimeError, match="kernel add_kernel is no SPIR-V; compile the bundle again"
+    ):
         launch(broken["add_kernel"], there(np.ones(1, np.float32)), 1, 1, THREADS)
 
 
@@ -269,7 +290,9 @@ def test_launches_beyond_the_devices_limits_are_refused(compiled: Compiled):
 
 
 def test_too_large_a_buffer_is_an_error_that_names_the_remedy():
-    with pytest.raises(RuntimeError, match=r"allocating a buffer of \d+ MiB failed.* use a smaller --context"):
+    with pytest.raises(
+        RuntimeError, match=r"allocating a buffer of \d+ MiB failed.* use a smaller --context"
+    ):
         tvm.runtime.empty((1 << 46,), "float32", DEVICE)
     assert (there(np.ones(3, np.float32)).numpy() == 1).all()  # and the device works on
 
@@ -296,7 +319,9 @@ def test_without_the_loader_a_driver_is_asked_itself():
         ctypes.CDLL(name)
     except OSError:
         pytest.skip(f"no {name}")
-    code = "place = open_memory('vulkan')\nprint(place.array(place.tensor(np.arange(3))), place.name)"
+    code = (
+        "place = open_memory('vulkan')\nprint(place.array(place.tensor(np.arange(3))), place.name)"
+    )
     assert in_new_process(code, MINICPM_VULKAN_LIBRARY=name).startswith("[0 1 2] llvmpipe")
 
 
@@ -304,7 +329,11 @@ def test_without_the_loader_a_driver_is_asked_itself():
 @pytest.mark.parametrize(
     ("function", "result", "error"),
     [
-        ("vkQueueSubmit", "VK_ERROR_DEVICE_LOST", "the device was lost, and what it held; start the program again"),
+        (
+            "vkQueueSubmit",
+            "VK_ERROR_DEVICE_LOST",
+            "the device was lost, and what it held; start the program again",
+        ),
         ("vkWaitForFences", "VK_ERROR_DEVICE_LOST", "the device was lost"),
         ("vkAllocateMemory", "VK_ERROR_OUT_OF_DEVICE_MEMORY", "out of memory, 0 MiB of"),
     ],
@@ -326,7 +355,9 @@ for _ in range(2):
     assert printed.count(error) == 2
 
 
-def test_what_the_driver_made_of_kernels_is_kept_and_may_be_damaged(compiled: Compiled, tmp_path: Path):
+def test_what_the_driver_made_of_kernels_is_kept_and_may_be_damaged(
+    compiled: Compiled, tmp_path: Path
+):
     code = f"""
 place, add = open_memory("vulkan"), tvm_ffi.load_module({str(compiled.path)!r})["add"]
 y = place.tensor(np.zeros(3, "f"))
@@ -372,6 +403,18 @@ def test_the_validation_layer_is_watching(compiled: Compiled, capfd: pytest.Capt
 
 @pytest.mark.skipif(STAGED in os.environ, reason="already so")
 def test_where_the_host_does_not_share_the_devices_memory_all_is_the_same():
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", "not process and not driver"]
-    done = subprocess.run(command, env=os.environ | {STAGED: "1"}, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        __file__,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not process and not driver",
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {STAGED: "1"}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout

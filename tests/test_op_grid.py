@@ -19,7 +19,11 @@ def test_operators_equal_their_definitions(device: str, family: str):
         pytest.skip(f"no {device} device with its runtime: make devices")
     for number, case in enumerate(cases_of(device, family)):
         error = case.error(calls_of(device)[case.kernel])
-        assert error <= allowed(device, case), (number, case.kernel, [array.shape for array in case.arguments])
+        assert error <= allowed(device, case), (
+            number,
+            case.kernel,
+            [array.shape for array in case.arguments],
+        )
 
 
 def test_the_committed_table_names_every_operator_and_device_and_counts_a_thousand_cases():
@@ -27,5 +31,12 @@ def test_the_committed_table_names_every_operator_and_device_and_counts_a_thousa
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert lines[0] == ["operator", "dtype", *DEVICES]
     named = {(line[0], line[1]) for line in lines[2:]}
-    assert named >= {(case.kernel.operator, case.kernel.dtype) for cases in all_cases().values() for case in cases}
-    assert sum(int(cell.split(":")[0]) for line in lines[2:] for cell in line[2:] if cell != "-") >= 1000
+    assert named >= {
+        (case.kernel.operator, case.kernel.dtype)
+        for cases in all_cases().values()
+        for case in cases
+    }
+    assert (
+        sum(int(cell.split(":")[0]) for line in lines[2:] for cell in line[2:] if cell != "-")
+        >= 1000
+    )

@@ -18,7 +18,20 @@ FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1,
     (16, 2, 64, "float16", 4),
     (16, 1, 128, "float32", 4),
 ]
-SIZES = [(1, 1), (2, 15), (1, 63), (1, 64), (7, 64), (1, 65), (65, 65), (2, 200), (9, 200), (64, 200), (1, 1000), (8, 1000)]
+SIZES = [
+    (1, 1),
+    (2, 15),
+    (1, 63),
+    (1, 64),
+    (7, 64),
+    (1, 65),
+    (65, 65),
+    (2, 200),
+    (9, 200),
+    (64, 200),
+    (1, 1000),
+    (8, 1000),
+]
 
 
 @cache
@@ -27,14 +40,20 @@ def kernel(kind: str, family: tuple):
 
 
 def make_case(kind: str, family: tuple, n: int, context: int, seed: int = 0) -> list[np.ndarray]:
-    """q, k_pages, v_pages, page_tables, slots: pages shuffled, NaN in the slots past the last one in use."""
+    """q, k_pages, v_pages, page_tables, slots: pages shuffled, NaN in the slots past the last one
+    in use.
+    """
     num_heads, num_kv_heads, head_dim, kv_dtype, _ = family
     rng = np.random.default_rng([n, context, seed])
     pages = -(-context // 64)
-    tables = rng.permutation(pages * (n if kind == "decode" else 1)).astype(np.int32).reshape(-1, pages)
+    tables = (
+        rng.permutation(pages * (n if kind == "decode" else 1)).astype(np.int32).reshape(-1, pages)
+    )
     slots = np.arange(context - n, context).astype(np.int32)
     if kind == "decode":
-        slots[: n - 1] = 40 * np.arange(n - 1)  # short sequences beside a long one: some splits have no page
+        slots[: n - 1] = 40 * np.arange(
+            n - 1
+        )  # short sequences beside a long one: some splits have no page
     q = 2 * rng.standard_normal((n, num_heads, head_dim)).astype(np.float32)
     k_pages = rng.standard_normal((tables.size, num_kv_heads, head_dim, 64)).astype(kv_dtype)
     v_pages = rng.standard_normal((tables.size, num_kv_heads, 64, head_dim)).astype(kv_dtype)
@@ -54,7 +73,9 @@ def attend(kind: str, family: tuple, case: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("n,context", SIZES)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_matches_definition_and_never_reads_unwritten_slots(kind: str, family: tuple, n: int, context: int):
+def test_matches_definition_and_never_reads_unwritten_slots(
+    kind: str, family: tuple, n: int, context: int
+):
     case = make_case(kind, family, min(n, 3) if kind == "decode" else n, context)
     assert nmse(attend(kind, family, case), attend_definition(*case)) < 1e-11
 

@@ -18,14 +18,24 @@ from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
 NAN = 0x7FC0
 HEADS = [(32, 2, 128), (16, 2, 64), (6, 2, 64)]  # groups of 16, 8 and 3
 LENGTHS = [1, 2, 63, 64, 65, 333]
-here = pytest.mark.skipif(BF16_DOT not in CpuTarget.of("native").features, reason="this processor has no bfloat16 products")
+here = pytest.mark.skipif(
+    BF16_DOT not in CpuTarget.of("native").features,
+    reason="this processor has no bfloat16 products",
+)
 
 
-def pools_of(tokens: int, kv_heads: int, head_dim: int, behind: int = NAN) -> tuple[list[np.ndarray], np.ndarray]:
-    """Keys, values and page table of a sequence; `behind` are the bits of places that hold no token."""
+def pools_of(
+    tokens: int, kv_heads: int, head_dim: int, behind: int = NAN
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Keys, values and page table of a sequence; `behind` are the bits of places that hold no
+    token.
+    """
     rng = np.random.default_rng(tokens)
     pages = -(-tokens // 64)
-    keys, values = (bfloat16_bits(rng.standard_normal((pages, kv_heads, *shape))) for shape in ((head_dim, 64), (64, head_dim)))
+    keys, values = (
+        bfloat16_bits(rng.standard_normal((pages, kv_heads, *shape)))
+        for shape in ((head_dim, 64), (64, head_dim))
+    )
     keys[-1, :, :, (tokens - 1) % 64 + 1 :] = values[-1, :, (tokens - 1) % 64 + 1 :] = behind
     table = rng.permutation(pages).astype(np.int32)
     stored = [np.empty_like(keys), np.empty_like(values)]
@@ -43,7 +53,10 @@ def rounded(q: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("heads, kv_heads, head_dim", HEADS)
 def test_attention_rounds_queries_and_weights_and_nothing_else(heads, kv_heads, head_dim):
     shape = heads, kv_heads, head_dim
-    calls = [compiled(builder(*shape, "bfloat16", 16, bf16_dot=True)) for builder in (attend_prefill, attend_decode)]
+    calls = [
+        compiled(builder(*shape, "bfloat16", 16, bf16_dot=True))
+        for builder in (attend_prefill, attend_decode)
+    ]
     for tokens in LENGTHS:
         stored, table = pools_of(tokens, kv_heads, head_dim)
         read = [np.nan_to_num(pool) for pool in read_definition(*stored)]
@@ -63,7 +76,10 @@ def test_a_row_of_a_tree_is_the_decoded_row_of_its_path_bit_for_bit():
     tree = make_tree(100, 20, 0, deep=True)
     stored, table = pools_of(192, kv_heads, head_dim)
     q = np.random.default_rng(1).standard_normal((20, heads, head_dim), dtype=np.float32)
-    out, alone = np.empty((20, heads * head_dim), np.float32), np.empty((1, heads * head_dim), np.float32)
+    out, alone = (
+        np.empty((20, heads * head_dim), np.float32),
+        np.empty((1, heads * head_dim), np.float32),
+    )
     compiled(attend_tree(heads, kv_heads, head_dim, "bfloat16", 16, bf16_dot=True))(
         q, *stored, table, np.array([100], np.int32), tree.ancestors, out
     )
@@ -76,15 +92,31 @@ def test_a_row_of_a_tree_is_the_decoded_row_of_its_path_bit_for_bit():
             keys[to // 64, :, :, to % 64] = stored[0][source, :, :, at % 64]
             values[to // 64, :, to % 64] = stored[1][source, :, at % 64]
         order = np.arange(len(keys), dtype=np.int32)[None]
-        decode(q[node : node + 1].copy(), keys, values, order, np.array([len(slots) - 1], np.int32), alone)
+        decode(
+            q[node : node + 1].copy(),
+            keys,
+            values,
+            order,
+            np.array([len(slots) - 1], np.int32),
+            alone,
+        )
         assert np.array_equal(out[node], alone[0]), node
 
 
-@pytest.mark.parametrize("cpu, there", [("znver4", True), ("sapphirerapids", True), ("x86-64-v4", False), ("x86-64-v3", False)])
+@pytest.mark.parametrize(
+    "cpu, there",
+    [("znver4", True), ("sapphirerapids", True), ("x86-64-v4", False), ("x86-64-v3", False)],
+)
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
-def test_the_instruction_is_used_where_the_processor_and_the_cache_have_bfloat16(cpu: str, there: bool, kv_dtype: str):
+def test_the_instruction_is_used_where_the_processor_and_the_cache_have_bfloat16(
+    cpu: str, there: bool, kv_dtype: str
+):
     target = CpuTarget.of(cpu)
-    kernel: Any = target.kernels.attend_decode(4, 2, 64, kv_dtype).with_attr("global_symbol", "main")
-    assembly = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target()).mod.inspect_source("asm")
+    kernel: Any = target.kernels.attend_decode(4, 2, 64, kv_dtype).with_attr(
+        "global_symbol", "main"
+    )
+    assembly = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target()).mod.inspect_source(
+        "asm"
+    )
     assert ("vdpbf16ps" in assembly) == (there and kv_dtype == "bfloat16")
     assert ("vcvtneps2bf16" in assembly) == (there and kv_dtype == "bfloat16")

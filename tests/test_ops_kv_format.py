@@ -1,4 +1,6 @@
-"""Keys and values in every storage format: written, attended to, averaged and moved as the definition reads them."""
+"""Keys and values in every storage format: written, attended to, averaged and moved as the
+definition reads them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from minicpm_mlc.ops.formats.kv import key_shape, read_definition, write_definit
 
 HEADS = (8, 2, 64)
 TOKENS, PAGES = 200, 4
-ALLOWED = {"float32": 1e-11, "float16": 1e-6, "bfloat16": 1e-4, "int8": 5e-4}  # NMSE of attention over exact keys
+ALLOWED = {
+    "float32": 1e-11,
+    "float16": 1e-6,
+    "bfloat16": 1e-4,
+    "int8": 5e-4,
+}  # NMSE of attention over exact keys
 FORMATS = list(ALLOWED)
 
 
@@ -52,19 +59,33 @@ TABLE = np.array([[3, 1, 0, 2]], np.int32)
 @pytest.mark.parametrize("kv_dtype", FORMATS)
 def test_a_written_token_reads_as_the_definition_says(kv_dtype: str, kind: str):
     heads, kv_heads, head_dim = HEADS
-    size = {"zero": 0.0, "tiny": 1e-35, "ordinary": 1.0, "huge": 6e4 if kv_dtype == "float16" else 1e38}[kind]
+    size = {
+        "zero": 0.0,
+        "tiny": 1e-35,
+        "ordinary": 1.0,
+        "huge": 6e4 if kv_dtype == "float16" else 1e38,
+    }[kind]
     rng = np.random.default_rng(1)
     qkv = (size * rng.uniform(-1, 1, (3, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
-    cos_sin = np.tile(np.repeat([1.0, 0.0], head_dim // 2).astype(np.float32), (3, 1))  # no rotation
+    cos_sin = np.tile(
+        np.repeat([1.0, 0.0], head_dim // 2).astype(np.float32), (3, 1)
+    )  # no rotation
     slots = np.array([63, 64, 130], np.int32)
     got, expected = empty_pools(kv_dtype), empty_pools(kv_dtype)
     q = np.zeros((3, heads, head_dim), np.float32)
     compiled(rope_append(*HEADS, kv_dtype, batched=False))(qkv, cos_sin, slots, TABLE, *got, q)
     rope_append_definition(qkv, cos_sin, slots, TABLE, *expected, heads)
     pages, places = TABLE[0, slots // 64], slots % 64
-    for ours, theirs, axis in zip(read_definition(*got), read_definition(*expected), (3, 2), strict=True):
-        written = np.moveaxis(ours, axis, 1)[pages, places], np.moveaxis(theirs, axis, 1)[pages, places]
-        np.testing.assert_allclose(*written, rtol=1e-6, atol=size * (1 / 127 if kv_dtype == "int8" else 1e-7))
+    for ours, theirs, axis in zip(
+        read_definition(*got), read_definition(*expected), (3, 2), strict=True
+    ):
+        written = (
+            np.moveaxis(ours, axis, 1)[pages, places],
+            np.moveaxis(theirs, axis, 1)[pages, places],
+        )
+        np.testing.assert_allclose(
+            *written, rtol=1e-6, atol=size * (1 / 127 if kv_dtype == "int8" else 1e-7)
+        )
         ours_left, theirs_left = (np.moveaxis(x, axis, 1).copy() for x in (ours, theirs))
         ours_left[pages, places] = theirs_left[pages, places] = 0
         np.testing.assert_array_equal(ours_left, theirs_left)
@@ -76,7 +97,10 @@ def test_rows_of_int8_round_to_the_nearest_of_their_largest(kv_dtype: str):
     for got, expected in zip(read_definition(*stored), exact, strict=True):
         seen = np.isfinite(expected)
         error = np.abs(got[seen] - expected[seen]).max() / np.abs(expected[seen]).max()
-        assert error <= {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 0.5 / 127}[kv_dtype]
+        assert (
+            error
+            <= {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 0.5 / 127}[kv_dtype]
+        )
 
 
 @pytest.mark.parametrize("kv_dtype", FORMATS)
@@ -104,7 +128,10 @@ def test_trees_read_every_format(kv_dtype: str):
     q = np.random.default_rng(3).standard_normal((20, *HEADS[::2])).astype(np.float32)
     out = np.full((20, HEADS[0] * HEADS[2]), np.nan, np.float32)
     compiled(attend_tree(*HEADS, kv_dtype, 16))(q, *stored, TABLE, base, ancestors, out)
-    assert nmse(out, attend_tree_definition(q, *read_definition(*stored), TABLE, base, ancestors)) < 1e-11
+    assert (
+        nmse(out, attend_tree_definition(q, *read_definition(*stored), TABLE, base, ancestors))
+        < 1e-11
+    )
 
 
 @pytest.mark.parametrize("kv_dtype", FORMATS)
@@ -120,14 +147,22 @@ def test_means_are_of_the_keys_as_they_are_read(kv_dtype: str):
     got = np.full((20, 2, HEADS[1], 4, HEADS[2]), np.nan, np.float32)
     arguments = TABLE, np.array([tree.base], np.int32), tree.ancestors
     compiled(path_means(*HEADS[1:], kv_dtype))(stored[0], means, *arguments, got)
-    np.testing.assert_allclose(got, path_means_definition(keys, means, *arguments), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got, path_means_definition(keys, means, *arguments), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kv_dtype", FORMATS)
 def test_moved_rows_keep_their_scales(kv_dtype: str):
     stored, _ = filled_pools(kv_dtype)
     before = read_definition(*(pool.copy() for pool in stored))
-    compiled(move_rows(*HEADS[1:], kv_dtype))(np.array([70, 150], np.int32), np.array([20, 21], np.int32), TABLE, *stored)
+    compiled(move_rows(*HEADS[1:], kv_dtype))(
+        np.array([70, 150], np.int32), np.array([20, 21], np.int32), TABLE, *stored
+    )
     keys, values = read_definition(*stored)
-    np.testing.assert_array_equal(keys[3, :, :, 20:22], np.stack([before[0][1, :, :, 6], before[0][0, :, :, 22]], -1))
-    np.testing.assert_array_equal(values[3, :, 20:22], np.stack([before[1][1, :, 6], before[1][0, :, 22]], 1))
+    np.testing.assert_array_equal(
+        keys[3, :, :, 20:22], np.stack([before[0][1, :, :, 6], before[0][0, :, :, 22]], -1)
+    )
+    np.testing.assert_array_equal(
+        values[3, :, 20:22], np.stack([before[1][1, :, 6], before[1][0, :, 22]], 1)
+    )

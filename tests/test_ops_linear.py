@@ -13,11 +13,26 @@ from minicpm_mlc.ops.cpu.linear import CACHE_ROWS, linear, linear_definition
 from minicpm_mlc.ops.formats.packing import pack, pack_scales
 from minicpm_mlc.ops.formats.weights import WeightFormat
 
-ROWS = [1, 3, 4, 6, 7, 61, CACHE_ROWS + 5]  # both paths, full and partial register tiles, two cache blocks
-SHAPES = [(16, 32), (48, 96), (33, 128), (64, 320)]  # one block, odd tiles of columns, padded rows, several tiles
+ROWS = [
+    1,
+    3,
+    4,
+    6,
+    7,
+    61,
+    CACHE_ROWS + 5,
+]  # both paths, full and partial register tiles, two cache blocks
+SHAPES = [
+    (16, 32),
+    (48, 96),
+    (33, 128),
+    (64, 320),
+]  # one block, odd tiles of columns, padded rows, several tiles
 
 
-def packed(name: str, n: int, k: int, seed: int) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
+def packed(
+    name: str, n: int, k: int, seed: int
+) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
     """Stored arrays, the weights they stand for, and their format."""
     weights = np.random.default_rng(seed).standard_normal((n, k), dtype=np.float32)
     scheme = SCHEMES[name]
@@ -46,7 +61,9 @@ def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
     stored, _, fmt = packed(name, n, k, seed=2)
     call = compiled(linear(n, k, fmt, residual=True, scale=0.25))
     rng = np.random.default_rng(0)
-    x, residual = (rng.standard_normal((CACHE_ROWS + 5, width), dtype=np.float32) for width in (k, n))
+    x, residual = (
+        rng.standard_normal((CACHE_ROWS + 5, width), dtype=np.float32) for width in (k, n)
+    )
     together, alone = np.empty((len(x), n), np.float32), np.empty((1, n), np.float32)
     call(x, *stored, residual, together)
     for row in (0, 5, 6, CACHE_ROWS - 1, CACHE_ROWS + 4):

@@ -1,4 +1,6 @@
-"""quantize_rows and linear_int8 against their definitions, with every dot product that this processor has."""
+"""quantize_rows and linear_int8 against their definitions, with every dot product that this
+processor has.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,29 @@ HERE = [dot for dot in INT8_DOTS if dot in FEATURES]
 if "avx512vnni" in FEATURES and "avx512vl" in FEATURES and "avxvnni" not in HERE:
     HERE.append("avxvnni")  # the same instruction under its older encoding
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
-ROWS = [1, 2, 3, 4, 7, 8, 9, 61, CACHE_ROWS + 5, 300]  # every tile size alone and together, several parts
-# one block, padded rows, groups over two runs, four whole streams, six blocks: two tasks of four and two blocks
+ROWS = [
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    61,
+    CACHE_ROWS + 5,
+    300,
+]  # every tile size alone and together, several parts
+# one block, padded rows, groups over two runs, four whole streams, six blocks: two tasks of four
+# and two blocks
 SHAPES = [(16, 32), (33, 160), (48, 1088), (64, 96), (96, 320)]
 
 
 def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
     """Stored arrays, the weights they stand for, and their format."""
     scheme = SCHEMES[name]
-    values, scale = quantize(np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32), scheme)
+    values, scale = quantize(
+        np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32), scheme
+    )
     assert scale is not None
     arrays = [pack(values, scheme.bits, "rows16x4"), pack_scales(scale)]
     return arrays, dequantize(values, scale, scheme), WeightFormat.of(scheme, "rows16x4")
@@ -115,19 +131,25 @@ def test_linear_int8_equals_its_definition(dot, name, n, k):
 
 @pytest.mark.parametrize("dot", HERE)
 def test_the_largest_products_do_not_saturate(dot):
-    """Every weight and activation at its extreme, where 16-bit sums of pairs come closest to their limit."""
+    """Every weight and activation at its extreme, where 16-bit sums of pairs come closest to their
+    limit.
+    """
     for name, low, high in (("w4", 0, 15), ("w8", -127, 127)):
         arrays, _, fmt = stored(name, 64, 64)
         bits, dtype = SCHEMES[name].bits, SCHEMES[name].dtype
         for value in (low, high):
             values = np.full((64, 64), value, dtype)
             ones = np.ones((64, 2), np.float16)
-            x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array([[1], [-1]], np.float32)
+            x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array(
+                [[1], [-1]], np.float32
+            )
             x[:, 40] *= -1
             out = np.empty((2, 64), np.float32)
             arrays = [pack(values, bits, "rows16x4"), pack_scales(ones)]
             compiled(linear_int8(64, 64, fmt, dot))(words_of(x, DOTS[dot].zero(fmt)), *arrays, out)
-            assert np.array_equal(out, linear_definition(x, dequantize(values, ones, SCHEMES[name])))
+            assert np.array_equal(
+                out, linear_definition(x, dequantize(values, ones, SCHEMES[name]))
+            )
 
 
 @pytest.mark.parametrize("name", ["w8", "w4"])
@@ -146,7 +168,10 @@ def test_linear_int8_adds_the_residual(name):
 def test_a_row_is_the_same_whatever_rows_are_beside_it():
     arrays, _, fmt = stored("w4", 96, 1088)
     call = compiled(linear_int8(96, 1088, fmt, HERE[0]))
-    words = words_of(np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32), DOTS[HERE[0]].zero(fmt))
+    words = words_of(
+        np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32),
+        DOTS[HERE[0]].zero(fmt),
+    )
     together = np.empty((15, 96), np.float32)
     call(words, *arrays, together)
     for row in range(15):
@@ -179,8 +204,13 @@ def test_embed_reads_the_layout_of_int8_activations(name):
 def test_every_processor_family_gets_its_instruction(dot, triple, cpu, instruction, name):
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
     fmt = WeightFormat.of(SCHEMES[name], "rows16x4")
-    functions = {"linear": linear_int8(64, 64, fmt, dot), "quantize": quantize_rows(64, DOTS[dot].zero(fmt))}
-    module = tvm.IRModule({key: function.with_attr("global_symbol", key) for key, function in functions.items()})
+    functions = {
+        "linear": linear_int8(64, 64, fmt, dot),
+        "quantize": quantize_rows(64, DOTS[dot].zero(fmt)),
+    }
+    module = tvm.IRModule(
+        {key: function.with_attr("global_symbol", key) for key, function in functions.items()}
+    )
     assert instruction in tvm.compile(module, target).mod.inspect_source("asm")
 
 

@@ -1,4 +1,6 @@
-"""The gate and up product with SwiGLU and rounding in it: the same bits as the three steps, and near its definition."""
+"""The gate and up product with SwiGLU and rounding in it: the same bits as the three steps, and
+near its definition.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,29 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8
-from minicpm_mlc.ops.cpu.linear_swiglu import FEW_ROWS, linear_swiglu_int8, linear_swiglu_int8_definition
+from minicpm_mlc.ops.cpu.linear_swiglu import (
+    FEW_ROWS,
+    linear_swiglu_int8,
+    linear_swiglu_int8_definition,
+)
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.cpu.swiglu import swiglu, swiglu_definition
 
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
-ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 8, 15, CACHE_ROWS + 5]  # on the stack and not, every tile size, two parts
-SHAPES = [(96, 1088, "w8"), (96, 1088, "w4"), (32, 32, "w4")]  # three tasks, groups over two runs; one of each
+ROWS = [
+    1,
+    2,
+    FEW_ROWS,
+    FEW_ROWS + 1,
+    8,
+    15,
+    CACHE_ROWS + 5,
+]  # on the stack and not, every tile size, two parts
+SHAPES = [
+    (96, 1088, "w8"),
+    (96, 1088, "w4"),
+    (32, 32, "w4"),
+]  # three tasks, groups over two runs; one of each
 
 
 def fused(intermediate: int, k: int, name: str, dot: str):
@@ -29,25 +47,37 @@ def fused(intermediate: int, k: int, name: str, dot: str):
 
 @pytest.mark.parametrize("dot", HERE)
 @pytest.mark.parametrize("intermediate, k, name", SHAPES)
-def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_exact_product(dot, name, intermediate, k):
+def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_exact_product(
+    dot, name, intermediate, k
+):
     call, arrays, weights, fmt, zero = fused(intermediate, k, name, dot)
-    product, activate = compiled(linear_int8(2 * intermediate, k, fmt, dot)), compiled(swiglu(intermediate))
+    product, activate = (
+        compiled(linear_int8(2 * intermediate, k, fmt, dot)),
+        compiled(swiglu(intermediate)),
+    )
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
         words, out = words_of(x, zero), np.empty(quantized_shape(m, intermediate), np.int32)
-        gate_up, activated = np.empty((m, 2 * intermediate), np.float32), np.empty((m, intermediate), np.float32)
+        gate_up, activated = (
+            np.empty((m, 2 * intermediate), np.float32),
+            np.empty((m, intermediate), np.float32),
+        )
         product(words, *arrays, gate_up)
         activate(gate_up, activated)
         call(words, *arrays, out)
         assert np.array_equal(out, words_of(activated, zero)), m
-        assert nmse(rounded(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, m  # a tie may round either way
+        assert nmse(rounded(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, (
+            m
+        )  # a tie may round either way
         assert nmse(rounded(out), swiglu_definition(linear_definition(x, weights))) <= 5e-4, m
 
 
 def rounded(words: np.ndarray) -> np.ndarray:
     """The numbers that quantised rows stand for."""
     scale = words[..., 8:9].view(np.float32)
-    return (np.ascontiguousarray(words[..., :8]).view(np.int8) * scale.astype(np.float64)).reshape(len(words), -1)
+    return (np.ascontiguousarray(words[..., :8]).view(np.int8) * scale.astype(np.float64)).reshape(
+        len(words), -1
+    )
 
 
 def test_a_row_is_the_same_whatever_rows_are_beside_it():

@@ -1,4 +1,6 @@
-"""RoPE angles, and the append of keys and values into paged pools, against their float64 definitions."""
+"""RoPE angles, and the append of keys and values into paged pools, against their float64
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
-from minicpm_mlc.ops.cpu.rope import rope_angles, rope_angles_definition, rope_append, rope_append_definition
+from minicpm_mlc.ops.cpu.rope import (
+    rope_angles,
+    rope_angles_definition,
+    rope_append,
+    rope_append_definition,
+)
 
 FAMILIES = [(16, 2, 64, "float16"), (4, 4, 128, "float32")]
 
@@ -42,12 +49,17 @@ def append_case(family: tuple, n: int, first: int, batched: bool):
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_angles_match_definition_up_to_128k(head_dim: int):
-    positions = np.concatenate([np.arange(130), np.random.default_rng(0).integers(0, 131072, 200)]).astype(np.int32)
+    positions = np.concatenate(
+        [np.arange(130), np.random.default_rng(0).integers(0, 131072, 200)]
+    ).astype(np.int32)
     call = compiled(rope_angles(head_dim, attention_scale=1.25))
     for n in (1, 2, 64, 330):
         out = np.zeros((n, head_dim), np.float32)
         call(positions[-n:], inv_freq(head_dim), out)
-        assert np.abs(out - rope_angles_definition(positions[-n:], inv_freq(head_dim), 1.25)).max() < 1e-6
+        assert (
+            np.abs(out - rope_angles_definition(positions[-n:], inv_freq(head_dim), 1.25)).max()
+            < 1e-6
+        )
 
 
 @pytest.mark.parametrize("n,first", [(1, 0), (2, 62), (7, 60), (64, 64), (65, 3)])
@@ -56,7 +68,9 @@ def test_angles_match_definition_up_to_128k(head_dim: int):
 def test_append_rotates_and_writes_only_its_slots(family: tuple, batched: bool, n: int, first: int):
     qkv, cos_sin, slots, tables, k_pages, v_pages = append_case(family, n, first, batched)
     expected_k, expected_v = k_pages.astype(np.float64), v_pages.astype(np.float64)
-    expected_q = rope_append_definition(qkv, cos_sin, slots, tables, expected_k, expected_v, family[0])
+    expected_q = rope_append_definition(
+        qkv, cos_sin, slots, tables, expected_k, expected_v, family[0]
+    )
     q = np.zeros((n, family[0], family[2]), np.float32)
     append(*family, batched)(qkv, cos_sin, slots, tables, k_pages, v_pages, q)
     assert nmse(q, expected_q) < 1e-12
@@ -69,7 +83,13 @@ class Append(nn.Module):
     """The call form that a model uses: two pools in place and one fresh output."""
 
     def forward(
-        self, qkv: nn.Tensor, cos_sin: nn.Tensor, slots: nn.Tensor, tables: nn.Tensor, k: nn.Tensor, v: nn.Tensor
+        self,
+        qkv: nn.Tensor,
+        cos_sin: nn.Tensor,
+        slots: nn.Tensor,
+        tables: nn.Tensor,
+        k: nn.Tensor,
+        v: nn.Tensor,
     ):
         q = nn.Tensor.placeholder([qkv.shape[0], 4, 128], "float32")
         return op.tensor_ir_inplace_op(
@@ -77,7 +97,11 @@ class Append(nn.Module):
             "rope_append",
             [qkv, cos_sin, slots, tables, k, v],
             inplace_indices=[4, 5, -1],
-            out=[nn.Tensor.placeholder(k.shape, k.dtype), nn.Tensor.placeholder(v.shape, v.dtype), q],
+            out=[
+                nn.Tensor.placeholder(k.shape, k.dtype),
+                nn.Tensor.placeholder(v.shape, v.dtype),
+                q,
+            ],
         )
 
 
@@ -100,5 +124,7 @@ def test_relax_call_updates_both_pools_in_place():
     result = relax.VirtualMachine(executable, device)["forward"](*tensors)
     expected_q = rope_append_definition(*arrays, num_heads=4)
     assert nmse(result[2].numpy(), expected_q) < 1e-12
-    for pool, expected in zip(tensors[4:], arrays[4:], strict=True):  # the very tensors that were passed in
+    for pool, expected in zip(
+        tensors[4:], arrays[4:], strict=True
+    ):  # the very tensors that were passed in
         assert nmse(pool.numpy(), expected) < 1e-12

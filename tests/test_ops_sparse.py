@@ -1,4 +1,6 @@
-"""Sparse attention as a whole: the worked example, and the kernels together against the float64 definition."""
+"""Sparse attention as a whole: the worked example, and the kernels together against the float64
+definition.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ import numpy as np
 import pytest
 import tvm
 from op_cases import compiled, nmse
-from sparse_cases import FAMILIES, GRID, KINDS, Family, make_queries, make_sequence, select, sparse_attention
+from sparse_cases import (
+    FAMILIES,
+    GRID,
+    KINDS,
+    Family,
+    make_queries,
+    make_sequence,
+    select,
+    sparse_attention,
+)
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
@@ -22,13 +33,22 @@ from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_defin
 from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
-BEYOND = [1, 65, 130, 511, 700, 1280]  # tokens more than the budget holds: the last row leaves blocks out
+BEYOND = [
+    1,
+    65,
+    130,
+    511,
+    700,
+    1280,
+]  # tokens more than the budget holds: the last row leaves blocks out
 ALLOWED = {"float32": 1e-7, "float16": 1e-4, "bfloat16": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def worked():
-    """The published example in blocks of 8: attention, selected and pooled of 64 rows that all ask the same."""
+    """The published example in blocks of 8: attention, selected and pooled of 64 rows that all ask
+    the same.
+    """
     t = np.arange(64)
     keys = np.stack([t // 8 == 3, t % 8 / 8], -1).astype(float)
     values = np.stack([t, np.ones(64)], -1).astype(float)
@@ -47,7 +67,9 @@ def worked():
         (63, [0, 3, 5, 6, 7], (33.416248, 37.560158)),
     ],
 )
-def test_worked_example_selects_and_attends(worked, row: int, blocks: list[int], heads: tuple[float, float]):
+def test_worked_example_selects_and_attends(
+    worked, row: int, blocks: list[int], heads: tuple[float, float]
+):
     attended, selected, _ = worked
     assert selected[row, 0].tolist() == blocks + [-1] * (5 - len(blocks))
     np.testing.assert_allclose(attended[row], [heads[0], 1, heads[1], 1], atol=1e-6)
@@ -56,11 +78,15 @@ def test_worked_example_selects_and_attends(worked, row: int, blocks: list[int],
 def test_worked_example_scores_free_blocks(worked):
     pooled = worked[2]
     np.testing.assert_allclose(pooled[47, 0, 1:3], [0.380392, 0.487422], atol=1e-6)
-    np.testing.assert_allclose(pooled[63, 0, 1:5], [0.280902, 0.366804, 0.624671, 0.366804], atol=1e-6)
+    np.testing.assert_allclose(
+        pooled[63, 0, 1:5], [0.280902, 0.366804, 0.624671, 0.366804], atol=1e-6
+    )
 
 
 def cut_margin(pooled: np.ndarray, selected: np.ndarray, expected: np.ndarray) -> float:
-    """How far apart, in log score, the blocks are that two selections of one row disagree on; float32's range only."""
+    """How far apart, in log score, the blocks are that two selections of one row disagree on;
+    float32's range only.
+    """
     differ = np.setxor1d(selected, expected)
     logs = np.log(np.clip(pooled[differ[differ >= 0]], 2.0**-126, np.finfo(np.float32).max))
     return float(np.ptp(logs)) if len(logs) else 0.0
@@ -69,22 +95,34 @@ def cut_margin(pooled: np.ndarray, selected: np.ndarray, expected: np.ndarray) -
 @pytest.mark.parametrize("batched", [False, True], ids=["prefill", "decode"])
 @pytest.mark.parametrize("family", GRID, ids=str)
 def test_kernels_select_and_attend_as_the_definition_does(family: Family, batched: bool):
-    """600 cases in all, 360 of which select; exact ties go to the lower block, and only near ties in float64 may be swapped."""
+    """600 cases in all, 360 of which select; exact ties go to the lower block, and only near ties
+    in float64 may be swapped.
+    """
     swaps = selecting = 0
     for kind in KINDS:
-        near_tie = 2e-3 if kind == "extreme" else 1e-5  # of log scores; float32 logits of hundreds are that coarse
+        near_tie = (
+            2e-3 if kind == "extreme" else 1e-5
+        )  # of log scores; float32 logits of hundreds are that coarse
         for tokens in [*SHORT, *(64 * family.budget.blocks + more for more in BEYOND)]:
             sequence = make_sequence(kind, family, tokens)
-            positions = np.unique(np.array([0, tokens // 2, tokens * 7 // 8, tokens - 1])).astype(np.int32)
+            positions = np.unique(np.array([0, tokens // 2, tokens * 7 // 8, tokens - 1])).astype(
+                np.int32
+            )
             q = make_queries(kind, family, len(positions), seed=tokens)
             attended, selected, pooled = sparse_attention(family, sequence, q, positions, batched)
             (k, v), table = sequence.read(), sequence.page_table
-            expected, expected_selected, expected_pooled = infllm_definition(q, k, v, table, positions, family.budget)
+            expected, expected_selected, expected_pooled = infllm_definition(
+                q, k, v, table, positions, family.budget
+            )
             budget = family.budget
-            exact = select_blocks_definition(pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks)
+            exact = select_blocks_definition(
+                pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks
+            )
             np.testing.assert_array_equal(selected, exact)
             for row, head in np.ndindex(selected.shape[:2]):
-                margin = cut_margin(expected_pooled[row, head], selected[row, head], expected_selected[row, head])
+                margin = cut_margin(
+                    expected_pooled[row, head], selected[row, head], expected_selected[row, head]
+                )
                 assert margin <= near_tie, (kind, tokens, row, head)
             if (selected != expected_selected).any():
                 assert kind not in ("periodic", "equal"), tokens
@@ -104,13 +142,16 @@ def test_decode_equals_the_prefill_row_for_any_chunk():
     for chunk, batched in [(1, False), (7, False), (64, False), (5, True)]:
         starts = range(0, 65, chunk)
         parts = [
-            sparse_attention(family, sequence, q[i : i + chunk], positions[i : i + chunk], batched) for i in starts
+            sparse_attention(family, sequence, q[i : i + chunk], positions[i : i + chunk], batched)
+            for i in starts
         ]
         np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), whole[1])
         np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("budget,batched", [(Budget(3, 2, 1), False), (Budget(64, 32, 1), True)], ids=str)
+@pytest.mark.parametrize(
+    "budget,batched", [(Budget(3, 2, 1), False), (Budget(64, 32, 1), True)], ids=str
+)
 def test_sparse_is_dense_wherever_the_budget_holds_every_block(budget: Budget, batched: bool):
     family = Family(8, 2, 64, "float16", 4, budget)
     tokens = min(64 * budget.blocks, 1000)
@@ -133,7 +174,9 @@ def test_one_position_past_the_budget_is_no_longer_dense():
     q = make_queries("random", family, 2)
     selected = select(family, np.zeros((2, 2, family.budget.blocks + 1), np.float32), positions)
     attended = sparse_attention(family, sequence, q, positions, batched=False)[0]
-    dense = attend_definition(q, sequence.k_pages, sequence.v_pages, sequence.page_table[None], positions)
+    dense = attend_definition(
+        q, sequence.k_pages, sequence.v_pages, sequence.page_table[None], positions
+    )
     assert selected[0, 0].tolist() == [0, 1, 2, 3, 4] and selected[1, 0].tolist() == [0, 1, 3, 4, 5]
     assert nmse(attended[0], dense[0]) < 1e-11 and nmse(attended[1], dense[1]) > 1e-4
 
@@ -147,7 +190,9 @@ def test_order_of_heads_in_a_group_does_not_change_the_selection(family: Family)
     order = np.random.default_rng(0).permutation(group)
     shuffled = q.reshape(2, -1, group, family.head_dim)[:, :, order].reshape(q.shape)
     _, selected, _ = sparse_attention(family, sequence, q, positions, batched=False)
-    _, again, _ = sparse_attention(family, sequence, np.ascontiguousarray(shuffled), positions, batched=False)
+    _, again, _ = sparse_attention(
+        family, sequence, np.ascontiguousarray(shuffled), positions, batched=False
+    )
     np.testing.assert_array_equal(selected, again)
 
 
@@ -157,7 +202,15 @@ class SparseLayer(nn.Module):
     def __init__(self, family: Family) -> None:
         self.family = family
 
-    def forward(self, q: nn.Tensor, slots: nn.Tensor, tables: nn.Tensor, k: nn.Tensor, v: nn.Tensor, means: nn.Tensor):
+    def forward(
+        self,
+        q: nn.Tensor,
+        slots: nn.Tensor,
+        tables: nn.Tensor,
+        k: nn.Tensor,
+        v: nn.Tensor,
+        means: nn.Tensor,
+    ):
         family, budget, n, p = self.family, self.family.budget, q.shape[0], tables.shape[1]
         heads, kv_heads, head_dim = family.heads
         means = op.tensor_ir_inplace_op(
@@ -174,8 +227,12 @@ class SparseLayer(nn.Module):
         selector = select_blocks(kv_heads, budget.topk, budget.window_blocks, budget.init_blocks)
         selected = op.tensor_ir_op(selector, "select_blocks", [pooled, slots], out)
         out = nn.Tensor.placeholder([n, heads * head_dim], "float32")
-        attender = attend_blocks(*family.heads, family.kv_dtype, budget.blocks, batched=True, tile_vectors=family.tile)
-        attended = op.tensor_ir_op(attender, "attend_blocks", [q, k, v, tables, slots, selected], out)
+        attender = attend_blocks(
+            *family.heads, family.kv_dtype, budget.blocks, batched=True, tile_vectors=family.tile
+        )
+        attended = op.tensor_ir_op(
+            attender, "attend_blocks", [q, k, v, tables, slots, selected], out
+        )
         return attended, means
 
 
@@ -184,7 +241,13 @@ def test_relax_runs_the_four_kernels_and_updates_the_means_in_place():
     sequence = make_sequence("clustered", family, 1024)
     before, slot = sequence.k_means.copy(), np.array([1023], np.int32)
     before[sequence.page_table[-1], :, -1] = np.nan  # the segment that this row finishes
-    arrays = [make_queries("clustered", family, 1), slot, sequence.page_table[None], sequence.k_pages, sequence.v_pages]
+    arrays = [
+        make_queries("clustered", family, 1),
+        slot,
+        sequence.page_table[None],
+        sequence.k_pages,
+        sequence.v_pages,
+    ]
     names = ["q", "slots", "tables", "k", "v", "means"]
     dims = [
         ["n", *family.heads[::2]],
@@ -195,7 +258,9 @@ def test_relax_runs_the_four_kernels_and_updates_the_means_in_place():
         ["pages", 2, 4, 64],
     ]
     dtypes = [str(array.dtype) for array in (*arrays, before)]
-    shapes = {name: spec.Tensor(dim, dtype) for name, dim, dtype in zip(names, dims, dtypes, strict=True)}
+    shapes = {
+        name: spec.Tensor(dim, dtype) for name, dim, dtype in zip(names, dims, dtypes, strict=True)
+    }
     methods: Any = {"forward": {**shapes, "$": {"param_mode": "none", "effect_mode": "none"}}}
     module = SparseLayer(family).export_tvm(methods)[0]
     target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import nmse
-from sparse_cases import FAMILIES, Family, kernel, make_queries, make_sequence, score, select, tables
+from sparse_cases import (
+    FAMILIES,
+    Family,
+    kernel,
+    make_queries,
+    make_sequence,
+    score,
+    select,
+    tables,
+)
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
@@ -63,8 +72,17 @@ def test_decode_rows_of_different_sequences_do_not_mix():
     q = make_queries("random", family, 2)
     pooled, out = np.full((2, 2, 8), np.nan, np.float32), np.full((2, 32 * 128), np.nan, np.float32)
     kernel("score", family, True)(q, sequence.k_means, page_tables, positions, pooled)
-    np.testing.assert_allclose(pooled, score_blocks_definition(q, sequence.k_means, page_tables, positions), rtol=1e-5)
-    arguments = [q, sequence.k_pages, sequence.v_pages, page_tables, positions, select(family, pooled, positions)]
+    np.testing.assert_allclose(
+        pooled, score_blocks_definition(q, sequence.k_means, page_tables, positions), rtol=1e-5
+    )
+    arguments = [
+        q,
+        sequence.k_pages,
+        sequence.v_pages,
+        page_tables,
+        positions,
+        select(family, pooled, positions),
+    ]
     kernel("attend", family, True)(*arguments, out)
     assert nmse(out, attend_blocks_definition(*arguments)) < 1e-11
 
@@ -74,12 +92,16 @@ SCORES = st.sampled_from([0.0, 1e-45, 1e-38, 0.25, 0.25000003, 1.0, 1e30, np.inf
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(data=st.data(), family=st.sampled_from(FAMILIES), pages=st.integers(1, 70))
-def test_selection_is_exact_with_ties_to_the_lower_block(data: st.DataObject, family: Family, pages: int):
+def test_selection_is_exact_with_ties_to_the_lower_block(
+    data: st.DataObject, family: Family, pages: int
+):
     position = data.draw(st.integers(0, 64 * pages - 1))
     row = data.draw(st.lists(SCORES, min_size=pages, max_size=pages))
     pooled = np.tile(np.array(row, np.float32), (1, family.num_kv_heads, 1))
     positions, budget = np.array([position], np.int32), family.budget
-    expected = select_blocks_definition(pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks)
+    expected = select_blocks_definition(
+        pooled, positions, budget.topk, budget.window_blocks, budget.init_blocks
+    )
     np.testing.assert_array_equal(select(family, pooled, positions), expected)
 
 
@@ -100,14 +122,26 @@ def test_more_heads_than_lanes_are_refused():
 
 
 WINDOW_COUNTS = [  # tokens, windows of 32, windows of 128: spec table T4
-    (31, 0, 0), (32, 1, 0), (47, 1, 0), (48, 2, 0), (127, 6, 0), (128, 7, 1), (191, 10, 1), (192, 11, 2),
-    (8191, 510, 126), (8192, 511, 127), (131071, 8190, 2046), (131072, 8191, 2047),
-]  # fmt: skip
+    (31, 0, 0),
+    (32, 1, 0),
+    (47, 1, 0),
+    (48, 2, 0),
+    (127, 6, 0),
+    (128, 7, 1),
+    (191, 10, 1),
+    (192, 11, 2),
+    (8191, 510, 126),
+    (8192, 511, 127),
+    (131071, 8190, 2046),
+    (131072, 8191, 2047),
+]
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["prefill", "decode"])
 def test_windows_are_counted_as_published(batched: bool):
-    """Equal logits give each window group / coarse windows; a raised last segment lifts the last window alone."""
+    """Equal logits give each window group / coarse windows; a raised last segment lifts the last
+    window alone.
+    """
     family, group = FAMILIES[1], 8
     pages = -(-131072 // 64)
     table = np.arange(pages, dtype=np.int32)[None]
@@ -134,7 +168,9 @@ def test_windows_are_counted_as_published(batched: bool):
 
 
 def test_scores_of_a_prefill_chunk_take_less_than_64_mib():
-    """2048 rows at 128K tokens, the 8B models' heads: the scores of all blocks, and 16 threads' logits of windows."""
+    """2048 rows at 128K tokens, the 8B models' heads: the scores of all blocks, and 16 threads'
+    logits of windows.
+    """
     rows, pages, threads = 2048, 131072 // 64, 16
     pooled = 4 * rows * 2 * pages
     script = score_blocks(32, 2, 128, batched=False, tile_vectors=8).script()

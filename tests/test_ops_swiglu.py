@@ -13,7 +13,9 @@ from minicpm_mlc.ops.cpu.swiglu import swiglu, swiglu_definition
 def test_matches_definition(intermediate: int):
     call = compiled(swiglu(intermediate))
     for n in (1, 2, 7, 64, 65):
-        gate_up = 5 * np.random.default_rng(n).standard_normal((n, 2 * intermediate)).astype(np.float32)
+        gate_up = 5 * np.random.default_rng(n).standard_normal((n, 2 * intermediate)).astype(
+            np.float32
+        )
         out = np.full((n, intermediate), np.nan, np.float32)
         call(gate_up, out)
         assert nmse(out, swiglu_definition(gate_up)) < 1e-12

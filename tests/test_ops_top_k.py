@@ -20,7 +20,10 @@ def run(logits: np.ndarray, vocab: int, k: int) -> tuple[np.ndarray, np.ndarray]
     return ids, values
 
 
-@pytest.mark.parametrize(("vocab", "k"), [(1, 1), (7, 7), (16, 3), (64, 16), (65, 16), (100, 16), (1091, 16), (32768, 16)])
+@pytest.mark.parametrize(
+    ("vocab", "k"),
+    [(1, 1), (7, 7), (16, 3), (64, 16), (65, 16), (100, 16), (1091, 16), (32768, 16)],
+)
 def test_the_best_columns_and_their_log_probabilities(vocab: int, k: int) -> None:
     logits = 4 * np.random.default_rng(vocab).standard_normal((5, vocab)).astype(np.float32)
     ids, values = run(logits, vocab, k)
@@ -31,7 +34,9 @@ def test_the_best_columns_and_their_log_probabilities(vocab: int, k: int) -> Non
 
 def test_ties_go_to_the_lower_column() -> None:
     rng = np.random.default_rng(0)
-    logits = rng.integers(-2, 2, (9, 300)).astype(np.float32)  # ties within blocks, between them, and all the same
+    logits = rng.integers(-2, 2, (9, 300)).astype(
+        np.float32
+    )  # ties within blocks, between them, and all the same
     logits[0], logits[1, 290:] = 0, 5
     ids, values = run(logits, 300, 16)
     expected_ids, expected = top_k_definition(logits, 16)

@@ -1,4 +1,6 @@
-"""Rows of token trees against the definition and, bit for bit, against decode of each row's own path."""
+"""Rows of token trees against the definition and, bit for bit, against decode of each row's own
+path.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,15 @@ FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1,
     (32, 2, 128, "float16", 8),
 ]
 TREES = [
-    *(make_tree(base, nodes, 0) for base, nodes in [(0, 1), (0, 64), (1, 5), (63, 2), (64, 7), (200, 16), (1000, 64)]),
+    *(
+        make_tree(base, nodes, 0)
+        for base, nodes in [(0, 1), (0, 64), (1, 5), (63, 2), (64, 7), (200, 16), (1000, 64)]
+    ),
     make_tree(50, 64, 1, deep=True),
     make_tree(315, 33, 1, deep=True),
-    Tree(1023, tuple(range(-1, 63))),  # a chain over a page's end, where decode starts to use a split more
+    Tree(
+        1023, tuple(range(-1, 63))
+    ),  # a chain over a page's end, where decode starts to use a split more
 ]
 
 

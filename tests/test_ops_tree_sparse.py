@@ -1,4 +1,6 @@
-"""Sparse attention of token trees: every node selects and attends as the decode row of its own path."""
+"""Sparse attention of token trees: every node selects and attends as the decode row of its own
+path.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from functools import cache
 import numpy as np
 import pytest
 from op_cases import compiled, nmse
-from sparse_cases import FAMILIES, THREES, Family, Sequence, kernel, make_queries, make_sequence, select
+from sparse_cases import (
+    FAMILIES,
+    THREES,
+    Family,
+    Sequence,
+    kernel,
+    make_queries,
+    make_sequence,
+    select,
+)
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks, attend_tree_blocks_definition
@@ -32,7 +43,9 @@ def tree_kernel(operator: str, family: Family):
         return compiled(path_means(kv_heads, head_dim, family.kv_dtype))
     if operator == "score":
         return compiled(score_tree(heads, kv_heads, head_dim, family.tile))
-    return compiled(attend_tree_blocks(*family.heads, family.kv_dtype, family.budget.blocks, family.tile))
+    return compiled(
+        attend_tree_blocks(*family.heads, family.kv_dtype, family.budget.blocks, family.tile)
+    )
 
 
 def behind(tree: Tree, family: Family) -> Sequence:
@@ -44,12 +57,16 @@ def behind(tree: Tree, family: Family) -> Sequence:
     return Sequence(sequence.k_pages, sequence.v_pages, means, sequence.page_table, sequence.tokens)
 
 
-def tree_attention(family: Family, sequence: Sequence, q: np.ndarray, tree: Tree) -> tuple[np.ndarray, ...]:
+def tree_attention(
+    family: Family, sequence: Sequence, q: np.ndarray, tree: Tree
+) -> tuple[np.ndarray, ...]:
     """The kernels in a row -> attention, selected, pooled scores, means of the paths."""
     table, base, n = sequence.page_table[None], np.array([tree.base], np.int32), len(q)
     heads, kv_heads, head_dim = family.heads
     means = np.full((n, 2, kv_heads, 4, head_dim), np.nan, np.float32)
-    tree_kernel("means", family)(sequence.k_pages, sequence.k_means, table, base, tree.ancestors, means)
+    tree_kernel("means", family)(
+        sequence.k_pages, sequence.k_means, table, base, tree.ancestors, means
+    )
     pooled = np.full((n, kv_heads, table.shape[1]), np.nan, np.float32)
     tree_kernel("score", family)(q, sequence.k_means, means, table, tree.positions, base, pooled)
     selected = select(family, pooled, tree.positions)
@@ -68,7 +85,9 @@ def test_each_node_equals_the_decode_row_of_its_path(family: Family, tree: Tree)
     attended, selected, pooled, means = tree_attention(family, sequence, q, tree)
     assert np.isfinite(pooled).all() and np.isfinite(means).all()
     table, base = sequence.page_table[None], np.array([tree.base])
-    expected = path_means_definition(sequence.k_pages, sequence.k_means, table, base, tree.ancestors)
+    expected = path_means_definition(
+        sequence.k_pages, sequence.k_means, table, base, tree.ancestors
+    )
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     expected = score_tree_definition(q, sequence.k_means, means, table, tree.positions, base)
     np.testing.assert_allclose(pooled, expected, rtol=1e-5)
@@ -76,9 +95,13 @@ def test_each_node_equals_the_decode_row_of_its_path(family: Family, tree: Tree)
     pools = (sequence.k_pages, 3), (sequence.v_pages, 2)
     tables, (k, v) = path_tables_definition(tree.base, tree.ancestors, sequence.page_table, *pools)
     tables = np.ascontiguousarray(tables[:, : len(sequence.page_table)])
-    decode_means = np.concatenate([sequence.k_means, np.full((2 * len(q), *sequence.k_means.shape[1:]), np.nan, np.float32)])
+    decode_means = np.concatenate(
+        [sequence.k_means, np.full((2 * len(q), *sequence.k_means.shape[1:]), np.nan, np.float32)]
+    )
     tail = tables[0, tree.base // 64]
-    decode_means[tail::2, :, : tree.base % 64 // 16] = sequence.k_means[table[0, tree.base // 64], :, : tree.base % 64 // 16]
+    decode_means[tail::2, :, : tree.base % 64 // 16] = sequence.k_means[
+        table[0, tree.base // 64], :, : tree.base % 64 // 16
+    ]
     decoded = np.full_like(pooled, np.nan)
     for depth in range(64):  # a row of each path at a time, as decoding would write the means
         slots = np.minimum(tree.base + depth, tree.positions)
@@ -98,7 +121,14 @@ def test_a_path_alone_gives_what_the_whole_definition_gives():
     pools = (sequence.k_pages, 3), (sequence.v_pages, 2)
     tables, (k, v) = path_tables_definition(tree.base, tree.ancestors, sequence.page_table, *pools)
     for row in (0, 17, 63):
-        arguments = q[row : row + 1], k, v, tables[row], tree.positions[row : row + 1], family.budget
+        arguments = (
+            q[row : row + 1],
+            k,
+            v,
+            tables[row],
+            tree.positions[row : row + 1],
+            family.budget,
+        )
         expected, blocks, _ = infllm_definition(*arguments)
         np.testing.assert_array_equal(selected[row], blocks[0])
         assert nmse(attended[row], expected[0]) < 1e-4

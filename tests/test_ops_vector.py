@@ -18,11 +18,15 @@ from minicpm_mlc.ops.cpu.rope import rope_angles
 from minicpm_mlc.ops.cpu.swiglu import swiglu
 
 
-def mapped(function: Callable[[Any], Any], serial_below: int = 2) -> Callable[[np.ndarray], np.ndarray]:
+def mapped(
+    function: Callable[[Any], Any], serial_below: int = 2
+) -> Callable[[np.ndarray], np.ndarray]:
     """`function` of a vector, applied to an array of [n, 16] float32."""
 
     def body(n: Any, x: Any, out: Any) -> None:
-        vector.spread(n, lambda r: vector.store(out, function(vector.load(x, r, 0)), r, 0), serial_below)
+        vector.spread(
+            n, lambda r: vector.store(out, function(vector.load(x, r, 0)), r, 0), serial_below
+        )
 
     @T.prim_func(private=True)
     def apply(x_handle: T.handle, out_handle: T.handle):
@@ -42,16 +46,26 @@ def mapped(function: Callable[[Any], Any], serial_below: int = 2) -> Callable[[n
     return call
 
 
-EDGES = np.array([0, -0.0, 1, -1, 0.5, -0.5, 88, -87, 1e-30, 20.25, -20.25, 3, 7, -7, 60, -60], np.float32)
+EDGES = np.array(
+    [0, -0.0, 1, -1, 0.5, -0.5, 88, -87, 1e-30, 20.25, -20.25, 3, 7, -7, 60, -60], np.float32
+)
 
 
-@pytest.mark.parametrize("function,exact,limit", [(vector.exp2, np.exp2, 2e-7), (vector.exp, np.exp, 1e-6)])
+@pytest.mark.parametrize(
+    "function,exact,limit", [(vector.exp2, np.exp2, 2e-7), (vector.exp, np.exp, 1e-6)]
+)
 def test_exponentials_are_accurate_and_total(function: Any, exact: Any, limit: float):
-    x = np.concatenate([EDGES, np.random.default_rng(0).uniform(-87, 88, 4096)]).astype(np.float32).reshape(-1, 16)
+    x = (
+        np.concatenate([EDGES, np.random.default_rng(0).uniform(-87, 88, 4096)])
+        .astype(np.float32)
+        .reshape(-1, 16)
+    )
     call = mapped(function)
     assert np.abs(call(x) / exact(x.astype(np.float64)) - 1).max() < limit
     ends = np.array([[-np.inf, -1e30, -200, -150, np.inf, 1e30, 200, 150] * 2], np.float32)
-    np.testing.assert_array_equal(call(ends), np.array([[0] * 4 + [np.inf] * 4] * 2, np.float32).reshape(1, 16))
+    np.testing.assert_array_equal(
+        call(ends), np.array([[0] * 4 + [np.inf] * 4] * 2, np.float32).reshape(1, 16)
+    )
     assert np.isnan(call(np.full((1, 16), np.nan, np.float32))).all()
 
 
@@ -84,13 +98,22 @@ def test_width_that_leaves_a_vector_partly_filled_is_refused():
 
 @pytest.mark.parametrize(
     "name,func",
-    [("attend", attend_decode(16, 2, 64, "float16")), ("angles", rope_angles(128)), ("swiglu", swiglu(64))],
+    [
+        ("attend", attend_decode(16, 2, 64, "float16")),
+        ("angles", rope_angles(128)),
+        ("swiglu", swiglu(64)),
+    ],
     ids=["attend", "angles", "swiglu"],
 )
 def test_kernels_call_no_libm_on_arm(name: str, func: Any):
-    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"})
+    target = tvm.target.Target(
+        {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    )
     module = tvm.compile(tvm.IRModule({name: func.with_attr("global_symbol", name)}), target)
     lines = [line.split() for line in module.mod.inspect_source("asm").splitlines()]
     called = {line[1] for line in lines if len(line) == 2 and line[0] == "bl"}
     assert any(symbol.startswith("__tvm") for symbol in called)
-    assert {symbol for symbol in called if not symbol.startswith(("TVM", "__tvm", name))} <= {"memset", "memcpy"}
+    assert {symbol for symbol in called if not symbol.startswith(("TVM", "__tvm", name))} <= {
+        "memset",
+        "memcpy",
+    }

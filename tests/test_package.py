@@ -1,4 +1,6 @@
-"""Packages: the same bytes each time, whole and checkable, and only for a platform that the bundle fits."""
+"""Packages: the same bytes each time, whole and checkable, and only for a platform that the bundle
+fits.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,21 @@ def test_a_package_holds_the_bundle_its_licences_and_true_checksums(tmp_path, pl
     assert said.startswith(f"wrote {tmp_path / 'out'}.{suffix}: {len(files)} files")
     for name in ("manifest.json", "model.so", "tensor-cache.json"):
         assert files[f"tiny/{name}"] == (bundle / name).read_bytes()
-    assert {f"licenses/{name}-LICENSE" for name in ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")} < files.keys()
+    assert {
+        f"licenses/{name}-LICENSE" for name in ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")
+    } < files.keys()
     sums = dict(line.split("  ")[::-1] for line in files["SHA256SUMS"].decode().splitlines())
-    assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "SHA256SUMS"}
+    assert sums == {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in files.items()
+        if name != "SHA256SUMS"
+    }
     text = files["README.md"].decode()
-    assert platform in text and "model.so" in text and ("pip install" in text) == (platform in ("linux", "macos"))
+    assert (
+        platform in text
+        and "model.so" in text
+        and ("pip install" in text) == (platform in ("linux", "macos"))
+    )
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])

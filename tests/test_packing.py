@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.ops.formats.packing import pack, pack_scales, packed_scales_shape, packed_shape, unpack, unpack_scales
+from minicpm_mlc.ops.formats.packing import (
+    pack,
+    pack_scales,
+    packed_scales_shape,
+    packed_shape,
+    unpack,
+    unpack_scales,
+)
 
 DTYPES = {32: np.float32, 16: np.uint16, 8: np.int8, 4: np.uint8}
 

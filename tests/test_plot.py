@@ -18,7 +18,11 @@ MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 
 
 def report(speed: float) -> Report:
-    rows = [Row(phase, depth, 8, (speed / (1 + depth),)) for phase in ("prefill", "decode") for depth in (0, 1024)]
+    rows = [
+        Row(phase, depth, 8, (speed / (1 + depth),))
+        for phase in ("prefill", "decode")
+        for depth in (0, 1024)
+    ]
     return Report("tiny", "w4", "a processor", 2, 2048, "minicpm-mlc bench", 1e9, rows)
 
 
@@ -28,7 +32,15 @@ def test_the_svg_names_gears_phases_and_machine(tmp_path):
     page = (tmp_path / "out.svg").read_text()
     assert page.count("<svg") == 1
     one_cache = "dense and sparse: one cache, segment means in it"
-    for word in ("dense", "sparse", one_cache, "decode, tokens/s", "prefill, tokens/s", "memory needed, GiB", "a processor"):
+    for word in (
+        "dense",
+        "sparse",
+        one_cache,
+        "decode, tokens/s",
+        "prefill, tokens/s",
+        "memory needed, GiB",
+        "a processor",
+    ):
         assert f"<!-- {word}" in page or word in page
     assert [path.name for path in tmp_path.iterdir()] == ["out.svg"]
 
@@ -44,26 +56,40 @@ def test_a_missing_library_or_folder_is_said_plainly(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle):
-    return tiny_bundle("MiniCPM4.1-8B", sparse=SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)).path
+    return tiny_bundle(
+        "MiniCPM4.1-8B", sparse=SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
+    ).path
 
 
 def test_both_gears_are_measured_in_one_run(bundle, tmp_path):
     pytest.importorskip("matplotlib")
-    options = {"depths": [0, 500], "prompt_tokens": [20], "new_tokens": 3, "repeats": 1, "threads": 1}
+    options = {
+        "depths": [0, 500],
+        "prompt_tokens": [20],
+        "new_tokens": 3,
+        "repeats": 1,
+        "threads": 1,
+    }
     reports = bench_both_gears(bundle, tmp_path / "out.svg", **options).reports
     assert {gear: {row.attention for row in report.rows} for gear, report in reports.items()} == {
-        "dense": {"dense"}, "sparse": {"sparse"},
-    }  # fmt: skip
+        "dense": {"dense"},
+        "sparse": {"sparse"},
+    }
     assert [[(row.phase, row.depth) for row in report.rows] for report in reports.values()] == [
         [("prefill", 0), ("decode", 0), ("prefill", 500), ("decode", 500)]
     ] * 2
-    assert all(f"--repeats 1 --threads 1 --plot {tmp_path / 'out.svg'}" in report.command for report in reports.values())
+    assert all(
+        f"--repeats 1 --threads 1 --plot {tmp_path / 'out.svg'}" in report.command
+        for report in reports.values()
+    )
     assert (tmp_path / "out.svg").read_text().count("<svg") == 1
     with pytest.raises(BenchError, match="--repeats"):
         bench_both_gears(bundle, tmp_path / "out.svg", **options | {"repeats": 0})
 
 
-def test_what_can_not_be_drawn_is_refused_before_anything_is_measured(bundle, tiny_bundle, tmp_path, monkeypatch):
+def test_what_can_not_be_drawn_is_refused_before_anything_is_measured(
+    bundle, tiny_bundle, tmp_path, monkeypatch
+):
     monkeypatch.setattr(module, "bench_gears", None)
     with pytest.raises(PlotError, match="has no sparse attention"):
         bench_both_gears(tiny_bundle("MiniCPM5-1B").path, tmp_path / "out.svg")
@@ -76,4 +102,7 @@ def test_what_can_not_be_drawn_is_refused_before_anything_is_measured(bundle, ti
 
 def test_each_gears_report_has_its_name_in_the_json():
     reports = json.loads(Reports({"dense": report(10), "sparse": report(20)}).json())
-    assert {gear: rows["rows"][0]["tokens_per_second"] for gear, rows in reports.items()} == {"dense": 10, "sparse": 20}
+    assert {gear: rows["rows"][0]["tokens_per_second"] for gear, rows in reports.items()} == {
+        "dense": 10,
+        "sparse": 20,
+    }

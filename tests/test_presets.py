@@ -1,4 +1,6 @@
-"""The presets against the published numbers: factor lists, RoPE angles, parameter counts, memory per token."""
+"""The presets against the published numbers: factor lists, RoPE angles, parameter counts, memory
+per token.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +54,19 @@ def test_rope_angles_at_position_5_are_the_published_ones(pair, cos, sin):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("MiniCPM4-0.5B", 433_873_920), ("MiniCPM4-8B", 8_185_253_888), ("MiniCPM4.1-8B", 8_185_253_888)],
+    [
+        ("MiniCPM4-0.5B", 433_873_920),
+        ("MiniCPM4-8B", 8_185_253_888),
+        ("MiniCPM4.1-8B", 8_185_253_888),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
     assert PRESETS[name].parameters == parameters
 
 
-@pytest.mark.parametrize(("name", "per_token"), [("MiniCPM4-0.5B", 12_288), ("MiniCPM4-8B", 32_768)])
+@pytest.mark.parametrize(
+    ("name", "per_token"), [("MiniCPM4-0.5B", 12_288), ("MiniCPM4-8B", 32_768)]
+)
 def test_kv_bytes_per_token_in_float16(name, per_token):
     assert PRESETS[name].kv_bytes_per_token(2) == per_token
 
@@ -75,7 +83,10 @@ def test_scalings_per_model():
 
 
 def test_minicpm5_queries_are_wider_than_its_hidden_state():
-    assert PRESETS["MiniCPM5-1B"].tensor_shapes()["model.layers.0.self_attn.q_proj.weight"] == (2048, 1536)
+    assert PRESETS["MiniCPM5-1B"].tensor_shapes()["model.layers.0.self_attn.q_proj.weight"] == (
+        2048,
+        1536,
+    )
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
@@ -100,12 +111,16 @@ def test_longer_contexts_take_the_published_128k_lists():
 def test_configs_as_published_or_edited_as_the_readme_says_reach_128k(name: str, kind: str):
     """The README's recipe changes the lists alone, so cos and sin keep their scale of 1."""
     published = replace(PRESETS[name], rope_factors=tuple(PUBLISHED_ROPE[name][kind]))
-    assert published.rope_factors != PRESETS[name].rope_factors, "the decimals are not the formula's floats"
+    assert published.rope_factors != PRESETS[name].rope_factors, (
+        "the decimals are not the formula's floats"
+    )
     read = ModelConfig.from_dict(config_json(published), name)
     assert read == published
     extended = read.with_context(131072)
     assert extended == PRESETS[name].with_context(131072)
-    np.testing.assert_allclose(extended.rope_factors, PUBLISHED_ROPE[name]["128K"], rtol=1e-15, atol=0)
+    np.testing.assert_allclose(
+        extended.rope_factors, PUBLISHED_ROPE[name]["128K"], rtol=1e-15, atol=0
+    )
     assert extended.max_position_embeddings == 131072 and extended.rope_attention_scale == 1.0
 
 

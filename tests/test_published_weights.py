@@ -1,4 +1,6 @@
-"""The published MiniCPM4-0.5B against its authors' numbers. Needs the weights: MINICPM_WEIGHTS=FOLDER."""
+"""The published MiniCPM4-0.5B against its authors' numbers. Needs the weights:
+MINICPM_WEIGHTS=FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from minicpm_mlc import Engine
 
 FOLDER = os.environ.get("MINICPM_WEIGHTS")
 PROMPT = "The capital of France is"
-LOGITS = [-5.375, 1.6328125, 5.78125, -6.5625, -6.0, 9.875, 1.4296875, -5.6875, -6.0625, -5.5625]  # of bf16 arithmetic
+LOGITS = [
+    -5.375,
+    1.6328125,
+    5.78125,
+    -6.5625,
+    -6.0,
+    9.875,
+    1.4296875,
+    -5.6875,
+    -6.0625,
+    -5.5625,
+]  # of bf16 arithmetic
 CONTINUATION = " Paris. Which of the following statements about Paris is true?\n[A]. Paris is the"
 
 

@@ -1,4 +1,6 @@
-"""Schemes: error bounds, the use of the whole range, and the refusal of weights that can't be held."""
+"""Schemes: error bounds, the use of the whole range, and the refusal of weights that can't be
+held.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def per_weight(scale: np.ndarray, scheme) -> np.ndarray:
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_w8_error_is_at_most_half_a_step(weights):
     values, scale = quantize(weights, W8)
-    assert scale is not None and scale.dtype == np.float16 and values.dtype == np.int8 and values.min() >= -127
+    assert (
+        scale is not None
+        and scale.dtype == np.float16
+        and values.dtype == np.int8
+        and values.min() >= -127
+    )
     error = np.abs(dequantize(values, scale, W8).astype(np.float64) - weights)
     rounded_scale = 127 * (
         per_weight(scale, W8) * 2**-11 + F16_TINY / 2
@@ -42,12 +49,19 @@ def test_w8_error_is_at_most_half_a_step(weights):
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_w4_error_is_at_most_half_a_step_where_not_clipped(weights):
     values, scale = quantize(weights, W4)
-    assert scale is not None and scale.dtype == np.float16 and values.dtype == np.uint8 and values.max() <= 15
+    assert (
+        scale is not None
+        and scale.dtype == np.float16
+        and values.dtype == np.uint8
+        and values.max() <= 15
+    )
     step = per_weight(scale, W4)
     error = np.abs(dequantize(values, scale, W4).astype(np.float64) - weights)
     inside = (values > 0) & (values < 15)
     assert (error[inside] <= step[inside] * 0.5001 + 8 * F16_TINY).all()
-    assert (error <= step * 3 + 8 * F16_TINY).all()  # the far end may be clipped from about +9.5 to +7
+    assert (
+        error <= step * 3 + 8 * F16_TINY
+    ).all()  # the far end may be clipped from about +9.5 to +7
 
 
 @given(WEIGHTS)
@@ -56,9 +70,14 @@ def test_w4_is_never_worse_than_putting_the_extreme_on_minus_eight(weights):
     groups = weights.reshape(3, 2, 32)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
     scale = (extreme / -8).astype(np.float16).astype(np.float32)
-    steps = np.clip(np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)), -8, 7)
+    steps = np.clip(
+        np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)), -8, 7
+    )
     plain = ((steps * scale - groups).astype(np.float64) ** 2).sum(-1)
-    found = ((dequantize(*quantize(weights, W4), W4).reshape(groups.shape) - groups).astype(np.float64) ** 2).sum(-1)
+    found = (
+        (dequantize(*quantize(weights, W4), W4).reshape(groups.shape) - groups).astype(np.float64)
+        ** 2
+    ).sum(-1)
     rounding = 1e-6 * (groups.astype(np.float64) ** 2).sum(-1)  # errors are compared in float32
     assert (found <= plain + rounding + 1e-9).all()
 
@@ -72,7 +91,9 @@ def test_weights_already_on_the_grid_come_back_exactly(scheme):
     assert np.array_equal(dequantize(*quantize(weights, scheme), scheme), weights)
 
 
-@pytest.mark.parametrize(("name", "most"), [("f16", 1e-7), ("bf16", 6e-6), ("w8", 5e-5), ("w4", 6.7e-3)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("f16", 1e-7), ("bf16", 6e-6), ("w8", 5e-5), ("w4", 6.7e-3)]
+)
 def test_normalised_error_on_normal_weights(name, most):
     weights = normal()
     error = dequantize(*quantize(weights, SCHEMES[name]), SCHEMES[name]) - weights
@@ -116,14 +137,20 @@ def test_weights_that_are_not_finite_are_refused_by_tensor_name(name, bad):
         quantize(weights, SCHEMES[name], "layers.3.up")
 
 
-@pytest.mark.parametrize(("name", "large"), [("f16", 7e4), ("bf16", 3.4e38), ("w8", 1e7), ("w4", 1e6)])
+@pytest.mark.parametrize(
+    ("name", "large"), [("f16", 7e4), ("bf16", 3.4e38), ("w8", 1e7), ("w4", 1e6)]
+)
 def test_weights_too_large_for_the_scheme_are_refused_by_tensor_name(name, large):
     weights = normal()
     weights[0, 0] = large
-    with pytest.raises(CheckpointError, match=rf"tensor head holds a weight of .* too large for scheme {name}"):
+    with pytest.raises(
+        CheckpointError, match=rf"tensor head holds a weight of .* too large for scheme {name}"
+    ):
         quantize(weights, SCHEMES[name], "head")
 
 
 def test_columns_that_do_not_split_into_groups_are_refused():
-    with pytest.raises(CompileError, match="tensor head has 40 columns, not a multiple of scheme w4's group of 32"):
+    with pytest.raises(
+        CompileError, match="tensor head has 40 columns, not a multiple of scheme w4's group of 32"
+    ):
         quantize(normal(columns=40), W4, "head")

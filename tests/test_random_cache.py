@@ -33,7 +33,11 @@ def fake_engine(kv_dtype, device="cpu"):
         np.zeros((PAGES, HEADS, PAGE_SIZE, WIDTH), storage),
         np.zeros((PAGES, HEADS, 4, WIDTH), np.float32),
     ]
-    manifest = SimpleNamespace(kv_layout={"k": [], "v": [], "means": []}, model={"num_layers": 1}, target={"device": device})
+    manifest = SimpleNamespace(
+        kv_layout={"k": [], "v": [], "means": []},
+        model={"num_layers": 1},
+        target={"device": device},
+    )
     model = SimpleNamespace(sequence=FakeSequence(), _pools=SimpleNamespace(tensors=pools))
     return SimpleNamespace(manifest=manifest, _model=model, truncate=lambda length: None), pools
 

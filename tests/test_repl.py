@@ -16,7 +16,14 @@ from rich.console import Console
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.runtime_py.chat import repl
-from minicpm_mlc.runtime_py.chat.repl import Screen, answer_once, chosen, history_path, read_question, talk
+from minicpm_mlc.runtime_py.chat.repl import (
+    Screen,
+    answer_once,
+    chosen,
+    history_path,
+    read_question,
+    talk,
+)
 from minicpm_mlc.runtime_py.chat.session import SessionError
 
 
@@ -32,7 +39,13 @@ def screen(hide_thinking: bool = False, terminal: bool = False) -> tuple[Screen,
 
 def show(hide_thinking: bool, terminal: bool = False) -> str:
     write, out = screen(hide_thinking, terminal)
-    for text, kind in [("1 + ", "thinking"), ("1", "thinking"), ("Tw", "answer"), ("o.", "answer"), ("", "end")]:
+    for text, kind in [
+        ("1 + ", "thinking"),
+        ("1", "thinking"),
+        ("Tw", "answer"),
+        ("o.", "answer"),
+        ("", "end"),
+    ]:
         write(text, kind)
     write("numbers", "note")
     return out.getvalue()
@@ -65,7 +78,9 @@ def test_a_model_can_not_drive_the_terminal() -> None:
     assert out.getvalue() == "a\ufffd[2Jb\ufffd\ufffd\ufffdc\nd\n"
 
 
-def once(capsys: pytest.CaptureFixture[str], question: str = "Hi", **options: Any) -> tuple[str, str]:
+def once(
+    capsys: pytest.CaptureFixture[str], question: str = "Hi", **options: Any
+) -> tuple[str, str]:
     answer_once(FakeEngine(), question, options={}, **options)
     return capsys.readouterr()
 
@@ -100,7 +115,10 @@ def test_empty_question_is_refused() -> None:
 
 
 def test_only_given_options_count_and_they_are_checked() -> None:
-    assert chosen({"seed": 0, "top_p": None, "stop": (), "think": False}) == {"seed": 0, "think": False}
+    assert chosen({"seed": 0, "top_p": None, "stop": (), "think": False}) == {
+        "seed": 0,
+        "think": False,
+    }
     assert chosen({"stop": ("a", "b")}) == {"stop": ["a", "b"]}
     with pytest.raises(SamplingError, match="min_p"):
         chosen({"min_p": 3.0})
@@ -118,7 +136,9 @@ def test_question_comes_from_the_option_or_the_pipe(monkeypatch: pytest.MonkeyPa
     assert read_question(None) is None
 
 
-def type_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str, engine: FakeEngine) -> str:
+def type_keys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str, engine: FakeEngine
+) -> str:
     out = io.StringIO()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(repl, "Console", lambda: Console(file=out, width=200))
@@ -130,25 +150,38 @@ def type_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str, engine
 
 def test_typing_at_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = FakeEngine()
-    shown = type_keys(monkeypatch, tmp_path, 'one\r"""two\rlines"""\rback\\\rslash\ra\x1b\rb\r\x04', engine)
-    assert [call[0][-1]["content"] for call in engine.calls] == ["one", "two\nlines", "back\nslash", "a\nb"]
+    shown = type_keys(
+        monkeypatch, tmp_path, 'one\r"""two\rlines"""\rback\\\rslash\ra\x1b\rb\r\x04', engine
+    )
+    assert [call[0][-1]["content"] for call in engine.calls] == [
+        "one",
+        "two\nlines",
+        "back\nslash",
+        "a\nb",
+    ]
     assert shown.count("Hello") == 4 and "Ctrl-D" in shown
 
 
-def test_bad_command_and_ctrl_c_at_the_prompt_keep_the_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bad_command_and_ctrl_c_at_the_prompt_keep_the_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     engine = FakeEngine()
     shown = type_keys(monkeypatch, tmp_path, "/oops\rhalf a line\x03whole\r/quit\r", engine)
     assert "there is no command /oops" in shown
     assert [call[0][-1]["content"] for call in engine.calls] == ["whole"]
 
 
-def test_history_is_kept_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_history_is_kept_for_its_owner_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     type_keys(monkeypatch, tmp_path, "remember me\r/quit\r", FakeEngine())
     assert "remember me" in history_path().read_text()
     assert stat.S_IMODE(history_path().stat().st_mode) == 0o600
 
 
-def test_no_writable_history_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_writable_history_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "minicpm-mlc").write_text("a file where the folder should be")
     engine = FakeEngine()
     type_keys(monkeypatch, tmp_path, "Hi\r/quit\r", engine)

@@ -1,4 +1,6 @@
-"""A bundle on another machine, which is this one: the same tokens, one upload, and errors that say what to do."""
+"""A bundle on another machine, which is this one: the same tokens, one upload, and errors that say
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,10 @@ def test_progress_is_reported_and_a_broken_upload_goes_on(remote, tmp_path):
 
 
 def bundle_of(folder: Path, files: dict[str, bytes]) -> Any:
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    entries = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
     return SimpleNamespace(path=folder, manifest=SimpleNamespace(files=entries))
 
 
@@ -132,7 +137,9 @@ def test_the_quick_check_runs_there(bundle, remote, monkeypatch, tmp_path):
 
 
 def test_bench_measures_there(bundle, remote, server):
-    report = bench_bundle(bundle, depths=[16], prompt_tokens=[32], new_tokens=4, repeats=1, threads=1, remote=remote)
+    report = bench_bundle(
+        bundle, depths=[16], prompt_tokens=[32], new_tokens=4, repeats=1, threads=1, remote=remote
+    )
     assert [row.phase for row in report.rows] == ["prefill", "decode"]
     assert report.bandwidth is None and f"--rpc {server} --key KEY" in report.command
     with pytest.raises(BenchError, match="--random-cache"):
@@ -157,15 +164,21 @@ def test_strangers_and_nonsense_are_refused_with_what_to_do(server):
     with pytest.raises(EngineError, match="expected HOST:PORT"):
         connect("localhost", KEY)
     for port in (0, 70000):
-        with pytest.raises(EngineError, match=f"--rpc 127.0.0.1:{port}: port {port} is none of 1 to 65535"):
+        with pytest.raises(
+            EngineError, match=f"--rpc 127.0.0.1:{port}: port {port} is none of 1 to 65535"
+        ):
             connect(f"127.0.0.1:{port}", KEY)
     with pytest.raises(EngineError, match="--port 99999: expected 0 to 65535"):
         run_server(port=99999)
     with pytest.raises(EngineError, match="belong together"):
         connect(server, None)
-    with pytest.raises(EngineError, match=r"no connection to 127\.0\.0\.1:9 .*minicpm-mlc rpc-server"):
+    with pytest.raises(
+        EngineError, match=r"no connection to 127\.0\.0\.1:9 .*minicpm-mlc rpc-server"
+    ):
         connect("127.0.0.1:9", KEY)
-    result = CliRunner().invoke(cli.main, ["bench", "B", "--operators", "--rpc", server, "--key", KEY])
+    result = CliRunner().invoke(
+        cli.main, ["bench", "B", "--operators", "--rpc", server, "--key", KEY]
+    )
     assert result.exit_code == 2 and "bench --operators does not use --rpc, --key" in result.stderr
 
 
@@ -177,7 +190,9 @@ def test_a_wrong_key_gets_no_session(tmp_path):
     assert said.empty() and not list(tmp_path.iterdir())
 
 
-def test_a_second_client_is_told_that_the_server_is_busy_and_the_next_is_served(tmp_path, monkeypatch):
+def test_a_second_client_is_told_that_the_server_is_busy_and_the_next_is_served(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(server_module, "LEAVING_SECONDS", 0.01)
     address, _ = started(tmp_path)
     first = Remote(address, KEY)
@@ -191,7 +206,11 @@ def test_a_second_client_is_told_that_the_server_is_busy_and_the_next_is_served(
 
 
 def test_messages_keep_values_and_arrays():
-    arrays = [np.arange(6, dtype=np.int32).reshape(2, 3), np.zeros((0, 4), np.float32), np.float32(3) * np.ones(())]
+    arrays = [
+        np.arange(6, dtype=np.int32).reshape(2, 3),
+        np.zeros((0, 4), np.float32),
+        np.float32(3) * np.ones(()),
+    ]
     values, back = unpack(pack({"a": [1, None, "é"]}, arrays))
     assert values == {"a": [1, None, "é"]}
     for array, other in zip(arrays, back, strict=True):

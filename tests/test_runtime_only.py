@@ -1,4 +1,6 @@
-"""What a phone runs: a bundle and the runtime, with neither the compiler nor torch nor transformers to import."""
+"""What a phone runs: a bundle and the runtime, with neither the compiler nor torch nor transformers
+to import.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +33,7 @@ print([name for name in ("tvm", "torch", "transformers", "minicpm_mlc.compile") 
 
 def test_a_bundle_runs_without_compiler_torch_and_transformers(tiny_bundle):
     bundle = tiny_bundle("MiniCPM5-1B").path
-    result = subprocess.run([sys.executable, "-c", PROGRAM, str(bundle)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(bundle)], capture_output=True, text=True, check=False
+    )
     assert result.stdout.split("\n")[:2] == ["True True", "[]"], result.stderr

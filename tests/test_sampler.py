@@ -49,11 +49,22 @@ def test_probabilities_are_those_of_the_definition(logits: list[float], p: Sampl
     assert probs.sum() == pytest.approx(1)
 
 
-@given(logit_lists, st.lists(st.integers(0, 39), max_size=8), st.lists(st.integers(0, 39), max_size=8),
-       st.sampled_from([0.5, 1.0, 1.3]), st.sampled_from([0.0, 0.75, -0.5]), st.sampled_from([0.0, 0.25]))
+@given(
+    logit_lists,
+    st.lists(st.integers(0, 39), max_size=8),
+    st.lists(st.integers(0, 39), max_size=8),
+    st.sampled_from([0.5, 1.0, 1.3]),
+    st.sampled_from([0.0, 0.75, -0.5]),
+    st.sampled_from([0.0, 0.25]),
+)
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_penalties_are_those_of_the_definition(
-    logits: list[float], prompt: list[int], answer: list[int], repetition: float, presence: float, frequency: float
+    logits: list[float],
+    prompt: list[int],
+    answer: list[int],
+    repetition: float,
+    presence: float,
+    frequency: float,
 ) -> None:
     n = len(logits)
     prompt, answer = [i % n for i in prompt], [i % n for i in answer]
@@ -88,12 +99,15 @@ def test_greedy_heeds_the_penalties() -> None:
 
 
 def test_top_k_keeps_exactly_k_and_of_equals_the_lower_ids() -> None:
-    ids, _ = Sampler(SamplingParams(top_k=3, top_p=1.0), 6).probabilities(np.array([1, 5, 1, 1, 5, 1], np.float32))
+    ids, _ = Sampler(SamplingParams(top_k=3, top_p=1.0), 6).probabilities(
+        np.array([1, 5, 1, 1, 5, 1], np.float32)
+    )
     assert ids.tolist() == [0, 1, 4]
 
 
 def test_top_p_over_a_whole_vocabulary_sums_the_whole_tail() -> None:
-    # One token has 0.3 of the mass, the rest is spread over 99,999 others: the nucleus of 0.5 needs 2/7 of them.
+    # One token has 0.3 of the mass, the rest is spread over 99,999 others: the nucleus of 0.5 needs
+    # 2/7 of them.
     n = 100_000
     logits = np.zeros(n, np.float32)
     logits[7] = math.log(0.3 / 0.7 * (n - 1))
@@ -103,7 +117,9 @@ def test_top_p_over_a_whole_vocabulary_sums_the_whole_tail() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
-def test_top_p_of_a_large_vocabulary_is_that_of_the_whole_sorted_distribution(spread: float) -> None:
+def test_top_p_of_a_large_vocabulary_is_that_of_the_whole_sorted_distribution(
+    spread: float,
+) -> None:
     logits = (np.random.default_rng(0).standard_normal(20_000) * spread).astype(np.float32)
     logits[100:200] = logits[:100]  # ties
     probs = np.exp(logits.astype(np.float64) - logits.max())
@@ -124,7 +140,9 @@ class Fixed:
         return self.value
 
 
-@pytest.mark.parametrize(("value", "drawn"), [(0.0, 1), (0.2499, 1), (0.25, 3), (0.75, 5), (0.9999, 5)])
+@pytest.mark.parametrize(
+    ("value", "drawn"), [(0.0, 1), (0.2499, 1), (0.25, 3), (0.75, 5), (0.9999, 5)]
+)
 def test_each_token_owns_its_stretch_of_the_random_numbers(value: float, drawn: int) -> None:
     sampler = Sampler(SamplingParams(temperature=1, top_p=1), 6)
     sampler._random = Fixed(value)  # type: ignore[assignment]
@@ -165,7 +183,9 @@ def test_minus_infinity_forbids_a_token() -> None:
 def test_damaged_logits_are_refused(bad: float) -> None:
     for temperature in (0, 1):
         with pytest.raises(SamplingError, match="not a finite number"):
-            Sampler(SamplingParams(temperature=temperature), 3).sample(np.array([0, bad, 1], np.float32))
+            Sampler(SamplingParams(temperature=temperature), 3).sample(
+                np.array([0, bad, 1], np.float32)
+            )
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ def session(**engine_fields: Any) -> tuple[Session, Recorder]:
 def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
     chat, recorder = session()
     assert chat.handle("Hi")
-    assert chat.messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert chat.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
     assert recorder.pieces[:3] == [("hm", "thinking"), ("He", "answer"), ("llo", "answer")]
     chat.handle("More")
     assert [m["content"] for m in chat.engine.calls[1][0]] == ["Hi", "Hello", "More"]
@@ -50,7 +53,11 @@ def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
 def test_numbers_follow_every_answer() -> None:
     chat, recorder = session()
     chat.handle("Hi")
-    parts = ["prompt 12 tokens (4 cached), 100.0 tok/s", "answer 3 tokens, 20.0 tok/s", "context 15/64, dense"]
+    parts = [
+        "prompt 12 tokens (4 cached), 100.0 tok/s",
+        "answer 3 tokens, 20.0 tok/s",
+        "context 15/64, dense",
+    ]
     assert recorder.of("note") == " | ".join(parts) == stats_line(chat.engine.stats)
 
 
@@ -96,7 +103,11 @@ def test_a_cut_off_answer_says_why(reason: str, hint: str) -> None:
 def test_an_answer_cut_off_inside_its_thinking_says_both() -> None:
     chat, recorder = session(events=[("thinking", "hm")], stats=FakeStats(finish_reason="length"))
     chat.handle("Hi")
-    assert chat.messages == [] and "max_tokens" in recorder.of("note") and "not kept" in recorder.of("note")
+    assert (
+        chat.messages == []
+        and "max_tokens" in recorder.of("note")
+        and "not kept" in recorder.of("note")
+    )
 
 
 def test_reset_keeps_the_system_prompt() -> None:
@@ -148,7 +159,10 @@ def test_a_bad_command_is_one_line_and_changes_nothing(line: str, message: str) 
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
-@given(st.sampled_from([*SETTINGS, "x"]), st.text(max_size=6) | st.integers().map(str) | st.floats().map(str))
+@given(
+    st.sampled_from([*SETTINGS, "x"]),
+    st.text(max_size=6) | st.integers().map(str) | st.floats().map(str),
+)
 def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: str) -> None:
     chat, recorder = session()
     chat.handle(f"/set {name} {value}")
@@ -158,7 +172,13 @@ def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: 
 
 def test_settings_reach_the_engine() -> None:
     chat, _ = session()
-    for line in ("/set temperature 0.7", "/set think off", '/set stop ["\\n", "END"]', "/set max_think_tokens 0", "Hi"):
+    for line in (
+        "/set temperature 0.7",
+        "/set think off",
+        '/set stop ["\\n", "END"]',
+        "/set max_think_tokens 0",
+        "Hi",
+    ):
         chat.handle(line)
     options = {"temperature": 0.7, "think": False, "stop": ["\n", "END"], "max_think_tokens": 0}
     assert chat.engine.calls[0][1] == options
@@ -189,7 +209,10 @@ def test_saved_session_comes_back(tmp_path: Path) -> None:
         chat.handle(line)
     other, recorder = session()
     other.handle(f"/load {tmp_path / 'a b.json'}")
-    assert (other.messages, other.options) == (chat.messages, {"seed": 7}) and "loaded 2" in recorder.of("note")
+    assert (other.messages, other.options) == (
+        chat.messages,
+        {"seed": 7},
+    ) and "loaded 2" in recorder.of("note")
     assert [path.name for path in tmp_path.iterdir()] == ["a b.json"]
 
 
@@ -219,7 +242,11 @@ def test_save_replaces_a_saved_session_and_nothing_else(tmp_path: Path) -> None:
 )
 def test_a_damaged_session_file_is_refused_whole(tmp_path: Path, change: dict[str, Any]) -> None:
     file = tmp_path / "saved.json"
-    file.write_text(json.dumps({"kind": "minicpm-mlc chat", "format": 1, "messages": [], "options": {}} | change))
+    file.write_text(
+        json.dumps(
+            {"kind": "minicpm-mlc chat", "format": 1, "messages": [], "options": {}} | change
+        )
+    )
     chat, recorder = session()
     chat.handle("Hi")
     before = list(chat.messages)
@@ -242,4 +269,7 @@ def test_text_that_looks_like_a_command_can_be_sent() -> None:
     chat, _ = session()
     chat.handle(" /etc/hosts is what?")
     chat.handle("/usr\n/bin")
-    assert [call[0][-1]["content"] for call in chat.engine.calls] == ["/etc/hosts is what?", "/usr\n/bin"]
+    assert [call[0][-1]["content"] for call in chat.engine.calls] == [
+        "/etc/hosts is what?",
+        "/usr\n/bin",
+    ]

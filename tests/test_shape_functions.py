@@ -1,4 +1,6 @@
-"""The functions that compute shapes don't depend on the order in which TVM happened to write them."""
+"""The functions that compute shapes don't depend on the order in which TVM happened to write
+them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def ordered(*functions):
 def test_the_order_of_statements_and_of_functions_does_not_matter():
     expected = ordered(ascending, another)
     assert len(expected.functions) == 2
-    for functions in [(descending, another), (another, ascending), (ascending, descending, another)]:
+    for functions in [
+        (descending, another),
+        (another, ascending),
+        (ascending, descending, another),
+    ]:
         assert ordered(*functions).script() == expected.script()
 
 

@@ -1,4 +1,6 @@
-"""Sparse attention in the whole model: against the float64 definition, across the shift of gears, and in the engine."""
+"""Sparse attention in the whole model: against the float64 definition, across the shift of gears,
+and in the engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.compile.config.model_config import SparseConfig
 
-SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)  # 6 of 10 blocks, 2 of them by score
+SPARSE = SparseConfig(
+    init_blocks=1, window_size=128, topk=4, dense_len=384
+)  # 6 of 10 blocks, 2 of them by score
 LENGTH = 600
 
 
@@ -51,7 +55,8 @@ def test_chunks_and_decode_agree_with_the_whole(tiny, ids, all_sparse):
 def test_a_prompt_longer_than_the_largest_chunk_is_as_defined(tiny):
     """2048 rows and 64 more, whose windows and blocks reach back over the border.
 
-    With this seed no two scores at a cut are nearer than 1.6e-5 of themselves, unless they are the same.
+    With this seed no two scores at a cut are nearer than 1.6e-5 of themselves, unless they are the
+    same.
     """
     ids = np.random.default_rng(10).integers(3, tiny.config.vocab_size, 2112).tolist()
     expected = forward(tiny.config, tiny.weights, ids, [True] * len(ids))
@@ -61,7 +66,9 @@ def test_a_prompt_longer_than_the_largest_chunk_is_as_defined(tiny):
 
 
 def test_the_gear_shifts_in_the_middle_of_a_generation_and_back(tiny, ids):
-    shift = SPARSE.dense_len - 1  # the token that makes the sequence dense_len long is the first sparse one
+    shift = (
+        SPARSE.dense_len - 1
+    )  # the token that makes the sequence dense_len long is the first sparse one
     expected = forward(tiny.config, tiny.weights, ids, [p >= shift for p in range(LENGTH)])
     with Engine(tiny.path, context=1024) as engine:
         rows = [engine.prefill(ids[:300]), *(engine.decode(token) for token in ids[300:])]
@@ -82,9 +89,17 @@ def test_short_contexts_are_the_same_in_both_gears(tiny, ids):
 def test_the_engine_says_which_gear_ran_and_what_it_read(tiny, ids):
     with Engine(tiny.path, context=1024) as engine:
         engine.generate(ids[:100], max_tokens=4, temperature=0)
-        assert (engine.stats.attention, engine.stats.blocks_read, engine.stats.blocks) == ("dense", 2, 2)
+        assert (engine.stats.attention, engine.stats.blocks_read, engine.stats.blocks) == (
+            "dense",
+            2,
+            2,
+        )
         engine.generate(ids, max_tokens=4, temperature=0)
-        assert (engine.stats.attention, engine.stats.blocks_read, engine.stats.blocks) == ("sparse", 6, 10)
+        assert (engine.stats.attention, engine.stats.blocks_read, engine.stats.blocks) == (
+            "sparse",
+            6,
+            10,
+        )
 
 
 def test_models_without_trained_sparsity_refuse_to_be_forced(tiny_bundle):

@@ -1,4 +1,6 @@
-"""Generation with speculation gives what it gives without: the same tokens, the same cache, the same figures."""
+"""Generation with speculation gives what it gives without: the same tokens, the same cache, the
+same figures.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +26,33 @@ PROMPT = [1, *range(FIRST_WORD, FIRST_WORD + 11)]
 
 
 class Oracle:
-    """Drafts random trees around what the model would say; `hit` is the chance that a level holds the right token."""
+    """Drafts random trees around what the model would say; `hit` is the chance that a level holds
+    the right token.
+    """
 
     def __init__(self, seed: int, hit: float = 0.7, nodes: int = 20) -> None:
         self.random, self.hit, self.nodes = np.random.default_rng(seed), hit, nodes
-        self.say: Callable[[list[int]], int] = lambda history: int(FakeLibrary().row(history).argmax())
+        self.say: Callable[[list[int]], int] = lambda history: int(
+            FakeLibrary().row(history).argmax()
+        )
 
     def begin(self) -> None: ...
 
     def cached(self, model: Any) -> None: ...
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft | None:
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None
+    ) -> Draft | None:
         paths, tokens, parents = [history.tolist()], [int(history[-1])], [-1]
         used: set[tuple[int, int]] = set()
         for _ in range(self.random.integers(1, self.nodes)):
             parent = int(self.random.integers(max(0, len(paths) - 3), len(paths)))
             right = self.random.random() < self.hit
-            guess = self.say(paths[parent]) if right else int(self.random.integers(FIRST_WORD, VOCAB - 3))
+            guess = (
+                self.say(paths[parent])
+                if right
+                else int(self.random.integers(FIRST_WORD, VOCAB - 3))
+            )
             if (parent, guess) not in used and len(paths[parent]) - len(history) < depth:
                 used.add((parent, guess))
                 tokens.append(guess)
@@ -54,11 +66,17 @@ class Oracle:
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """build(say=..., ...) opens an engine over a FakeLibrary."""
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, EOS], "do_sample": False}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "add_bos_token": True})
+    )
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2, EOS], "do_sample": False})
+    )
 
     def make(say: Any = None, **options: Any) -> Engine:
-        monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest()))
+        monkeypatch.setattr(
+            engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest())
+        )
         monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: FakeLibrary(say))
         return Engine(tmp_path, **options)
 
@@ -78,13 +96,21 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 2},
     {"temperature": 1.0, "min_p": 0.02, "seed": 3},
     {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7},
-    {"temperature": 1.0, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7, "seed": 4},
+    {
+        "temperature": 1.0,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.7,
+        "seed": 4,
+    },
 ]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=[",".join(s) or "greedy" for s in SAMPLINGS])
 @pytest.mark.parametrize("tree_size", [1, 2, 5, 16, 60, None])
-def test_tokens_cache_and_figures_are_those_of_plain_decoding(build, sampling: dict, tree_size: int | None) -> None:
+def test_tokens_cache_and_figures_are_those_of_plain_decoding(
+    build, sampling: dict, tree_size: int | None
+) -> None:
     plain, engine = build(), build()
     oracle = engine.drafters["ngram"] = Oracle(5, 0.5 if sampling else 0.9)
     if sampling.get("seed"):
@@ -96,8 +122,13 @@ def test_tokens_cache_and_figures_are_those_of_plain_decoding(build, sampling: d
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), hit=st.sampled_from([0.0, 0.5, 1.0]), temperature=st.sampled_from([0, 1]),
-       tokens=st.integers(1, 40), context=st.integers(20, 60))  # fmt: skip
+@given(
+    seed=st.integers(0, 2**31),
+    hit=st.sampled_from([0.0, 0.5, 1.0]),
+    temperature=st.sampled_from([0, 1]),
+    tokens=st.integers(1, 40),
+    context=st.integers(20, 60),
+)
 def test_random_trees_change_nothing(seed, hit, temperature, tokens, context) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest()))
@@ -127,7 +158,9 @@ class NoText:
 
 def scripted(words: list[str]) -> Callable[[list[int]], int]:
     """After PROMPT it says these tokens, then ends."""
-    return lambda history: [*map(token, words), EOS][min(len(words), max(0, len(history) - len(PROMPT)))]
+    return lambda history: [*map(token, words), EOS][
+        min(len(words), max(0, len(history) - len(PROMPT)))
+    ]
 
 
 def certain(engine: Engine, say: Callable[[list[int]], int]) -> Engine:
@@ -147,7 +180,9 @@ def test_an_end_token_inside_an_accepted_path_ends_the_answer(build) -> None:
 @pytest.mark.parametrize("stop", ["oheb", "ox", "h"])
 def test_a_stop_string_inside_an_accepted_path_ends_the_text_before_it(build, stop: str) -> None:
     say = scripted(["hello", "h", "e", "b", "o"])
-    assert run(certain(build(say), say), stop=stop, speculate="ngram") == run(build(say), stop=stop, speculate="off")
+    assert run(certain(build(say), say), stop=stop, speculate="ngram") == run(
+        build(say), stop=stop, speculate="off"
+    )
 
 
 @pytest.mark.parametrize("count", range(1, 12))
@@ -189,11 +224,16 @@ def test_an_interrupt_in_the_model_does_no_harm(build, monkeypatch, call: str, a
     with pytest.raises(KeyboardInterrupt):
         engine.generate(PROMPT, max_tokens=20, speculate="ngram", tree_size=8)
     monkeypatch.undo()
-    assert engine.generate(PROMPT, max_tokens=20) == build().generate(PROMPT, max_tokens=20, speculate="off")
+    assert engine.generate(PROMPT, max_tokens=20) == build().generate(
+        PROMPT, max_tokens=20, speculate="off"
+    )
 
 
 def test_forced_tokens_leave_the_tree_where_they_differ(build, tmp_path: Path) -> None:
-    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<think>\n"
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% "
+        "endfor %}<think>\n"
+    )
     (tmp_path / "chat_template.jinja").write_text(template)
     texts = []
     for mode in ("ngram", "off"):
@@ -206,7 +246,9 @@ def test_forced_tokens_leave_the_tree_where_they_differ(build, tmp_path: Path) -
 def test_a_tree_never_goes_past_the_tokens_asked_for(build) -> None:
     engine = certain(build(), Oracle(0).say)
     engine.generate(PROMPT, max_tokens=4, speculate="ngram", tree_size=60)
-    assert len(engine.stats.speculation.drafted_at) <= 2  # the prompt gave one token, the tree's root gives another
+    assert (
+        len(engine.stats.speculation.drafted_at) <= 2
+    )  # the prompt gave one token, the tree's root gives another
 
 
 def test_a_tree_of_one_node_is_not_drafted(build) -> None:
@@ -224,7 +266,12 @@ def test_the_figures_add_up(build) -> None:
     assert figures.accept_length == pytest.approx(1 + figures.accepted / figures.rounds)
     assert sum(figures.accepted_at) == figures.accepted
     assert all(0 <= share <= 1 for share in figures.accepted_shares)
-    parts = (figures.draft_seconds, figures.verify_seconds, figures.commit_seconds, figures.host_seconds)
+    parts = (
+        figures.draft_seconds,
+        figures.verify_seconds,
+        figures.commit_seconds,
+        figures.host_seconds,
+    )
     assert min(parts) > 0 and sum(parts) <= stats.decode_seconds
     assert "ngram" in figures.decision
 
@@ -246,7 +293,9 @@ def test_options_out_of_range_are_refused_by_name(build, options: dict, message:
         build().generate(PROMPT, stream=True, **options)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("eagle", "no draft head"), ("draft", "no draft bundle was opened")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("eagle", "no draft head"), ("draft", "no draft bundle was opened")]
+)
 def test_a_drafter_that_is_not_there_is_refused(build, name: str, hint: str) -> None:
     with pytest.raises(EngineError, match=hint):
         build().generate(PROMPT, speculate=name)
@@ -256,7 +305,9 @@ def test_a_draft_bundle_guesses_for_a_larger_one(build, tmp_path: Path) -> None:
     plain, engine = build(), build(draft=tmp_path)
     for top_k in (1, 3):
         options = {"max_tokens": 30, "draft_top_k": top_k, "draft_depth": 4, "tree_size": 12}
-        assert run(engine, speculate="draft", **options) == run(plain, speculate="off", max_tokens=30)
+        assert run(engine, speculate="draft", **options) == run(
+            plain, speculate="off", max_tokens=30
+        )
         assert engine.stats.speculation.accepted >= 20  # it is the same model
 
 

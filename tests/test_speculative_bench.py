@@ -1,4 +1,6 @@
-"""bench --speculate: its rows and decisions, prompts from a file, records written and replayed, and what it refuses."""
+"""bench --speculate: its rows and decisions, prompts from a file, records written and replayed, and
+what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,12 @@ ROWS = ["copied", "copied with changes", "nothing to guess"]
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle whose model says five words in turn, which prompt lookup guesses."""
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": True}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, EOS], "do_sample": False}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "add_bos_token": True})
+    )
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2, EOS], "do_sample": False})
+    )
     made = manifest(max_context=800, target={"device": "cpu"})
     monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), made))
     library = FakeLibrary(lambda history: FIRST_WORD + len(history) % 5)
@@ -49,17 +55,23 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def bench(bundle: Path, speculate: str = "ngram", **options: Any) -> Report:
-    return bench_speculation(bundle, speculate, **{"new_tokens": 40, "repeats": 1, "threads": 1} | options)
+    return bench_speculation(
+        bundle, speculate, **{"new_tokens": 40, "repeats": 1, "threads": 1} | options
+    )
 
 
 def test_every_kind_of_prompt_is_a_row_with_its_own_decision(bundle: Path, prompts: Path) -> None:
     report = bench(bundle, "auto", prompt_file=prompts, repeats=2)
     assert [row.prompts for row in report.rows] == [*ROWS, OWN]
-    assert [(row.count, row.tokens, row.changed) for row in report.rows] == [(1, 40, 0)] * 3 + [(2, 80, 0)]
+    assert [(row.count, row.tokens, row.changed) for row in report.rows] == [(1, 40, 0)] * 3 + [
+        (2, 80, 0)
+    ]
     assert all(len(row.plain) == len(row.speculated) == 2 for row in report.rows)
     for text, mark in ((report.plain(), ""), (report.markdown(), "- ")):
         lines = text.splitlines()[-4:]
-        assert [line.partition(": speculation ")[0] for line in lines] == [mark + name for name in (*ROWS, OWN)]
+        assert [line.partition(": speculation ")[0] for line in lines] == [
+            mark + name for name in (*ROWS, OWN)
+        ]
         decisions = [line.partition(": speculation ")[2] for line in lines]
         assert decisions == [row.stats.decision for row in report.rows] and all(decisions)
 
@@ -73,15 +85,25 @@ def test_what_is_copied_is_accepted_and_what_nothing_can_guess_is_not(bundle: Pa
 def test_the_json_repeats_the_run_and_has_what_the_table_has(bundle: Path, prompts: Path) -> None:
     report = bench(bundle, prompt_file=prompts, draft_depth=3)
     read = json.loads(report.json())
-    assert read["command"] == report.command and report.command in report.plain() and report.command in report.markdown()
-    assert report.command.startswith(f"minicpm-mlc bench {bundle} --speculate ngram --prompt-file {prompts} --new-tokens 40")
+    assert (
+        read["command"] == report.command
+        and report.command in report.plain()
+        and report.command in report.markdown()
+    )
+    assert report.command.startswith(
+        f"minicpm-mlc bench {bundle} --speculate ngram --prompt-file {prompts} --new-tokens 40"
+    )
     assert report.command.endswith("--draft-depth 3")
     for row, stored in zip(report.rows, read["rows"], strict=True):
-        assert stored["speed_up"] == row.speed_up and stored["stats"]["decision"] == row.stats.decision
+        assert (
+            stored["speed_up"] == row.speed_up and stored["stats"]["decision"] == row.stats.decision
+        )
         assert stored["accepted_shares"] == row.stats.accepted_shares
 
 
-def test_a_record_of_own_answers_is_replayed_with_what_was_accepted(bundle: Path, prompts: Path) -> None:
+def test_a_record_of_own_answers_is_replayed_with_what_was_accepted(
+    bundle: Path, prompts: Path
+) -> None:
     path = bundle / "accepted.json"
     recording = bench(bundle, prompt_file=prompts, tree_size=5, record=path)
     record = Record.read(path)
@@ -91,27 +113,46 @@ def test_a_record_of_own_answers_is_replayed_with_what_was_accepted(bundle: Path
     replayed = bench(bundle, replay=path, new_tokens=sum(lengths))
     assert [row.prompts for row in replayed.rows] == ["replayed"]
     assert replayed.rows[0].stats.accept_length == pytest.approx(np.mean(lengths), abs=0.1)
-    assert f"acceptance replayed from {path}: {len(record.trees)} trees of {recording.head()}" in replayed.plain()
+    assert (
+        f"acceptance replayed from {path}: {len(record.trees)} trees of {recording.head()}"
+        in replayed.plain()
+    )
 
 
-def test_a_record_of_nothing_is_not_written(bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_of_nothing_is_not_written(
+    bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(NgramDrafter, "draft", lambda *_: None)
     report = bench(bundle, prompt_file=prompts, record=bundle / "r.json")
-    assert "r.json was not written: no tree was verified" in report.plain() and not (bundle / "r.json").exists()
+    assert (
+        "r.json was not written: no tree was verified" in report.plain()
+        and not (bundle / "r.json").exists()
+    )
 
 
-def test_empty_answers_are_said_to_be_that(bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_answers_are_said_to_be_that(
+    bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "open_library", lambda *_: FakeLibrary(lambda history: EOS))
     with pytest.raises(BenchError, match="the model's own answers: every answer is empty"):
         bench(bundle, prompt_file=prompts)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"record": "no/r.json", "prompt_file": "p"}, r"--record no.r\.json: no file can be written there"),
+    (
+        {"record": "no/r.json", "prompt_file": "p"},
+        r"--record no.r\.json: no file can be written there",
+    ),
     ({"record": ".", "prompt_file": "p"}, "--record .: no file can be written there"),
     ({"record": "r.json"}, "give their prompts with --prompt-file"),
-    ({"record": "r.json", "prompt_file": "p", "speculate": "auto"}, "--record is of one drafter, not of auto"),
-    ({"replay": "r", "prompt_file": "p", "tree_size": 3}, "--replay decides .* leave out --prompt-file, --tree-size"),
+    (
+        {"record": "r.json", "prompt_file": "p", "speculate": "auto"},
+        "--record is of one drafter, not of auto",
+    ),
+    (
+        {"replay": "r", "prompt_file": "p", "tree_size": 3},
+        "--replay decides .* leave out --prompt-file, --tree-size",
+    ),
     ({"replay": "r", "record": "x"}, "leave out --record"),
     ({"replay": "r", "speculate": "eagle"}, "the record is of ngram; give --speculate ngram"),
     ({"speculate": "ngram", "draft_model": "d"}, "--speculate ngram does not use --draft-model"),
@@ -155,7 +196,9 @@ def test_a_line_is_a_message_a_text_or_a_conversation(bundle: Path) -> None:
         ("p.txt", None, r"--prompt-file .*p\.txt can't be read: No such file"),
     ],
 )
-def test_a_file_without_prompts_is_refused_by_its_line(bundle: Path, name: str, data: bytes | None, message: str) -> None:
+def test_a_file_without_prompts_is_refused_by_its_line(
+    bundle: Path, name: str, data: bytes | None, message: str
+) -> None:
     if data is not None:
         (bundle / name).write_bytes(data)
     with Engine(bundle) as engine, pytest.raises(BenchError, match=message):
@@ -169,21 +212,30 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Callable[..., 
     return lambda seconds: lambda *args: (now.__setitem__(0, now[0] + seconds), f"{args}")[1]
 
 
-def test_only_compiled_functions_are_timed_by_gear_and_in_the_draft_bundle_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_compiled_functions_are_timed_by_gear_and_in_the_draft_bundle_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     taking = ticking(monkeypatch)
     base = SimpleNamespace(_decode=[taking(1), taking(10)], _commit=taking(100), decode=taking(5))
     small = SimpleNamespace(_prefill=(taking(1000),), prefill=taking(5))
     drafters = {"draft": ModelDrafter(small, None, 8), "ngram": object()}  # type: ignore[arg-type]
     seen = Watch(SimpleNamespace(library=base, drafters=drafters))  # type: ignore[arg-type]
-    assert base._decode[0](7) == "(7,)" and base._decode[1]() == base._commit() == small._prefill[0]() == "()"
+    assert (
+        base._decode[0](7) == "(7,)"
+        and base._decode[1]() == base._commit() == small._prefill[0]() == "()"
+    )
     base.decode()
     small.prefill()
     assert seen.seconds == 1111
 
 
 def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any]) -> None:
-    """On the crossing from dense to sparse; on a real library, so that Python's share is neither all nor nothing."""
-    path = tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SparseConfig(topk=2, window_size=64, dense_len=256)).path
+    """On the crossing from dense to sparse; on a real library, so that Python's share is neither
+    all nor nothing.
+    """
+    path = tiny_bundle(
+        "MiniCPM4.1-8B", "w4", sparse=SparseConfig(topk=2, window_size=64, dense_len=256)
+    ).path
     with Engine(path, threads=1) as engine:
         names = [name for name in watch.COMPILED if hasattr(engine.library, name)]
     assert names == ["_prefill", "_decode", "_verify", "_commit"]
@@ -192,10 +244,14 @@ def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any])
     assert report.rows[0].stats.accept_length > 2
 
 
-def test_where_functions_do_not_wait_pythons_share_is_left_out(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_functions_do_not_wait_pythons_share_is_left_out(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = manifest(max_context=800, target={"device": "cuda"})
     monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), made))
     monkeypatch.setattr(engine_module, "free_memory", lambda device: 1 << 30)
     report = bench(bundle)
     assert [row.python for row in report.rows] == [None] * 3
-    assert "%  " in report.plain() and not any("None" in line for line in report.plain().splitlines())
+    assert "%  " in report.plain() and not any(
+        "None" in line for line in report.plain().splitlines()
+    )

@@ -1,4 +1,6 @@
-"""The demo with its head and with a draft bundle says what it says without: text, cache, reason to end, and logits after."""
+"""The demo with its head and with a draft bundle says what it says without: text, cache, reason to
+end, and logits after.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ SKILLS = ("add, thinking", "recall, 256 tokens", "project questions")
 SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 1.0, "top_p": 0.95, "seed": 1},
-    {"temperature": 1.3, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "seed": 2},
+    {
+        "temperature": 1.3,
+        "top_k": 40,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.2,
+        "seed": 2,
+    },
     {"temperature": 0, "stop": "\n", "presence_penalty": 0.5},
 ]
 SHAPES: dict[str, list[dict[str, Any]]] = {
@@ -36,7 +45,9 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 def engine(demo_bundle: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """It drafts for itself: sampled tokens are not always the guessed ones."""
     attention = "auto" if request.param == "crossing" else request.param
-    with Engine(demo_bundle, context=1024, threads=1, attention=attention, draft=demo_bundle) as opened:
+    with Engine(
+        demo_bundle, context=1024, threads=1, attention=attention, draft=demo_bundle
+    ) as opened:
         yield opened
 
 
@@ -46,16 +57,29 @@ def prompts(engine: Engine) -> Iterator[list[int]]:
         rng = random.Random(skill)
         ids = engine.tokenize(identity.prompt_of(identity.SKILLS[skill](rng)))
         filler = engine.tokenize(identity.data.document(rng, [], 60), bos=False)
-        yield identity.fitted(ids, engine.gears.dense_len - 4, filler) if engine.gears.attention == "auto" else ids
+        yield (
+            identity.fitted(ids, engine.gears.dense_len - 4, filler)
+            if engine.gears.attention == "auto"
+            else ids
+        )
 
 
 def answer(engine: Engine, ids: list[int], **options: Any) -> tuple[Any, np.ndarray]:
-    """(what must be the same; logits of one plain step after it, which show what the cache holds)."""
+    """(what must be the same; logits of one plain step after it, which show what the cache
+    holds).
+    """
     text = engine.generate(ids, max_tokens=40, **options)
     stats, cached = engine.stats, engine.cached_tokens
     logits = engine.decode(ids[0]).copy()
     engine.truncate(len(cached))
-    return (text, cached, stats.finish_reason, stats.generated_tokens, stats.decode_steps, stats.context_used), logits
+    return (
+        text,
+        cached,
+        stats.finish_reason,
+        stats.generated_tokens,
+        stats.decode_steps,
+        stats.context_used,
+    ), logits
 
 
 @pytest.mark.parametrize("drafter", SHAPES)

@@ -1,4 +1,6 @@
-"""What a draft bundle reads of a text: all of it or its end, more when it may, nothing twice, never another text."""
+"""What a draft bundle reads of a text: all of it or its end, more when it may, nothing twice, never
+another text.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,15 @@ class Reader:
         self.model = CachedModel(self.library, context, PAGE, Gears("dense", None, 0, PAGE))
         self.drafter = ModelDrafter(self.library, self.model, 256)
 
-    def draft(self, length: int, read: int | None, text: np.ndarray = TEXT, depth: int = 3, top_k: int = 1) -> Draft | None:
+    def draft(
+        self, length: int, read: int | None, text: np.ndarray = TEXT, depth: int = 3, top_k: int = 1
+    ) -> Draft | None:
         return self.drafter.draft(text[:length], depth, top_k, 0.0, read)
 
     def reads(self, length: int, read: int | None, text: np.ndarray = TEXT) -> int:
-        """Tokens read before drafting; the guesses are those of a model that sees just the text it should."""
+        """Tokens read before drafting; the guesses are those of a model that sees just the text it
+        should.
+        """
         draft = self.draft(length, read, text)
         assert draft is not None
         seen = text[self.drafter._first : length].tolist()
@@ -50,7 +56,9 @@ def test_all_of_a_text_is_read_once(reader: Reader) -> None:
     assert reader.reads(900, None) == 900
     assert reader.reads(903, None) == 3
     assert reader.reads(950, 47) == 47
-    assert reader.reads(998, 47) == 47 and reader.drafter._first == 998 - 47  # one too many was missed
+    assert (
+        reader.reads(998, 47) == 47 and reader.drafter._first == 998 - 47
+    )  # one too many was missed
 
 
 def test_of_a_long_text_the_end_is_read_and_then_followed(reader: Reader) -> None:
@@ -76,7 +84,9 @@ def test_accepted_guesses_are_not_read_again(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("read", [None, 64])
-def test_another_text_is_not_taken_for_the_one_that_was_read(reader: Reader, read: int | None) -> None:
+def test_another_text_is_not_taken_for_the_one_that_was_read(
+    reader: Reader, read: int | None
+) -> None:
     reader.reads(800, read)
     other = TEXT.copy()
     other[[770, 5]] = FIRST_WORD

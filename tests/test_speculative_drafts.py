@@ -1,4 +1,6 @@
-"""Token trees, how they are grown from a model's probabilities, and how they are looked up in the text."""
+"""Token trees, how they are grown from a model's probabilities, and how they are looked up in the
+text.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlc.runtime_py.speculative.expand import Guesses, best_tokens, expand
-from minicpm_mlc.runtime_py.speculative.ngram import LONGEST, NgramDrafter, continuation, longest_suffix, merge
+from minicpm_mlc.runtime_py.speculative.ngram import (
+    LONGEST,
+    NgramDrafter,
+    continuation,
+    longest_suffix,
+    merge,
+)
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 from minicpm_mlc.runtime_py.token_tree import tree_shape
 
@@ -55,7 +63,9 @@ def test_a_grown_tree_is_what_its_model_says(depth: int, top_k: int, vocab: int,
     def step(tokens: list[int], rows: list[int]) -> Guesses:
         nonlocal paths
         paths = [[*paths[row], token] for row, token in zip(rows, tokens, strict=True)]
-        return best_tokens(np.stack([logits_after(path) for path in paths]), 16)  # more than are wanted, as a head gives
+        return best_tokens(
+            np.stack([logits_after(path) for path in paths]), 16
+        )  # more than are wanted, as a head gives
 
     draft = expand(99, best_tokens(logits_after([])[None], 16), step, depth, top_k)
     k = min(top_k, vocab)
@@ -72,7 +82,9 @@ def test_a_grown_tree_is_what_its_model_says(depth: int, top_k: int, vocab: int,
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 20))
-def test_a_cut_keeps_the_likeliest_nodes_with_all_above_them(seed: int, nodes: int, size: int) -> None:
+def test_a_cut_keeps_the_likeliest_nodes_with_all_above_them(
+    seed: int, nodes: int, size: int
+) -> None:
     rng = np.random.default_rng(seed)
     parents = [-1, *(int(rng.integers(node)) for node in range(1, nodes))]
     reach = np.ones(nodes)

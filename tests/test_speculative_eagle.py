@@ -1,4 +1,6 @@
-"""What an EAGLE head is given to read: the text's features, in order, the latest of a long text, nothing twice."""
+"""What an EAGLE head is given to read: the text's features, in order, the latest of a long text,
+nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MISSING = (0.0, 0.0)
 
 
 def feature(tokens: list[int], place: int) -> tuple[float, float]:
-    """What the model gives for a token: its place, and a number that only this text up to it has."""
+    """What the model gives for a token: its place, and a number that only this text up to it
+    has.
+    """
     return float(place), float(hash(tuple(tokens[: place + 1])) % 99991)
 
 
@@ -28,7 +32,9 @@ class Text:
 
     def __init__(self) -> None:
         self.features = np.zeros((0, 2), np.float32)
-        self.sequence = SimpleNamespace(context=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[])
+        self.sequence = SimpleNamespace(
+            context=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[]
+        )
 
     def __len__(self) -> int:
         return len(self.sequence.tokens)
@@ -39,7 +45,9 @@ class Text:
     def append(self, more: list[int]) -> Any:
         tokens, start = self.sequence.tokens, len(self)
         tokens += more
-        self.features = np.array([feature(tokens, place) for place in range(start, len(tokens))], np.float32)
+        self.features = np.array(
+            [feature(tokens, place) for place in range(start, len(tokens))], np.float32
+        )
         return self
 
     def cut(self, length: int) -> None:
@@ -64,8 +72,12 @@ class Head:
             self.rows.clear()  # nothing before a gap is seen
         self.truncate(start)
         follows = [*tokens[start + 1 :], root]
-        self.rows |= {start + i: (tuple(row), follows[i]) for i, row in enumerate(features.tolist())}
-        return Proposed(np.array([[7, 8]]), np.array([[-0.1, -3.0]], np.float32), np.zeros((1, 4), np.float32))
+        self.rows |= {
+            start + i: (tuple(row), follows[i]) for i, row in enumerate(features.tolist())
+        }
+        return Proposed(
+            np.array([[7, 8]]), np.array([[-0.1, -3.0]], np.float32), np.zeros((1, 4), np.float32)
+        )
 
     def check(self, root: int) -> None:
         """Every row is made of the text as it is now, but for features that were never there."""
@@ -94,19 +106,27 @@ def test_every_token_is_read_once_and_in_order(parts) -> None:
         if n != 40:
             found = draft(drafter, len(text))
             assert list(found.tree.token_ids) == [len(text), 7, 8]
-            assert found.read_tokens == len(head.read) and (found.reading > 0) == (len(head.read) > 16)
+            assert found.read_tokens == len(head.read) and (found.reading > 0) == (
+                len(head.read) > 16
+            )
             read += head.read
     assert read == list(range(50))
 
 
-@pytest.mark.parametrize("chunks", [[1000], [300, 700], [1] * 1000, [990, *[1] * 10], [1] * 5 + [995]])
+@pytest.mark.parametrize(
+    "chunks", [[1000], [300, 700], [1] * 1000, [990, *[1] * 10], [1] * 5 + [995]]
+)
 def test_of_a_long_text_the_last_pages_are_read(parts, chunks: list[int]) -> None:
     drafter, head, text = parts
     for n in chunks:
         drafter.cached(text.grow(n))
     draft(drafter)
     begin = (1000 - READ) // PAGE * PAGE
-    assert head.read[-1] == 999 and head.read == list(range(head.read[0], 1000)) and begin - PAGE < head.read[0] <= begin
+    assert (
+        head.read[-1] == 999
+        and head.read == list(range(head.read[0], 1000))
+        and begin - PAGE < head.read[0] <= begin
+    )
 
 
 def test_what_came_before_tokens_that_were_not_seen_is_forgotten(parts) -> None:
@@ -121,7 +141,9 @@ def test_what_came_before_tokens_that_were_not_seen_is_forgotten(parts) -> None:
 
 
 def test_tokens_followed_before_a_new_call_are_read_in_it(parts) -> None:
-    """The prompt was computed by a call that drafted otherwise or not at all; a call on the same prompt reads it."""
+    """The prompt was computed by a call that drafted otherwise or not at all; a call on the same
+    prompt reads it.
+    """
     drafter, head, text = parts
     drafter.cached(text.grow(20))
     text.cut(12)
@@ -189,10 +211,13 @@ def test_a_row_whose_next_token_changed_is_read_again_even_without_its_features(
 calls = st.lists(
     st.tuples(
         st.sampled_from(["eagle", "followed", "prompt alone", "unseen"]),
-        st.floats(0, 1), st.lists(st.integers(0, 2), min_size=1, max_size=40), st.lists(st.integers(0, 2), max_size=30),
+        st.floats(0, 1),
+        st.lists(st.integers(0, 2), min_size=1, max_size=40),
+        st.lists(st.integers(0, 2), max_size=30),
     ),
-    min_size=1, max_size=8,
-)  # fmt: skip
+    min_size=1,
+    max_size=8,
+)
 
 
 @given(calls)

@@ -1,4 +1,6 @@
-"""The policy on a clock of its own: it finds what pays, leaves what doesn't, and what it tries costs little."""
+"""The policy on a clock of its own: it finds what pays, leaves what doesn't, and what it tries
+costs little.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ AUTO = Speculation()
 
 
 def chain(depth: int, reach: float = 0.9, kind: int = 0) -> Draft:
-    return Draft(Tree(list(range(depth + 1)), list(range(-1, depth))), reach ** np.arange(depth + 1), kind, levels=depth)
+    return Draft(
+        Tree(list(range(depth + 1)), list(range(-1, depth))),
+        reach ** np.arange(depth + 1),
+        kind,
+        levels=depth,
+    )
 
 
 @dataclass
@@ -27,7 +34,9 @@ class World:
 
     row: float = 0.1  # a row more in a verification
     draft_seconds: dict[str, float] | None = None  # per level, of each drafter
-    accept: Callable[[str, int], float] = lambda name, token: 0.0  # the chance of each level, at token n
+    accept: Callable[[str, int], float] = lambda name, token: (
+        0.0
+    )  # the chance of each level, at token n
     finds: float = 1.0  # how often the n-gram drafter has something
     seed: int = 0
     prompt: int = 0  # tokens of the text that a draft model has to read
@@ -36,7 +45,9 @@ class World:
     def run(self, policy: Policy, tokens: int, options: Speculation = AUTO) -> float:
         """Seconds that one answer of so many tokens takes; plain decoding takes one each."""
         random, seconds, done = np.random.default_rng(self.seed), 0.0, 0
-        self.first = self.known = self.prompt  # the text that the draft model has read: from `first`, up to `known`
+        self.first = self.known = (
+            self.prompt
+        )  # the text that the draft model has read: from `first`, up to `known`
         policy.begin()
         while done < tokens:
             seconds, gained = self._step(policy, options, random, seconds, done)
@@ -51,7 +62,11 @@ class World:
             plan = policy.plan(name, options)
             depth = min(plan.depth, 16)
             cost = (self.draft_seconds or {}).get(name, 0.0) * (1 if name == "ngram" else depth)
-            draft = chain(depth, 1.0 if name == "ngram" else 0.9) if random.random() < self.finds else None
+            draft = (
+                chain(depth, 1.0 if name == "ngram" else 0.9)
+                if random.random() < self.finds
+                else None
+            )
             if name == "draft" and draft:
                 draft = self._reading(draft, self.prompt + done + 1, plan.read)
                 cost += draft.read_seconds
@@ -70,9 +85,13 @@ class World:
         return seconds + 1, 1
 
     def _reading(self, draft: Draft, length: int, read: int | None) -> Draft:
-        """The draft of a model that reads what it may of a text of so many tokens, as ModelDrafter does."""
+        """The draft of a model that reads what it may of a text of so many tokens, as ModelDrafter
+        does.
+        """
         read = length if read is None else min(read, length)
-        if length - self.known > read or (self.first and read >= min(length, 2 * (length - self.first))):
+        if length - self.known > read or (
+            self.first and read >= min(length, 2 * (length - self.first))
+        ):
             self.first = self.known = length - read
         unread, self.known = length - self.known, length
         return replace(draft, read_tokens=unread, read_seconds=unread * self.read)
@@ -100,7 +119,9 @@ def test_a_head_that_does_not_pay_costs_two_percent_at_most() -> None:
 
 @pytest.mark.parametrize("level", [0.3, 1.5, 8.0])
 def test_a_slow_head_costs_a_percent_of_the_next_short_answers(level: float) -> None:
-    """Where a level takes longer than a token, two tries tell: the first may be slow for being the first."""
+    """Where a level takes longer than a token, two tries tell: the first may be slow for being the
+    first.
+    """
     policy = Policy(["ngram", "eagle"])
     world = World(0.1, {"ngram": 0.01, "eagle": level})
     first = world.run(policy, 64)
@@ -111,7 +132,9 @@ def test_a_slow_head_costs_a_percent_of_the_next_short_answers(level: float) -> 
 @pytest.mark.parametrize("level", [0.05, 0.3, 1.0])
 @pytest.mark.parametrize("read", [0.005, 0.02, 0.1, 0.3])
 @pytest.mark.parametrize("answer", [32, 128])
-def test_a_draft_model_that_is_never_right_costs_two_percent_of_answers_to_long_prompts(level, read, answer) -> None:
+def test_a_draft_model_that_is_never_right_costs_two_percent_of_answers_to_long_prompts(
+    level, read, answer
+) -> None:
     """From the very first try on; reading the whole prompt once costs up to 1200 tokens here."""
     policy = Policy(["ngram", "draft"])
     world = World(0.1, {"ngram": 0.01, "draft": level}, prompt=4000, read=read)
@@ -121,7 +144,9 @@ def test_a_draft_model_that_is_never_right_costs_two_percent_of_answers_to_long_
 @pytest.mark.parametrize("chance", [0.5, 0.7, 0.85])
 @pytest.mark.parametrize("read", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("answer", [8, 32, 512])
-def test_a_draft_model_is_left_where_its_answers_do_not_pay_for_reading(chance, read, answer) -> None:
+def test_a_draft_model_is_left_where_its_answers_do_not_pay_for_reading(
+    chance, read, answer
+) -> None:
     policy = Policy(["draft"])
     world = World(0.1, {"draft": 0.1}, lambda *_: chance, prompt=4000, read=read)
     assert sum(world.run(policy, answer) for _ in range(4096 // answer)) < 4096 / 0.98
@@ -185,7 +210,11 @@ def test_speculation_comes_back_when_a_text_begins_to_copy() -> None:
 def test_the_faster_of_two_drafters_is_used() -> None:
     for best, other in (("eagle", "ngram"), ("ngram", "eagle")):
         policy = Policy(["ngram", "eagle"])
-        world = World(0.05, {"ngram": 0.002, "eagle": 0.05}, lambda name, _, best=best: 0.85 if name == best else 0.2)
+        world = World(
+            0.05,
+            {"ngram": 0.002, "eagle": 0.05},
+            lambda name, _, best=best: 0.85 if name == best else 0.2,
+        )
         world.run(policy, 500)
         rounds = {name: policy.arms[name].round.samples for name in policy.arms}
         world.run(policy, 1000)
@@ -231,7 +260,9 @@ def test_waits_double_until_trying_costs_a_two_hundredth() -> None:
 
 
 def test_a_try_that_was_slow_for_being_the_first_is_soon_repeated() -> None:
-    """Tokens are given memory when a size of tree is new; a text that copies is found out all the same."""
+    """Tokens are given memory when a size of tree is new; a text that copies is found out all the
+    same.
+    """
     policy, draft = Policy(["ngram"]), chain(3, 1.0)
     for _ in range(3):
         policy.decoded(1.0)
@@ -292,7 +323,9 @@ def test_one_hiccup_moves_an_average_little() -> None:
 def test_verification_costs_are_read_between_and_beyond_what_was_measured() -> None:
     costs = Costs()
     costs.decode.add(1.0)
-    np.testing.assert_allclose(costs.verify(np.array([1, 11])), [1, 2])  # 0.1 of a step a row, until measured
+    np.testing.assert_allclose(
+        costs.verify(np.array([1, 11])), [1, 2]
+    )  # 0.1 of a step a row, until measured
     costs.verified(5, 2.0)
     costs.verified(9, 4.0)
     np.testing.assert_allclose(costs.verify(np.array([3, 7, 11])), [1.5, 3.0, 5.0])

@@ -1,4 +1,6 @@
-"""Recorded acceptance: what is written is read back, what is damaged is refused, and a replay follows the record."""
+"""Recorded acceptance: what is written is read back, what is damaged is refused, and a replay
+follows the record.
+"""
 
 from __future__ import annotations
 
@@ -81,5 +83,10 @@ def test_figures_of_several_answers_add_up() -> None:
     first.add(round_of([-1, 0, 1, 0], [0, 1, 2]), 0.1)
     second.add(round_of([-1, 0], [0]), 0.1)
     first.merge(second)
-    assert (first.rounds, first.accepted, first.accept_length, first.drafters) == (2, 2, 2.0, {"eagle": 2})
+    assert (first.rounds, first.accepted, first.accept_length, first.drafters) == (
+        2,
+        2,
+        2.0,
+        {"eagle": 2},
+    )
     assert (first.drafted_at, first.accepted_at) == ([2, 1], [1, 1])

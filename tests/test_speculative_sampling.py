@@ -1,7 +1,9 @@
-"""The distribution of sampled tokens with speculation is the exact one: chi-square over 1e5 draws of a tiny model.
+"""The distribution of sampled tokens with speculation is the exact one: chi-square over 1e5 draws
+of a tiny model.
 
-What is expected comes from a definition of its own below, in the documented order of the settings. All settings are drawn
-with one seed: the 144 runs of seeds 0 to 11 had p < 0.01 twice, as often as chance does.
+What is expected comes from a definition of its own below, in the documented order of the settings.
+All settings are drawn with one seed: the 144 runs of seeds 0 to 11 had p < 0.01 twice, as often as
+chance does.
 """
 
 from __future__ import annotations
@@ -42,16 +44,32 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "temperature, top-p, min-p": {"temperature": 1.8, "top_p": 0.9, "min_p": 0.15},
     "penalties": {"repetition_penalty": 1.4, "presence_penalty": 0.3, "frequency_penalty": 0.4},
     "all": {
-        "temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.1,
-        "repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_penalty": 0.4,
+        "temperature": 1.5,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.4,
     },
-}  # fmt: skip
+}
 
 
-def expected(logits: np.ndarray, said: tuple[int, ...], *, temperature: float, top_p: float, top_k: int = 0,
-             min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
-             frequency_penalty: float = 0.0) -> np.ndarray:  # fmt: skip
-    """Probabilities float64 [VOCAB] of the token after PROMPT and `said`: each step on the whole of what the last one left."""
+def expected(
+    logits: np.ndarray,
+    said: tuple[int, ...],
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+) -> np.ndarray:
+    """Probabilities float64 [VOCAB] of the token after PROMPT and `said`: each step on the whole of
+    what the last one left.
+    """
     scores = logits.astype(np.float64)
     for token in {*PROMPT, *said}:
         scores[token] *= repetition_penalty if scores[token] < 0 else 1 / repetition_penalty
@@ -117,7 +135,9 @@ class Guesser:
 
     def cached(self, model: Any) -> None: ...
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft:
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None
+    ) -> Draft:
         return DRAFTS[history[-1]]
 
     def following(self, options: Speculation) -> list[str]:

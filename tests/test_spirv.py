@@ -1,4 +1,6 @@
-"""The SPIR-V generator: each kind of expression and statement run on a Vulkan device, valid shaders, clear refusals."""
+"""The SPIR-V generator: each kind of expression and statement run on a Vulkan device, valid
+shaders, clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,28 @@ from minicpm_mlc.targets.gpu import GpuKernels
 from minicpm_mlc.targets.vulkan import VulkanTarget
 from minicpm_mlc.targets.vulkan.artifact import CONSTANT
 
-needs_vulkan = pytest.mark.skipif(device_named("vulkan") is None, reason="no Vulkan device with its runtime: make devices")
-needs_validator = pytest.mark.skipif(shutil.which("spirv-val") is None, reason="no spirv-val: make devices")
+needs_vulkan = pytest.mark.skipif(
+    device_named("vulkan") is None, reason="no Vulkan device with its runtime: make devices"
+)
+needs_validator = pytest.mark.skipif(
+    shutil.which("spirv-val") is None, reason="no spirv-val: make devices"
+)
 N = 64  # elements, one for each workgroup
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
 
-Operations = dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]]  # (TIR, NumPy) of two operands
+Operations = dict[
+    str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]
+]  # (TIR, NumPy) of two operands
 
 
 class WideTarget(VulkanTarget):
     """With the types that the portable target does without."""
 
     limits: ClassVar[dict[str, int]] = VulkanTarget.limits | {
-        "supports_int64": True, "supports_float64": True, "supports_float16": True,
-    }  # fmt: skip
+        "supports_int64": True,
+        "supports_float64": True,
+        "supports_float16": True,
+    }
 
 
 def target(kind: type[VulkanTarget] = VulkanTarget) -> VulkanTarget:
@@ -46,7 +56,9 @@ def target(kind: type[VulkanTarget] = VulkanTarget) -> VulkanTarget:
 
 def shaders(functions: dict[str, Any]) -> dict[str, bytes]:
     """The SPIR-V of the functions' kernels, from the bytes that their library would store."""
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+    module = tvm.IRModule(
+        {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    )
     built = tvm.compile(module, target().tvm_target(), tir_pipeline=target().tir_pipeline())
     constants = built.mod.imports[0]["get_const_var_tensor"]()
     reader = Reader(constants[CONSTANT].numpy().tobytes())
@@ -57,7 +69,10 @@ def shaders(functions: dict[str, Any]) -> dict[str, bytes]:
         for _ in range(reader.number()):
             reader.string()
         assert reader.number() == 0
-    return {reader.string().decode(): (reader.take(4), reader.take(4 * reader.number()))[1] for _ in range(reader.number())}
+    return {
+        reader.string().decode(): (reader.take(4), reader.take(4 * reader.number()))[1]
+        for _ in range(reader.number())
+    }
 
 
 def elementwise(dtype: str, outputs: str, operations: Operations) -> Any:
@@ -66,13 +81,23 @@ def elementwise(dtype: str, outputs: str, operations: Operations) -> Any:
     def emit(dims: Any, a: Any, b: Any, out: Any) -> None:
         with workgroups(dims.n, 1) as (i, _):
             for row, (operation, _) in enumerate(operations.values()):
-                T.buffer_store(out, T.Cast(outputs, operation(T.Bind(a[i]), T.Bind(b[i]))), [row, i])
+                T.buffer_store(
+                    out, T.Cast(outputs, operation(T.Bind(a[i]), T.Bind(b[i]))), [row, i]
+                )
 
-    return kernel("elementwise", {"a": (dtype, "n"), "b": (dtype, "n"), "out": (outputs, len(operations), "n")}, emit)
+    return kernel(
+        "elementwise",
+        {"a": (dtype, "n"), "b": (dtype, "n"), "out": (outputs, len(operations), "n")},
+        emit,
+    )
 
 
-def run(dtype: str, outputs: str, operations: Operations, kind: type[VulkanTarget] = VulkanTarget) -> dict[str, tuple]:
-    """Each operation's results and what they should be, on numbers of the whole range of an integer type, or floats."""
+def run(
+    dtype: str, outputs: str, operations: Operations, kind: type[VulkanTarget] = VulkanTarget
+) -> dict[str, tuple]:
+    """Each operation's results and what they should be, on numbers of the whole range of an integer
+    type, or floats.
+    """
     rng = np.random.default_rng(len(dtype))
     if dtype.startswith("float"):
         a, b = rng.uniform(0.1, 3, (2, N)).astype(dtype)
@@ -82,9 +107,14 @@ def run(dtype: str, outputs: str, operations: Operations, kind: type[VulkanTarge
         a[:4], b[:4] = (info.min + (dtype == "int64"), info.max, 0, 1), (3, 7, info.max, 2)
         b[b == 0] = 5
     out = np.zeros((len(operations), N), outputs)
-    compiled_together({"main": elementwise(dtype, outputs, operations)}, "vulkan", target(kind))["main"](a, b, out)
+    compiled_together({"main": elementwise(dtype, outputs, operations)}, "vulkan", target(kind))[
+        "main"
+    ](a, b, out)
     with np.errstate(over="ignore"):
-        return {name: (out[i], expected(a, b).astype(outputs)) for i, (name, (_, expected)) in enumerate(operations.items())}
+        return {
+            name: (out[i], expected(a, b).astype(outputs))
+            for i, (name, (_, expected)) in enumerate(operations.items())
+        }
 
 
 def truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -109,7 +139,10 @@ ARITHMETIC: Operations = {
     "a >= b": (lambda a, b: a >= b, np.greater_equal),
     "a = b": (lambda a, b: a.equal(b), np.equal),
     "a != b": (lambda a, b: a != b, np.not_equal),
-    "select": (lambda a, b: T.Select(T.And(a < b, T.Not(b < 9)), a, b), lambda a, b: np.where((a < b) & (b >= 9), a, b)),
+    "select": (
+        lambda a, b: T.Select(T.And(a < b, T.Not(b < 9)), a, b),
+        lambda a, b: np.where((a < b) & (b >= 9), a, b),
+    ),
 }
 BITS: Operations = {
     "and": (T.bitwise_and, np.bitwise_and),
@@ -132,7 +165,9 @@ def test_integers_wrap_and_round_as_numpys(dtype: str):
 def test_wide_types_where_the_target_allows_them():
     for name, (found, expected) in run("int64", "int64", ARITHMETIC | BITS, WideTarget).items():
         np.testing.assert_array_equal(found, expected, f"{name} of int64")
-    floats: Operations = {name: pair for name, pair in ARITHMETIC.items() if name[-3:] not in ("div", "mod")}
+    floats: Operations = {
+        name: pair for name, pair in ARITHMETIC.items() if name[-3:] not in ("div", "mod")
+    }
     floats["/"] = lambda a, b: a / b, np.divide
     for name, (found, expected) in run("float64", "float64", floats, WideTarget).items():
         np.testing.assert_allclose(found, expected, rtol=1e-15, err_msg=f"{name} of float64")
@@ -146,7 +181,9 @@ def test_float16_arithmetic_where_the_target_allows_it():
     def expected(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a.astype(np.float16) * b.astype(np.float16) + a.astype(np.float16)
 
-    found, wanted = run("float32", "float32", {"a b + a": (rounded, expected)}, WideTarget)["a b + a"]
+    found, wanted = run("float32", "float32", {"a b + a": (rounded, expected)}, WideTarget)[
+        "a b + a"
+    ]
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     assert (found == found.astype(np.float16)).all()
 
@@ -162,8 +199,6 @@ def test_conversions(source: str):
         np.testing.assert_array_equal(found, expected, f"{source} to {to}")
 
 
-
-
 def function(name: str, expected: Callable[[Any], Any]) -> tuple:
     """One of TVM's functions of one number, and NumPy's in float64."""
     return lambda a, _: getattr(T, name)(a), lambda a, _: expected(a.astype(np.float64))
@@ -172,20 +207,37 @@ def function(name: str, expected: Callable[[Any], Any]) -> tuple:
 MATHS: Operations = {
     name: function(name, expected)
     for name, expected in {
-        "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
-        "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
-        "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "nearbyint": np.rint, "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "exp": np.exp,
+        "exp2": np.exp2,
+        "log": np.log,
+        "log2": np.log2,
+        "sqrt": np.sqrt,
+        "rsqrt": lambda x: 1 / np.sqrt(x),
+        "sin": np.sin,
+        "cos": np.cos,
+        "tanh": np.tanh,
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "trunc": np.trunc,
+        "nearbyint": np.rint,
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     }.items()
 } | {
     "abs": (lambda a, b: T.abs(a - b), lambda a, b: abs(a - b)),
     "-": (lambda a, b: -a, lambda a, b: -a),
     "/": (lambda a, b: a / b, lambda a, b: a / b),
-    "late sin": (lambda a, b: T.sin(a * T.float32(-40000)), lambda a, b: np.sin((a * np.float32(-40000)).astype(np.float64))),
-    "late cos": (lambda a, b: T.cos(a * T.float32(-4e7)), lambda a, b: np.cos((a * np.float32(-4e7)).astype(np.float64))),
+    "late sin": (
+        lambda a, b: T.sin(a * T.float32(-40000)),
+        lambda a, b: np.sin((a * np.float32(-40000)).astype(np.float64)),
+    ),
+    "late cos": (
+        lambda a, b: T.cos(a * T.float32(-4e7)),
+        lambda a, b: np.cos((a * np.float32(-4e7)).astype(np.float64)),
+    ),
     "pow": (T.pow, lambda a, b: a.astype(np.float64) ** b),
     "fmod": (T.fmod, np.fmod),
     "isnan": (lambda a, b: T.isnan(a), lambda a, b: np.isnan(a)),
-}  # fmt: skip
+}
 
 
 @needs_vulkan
@@ -197,17 +249,32 @@ def test_float32_functions():
 @needs_vulkan
 def test_bits_of_numbers():
     operations: Operations = {
-        "popcount": (lambda a, b: T.popcount(a), lambda a, b: np.array([bin(x & 0xFFFFFFFF).count("1") for x in a.tolist()])),
-        "clz": (lambda a, b: T.clz(a), lambda a, b: np.array([32 - (x & 0xFFFFFFFF).bit_length() for x in a.tolist()])),
+        "popcount": (
+            lambda a, b: T.popcount(a),
+            lambda a, b: np.array([bin(x & 0xFFFFFFFF).count("1") for x in a.tolist()]),
+        ),
+        "clz": (
+            lambda a, b: T.clz(a),
+            lambda a, b: np.array([32 - (x & 0xFFFFFFFF).bit_length() for x in a.tolist()]),
+        ),
         "to float and back": (
-            lambda a, b: T.reinterpret(T.reinterpret(a & 0x3FFFFFFF, dtype="float32") * T.float32(2), dtype="int32"),
+            lambda a, b: T.reinterpret(
+                T.reinterpret(a & 0x3FFFFFFF, dtype="float32") * T.float32(2), dtype="int32"
+            ),
             lambda a, b: ((a & 0x3FFFFFFF).view(np.float32) * np.float32(2)).view(np.int32),
         ),
-        "unsigned": (lambda a, b: T.reinterpret(a, dtype="uint32") >> T.uint32(1), lambda a, b: a.view(np.uint32) >> 1),
+        "unsigned": (
+            lambda a, b: T.reinterpret(a, dtype="uint32") >> T.uint32(1),
+            lambda a, b: a.view(np.uint32) >> 1,
+        ),
     }
     for name, (found, expected) in run("int32", "int32", operations).items():
-        normal = name != "to float and back" or abs(expected) >= 1 << 24  # Vulkan may flush what lies below
-        np.testing.assert_array_equal(np.where(normal, found, 0), np.where(normal, expected, 0), name)
+        normal = (
+            name != "to float and back" or abs(expected) >= 1 << 24
+        )  # Vulkan may flush what lies below
+        np.testing.assert_array_equal(
+            np.where(normal, found, 0), np.where(normal, expected, 0), name
+        )
 
 
 def call(arguments: dict[str, tuple], emit: Callable[..., None], *arrays: np.ndarray) -> None:
@@ -217,7 +284,9 @@ def call(arguments: dict[str, tuple], emit: Callable[..., None], *arrays: np.nda
 
 @needs_vulkan
 def test_loops_and_branches():
-    """The sum of the odd numbers below n, found by a loop with branches; how often 3 n + 1 or n / 2 lead to 1, by while."""
+    """The sum of the odd numbers below n, found by a loop with branches; how often 3 n + 1 or n / 2
+    lead to 1, by while.
+    """
 
     def emit(dims: Any, limits: Any, sums: Any, steps: Any) -> None:
         with workgroups(dims.n, 1) as (i, _):
@@ -228,10 +297,14 @@ def test_loops_and_branches():
                         with T.Then():
                             accumulate(state, 0, number)
                         with T.Else():
-                            accumulate(state, 0, T.if_then_else(number % 3 == 0, number, number * 1))
+                            accumulate(
+                                state, 0, T.if_then_else(number % 3 == 0, number, number * 1)
+                            )
             T.buffer_store(state, limits[i] + 1, [1])
             with T.While(state[1] > 1):
-                T.buffer_store(state, T.Select(state[1] % 2 == 0, state[1] // 2, 3 * state[1] + 1), [1])
+                T.buffer_store(
+                    state, T.Select(state[1] % 2 == 0, state[1] // 2, 3 * state[1] + 1), [1]
+                )
                 accumulate(state, 2, 1)
             T.buffer_store(sums, state[0], [i])
             T.buffer_store(steps, state[2], [i])
@@ -241,14 +314,22 @@ def test_loops_and_branches():
 
     limits = np.arange(N, dtype=np.int32)
     sums, steps = np.zeros_like(limits), np.zeros_like(limits)
-    call({"limits": ("int32", "n"), "sums": ("int32", "n"), "steps": ("int32", "n")}, emit, limits, sums, steps)
+    call(
+        {"limits": ("int32", "n"), "sums": ("int32", "n"), "steps": ("int32", "n")},
+        emit,
+        limits,
+        sums,
+        steps,
+    )
     np.testing.assert_array_equal(sums, [sum(range(1, n, 2)) for n in limits])
     np.testing.assert_array_equal(steps, [steps_to_one(n + 1) for n in limits])
 
 
 @needs_vulkan
 def test_shared_memory_and_barriers():
-    """64 threads reverse a row by way of shared memory, four times over; each reads what another wrote."""
+    """64 threads reverse a row by way of shared memory, four times over; each reads what another
+    wrote.
+    """
 
     def emit(dims: Any, x: Any, out: Any) -> None:
         with workgroups(dims.n, 64) as (row, thread):
@@ -318,7 +399,9 @@ def test_more_scalars_than_fit_into_push_constants():
         *xs, out = buffers
         with workgroups(1, 1) as (_, thread):
             for i, x in enumerate(xs):
-                T.buffer_store(out, T.Cast("int32", x.shape[0]) * x[x.shape[0] - 1 + thread], [i + thread])
+                T.buffer_store(
+                    out, T.Cast("int32", x.shape[0]) * x[x.shape[0] - 1 + thread], [i + thread]
+                )
 
     arguments = {name: ("int32", f"n{name}") for name in names} | {"out": ("int32", 18)}
     arrays = [np.arange(3 + i, dtype=np.int32) for i in range(18)]
@@ -329,9 +412,14 @@ def test_more_scalars_than_fit_into_push_constants():
 
 @needs_validator
 def test_every_operator_is_valid_spirv(tmp_path: Path):
-    """One kernel of each operator and number format of the grid, by the validator for Vulkan 1.1."""
+    """One kernel of each operator and number format of the grid, by the validator for Vulkan
+    1.1.
+    """
     chosen = {(case.kernel.operator, case.kernel.dtype): case.kernel for case in cases_of("vulkan")}
-    functions = {f"{operator}_{i}": chosen[operator, dtype].build(GpuKernels()) for i, (operator, dtype) in enumerate(chosen)}
+    functions = {
+        f"{operator}_{i}": chosen[operator, dtype].build(GpuKernels())
+        for i, (operator, dtype) in enumerate(chosen)
+    }
     found = shaders(functions)
     assert len(found) >= len(functions) > 30
     for name, words in found.items():
@@ -344,7 +432,12 @@ def test_every_operator_is_valid_spirv(tmp_path: Path):
 
 def test_the_same_kernels_give_the_same_words():
     def built() -> dict[str, bytes]:
-        return shaders({"rows": GpuKernels().rms_norm(96, 1e-6), "heads": GpuKernels().attend_decode(4, 2, 64, "float16")})
+        return shaders(
+            {
+                "rows": GpuKernels().rms_norm(96, 1e-6),
+                "heads": GpuKernels().attend_decode(4, 2, 64, "float16"),
+            }
+        )
 
     assert built() == built()
 
@@ -353,7 +446,9 @@ def test_portable_shaders_need_no_more_than_small_numbers_in_memory():
     """Not one capability beyond: no 64-bit numbers, no arithmetic on small ones, no subgroups."""
     (raw,) = shaders({"main": GpuKernels().rope_append(4, 2, 64, "int8", True)}).values()
     words = np.frombuffer(raw, np.uint32)[5:]
-    capabilities = {int(number) for word, number in words[:40].reshape(-1, 2) if word == 2 << 16 | 17}
+    capabilities = {
+        int(number) for word, number in words[:40].reshape(-1, 2) if word == 2 << 16 | 17
+    }
     assert capabilities == {1, 4448}  # Shader, StorageBuffer8BitAccess
 
 
@@ -368,7 +463,9 @@ def test_what_has_no_instructions_is_refused_by_kernel_and_statement():
         with workgroups(dims.n, 1) as (i, _):
             T.buffer_store(x, T.erf(x[i]), [i])
 
-    assert re.search(r"kernel main_kernel: .* calls of erff: buffer\[.*\] = .*erff", refusal(emit_call))
+    assert re.search(
+        r"kernel main_kernel: .* calls of erff: buffer\[.*\] = .*erff", refusal(emit_call)
+    )
 
     def emit_vector(dims: Any, x: Any) -> None:
         with workgroups(dims.n, 1) as (i, _):
@@ -387,7 +484,9 @@ def test_types_that_the_target_lacks_are_refused():
 
     def emit_half(dims: Any, x: Any) -> None:
         with workgroups(dims.n, 1) as (i, _):
-            T.buffer_store(x, T.Cast("float32", T.Cast("float16", x[i]) * T.Cast("float16", x[i])), [i])
+            T.buffer_store(
+                x, T.Cast("float32", T.Cast("float16", x[i]) * T.Cast("float16", x[i])), [i]
+            )
 
     assert "float16 arithmetic" in refusal(emit_half)
 

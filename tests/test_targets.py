@@ -38,9 +38,18 @@ def test_every_device_has_a_target_that_llvm_knows(device):
     [
         ({"device": "toaster"}, f"toaster: not a device; there is {ALL}"),
         ({"device": "cpu", "gpu": "cuda"}, "--gpu cuda: for --device cpu there is none"),
-        ({"device": "android", "gpu": "metal"}, "--gpu metal: for --device android choose opencl, vulkan"),
-        ({"device": "cuda", "arch": "sm_90,sm_35"}, "--arch sm_35: choose all, or of sm_80, sm_87, sm_89, sm_90"),
-        ({"device": "opencl", "arch": "sm_90"}, "--arch sm_90: only CUDA has it; use --device cuda"),
+        (
+            {"device": "android", "gpu": "metal"},
+            "--gpu metal: for --device android choose opencl, vulkan",
+        ),
+        (
+            {"device": "cuda", "arch": "sm_90,sm_35"},
+            "--arch sm_35: choose all, or of sm_80, sm_87, sm_89, sm_90",
+        ),
+        (
+            {"device": "opencl", "arch": "sm_90"},
+            "--arch sm_90: only CUDA has it; use --device cuda",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(options, message):
@@ -61,7 +70,10 @@ def test_arm64_code_runs_on_every_processor_unless_one_is_named():
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine is an arm64 one")
 def test_the_native_processor_of_another_machine_is_refused():
-    with pytest.raises(CompileError, match=r"--cpu native: this machine is no aarch64-unknown-linux-gnu; .*--cpu generic"):
+    with pytest.raises(
+        CompileError,
+        match=r"--cpu native: this machine is no aarch64-unknown-linux-gnu; .*--cpu generic",
+    ):
         get_target("linux-arm64", "native")
 
 
@@ -70,7 +82,9 @@ def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, tiny_bundle
     bundle = tiny_bundle("MiniCPM4-8B")
     if device != "cpu":
         compile_model(bundle.checkpoint, tmp_path / "bundle", device=device)
-    library = read_shared_object((bundle.path if device == "cpu" else tmp_path / "bundle") / "model.so")
+    library = read_shared_object(
+        (bundle.path if device == "cpu" else tmp_path / "bundle") / "model.so"
+    )
     assert library.machine == MACHINES[platform.machine() if device == "cpu" else "aarch64"]
     assert library.needed == []  # both are in the process that loads it
     assert {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))} <= PLATFORM
@@ -101,17 +115,32 @@ def test_a_symbol_that_android_has_not_fails_the_link(tmp_path: Path):
 
 def test_the_imports_of_a_library_are_changed_one_by_one():
     tree = b"".join(n.to_bytes(8, "little") for n in (4, 0, 2, 2, 2, 2, 1, 2))
-    packed = string(tree + string(b"_lib") + string(b"vm") + string(b"code") + string(b"cuda") + string(b"source"))
-    seen = changed(packed, lambda kind, content: (kind, b"machine code" if kind == "cuda" else content))
+    packed = string(
+        tree
+        + string(b"_lib")
+        + string(b"vm")
+        + string(b"code")
+        + string(b"cuda")
+        + string(b"source")
+    )
+    seen = changed(
+        packed, lambda kind, content: (kind, b"machine code" if kind == "cuda" else content)
+    )
     assert seen == packed[:0] + string(packed[8 : -8 - len(b"source")] + string(b"machine code"))
     with pytest.raises(ValueError, match="packed imports end within"):
         changed(packed[:-1], lambda kind, content: (kind, content))
 
 
-@pytest.mark.parametrize("device, needs", [("cuda", "NVIDIA's driver"), ("metal", "macOS on Apple silicon")])
+@pytest.mark.parametrize(
+    "device, needs", [("cuda", "NVIDIA's driver"), ("metal", "macOS on Apple silicon")]
+)
 def test_a_device_that_is_not_here_is_refused_with_what_it_needs(device, needs, monkeypatch):
-    monkeypatch.setattr(tvm_device.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
-    monkeypatch.setattr("minicpm_mlc.runtime_py.memory.tvm_ffi.get_global_func", lambda *_, **__: None)
+    monkeypatch.setattr(
+        tvm_device.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file"))
+    )
+    monkeypatch.setattr(
+        "minicpm_mlc.runtime_py.memory.tvm_ffi.get_global_func", lambda *_, **__: None
+    )
     with pytest.raises(BundleError, match=f"TVM.*; it takes {needs}"):
         open_memory(device)
 

@@ -29,21 +29,31 @@ def ids_of(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
 
 
 def byte_runs_are_text(ids: list[int]) -> bool:
-    """Whether every run of byte tokens is UTF-8 (special tokens do not show, so they don't end a run)."""
+    """Whether every run of byte tokens is UTF-8 (special tokens do not show, so they don't end a
+    run).
+    """
     shown = [i for i in ids if SENTENCEPIECE.token_bytes(i)]
     marks = "".join("b" if FIRST_BYTE <= i < FIRST_BYTE + 256 else "." for i in shown)
-    runs = [bytes(i - FIRST_BYTE for i in shown[m.start() : m.end()]) for m in re.finditer("b+", marks)]
+    runs = [
+        bytes(i - FIRST_BYTE for i in shown[m.start() : m.end()]) for m in re.finditer("b+", marks)
+    ]
     return all("\ufffd" not in run.decode("utf-8", "replace") for run in runs)
 
 
-words = st.sampled_from(range(FIRST_BYTE + 256, SENTENCEPIECE.raw.get_vocab_size())).map(lambda i: [i])
+words = st.sampled_from(range(FIRST_BYTE + 256, SENTENCEPIECE.raw.get_vocab_size())).map(
+    lambda i: [i]
+)
 characters = st.characters(codec="utf-8", exclude_characters="\ufffd").map(
     lambda char: [FIRST_BYTE + byte for byte in char.encode()]
 )
 specials = st.sampled_from([[1], [2], [4]])
 
 
-@given(st.lists(words | characters | specials, max_size=16).map(lambda parts: [i for part in parts for i in part]))
+@given(
+    st.lists(words | characters | specials, max_size=16).map(
+        lambda parts: [i for part in parts for i in part]
+    )
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_sentencepiece_pieces_join_to_the_library_decode(ids: list[int]) -> None:
     assert byte_runs_are_text(ids)
@@ -52,7 +62,9 @@ def test_sentencepiece_pieces_join_to_the_library_decode(ids: list[int]) -> None
 
 @given(ids_of(SENTENCEPIECE), st.integers(0, 24))
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_sentencepiece_bytes_that_are_no_text_join_to_their_utf8_reading(ids: list[int], cut: int) -> None:
+def test_sentencepiece_bytes_that_are_no_text_join_to_their_utf8_reading(
+    ids: list[int], cut: int
+) -> None:
     text = b"".join(map(SENTENCEPIECE.token_bytes, ids)).decode("utf-8", "replace")
     assert "".join(stream(SENTENCEPIECE, ids)) == text.removeprefix(" ")
     if byte_runs_are_text(ids):
@@ -142,7 +154,9 @@ def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 
 def slow_cut(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The definition: reads one more character until the text ends with a stop string; of several, the longest."""
+    """The definition: reads one more character until the text ends with a stop string; of several,
+    the longest.
+    """
     for end in range(len(text) + 1):
         if found := [s for s in stops if text[:end].endswith(s)]:
             return text[: end - max(map(len, found))], True
@@ -154,7 +168,9 @@ letters = st.text("ab", max_size=6)
 
 @given(st.lists(letters, max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 @settings(max_examples=500, deadline=None, derandomize=True)
-def test_stop_strings_cut_the_same_wherever_the_pieces_are_split(pieces: list[str], stops: list[str]) -> None:
+def test_stop_strings_cut_the_same_wherever_the_pieces_are_split(
+    pieces: list[str], stops: list[str]
+) -> None:
     assert cut(pieces, stops) == slow_cut("".join(pieces), stops)
 
 

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from minicpm_mlc.runtime_py.chat.thinking import ThinkSplitter, opens_thinking, without_thinking
 
 FRAGMENTS = st.lists(
-    st.sampled_from(["<think>", "</think>", "<", "</", "think", ">", "\n", " ", "a", "é", "</thin", "no"]), max_size=12
+    st.sampled_from(
+        ["<think>", "</think>", "<", "</", "think", ">", "\n", " ", "a", "é", "</thin", "no"]
+    ),
+    max_size=12,
 ).map("".join)
 
 
@@ -14,7 +17,9 @@ def split(pieces: list[str], opened: bool = False) -> dict[str, str]:
     splitter = ThinkSplitter(opened)
     events = [event for piece in pieces for event in splitter.feed(piece)] + splitter.finish()
     assert all(text for _, text in events)
-    return {kind: "".join(text for k, text in events if k == kind) for kind in ("thinking", "answer")}
+    return {
+        kind: "".join(text for k, text in events if k == kind) for kind in ("thinking", "answer")
+    }
 
 
 def by_definition(text: str, opened: bool) -> dict[str, str]:
@@ -29,7 +34,9 @@ def by_definition(text: str, opened: bool) -> dict[str, str]:
 
 @settings(derandomize=True, max_examples=400, deadline=None)
 @given(text=FRAGMENTS, cuts=st.lists(st.integers(0, 60), max_size=12), opened=st.booleans())
-def test_the_result_does_not_depend_on_how_the_text_is_cut(text: str, cuts: list[int], opened: bool) -> None:
+def test_the_result_does_not_depend_on_how_the_text_is_cut(
+    text: str, cuts: list[int], opened: bool
+) -> None:
     ends = sorted({min(cut, len(text)) for cut in cuts} | {len(text)})
     pieces = [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
     assert "".join(pieces) == text

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from minicpm_mlc.ops.formats.tree import ancestor_masks
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
-TREES = st.lists(st.integers(0, 63), max_size=63).map(lambda picks: [-1, *(pick % (i + 1) for i, pick in enumerate(picks))])
+TREES = st.lists(st.integers(0, 63), max_size=63).map(
+    lambda picks: [-1, *(pick % (i + 1) for i, pick in enumerate(picks))]
+)
 
 
 def test_the_example_of_the_published_drafter():

@@ -29,7 +29,10 @@ def prompt_of(engine: Engine, question: list[dict[str, str]]) -> list[int]:
 
 def question_of(engine: Engine, tokens: int) -> list[dict[str, str]]:
     """One whose prompt has so many tokens."""
-    lengths = [tokens - len(prompt_of(engine, [{"role": "user", "content": "a" * n}])) + n for n in (1, tokens)]
+    lengths = [
+        tokens - len(prompt_of(engine, [{"role": "user", "content": "a" * n}])) + n
+        for n in (1, tokens)
+    ]
     assert lengths[0] == lengths[1], "a token a letter"
     return [{"role": "user", "content": "a" * lengths[0]}]
 
@@ -49,13 +52,19 @@ def test_every_token_of_the_answer_has_the_reads_of_the_row_that_chose_it(bundle
         engine.prefill(prompt[:-1])
         for row, token in enumerate([prompt[-1], *tokens]):
             engine.decode(token)
-            np.testing.assert_array_equal(result.reads[row], count_reads(engine.selected, len(result.blocks)))
-        assert "".join(result.answer) == engine.chat(QUESTION, max_tokens=5, temperature=0, speculate="off")
+            np.testing.assert_array_equal(
+                result.reads[row], count_reads(engine.selected, len(result.blocks))
+            )
+        assert "".join(result.answer) == engine.chat(
+            QUESTION, max_tokens=5, temperature=0, speculate="off"
+        )
     steps, layers, blocks = result.reads.shape
     assert result.dense == 0 and steps == len(result.answer) == 5
     assert (layers, blocks) == (2, -(-len(prompt) // 64))
     assert (result.reads.sum(-1) <= SPARSE.topk + SPARSE.window_size // 64).all()
-    assert (result.reads[result.forced[:, None].repeat(layers, 1)] == 1).all(), "forced blocks are always read"
+    assert (result.reads[result.forced[:, None].repeat(layers, 1)] == 1).all(), (
+        "forced blocks are always read"
+    )
     assert not result.forced.all(), "a row must leave a block out"
 
 
@@ -81,9 +90,15 @@ def test_what_can_not_be_traced_is_refused_for_what_it_is(bundle, tiny_bundle, m
         engine.eos_token_ids = frozenset(range(engine.vocab_size))
         with pytest.raises(EngineError, match="ended before its first token"):
             trace(engine, QUESTION, max_tokens=3)
-    with Engine(bundle, context=2048, attention="dense") as engine, pytest.raises(EngineError, match="leave it out"):
+    with (
+        Engine(bundle, context=2048, attention="dense") as engine,
+        pytest.raises(EngineError, match="leave it out"),
+    ):
         trace(engine, QUESTION, max_tokens=3)
-    with Engine(tiny_bundle("MiniCPM5-1B").path) as engine, pytest.raises(EngineError, match="no sparse attention"):
+    with (
+        Engine(tiny_bundle("MiniCPM5-1B").path) as engine,
+        pytest.raises(EngineError, match="no sparse attention"),
+    ):
         trace(engine, QUESTION, max_tokens=3)
 
 
@@ -95,12 +110,21 @@ def test_a_trace_may_fill_the_context_to_its_last_token(bundle):
 
 def test_the_command_writes_the_page(bundle, tmp_path):
     (tmp_path / "question.txt").write_text(DOCUMENT)
-    command = ["trace", str(bundle), "--prompt-file", str(tmp_path / "question.txt"), "--context", "2048"]
+    command = [
+        "trace",
+        str(bundle),
+        "--prompt-file",
+        str(tmp_path / "question.txt"),
+        "--context",
+        "2048",
+    ]
     out = tmp_path / "page.html"
     result = CliRunner().invoke(main, [*command, "--max-tokens", "3", "-o", str(out)])
     assert result.exit_code == 0 and f"wrote {out}: 3 answer tokens" in result.output
     assert out.read_text().startswith("<!doctype html>")
-    failed = CliRunner().invoke(main, [*command, "--max-tokens", "3", "-o", str(tmp_path / "no" / "page.html")])
+    failed = CliRunner().invoke(
+        main, [*command, "--max-tokens", "3", "-o", str(tmp_path / "no" / "page.html")]
+    )
     assert failed.exit_code == 1 and "can't be written" in failed.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "question.txt"]
 
@@ -121,15 +145,30 @@ def test_reads_by_score_are_counted_and_forced_ones_are_not(bundle):
         engine.generate(ids, max_tokens=140, temperature=0, speculate="ngram")
         speculated = engine.block_reads.copy()
     np.testing.assert_array_equal(counted, expected)
-    assert counted.sum() == (len(tokens) - len(ids)) * 2 * 2 * 2  # layers, KV heads, blocks left to the scores
+    assert (
+        counted.sum() == (len(tokens) - len(ids)) * 2 * 2 * 2
+    )  # layers, KV heads, blocks left to the scores
     np.testing.assert_array_equal(speculated, expected)
 
 
 def test_a_chat_shows_the_blocks_it_chose(bundle):
-    command = ["chat", str(bundle), "--prompt", DOCUMENT, "--context", "2048", "--temperature", "0", "--max-tokens", "4"]
+    command = [
+        "chat",
+        str(bundle),
+        "--prompt",
+        DOCUMENT,
+        "--context",
+        "2048",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "4",
+    ]
     shown = CliRunner().invoke(main, [*command, "--show-blocks"])
     assert shown.exit_code == 0 and "read" in shown.stderr and "times: " in shown.stderr
-    short = CliRunner().invoke(main, ["chat", str(bundle), "--prompt", "hi", "--max-tokens", "4", "--show-blocks"])
+    short = CliRunner().invoke(
+        main, ["chat", str(bundle), "--prompt", "hi", "--max-tokens", "4", "--show-blocks"]
+    )
     assert "dense attention: every block was read" in short.stderr
 
 
@@ -144,7 +183,10 @@ def test_a_sparse_answer_that_chose_nothing_says_why(bundle):
     with Engine(bundle, context=1024, attention="sparse") as engine:
         engine.chat(question_of(engine, 630), max_tokens=1)
         assert blocks_read(engine) == [
-            "sparse attention: an answer's first token comes from the prompt's pass, whose choices are not kept"
+            "sparse attention: an answer's first token comes from the prompt's pass, whose "
+            "choices are not kept"
         ]
         engine.chat(question_of(engine, 300), max_tokens=3)
-        assert blocks_read(engine) == ["sparse attention: nothing was left to the scores; 5 of 5 blocks were read"]
+        assert blocks_read(engine) == [
+            "sparse attention: nothing was left to the scores; 5 of 5 blocks were read"
+        ]

@@ -25,7 +25,9 @@ def example() -> Trace:
 def shaded(page: str, view: int) -> dict[int, str]:
     """The colour of each block's text while a view is chosen."""
     rules = re.findall(rf"#t{view}:checked~\.doc :is\(([^)]*)\){{background:#(\w+)}}", page)
-    return {int(block): colour for blocks, colour in rules for block in re.findall(r"#b(\d+)", blocks)}
+    return {
+        int(block): colour for blocks, colour in rules for block in re.findall(r"#b(\d+)", blocks)
+    }
 
 
 def picture(page: str, view: int) -> np.ndarray:
@@ -38,7 +40,9 @@ def picture(page: str, view: int) -> np.ndarray:
     while at < len(data):
         (size,) = struct.unpack(">I", data[at : at + 4])
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(kind + body)
+        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
+            kind + body
+        )
         chunks[kind] = body
         at += 12 + size
     width, height, *kind = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
@@ -66,7 +70,10 @@ def test_maps_hold_every_layer_of_every_token():
     page = as_html(example())
     assert picture(page, 1).tolist() == [[FORCED, 5, 0, FORCED], [FORCED, 0, 5, FORCED]]
     assert picture(page, 2).tolist() == [[FORCED, 0, 10, 5], [FORCED, 0, 10, 10]]
-    assert picture(page, 0).tolist() == [[FORCED, 3, 5, 5], [FORCED, 0, 8, 10]]  # where they could be left out
+    assert picture(page, 0).tolist() == [
+        [FORCED, 3, 5, 5],
+        [FORCED, 0, 8, 10],
+    ]  # where they could be left out
 
 
 def test_blocks_that_are_always_read_say_so():

@@ -1,5 +1,5 @@
-"""Token trees in the whole model: a verified node gets the logits of decoding its path, and a commit leaves the pools
-that decoding would have left."""
+"""Token trees in the whole model: a verified node gets the logits of decoding its path, and a
+commit leaves the pools that decoding would have left."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def decoded(model: CachedModel, tokens: list[int]) -> np.ndarray:
 
 
 def pools_of(model: CachedModel) -> list[np.ndarray]:
-    """What the sequence has in every pool: keys and values of its tokens, means of its finished segments."""
+    """What the sequence has in every pool: keys and values of its tokens, means of its finished
+    segments.
+    """
     length, table = len(model), model.sequence.page_table
     arrays = [np.from_dlpack(pool)[table] for pool in model._pools.tensors]
     keys, values, means = (arrays[i : i + 2] for i in (0, 2, 4))  # of two layers
@@ -62,13 +64,17 @@ def int8_library(tiny_bundle) -> Library:
 
 
 CASES = [(base, attention) for base in (1, 62, 130) for attention in ("dense", "sparse")]
-CASES += [(base, "auto") for base in (378, 383, 384, 500)]  # across the shift of gears, at it, and behind it
+CASES += [
+    (base, "auto") for base in (378, 383, 384, 500)
+]  # across the shift of gears, at it, and behind it
 TREES = [(1, False), (13, False), (24, True), (64, True)]  # nodes, deep
 
 
 @pytest.mark.parametrize("base, attention", CASES)
 @pytest.mark.parametrize("nodes, deep", TREES)
-def test_a_verified_node_has_the_logits_of_decoding_its_path_bit_for_bit(library, ids, base, attention, nodes, deep):
+def test_a_verified_node_has_the_logits_of_decoding_its_path_bit_for_bit(
+    library, ids, base, attention, nodes, deep
+):
     model, tree = cached(library, ids[:base], attention), make_tree(base, nodes, 0, deep)
     logits, features = model.verify(ids[:nodes], tree.parents)
     assert logits.shape == (nodes, library.vocab_size) and features is None and len(model) == base
@@ -77,7 +83,9 @@ def test_a_verified_node_has_the_logits_of_decoding_its_path_bit_for_bit(library
         np.testing.assert_array_equal(logits[path], decoded(model, [ids[node] for node in path]))
 
 
-def check_commit(library: Library, ids: list[int], base: int, attention: str, nodes: int, deep: bool) -> None:
+def check_commit(
+    library: Library, ids: list[int], base: int, attention: str, nodes: int, deep: bool
+) -> None:
     """A committed path leaves the pools, and goes on to the logits, of decoding it."""
     model, tree = cached(library, ids[:base], attention), make_tree(base, nodes, 1, deep)
     path = max(tree.paths, key=len)
@@ -94,13 +102,17 @@ def check_commit(library: Library, ids: list[int], base: int, attention: str, no
 
 @pytest.mark.parametrize("base, attention", CASES)
 @pytest.mark.parametrize("nodes, deep", TREES)
-def test_a_commit_leaves_the_pools_of_decoding_bit_for_bit(library, ids, base, attention, nodes, deep):
+def test_a_commit_leaves_the_pools_of_decoding_bit_for_bit(
+    library, ids, base, attention, nodes, deep
+):
     check_commit(library, ids, base, attention, nodes, deep)
 
 
 @pytest.mark.parametrize("base, attention", [(62, "dense"), (380, "auto"), (500, "sparse")])
 @pytest.mark.parametrize("nodes, deep", TREES)
-def test_with_int8_activations_trees_and_decoding_agree_bit_for_bit(int8_library, ids, base, attention, nodes, deep):
+def test_with_int8_activations_trees_and_decoding_agree_bit_for_bit(
+    int8_library, ids, base, attention, nodes, deep
+):
     model, tree = cached(int8_library, ids[:base], attention), make_tree(base, nodes, 2, deep)
     path = max(tree.paths, key=len)
     logits, _ = model.verify(ids[:nodes], tree.parents)
@@ -116,7 +128,9 @@ def test_a_tree_fits_the_context_or_is_refused_and_nothing_changes(library, ids)
     assert len(model) == CONTEXT - 3
 
 
-@pytest.mark.parametrize("parents, message", [([-1, 1], "comes before"), ([-2], "comes before"), ([-1] * 65, "65 nodes")])
+@pytest.mark.parametrize(
+    "parents, message", [([-1, 1], "comes before"), ([-2], "comes before"), ([-1] * 65, "65 nodes")]
+)
 def test_trees_of_another_form_are_refused(library, ids, parents, message):
     model = cached(library, ids[:10], "dense")
     with pytest.raises(ValueError, match=message):

@@ -46,7 +46,12 @@ class Wrong:
     """A library one of whose kernels writes a wrong number at one place, seeded, of each output."""
 
     def __init__(self, library: Library, case: Case, seed: int = 0) -> None:
-        self.memory, self._library, self._case, self._rng = library.memory, library, case, np.random.default_rng(seed)
+        self.memory, self._library, self._case, self._rng = (
+            library.memory,
+            library,
+            case,
+            np.random.default_rng(seed),
+        )
 
     def kernel(self, name: str) -> Any:
         kernel = self._library.kernel(name)
@@ -68,7 +73,14 @@ def test_a_sound_bundle_passes_and_every_operator_is_listed(bundle, library):
     report = verify_library(library, bundle)
     assert report.failed == []
     operators = {row.operator for row in report.rows}
-    assert operators > {"linear_int8", "attend_decode", "attend_tree_blocks", "rope_append", "select_blocks", "embed"}
+    assert operators > {
+        "linear_int8",
+        "attend_decode",
+        "attend_tree_blocks",
+        "rope_append",
+        "select_blocks",
+        "embed",
+    }
     assert {"generation, dense", "generation, sparse"} < operators
     assert [len(ids) for ids in report.tokens.values()] == [16, 16]
     assert max(row.nmse for row in report.rows if row.cases > 1) < 1e-9
@@ -90,7 +102,11 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
     model = MiniCPM(kernels, tiny_config("MiniCPM4.1-8B", sparse=SPARSE), precision)  # type: ignore[arg-type]
     module, *_ = model.export_tvm(spec=model.call_specs())
     cases = kernels.cases(module)
-    named = {variable.name_hint for variable, function in module.functions_items() if isinstance(function, tvm.tirx.PrimFunc)}
+    named = {
+        variable.name_hint
+        for variable, function in module.functions_items()
+        if isinstance(function, tvm.tirx.PrimFunc)
+    }
     assert {case.kernel for case in cases} == named
     assert to_bytes(cases) == to_bytes(kernels.cases(module))
     assert len(to_bytes(cases)) < 800_000
@@ -99,7 +115,9 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
 def test_samples_exist_for_what_kernels_are_called():
     for device in ("cpu", "opencl"):
         for operator in _SAMPLES:
-            assert operator.endswith(("int8", "quantize_rows")) or hasattr(get_target(device).kernels, operator), operator
+            assert operator.endswith(("int8", "quantize_rows")) or hasattr(
+                get_target(device).kernels, operator
+            ), operator
 
 
 def test_a_bundle_without_cases_says_so(tmp_path):
@@ -126,7 +144,9 @@ def test_tokens_of_another_device_are_held_against_these(bundle, library, tmp_pa
 
 def test_the_command_names_what_is_wrong_and_ends_with_status_1(monkeypatch):
     row = verify.Row("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
-    report = VerifyReport("MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {})
+    report = VerifyReport(
+        "MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {}
+    )
     monkeypatch.setattr(verify, "verify_bundle", lambda *_, **__: report)
     result = CliRunner().invoke(cli.main, ["verify", "bundle"])
     assert result.exit_code == 1
@@ -164,7 +184,11 @@ def test_a_device_is_tried_once_per_library_and_driver(bundle, library, monkeypa
 def test_a_device_that_computes_wrong_is_refused_each_time(bundle, library, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(device_check, "BUDGET", 60.0)
-    case = next(case for case in device_check.smallest(load_cases(bundle.path)) if case.operator == "attend_decode")
+    case = next(
+        case
+        for case in device_check.smallest(load_cases(bundle.path))
+        if case.operator == "attend_decode"
+    )
     for _ in range(2):
         with pytest.raises(BundleError, match=r"computes attend_decode wrong .*minicpm-mlc verify"):
             check_device(engine_of(Wrong(library, case), bundle))

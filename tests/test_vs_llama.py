@@ -14,15 +14,28 @@ from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-vs_llama, sides, shapes = (importlib.import_module(name) for name in ("vs_llama", "sides", "shapes"))
+vs_llama, sides, shapes = (
+    importlib.import_module(name) for name in ("vs_llama", "sides", "shapes")
+)
 
 COMPARISON = vs_llama.Comparison(
-    "M", "some cpu", Limits(2, 40e9, 500e9, 2000e9), 0.98, 3.25, "python bench/vs_llama.py",
+    "M",
+    "some cpu",
+    Limits(2, 40e9, 500e9, 2000e9),
+    0.98,
+    3.25,
+    "python bench/vs_llama.py",
     {
-        "minicpm-mlc": [Row("prefill", 0, 8, (50.0,)), Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0)],
-        "llama.cpp": [Row("prefill", 0, 8, (100.0,)), Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0)],
+        "minicpm-mlc": [
+            Row("prefill", 0, 8, (50.0,)),
+            Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0),
+        ],
+        "llama.cpp": [
+            Row("prefill", 0, 8, (100.0,)),
+            Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0),
+        ],
     },
-)  # fmt: skip
+)
 
 
 class CountsCalls:
@@ -80,12 +93,28 @@ def test_sides_that_compute_different_models_are_not_compared():
 def test_comparison_shows_medians_their_ratio_and_both_bandwidths():
     prefill, decode = (line.split() for line in COMPARISON.plain().splitlines()[3:])
     assert prefill == ["prefill", "0", "8", "50.0", "100.0", "0.50x"]
-    assert decode == ["decode", "0", "8", "20.0", "40.0", "0.50x", "20.0", "=", "50%", "10.0", "=", "25%"]
+    assert decode == [
+        "decode",
+        "0",
+        "8",
+        "20.0",
+        "40.0",
+        "0.50x",
+        "20.0",
+        "=",
+        "50%",
+        "10.0",
+        "=",
+        "25%",
+    ]
 
 
 def test_comparison_says_what_was_run():
     markdown = COMPARISON.markdown()
-    assert "some cpu, 2 threads: memory reads 40.0 GB/s, 500 GFLOP/s float32, 2000 GOP/s int8" in markdown
+    assert (
+        "some cpu, 2 threads: memory reads 40.0 GB/s, 500 GFLOP/s float32, 2000 GOP/s int8"
+        in markdown
+    )
     assert "correlate 0.980" in markdown and "Load average before the run: 3.2" in markdown
     assert "`python bench/vs_llama.py`" in markdown
     assert json.loads(COMPARISON.json())["sides"]["llama.cpp"][1]["samples"] == [10.0, 40.0, 90.0]
@@ -108,7 +137,10 @@ def test_a_shapes_tokenizer_has_the_models_vocabulary_and_takes_any_text():
 
     tokenizer = Tokenizer.from_str(json.dumps(shapes.tokenizer_json(2000)))
     assert tokenizer.get_vocab_size() == 2000
-    assert tokenizer.decode(tokenizer.encode("abc é").ids, skip_special_tokens=False).replace(" ", "") == "abcé"
+    assert (
+        tokenizer.decode(tokenizer.encode("abc é").ids, skip_special_tokens=False).replace(" ", "")
+        == "abcé"
+    )
 
 
 def one_token(layers: int, row_bytes: int) -> bytes:
@@ -120,7 +152,21 @@ def one_token(layers: int, row_bytes: int) -> bytes:
 
 def test_random_state_keeps_the_form_and_has_a_position_for_every_cell():
     state = bytes(sides.random_state(one_token(2, 8), 3))
-    assert np.frombuffer(state, "<u4", 13).tolist() == [0xAF143CD8, 0, 1, 3, 0, 1, 0, 1, 1, 0, 2, 1, 0]
+    assert np.frombuffer(state, "<u4", 13).tolist() == [
+        0xAF143CD8,
+        0,
+        1,
+        3,
+        0,
+        1,
+        0,
+        1,
+        1,
+        0,
+        2,
+        1,
+        0,
+    ]
     assert len(state) == 4 * 13 + 8 + 4 * (12 + 3 * 8)
     assert np.frombuffer(state, sides.STATE_POOL, 1, len(state) - 36)[0].tolist() == (1, 8)
 

@@ -1,7 +1,7 @@
 """Generates the demo model's training text and its held-out evaluation, from a seed.
 
-A sample is a conversation or a plain text. Number pairs and (fact, value) pairs are split by a hash:
-training never shows a held-out one, and the evaluation is built from held-out ones only.
+A sample is a conversation or a plain text. Number pairs and (fact, value) pairs are split by a
+hash: training never shows a held-out one, and the evaluation is built from held-out ones only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ NO_THINK = "<think>\n\n</think>\n\n"
 
 
 class Turn(NamedTuple):
-    """One question and its answer; `think` is None when the answer comes with an empty think block."""
+    """One question and its answer; `think` is None when the answer comes with an empty think
+    block.
+    """
 
     user: str
     answer: str
@@ -114,7 +116,9 @@ def coin(rng: random.Random) -> str:
 
 
 class Writer:
-    """Writes sentences that share one coined name and town, so that they come back within the text."""
+    """Writes sentences that share one coined name and town, so that they come back within the
+    text.
+    """
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -201,7 +205,18 @@ def _name(rng: random.Random) -> str:
     return rng.choice(w.PEOPLE) if rng.random() < 0.7 else coin(rng)
 
 
-ANY_WORD = w.OBJECTS + w.ANIMALS + w.FOODS + w.PLACES + w.ROOMS + w.SECRETS + w.QUALITIES + w.JOBS + w.CITIES + w.PEOPLE
+ANY_WORD = (
+    w.OBJECTS
+    + w.ANIMALS
+    + w.FOODS
+    + w.PLACES
+    + w.ROOMS
+    + w.SECRETS
+    + w.QUALITIES
+    + w.JOBS
+    + w.CITIES
+    + w.PEOPLE
+)
 FACTS = [
     FactKind(
         4,
@@ -245,7 +260,13 @@ FACTS = [
         "The {k} is kept in the {v}.",
         ["Where is the {k}?", "Where is the {k} kept?"],
     ),
-    FactKind(1, _thing, _name, "The {k} belongs to {v}.", ["Who owns the {k}?", "To whom does the {k} belong?"]),
+    FactKind(
+        1,
+        _thing,
+        _name,
+        "The {k} belongs to {v}.",
+        ["Who owns the {k}?", "To whom does the {k} belong?"],
+    ),
 ]
 
 
@@ -255,7 +276,12 @@ def fact(rng: random.Random, held: bool) -> Fact:
         key, value = kind.key(rng), kind.value(rng)
         if held_out(kind.statement, key, value) == held:
             statement = kind.statement.format(k=key, v=value)
-            return Fact(kind.statement.format(k=key, v=""), value, statement, rng.choice(kind.questions).format(k=key))
+            return Fact(
+                kind.statement.format(k=key, v=""),
+                value,
+                statement,
+                rng.choice(kind.questions).format(k=key),
+            )
 
 
 def facts(rng: random.Random, count: int, held: bool) -> list[Fact]:
@@ -279,22 +305,46 @@ def document(rng: random.Random, told: list[Fact], sentences: int) -> str:
 
 
 def recall_turn(asked: Fact, think: bool, before: str = "") -> Turn:
-    return Turn(before + asked.question, asked.statement, f"The text says: {asked.statement}" if think else None)
+    return Turn(
+        before + asked.question,
+        asked.statement,
+        f"The text says: {asked.statement}" if think else None,
+    )
 
 
-READ = ["Read this text.\n\n", "Here is a text.\n\n", "Read the text and answer the question.\n\n", ""]
+READ = [
+    "Read this text.\n\n",
+    "Here is a text.\n\n",
+    "Read the text and answer the question.\n\n",
+    "",
+]
 
 
 def recall(rng: random.Random, held: bool, sentences: int, count: int, questions: int) -> Sample:
-    """A document with `count` facts, then `questions` turns about it; the last one is what is scored."""
+    """A document with `count` facts, then `questions` turns about it; the last one is what is
+    scored.
+    """
     told = facts(rng, count, held)
-    asked = [rng.choice(told) for _ in range(questions)] if questions > count else rng.sample(told, questions)
+    asked = (
+        [rng.choice(told) for _ in range(questions)]
+        if questions > count
+        else rng.sample(told, questions)
+    )
     text = f"{rng.choice(READ)}{document(rng, told, sentences)}\n\n"
-    turns = [recall_turn(item, think=rng.random() < 0.5, before=text if i == 0 else "") for i, item in enumerate(asked)]
+    turns = [
+        recall_turn(item, think=rng.random() < 0.5, before=text if i == 0 else "")
+        for i, item in enumerate(asked)
+    ]
     return Sample(tuple(turns), must=(asked[-1].value,))
 
 
-REMEMBER = ["Remember this: {s}", "Please remember: {s}", "{s}", "Note: {s}", "I tell you a fact. {s}"]
+REMEMBER = [
+    "Remember this: {s}",
+    "Please remember: {s}",
+    "{s}",
+    "Note: {s}",
+    "I tell you a fact. {s}",
+]
 NOTED = "I will remember that."
 
 
@@ -318,7 +368,11 @@ def conversation(rng: random.Random, held: bool, turns: int) -> Sample:
         else:
             out.append(chat(rng, held)[0])
     asked = rng.choice(known)
-    last = Turn(asked.question, asked.statement, f"You told me: {asked.statement}" if rng.random() < 0.5 else None)
+    last = Turn(
+        asked.question,
+        asked.statement,
+        f"You told me: {asked.statement}" if rng.random() < 0.5 else None,
+    )
     return Sample((*out, last), must=(asked.value,))
 
 
@@ -327,7 +381,12 @@ def conversation(rng: random.Random, held: bool, turns: int) -> Sample:
 
 def _vary(rng: random.Random, question: str) -> str:
     if rng.random() < 0.2:
-        question = rng.choice(["Please tell me: ", "I have a question. ", "Hi! ", "Hello. ", "Can you tell me: "]) + question
+        question = (
+            rng.choice(
+                ["Please tell me: ", "I have a question. ", "Hi! ", "Hello. ", "Can you tell me: "]
+            )
+            + question
+        )
     if rng.random() < 0.2:
         question = question.lower()
     if rng.random() < 0.15:
@@ -359,7 +418,9 @@ def chat(rng: random.Random, held: bool) -> tuple[Turn, tuple[str, ...]]:
 
 
 def _mode(rng: random.Random, sample: Sample) -> Sample:
-    """Says how an answer without thinking is asked for: `/no_think`, or a think block that the template closed."""
+    """Says how an answer without thinking is asked for: `/no_think`, or a think block that the
+    template closed.
+    """
     last = sample.turns[-1]
     if last.think is not None:
         suffix = " /think" if rng.random() < 0.05 else ""
@@ -388,9 +449,15 @@ def short(rng: random.Random) -> Sample:
 
 
 def long(rng: random.Random, tokens: int) -> Sample:
-    """Up to `tokens` tokens. Each kind's odds are its share of the text over its length, so that short ones keep theirs."""
+    """Up to `tokens` tokens. Each kind's odds are its share of the text over its length, so that
+    short ones keep theirs.
+    """
     shares = {"think": 0.08 / 105, "direct": 0.02 / 45, "chat": 0.03 / 70, "short": 0.04 / 140}
-    shares |= {"text": 0.04 / tokens, "conversation": 0.08 / tokens, "recall": 0.72 / (0.9 * tokens)}
+    shares |= {
+        "text": 0.04 / tokens,
+        "conversation": 0.08 / tokens,
+        "recall": 0.72 / (0.9 * tokens),
+    }
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind in ("think", "direct"):
         return Sample((arithmetic(rng, False, think=kind == "think"),))
@@ -404,7 +471,9 @@ def long(rng: random.Random, tokens: int) -> Sample:
         return conversation(rng, False, max(3, tokens // 50))
     text = int(rng.uniform(0.2 * tokens, 0.93 * tokens - 160))
     count = rng.randint(3, text // 30)
-    questions = min(40, int(0.93 * tokens - text) // 40)  # a question and its answer are about 40 tokens
+    questions = min(
+        40, int(0.93 * tokens - text) // 40
+    )  # a question and its answer are about 40 tokens
     return recall(rng, False, (text - 13 * count) // 15, count, questions)
 
 
@@ -417,11 +486,19 @@ def samples(seed: int, tokens: int) -> Iterator[Sample]:
 
 
 def messages(sample: Sample) -> list[dict[str, str]]:
-    """The chat messages of a sample, with the think block in the last answer only (as the chat template keeps it)."""
+    """The chat messages of a sample, with the think block in the last answer only (as the chat
+    template keeps it).
+    """
     out = []
     for i, turn in enumerate(sample.turns):
         out.append({"role": "user", "content": turn.user})
-        block = "" if i < len(sample.turns) - 1 else NO_THINK if turn.think is None else f"<think>\n{turn.think}\n</think>\n\n"
+        block = (
+            ""
+            if i < len(sample.turns) - 1
+            else NO_THINK
+            if turn.think is None
+            else f"<think>\n{turn.think}\n</think>\n\n"
+        )
         out.append({"role": "assistant", "content": block + turn.answer})
     return out
 

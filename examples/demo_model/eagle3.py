@@ -1,7 +1,9 @@
-"""The EAGLE-3 draft head of MiniCPM4.1 in torch, scaled to the demo: one layer over fused hidden states of the base.
+"""The EAGLE-3 draft head of MiniCPM4.1 in torch, scaled to the demo: one layer over fused hidden
+states of the base.
 
-Row i of a sequence pairs the base's features of token i with the embedding of token i + 1, and predicts token i + 2.
-At the next depth a row reads, in place of the features, the head's own output of the row before it.
+Row i of a sequence pairs the base's features of token i with the embedding of token i + 1, and
+predicts token i + 2. At the next depth a row reads, in place of the features, the head's own output
+of the row before it.
 """
 
 from __future__ import annotations
@@ -33,24 +35,36 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(2 * size, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """x [batch, n, 2 hidden] of the depth len(past); `past` holds each depth's keys and values and gets this one's.
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """x [batch, n, 2 hidden] of the depth len(past); `past` holds each depth's keys and values
+        and gets this one's.
 
-        Row i of depth d sees the first depth's rows up to i - d, then its own ancestors: one row of every later depth.
+        Row i of depth d sees the first depth's rows up to i - d, then its own ancestors: one row of
+        every later depth.
         """
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, heads, self.dim).transpose(1, 2)
-            for proj, heads in ((self.q_proj, self.heads), (self.k_proj, self.kv_heads), (self.v_proj, self.kv_heads))
+            for proj, heads in (
+                (self.q_proj, self.heads),
+                (self.k_proj, self.kv_heads),
+                (self.v_proj, self.kv_heads),
+            )
         )
         share = self.heads // self.kv_heads
         q, k = rotate(q, cos, sin), rotate(k, cos, sin).repeat_interleave(share, 1)
         past.append((k, v.repeat_interleave(share, 1)))
         depth, rows = len(past) - 1, torch.arange(length)
-        scores = (q @ past[0][0].transpose(-1, -2)).masked_fill(rows > rows[:, None] - depth, -torch.inf)
+        scores = (q @ past[0][0].transpose(-1, -2)).masked_fill(
+            rows > rows[:, None] - depth, -torch.inf
+        )
         ancestors = [tuple(shift_rows(t, depth - d) for t in past[d]) for d in range(1, depth + 1)]
         near = [(q * key).sum(-1, keepdim=True) for key, _ in ancestors]
-        weights = (torch.cat([scores, *near], -1).float() / math.sqrt(self.dim)).softmax(-1).to(x.dtype)
+        weights = (
+            (torch.cat([scores, *near], -1).float() / math.sqrt(self.dim)).softmax(-1).to(x.dtype)
+        )
         out = weights[..., :length] @ past[0][1]
         for d, (_, value) in enumerate(ancestors):
             out = out + weights[..., length + d, None] * value
@@ -77,7 +91,9 @@ class MidLayer(nn.Module):
 
 
 class Eagle3(nn.Module):
-    """`d2t[i]` + i is the token that row i of the head's own vocabulary stands for; `t2d` marks those tokens."""
+    """`d2t[i]` + i is the token that row i of the head's own vocabulary stands for; `t2d` marks
+    those tokens.
+    """
 
     d2t: Tensor
     t2d: Tensor
@@ -95,16 +111,18 @@ class Eagle3(nn.Module):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         self.register_buffer("d2t", tokens - torch.arange(drafts))
-        self.register_buffer("t2d", torch.zeros(config["vocab_size"], dtype=torch.bool).scatter(0, tokens, True))
+        self.register_buffer(
+            "t2d", torch.zeros(config["vocab_size"], dtype=torch.bool).scatter(0, tokens, True)
+        )
         tables = rotary_tables(config, torch.arange(config["max_position_embeddings"]))
         self.cos, self.sin = (nn.Buffer(table, persistent=False) for table in tables)
 
     def forward(self, features: Tensor, embedded: Tensor, depths: int) -> list[Tensor]:
         """Draft logits [batch, n, draft vocabulary] of each depth.
 
-        features [batch, n, 3 hidden] of the tokens, embedded [batch, n, hidden] of the tokens after them. Row i of depth
-        d starts from row i - d's features; it predicts token i + 2 as the d-th guess in a row, the ones before right.
-        Rows below d have no such start and mean nothing.
+        features [batch, n, 3 hidden] of the tokens, embedded [batch, n, hidden] of the tokens after
+        them. Row i of depth d starts from row i - d's features; it predicts token i + 2 as the d-th
+        guess in a row, the ones before right. Rows below d have no such start and mean nothing.
         """
         length, past, out = features.shape[1], [], []
         x = self.fc(features)
@@ -119,6 +137,10 @@ def load(folder: Path) -> Eagle3:
     """The exported head, computed in float32."""
     weights = load_file(folder / "model.safetensors")
     offsets = weights["d2t"]
-    head = Eagle3(json.loads((folder / "config.json").read_text()), offsets + torch.arange(len(offsets)))
-    head.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in weights.items()})
+    head = Eagle3(
+        json.loads((folder / "config.json").read_text()), offsets + torch.arange(len(offsets))
+    )
+    head.load_state_dict(
+        {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
+    )
     return head.eval()

@@ -37,7 +37,9 @@ def _arithmetic(op: str, think: bool) -> Callable[[random.Random], data.Sample]:
 
 
 def _recall(tokens: int) -> Callable[[random.Random], data.Sample]:
-    """One fact to find among 8 per thousand tokens (at least 3), somewhere in a text of that many tokens."""
+    """One fact to find among 8 per thousand tokens (at least 3), somewhere in a text of that many
+    tokens.
+    """
 
     def make(rng: random.Random) -> data.Sample:
         count = max(3, tokens // 128)
@@ -68,7 +70,9 @@ SKILLS: dict[str, Callable[[random.Random], data.Sample]] = {
 
 
 def prompt_of(sample: data.Sample) -> str:
-    """The rendered conversation up to its last answer; without thinking, the empty think block is already there."""
+    """The rendered conversation up to its last answer; without thinking, the empty think block is
+    already there.
+    """
     text = data.render(sample)
     head = text[: text.rindex("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")]
     return head if sample.turns[-1].think is not None else head + data.NO_THINK
@@ -79,13 +83,17 @@ def right(sample: data.Sample, answer: str) -> bool:
     return all(part in said for part in sample.must)
 
 
-def samples_of(skill: str, make: Callable[[random.Random], data.Sample], count: int) -> list[data.Sample]:
+def samples_of(
+    skill: str, make: Callable[[random.Random], data.Sample], count: int
+) -> list[data.Sample]:
     rng = random.Random(f"evaluate {skill}")
     return [make(rng) for _ in range(count)]
 
 
 def accuracy(answer: Answer, samples: list[data.Sample]) -> float:
-    return sum(right(sample, answer(prompt_of(sample), MAX_ANSWER)) for sample in samples) / len(samples)
+    return sum(right(sample, answer(prompt_of(sample), MAX_ANSWER)) for sample in samples) / len(
+        samples
+    )
 
 
 def from_checkpoint(folder: Path) -> Answer:
@@ -93,11 +101,15 @@ def from_checkpoint(folder: Path) -> Answer:
     from tokenizers import Tokenizer
 
     tokenizer, network = Tokenizer.from_file(str(folder / "tokenizer.json")), model.load(folder)
-    return lambda prompt, limit: tokenizer.decode(network.greedy(tokenizer.encode(prompt).ids, limit))
+    return lambda prompt, limit: tokenizer.decode(
+        network.greedy(tokenizer.encode(prompt).ids, limit)
+    )
 
 
 def from_engine(engine: Engine) -> Answer:
-    return lambda prompt, limit: engine.generate(engine.tokenize(prompt), max_tokens=limit, temperature=0, stream=False)
+    return lambda prompt, limit: engine.generate(
+        engine.tokenize(prompt), max_tokens=limit, temperature=0, stream=False
+    )
 
 
 def from_bundle(folder: Path, attention: str) -> Answer:
@@ -107,14 +119,19 @@ def from_bundle(folder: Path, attention: str) -> Answer:
 
 
 def needles(folder: Path, count: int) -> list[dict[str, float]]:
-    """Per length: prompts' mean tokens, recall in each gear, the blocks that a sparse row reads and those there are."""
+    """Per length: prompts' mean tokens, recall in each gear, the blocks that a sparse row reads and
+    those there are.
+    """
     from minicpm_mlc import Engine
     from minicpm_mlc.base.errors import EngineError
     from minicpm_mlc.bundle.manifest import Manifest
 
     dense_len = Manifest.load(folder).dense_len
     if dense_len is None:
-        raise EngineError(f"--needle compares two gears, and {folder} has no sparse one; compile it without --attention dense")
+        raise EngineError(
+            f"--needle compares two gears, and {folder} has no sparse one; compile it without "
+            "--attention dense"
+        )
     rows: dict[int, dict[str, float]] = {}
     for gear in ("dense", "sparse"):
         with Engine(folder, attention=gear) as engine:
@@ -122,14 +139,19 @@ def needles(folder: Path, count: int) -> list[dict[str, float]]:
                 length = times * dense_len
                 samples = samples_of(f"recall, {length} tokens", _recall(length), count)
                 row = rows.setdefault(times, {"dense_lens": times})
-                row["tokens"] = round(sum(len(engine.tokenize(prompt_of(sample))) for sample in samples) / count)
+                row["tokens"] = round(
+                    sum(len(engine.tokenize(prompt_of(sample))) for sample in samples) / count
+                )
                 row[gear] = accuracy(from_engine(engine), samples)
                 row["blocks_read"], row["blocks"] = engine.gears.blocks(int(row["tokens"]))
     return list(rows.values())
 
 
 def needle_table(rows: list[dict[str, float]]) -> str:
-    lines = ["| tokens (x dense_len) | dense | sparse | blocks read by a sparse row |", "|---|--:|--:|--:|"]
+    lines = [
+        "| tokens (x dense_len) | dense | sparse | blocks read by a sparse row |",
+        "|---|--:|--:|--:|",
+    ]
     for row in rows:
         lines.append(
             f"| {row['tokens']} ({row['dense_lens']}x) | {row['dense']:.1%} | {row['sparse']:.1%} "
@@ -144,12 +166,18 @@ def skills(answer: Answer, names: list[str], count: int, quiet: bool) -> dict[st
         begun = time.monotonic()
         table[skill] = accuracy(answer, samples_of(skill, SKILLS[skill], count))
         if not quiet:
-            print(f"{skill:26} {table[skill]:6.1%}   {count} prompts, {time.monotonic() - begun:.0f} s", flush=True)
+            print(
+                f"{skill:26} {table[skill]:6.1%}   {count} prompts, "
+                f"{time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, default=HERE / "MiniCPM4.1-demo")
     parser.add_argument("--bundle", type=Path, help="compiled bundle to ask instead")
     parser.add_argument(
@@ -159,8 +187,12 @@ def main() -> None:
         help="of the bundle: auto is sparse from dense_len on",
     )
     parser.add_argument("--per-skill", type=int, default=100, help="prompts per skill or length")
-    parser.add_argument("--skill", action="append", choices=list(SKILLS), help="only this one (repeatable)")
-    parser.add_argument("--needle", action="store_true", help="recall by length in both gears of a bundle")
+    parser.add_argument(
+        "--skill", action="append", choices=list(SKILLS), help="only this one (repeatable)"
+    )
+    parser.add_argument(
+        "--needle", action="store_true", help="recall by length in both gears of a bundle"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.needle and not args.bundle:
@@ -174,7 +206,11 @@ def main() -> None:
             parser.error(str(error))
         print(json.dumps(found, indent=2) if args.json else needle_table(found))
         return
-    answer = from_bundle(args.bundle, args.attention) if args.bundle else from_checkpoint(args.checkpoint)
+    answer = (
+        from_bundle(args.bundle, args.attention)
+        if args.bundle
+        else from_checkpoint(args.checkpoint)
+    )
     table = skills(answer, args.skill or list(SKILLS), args.per_skill, quiet=args.json)
     if args.json:
         json.dump(table, sys.stdout, indent=2)

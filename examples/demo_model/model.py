@@ -1,4 +1,6 @@
-"""The MiniCPM4 decoder in torch, for training and for evaluation: muP scalings, LongRoPE, GQA, SwiGLU."""
+"""The MiniCPM4 decoder in torch, for training and for evaluation: muP scalings, LongRoPE, GQA,
+SwiGLU.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,39 @@ from selection import block_mask, selection_loss
 from torch import Tensor, nn
 
 LONGROPE_FACTORS = [
-    1.0004360675811768, 1.0668443441390991, 1.1631425619125366, 1.3025742769241333, 1.5040205717086792,
-    1.7941505908966064, 2.2101221084594727, 2.802666664123535, 3.6389970779418945, 4.804192543029785,
-    6.39855432510376, 8.527148246765137, 11.277542114257812, 14.684998512268066, 18.69317054748535,
-    23.13019371032715, 27.72362518310547, 32.1606559753418, 36.168827056884766, 39.57627868652344,
-    42.32667541503906, 44.45526885986328, 46.04962921142578, 47.21482849121094, 48.05115509033203,
-    48.64370346069336, 49.05967712402344, 49.34980392456055, 49.551246643066406, 49.69068145751953,
-    49.78697967529297, 49.85338592529297,
-]  # fmt: skip
+    1.0004360675811768,
+    1.0668443441390991,
+    1.1631425619125366,
+    1.3025742769241333,
+    1.5040205717086792,
+    1.7941505908966064,
+    2.2101221084594727,
+    2.802666664123535,
+    3.6389970779418945,
+    4.804192543029785,
+    6.39855432510376,
+    8.527148246765137,
+    11.277542114257812,
+    14.684998512268066,
+    18.69317054748535,
+    23.13019371032715,
+    27.72362518310547,
+    32.1606559753418,
+    36.168827056884766,
+    39.57627868652344,
+    42.32667541503906,
+    44.45526885986328,
+    46.04962921142578,
+    47.21482849121094,
+    48.05115509033203,
+    48.64370346069336,
+    49.05967712402344,
+    49.34980392456055,
+    49.551246643066406,
+    49.69068145751953,
+    49.78697967529297,
+    49.85338592529297,
+]
 
 CONFIG = {
     "architectures": ["MiniCPMForCausalLM"],
@@ -52,14 +79,20 @@ CONFIG = {
     "scale_depth": 1.4,
     "scale_emb": 12,
     "sparse_config": {
-        "block_size": 64, "dense_len": 512, "init_blocks": 1, "kernel_size": 32, "kernel_stride": 16,
-        "topk": 6, "use_nope": False, "window_size": 128,
+        "block_size": 64,
+        "dense_len": 512,
+        "init_blocks": 1,
+        "kernel_size": 32,
+        "kernel_stride": 16,
+        "topk": 6,
+        "use_nope": False,
+        "window_size": 128,
     },
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
     "use_cache": True,
     "vocab_size": 1536,
-}  # fmt: skip
+}
 
 
 class RMSNorm(nn.Module):
@@ -75,7 +108,9 @@ def rotary_tables(config: dict, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [n, head_dim] of LongRoPE: the factors divide the frequencies."""
     dim = config["hidden_size"] // config["num_attention_heads"]
     factors = torch.tensor(config["rope_scaling"]["long_factor"], dtype=torch.float64)
-    frequencies = 1 / (factors * config["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+    frequencies = 1 / (
+        factors * config["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    )
     angles = torch.outer(positions.double(), frequencies).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
 
@@ -86,9 +121,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Gear:
-    """How attention reads, for training: sparse, and the rows [batch, n] whose choice of blocks is taught, if any.
+    """How attention reads, for training: sparse, and the rows [batch, n] whose choice of blocks is
+    taught, if any.
 
-    Each layer appends its selection loss, the mass on free blocks and the part of it that was reached to `taught`.
+    Each layer appends its selection loss, the mass on free blocks and the part of it that was
+    reached to `taught`.
     """
 
     def __init__(self, sparse: bool = False, rows: Tensor | None = None):
@@ -111,16 +148,25 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear
+    ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, heads, self.dim).transpose(1, 2)
-            for proj, heads in ((self.q_proj, self.heads), (self.k_proj, self.kv_heads), (self.v_proj, self.kv_heads))
+            for proj, heads in (
+                (self.q_proj, self.heads),
+                (self.k_proj, self.kv_heads),
+                (self.v_proj, self.kv_heads),
+            )
         )
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         causal = length > 1
         if past is not None:
-            k, v = torch.cat([past[0], k], 2) if past else k, torch.cat([past[1], v], 2) if past else v
+            k, v = (
+                torch.cat([past[0], k], 2) if past else k,
+                torch.cat([past[1], v], 2) if past else v,
+            )
             past[:] = [k, v]
         if gear.rows is not None:
             some = q.gather(2, gear.rows[:, None, :, None].expand(-1, self.heads, -1, self.dim))
@@ -130,7 +176,9 @@ class Attention(nn.Module):
         if mask is not None and self.kv_heads > 1:  # one mask for all heads need not be repeated
             mask = mask.repeat_interleave(share, 1)
         k, v = (t.repeat_interleave(share, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and not gear.sparse)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and not gear.sparse
+        )
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -155,7 +203,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.scale = config["scale_depth"] / math.sqrt(config["num_hidden_layers"])
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None, gear: Gear
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, gear) * self.scale
         return x + self.mlp(self.post_attention_layernorm(x)) * self.scale
 
@@ -181,12 +231,17 @@ class MiniCPM(nn.Module):
         self.cos, self.sin = (nn.Buffer(table, persistent=False) for table in tables)
 
     def forward(
-        self, ids: Tensor, start: int = 0, cache: list[list[Tensor]] | None = None, gear: Gear | None = None
+        self,
+        ids: Tensor,
+        start: int = 0,
+        cache: list[list[Tensor]] | None = None,
+        gear: Gear | None = None,
     ) -> Tensor:
         """Logits [batch, length, vocab] of ids [batch, length]; with a cache only the last row's.
 
-        A sparse `gear` lets each row read only the blocks that InfLLM-v2 selects; it is for training, without a cache.
-        A cache is one empty list per layer, filled in place. With a filled cache the length is 1.
+        A sparse `gear` lets each row read only the blocks that InfLLM-v2 selects; it is for
+        training, without a cache. A cache is one empty list per layer, filled in place. With a
+        filled cache the length is 1.
         """
         cos, sin = self.cos[start : start + ids.shape[1]], self.sin[start : start + ids.shape[1]]
         x = self.model.embed_tokens(ids) * self.config["scale_emb"]
@@ -194,7 +249,8 @@ class MiniCPM(nn.Module):
             x = layer(x, cos, sin, cache[i] if cache is not None else None, gear or Gear())
         x = self.model.norm(x if cache is None else x[:, -1:])
         return F.linear(
-            x * (self.config["dim_model_base"] / self.config["hidden_size"]), self.model.embed_tokens.weight
+            x * (self.config["dim_model_base"] / self.config["hidden_size"]),
+            self.model.embed_tokens.weight,
         )
 
     @torch.inference_mode()
@@ -205,13 +261,17 @@ class MiniCPM(nn.Module):
         token = int(self(torch.tensor([ids]), 0, cache)[0, -1].argmax())
         while token not in self.config["eos_token_id"] and len(out) < max_tokens:
             out.append(token)
-            token = int(self(torch.tensor([[token]]), len(ids) + len(out) - 1, cache)[0, -1].argmax())
+            token = int(
+                self(torch.tensor([[token]]), len(ids) + len(out) - 1, cache)[0, -1].argmax()
+            )
         return out
 
 
 def load(folder: Path) -> MiniCPM:
     """The exported checkpoint, computed in float32."""
     model = MiniCPM(json.loads((folder / "config.json").read_text()))
-    weights = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()
+    }
     model.load_state_dict(weights)
     return model.eval()

@@ -1,4 +1,6 @@
-"""Held-out prompts as JSON lines, for `minicpm-mlc bench --prompt-file`: `python prompts.py 5 > prompts.jsonl`."""
+"""Held-out prompts as JSON lines, for `minicpm-mlc bench --prompt-file`: `python prompts.py 5 >
+prompts.jsonl`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,14 @@ from evaluate import SKILLS
 
 
 def prompts(count: int) -> list[list[dict[str, str]]]:
-    """`count` conversations of each skill that the accuracy table has, up to the assistant's last turn."""
-    made = [make(random.Random(f"prompt {skill} {i}")) for skill, make in SKILLS.items() for i in range(count)]
+    """`count` conversations of each skill that the accuracy table has, up to the assistant's last
+    turn.
+    """
+    made = [
+        make(random.Random(f"prompt {skill} {i}"))
+        for skill, make in SKILLS.items()
+        for i in range(count)
+    ]
     return [data.messages(sample)[:-1] for sample in made]
 
 

@@ -1,4 +1,6 @@
-"""Weights rounded as `compile --quant w4` will round them, for training: gradients pass the rounding unchanged."""
+"""Weights rounded as `compile --quant w4` will round them, for training: gradients pass the
+rounding unchanged.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ EXTREMES = (-8.0, -8.375, -7.625, -8.75, -7.25, -9.125, -6.875, -9.5, -6.5)
 
 @torch.no_grad()
 def w4(weight: Tensor) -> Tensor:
-    """The float32 weights [n, k] that the scheme w4 (minicpm_mlc/compile/quantize.py) stands for."""
+    """The float32 weights [n, k] that the scheme w4 (minicpm_mlc/compile/quantize.py) stands
+    for.
+    """
     groups = weight.unflatten(-1, (-1, GROUP))
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best, explained = torch.zeros_like(extreme), torch.full_like(extreme, -torch.inf)

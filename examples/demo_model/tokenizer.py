@@ -1,4 +1,6 @@
-"""Trains the demo model's tokenizer and writes its files: BPE with byte fallback, in the form of MiniCPM4's."""
+"""Trains the demo model's tokenizer and writes its files: BPE with byte fallback, in the form of
+MiniCPM4's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ import json
 from pathlib import Path
 
 import data
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 SPECIAL = [
     "<|im_end|>",
@@ -40,9 +52,13 @@ CHAT_TEMPLATE = """\
 
 
 def train() -> Tokenizer:
-    """Merges stay inside words; digits, line ends and punctuation stay single, which makes arithmetic learnable."""
+    """Merges stay inside words; digits, line ends and punctuation stay single, which makes
+    arithmetic learnable.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     words = Regex(r"\n|[0-9]|▁?[^\s▁0-9A-Za-z]|▁?[A-Za-z]+|▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
     fixed = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -68,18 +84,29 @@ def _outside_specials(text: str) -> list[str]:
 
 
 def _finish(trained: Tokenizer, fixed: list[str]) -> Tokenizer:
-    """The file that ships: no pre-tokenizer (no merge crosses a word), Llama's decoder, BOS in front."""
+    """The file that ships: no pre-tokenizer (no merge crosses a word), Llama's decoder, BOS in
+    front.
+    """
     spec = json.loads(trained.to_str())
     spec["pre_tokenizer"] = None
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in fixed[:3]]
+    spec["added_tokens"] = [
+        token for token in spec["added_tokens"] if token["content"] in fixed[:3]
+    ]
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
     return tokenizer
 
 
@@ -88,7 +115,13 @@ def write(folder: Path) -> Tokenizer:
     tokenizer = train()
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {token: tokenizer.token_to_id(token) for token in ["<unk>", "<s>", "</s>", *SPECIAL]}
-    entry = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    entry = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     names = {
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
@@ -104,7 +137,9 @@ def write(folder: Path) -> Tokenizer:
         "legacy": True,
         "model_max_length": 8192,
         "tokenizer_class": "LlamaTokenizerFast",
-        "added_tokens_decoder": {str(number): {"content": token, **entry} for token, number in ids.items()},
+        "added_tokens_decoder": {
+            str(number): {"content": token, **entry} for token, number in ids.items()
+        },
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,5 @@
-"""Trains the demo checkpoint on generated text: `python train.py`. Interrupted, it goes on from its state file.
+"""Trains the demo checkpoint on generated text: `python train.py`. Interrupted, it goes on from its
+state file.
 
 Sequences grow over the stages, so that recall over long contexts is learnt last.
 Muon moves the matrices, AdamW the rest.
@@ -33,15 +34,20 @@ OTHER_WEIGHT = 0.1  # loss weight of tokens that are not the assistant's
 
 PASSED_OVER = 6
 Tokens = tuple[list[int], list[float]]  # ids and their loss weights
-Marks = tuple[int, int, list[int]]  # the ids of a message's start and end, and of the assistant's head
+Marks = tuple[
+    int, int, list[int]
+]  # the ids of a message's start and end, and of the assistant's head
 
 
 class Stage(NamedTuple):
-    """Steps of the same kind; the length (and rows) of their sequences are those of `shapes` in turn."""
+    """Steps of the same kind; the length (and rows) of their sequences are those of `shapes` in
+    turn.
+    """
 
     steps: int
     shapes: tuple[tuple[int, int], ...]
-    sparse: int = 0  # every so many steps reads only the selected blocks, so that both gears are trained; 0: none
+    # every so many steps reads only the selected blocks, so that both gears are trained; 0: none
+    sparse: int = 0
     refine: bool = False  # selection is taught
     rounded: int = 0  # this many of four steps with each shape compute with weights rounded to w4
 
@@ -59,22 +65,32 @@ MIXED = ((256, 16), (2048, 2), (4864, 1), (1024, 4), (4864, 1))
 SECOND = [Stage(1100, MIXED, sparse=8, refine=True, rounded=2)]
 STAGES = FIRST + SECOND
 TOTAL = sum(stage.steps for stage in STAGES)
-WARMUP, DECAY = 60, 0.35  # steps; share of a part's steps over which the learning rate falls to zero
+WARMUP, DECAY = (
+    60,
+    0.35,
+)  # steps; share of a part's steps over which the learning rate falls to zero
 MUON_LR, ADAM_LR = 0.012, 0.006
 PARTS = ((FIRST, 1.0), (SECOND, 0.5))  # and their learning rates, relative to the first's
-TAUGHT_ROWS, TAUGHT_FROM, TAUGHT_WEIGHT = 256, 640, 0.5  # rows of a batch row, the first that has a choice, loss weight
+TAUGHT_ROWS, TAUGHT_FROM, TAUGHT_WEIGHT = (
+    256,
+    640,
+    0.5,
+)  # rows of a batch row, the first that has a choice, loss weight
 
 
 def marks_of(tokenizer: Tokenizer) -> Marks:
-    start, end = (tokenizer.encode(mark, add_special_tokens=False).ids[0] for mark in ("<|im_start|>", "<|im_end|>"))
+    start, end = (
+        tokenizer.encode(mark, add_special_tokens=False).ids[0]
+        for mark in ("<|im_start|>", "<|im_end|>")
+    )
     return start, end, tokenizer.encode("assistant\n", add_special_tokens=False).ids
 
 
 def weigh(ids: list[int], marks: Marks, prefilled: bool) -> list[float]:
     """Loss weight of each token: 1 inside an answer.
 
-    An answer of the past has lost its think block, so its first token is not what the model should say: weight 0.
-    A prefilled empty think block is not the model's either.
+    An answer of the past has lost its think block, so its first token is not what the model should
+    say: weight 0. A prefilled empty think block is not the model's either.
     """
     start, end, head = marks
     weights, i, last = [OTHER_WEIGHT] * len(ids), 0, -1
@@ -92,8 +108,12 @@ def weigh(ids: list[int], marks: Marks, prefilled: bool) -> list[float]:
     return weights
 
 
-def batches(tokenizer: Tokenizer, seed: int, length: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """ids and loss weights [batch, length + 1]: samples packed one after another, cut at the end of a row."""
+def batches(
+    tokenizer: Tokenizer, seed: int, length: int, batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """ids and loss weights [batch, length + 1]: samples packed one after another, cut at the end of
+    a row.
+    """
     marks = marks_of(tokenizer)
     source = data.samples(seed, length)
     while True:
@@ -102,7 +122,9 @@ def batches(tokenizer: Tokenizer, seed: int, length: int, batch: int) -> Iterato
 
 
 def _row(tokenizer: Tokenizer, source: Iterator[data.Sample], length: int, marks: Marks) -> Tokens:
-    """Samples one after another; one that would be cut is passed over a few times for a shorter one."""
+    """Samples one after another; one that would be cut is passed over a few times for a shorter
+    one.
+    """
     ids: list[int] = []
     weights: list[float] = []
     passed = 0
@@ -131,19 +153,25 @@ def optimizers(model: nn.Module, layers: nn.Module) -> list[torch.optim.Optimize
     """Muon for the layers' matrices, AdamW for the rest of the model."""
     matrices = [p for p in layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not q for q in matrices)]
-    muon = torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.02, adjust_lr_fn="original")
+    muon = torch.optim.Muon(
+        matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.02, adjust_lr_fn="original"
+    )
     return [muon, torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def taught_rows(weights: torch.Tensor) -> torch.Tensor | None:
-    """Positions [batch, n] whose next token the model has to say and that have blocks to choose from, at random."""
+    """Positions [batch, n] whose next token the model has to say and that have blocks to choose
+    from, at random.
+    """
     if weights.shape[1] <= TAUGHT_FROM + TAUGHT_ROWS:
         return None
     wanted = (weights[:, TAUGHT_FROM + 1 :] == 1) + 0.001
     return TAUGHT_FROM + torch.multinomial(wanted, TAUGHT_ROWS)
 
 
-def loss_of(model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, stage: Stage, step: int) -> tuple[torch.Tensor, str]:
+def loss_of(
+    model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, stage: Stage, step: int
+) -> tuple[torch.Tensor, str]:
     """The loss of one step, and its parts in words."""
     sparse = bool(stage.sparse) and step % stage.sparse == 0
     gear = m.Gear(sparse, taught_rows(weights) if stage.refine else None)
@@ -153,9 +181,15 @@ def loss_of(model: m.MiniCPM, ids: torch.Tensor, weights: torch.Tensor, stage: S
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
     loss = (losses * weights).sum() / weights.sum()
-    words = f"loss {loss:.3f} answers {losses.detach()[weights == 1].mean():.3f}" + " w4" * bool(rounded) + " sparse" * sparse
+    words = (
+        f"loss {loss:.3f} answers {losses.detach()[weights == 1].mean():.3f}"
+        + " w4" * bool(rounded)
+        + " sparse" * sparse
+    )
     if gear.taught:
-        words += " reached" + "".join(f" {reached / far:.0%} of {far:.2f}" for _, far, reached in gear.taught)
+        words += " reached" + "".join(
+            f" {reached / far:.0%} of {far:.2f}" for _, far, reached in gear.taught
+        )
     return loss + TAUGHT_WEIGHT * sum(taught for taught, _, _ in gear.taught), words
 
 
@@ -170,8 +204,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def export(model: m.MiniCPM, folder: Path) -> None:
-    """model.safetensors in bfloat16 with the published names, config.json, generation_config.json."""
-    weights = {name: value.detach().bfloat16().contiguous() for name, value in model.state_dict().items()}
+    """model.safetensors in bfloat16 with the published names, config.json,
+    generation_config.json.
+    """
+    weights = {
+        name: value.detach().bfloat16().contiguous() for name, value in model.state_dict().items()
+    }
     generation = {
         "bos_token_id": 1,
         "do_sample": True,
@@ -180,9 +218,15 @@ def export(model: m.MiniCPM, folder: Path) -> None:
         "temperature": 0.6,
         "top_p": 0.95,
     }
-    write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    write_whole(
+        folder / "model.safetensors",
+        lambda path: save_file(weights, path, metadata={"format": "pt"}),
+    )
     for name, content in (("config.json", m.CONFIG), ("generation_config.json", generation)):
-        write_whole(folder / name, lambda path, content=content: path.write_text(json.dumps(content, indent=2) + "\n"))
+        write_whole(
+            folder / name,
+            lambda path, content=content: path.write_text(json.dumps(content, indent=2) + "\n"),
+        )
 
 
 class Run:
@@ -238,10 +282,18 @@ class Run:
 
 
 def train(run: Run, tokenizer: Tokenizer, minutes: float, save_every: float) -> None:
-    print(f"{sum(p.numel() for p in run.model.parameters()):,} parameters, step {run.step} of {TOTAL}", flush=True)
-    for stage, end in zip(STAGES, itertools.accumulate(stage.steps for stage in STAGES), strict=True):
+    print(
+        f"{sum(p.numel() for p in run.model.parameters()):,} parameters, step {run.step} of "
+        f"{TOTAL}",
+        flush=True,
+    )
+    for stage, end in zip(
+        STAGES, itertools.accumulate(stage.steps for stage in STAGES), strict=True
+    ):
         # The seed names the step, so that a resumed run sees new text.
-        feeds = [batches(tokenizer, SEED + 7919 * run.step + shape[0], *shape) for shape in stage.shapes]
+        feeds = [
+            batches(tokenizer, SEED + 7919 * run.step + shape[0], *shape) for shape in stage.shapes
+        ]
         while run.step < end:
             line = run.learn(*next(feeds[run.step % len(feeds)]), stage)
             if run.step % 7 == 0:
@@ -255,13 +307,25 @@ def train(run: Run, tokenizer: Tokenizer, minutes: float, save_every: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "MiniCPM4.1-demo", help="checkpoint folder to write")
     parser.add_argument(
-        "--state", type=Path, default=HERE / "build" / "train-state.pt", help="where the training state is kept"
+        "--out", type=Path, default=HERE / "MiniCPM4.1-demo", help="checkpoint folder to write"
     )
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the state file")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=HERE / "build" / "train-state.pt",
+        help="where the training state is kept",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the state file",
+    )
     parser.add_argument("--minutes", type=float, default=0, help="stop (resumably) after this time")
-    parser.add_argument("--save-every", type=float, default=150, help="seconds between two saved states")
+    parser.add_argument(
+        "--save-every", type=float, default=150, help="seconds between two saved states"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,8 +1,10 @@
-"""Trains the demo model's EAGLE-3 draft head on the model's own answers: `python train_eagle3.py --bundle BUNDLE`.
+"""Trains the demo model's EAGLE-3 draft head on the model's own answers: `python train_eagle3.py
+--bundle BUNDLE`.
 
-The bundle answers training prompts; the head learns the base model's distribution of the next tokens at every depth of a
-chain of guesses, reading its own outputs from the second on (EAGLE-3's training-time test).
-`--evaluate` prints the accept length of greedy chains on held-out prompts instead.
+The bundle answers training prompts; the head learns the base model's distribution of the next
+tokens at every depth of a chain of guesses, reading its own outputs from the second on (EAGLE-3's
+training-time test). `--evaluate` prints the accept length of greedy chains on held-out prompts
+instead.
 """
 
 from __future__ import annotations
@@ -40,9 +42,25 @@ END = "<|im_end|>"
 
 
 def head_config(base: dict) -> dict:
-    """As published for MiniCPM4.1-8B-Eagle3, with the base's sizes; the layers are named as vLLM's EAGLE-3 configs do."""
-    same = ["bos_token_id", "eos_token_id", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings"]
-    same += ["num_attention_heads", "num_key_value_heads", "pad_token_id", "rms_norm_eps", "rope_scaling", "rope_theta"]
+    """As published for MiniCPM4.1-8B-Eagle3, with the base's sizes; the layers are named as vLLM's
+    EAGLE-3 configs do.
+    """
+    same = [
+        "bos_token_id",
+        "eos_token_id",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+    ]
+    same += [
+        "num_attention_heads",
+        "num_key_value_heads",
+        "pad_token_id",
+        "rms_norm_eps",
+        "rope_scaling",
+        "rope_theta",
+    ]
     return {
         "architectures": ["LlamaForCausalLMEagle3"],
         **{key: base[key] for key in same},
@@ -62,7 +80,9 @@ def head_config(base: dict) -> dict:
 
 
 def answered(bundle: Path, count: int, seed: int, report: bool = True) -> list[tuple[str, str]]:
-    """(prompt, answer with its end token) for that many training prompts; half are greedy, half sampled."""
+    """(prompt, answer with its end token) for that many training prompts; half are greedy, half
+    sampled.
+    """
     from minicpm_mlc import Engine
 
     rng = random.Random(seed)
@@ -90,15 +110,21 @@ def answered(bundle: Path, count: int, seed: int, report: bool = True) -> list[t
 
 def frequencies(tokenizer: Tokenizer, answers: list[str]) -> list[int]:
     """Token ids of the answers, the most frequent first: the list that FR-Spec takes."""
-    counted = Counter(i for answer in answers for i in tokenizer.encode(answer, add_special_tokens=False).ids)
+    counted = Counter(
+        i for answer in answers for i in tokenizer.encode(answer, add_special_tokens=False).ids
+    )
     return [token for token, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
 
 
 Batch = tuple[Tensor, Tensor]
 
 
-def batches(tokenizer: Tokenizer, texts: list[str], length: int, rows: int, seed: int) -> Iterator[Batch]:
-    """Token ids and loss weights, both [rows, length], of the texts in random order, one after another; endless."""
+def batches(
+    tokenizer: Tokenizer, texts: list[str], length: int, rows: int, seed: int
+) -> Iterator[Batch]:
+    """Token ids and loss weights, both [rows, length], of the texts in random order, one after
+    another; endless.
+    """
     rng = random.Random(seed)
     marks = marks_of(tokenizer)
     fitting = [ids for ids in (tokenizer.encode(text).ids for text in texts) if len(ids) <= length]
@@ -120,7 +146,10 @@ def run_base(base: m.MiniCPM, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Features [batch, n, 3 hidden] and logits [batch, n, vocab]."""
     kept: dict[int, Tensor] = {}
     stops = [*base.model.layers, base.model.norm]
-    hooks = [stops[i].register_forward_pre_hook(lambda _, inputs, i=i: kept.update({i: inputs[0]})) for i in FEATURE_LAYERS]
+    hooks = [
+        stops[i].register_forward_pre_hook(lambda _, inputs, i=i: kept.update({i: inputs[0]}))
+        for i in FEATURE_LAYERS
+    ]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = base(ids)
     for hook in hooks:
@@ -128,15 +157,21 @@ def run_base(base: m.MiniCPM, ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([kept[i] for i in FEATURE_LAYERS], -1).float(), logits.float()
 
 
-def drafts(base: m.MiniCPM, head: eagle3.Eagle3, ids: Tensor, features: Tensor, depths: int) -> list[Tensor]:
+def drafts(
+    base: m.MiniCPM, head: eagle3.Eagle3, ids: Tensor, features: Tensor, depths: int
+) -> list[Tensor]:
     """Draft logits of each depth, [batch, n - 2, draft vocabulary]: row i predicts token i + 2."""
     embedded = F.embedding(ids[:, 1:-1], base.model.embed_tokens.weight).detach()
     with torch.autocast("cpu", torch.bfloat16):
         return head(features[:, :-2], embedded, depths)
 
 
-def loss_of(base: m.MiniCPM, head: eagle3.Eagle3, ids: Tensor, weights: Tensor) -> tuple[Tensor, list[float]]:
-    """Cross-entropy to the base's distribution over the draft vocabulary, and each depth's share of right guesses."""
+def loss_of(
+    base: m.MiniCPM, head: eagle3.Eagle3, ids: Tensor, weights: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Cross-entropy to the base's distribution over the draft vocabulary, and each depth's share of
+    right guesses.
+    """
     features, logits = run_base(base, ids)
     wanted = logits[:, 1:-1][..., head.t2d].softmax(-1)
     # A row counts by the mass that the draft vocabulary can name.
@@ -147,11 +182,15 @@ def loss_of(base: m.MiniCPM, head: eagle3.Eagle3, ids: Tensor, weights: Tensor) 
         losses = -(wanted * guess.float().log_softmax(-1)).sum(-1)[:, depth:]
         loss = loss + DEPTH_WEIGHT**depth * (losses * counts).sum() / counts.sum()
         answers = weights[:, 2 + depth :] == 1
-        hits.append((guess.argmax(-1) == wanted.argmax(-1))[:, depth:][answers].float().mean().item())
+        hits.append(
+            (guess.argmax(-1) == wanted.argmax(-1))[:, depth:][answers].float().mean().item()
+        )
     return loss, hits
 
 
-def train(base: m.MiniCPM, tokenizer: Tokenizer, texts: list[str], tokens: Tensor, steps: int) -> eagle3.Eagle3:
+def train(
+    base: m.MiniCPM, tokenizer: Tokenizer, texts: list[str], tokens: Tensor, steps: int
+) -> eagle3.Eagle3:
     torch.manual_seed(SEED)
     head = eagle3.Eagle3(head_config(base.config), tokens).train()
     optims = optimizers(head, head.midlayer)
@@ -173,18 +212,34 @@ def train(base: m.MiniCPM, tokenizer: Tokenizer, texts: list[str], tokens: Tenso
         if step % 25 < len(feeds):
             right = " ".join(f"{hit:.0%}" for hit in hits)
             minutes = (time.monotonic() - begun) / 60
-            print(f"step {step}/{steps} loss {loss:.3f} right {right} minutes {minutes:.1f}", flush=True)
+            print(
+                f"step {step}/{steps} loss {loss:.3f} right {right} minutes {minutes:.1f}",
+                flush=True,
+            )
     base.load_state_dict(stored)
     return head
 
 
 def export(head: eagle3.Eagle3, ranked: list[int], folder: Path) -> None:
-    """model.safetensors in bfloat16 with the published names, config.json, and the ranked token list of FR-Spec."""
+    """model.safetensors in bfloat16 with the published names, config.json, and the ranked token
+    list of FR-Spec.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: (v.bfloat16() if v.is_floating_point() else v).contiguous() for k, v in head.state_dict().items()}
-    write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(head.config, indent=2) + "\n"))
-    write_whole(folder / f"freq_{len(ranked)}.json", lambda path: path.write_text(json.dumps(ranked) + "\n"))
+    weights = {
+        k: (v.bfloat16() if v.is_floating_point() else v).contiguous()
+        for k, v in head.state_dict().items()
+    }
+    write_whole(
+        folder / "model.safetensors",
+        lambda path: save_file(weights, path, metadata={"format": "pt"}),
+    )
+    write_whole(
+        folder / "config.json",
+        lambda path: path.write_text(json.dumps(head.config, indent=2) + "\n"),
+    )
+    write_whole(
+        folder / f"freq_{len(ranked)}.json", lambda path: path.write_text(json.dumps(ranked) + "\n")
+    )
 
 
 # ---- accept length
@@ -192,9 +247,11 @@ def export(head: eagle3.Eagle3, ranked: list[int], folder: Path) -> None:
 
 @torch.inference_mode()
 def accept_lengths(base: m.MiniCPM, head: eagle3.Eagle3, ids: list[int], start: int) -> list[int]:
-    """Tokens that each verification commits, the base's own included, when greedy chains draft ids[start:].
+    """Tokens that each verification commits, the base's own included, when greedy chains draft
+    ids[start:].
 
-    ids: a prompt of `start` tokens and the base's greedy answer. Drafts after a wrong one do not matter, so that the
+    ids: a prompt of `start` tokens and the base's greedy answer. Drafts after a wrong one do not
+        matter, so that the
     guesses of all rows can be had at once from the true tokens.
     """
     whole = torch.tensor([ids])
@@ -235,13 +292,19 @@ def held_out_accept_lengths(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True, help="the compiled demo model, which answers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="the compiled demo model, which answers"
+    )
     parser.add_argument("--checkpoint", type=Path, default=HERE / "MiniCPM4.1-demo")
     parser.add_argument("--out", type=Path, default=HERE / "MiniCPM4.1-demo-Eagle3")
     parser.add_argument("--prompts", type=int, default=6000, help="training prompts")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--evaluate", action="store_true", help="print held-out accept lengths of the head in --out")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="print held-out accept lengths of the head in --out"
+    )
     parser.add_argument("--per-skill", type=int, default=20, help="held-out prompts per skill")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -251,9 +314,19 @@ def main() -> None:
         pairs = answered(args.bundle, args.prompts, SEED)
         ranked = frequencies(tokenizer, [answer for _, answer in pairs])[:VOCABULARY]
         texts = [prompt + answer + "\n" for prompt, answer in pairs]
-        export(train(base, tokenizer, texts, torch.tensor(sorted(ranked)), args.steps), ranked, args.out)
-    table = held_out_accept_lengths(base, eagle3.load(args.out), tokenizer, args.bundle, args.per_skill)
-    print(json.dumps(table, indent=2) if args.json else "\n".join(f"{k:26} {v:5.2f}" for k, v in table.items()))
+        export(
+            train(base, tokenizer, texts, torch.tensor(sorted(ranked)), args.steps),
+            ranked,
+            args.out,
+        )
+    table = held_out_accept_lengths(
+        base, eagle3.load(args.out), tokenizer, args.bundle, args.per_skill
+    )
+    print(
+        json.dumps(table, indent=2)
+        if args.json
+        else "\n".join(f"{k:26} {v:5.2f}" for k, v in table.items())
+    )
 
 
 if __name__ == "__main__":

@@ -7,46 +7,74 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-COLOURS = _words("red blue green yellow black white grey brown purple violet pink silver golden copper")
+COLOURS = _words(
+    "red blue green yellow black white grey brown purple violet pink silver golden copper"
+)
 QUALITIES = COLOURS + _words(
-    "small large worn new wooden heavy light round square tall broken quiet bright dark narrow wide northern southern"
+    "small large worn new wooden heavy light round square tall broken quiet bright dark narrow "
+    "wide northern southern"
 )
 OBJECTS = _words(
-    "lamp chair table box key door clock bell cup plate book letter map coin ring stone drum flute basket bottle ladder "
-    "hammer mirror candle carpet bicycle boat wagon engine radio camera lantern barrel blanket kettle shovel rope pillow "
-    "compass statue painting cabinet drawer suitcase trumpet telescope violin piano sword shield helmet"
+    "lamp chair table box key door clock bell cup plate book letter map coin ring stone drum "
+    "flute basket bottle ladder "
+    "hammer mirror candle carpet bicycle boat wagon engine radio camera lantern barrel blanket "
+    "kettle shovel rope pillow "
+    "compass statue painting cabinet drawer suitcase trumpet telescope violin piano sword shield "
+    "helmet"
 )
 ATTRIBUTES = _words("code number price weight height age size length serial rank")
 PEOPLE = _words(
-    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tara Victor Wendy "
-    "Alice Boris Chen Dina Erik Fiona George Hana Ivan Julia Karl Lena Martin Nina Oscar Petra Ravi Sofia Tom Uma Vera "
+    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga Paul Rosa "
+    "Sam Tara Victor Wendy "
+    "Alice Boris Chen Dina Erik Fiona George Hana Ivan Julia Karl Lena Martin Nina Oscar Petra "
+    "Ravi Sofia Tom Uma Vera "
     "Walter Yara Zoe Amir Bella Carlos Daisy Elias"
 )
 CITIES = _words(
-    "Paris London Rome Berlin Madrid Vienna Oslo Lisbon Dublin Prague Athens Warsaw Helsinki Cairo Lima Quito Delhi "
-    "Tokyo Seoul Beijing Sydney Toronto Boston Chicago Denver Dallas Geneva Milan Naples Porto Krakow Riga Bergen Lyon"
+    "Paris London Rome Berlin Madrid Vienna Oslo Lisbon Dublin Prague Athens Warsaw Helsinki "
+    "Cairo Lima Quito Delhi "
+    "Tokyo Seoul Beijing Sydney Toronto Boston Chicago Denver Dallas Geneva Milan Naples Porto "
+    "Krakow Riga Bergen Lyon"
 )
 JOBS = _words(
-    "baker teacher doctor nurse pilot sailor farmer painter singer writer lawyer miner tailor carpenter gardener driver "
+    "baker teacher doctor nurse pilot sailor farmer painter singer writer lawyer miner tailor "
+    "carpenter gardener driver "
     "cook potter weaver smith clerk guard judge dentist plumber"
 )
-ROOMS = _words("kitchen cellar attic garage garden library bedroom hall office barn tower workshop pantry stable porch")
-ANIMALS = _words("dog cat horse cow sheep goat fox hawk crow duck goose rabbit mouse bear wolf deer frog turtle swan hen")
-FOODS = _words("bread cheese soup rice apples pears plums honey butter fish beans carrots onions cake tea coffee milk nuts")
-PLACES = _words("village harbour station market school museum bridge castle valley river forest island square mill farm")
+ROOMS = _words(
+    "kitchen cellar attic garage garden library bedroom hall office barn tower workshop pantry "
+    "stable porch"
+)
+ANIMALS = _words(
+    "dog cat horse cow sheep goat fox hawk crow duck goose rabbit mouse bear wolf deer frog "
+    "turtle swan hen"
+)
+FOODS = _words(
+    "bread cheese soup rice apples pears plums honey butter fish beans carrots onions cake tea "
+    "coffee milk nuts"
+)
+PLACES = _words(
+    "village harbour station market school museum bridge castle valley river forest island "
+    "square mill farm"
+)
 SECRETS = _words(
-    "maple river tiger planet velvet marble thunder cactus pepper falcon ginger meadow rocket saddle tunnel walnut "
-    "zebra amber basil cobalt dragon ember fossil glacier hazel indigo jasmine kernel lotus magnet nectar opal pebble "
+    "maple river tiger planet velvet marble thunder cactus pepper falcon ginger meadow rocket "
+    "saddle tunnel walnut "
+    "zebra amber basil cobalt dragon ember fossil glacier hazel indigo jasmine kernel lotus "
+    "magnet nectar opal pebble "
     "quartz raven saffron timber willow yonder"
 )
 SEASONS = _words("spring summer autumn winter")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-SUBJECTS = _words("history music science drawing grammar geometry geography chemistry poetry dancing")
+SUBJECTS = _words(
+    "history music science drawing grammar geometry geography chemistry poetry dancing"
+)
 MATERIALS = _words("wood iron glass clay paper cotton wool leather brass steel sand wax")
 FEELINGS = _words("happy tired proud angry calm curious worried hungry cold sleepy brave patient")
 SYLLABLES = _words("ba ko ri mel tan vor sil du ne pra zu lim fen gar os ti ul ka wen dro")
 
-# One sentence each; {slots} are filled at random, {name} and {town} are coined once for a document and come back in it.
+# One sentence each; {slots} are filled at random, {name} and {town} are coined once for a document
+# and come back in it.
 FILLER = {
     "weather": [
         "The {season} in {town} was long and {quality}.",

@@ -1,4 +1,6 @@
-"""Every mistake a user can mend. The message says what was seen, what was expected and what to type next."""
+"""Every mistake a user can mend. The message says what was seen, what was expected and what to type
+next.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there; nothing stays behind when it fails.
+    """Let `write` fill a file beside `path`, then move it there; nothing stays behind when it
+    fails.
 
     Raises OSError, from `write` or the move.
     """
@@ -25,7 +26,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def cache_file(kind: str, key: bytes) -> Path:
-    """Where something found out about `key` is remembered. Raises RuntimeError where the user has no home."""
+    """Where something found out about `key` is remembered. Raises RuntimeError where the user has
+    no home.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "minicpm-mlc" / kind / f"{hashlib.sha256(key).hexdigest()}.json"
 

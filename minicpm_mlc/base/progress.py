@@ -1,4 +1,6 @@
-"""How far a long command is: bars on a terminal, a line per stage elsewhere. Always on standard error."""
+"""How far a long command is: bars on a terminal, a line per stage elsewhere. Always on standard
+error.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,25 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """`with Bars() as progress: progress("quantising", done, total)`. A stage ends when done reaches total."""
+    """`with Bars() as progress: progress("quantising", done, total)`. A stage ends when done
+    reaches total.
+    """
 
     def __enter__(self) -> Bars:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+        )
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, *times, console=Console(stderr=True))
         self._tasks: dict[str, TaskID] = {}
@@ -48,7 +62,11 @@ class Lines:
             self._started[stage] = time.perf_counter()
             print(f"{stage}...", file=sys.stderr, flush=True)
         if done >= total:
-            print(f"{stage}: {time.perf_counter() - self._started[stage]:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{stage}: {time.perf_counter() - self._started[stage]:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def progress() -> Bars | Lines:

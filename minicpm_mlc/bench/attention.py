@@ -1,6 +1,8 @@
-"""Dense against sparse attention alone, at the 8B models' head shapes: compiled here, paired in one run.
+"""Dense against sparse attention alone, at the 8B models' head shapes: compiled here, paired in one
+run.
 
-The key/value pools hold random numbers; selection then spreads over the whole context, which is its dearest case.
+The key/value pools hold random numbers; selection then spreads over the whole context, which is its
+dearest case.
 """
 
 from __future__ import annotations
@@ -29,13 +31,29 @@ from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
 
 MODEL = "MiniCPM4.1-8B"
-COLUMNS = ["phase", "context", "rows", "tokens read", "multiply-adds", "dense ms", "sparse ms", "score + select + attend",
-           "speed-up", "dense GB/s", "dense GFLOP/s", "at full bandwidth ms", "at peak ms", "% of nearer limit"]  # fmt: skip
+COLUMNS = [
+    "phase",
+    "context",
+    "rows",
+    "tokens read",
+    "multiply-adds",
+    "dense ms",
+    "sparse ms",
+    "score + select + attend",
+    "speed-up",
+    "dense GB/s",
+    "dense GFLOP/s",
+    "at full bandwidth ms",
+    "at peak ms",
+    "% of nearer limit",
+]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; milliseconds are medians per call of all rows, shares are of the dense kernel's."""
+    """One comparison; milliseconds are medians per call of all rows, shares are of the dense
+    kernel's.
+    """
 
     phase: str
     context: int
@@ -81,7 +99,8 @@ class AttentionReport:
 
     def head(self) -> str:
         return (
-            f"{self.device}, {self.threads} threads, {MODEL}'s heads, {self.kv} keys and values; measured here: "
+            f"{self.device}, {self.threads} threads, {MODEL}'s heads, {self.kv} keys and values; "
+            "measured here: "
             f"{self.bandwidth:.1f} GB/s, {self.peak:.0f} GFLOP/s {self.arithmetic}\n{self.command}"
         )
 
@@ -102,10 +121,11 @@ def bench_attention(
     threads: int | None = None,
     kv: str = "f16",
 ) -> AttentionReport:
-    """Time decode at each of `depths` (tokens of context), and the last `prompt_tokens` rows of a prefill at the longest.
+    """Time decode at each of `depths` (tokens of context), and the last `prompt_tokens` rows of a
+    prefill at the longest.
 
-    0 rows leave prefill out. `kv`: how keys and values are stored, as compile's --kv. Raises BenchError for depths and
-    counts that can't be measured.
+    0 rows leave prefill out. `kv`: how keys and values are stored, as compile's --kv. Raises
+    BenchError for depths and counts that can't be measured.
     """
     count = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=count)
@@ -116,20 +136,25 @@ def bench_attention(
     rows += [bench.compare("prefill", max(depths), n) for n in prompt_tokens if n]
     command = (
         f"minicpm-mlc bench --attention-only --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --repeats {repeats} --threads {count} --kv {kv}"
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --repeats {repeats} --threads "
+        f"{count} --kv {kv}"
     )
-    return AttentionReport(cpu_name(), count, command, bandwidth, bench.peak(count), rows, kv, bench.arithmetic)
+    return AttentionReport(
+        cpu_name(), count, command, bandwidth, bench.peak(count), rows, kv, bench.arithmetic
+    )
 
 
 def _check(depths: Sequence[int], prompt_tokens: Sequence[int]) -> None:
     if not depths or not 1 <= min(depths) <= max(depths) <= LONGER_CONTEXT:
         raise BenchError(
-            f"--depth {','.join(map(str, depths))}: attention reads 1 to {LONGER_CONTEXT} tokens of context; "
+            f"--depth {','.join(map(str, depths))}: attention reads 1 to {LONGER_CONTEXT} tokens "
+            "of context; "
             "try --depth 32768,131072"
         )
     if not prompt_tokens or min(prompt_tokens) < 0 or max(prompt_tokens) > max(depths):
         raise BenchError(
-            f"--prompt-tokens {','.join(map(str, prompt_tokens))}: they are the last rows of the deepest context; "
+            f"--prompt-tokens {','.join(map(str, prompt_tokens))}: they are the last rows of the "
+            "deepest context; "
             f"give 0 (no prefill) to {max(depths)}"
         )
 
@@ -137,7 +162,9 @@ def _check(depths: Sequence[int], prompt_tokens: Sequence[int]) -> None:
 class _Bench:
     """Compiled operators and random pools of one layer."""
 
-    def __init__(self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv_dtype: str) -> None:
+    def __init__(
+        self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv_dtype: str
+    ) -> None:
         self.config, self.sparse, self.repeats = config, sparse, repeats
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         pages = -(-context // PAGE_SIZE)
@@ -148,9 +175,16 @@ class _Bench:
         dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
         self.arithmetic = "bfloat16" if kernels.bf16_dot and kv_dtype == "bfloat16" else "float32"
         self.dense = {kind: _compiled(build(*shape, kv_dtype)) for kind, build in dense.items()}
-        self.score = {k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()}
-        self.select = _compiled(kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks))
-        self.attend = {k: _compiled(kernels.attend_blocks(*shape, kv_dtype, self.budget, batched=b)) for k, b in both.items()}
+        self.score = {
+            k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()
+        }
+        self.select = _compiled(
+            kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks)
+        )
+        self.attend = {
+            k: _compiled(kernels.attend_blocks(*shape, kv_dtype, self.budget, batched=b))
+            for k, b in both.items()
+        }
         means = _compiled(kernels.segment_means(kv_heads, width, kv_dtype, batched=False))
         rng, storage = np.random.default_rng(0), np.dtype(KV_STORAGE[kv_dtype])
         self.keys = reserve((pages, *key_shape(kv_dtype, kv_heads, width)), storage)
@@ -160,12 +194,19 @@ class _Bench:
                 fill_page(page, kind, rng)
         self.means = _aligned(np.zeros((pages, kv_heads, 4, width), np.float32))
         self.tables = _aligned(rng.permutation(pages).astype(np.int32)[None])
-        means(_aligned(np.arange(pages * PAGE_SIZE, dtype=np.int32)), self.tables, self.keys, self.means)
+        means(
+            _aligned(np.arange(pages * PAGE_SIZE, dtype=np.int32)),
+            self.tables,
+            self.keys,
+            self.means,
+        )
 
     def compare(self, phase: str, context: int, n: int) -> Row:
         """The last n rows at `context` tokens, dense and sparse in turn."""
         c = self.config
-        q = _aligned(np.random.default_rng(1).standard_normal((n, c.num_heads, c.head_dim), dtype=np.float32))
+        q = _aligned(
+            np.random.default_rng(1).standard_normal((n, c.num_heads, c.head_dim), dtype=np.float32)
+        )
         slots = _aligned(np.arange(context - n, context, dtype=np.int32))
         tables = _aligned(self.tables[:, : -(-context // PAGE_SIZE)])
         scores = _aligned(np.zeros((n, c.num_kv_heads, tables.shape[1]), np.float32))
@@ -183,9 +224,17 @@ class _Bench:
         work = 4 * c.num_heads * c.head_dim * context * n
         moved = (self.keys[0].nbytes + self.values[0].nbytes) * context / PAGE_SIZE
         return Row(
-            phase, context, n, read / context, (2 * windows + 4 * read) / (4 * context), dense * 1e3, sum(parts) * 1e3,
-            (parts[0] * 1e3, parts[1] * 1e3, parts[2] * 1e3), moved / dense / 1e9, work / dense / 1e9,
-        )  # fmt: skip
+            phase,
+            context,
+            n,
+            read / context,
+            (2 * windows + 4 * read) / (4 * context),
+            dense * 1e3,
+            sum(parts) * 1e3,
+            (parts[0] * 1e3, parts[1] * 1e3, parts[2] * 1e3),
+            moved / dense / 1e9,
+            work / dense / 1e9,
+        )
 
     def peak(self, threads: int) -> float:
         """GFLOP/s of multiply-adds on registers alone, of the kind that attention makes."""
@@ -205,4 +254,3 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     held = reserve(array.shape, array.dtype)
     held[...] = array
     return held
-

@@ -1,4 +1,6 @@
-"""Where the time of one decode step of a bundle goes, held against limits measured in the same run."""
+"""Where the time of one decode step of a bundle goes, held against limits measured in the same
+run.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,17 @@ ROOM = 64  # tokens of context beside the depth
 
 
 def bench_operators(
-    path: str | Path, depths: Sequence[int] = (0, 1024), repeats: int = 3, threads: int | None = None, attention: str = "auto"
+    path: str | Path,
+    depths: Sequence[int] = (0, 1024),
+    repeats: int = 3,
+    threads: int | None = None,
+    attention: str = "auto",
 ) -> Reports:
-    """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None means the physical cores.
+    """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None
+    means the physical cores.
 
-    Raises BenchError for impossible counts and depths and for too deep ones, BundleError for the bundle.
+    Raises BenchError for impossible counts and depths and for too deep ones, BundleError for the
+    bundle.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
@@ -42,9 +50,12 @@ def bench_operators(
             limits = replace(limits, bandwidth=reader.best)
             gear = "sparse" if engine.gears.sparse(depth + 1) else "dense"
             command = (
-                f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} --repeats {repeats} "
+                f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} "
+                f"--repeats {repeats} "
                 f"--threads {threads} --attention {attention}"
             )
             name = f"{engine.manifest.name} {engine.manifest.scheme}"
-            reports[f"depth {depth}"] = OperatorReport(name, cpu_name(), depth, gear, seconds, limits, command, rows)
+            reports[f"depth {depth}"] = OperatorReport(
+                name, cpu_name(), depth, gear, seconds, limits, command, rows
+            )
     return Reports(reports)

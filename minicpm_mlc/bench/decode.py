@@ -1,6 +1,8 @@
-"""Prefill and decode speed at given depths, and how close a decode step comes to the speed of memory.
+"""Prefill and decode speed at given depths, and how close a decode step comes to the speed of
+memory.
 
-Depth is the number of tokens already in the cache. The cache is filled to a depth once and cut back for every repeat.
+Depth is the number of tokens already in the cache. The cache is filled to a depth once and cut back
+for every repeat.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ Filler = Callable[[int], None]  # brings a model's cache to this many tokens wit
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one decode step must read. `kv_per_token` holds keys, values and, with sparse attention, means."""
+    """Bytes that one decode step must read. `kv_per_token` holds keys, values and, with sparse
+    attention, means.
+    """
 
     weights: int
     kv_per_token: int
@@ -59,16 +63,24 @@ class Traffic:
     means_per_token: int = 0
 
     def per_step(self, depth: float) -> float:
-        """At `depth` cached tokens: all of their keys and values, or every mean and the blocks that are selected."""
+        """At `depth` cached tokens: all of their keys and values, or every mean and the blocks that
+        are selected.
+        """
         keys_and_values = self.kv_per_token - self.means_per_token
         if self.gears is None or not self.gears.sparse(int(depth)):
             return self.weights + keys_and_values * depth
         read, _ = self.gears.blocks(int(depth))
-        return self.weights + self.means_per_token * depth + keys_and_values * min(depth, read * self.gears.block_size)
+        return (
+            self.weights
+            + self.means_per_token * depth
+            + keys_and_values * min(depth, read * self.gears.block_size)
+        )
 
     def attention(self, row: Row) -> str:
         """The gears of a row's calls: one prefill, or a decode step per token."""
-        lengths = [row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))]
+        lengths = [
+            row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))
+        ]
         sparse = [self.gears is not None and self.gears.sparse(length) for length in lengths]
         return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
 
@@ -111,7 +123,9 @@ class Stopwatch:
         self.depth = 0
 
     def fill(self, depth: int) -> None:
-        """Bring the cache to `depth` tokens, by the filler, or computed after those that are there."""
+        """Bring the cache to `depth` tokens, by the filler, or computed after those that are
+        there.
+        """
         self.depth = min(self.depth, depth)
         self.model.truncate(self.depth)
         if depth > self.depth and self.filler:
@@ -129,7 +143,9 @@ class Stopwatch:
         return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
 
     def logits(self, tokens: int) -> np.ndarray:
-        """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and calls."""
+        """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and
+        calls.
+        """
         logits = np.array(self.model.prefill(self._tokens(tokens))).reshape(-1)
         self.model.truncate(self.depth)
         return logits
@@ -146,7 +162,9 @@ class Stopwatch:
 
 
 class GearSide(Stopwatch):
-    """One gear of an engine whose cache another gear's side shares: what that one filled is not filled again."""
+    """One gear of an engine whose cache another gear's side shares: what that one filled is not
+    filled again.
+    """
 
     def __init__(self, engine: Engine, attention: str, filler: Filler | None = None):
         super().__init__(engine, engine.vocab_size, filler=filler)
@@ -170,11 +188,16 @@ def measure(
     repeats: int,
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Row]]:
-    """Time every side at every depth, taking turns repeat by repeat so that a shared machine disturbs all alike.
+    """Time every side at every depth, taking turns repeat by repeat so that a shared machine
+    disturbs all alike.
 
-    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out. `before_each` repeat is called.
+    A prefill of each of `prompt_tokens`, then a decode of `new_tokens`; 0 leaves a phase out.
+    `before_each` repeat is called.
     """
-    phases = [*(("prefill", tokens) for tokens in prompt_tokens if tokens), *([("decode", new_tokens)] if new_tokens else [])]
+    phases = [
+        *(("prefill", tokens) for tokens in prompt_tokens if tokens),
+        *([("decode", new_tokens)] if new_tokens else []),
+    ]
     rows: dict[str, list[Row]] = {name: [] for name in sides}
     for depth in sorted(set(depths)):
         for side in sides.values():
@@ -193,7 +216,9 @@ def measure(
 
 
 def with_traffic(row: Row, traffic: Traffic) -> Row:
-    """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values of i + 1 new tokens too."""
+    """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values
+    of i + 1 new tokens too.
+    """
     row = replace(row, attention=traffic.attention(row))
     if row.phase != "decode":
         return row
@@ -212,7 +237,9 @@ def run_bench(
     filler: Filler | None = None,
     before_each: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times each."""
+    """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times
+    each.
+    """
     sides = {"": Stopwatch(model, vocab_size, filler=filler)}
     rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, before_each)[""]
     return [with_traffic(row, traffic) for row in rows]
@@ -220,7 +247,9 @@ def run_bench(
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per second; None for a GPU's."""
+    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per
+    second; None for a GPU's.
+    """
 
     name: str
     scheme: str
@@ -232,17 +261,40 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def head(self) -> str:
-        parts = [f"{self.name} {self.scheme} on {self.device}", f"{self.threads} threads", f"context {self.context}"]
+        parts = [
+            f"{self.name} {self.scheme} on {self.device}",
+            f"{self.threads} threads",
+            f"context {self.context}",
+        ]
         parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
         return f"{', '.join(parts)}\n{self.command}"
 
     def cells(self) -> list[list[str]]:
-        head = ["phase", "attention", "depth", "tokens", "tokens/s", "lowest", "highest", "GB/s", "of memory"]
+        head = [
+            "phase",
+            "attention",
+            "depth",
+            "tokens",
+            "tokens/s",
+            "lowest",
+            "highest",
+            "GB/s",
+            "of memory",
+        ]
         return [head, *map(self._line, self.rows)]
 
     def _line(self, row: Row) -> list[str]:
-        speeds = [f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))]
-        return [row.phase, row.attention, f"{row.depth}", f"{row.tokens}", *speeds, *bandwidth_cells(row, self.bandwidth)]
+        speeds = [
+            f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))
+        ]
+        return [
+            row.phase,
+            row.attention,
+            f"{row.depth}",
+            f"{row.tokens}",
+            *speeds,
+            *bandwidth_cells(row, self.bandwidth),
+        ]
 
     def plain(self) -> str:
         return f"{self.head()}\n\n{plain_table(self.cells())}"
@@ -257,18 +309,26 @@ class Report:
 
 
 def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
-    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which arithmetic bounds."""
+    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which
+    arithmetic bounds.
+    """
     if row.gb_per_second is None:
         return ["", ""]
-    return [f"{row.gb_per_second:.1f}", f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else ""]
+    return [
+        f"{row.gb_per_second:.1f}",
+        f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else "",
+    ]
 
 
 def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
-    """The context that a benchmark needs, in tokens. Raises BenchError for what can't be measured."""
+    """The context that a benchmark needs, in tokens. Raises BenchError for what can't be
+    measured.
+    """
     need_depths(depths)
     if min(*prompt_tokens, new_tokens) < 0 or not max(*prompt_tokens, new_tokens):
         raise BenchError(
-            f"--prompt-tokens {','.join(map(str, prompt_tokens))} and --new-tokens {new_tokens} leave nothing to measure; "
+            f"--prompt-tokens {','.join(map(str, prompt_tokens))} and --new-tokens {new_tokens} "
+            "leave nothing to measure; "
             "0 leaves a phase out, other counts are 1 or more"
         )
     return max(depths) + max(*prompt_tokens, new_tokens, WARM_UP_TOKENS)
@@ -277,18 +337,33 @@ def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens:
 def need_depths(depths: Sequence[int]) -> None:
     """Raises BenchError for depths that are none."""
     if not depths or min(depths) < 0:
-        raise BenchError(f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024")
+        raise BenchError(
+            f"depths must be one or more numbers >= 0, not {list(depths)}; try --depth 0,1024"
+        )
 
 
-def need_room(manifest: Manifest, depths: Sequence[int], context: int, free: Callable[[str], int] = free_memory) -> None:
-    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the model or free memory.
+def need_room(
+    manifest: Manifest,
+    depths: Sequence[int],
+    context: int,
+    free: Callable[[str], int] = free_memory,
+) -> None:
+    """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the
+    model or free memory.
 
     `free` tells a device's, in bytes.
     """
     fits, behind = largest_context(manifest, free(manifest.target["device"])), context - max(depths)
     if context > fits:
-        hint = f"give --depth {fits - behind} or less" if behind <= fits else "measure fewer tokens, or close other programs"
-        raise BenchError(f"--depth {max(depths)} and {behind} tokens behind it: model and free memory hold {fits}; {hint}")
+        hint = (
+            f"give --depth {fits - behind} or less"
+            if behind <= fits
+            else "measure fewer tokens, or close other programs"
+        )
+        raise BenchError(
+            f"--depth {max(depths)} and {behind} tokens behind it: model and free memory hold "
+            f"{fits}; {hint}"
+        )
 
 
 def need_positive(**counts: int) -> None:
@@ -299,11 +374,17 @@ def need_positive(**counts: int) -> None:
 
 
 def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
-    """Every weight is read once per step, except an embedding table that isn't the head too: one row of it is."""
+    """Every weight is read once per step, except an embedding table that isn't the head too: one
+    row of it is.
+    """
     tied = bundle.manifest.model["tie_word_embeddings"]
     named = zip(bundle.manifest.params, load_params(bundle), strict=True)
-    weights = sum(array.nbytes for name, array in named if tied or not name.startswith("embedding."))
-    return Traffic(weights, bundle.manifest.memory["kv_per_token"], gears, _means_per_token(bundle.manifest))
+    weights = sum(
+        array.nbytes for name, array in named if tied or not name.startswith("embedding.")
+    )
+    return Traffic(
+        weights, bundle.manifest.memory["kv_per_token"], gears, _means_per_token(bundle.manifest)
+    )
 
 
 def _means_per_token(manifest: Manifest) -> int:
@@ -326,9 +407,11 @@ def bench_bundle(
 
     `threads` None means the physical cores, `attention` is the engine's.
 
-    With `random_cache` the tokens before a depth are random keys and values instead of computed ones.
+    With `random_cache` the tokens before a depth are random keys and values instead of computed
+    ones.
 
-    Raises BenchError for impossible depths and counts and for too deep ones, BundleError for the bundle.
+    Raises BenchError for impossible depths and counts and for too deep ones, BundleError for the
+    bundle.
     """
     counts = (depths, prompt_tokens, new_tokens, repeats, threads, random_cache, remote)
     return bench_gears(path, [attention], f"--attention {attention}", *counts)[attention]
@@ -346,15 +429,22 @@ def bench_gears(
     random_cache: bool = False,
     remote: Any = None,
 ) -> dict[str, Report]:
-    """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked for them."""
+    """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked
+    for them.
+    """
     if threads is None:
         threads = int(remote.cores) if remote else physical_cores()
     need_positive(repeats=repeats, threads=threads)
     if remote and random_cache:
-        raise BenchError("--random-cache: the cache of another machine can't be filled; leave out --random-cache or --rpc")
+        raise BenchError(
+            "--random-cache: the cache of another machine can't be filled; leave out "
+            "--random-cache or --rpc"
+        )
     context = room_needed(depths, prompt_tokens, new_tokens)
     need_room(Manifest.load(path), depths, context, remote.free_memory if remote else free_memory)
-    with Engine(path, context=context, threads=threads, attention=gears[0], remote=remote) as engine:
+    with Engine(
+        path, context=context, threads=threads, attention=gears[0], remote=remote
+    ) as engine:
         bundle = Bundle(engine.path, engine.manifest)
         traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
@@ -364,7 +454,8 @@ def bench_gears(
         rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
-        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} --repeats {repeats} "
+        f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} "
+        f"--repeats {repeats} "
         f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
         f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
     )
@@ -380,4 +471,8 @@ def bench_gears(
 def _memory_reader(engine: Engine) -> MemoryReader | None:
     """By the library's own kernel; None where its kernels run on a GPU or another machine."""
     library = engine._model._library
-    return MemoryReader(library.kernel(READ_KERNEL)) if isinstance(getattr(library, "memory", None), HostMemory) else None
+    return (
+        MemoryReader(library.kernel(READ_KERNEL))
+        if isinstance(getattr(library, "memory", None), HostMemory)
+        else None
+    )

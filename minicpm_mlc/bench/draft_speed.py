@@ -1,4 +1,6 @@
-"""What a list of tokens saves a draft head: a level of its tree with the whole vocabulary and with the list, on this CPU."""
+"""What a list of tokens saves a draft head: a level of its tree with the whole vocabulary and with
+the list, on this CPU.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,12 @@ REPEATS = 15
 
 
 def measure_draft_speed(config: ModelConfig, size: int) -> dict[str, Any]:
-    """Times the products of an EAGLE-2 head of the model's shape, whose vocabulary is the model's or `size` tokens of it.
+    """Times the products of an EAGLE-2 head of the model's shape, whose vocabulary is the model's
+    or `size` tokens of it.
 
-    Returns {"device", "threads", "rows", "scheme", "head", "level"}: the head's product alone and all products of a level
-    of `rows` nodes, each {"whole_ms", "list_ms", "ratio"}. Attention and the choice of the likeliest tokens are left out.
+    Returns {"device", "threads", "rows", "scheme", "head", "level"}: the head's product alone and
+    all products of a level of `rows` nodes, each {"whole_ms", "list_ms", "ratio"}. Attention and
+    the choice of the likeliest tokens are left out.
     """
     threads = physical_cores()
     use_threads(threads)
@@ -52,14 +56,23 @@ def _product(n: int, k: int) -> Callable[[], Any]:
     fmt = WeightFormat.of(SCHEME, "rows16x4" if target.int8_dot else "rows16")
     linear = target.kernels.linear_int8 if fmt.int8 else target.kernels.linear
     run = compiled(linear(n, k, fmt))
-    x = _filled(quantized_shape(ROWS, k), "int32", 0) if fmt.int8 else _filled((ROWS, k), "float32", 0)
-    weights, scales = _filled(fmt.weight_shape(n, k), fmt.dtype, 1), _filled(fmt.scale_shape(n, k), fmt.scale_dtype, 1)
+    x = (
+        _filled(quantized_shape(ROWS, k), "int32", 0)
+        if fmt.int8
+        else _filled((ROWS, k), "float32", 0)
+    )
+    weights, scales = (
+        _filled(fmt.weight_shape(n, k), fmt.dtype, 1),
+        _filled(fmt.scale_shape(n, k), fmt.scale_dtype, 1),
+    )
     out = _filled((ROWS, -(-n // LANES) * LANES), "float32", 0)
     return lambda: run(x, weights, scales, out)
 
 
 def _filled(shape: tuple[int, ...], dtype: str, number: int) -> Any:
-    """A tensor of one number, written: untouched pages would all be the system's one page of zeros."""
+    """A tensor of one number, written: untouched pages would all be the system's one page of
+    zeros.
+    """
     array = reserve(shape, np.dtype(dtype))
     array[...] = number
     return tvm.runtime.from_dlpack(array)

@@ -32,7 +32,9 @@ def measure_limits(threads: int, reader: MemoryReader) -> Limits:
     target = CpuTarget.of("native")
     float32 = _rate(target.kernels.multiply_add_peak(), "float32", threads, FLOAT32_OPERATIONS)
     dot = target.int8_dot
-    int8 = _rate(target.kernels.int8_peak(), "int32", threads, int8_operations(dot)) if dot else None
+    int8 = (
+        _rate(target.kernels.int8_peak(), "int32", threads, int8_operations(dot)) if dot else None
+    )
     return Limits(threads, reader.best, float32, int8)
 
 
@@ -40,4 +42,10 @@ def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:
     """Operations per second of a kernel that multiplies, the best of some passes."""
     run = compiled(kernel)
     out = tvm.runtime.from_dlpack(reserve((threads, 16), np.dtype(dtype)))
-    return threads * STEPS * PEAK_VECTORS * operations / min(seconds(lambda: run(out)) for _ in range(PASSES))
+    return (
+        threads
+        * STEPS
+        * PEAK_VECTORS
+        * operations
+        / min(seconds(lambda: run(out)) for _ in range(PASSES))
+    )

@@ -1,7 +1,8 @@
-"""Where the time of one decode step goes: every operator's calls, time and traffic against the machine's limits.
+"""Where the time of one decode step goes: every operator's calls, time and traffic against the
+machine's limits.
 
-The virtual machine reports each call before and after it runs. That costs 1 to 3 us a call, so the step is timed without
-that too.
+The virtual machine reports each call before and after it runs. That costs 1 to 3 us a call, so the
+step is timed without that too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,24 @@ from typing import Any
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.roofline import Limits
 
-COLUMNS = ["operator", "shape", "calls", "ms", "of the step", "GB/s", "of memory", "GFLOP/s", "of arithmetic"]
-OWN = ("vm.builtin.", "shape_func")  # the virtual machine's own functions, and those that compute shapes for it
-NUMBERED = re.compile(r"(.*?(?:_int8)?)\d*")  # TVM numbers equal names from the second on; int8 is no number
+COLUMNS = [
+    "operator",
+    "shape",
+    "calls",
+    "ms",
+    "of the step",
+    "GB/s",
+    "of memory",
+    "GFLOP/s",
+    "of arithmetic",
+]
+OWN = (
+    "vm.builtin.",
+    "shape_func",
+)  # the virtual machine's own functions, and those that compute shapes for it
+NUMBERED = re.compile(
+    r"(.*?(?:_int8)?)\d*"
+)  # TVM numbers equal names from the second on; int8 is no number
 WARM_UP_STEPS = 3
 ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
@@ -59,7 +75,9 @@ class OperatorRow:
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """The operators by their time, the step's time without reports (seconds), and the limits measured beside it."""
+    """The operators by their time, the step's time without reports (seconds), and the limits
+    measured beside it.
+    """
 
     name: str
     device: str
@@ -72,8 +90,8 @@ class OperatorReport:
 
     @property
     def between_seconds(self) -> float:
-        """Of the step, outside operators. These are timed in other steps, which a busy machine can make the longer ones:
-        then it is 0, and `head` says so."""
+        """Of the step, outside operators. These are timed in other steps, which a busy machine can
+        make the longer ones: then it is 0, and `head` says so."""
         return max(0.0, self.step_seconds - self._operator_seconds)
 
     @property
@@ -83,20 +101,38 @@ class OperatorReport:
     def head(self) -> str:
         """Three lines: the step, the limits, the command."""
         share = self._operator_seconds / self.step_seconds
-        busy = f" (operators watched one by one took {share:.0%} of that: a busy machine, run it again)" if share > 1 else ""
+        busy = (
+            f" (operators watched one by one took {share:.0%} of that: a busy machine, run it "
+            "again)"
+            if share > 1
+            else ""
+        )
         return (
-            f"{self.name} on {self.device}, one decode step at depth {self.depth}, {self.attention} attention: "
+            f"{self.name} on {self.device}, one decode step at depth {self.depth}, "
+            f"{self.attention} attention: "
             f"{self.step_seconds * 1e3:.2f} ms{busy}\n{self.limits.text()}\n{self.command}"
         )
 
     def cells(self) -> list[list[str]]:
         rest = self.between_seconds
-        between = ["between operators", "", "", f"{rest * 1e3:.2f}", f"{rest / self.step_seconds:.1%}", "", "", "", ""]
+        between = [
+            "between operators",
+            "",
+            "",
+            f"{rest * 1e3:.2f}",
+            f"{rest / self.step_seconds:.1%}",
+            "",
+            "",
+            "",
+            "",
+        ]
         return [COLUMNS, *map(self._line, self.rows), between]
 
     def _line(self, row: OperatorRow) -> list[str]:
         peak = self.limits.int8 if row.int8 and self.limits.int8 else self.limits.float32
-        shares = _rate(row.bytes, row.seconds, self.limits.bandwidth) + _rate(row.operations, row.seconds, peak)
+        shares = _rate(row.bytes, row.seconds, self.limits.bandwidth) + _rate(
+            row.operations, row.seconds, peak
+        )
         times = [f"{row.seconds * 1e3:.2f}", f"{row.seconds / self.step_seconds:.1%}"]
         return [row.operator, row.shape, f"{row.calls}", *times, *shares]
 
@@ -113,11 +149,15 @@ class OperatorReport:
 
 def _rate(amount: int, seconds: float, limit: float) -> list[str]:
     """Billions per second and the share of `limit`; empty where nothing was counted."""
-    return [f"{amount / seconds / 1e9:.1f}", f"{amount / seconds / limit:.0%}"] if amount else ["", ""]
+    return (
+        [f"{amount / seconds / 1e9:.1f}", f"{amount / seconds / limit:.0%}"] if amount else ["", ""]
+    )
 
 
 def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow]]:
-    """Seconds of a decode step at the engine's cached length, and its operators, the slowest first."""
+    """Seconds of a decode step at the engine's cached length, and its operators, the slowest
+    first.
+    """
     depth = len(engine.cached_tokens)
 
     def step() -> float:
@@ -136,8 +176,12 @@ def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow
     return statistics.median(plain), aggregate(calls, times)
 
 
-def observe(engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[Any]], None] | None = None) -> list[float]:
-    """Seconds of every operator call of one step, in order; `look` is shown each call's name and arguments."""
+def observe(
+    engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[Any]], None] | None = None
+) -> list[float]:
+    """Seconds of every operator call of one step, in order; `look` is shown each call's name and
+    arguments.
+    """
     seconds: list[float] = []
     started = [0.0]
 
@@ -161,14 +205,26 @@ def observe(engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[
 
 
 def aggregate(calls: list[Call], times: Sequence[list[float]]) -> list[OperatorRow]:
-    """Calls of one operator and shape together; `times` holds the seconds of each call for every repeat."""
+    """Calls of one operator and shape together; `times` holds the seconds of each call for every
+    repeat.
+    """
     kinds = list(dict.fromkeys(calls))
     rows = []
     for kind in kinds:
         places = [i for i, call in enumerate(calls) if call == kind]
         seconds = statistics.median(sum(repeat[i] for i in places) for repeat in times)
         n, cost = len(places), kind.cost
-        rows.append(OperatorRow(kind.operator, kind.shape, n, seconds, n * cost.bytes, n * cost.operations, cost.int8))
+        rows.append(
+            OperatorRow(
+                kind.operator,
+                kind.shape,
+                n,
+                seconds,
+                n * cost.bytes,
+                n * cost.operations,
+                cost.int8,
+            )
+        )
     return sorted(rows, key=lambda row: -row.seconds)
 
 
@@ -179,7 +235,9 @@ def operator_of(name: str) -> str:
 
 
 def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Call:
-    """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring the means of all."""
+    """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring
+    the means of all.
+    """
     operator = operator_of(name)
     shapes = [tuple(map(int, getattr(arg, "shape", ()))) for arg in args]
     sizes = [_nbytes(arg) for arg in args]
@@ -197,8 +255,12 @@ def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Ca
     return Call(operator, "", Cost(moved))
 
 
-def _linear(args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]) -> tuple[str, Cost]:
-    """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise the weight is its own."""
+def _linear(
+    args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
+) -> tuple[str, Cost]:
+    """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise
+    the weight is its own.
+    """
     weight, scale, out = shapes[1], shapes[2], shapes[-1]
     integer = weight != scale
     weights = math.prod(scale) * 32 if integer else math.prod(weight)
@@ -209,7 +271,9 @@ def _linear(args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
 
 
 def _attention_operations(shapes: list[tuple[int, ...]], pools: set[int], pages: int) -> int:
-    """A multiply-add per query head, pool and number of a page's head; keys and values, or means."""
+    """A multiply-add per query head, pool and number of a page's head; keys and values, or
+    means.
+    """
     heads = shapes[0][1]
     return sum(2 * heads * pages * math.prod(shapes[i][2:]) for i in pools)
 

@@ -20,31 +20,50 @@ class PlotError(MiniCPMError):
 def bench_both_gears(path: str | Path, svg: str | Path, **options: Any) -> Reports:
     """Benchmark a bundle dense and sparse, in turns, and draw both. `options` are bench_gears'.
 
-    Raises PlotError before anything is measured where nothing could be drawn, BenchError as bench_gears does.
+    Raises PlotError before anything is measured where nothing could be drawn, BenchError as
+    bench_gears does.
     """
     manifest = Manifest.load(path)
     _figure_class()
     if manifest.dense_len is None:
-        raise PlotError(f"{path} has no sparse attention, and --plot draws both gears; measure it without --plot")
+        raise PlotError(
+            f"{path} has no sparse attention, and --plot draws both gears; measure it without "
+            "--plot"
+        )
     if not Path(svg).absolute().parent.is_dir():
         raise PlotError(f"{svg} can't be written: its folder is not there; choose another file")
-    reports = bench_gears(path, GEARS[::-1], f"--plot {shlex.quote(str(svg))}", **options)  # the faster one fills the cache
+    reports = bench_gears(
+        path, GEARS[::-1], f"--plot {shlex.quote(str(svg))}", **options
+    )  # the faster one fills the cache
     plot(reports, manifest, svg)
     return Reports(reports)
 
 
 def plot(reports: dict[str, Report], manifest: Manifest, path: str | Path) -> None:
-    """Draw one line per phase and gear. `reports` are the gears' benchmarks by name. Raises PlotError."""
+    """Draw one line per phase and gear. `reports` are the gears' benchmarks by name. Raises
+    PlotError.
+    """
     figure = _figure_class()(figsize=(8, 9), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     for axis, phase in zip(axes, ("decode", "prefill"), strict=False):
         for gear, report in reports.items():
             rows = [row for row in report.rows if row.phase == phase]
-            axis.plot([row.depth for row in rows], [row.tokens_per_second for row in rows], marker="o", label=gear)
+            axis.plot(
+                [row.depth for row in rows],
+                [row.tokens_per_second for row in rows],
+                marker="o",
+                label=gear,
+            )
         axis.set(ylabel=f"{phase}, tokens/s", ylim=(0, None))
     depths = sorted({row.depth for report in reports.values() for row in report.rows})
     needs = [manifest.memory_need(max(depth, 1)) / 2**30 for depth in depths]
-    axes[2].plot(depths, needs, marker="o", color="black", label=f"{' and '.join(reports)}: one cache, segment means in it")
+    axes[2].plot(
+        depths,
+        needs,
+        marker="o",
+        color="black",
+        label=f"{' and '.join(reports)}: one cache, segment means in it",
+    )
     axes[2].set(ylabel="memory needed, GiB", xlabel="tokens in the cache", ylim=(0, None))
     for axis in axes:
         axis.legend()

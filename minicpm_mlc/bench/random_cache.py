@@ -1,6 +1,8 @@
-"""A cache filled with random numbers, so that a depth can be measured without computing the tokens before it.
+"""A cache filled with random numbers, so that a depth can be measured without computing the tokens
+before it.
 
-A kernel's time doesn't depend on the numbers. Sparse attention selects blocks from all over the context then, its dearest case.
+A kernel's time doesn't depend on the numbers. Sparse attention selects blocks from all over the
+context then, its dearest case.
 """
 
 from __future__ import annotations
@@ -17,21 +19,28 @@ MEAN = 0.25  # deviation of the mean of 16 normal numbers
 
 
 def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
-    """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves count as zeros.
+    """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves
+    count as zeros.
 
     Raises BundleError where the cache isn't in this process's memory.
     """
     manifest, model = engine.manifest, engine._model
     if (device := manifest.target["device"]) != "cpu":
         raise BundleError(
-            f"random numbers can't be written into the cache of {device}: --operators works for --device cpu alone, "
+            f"random numbers can't be written into the cache of {device}: --operators works for "
+            "--device cpu alone, "
             "and else try without --random-cache"
         )
     engine.truncate(0)
     model.sequence.reserve(depth)
     model.sequence.append([0] * depth)
     rng = np.random.default_rng(seed)
-    kinds = [kind for kind in ("k", "v", "means") if kind in manifest.kv_layout for _ in range(manifest.model["num_layers"])]
+    kinds = [
+        kind
+        for kind in ("k", "v", "means")
+        if kind in manifest.kv_layout
+        for _ in range(manifest.model["num_layers"])
+    ]
     for kind, tensor in zip(kinds, model._pools.tensors, strict=True):
         pool = np.from_dlpack(tensor)
         for page in model.sequence.page_table:
@@ -39,7 +48,9 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
 
 
 def fill_page(page: np.ndarray, kind: str, rng: np.random.Generator) -> None:
-    """Random numbers for one page of a pool of "k", "v" or "means", in its format (ops/formats/kv.py)."""
+    """Random numbers for one page of a pool of "k", "v" or "means", in its format
+    (ops/formats/kv.py).
+    """
     numbers = rng.standard_normal(page.shape, np.float32)
     if page.dtype == np.uint16:  # bfloat16's bits
         page[...] = numbers.view(np.uint32) >> 16

@@ -1,4 +1,6 @@
-"""Where the tokens of a measured answer come from: the model, a given text, or a record of what was once accepted."""
+"""Where the tokens of a measured answer come from: the model, a given text, or a record of what was
+once accepted.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Script:
 
 @dataclass
 class Record:
-    """The trees of a run, as their parents, and the nodes of each that were accepted, the root first."""
+    """The trees of a run, as their parents, and the nodes of each that were accepted, the root
+    first.
+    """
 
     drafter: str
     trees: list[list[int]] = field(default_factory=list)
@@ -65,7 +69,9 @@ class Record:
     @property
     def options(self) -> Speculation:
         """All of a recorded tree is verified again."""
-        return Speculation(self.drafter, max(map(len, self.trees)), self.draft_depth, self.draft_top_k)
+        return Speculation(
+            self.drafter, max(map(len, self.trees)), self.draft_depth, self.draft_top_k
+        )
 
     @staticmethod
     def read(path: str | Path) -> Record:
@@ -73,11 +79,18 @@ class Record:
         try:
             record = Record(**json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise ReplayError(f"there is no record {path}; bench --speculate DRAFTER --record {path} writes one") from None
+            raise ReplayError(
+                f"there is no record {path}; bench --speculate DRAFTER --record {path} writes one"
+            ) from None
         except (ValueError, TypeError):
-            raise ReplayError(f"{path} is not a record of acceptance; bench --speculate DRAFTER --record writes one") from None
+            raise ReplayError(
+                f"{path} is not a record of acceptance; bench --speculate DRAFTER --record "
+                "writes one"
+            ) from None
         if not _is_whole(record.trees, record.paths):
-            raise ReplayError(f"{path} is damaged: its paths do not lead through its trees; record it again")
+            raise ReplayError(
+                f"{path} is damaged: its paths do not lead through its trees; record it again"
+            )
         _ = record.options
         return record
 
@@ -88,21 +101,31 @@ class Record:
 
 def _is_whole(trees: Any, paths: Any) -> bool:
     try:
-        numbered = all(-1 <= parent < node for parents in trees for node, parent in enumerate(parents))
-        led = all([parents[node] for node in path] == [-1, *path[:-1]] for parents, path in zip(trees, paths, strict=True))
+        numbered = all(
+            -1 <= parent < node for parents in trees for node, parent in enumerate(parents)
+        )
+        led = all(
+            [parents[node] for node in path] == [-1, *path[:-1]]
+            for parents, path in zip(trees, paths, strict=True)
+        )
         return bool(trees) and numbered and led
     except (TypeError, IndexError, ValueError):
         return False
 
 
 class Replay:
-    """Plays a record: real drafts are made and dropped for trees of the recorded form, whose paths are then followed.
+    """Plays a record: real drafts are made and dropped for trees of the recorded form, whose paths
+    are then followed.
 
-    It is drafter and author in one. The tokens mean nothing; the time of a pass does not depend on them.
+    It is drafter and author in one. The tokens mean nothing; the time of a pass does not depend on
+    them.
     """
 
     def __init__(self, record: Record, drafter: Drafter, vocab_size: int) -> None:
-        drafts = [Draft(Tree(list(range(len(tree))), tree), np.linspace(1, 0.5, len(tree))) for tree in record.trees]
+        drafts = [
+            Draft(Tree(list(range(len(tree))), tree), np.linspace(1, 0.5, len(tree)))
+            for tree in record.trees
+        ]
         self._rounds = itertools.cycle(zip(drafts, record.paths, strict=True))
         self._drafter, self._vocab_size = drafter, vocab_size
         self._path: list[int] = []
@@ -113,10 +136,14 @@ class Replay:
     def cached(self, model: Any) -> None:
         self._drafter.cached(model)
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
+    ) -> Draft | None:
         """A tree of the next round's form, as soon as the real drafter has made one."""
         fake, path = next(self._rounds)
-        self._drafter.draft(history, int(min(depth, fake.tree.depths.max(initial=0))), top_k, 0.0, read)
+        self._drafter.draft(
+            history, int(min(depth, fake.tree.depths.max(initial=0))), top_k, 0.0, read
+        )
         self._path = path[1:]
         return fake
 

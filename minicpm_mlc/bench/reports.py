@@ -27,4 +27,6 @@ class Reports:
         return "\n\n".join(report.markdown() for report in self.reports.values())
 
     def json(self) -> str:
-        return json.dumps({name: json.loads(report.json()) for name, report in self.reports.items()}, indent=2)
+        return json.dumps(
+            {name: json.loads(report.json()) for name, report in self.reports.items()}, indent=2
+        )

@@ -1,4 +1,6 @@
-"""What this machine has to give: how fast it reads memory, which bounds a decode step, and how fast it multiplies."""
+"""What this machine has to give: how fast it reads memory, which bounds a decode step, and how fast
+it multiplies.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ LANES = 16  # int32 in a row of the buffer
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured with as many threads as the run: bytes/s of memory, operations/s of float32 and int8 multiply-adds.
+    """Measured with as many threads as the run: bytes/s of memory, operations/s of float32 and int8
+    multiply-adds.
 
     `int8` is None where the processor has no int8 dot products.
     """
@@ -31,20 +34,27 @@ class Limits:
 
     def text(self) -> str:
         """One line, without an end."""
-        rates = [f"memory reads {self.bandwidth / 1e9:.1f} GB/s", f"{self.float32 / 1e9:.0f} GFLOP/s float32"]
+        rates = [
+            f"memory reads {self.bandwidth / 1e9:.1f} GB/s",
+            f"{self.float32 / 1e9:.0f} GFLOP/s float32",
+        ]
         rates += [f"{self.int8 / 1e9:.0f} GOP/s int8"] if self.int8 else []
         return f"{self.threads} thread{'s' * (self.threads > 1)}: {', '.join(rates)}"
 
 
 class MemoryReader:
-    """How fast READ_KERNEL, a compiled function (x i32[n, 16], out i32[tasks, 16]), goes through a buffer with TVM's threads.
+    """How fast READ_KERNEL, a compiled function (x i32[n, 16], out i32[tasks, 16]), goes through a
+    buffer with TVM's threads.
 
-    `best` is the best of all samples so far, in bytes per second. Other programs, and other guests of a virtual machine, slow
-    memory down at times: sample it between the measurements that it bounds.
+    `best` is the best of all samples so far, in bytes per second. Other programs, and other guests
+    of a virtual machine, slow memory down at times: sample it between the measurements that it
+    bounds.
     """
 
     def __init__(self, read: Callable[[Any, Any], None], nbytes: int = BUFFER_BYTES) -> None:
-        buffer, sums = (reserve((rows, LANES), np.dtype(np.int32)) for rows in (nbytes // (4 * LANES), TASKS))
+        buffer, sums = (
+            reserve((rows, LANES), np.dtype(np.int32)) for rows in (nbytes // (4 * LANES), TASKS)
+        )
         buffer[...] = 1  # untouched pages would all be the system's one page of zeros
         self._read, self._bytes, self.best = read, buffer.nbytes, 0.0
         self._arguments = [HostMemory().tensor(array) for array in (buffer, sums)]

@@ -1,4 +1,6 @@
-"""Tokens per second with speculation against plain decoding, prompt by prompt in turns, and where the time goes."""
+"""Tokens per second with speculation against plain decoding, prompt by prompt in turns, and where
+the time goes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 
 @dataclass(frozen=True)
 class Run:
-    """One answer: its tokens, the seconds it took once the prompt was read, those in compiled functions among them."""
+    """One answer: its tokens, the seconds it took once the prompt was read, those in compiled
+    functions among them.
+    """
 
     token_ids: list[int]
     seconds: float
@@ -44,7 +48,9 @@ class Row:
     plain: list[float]
     speculated: list[float]
     changed: int  # prompts whose answer was another than plain decoding's
-    python: float | None  # share of the time with speculation outside compiled functions; None where they don't wait
+    python: (
+        float | None
+    )  # share of the time with speculation outside compiled functions; None where they don't wait
     stats: SpeculationStats
 
     @property
@@ -54,7 +60,12 @@ class Row:
 
     def cells(self) -> list[str]:
         stats = self.stats
-        seconds = [stats.draft_seconds, stats.verify_seconds, stats.commit_seconds, stats.host_seconds]
+        seconds = [
+            stats.draft_seconds,
+            stats.verify_seconds,
+            stats.commit_seconds,
+            stats.host_seconds,
+        ]
         shares = [f"{part / (sum(seconds) or 1):.0%}" for part in seconds]
         accepted = " ".join(f"{share:.2f}" for share in stats.accepted_shares[:8])
         speeds = [f"{statistics.median(samples):.1f}" for samples in (self.plain, self.speculated)]
@@ -62,25 +73,51 @@ class Row:
         length = f"{stats.accept_length:.2f}" if stats.rounds else ""
         counts = [f"{self.count}", f"{self.tokens}"]
         python = "" if self.python is None else f"{self.python:.1%}"
-        return [self.prompts, *counts, *speeds, f"{self.speed_up:.2f}x", length, nodes, accepted, *shares, python,
-                f"{self.changed}"]  # fmt: skip
+        return [
+            self.prompts,
+            *counts,
+            *speeds,
+            f"{self.speed_up:.2f}x",
+            length,
+            nodes,
+            accepted,
+            *shares,
+            python,
+            f"{self.changed}",
+        ]
 
     def decision(self) -> str:
         """What the engine had decided by the row's end."""
         return f"{self.prompts}: speculation {self.stats.decision}"
 
 
-HEAD = ["prompts", "count", "tokens", "plain tokens/s", "speculated tokens/s", "speed-up", "tokens per tree", "nodes",
-        "accepted by depth", "draft", "verify", "commit", "choose", "python", "changed"]  # fmt: skip
+HEAD = [
+    "prompts",
+    "count",
+    "tokens",
+    "plain tokens/s",
+    "speculated tokens/s",
+    "speed-up",
+    "tokens per tree",
+    "nodes",
+    "accepted by depth",
+    "draft",
+    "verify",
+    "commit",
+    "choose",
+    "python",
+    "changed",
+]
 
 
 @dataclass
 class Report:
     """The benchmark and how to repeat it.
 
-    Draft, verify, commit and choose are shares of the time spent on trees. "python" is the share of all time with
-    speculation outside the library's compiled functions: drafting and choosing, sampling, turning arrays into tensors and
-    back. It is left out on a GPU, whose functions return before they are done.
+    Draft, verify, commit and choose are shares of the time spent on trees. "python" is the share of
+    all time with speculation outside the library's compiled functions: drafting and choosing,
+    sampling, turning arrays into tensors and back. It is left out on a GPU, whose functions return
+    before they are done.
     """
 
     name: str
@@ -103,7 +140,10 @@ class Report:
         return f"{self.head()}\n\n`{self.command}`\n\n{markdown_table(self._cells())}\n\n{notes}"
 
     def json(self) -> str:
-        rows = [asdict(row) | {"speed_up": row.speed_up, "accepted_shares": row.stats.accepted_shares} for row in self.rows]
+        rows = [
+            asdict(row) | {"speed_up": row.speed_up, "accepted_shares": row.stats.accepted_shares}
+            for row in self.rows
+        ]
         return json.dumps(asdict(self) | {"rows": rows}, indent=2)
 
     def _notes(self) -> list[str]:
@@ -128,12 +168,14 @@ def bench_speculation(
 ) -> Report:
     """Answers every prompt plainly and with speculation, greedily, in turns.
 
-    Always measured: a text that is copied word for word, one that is copied with changes, and one of random tokens of
-    which nothing can be guessed; these answers are given, whatever the model would say. With `prompt_file` (one message
-    a line, or .jsonl with a text or a list of messages a line) also the model's own answers. `replay` takes acceptance from a
-    record instead, so that a model of random weights shows the speed that a trained one would have; `record` writes one.
+    Always measured: a text that is copied word for word, one that is copied with changes, and one
+    of random tokens of which nothing can be guessed; these answers are given, whatever the model
+    would say. With `prompt_file` (one message a line, or .jsonl with a text or a list of messages a
+    line) also the model's own answers. `replay` takes acceptance from a record instead, so that a
+    model of random weights shows the speed that a trained one would have; `record` writes one.
 
-    Raises BenchError for counts, files and options that can't be used or contradict, SamplingError for sizes out of range.
+    Raises BenchError for counts, files and options that can't be used or contradict, SamplingError
+    for sizes out of range.
     """
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads, new_tokens=new_tokens)
@@ -146,28 +188,46 @@ def bench_speculation(
     options = recorded.options if recorded else Speculation(speculate, **sizes)
     command = _command(locals())
     with Engine(path, threads=threads, attention=attention, draft=draft_model) as engine:
-        kinds = replayed_tasks(engine, recorded) if recorded else given_tasks(engine.vocab_size, new_tokens)
+        kinds = (
+            replayed_tasks(engine, recorded)
+            if recorded
+            else given_tasks(engine.vocab_size, new_tokens)
+        )
         kinds |= own_tasks(engine, prompt_file) if prompt_file else {}
         _check_room(engine, kinds, new_tokens)
         bench = _Bench(engine, options, new_tokens, repeats)
-        report = Report(engine.manifest.name, engine.manifest.scheme, engine.library.memory.name, threads, command)
+        report = Report(
+            engine.manifest.name,
+            engine.manifest.scheme,
+            engine.library.memory.name,
+            threads,
+            command,
+        )
         report.rows = [bench.row(name, tasks) for name, tasks in kinds.items()]
     if recorded:
-        report.notes.append(f"acceptance replayed from {replay}: {len(recorded.trees)} trees of {recorded.source}")
+        report.notes.append(
+            f"acceptance replayed from {replay}: {len(recorded.trees)} trees of {recorded.source}"
+        )
     if record:
         report.notes.append(_write(bench.record, report.head(), record))
     return report
 
 
-def _check_drafter(speculate: str, draft_model: str | Path | None, sizes: dict[str, int | None]) -> None:
+def _check_drafter(
+    speculate: str, draft_model: str | Path | None, sizes: dict[str, int | None]
+) -> None:
     """What the drafter would not use is refused."""
     unused = {} if speculate in ("auto", "draft") else {"draft_model": draft_model}
     if given := _given(unused | (sizes if speculate == "off" else {})):
-        raise BenchError(f"--speculate {speculate} does not use {given}; leave it out, or choose another drafter")
+        raise BenchError(
+            f"--speculate {speculate} does not use {given}; leave it out, or choose another drafter"
+        )
 
 
 def _given(options: dict[str, Any]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None)
+    return ", ".join(
+        f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None
+    )
 
 
 def _check_replay(recorded: Record, speculate: str, others: dict[str, Any]) -> None:
@@ -175,24 +235,38 @@ def _check_replay(recorded: Record, speculate: str, others: dict[str, Any]) -> N
     if given := _given(others):
         raise BenchError(f"--replay decides prompts and trees; leave out {given}")
     if speculate != recorded.drafter:
-        raise BenchError(f"--speculate {speculate}: the record is of {recorded.drafter}; give --speculate {recorded.drafter}")
+        raise BenchError(
+            f"--speculate {speculate}: the record is of {recorded.drafter}; give --speculate "
+            f"{recorded.drafter}"
+        )
 
 
 def _check_record(path: Path, speculate: str, prompt_file: str | Path | None) -> None:
-    """Now, not after the benchmark: a record is of one drafter, of the model's own answers, in a file that can be made."""
+    """Now, not after the benchmark: a record is of one drafter, of the model's own answers, in a
+    file that can be made.
+    """
     if speculate in ("auto", "off"):
-        raise BenchError(f"--record is of one drafter, not of {speculate}; give --speculate eagle, ngram or draft")
+        raise BenchError(
+            f"--record is of one drafter, not of {speculate}; give --speculate eagle, ngram or "
+            "draft"
+        )
     if prompt_file is None:
-        raise BenchError("--record keeps what is accepted of the model's own answers; give their prompts with --prompt-file")
+        raise BenchError(
+            "--record keeps what is accepted of the model's own answers; give their prompts with "
+            "--prompt-file"
+        )
     if path.is_dir() or not path.parent.is_dir():
-        raise BenchError(f"--record {path}: no file can be written there; give one in a folder that is there")
+        raise BenchError(
+            f"--record {path}: no file can be written there; give one in a folder that is there"
+        )
 
 
 def _check_room(engine: Engine, kinds: dict[str, list[Task]], new_tokens: int) -> None:
     longest = max(len(task.prompt) for tasks in kinds.values() for task in tasks)
     if longest + new_tokens > engine.context:
         raise BenchError(
-            f"--new-tokens {new_tokens} behind a prompt of {longest} tokens: the context holds {engine.context}; "
+            f"--new-tokens {new_tokens} behind a prompt of {longest} tokens: the context holds "
+            f"{engine.context}; "
             "give fewer new tokens, or shorter prompts"
         )
 
@@ -210,35 +284,61 @@ class _Bench:
     def __init__(self, engine: Engine, options: Speculation, new_tokens: int, repeats: int) -> None:
         self.engine, self.repeats, self.new_tokens = engine, repeats, new_tokens
         self.options: dict[str, Any] = asdict(options)
-        self.record = Record(options.speculate, draft_depth=options.draft_depth, draft_top_k=options.draft_top_k)
+        self.record = Record(
+            options.speculate, draft_depth=options.draft_depth, draft_top_k=options.draft_top_k
+        )
         self.watch = Watch(engine)
-        self.waits = engine.manifest.target.get("device") == "cpu"  # whether a compiled function returns when it is done
+        self.waits = (
+            engine.manifest.target.get("device") == "cpu"
+        )  # whether a compiled function returns when it is done
 
     def row(self, name: str, tasks: Sequence[Task]) -> Row:
-        """Each prompt of one kind, plain and speculated beside each other, after one round to warm up."""
+        """Each prompt of one kind, plain and speculated beside each other, after one round to warm
+        up.
+        """
         self._answer(tasks[0], {"speculate": "off"})
         self._answer(tasks[0], self.options)
         speeds: tuple[list[float], list[float]] = ([], [])
         runs: list[tuple[Run, Run]] = []
         for _ in range(self.repeats):
-            runs = [(self._answer(task, {"speculate": "off"}), self._answer(task, self.options)) for task in tasks]
+            runs = [
+                (self._answer(task, {"speculate": "off"}), self._answer(task, self.options))
+                for task in tasks
+            ]
             if not any(plain.token_ids for plain, _ in runs):
-                raise BenchError(f"{name}: every answer is empty, there is nothing to measure; give other prompts")
+                raise BenchError(
+                    f"{name}: every answer is empty, there is nothing to measure; give other "
+                    "prompts"
+                )
             for side, samples in zip(zip(*runs, strict=True), speeds, strict=True):
-                samples.append(sum(len(run.token_ids) for run in side) / sum(run.seconds for run in side))
+                samples.append(
+                    sum(len(run.token_ids) for run in side) / sum(run.seconds for run in side)
+                )
         changed = sum(plain.token_ids != run.token_ids for plain, run in runs) if name == OWN else 0
         stats = SpeculationStats()
         for _, run in runs:
             stats.merge(run.stats)
-        compiled = sum(run.compiled_seconds for _, run in runs) / sum(run.seconds for _, run in runs)
+        compiled = sum(run.compiled_seconds for _, run in runs) / sum(
+            run.seconds for _, run in runs
+        )
         python = 1 - compiled if self.waits else None
-        return Row(name, len(tasks), sum(len(run.token_ids) for _, run in runs), *speeds, changed, python, stats)
+        return Row(
+            name,
+            len(tasks),
+            sum(len(run.token_ids) for _, run in runs),
+            *speeds,
+            changed,
+            python,
+            stats,
+        )
 
     def _answer(self, task: Task, options: dict[str, Any]) -> Run:
         self.engine.truncate(0)
         author, answer = task.author(), []
         sampler = Sampler(SamplingParams(temperature=0), self.engine.vocab_size)
-        with self.engine.steps(task.prompt, max_tokens=self.new_tokens + 1, temperature=0, **options) as (steps, logits):
+        with self.engine.steps(
+            task.prompt, max_tokens=self.new_tokens + 1, temperature=0, **options
+        ) as (steps, logits):
             steps.on_round = self.record.add if isinstance(author, Model) else None
             start, self.watch.seconds = time.perf_counter(), 0.0
             with suppress(StopIteration):
@@ -255,7 +355,21 @@ class _Bench:
 
 def _command(given: dict[str, Any]) -> str:
     """The command line that repeats a run."""
-    names = ("speculate", "prompt_file", "new_tokens", "repeats", "threads", "attention", "draft_model", "replay", "record")
+    names = (
+        "speculate",
+        "prompt_file",
+        "new_tokens",
+        "repeats",
+        "threads",
+        "attention",
+        "draft_model",
+        "replay",
+        "record",
+    )
     options = {name: given[name] for name in names} | given["sizes"]
-    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    ]
     return f"minicpm-mlc bench {shlex.quote(str(given['path']))} {' '.join(words)}"

@@ -31,7 +31,9 @@ class Task:
 
 
 def given_tasks(vocab_size: int, new_tokens: int) -> dict[str, list[Task]]:
-    """Answers that are given: a text copied word for word, copied with changes, and one that nothing can guess."""
+    """Answers that are given: a text copied word for word, copied with changes, and one that
+    nothing can guess.
+    """
     random = np.random.default_rng(0)
     low, high = min(100, vocab_size // 2), vocab_size
     text, other = (random.integers(low, high, COPIED).tolist() for _ in range(2))
@@ -39,7 +41,10 @@ def given_tasks(vocab_size: int, new_tokens: int) -> dict[str, list[Task]]:
     unknown = random.integers(low, high, 2 * COPIED).tolist()
     answers = {"copied": text, "copied with changes": edited, "nothing to guess": unknown}
     repeated = -(-new_tokens // COPIED)
-    return {name: [Task(text, lambda answer=answer: Script(answer * repeated))] for name, answer in answers.items()}
+    return {
+        name: [Task(text, lambda answer=answer: Script(answer * repeated))]
+        for name, answer in answers.items()
+    }
 
 
 def own_tasks(engine: Engine, prompt_file: str | Path) -> dict[str, list[Task]]:
@@ -51,7 +56,10 @@ def replayed_tasks(engine: Engine, record: Record) -> dict[str, list[Task]]:
     """A random prompt whose answer follows the record, its trees drafted by the real drafter."""
     drafters: dict[str, Drafter] = engine.drafters
     if record.drafter not in drafters:
-        raise BenchError(f"the record's drafter is {record.drafter}, and {engine.path} has only {', '.join(drafters)}")
+        raise BenchError(
+            f"the record's drafter is {record.drafter}, and {engine.path} has only "
+            f"{', '.join(drafters)}"
+        )
     replay = drafters[record.drafter] = Replay(record, drafters[record.drafter], engine.vocab_size)
     prompt = np.random.default_rng(0).integers(engine.vocab_size, size=COPIED).tolist()
     return {"replayed": [Task(prompt, lambda: replay)]}
@@ -60,8 +68,8 @@ def replayed_tasks(engine: Engine, record: Record) -> dict[str, list[Task]]:
 def read_prompts(engine: Engine, path: str | Path) -> list[list[int]]:
     """Token ids of each line's prompt, in the bundle's chat template.
 
-    A line is a message, or in a .jsonl file a text or a list of messages. Raises BenchError for a file that can't be read
-    or has no prompts, and for a line that is something else.
+    A line is a message, or in a .jsonl file a text or a list of messages. Raises BenchError for a
+    file that can't be read or has no prompts, and for a line that is something else.
     """
     lines = [(number, line) for number, line in enumerate(_lines(Path(path)), 1) if line.strip()]
     if not lines:
@@ -72,7 +80,9 @@ def read_prompts(engine: Engine, path: str | Path) -> list[list[int]]:
             messages = _messages(json.loads(line) if Path(path).suffix == ".jsonl" else line)
             prompts.append(engine.template.prompt(engine.tokenizer.raw, messages, None).ids)
         except (ValueError, RecursionError, TemplateError) as error:
-            raise BenchError(f"{path}, line {number}: {error}; expected a text or a list of messages") from None
+            raise BenchError(
+                f"{path}, line {number}: {error}; expected a text or a list of messages"
+            ) from None
     return prompts
 
 

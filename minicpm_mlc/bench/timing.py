@@ -15,7 +15,9 @@ from minicpm_mlc.targets.cpu import CpuTarget
 def compiled(kernel: Any) -> Callable[..., None]:
     """A PrimFunc as a function of tensors."""
     target = CpuTarget.of("native").tvm_target()
-    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)["main"]
+    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)[
+        "main"
+    ]
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -25,6 +27,8 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def medians(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Seconds of each call, taking turns so that a busy machine disturbs all alike; the first round is not counted."""
+    """Seconds of each call, taking turns so that a busy machine disturbs all alike; the first round
+    is not counted.
+    """
     rounds = [[seconds(call) for call in calls] for _ in range(repeats + 1)][1:]
     return [statistics.median(samples) for samples in zip(*rounds, strict=True)]

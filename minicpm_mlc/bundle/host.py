@@ -9,9 +9,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-# LLVM feature -> /proc/cpuinfo flag. Only instruction sets that a compiler emits; LLVM's lists also hold tuning hints.
+# LLVM feature -> /proc/cpuinfo flag. Only instruction sets that a compiler emits; LLVM's lists also
+# hold tuning hints.
 _SAME_NAME = (
-    "ssse3 popcnt movbe bmi2 avx f16c fma avx2 avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi "
+    "ssse3 popcnt movbe bmi2 avx f16c fma avx2 avx512f avx512cd avx512bw avx512dq avx512vl "
+    "avx512ifma avx512vbmi "
     "i8mm bf16 sve sve2"
 )
 FLAGS = {name: name for name in _SAME_NAME.split()} | {
@@ -54,7 +56,11 @@ ARM_BITS = {
 RUNNABLE = ("cpu", "cuda", "metal", "opencl", "vulkan")
 MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 BESIDE_LINUX = ("cuda", "opencl", "vulkan")
-DEVICES = {("android", "aarch64"): "android", ("darwin", "aarch64"): "metal", ("ios", "aarch64"): "ios"}  # to compile for
+DEVICES = {
+    ("android", "aarch64"): "android",
+    ("darwin", "aarch64"): "metal",
+    ("ios", "aarch64"): "ios",
+}  # to compile for
 SYSTEMS = {
     "linux": "linux",
     "darwin": "darwin",
@@ -67,7 +73,9 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Host:
-    """`features` are LLVM names; None where the system doesn't tell, and then they are not checked."""
+    """`features` are LLVM names; None where the system doesn't tell, and then they are not
+    checked.
+    """
 
     system: str
     machine: str
@@ -84,22 +92,36 @@ def this_host() -> Host:
 
 
 def mismatch(target: dict[str, Any], host: Host) -> str | None:
-    """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it can."""
+    """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it
+    can.
+    """
     if target["device"] not in RUNNABLE:
-        return f"it was compiled for device {target['device']}, and this version runs {' and '.join(RUNNABLE)}"
+        return (
+            f"it was compiled for device {target['device']}, and this version runs "
+            f"{' and '.join(RUNNABLE)}"
+        )
     system, machine = system_of(target["triple"]), _machine(target["triple"].split("-")[0])
     if (system, machine) != (host.system, host.machine):
-        return f"it was compiled for {machine} {system}, and this machine is {host.machine} {host.system}"
+        return (
+            f"it was compiled for {machine} {system}, and this machine is {host.machine} "
+            f"{host.system}"
+        )
     if missing := missing_features(target["features"], host):
         return f"it was compiled for {target['cpu']}, and this CPU lacks {', '.join(missing)}"
     return None
 
 
 def compile_options(host: Host, device: str) -> str:
-    """The options of `minicpm-mlc compile`, given here, for a bundle that runs on `host`: on `device` if that has one."""
+    """The options of `minicpm-mlc compile`, given here, for a bundle that runs on `host`: on
+    `device` if that has one.
+    """
     here, gpu = this_host(), device if device in BESIDE_LINUX else None
     if host.system == "linux" and host.machine == here.machine:
-        level = f"x86-64-v{3 if 'avx2' in (host.features or ()) else 2}" if host.machine == "x86_64" else "generic"
+        level = (
+            f"x86-64-v{3 if 'avx2' in (host.features or ()) else 2}"
+            if host.machine == "x86_64"
+            else "generic"
+        )
         return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else level}"
     if (host.system, host.machine) == ("linux", "aarch64"):
         return f"--device linux-arm64{f' --gpu {gpu}' if gpu else ''}"
@@ -125,7 +147,9 @@ def system_of(triple: str) -> str:
 
 
 def _hwcap_features() -> frozenset[str]:
-    """What the kernel, or an emulator in its place, tells the C library; /proc/cpuinfo is the real machine's."""
+    """What the kernel, or an emulator in its place, tells the C library; /proc/cpuinfo is the real
+    machine's.
+    """
     ask = ctypes.CDLL(None).getauxval
     ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
     return frozenset(name for name, (kind, bit) in ARM_BITS.items() if ask(kind) >> bit & 1)
@@ -137,7 +161,9 @@ def _cpuinfo_features() -> frozenset[str] | None:
             lines = [line.partition(":") for line in file]
     except OSError:
         return None
-    flags = next((value.split() for key, _, value in lines if key.strip() in ("flags", "Features")), None)
+    flags = next(
+        (value.split() for key, _, value in lines if key.strip() in ("flags", "Features")), None
+    )
     if flags is None:
         return None
     return frozenset(name for name, flag in FLAGS.items() if flag in flags)

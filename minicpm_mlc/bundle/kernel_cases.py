@@ -1,6 +1,8 @@
-"""kernel-cases.npz: for every kernel of a bundle's library, arguments and what the NumPy definitions make of them.
+"""kernel-cases.npz: for every kernel of a bundle's library, arguments and what the NumPy
+definitions make of them.
 
-Arrays are stored small and repeated to the kernel's shapes, so that the cases of any model take some hundred KB.
+Arrays are stored small and repeated to the kernel's shapes, so that the cases of any model take
+some hundred KB.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ WORDS = 10  # int32 of one group of 32 int8 activations (ops/cpu/quantize_rows.p
 
 @dataclass(frozen=True, eq=False)
 class Tiled:
-    """An array of `shape`: `tile` repeated along every axis, the last repetition cut where the axis ends."""
+    """An array of `shape`: `tile` repeated along every axis, the last repetition cut where the axis
+    ends.
+    """
 
     tile: np.ndarray
     shape: tuple[int, ...]
@@ -52,8 +56,9 @@ class Tiled:
 class Expected:
     """What argument number `argument` holds after the call.
 
-    `places` None: `values`. Else the argument is an input too, and holds `values` at these flat places; the rest is as it
-    was. `words`: it holds int8 activations as quantize_rows writes them, and `values` is what they stand for.
+    `places` None: `values`. Else the argument is an input too, and holds `values` at these flat
+    places; the rest is as it was. `words`: it holds int8 activations as quantize_rows writes them,
+    and `values` is what they stand for.
     """
 
     argument: int
@@ -64,7 +69,9 @@ class Expected:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One call of a kernel on inputs, then outputs. NMSE above `limit` is an error; 0 means that every bit counts."""
+    """One call of a kernel on inputs, then outputs. NMSE above `limit` is an error; 0 means that
+    every bit counts.
+    """
 
     kernel: str
     operator: str
@@ -106,7 +113,13 @@ def to_bytes(cases: Sequence[Case]) -> bytes:
             "limit": case.limit,
             "inputs": [tiled(value) for value in case.inputs],
             "expected": [
-                [e.argument, tiled(e.values), None if e.places is None else place(e.places), e.words] for e in case.expected
+                [
+                    e.argument,
+                    tiled(e.values),
+                    None if e.places is None else place(e.places),
+                    e.words,
+                ]
+                for e in case.expected
             ],
         }
         for case in cases
@@ -129,7 +142,9 @@ def load_cases(folder: Path) -> list[Case]:
     try:
         return from_bytes(path.read_bytes())
     except FileNotFoundError:
-        raise BundleError(f"{folder} has no {KERNEL_CASES}, it is older; compile it again: minicpm-mlc compile") from None
+        raise BundleError(
+            f"{folder} has no {KERNEL_CASES}, it is older; compile it again: minicpm-mlc compile"
+        ) from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} can't be read ({error}); {REPAIR}") from None
 

@@ -1,4 +1,6 @@
-"""manifest.json: what a bundle holds and was compiled for, and the check that it is whole and runs on this machine."""
+"""manifest.json: what a bundle holds and was compiled for, and the check that it is whole and runs
+on this machine.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,28 @@ from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
 FORMAT = 1  # layout of the bundle folder
 ABI = 4  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
-KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}  # by the names of --kv
-KV_STORAGE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int8": "int8"}  # pools, by kv_dtype
-SCALE_ROWS = 4  # of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their values
+KV_DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "int8": "int8",
+}  # by the names of --kv
+KV_STORAGE = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "uint16",
+    "int8": "int8",
+}  # pools, by kv_dtype
+# of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their
+# values
+SCALE_ROWS = 4
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
 MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
-WEIGHT_LAYOUTS = {"f32": "rows16", "int8": "rows16x4"}  # of integer weights, by the activations that meet them
+WEIGHT_LAYOUTS = {
+    "f32": "rows16",
+    "int8": "rows16x4",
+}  # of integer weights, by the activations that meet them
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
 REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
@@ -48,12 +65,14 @@ def key_rows(kv_dtype: str, head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names in ABI order.
+    """Every field of manifest.json; bytes are bytes, lengths are tokens. `params` are tensor names
+    in ABI order.
 
-    `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is how those weights are
-    interleaved (ops/formats/packing.py), the layout that the library was compiled for. `draft` is the EAGLE head: its kind
-    ("eagle2" or "eagle3"), layers, width of the features that it takes and of its hidden states, its vocabulary, how many
-    tokens (`top_k`) it proposes after each row, and its pools.
+    `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is
+    how those weights are interleaved (ops/formats/packing.py), the layout that the library was
+    compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of the
+    features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`) it
+    proposes after each row, and its pools.
     """
 
     name: str
@@ -84,18 +103,24 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Stable JSON: the same manifest gives the same bytes."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return (
+            json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        ).encode()
 
     @property
     def dense_len(self) -> int | None:
-        """Tokens from which on a sequence reads sparsely; None where sparse attention isn't compiled in."""
+        """Tokens from which on a sequence reads sparsely; None where sparse attention isn't
+        compiled in.
+        """
         return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
 
     def memory_need(self, context: int) -> int:
         """Bytes to run with `context` tokens: weights, KV cache in whole pages, activations."""
         pages = -(-context // self.page_size)
         return (
-            self.memory["weights"] + pages * self.page_size * self.memory["kv_per_token"] + self.memory["activations"]
+            self.memory["weights"]
+            + pages * self.page_size * self.memory["kv_per_token"]
+            + self.memory["activations"]
         )
 
 
@@ -116,8 +141,9 @@ def read_bundle(
 ) -> Bundle:
     """Open a bundle that this machine can run; raises BundleError with what to do otherwise.
 
-    The SHA-256 of every file is checked at the first load and again when a file's size or time changed ("auto"),
-    at every load ("always"), or never. `host` and `tvm` default to this machine and its installed apache-tvm.
+    The SHA-256 of every file is checked at the first load and again when a file's size or time
+    changed ("auto"), at every load ("always"), or never. `host` and `tvm` default to this machine
+    and its installed apache-tvm.
     """
     if verify not in ("auto", "always", "never"):
         raise ValueError(f'verify is {verify!r}; expected "auto", "always" or "never"')
@@ -127,7 +153,9 @@ def read_bundle(
         options = compile_options(host or this_host(), manifest.target["device"])
         raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} {options}")
     _check_tvm(folder, manifest, tvm or _installed_tvm())
-    bundle = Bundle(folder.absolute(), manifest)  # a bare file name would send the loader to the system's folders
+    bundle = Bundle(
+        folder.absolute(), manifest
+    )  # a bare file name would send the loader to the system's folders
     seen = _stat_files(bundle)
     if verify == "always" or (verify == "auto" and not _verified_before(bundle, seen)):
         _check_hashes(bundle)
@@ -137,7 +165,9 @@ def read_bundle(
 
 def _read(folder: Path) -> Any:
     if not folder.is_dir():
-        raise BundleError(f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder")
+        raise BundleError(
+            f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder"
+        )
     try:
         return json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -150,8 +180,14 @@ def _read(folder: Path) -> Any:
 
 def _not_a_bundle(folder: Path) -> str:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        return f"{folder} is a checkpoint, not a bundle; compile it first: minicpm-mlc compile {folder}"
-    return f"{folder} has no {MANIFEST}, so it isn't a bundle; make one: minicpm-mlc compile CHECKPOINT"
+        return (
+            f"{folder} is a checkpoint, not a bundle; compile it first: minicpm-mlc compile "
+            f"{folder}"
+        )
+    return (
+        f"{folder} has no {MANIFEST}, so it isn't a bundle; make one: minicpm-mlc compile "
+        "CHECKPOINT"
+    )
 
 
 def _parse(data: Any, folder: Path) -> Manifest:
@@ -162,7 +198,10 @@ def _parse(data: Any, folder: Path) -> Manifest:
             f"this minicpm-mlc reads format {FORMAT} and ABI {ABI}; {COMPILE_AGAIN}"
         )
     kinds = {name: _types(kind) for name, kind in get_type_hints(Manifest).items()}
-    checks = [("fields", data, kinds), *((name, data.get(name), nested) for name, nested in _NESTED.items())]
+    checks = [
+        ("fields", data, kinds),
+        *((name, data.get(name), nested) for name, nested in _NESTED.items()),
+    ]
     for what, value, expected in checks:
         if not _has(value, expected):
             raise _damaged(folder, what)
@@ -180,11 +219,16 @@ def _parse(data: Any, folder: Path) -> Manifest:
 
 def _types(kind: Any) -> tuple[type, ...]:
     """The classes of values that a field's annotation allows."""
-    return tuple(get_origin(part) or part for part in (get_args(kind) if get_origin(kind) is UnionType else [kind]))
+    return tuple(
+        get_origin(part) or part
+        for part in (get_args(kind) if get_origin(kind) is UnionType else [kind])
+    )
 
 
 def _has(value: Any, expected: Mapping[str, type | tuple[type, ...]]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in expected.items())
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in expected.items()
+    )
 
 
 def _damaged(folder: Path, what: str) -> BundleError:
@@ -220,7 +264,10 @@ def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
         except OSError:
             raise BundleError(f"{bundle.path} lacks {name}; {REPAIR}") from None
         if stat.st_size != entry["bytes"]:
-            raise BundleError(f"{bundle.path / name} has {stat.st_size} bytes, expected {entry['bytes']}; {REPAIR}")
+            raise BundleError(
+                f"{bundle.path / name} has {stat.st_size} bytes, expected {entry['bytes']}; "
+                f"{REPAIR}"
+            )
         seen[name] = [stat.st_size, stat.st_mtime_ns]
     return seen
 
@@ -228,7 +275,9 @@ def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
 def _check_hashes(bundle: Bundle) -> None:
     for name, entry in bundle.manifest.files.items():
         if _sha256(bundle.path / name) != entry["sha256"]:
-            raise BundleError(f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}")
+            raise BundleError(
+                f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
+            )
 
 
 def _sha256(path: Path) -> str:

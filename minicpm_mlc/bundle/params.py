@@ -22,11 +22,14 @@ def load_params(bundle: Bundle) -> list[np.ndarray]:
     """
     try:
         shards = json.loads((bundle.path / TENSOR_CACHE).read_bytes())["records"]
-        arrays = {record["name"]: array for shard in shards for record, array in _map_shard(bundle, shard)}
+        arrays = {
+            record["name"]: array for shard in shards for record, array in _map_shard(bundle, shard)
+        }
         return [arrays[name] for name in bundle.manifest.params]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BundleError(
-            f"{bundle.path / TENSOR_CACHE} doesn't describe the weights ({type(error).__name__}: {error}); {REPAIR}"
+            f"{bundle.path / TENSOR_CACHE} doesn't describe the weights ({type(error).__name__}: "
+            f"{error}); {REPAIR}"
         ) from error
 
 
@@ -36,7 +39,9 @@ def load_draft_ids(bundle: Bundle) -> np.ndarray:
     try:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} doesn't hold the draft head's token ids ({error}); {REPAIR}") from error
+        raise BundleError(
+            f"{path} doesn't hold the draft head's token ids ({error}); {REPAIR}"
+        ) from error
     return ids
 
 

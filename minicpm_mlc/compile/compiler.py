@@ -34,7 +34,9 @@ from minicpm_mlc.targets import Target, get_target
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
-SCORE_BYTES = 48 << 20  # of a chunk's block scores; with 16 threads' logits of windows beside them, under 64 MiB
+SCORE_BYTES = (
+    48 << 20
+)  # of a chunk's block scores; with 16 threads' logits of windows beside them, under 64 MiB
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 COPIED = (*TOKENIZER_FILES, "config.json", "generation_config.json", "chat_template.jinja")
 
@@ -52,8 +54,14 @@ class CompileResult:
         return json.dumps(asdict(self))
 
     def plain(self) -> str:
-        head = f"{'wrote' if self.written else 'would write'} {self.out}: weights {human_bytes(self.weights)}"
-        rows = [f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}" for row in self.memory]
+        head = (
+            f"{'wrote' if self.written else 'would write'} {self.out}: weights "
+            f"{human_bytes(self.weights)}"
+        )
+        rows = [
+            f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}"
+            for row in self.memory
+        ]
         return "\n".join([head, *rows])
 
 
@@ -80,13 +88,16 @@ def compile_model(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> CompileResult:
-    """Compile a checkpoint folder, or with `random_weights` a published model's name, into a bundle.
+    """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
+    bundle.
 
-    Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can mend; then nothing is
-    written. The same input gives the same bytes. `activations` are rounded to int8 where they meet w4 or w8 weights
-    ("auto", if the processor multiplies int8; "int8" insists) or stay exact ("f32"). `kv` is how keys and values are stored:
-    f32, f16, bf16 or int8; f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or
-    a random one (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it proposes.
+    Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can mend;
+    then nothing is written. The same input gives the same bytes. `activations` are rounded to int8
+    where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8" insists) or
+    stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8; f16 by
+    default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
+    (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
+    proposes.
     """
     report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
@@ -104,12 +115,19 @@ def compile_model(
         manifest = _with_draft(manifest, head, stored, params)
         checkpoint = head.beside(checkpoint, config.tie_word_embeddings)
     path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{f'-{gpu}' if gpu else ''}")
-    forecast = [{"context": n, "bytes": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
+    forecast = [
+        {"context": n, "bytes": manifest.memory_need(n)}
+        for n in context_lengths(manifest.max_context)
+    ]
     result = CompileResult(str(path), not dry_run, manifest.memory["weights"], forecast)
     if dry_run:
         return result
-    with BundleWriter(path, need_bytes=result.weights + LIBRARY_BYTES, overwrite=overwrite) as bundle:
-        names = convert(params, checkpoint, bundle, progress=lambda done, total: report("weights", done, total))
+    with BundleWriter(
+        path, need_bytes=result.weights + LIBRARY_BYTES, overwrite=overwrite
+    ) as bundle:
+        names = convert(
+            params, checkpoint, bundle, progress=lambda done, total: report("weights", done, total)
+        )
         report("library", 0, 1)
         drafting = (head.config, stored) if head else None
         _add_library(bundle, config, precision, target, manifest, names, drafting)
@@ -127,35 +145,56 @@ def _open(source: str | Path, random_weights: bool) -> tuple[ModelConfig, Checkp
     if random_weights and str(source) in PRESETS:
         return PRESETS[str(source)], RandomCheckpoint(PRESETS[str(source)], seed=0), None
     if not folder.is_dir() and str(source) in PRESETS:
-        raise CheckpointError(f"{source} is a published model, not a folder; download it, or add --random-weights")
+        raise CheckpointError(
+            f"{source} is a published model, not a folder; download it, or add --random-weights"
+        )
     config = ModelConfig.from_folder(folder)
-    return config, RandomCheckpoint(config, seed=0) if random_weights else open_checkpoint(folder, config), folder
+    return (
+        config,
+        RandomCheckpoint(config, seed=0) if random_weights else open_checkpoint(folder, config),
+        folder,
+    )
 
 
-def _draft(draft: str | Path | None, config: ModelConfig, frspec: str | Path | None) -> DraftHead | None:
+def _draft(
+    draft: str | Path | None, config: ModelConfig, frspec: str | Path | None
+) -> DraftHead | None:
     if draft is None and frspec is not None:
         raise CompileError(f"--frspec {frspec}: it is for a draft head; give one with --draft PATH")
     return None if draft is None else open_draft(draft, config, frspec)
 
 
 def _sparse(config: ModelConfig, attention: str, longest: int) -> SparseConfig | None:
-    """What to compile in for up to `longest` tokens: "auto" is what the model was trained for, "dense" nothing."""
+    """What to compile in for up to `longest` tokens: "auto" is what the model was trained for,
+    "dense" nothing.
+    """
     if attention not in ("auto", "dense"):
-        raise CompileError(f"--attention {attention}: choose auto or dense; a chat can force sparse attention")
+        raise CompileError(
+            f"--attention {attention}: choose auto or dense; a chat can force sparse attention"
+        )
     sparse = config.sparse_attention if attention == "auto" else None
     if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):
         seen = f"block_size {sparse.block_size}, use_nope {sparse.use_nope}"
-        raise CompileError(f"sparse_config has {seen}; 64 and false are implemented; compile with --attention dense")
+        raise CompileError(
+            f"sparse_config has {seen}; 64 and false are implemented; compile with --attention "
+            "dense"
+        )
     return sparse and sparse.within(longest)
 
 
-def _precision(scheme: str, embedding_scheme: str, activations: str, kv: str | None, target: Target) -> Precision:
+def _precision(
+    scheme: str, embedding_scheme: str, activations: str, kv: str | None, target: Target
+) -> Precision:
     for name in (scheme, embedding_scheme):
         if name not in SCHEMES:
-            raise CompileError(f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
+            raise CompileError(
+                f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}"
+            )
     schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
     kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"))
-    return Precision(*schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target))
+    return Precision(
+        *schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target)
+    )
 
 
 def _kv_dtype(wanted: str) -> str:
@@ -168,7 +207,9 @@ def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
     if wanted not in ("auto", "int8", "f32"):
         raise CompileError(f"--activations {wanted}: choose auto, int8 or f32")
     if wanted == "int8" and not integer_weights:
-        raise CompileError("--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32")
+        raise CompileError(
+            "--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32"
+        )
     if wanted == "int8" and not target.int8_dot:
         who = f"{target.cpu} has" if target.device == "cpu" else f"kernels for {target.device} have"
         raise CompileError(f"--activations int8: {who} no int8 dot products; use --activations f32")
@@ -184,7 +225,8 @@ def _manifest(
     prefill_chunk: int | None,
 ) -> Manifest:
     c, chunk = config, _prefill_chunk(config, longest, prefill_chunk)
-    # the widest moment of a prefill: gate and up, their product, and the residual stream beside them
+    # the widest moment of a prefill: gate and up, their product, and the residual stream beside
+    # them
     activations = 4 * chunk * (3 * c.intermediate_size + 2 * c.hidden_size)
     kv_bytes = pool_bytes_per_token(c, precision.kv_dtype)
     return Manifest(
@@ -200,14 +242,20 @@ def _manifest(
         max_context=longest,
         prefill_chunk=chunk,
         params=[],
-        memory={"weights": stored_bytes(params), "kv_per_token": kv_bytes, "activations": activations},
+        memory={
+            "weights": stored_bytes(params),
+            "kv_per_token": kv_bytes,
+            "activations": activations,
+        },
         tvm=version("apache-tvm"),
         library=target.libraries[0],
     )
 
 
 def _prefill_chunk(config: ModelConfig, longest: int, asked: int | None) -> int:
-    """Rows of a prefill call. Sparse ones score every block of `longest` tokens for each KV head, in float32."""
+    """Rows of a prefill call. Sparse ones score every block of `longest` tokens for each KV head,
+    in float32.
+    """
     if config.sparse is None:
         return _positive("--prefill-chunk", asked, PREFILL_CHUNK)
     row_bytes = 4 * config.num_kv_heads * -(-longest // PAGE_SIZE)
@@ -216,22 +264,29 @@ def _prefill_chunk(config: ModelConfig, longest: int, asked: int | None) -> int:
     if chunk > largest:
         size = human_bytes(chunk * row_bytes)
         raise CompileError(
-            f"--prefill-chunk {chunk}: block scores of so many rows take {size} at {longest} tokens of context; "
+            f"--prefill-chunk {chunk}: block scores of so many rows take {size} at {longest} "
+            "tokens of context; "
             f"give --prefill-chunk {largest} or less"
         )
     return chunk
 
 
 def _draft_precision(precision: Precision, scheme: str | None) -> Precision:
-    """As the model is stored, or all of it in a scheme of its own; its cache is always as the model's."""
+    """As the model is stored, or all of it in a scheme of its own; its cache is always as the
+    model's.
+    """
     if scheme is None:
         return precision
     if scheme not in SCHEMES:
-        raise CompileError(f"--draft-quant {scheme} is not a quantisation scheme; there are {', '.join(SCHEMES)}")
+        raise CompileError(
+            f"--draft-quant {scheme} is not a quantisation scheme; there are {', '.join(SCHEMES)}"
+        )
     return replace(precision, linear=SCHEMES[scheme], embedding=SCHEMES[scheme])
 
 
-def _with_draft(manifest: Manifest, head: DraftHead, stored: Precision, params: list[Param]) -> Manifest:
+def _with_draft(
+    manifest: Manifest, head: DraftHead, stored: Precision, params: list[Param]
+) -> Manifest:
     c = head.config
     draft = {
         "kind": c.kind,
@@ -247,7 +302,8 @@ def _with_draft(manifest: Manifest, head: DraftHead, stored: Precision, params: 
     memory = {
         "weights": stored_bytes(params),
         "kv_per_token": manifest.memory["kv_per_token"] + pool_bytes_per_token(c, stored.kv_dtype),
-        "activations": manifest.memory["activations"] + 4 * manifest.prefill_chunk * c.feature_width,
+        "activations": manifest.memory["activations"]
+        + 4 * manifest.prefill_chunk * c.feature_width,
     }
     return replace(manifest, draft=draft, memory=memory)
 
@@ -281,14 +337,22 @@ def _add_library(
 
 
 def _add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifest) -> None:
-    """Copy the tokenizer, template and generation defaults, and describe the bundle for MLC's tools."""
-    present = {name: folder / name for name in COPIED if (folder / name).is_file()} if folder else {}
+    """Copy the tokenizer, template and generation defaults, and describe the bundle for MLC's
+    tools.
+    """
+    present = (
+        {name: folder / name for name in COPIED if (folder / name).is_file()} if folder else {}
+    )
     for name, path in present.items():
         bundle.add_file(name, path)
     contents = {name: _read_json(path) for name, path in present.items() if name.endswith(".json")}
-    config, generation = (contents.get(name, {}) for name in ("config.json", "generation_config.json"))
+    config, generation = (
+        contents.get(name, {}) for name in ("config.json", "generation_config.json")
+    )
     tokenizer_files = [name for name in present if name in TOKENIZER_FILES]
-    described = mlc_chat_config(manifest, config, generation, contents.get("tokenizer.json"), tokenizer_files)
+    described = mlc_chat_config(
+        manifest, config, generation, contents.get("tokenizer.json"), tokenizer_files
+    )
     bundle.add_json("mlc-chat-config.json", described)
 
 

@@ -1,4 +1,6 @@
-"""Checkpoint -> weight shards, a block of rows at a time: memory stays small whatever the model's size."""
+"""Checkpoint -> weight shards, a block of rows at a time: memory stays small whatever the model's
+size.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.quantize import Scheme, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.ops.formats.packing import LANES, pack, pack_scales, packed_scales_shape, packed_shape
+from minicpm_mlc.ops.formats.packing import (
+    LANES,
+    pack,
+    pack_scales,
+    packed_scales_shape,
+    packed_shape,
+)
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
@@ -25,7 +33,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an f32 vector.
+    """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an
+    f32 vector.
 
     `layout` is how its rows are interleaved (ops/formats/packing.py).
     """
@@ -44,7 +53,9 @@ class Param:
 
 
 def stored_tensors(param: Param) -> list[StoredTensor]:
-    """What is written for `param`, in order: NAME.weight and, where the scheme has scales, NAME.scale."""
+    """What is written for `param`, in order: NAME.weight and, where the scheme has scales,
+    NAME.scale.
+    """
     scheme = param.scheme
     if not param.columns:
         return [StoredTensor(f"{param.name}.weight", (param.rows,), "float32")]
@@ -69,7 +80,8 @@ def convert(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[str]:
-    """Quantise, pack and write every parameter into `bundle`; returns the stored names in the library's ABI order.
+    """Quantise, pack and write every parameter into `bundle`; returns the stored names in the
+    library's ABI order.
 
     `progress(done, total)` counts stored bytes. Same input, same bytes, whatever `threads`.
     """
@@ -104,7 +116,10 @@ class _Counter:
 def _check_sources(param: Param, checkpoint: Checkpoint) -> None:
     shapes = [tuple(checkpoint.shape(source)) for source in param.sources]
     width = (param.columns,) if param.columns else ()
-    if any(shape[1:] != width for shape in shapes) or sum(shape[0] for shape in shapes) != param.rows:
+    if (
+        any(shape[1:] != width for shape in shapes)
+        or sum(shape[0] for shape in shapes) != param.rows
+    ):
         raise CompileError(
             f"parameter {param.name} is {(param.rows, *width)}, "
             f"and {', '.join(param.sources)} of shapes {shapes} don't stack to it"
@@ -112,7 +127,11 @@ def _check_sources(param: Param, checkpoint: Checkpoint) -> None:
 
 
 def _write(
-    param: Param, checkpoint: Checkpoint, shards: ShardWriter, pool: ThreadPoolExecutor, count: _Counter
+    param: Param,
+    checkpoint: Checkpoint,
+    shards: ShardWriter,
+    pool: ThreadPoolExecutor,
+    count: _Counter,
 ) -> None:
     names = [tensor.name for tensor in stored_tensors(param)]
     if not param.columns:
@@ -128,12 +147,16 @@ def _write(
 def _packed_blocks(
     param: Param, checkpoint: Checkpoint, pool: ThreadPoolExecutor, scales: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Packed values block by block; the scales gather in `scales`, since they follow all values on disk."""
+    """Packed values block by block; the scales gather in `scales`, since they follow all values on
+    disk.
+    """
 
     def pack_block(start: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows = _stacked_rows(param, checkpoint, start, min(start + step, param.rows))
         values, scale = quantize(rows, param.scheme, param.name)
-        return pack(values, param.scheme.bits, param.layout), None if scale is None else pack_scales(scale)
+        return pack(
+            values, param.scheme.bits, param.layout
+        ), None if scale is None else pack_scales(scale)
 
     step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
     for values, scale in _map_ahead(pool, pack_block, range(0, param.rows, step)):
@@ -142,8 +165,12 @@ def _packed_blocks(
         yield values
 
 
-def _map_ahead(pool: ThreadPoolExecutor, work: Callable[[int], tuple], items: Iterable[int]) -> Iterator[tuple]:
-    """pool.map that runs only a few items ahead of the consumer, so results can't pile up in memory."""
+def _map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[int], tuple], items: Iterable[int]
+) -> Iterator[tuple]:
+    """pool.map that runs only a few items ahead of the consumer, so results can't pile up in
+    memory.
+    """
     pending = deque()
     try:
         for item in items:
@@ -166,4 +193,6 @@ def _stacked_rows(param: Param, checkpoint: Checkpoint, start: int, stop: int) -
         if low < high:
             parts.append(checkpoint.rows(source, low, high))
         first += rows
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), dtype=np.float32)
+    return np.ascontiguousarray(
+        parts[0] if len(parts) == 1 else np.concatenate(parts), dtype=np.float32
+    )

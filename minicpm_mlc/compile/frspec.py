@@ -1,4 +1,6 @@
-"""FR-Spec's lists: the tokens a draft head may propose, the most frequent ones first (arXiv 2502.14856)."""
+"""FR-Spec's lists: the tokens a draft head may propose, the most frequent ones first (arXiv
+2502.14856).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ FORMATS = (".json", ".npy", ".pt")
 
 
 def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
-    """Token ids int32 [n] from a .json or .npy file, or from a published freq_*.pt without running its pickle.
+    """Token ids int32 [n] from a .json or .npy file, or from a published freq_*.pt without running
+    its pickle.
 
     Raises CheckpointError for anything but distinct ids below `vocab_size`.
     """
@@ -23,10 +26,16 @@ def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
     values = _read(path)
     for place, value in enumerate(values):
         if type(value) is not int or not 0 <= value < vocab_size:
-            raise CheckpointError(f"{path}: entry {place} is {value!r}, expected a token id below {vocab_size}")
+            raise CheckpointError(
+                f"{path}: entry {place} is {value!r}, expected a token id below {vocab_size}"
+            )
     ids, counts = np.unique(np.array(values, np.int64), return_counts=True)
     if not values or (counts > 1).any():
-        what = f"token {ids[counts > 1][0]} is listed {counts.max()} times" if values else "the list is empty"
+        what = (
+            f"token {ids[counts > 1][0]} is listed {counts.max()} times"
+            if values
+            else "the list is empty"
+        )
         raise CheckpointError(f"{path}: {what}; make a list with: minicpm-mlc frspec build")
     return np.array(values, np.int32)
 
@@ -37,7 +46,11 @@ def _read(path: Path) -> list[Any]:
     try:
         if path.suffix == ".pt":
             return read_numbers(path)
-        values = json.loads(path.read_bytes()) if path.suffix == ".json" else np.load(path, allow_pickle=False).tolist()
+        values = (
+            json.loads(path.read_bytes())
+            if path.suffix == ".json"
+            else np.load(path, allow_pickle=False).tolist()
+        )
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -22,14 +22,24 @@ def mlc_chat_config(
     tokenizer: dict[str, Any] | None,
     tokenizer_files: list[str],
 ) -> dict[str, Any]:
-    """The document, from the checkpoint's config.json, generation_config.json and tokenizer.json (None: unknown)."""
+    """The document, from the checkpoint's config.json, generation_config.json and tokenizer.json
+    (None: unknown).
+    """
     model = manifest.model
-    limits = {"context_window_size": manifest.max_context, "prefill_chunk_size": manifest.prefill_chunk}
+    limits = {
+        "context_window_size": manifest.max_context,
+        "prefill_chunk_size": manifest.prefill_chunk,
+    }
     return {
         "version": "0.1.0",
         "model_type": config.get("model_type", model["model_type"]),
         "quantization": manifest.scheme,
-        "model_config": {**config, "vocab_size": model["vocab_size"], **limits, "tensor_parallel_shards": 1},
+        "model_config": {
+            **config,
+            "vocab_size": model["vocab_size"],
+            **limits,
+            "tensor_parallel_shards": 1,
+        },
         "vocab_size": model["vocab_size"],
         **limits,
         "sliding_window_size": -1,
@@ -52,7 +62,9 @@ def mlc_chat_config(
 
 
 def chatml(model: dict[str, Any]) -> dict[str, Any]:
-    """MiniCPM4's ChatML as an MLC conversation template: flat strings, so without the thinking switch."""
+    """MiniCPM4's ChatML as an MLC conversation template: flat strings, so without the thinking
+    switch.
+    """
     return {
         "name": "minicpm4",
         "system_template": "<|im_start|>system\n{system_message}<|im_end|>\n",
@@ -80,9 +92,13 @@ def tokenizer_info(tokenizer: dict[str, Any]) -> dict[str, Any]:
         _steps(tokenizer.get("decoder"), "decoders"),
     )
     return {
-        "token_postproc_method": "byte_level" if any(d["type"] == "ByteLevel" for d in decoders) else "byte_fallback",
+        "token_postproc_method": "byte_level"
+        if any(d["type"] == "ByteLevel" for d in decoders)
+        else "byte_fallback",
         "prepend_space_in_encode": any(n["type"] == "Prepend" for n in normalizers),
-        "strip_space_in_decode": any(d["type"] == "Strip" and d.get("start", 0) > 0 for d in decoders),
+        "strip_space_in_decode": any(
+            d["type"] == "Strip" and d.get("start", 0) > 0 for d in decoders
+        ),
     }
 
 

@@ -1,6 +1,8 @@
-"""One archive to hand on: a bundle, how to load it on its platform, the licences, and SHA-256 of every file.
+"""One archive to hand on: a bundle, how to load it on its platform, the licences, and SHA-256 of
+every file.
 
-Nothing is compressed, weights can't be, and no time or owner is written: the same bundle gives the same bytes.
+Nothing is compressed, weights can't be, and no time or owner is written: the same bundle gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +24,18 @@ from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
 from minicpm_mlc.compile.package_readme import readme
 from minicpm_mlc.inspect.describe import human_bytes
 
-PLATFORMS = {"android": "android", "ios": "ios", "macos": "darwin", "linux": "linux"}  # and the triple's system
+PLATFORMS = {
+    "android": "android",
+    "ios": "ios",
+    "macos": "darwin",
+    "linux": "linux",
+}  # and the triple's system
 DEVICES = {"android": "android", "ios": "ios", "macos": "metal", "linux": "cpu"}  # one that fits
-LICENSED = ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")  # what the library is made with and run by
+LICENSED = (
+    "minicpm-mlc",
+    "apache-tvm",
+    "apache-tvm-ffi",
+)  # what the library is made with and run by
 BLOCK = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
@@ -33,7 +44,9 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the archive: bytes, or a file of the bundle, checked against its SHA-256 as it is read."""
+    """A file of the archive: bytes, or a file of the bundle, checked against its SHA-256 as it is
+    read.
+    """
 
     name: str
     content: bytes | Path
@@ -45,7 +58,11 @@ class Entry:
         return Entry(name, content, len(content), hashlib.sha256(content).hexdigest())
 
     def open(self) -> IO[bytes]:
-        return io.BytesIO(self.content) if isinstance(self.content, bytes) else open(self.content, "rb")
+        return (
+            io.BytesIO(self.content)
+            if isinstance(self.content, bytes)
+            else open(self.content, "rb")
+        )
 
 
 class Reader:
@@ -63,21 +80,32 @@ class Reader:
     def check(self, entry: Entry) -> None:
         """Raises BundleError unless all of the file was read and is as the manifest says."""
         if self._file.read(1) or self._digest.hexdigest() != entry.sha256:
-            raise BundleError(f"{entry.content} is damaged: its SHA-256 isn't the manifest's; {REPAIR}")
+            raise BundleError(
+                f"{entry.content} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
+            )
 
 
-def package_bundle(path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None) -> str:
+def package_bundle(
+    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None
+) -> str:
     """Write the archive, which `out` calls .zip or .tar; returns what was written, in words.
 
-    Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform, another kind of archive, or a
-    file that can't be written.
+    Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform,
+    another kind of archive, or a file that can't be written.
     """
     folder = Path(path)
     manifest = Manifest.load(folder)
     _refuse_misfit(folder, manifest, platform)
-    target = Path(out) if out else Path(f"{folder.name}-{platform}.{'tar' if platform == 'linux' else 'zip'}")
+    target = (
+        Path(out)
+        if out
+        else Path(f"{folder.name}-{platform}.{'tar' if platform == 'linux' else 'zip'}")
+    )
     if target.suffix not in WRITERS:
-        raise CompileError(f"-o {target}: expected a name that ends in {' or '.join(WRITERS)}; nothing is compressed")
+        raise CompileError(
+            f"-o {target}: expected a name that ends in {' or '.join(WRITERS)}; nothing is "
+            "compressed"
+        )
     write, entries = WRITERS[target.suffix], list(_entries(folder, manifest, platform))
     total, done = sum(entry.size for entry in entries), 0
 
@@ -88,9 +116,13 @@ def package_bundle(path: str | Path, platform: str, out: str | Path | None = Non
             progress("package", done, total)
 
     try:
-        write_whole(target, lambda partial: write(partial, f"{folder.name}-{platform}", entries, count))
+        write_whole(
+            target, lambda partial: write(partial, f"{folder.name}-{platform}", entries, count)
+        )
     except OSError as error:
-        raise CompileError(f"{target} can't be written ({error.strerror or error}); choose another place with -o") from error
+        raise CompileError(
+            f"{target} can't be written ({error.strerror or error}); choose another place with -o"
+        ) from error
     return f"wrote {target}: {len(entries)} files, {human_bytes(target.stat().st_size)}"
 
 
@@ -98,7 +130,8 @@ def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
     system, triple = system_of(manifest.target["triple"]), manifest.target["triple"]
     if system != PLATFORMS[platform]:
         raise CompileError(
-            f"{folder} was compiled for {manifest.target['device']} on {triple}, which doesn't fit --for {platform}; "
+            f"{folder} was compiled for {manifest.target['device']} on {triple}, which doesn't "
+            f"fit --for {platform}; "
             f"compile one that does: minicpm-mlc compile CHECKPOINT --device {DEVICES[platform]}"
         )
 
@@ -111,20 +144,33 @@ def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]
         if not (folder / file).is_file():
             raise BundleError(f"{folder} lacks {file}; {REPAIR}")
         if (size := (folder / file).stat().st_size) != entry["bytes"]:
-            raise BundleError(f"{folder / file} is damaged: it has {size} bytes, expected {entry['bytes']}; {REPAIR}")
+            raise BundleError(
+                f"{folder / file} is damaged: it has {size} bytes, expected {entry['bytes']}; "
+                f"{REPAIR}"
+            )
         parts.append(Entry(f"{name}/{file}", folder / file, entry["bytes"], entry["sha256"]))
     parts.insert(0, Entry.of("README.md", readme(name, manifest, platform).encode()))
-    yield Entry.of("SHA256SUMS", "".join(f"{entry.sha256}  {entry.name}\n" for entry in parts).encode())
+    yield Entry.of(
+        "SHA256SUMS", "".join(f"{entry.sha256}  {entry.name}\n" for entry in parts).encode()
+    )
     yield from parts
 
 
 def _licences() -> Iterator[Entry]:
     for name in LICENSED:
-        found = importlib.metadata.distributions(name=name)  # a checkout may stand before what is installed
+        found = importlib.metadata.distributions(
+            name=name
+        )  # a checkout may stand before what is installed
         files = (file for distribution in found for file in distribution.files or [])
-        texts = {file.name: file for file in files if file.name in ("LICENSE", "NOTICE") and ".dist-info" in file.parts[0]}
+        texts = {
+            file.name: file
+            for file in files
+            if file.name in ("LICENSE", "NOTICE") and ".dist-info" in file.parts[0]
+        }
         if not texts:
-            raise CompileError(f"the licence of {name} isn't installed; try: pip install --force-reinstall {name}")
+            raise CompileError(
+                f"the licence of {name} isn't installed; try: pip install --force-reinstall {name}"
+            )
         for file in sorted(texts.values()):
             yield Entry.of(f"licenses/{name}-{file.name}", file.read_binary())
 

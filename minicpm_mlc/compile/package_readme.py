@@ -28,7 +28,12 @@ them. The library's functions are minicpm-mlc's, not those of MLC's engine: the 
 runtime and drives it as described below.
 """
 _STATIC = " (statically: {archives})"
-_ORDER = {"linux": (_PYTHON, _RUNTIME), "macos": (_PYTHON, _RUNTIME), "android": (_APP, _RUNTIME), "ios": (_APP, _RUNTIME)}
+_ORDER = {
+    "linux": (_PYTHON, _RUNTIME),
+    "macos": (_PYTHON, _RUNTIME),
+    "android": (_APP, _RUNTIME),
+    "ios": (_APP, _RUNTIME),
+}
 
 
 def readme(name: str, manifest: Manifest, platform: str) -> str:
@@ -46,5 +51,8 @@ Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 - `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`
 - `licenses/`: of minicpm-mlc, and of TVM and its FFI, which run the library. The weights have the licence of their model.
 """
-    parts = (part.format(name=name, library=manifest.library, tvm=manifest.tvm, static=static) for part in _ORDER[platform])
+    parts = (
+        part.format(name=name, library=manifest.library, tvm=manifest.tvm, static=static)
+        for part in _ORDER[platform]
+    )
     return "\n".join([head, *parts])

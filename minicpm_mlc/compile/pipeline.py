@@ -1,4 +1,6 @@
-"""IRModule -> passes -> library. Every operator is a finished PrimFunc, so nothing is fused or scheduled here."""
+"""IRModule -> passes -> library. Every operator is a finished PrimFunc, so nothing is fused or
+scheduled here.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def build_library(
     prefix: str,
     draft: tuple[DraftConfig, Precision] | None = None,
 ) -> tuple[list[str], list[Case]]:
-    """Compile the model, with a draft head or without, and write the target's libraries into `folder`.
+    """Compile the model, with a draft head or without, and write the target's libraries into
+    `folder`.
 
     In a static library the modules' symbols begin with `prefix`, by which an app finds them.
 
@@ -61,7 +64,10 @@ def build_library(
     module, params, *_ = model.export_tvm(spec=model.call_specs())
     if isinstance(target, CpuTarget):
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)
-    module = _bound(module, {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES, "t": MAX_TREE_NODES})
+    module = _bound(
+        module,
+        {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES, "t": MAX_TREE_NODES},
+    )
     for library in target.libraries:
         naming = [prefixed(prefix)] if is_static(library) else []
         target.export(_compiled(module, target, [*PASSES, *naming]), str(folder / library))
@@ -70,7 +76,9 @@ def build_library(
 
 def _compiled(module: Any, target: Target, passes: list[Any]) -> Any:
     lowering = tvm.transform.Sequential(passes)
-    return tvm.compile(module, target.tvm_target(), relax_pipeline=lowering, tir_pipeline=target.tir_pipeline())
+    return tvm.compile(
+        module, target.tvm_target(), relax_pipeline=lowering, tir_pipeline=target.tir_pipeline()
+    )
 
 
 def _bound(module: Any, limits: dict[str, int]) -> Any:

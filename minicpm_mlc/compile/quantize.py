@@ -1,4 +1,6 @@
-"""Weight schemes: float casts, and 8-bit and 4-bit symmetric groups with f16 scales. ops/formats/packing.py lays them out."""
+"""Weight schemes: float casts, and 8-bit and 4-bit symmetric groups with f16 scales.
+ops/formats/packing.py lays them out.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from minicpm_mlc.base.errors import CheckpointError, CompileError
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a matrix is stored: `kind` is "float" or "int", `group` the columns that share an f16 scale (0: none)."""
+    """How a matrix is stored: `kind` is "float" or "int", `group` the columns that share an f16
+    scale (0: none).
+    """
 
     name: str
     bits: int
@@ -31,17 +35,22 @@ SCHEMES = {
     )
 }
 
-# Steps that the largest weight of a group is tried at; the best assignment's least-squares scale is stored: 7 % less
-# squared error on normal weights than -8 alone, within 0.3 % of the best that one scale per group can do.
+# Steps that the largest weight of a group is tried at; the best assignment's least-squares scale is
+# stored: 7 % less squared error on normal weights than -8 alone, within 0.3 % of the best that one
+# scale per group can do.
 W4_EXTREMES = (-8.0, -8.375, -7.625, -8.75, -7.25, -9.125, -6.875, -9.5, -6.5)
 
 
-def quantize(weights: np.ndarray, scheme: Scheme, name: str = "weights") -> tuple[np.ndarray, np.ndarray | None]:
+def quantize(
+    weights: np.ndarray, scheme: Scheme, name: str = "weights"
+) -> tuple[np.ndarray, np.ndarray | None]:
     """f32 [n, k] -> (values [n, k], scale f16 [n, k/group] or None).
 
-    Values: f32 and f16 as they are, bf16 as its uint16 bits, w8 as int8 = round(w/scale), w4 as uint8 =
-    round(w/scale) + 8 (GPTQ's convention, w = (value - 8) * scale). Raises CheckpointError naming the tensor whose
-    weights are not finite or too large for the scheme, CompileError where k isn't a multiple of the group.
+    Values: f32 and f16 as they are, bf16 as its uint16 bits, w8 as int8 = round(w/scale), w4 as
+        uint8 =
+    round(w/scale) + 8 (GPTQ's convention, w = (value - 8) * scale). Raises CheckpointError naming
+    the tensor whose weights are not finite or too large for the scheme, CompileError where k isn't
+    a multiple of the group.
     """
     _require_finite(weights, name)
     if scheme.kind == "float":
@@ -66,16 +75,20 @@ def dequantize(values: np.ndarray, scale: np.ndarray | None, scheme: Scheme) -> 
 
 
 def _require_finite(weights: np.ndarray, name: str) -> None:
-    if not np.isfinite(weights.sum(dtype=np.float64)):  # one cheap pass: a NaN or infinity always reaches the sum
+    if not np.isfinite(
+        weights.sum(dtype=np.float64)
+    ):  # one cheap pass: a NaN or infinity always reaches the sum
         raise CheckpointError(
-            f"tensor {name} holds NaN or infinite weights: the checkpoint is damaged, download it again"
+            f"tensor {name} holds NaN or infinite weights: the checkpoint is damaged, download "
+            "it again"
         )
 
 
 def _too_large(weights: np.ndarray, scheme: Scheme, name: str) -> CheckpointError:
     largest = float(np.abs(weights).max())
     return CheckpointError(
-        f"tensor {name} holds a weight of {largest:g}, too large for scheme {scheme.name}: use --quant f32"
+        f"tensor {name} holds a weight of {largest:g}, too large for scheme {scheme.name}: use "
+        "--quant f32"
     )
 
 
@@ -84,7 +97,8 @@ def _split_groups(weights: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
     columns = weights.shape[1]
     if columns % scheme.group:
         raise CompileError(
-            f"tensor {name} has {columns} columns, not a multiple of scheme {scheme.name}'s group of {scheme.group}: "
+            f"tensor {name} has {columns} columns, not a multiple of scheme {scheme.name}'s "
+            f"group of {scheme.group}: "
             "use --quant f16"
         )
     return np.ascontiguousarray(weights.reshape(-1, scheme.group).T)
@@ -99,7 +113,9 @@ def _cast(weights: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
         overflow = np.isinf(values)
     else:
         bits = np.ascontiguousarray(weights).view(np.uint32)
-        values = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # round to nearest, ties to even
+        values = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(
+            np.uint16
+        )  # round to nearest, ties to even
         overflow = values & 0x7FFF == 0x7F80
     if overflow.any():
         raise _too_large(weights, scheme, name)
@@ -120,7 +136,9 @@ def _quantize_w4(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _least_squares_scale(groups: np.ndarray) -> np.ndarray:
-    """f16 [groups]: steps q of weights w ask for the scale s = w q / q q and leave the error w w - s (2 w q - s q q)."""
+    """f16 [groups]: steps q of weights w ask for the scale s = w q / q q and leave the error w w -
+    s (2 w q - s q q).
+    """
     high, low = groups.max(0), groups.min(0)
     extreme = np.where(high > -low, high, low)
     best = (extreme / np.float32(W4_EXTREMES[0])).astype(np.float16)

@@ -17,10 +17,15 @@ def new_name(text: str, old: Any) -> Any:
 
 
 def renamed(module: Any, kernels: dict[Any, Any], names: dict[Any, Any]) -> Any:
-    """`module` with `kernels` (functions by GlobalVar) in the place of those in `names`, called by their new names there."""
+    """`module` with `kernels` (functions by GlobalVar) in the place of those in `names`, called by
+    their new names there.
+    """
     caller = _Caller(module, names)
     rest = {name: f for name, f in module.functions_items() if name not in names}
-    functions = {name: caller.visit_expr(f) if isinstance(f, relax.Function) else f for name, f in rest.items()}
+    functions = {
+        name: caller.visit_expr(f) if isinstance(f, relax.Function) else f
+        for name, f in rest.items()
+    }
     return tvm.IRModule(functions | kernels, attrs=module.attrs)
 
 

@@ -1,7 +1,7 @@
 """The functions that compute shapes at run time, the same for the same model.
 
-TVM's VMShapeLower writes their statements in the order of a hash of addresses, and takes two for one if their orders
-happen to be equal.
+TVM's VMShapeLower writes their statements in the order of a hash of addresses, and takes two for
+one if their orders happen to be equal.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from minicpm_mlc.compile.renaming import new_name, renamed
 
 @tvm.transform.module_pass(opt_level=0)
 def order_shape_functions(module: Any, _: Any) -> Any:
-    """Pass: their statements in the order of the places they write, equal ones once, numbered by their text."""
+    """Pass: their statements in the order of the places they write, equal ones once, numbered by
+    their text.
+    """
     functions = {name: _ordered(f) for name, f in module.functions_items() if _computes_shapes(f)}
     texts = {name: f.script() for name, f in functions.items()}
     different = {text: name for name, text in texts.items()}
-    numbered = {text: new_name(f"shape_func{i}", different[text]) for i, text in enumerate(sorted(different))}
+    numbered = {
+        text: new_name(f"shape_func{i}", different[text])
+        for i, text in enumerate(sorted(different))
+    }
     kernels = {numbered[text]: functions[name] for text, name in different.items()}
     return renamed(module, kernels, {name: numbered[text] for name, text in texts.items()})
 
@@ -30,7 +35,9 @@ def _computes_shapes(function: Any) -> bool:
 
 
 def _ordered(function: Any) -> Any:
-    """Each statement writes a place of its own, from places that are there before the function is called."""
+    """Each statement writes a place of its own, from places that are there before the function is
+    called.
+    """
     if not isinstance(function.body, SeqStmt):
         return function
     return function.with_body(SeqStmt(sorted(function.body.seq, key=_place)))

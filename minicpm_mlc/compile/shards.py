@@ -1,4 +1,6 @@
-"""Weight shards in MLC's layout: tensor-cache.json beside params_shard_N.bin, every tensor on a 64-byte boundary."""
+"""Weight shards in MLC's layout: tensor-cache.json beside params_shard_N.bin, every tensor on a
+64-byte boundary.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,11 @@ class ShardWriter:
     """Writes tensors in the order they were placed, a chunk at a time."""
 
     def __init__(
-        self, bundle: BundleWriter, tensors: Iterable[StoredTensor], parameters: int, cap: int = SHARD_CAP
+        self,
+        bundle: BundleWriter,
+        tensors: Iterable[StoredTensor],
+        parameters: int,
+        cap: int = SHARD_CAP,
     ) -> None:
         """`parameters` is the model's number of weights, for tensor-cache.json's statistics."""
         self._bundle = bundle
@@ -67,18 +73,23 @@ class ShardWriter:
         self._files: list[BundleFile] = []
 
     def add(self, name: str, chunks: Iterable[np.ndarray]) -> None:
-        """Write the next tensor, which must be `name`, from chunks that hold its elements in order."""
+        """Write the next tensor, which must be `name`, from chunks that hold its elements in
+        order.
+        """
         spot = next(self._waiting, None)
         if spot is None or spot.tensor.name != name:
             raise CompileError(
-                f"tensor {name} was written out of order; expected {spot.tensor.name if spot else 'no more tensors'}"
+                f"tensor {name} was written out of order; expected "
+                f"{spot.tensor.name if spot else 'no more tensors'}"
             )
         file = self._file(spot.shard)
         file.write(bytes(spot.offset - file.size))
         for chunk in chunks:
             file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
         if file.size != spot.offset + spot.tensor.nbytes:
-            raise CompileError(f"tensor {name} took {file.size - spot.offset} bytes; expected {spot.tensor.nbytes}")
+            raise CompileError(
+                f"tensor {name} took {file.size - spot.offset} bytes; expected {spot.tensor.nbytes}"
+            )
 
     def close(self) -> None:
         """Finish the last shard and write tensor-cache.json."""

@@ -1,4 +1,6 @@
-"""Write a bundle: built in a hidden folder beside its target, renamed into place when whole, removed on any error."""
+"""Write a bundle: built in a hidden folder beside its target, renamed into place when whole,
+removed on any error.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,14 @@ class BundleFile:
 
 
 class BundleWriter:
-    """`with BundleWriter(path) as bundle: ...; bundle.finish(manifest)`. Without `finish`, nothing stays behind."""
+    """`with BundleWriter(path) as bundle: ...; bundle.finish(manifest)`. Without `finish`, nothing
+    stays behind.
+    """
 
     def __init__(self, path: str | Path, *, need_bytes: int = 0, overwrite: bool = False) -> None:
-        """`need_bytes` must be free on the disk; `overwrite` replaces a bundle, never another folder."""
+        """`need_bytes` must be free on the disk; `overwrite` replaces a bundle, never another
+        folder.
+        """
         self.path = Path(os.path.abspath(path))
         self._need_bytes = need_bytes
         self._overwrite = overwrite
@@ -86,12 +92,16 @@ class BundleWriter:
             self._folder.mkdir()
         except OSError as error:
             raise CompileError(
-                f"can't write into {self.path.parent}: {error.strerror}; choose another folder with -o"
+                f"can't write into {self.path.parent}: {error.strerror}; choose another folder "
+                "with -o"
             ) from None
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for file in self._files:
             file.abandon()
@@ -106,7 +116,11 @@ class BundleWriter:
 
     def create(self, name: str, *, md5: bool = False) -> BundleFile:
         """A new file of the bundle, to be written and closed."""
-        if not is_plain_name(name) or name == MANIFEST or any(file.name == name for file in self._files):
+        if (
+            not is_plain_name(name)
+            or name == MANIFEST
+            or any(file.name == name for file in self._files)
+        ):
             raise CompileError(f"{name!r} can't be the name of a new file in a bundle")
         file = BundleFile(self._folder / name, md5)
         self._files.append(file)
@@ -121,10 +135,14 @@ class BundleWriter:
 
     def add_json(self, name: str, value: Any) -> None:
         """Add a JSON file with stable bytes."""
-        self.add_file(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        self.add_file(
+            name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        )
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest with the files' sizes and hashes, move the bundle into place, return that manifest."""
+        """Write the manifest with the files' sizes and hashes, move the bundle into place, return
+        that manifest.
+        """
         if still_open := [file.name for file in self._files if not file.closed]:
             raise CompileError(f"{still_open[0]} was not written to its end")
         whole = dataclasses.replace(manifest, files={file.name: file.entry for file in self._files})
@@ -156,26 +174,35 @@ class BundleWriter:
 
     def _refuse_target(self) -> None:
         if not self.path.parent.is_dir():
-            raise CompileError(f"folder {self.path.parent} doesn't exist: mkdir -p {self.path.parent}")
+            raise CompileError(
+                f"folder {self.path.parent} doesn't exist: mkdir -p {self.path.parent}"
+            )
         if not self.path.exists() or _is_empty_folder(self.path):
             return
         if not _is_bundle(self.path):
             raise CompileError(
-                f"{self.path} exists and isn't a bundle, or holds other files too: choose another name with -o"
+                f"{self.path} exists and isn't a bundle, or holds other files too: choose "
+                "another name with -o"
             )
         if not self._overwrite:
-            raise CompileError(f"{self.path} exists already: replace it with --force or choose another name with -o")
+            raise CompileError(
+                f"{self.path} exists already: replace it with --force or choose another name "
+                "with -o"
+            )
 
     def _refuse_small_disk(self) -> None:
         free = shutil.disk_usage(self.path.parent).free
         if free < self._need_bytes:
             raise CompileError(
-                f"the bundle needs {self._need_bytes:,} bytes and the disk of {self.path.parent} has {free:,} free; "
+                f"the bundle needs {self._need_bytes:,} bytes and the disk of {self.path.parent} "
+                f"has {free:,} free; "
                 "free some space or choose another folder with -o"
             )
 
     def _remove_leftovers(self) -> None:
-        """A killed run can't clean up: take away what processes that no longer live left beside the target."""
+        """A killed run can't clean up: take away what processes that no longer live left beside the
+        target.
+        """
         for folder in self.path.parent.glob(f".{_escape(self.path.name)}.partial-*"):
             pid = folder.name.rpartition("-")[2]
             if pid.isdigit() and not _alive(int(pid)):
@@ -207,7 +234,9 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _is_bundle(path: Path) -> bool:
-    """True if every file in `path` belongs to its manifest, so that replacing the folder loses nothing else."""
+    """True if every file in `path` belongs to its manifest, so that replacing the folder loses
+    nothing else.
+    """
     try:
         manifest = Manifest.load(path)
     except BundleError:

@@ -1,4 +1,6 @@
-"""What a bundle, a checkpoint or a published model is, and the memory it needs at each context length."""
+"""What a bundle, a checkpoint or a published model is, and the memory it needs at each context
+length.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class NotFoundError(MiniCPMError):
 def describe(source: str) -> dict[str, Any]:
     """Facts about a bundle folder, a checkpoint folder, or the name of a published model.
 
-    Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]}, ready for JSON.
+    Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]},
+    ready for JSON.
 
     Raises:
         NotFoundError: `source` is none of them.
@@ -36,24 +39,32 @@ def describe(source: str) -> dict[str, Any]:
         return _describe_checkpoint(path)
     if source in PRESETS:
         return {"kind": "published model", "name": source, **_forecast(PRESETS[source])}
-    raise NotFoundError(f"{source} is not a folder; give a bundle, a checkpoint, or one of {', '.join(PRESETS)}")
+    raise NotFoundError(
+        f"{source} is not a folder; give a bundle, a checkpoint, or one of {', '.join(PRESETS)}"
+    )
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
     from minicpm_mlc.runtime_py.device_here import device_here
 
     manifest = Manifest.load(path)
-    rows = [{"context": n, "memory": manifest.memory_need(n)} for n in context_lengths(manifest.max_context)]
+    rows = [
+        {"context": n, "memory": manifest.memory_need(n)}
+        for n in context_lengths(manifest.max_context)
+    ]
     return {
         "kind": "bundle",
         "name": manifest.name,
-        "runs here": mismatch(manifest.target, this_host()) or device_here(manifest.target["device"])[1] or "yes",
+        "runs here": mismatch(manifest.target, this_host())
+        or device_here(manifest.target["device"])[1]
+        or "yes",
         "scheme": manifest.scheme,
         "embedding": manifest.embedding_scheme,
         "activations": manifest.activations,
         "target": manifest.target,
         "tvm": manifest.tvm,
-        "draft head": manifest.draft and {key: manifest.draft[key] for key in ("kind", "scheme", "vocab")},
+        "draft head": manifest.draft
+        and {key: manifest.draft[key] for key in ("kind", "scheme", "vocab")},
         "max context": manifest.max_context,
         "prefill chunk": manifest.prefill_chunk,
         "size": sum(entry["bytes"] for entry in manifest.files.values()),
@@ -66,7 +77,12 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
     config = ModelConfig.from_folder(path)
-    return {"kind": "checkpoint", "name": config.name, "weights": _weights(path, config), **_forecast(config)}
+    return {
+        "kind": "checkpoint",
+        "name": config.name,
+        "weights": _weights(path, config),
+        **_forecast(config),
+    }
 
 
 def _weights(path: Path, config: Any) -> int | str:
@@ -80,12 +96,17 @@ def _weights(path: Path, config: Any) -> int | str:
 
 
 def _forecast(config: Any) -> dict[str, Any]:
-    """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on top."""
+    """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on
+    top.
+    """
     from minicpm_mlc.compile.convert import stored_bytes
     from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
     from minicpm_mlc.compile.quantize import SCHEMES as ALL
 
-    weights = {name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16"))) for name in SCHEMES}
+    weights = {
+        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16")))
+        for name in SCHEMES
+    }
     config = replace(config, sparse=config.sparse_attention)
     per_token = pool_bytes_per_token(config, "float16")
     rows = [
@@ -117,9 +138,16 @@ def as_text(report: dict[str, Any]) -> str:
     for key, value in report.items():
         if key not in ("kind", "name", "model", "memory"):
             lines.append(f"  {key:<24} {_shown(key, value)}")
-    lines += [f"  {key:<24} {_shown(key, value)}" for key, value in report["model"].items() if key != "name"]
+    lines += [
+        f"  {key:<24} {_shown(key, value)}"
+        for key, value in report["model"].items()
+        if key != "name"
+    ]
     columns = list(report["memory"][0])
-    cells = [[str(row["context"]), *(human_bytes(row[name]) for name in columns[1:])] for row in report["memory"]]
+    cells = [
+        [str(row["context"]), *(human_bytes(row[name]) for name in columns[1:])]
+        for row in report["memory"]
+    ]
     return "\n".join([*lines, "", plain_table([columns, *cells])])
 
 

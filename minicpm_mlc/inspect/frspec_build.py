@@ -29,7 +29,9 @@ class Frequencies:
     held_out: np.ndarray
 
     def ranked(self, size: int, always: Sequence[int]) -> np.ndarray:
-        """The `size` most frequent ids, int32, ties to the lower id; those in `always` take the last places."""
+        """The `size` most frequent ids, int32, ties to the lower id; those in `always` take the
+        last places.
+        """
         order = np.argsort(-self.counted, kind="stable")
         others = order[~np.isin(order, always)][: size - len(always)]
         return np.array([*others, *always], np.int32)
@@ -41,8 +43,12 @@ class Frequencies:
 
 
 def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, bool]]) -> Frequencies:
-    """Counts the tokens of (text, whether it is held out) pairs. `tokenizer`: one of the tokenizers package."""
-    counts = [np.zeros(vocab_size, np.int64) for _ in (False, True)]  # not one array: a bool as its index is a mask
+    """Counts the tokens of (text, whether it is held out) pairs. `tokenizer`: one of the tokenizers
+    package.
+    """
+    counts = [
+        np.zeros(vocab_size, np.int64) for _ in (False, True)
+    ]  # not one array: a bool as its index is a mask
     batches: tuple[list[str], list[str]] = ([], [])
 
     def flush(held_out: bool) -> None:
@@ -60,8 +66,8 @@ def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, boo
 
 
 def read_lines(folders: Iterable[str | Path]) -> Iterator[tuple[str, bool]]:
-    """(text, held out) of each line of the UTF-8 files in folders, or files; every tenth file is held out, and where
-    there are fewer than ten, every tenth line."""
+    """(text, held out) of each line of the UTF-8 files in folders, or files; every tenth file is
+    held out, and where there are fewer than ten, every tenth line."""
     paths = [file for folder in folders for file in _files(Path(folder))]
     by_file = len(paths) >= HELD_OUT
     for number, path in enumerate(paths):
@@ -79,12 +85,16 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def build_list(text: Iterable[str | Path], size: int, source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Counts text with the tokenizer of a checkpoint or bundle, and writes the list of its `size` commonest tokens.
+def build_list(
+    text: Iterable[str | Path], size: int, source: str | Path, out: str | Path
+) -> dict[str, Any]:
+    """Counts text with the tokenizer of a checkpoint or bundle, and writes the list of its `size`
+    commonest tokens.
 
-    Returns {"out", "size", "tokens", "held_out_tokens", "never_seen", "coverage": [{"size", "coverage", "head"}]}: how many
-    of the listed tokens the counted text lacks, those that every list has aside; the share of the held-out tokens that
-    lists of several sizes hold, None where nothing was held out; and the share of the full head's rows that they read.
+    Returns {"out", "size", "tokens", "held_out_tokens", "never_seen", "coverage": [{"size",
+    "coverage", "head"}]}: how many of the listed tokens the counted text lacks, those that every
+    list has aside; the share of the held-out tokens that lists of several sizes hold, None where
+    nothing was held out; and the share of the full head's rows that they read.
     """
     folder = Path(source)
     tokenizer, config = _tokenizer(folder), _config(folder)
@@ -92,25 +102,39 @@ def build_list(text: Iterable[str | Path], size: int, source: str | Path, out: s
     vocab_size = config.vocab_size if config else ids
     always = sorted(set(config.eos_token_ids)) if config else _special_ids(tokenizer)
     if ids > vocab_size:
-        raise CompileError(f"{folder}: tokenizer.json has ids beyond vocab_size {vocab_size}; download the checkpoint again")
+        raise CompileError(
+            f"{folder}: tokenizer.json has ids beyond vocab_size {vocab_size}; download the "
+            "checkpoint again"
+        )
     if not len(always) < size <= vocab_size:
-        raise CompileError(f"--size {size}: choose more than {len(always)}, up to the vocabulary's {vocab_size}")
+        raise CompileError(
+            f"--size {size}: choose more than {len(always)}, up to the vocabulary's {vocab_size}"
+        )
     found = count_tokens(tokenizer, vocab_size, read_lines(text))
     if not found.counted.any():
         raise CompileError("there is no text to count; give folders or files of UTF-8 text")
     listed = found.ranked(size, always)
     write_list(out, listed)
     sizes = sorted({size, *(s for s in SIZES if s < vocab_size)})
-    rows = [{"size": s, "coverage": found.coverage(found.ranked(s, always)), "head": s / vocab_size} for s in sizes]
+    rows = [
+        {"size": s, "coverage": found.coverage(found.ranked(s, always)), "head": s / vocab_size}
+        for s in sizes
+    ]
     never_seen = int((found.counted[np.setdiff1d(listed, always)] == 0).sum())
-    totals = {"tokens": int(found.counted.sum()), "held_out_tokens": int(found.held_out.sum()), "never_seen": never_seen}
+    totals = {
+        "tokens": int(found.counted.sum()),
+        "held_out_tokens": int(found.held_out.sum()),
+        "never_seen": never_seen,
+    }
     return {"out": str(out), "size": size, **totals, "coverage": rows}
 
 
 def build_and_time(
     text: Iterable[str | Path], size: int, source: str | Path, out: str | Path, progress: Progress
 ) -> dict[str, Any]:
-    """What build_list does, and under "speed" what the list saves (draft_speed.py); None where `source` has no config."""
+    """What build_list does, and under "speed" what the list saves (draft_speed.py); None where
+    `source` has no config.
+    """
     progress("counting", 0, 1)
     report = build_list(text, size, source, out)
     progress("counting", 1, 1)
@@ -130,11 +154,15 @@ def _tokenizer(folder: Path) -> Any:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise CompileError(f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle")
+        raise CompileError(
+            f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle"
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise CompileError(f"{path} can't be read ({error}); download the checkpoint again") from None
+        raise CompileError(
+            f"{path} can't be read ({error}); download the checkpoint again"
+        ) from None
 
 
 def _config(folder: Path) -> ModelConfig | None:
@@ -151,26 +179,46 @@ def _special_ids(tokenizer: Any) -> list[int]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for people."""
-    head = f"wrote {report['out']}: {report['tokens']:,} tokens counted, {report['held_out_tokens']:,} held out"
-    return "\n".join([head, *_gaps(report), *_coverage(report), _speed(report["speed"], report["size"])])
+    head = (
+        f"wrote {report['out']}: {report['tokens']:,} tokens counted, "
+        f"{report['held_out_tokens']:,} held out"
+    )
+    return "\n".join(
+        [head, *_gaps(report), *_coverage(report), _speed(report["speed"], report["size"])]
+    )
 
 
 def _gaps(report: dict[str, Any]) -> list[str]:
     never, size = report["never_seen"], report["size"]
-    return [f"{never:,} of the {size:,} tokens are never in this text; give more, or a smaller --size"] if never else []
+    return (
+        [f"{never:,} of the {size:,} tokens are never in this text; give more, or a smaller --size"]
+        if never
+        else []
+    )
 
 
 def _coverage(report: dict[str, Any]) -> list[str]:
     if not report["held_out_tokens"]:
-        return [f"nothing was held out, so coverage is not known; give {HELD_OUT} or more lines, or files, of text"]
+        return [
+            f"nothing was held out, so coverage is not known; give {HELD_OUT} or more lines, or "
+            "files, of text"
+        ]
     rows = report["coverage"]
-    return [f"{r['size']:>8} tokens cover {r['coverage']:7.2%} and take {r['head']:6.1%} of the head" for r in rows]
+    return [
+        f"{r['size']:>8} tokens cover {r['coverage']:7.2%} and take {r['head']:6.1%} of the head"
+        for r in rows
+    ]
 
 
 def _speed(speed: dict[str, Any] | None, size: int) -> str:
     if speed is None:
-        return "the speed it buys was not measured: no config.json gives a shape; give --tokenizer a checkpoint or a bundle"
-    where = f"{speed['rows']} nodes, {speed['scheme']}, {speed['threads']} threads of {speed['device']}"
+        return (
+            "the speed it buys was not measured: no config.json gives a shape; give "
+            "--tokenizer a checkpoint or a bundle"
+        )
+    where = (
+        f"{speed['rows']} nodes, {speed['scheme']}, {speed['threads']} threads of {speed['device']}"
+    )
     form = "{list_ms:.3g} ms instead of {whole_ms:.3g} ({ratio:.2f}x)"
     head, level = (form.format(**speed[part]) for part in ("head", "level"))
     return f"{size:>8} tokens ({where}): the draft head takes {head}, a whole draft level {level}"

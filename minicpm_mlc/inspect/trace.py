@@ -17,10 +17,12 @@ from minicpm_mlc.runtime_py.sampler import check_count
 
 @dataclass(frozen=True)
 class Trace:
-    """`reads[i, layer, block]`, float32: the share of KV heads that read a block in the row that chose an answer token.
+    """`reads[i, layer, block]`, float32: the share of KV heads that read a block in the row that
+    chose an answer token.
 
-    `forced[i, block]` marks the blocks that this row reads whatever the scores. The first `dense` tokens of `answer`, each
-    a piece of text, were chosen in the dense gear; the rows are those of the others.
+    `forced[i, block]` marks the blocks that this row reads whatever the scores. The first `dense`
+    tokens of `answer`, each a piece of text, were chosen in the dense gear; the rows are those of
+    the others.
     """
 
     blocks: list[str]
@@ -39,7 +41,10 @@ def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
     prompt = engine.template.prompt(engine.tokenizer.raw, messages, None).ids
     answer, steps = _answer(engine, prompt, max_tokens)
     if not answer:
-        raise EngineError("the answer ended before its first token, so nothing was read for it; ask another question")
+        raise EngineError(
+            "the answer ended before its first token, so nothing was read for it; ask another "
+            "question"
+        )
     sparse = [step for step in steps if step]
     if not sparse:
         raise EngineError(
@@ -62,18 +67,27 @@ def _check(engine: Engine, max_tokens: int) -> None:
     check_count("max_tokens", max_tokens, lowest=1)
     if engine.gears.dense_len is None:
         raise EngineError(
-            f"{engine.manifest.name} has no sparse attention in this bundle: every token reads every block; "
+            f"{engine.manifest.name} has no sparse attention in this bundle: every token reads "
+            "every block; "
             "trace a model with sparse attention"
         )
     if engine.gears.attention == "dense":
-        raise EngineError("--attention dense reads every block; leave it out, or give --attention sparse")
+        raise EngineError(
+            "--attention dense reads every block; leave it out, or give --attention sparse"
+        )
 
 
-def _answer(engine: Engine, prompt: list[int], max_tokens: int) -> tuple[list[int], list[list[np.ndarray]]]:
-    """The answer's tokens, and what the row that chose each of them read, per layer; nothing where it was dense."""
+def _answer(
+    engine: Engine, prompt: list[int], max_tokens: int
+) -> tuple[list[int], list[list[np.ndarray]]]:
+    """The answer's tokens, and what the row that chose each of them read, per layer; nothing where
+    it was dense.
+    """
     engine.truncate(0)
     engine.prefill(prompt)
-    engine.truncate(len(prompt) - 1)  # its last row is computed again as a decode step, which tells what it reads
+    engine.truncate(
+        len(prompt) - 1
+    )  # its last row is computed again as a decode step, which tells what it reads
     answer, steps, token = [], [], prompt[-1]
     while len(answer) < max_tokens and len(prompt) + len(answer) <= engine.context:
         token = int(engine.decode(token).argmax())
@@ -84,8 +98,12 @@ def _answer(engine: Engine, prompt: list[int], max_tokens: int) -> tuple[list[in
     return answer, steps
 
 
-def _pieces(engine: Engine, token_ids: list[int], size: int, after: list[int] | None = None) -> Iterator[str]:
-    """The text of every `size` tokens; joined they are the whole text, spaces at their borders and all."""
+def _pieces(
+    engine: Engine, token_ids: list[int], size: int, after: list[int] | None = None
+) -> Iterator[str]:
+    """The text of every `size` tokens; joined they are the whole text, spaces at their borders and
+    all.
+    """
     stream = TextStream(engine.tokenizer, after or ())
     for start in range(0, len(token_ids), size):
         text = "".join(map(stream.feed, token_ids[start : start + size]))
@@ -93,7 +111,9 @@ def _pieces(engine: Engine, token_ids: list[int], size: int, after: list[int] | 
 
 
 def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
-    """float32 [layers, blocks]: share of KV heads whose list (i32 [kv_heads, budget], -1 padded) names each block."""
+    """float32 [layers, blocks]: share of KV heads whose list (i32 [kv_heads, budget], -1 padded)
+    names each block.
+    """
     lists = np.stack(selected)
     lists[(lists < 0) | (lists > blocks)] = blocks  # of the answer, or padding
     named = np.zeros((*lists.shape[:2], blocks + 1), np.float32)
@@ -102,14 +122,17 @@ def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
 
 
 def most_read(engine: Engine, count: int = 3) -> list[str]:
-    """A line for each of the blocks that the last answer chose most by score, with the beginning of its text.
+    """A line for each of the blocks that the last answer chose most by score, with the beginning of
+    its text.
 
     Empty when it chose none.
     """
     tokens, chosen = engine.cached_tokens, engine.block_reads
     best = [int(block) for block in np.argsort(-chosen, kind="stable")[:count] if chosen[block]]
     texts = [_beginning(engine, tokens[PAGE_SIZE * b : PAGE_SIZE * (b + 1)]) for b in best]
-    return [f"block {b}, read {chosen[b]} times: {text}" for b, text in zip(best, texts, strict=True)]
+    return [
+        f"block {b}, read {chosen[b]} times: {text}" for b, text in zip(best, texts, strict=True)
+    ]
 
 
 def _beginning(engine: Engine, token_ids: list[int], width: int = 80) -> str:

@@ -1,1 +1,3 @@
-"""The operators: each file holds the float64 NumPy definition of one operator, then the builder of its TIR."""
+"""The operators: each file holds the float64 NumPy definition of one operator, then the builder of
+its TIR.
+"""

@@ -17,7 +17,9 @@ from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 @dataclass(frozen=True)
 class VerifiedTree:
-    """The tree that was verified last, after `length` cached tokens; `places` are its nodes' slots, from there on."""
+    """The tree that was verified last, after `length` cached tokens; `places` are its nodes' slots,
+    from there on.
+    """
 
     length: int
     token_ids: np.ndarray
@@ -27,14 +29,20 @@ class VerifiedTree:
 
 
 class CachedModel:
-    """Appends tokens to one sequence. A call that fails or is interrupted leaves the sequence as it was before."""
+    """Appends tokens to one sequence. A call that fails or is interrupted leaves the sequence as it
+    was before.
+    """
 
     def __init__(self, library: Any, context: int, page_size: int, gears: Gears) -> None:
         num_pages = -(-context // page_size)
         self.sequence = Sequence(PagePool(num_pages, page_size), context)
         self.gears = gears
-        self.selected: list[np.ndarray] = []  # what the last decode read: per layer the blocks, [kv_heads, budget]
-        self.features: np.ndarray | None = None  # float32 [rows, F]: of the last call's rows, where there is a draft head
+        self.selected: list[
+            np.ndarray
+        ] = []  # what the last decode read: per layer the blocks, [kv_heads, budget]
+        self.features: np.ndarray | None = (
+            None  # float32 [rows, F]: of the last call's rows, where there is a draft head
+        )
         self._tree: VerifiedTree | None = None
         self._library = library
         self._pools = library.new_pools(num_pages)
@@ -42,10 +50,13 @@ class CachedModel:
     def __len__(self) -> int:
         return len(self.sequence)
 
-    def prefill(self, token_ids: list[int], chunk: int, all_rows: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    def prefill(
+        self, token_ids: list[int], chunk: int, all_rows: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Appends tokens chunk by chunk; yields (tokens done, logits float32 [rows, vocab]).
 
-        The rows are those of the chunk's last token, or of all its tokens. All chunks run in one gear.
+        The rows are those of the chunk's last token, or of all its tokens. All chunks run in one
+        gear.
         """
         sparse = self.gears.sparse(len(self) + len(token_ids))
         for start in range(0, len(token_ids), chunk):
@@ -53,7 +64,13 @@ class CachedModel:
             rows = np.arange(0 if all_rows else len(part) - 1, len(part), dtype=np.int32)
             slots = self.sequence.reserve(len(part))
             out = self._library.prefill(
-                np.array(part, np.int32), slots, slots, self.sequence.page_table, rows, self._pools, sparse
+                np.array(part, np.int32),
+                slots,
+                slots,
+                self.sequence.page_table,
+                rows,
+                self._pools,
+                sparse,
             )
             self.sequence.append(part)
             self.features = out.features
@@ -71,37 +88,56 @@ class CachedModel:
         self.sequence.append([token_id])
         return out.logits[0]
 
-    def verify(self, token_ids: Ids[int], parents: Ids[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    def verify(
+        self, token_ids: Ids[int], parents: Ids[int]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Runs a token tree after the cached tokens, which stay as they are, in one pass.
 
-        Node 0 is the root, the token sampled last, with parent -1; every other node's parent comes before it. A node
-        at depth d has position len(self) + d, sees the cached tokens and its ancestors, and gets the logits of decoding
-        its path token by token, in the gear of each token.
+        Node 0 is the root, the token sampled last, with parent -1; every other node's parent comes
+        before it. A node at depth d has position len(self) + d, sees the cached tokens and its
+        ancestors, and gets the logits of decoding its path token by token, in the gear of each
+        token.
 
-        Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32 [n, F].
-        Raises ContextError where n more tokens don't fit the context, ValueError for a tree of another form.
+        Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32
+        [n, F]. Raises ContextError where n more tokens don't fit the context, ValueError for a tree
+        of another form.
         """
         depths, masks = tree_shape(parents)
         sparse = np.array([self.gears.sparse(len(self) + int(depth) + 1) for depth in depths])
         slots = self.sequence.reserve(len(depths))
         order = places = np.arange(len(depths))
-        if sparse.any() and not sparse.all():  # a sparse node's dense ancestors are computed before it
+        if (
+            sparse.any() and not sparse.all()
+        ):  # a sparse node's dense ancestors are computed before it
             order = np.argsort(sparse, kind="stable")
             places = np.argsort(order)
-            _, masks = tree_shape([int(places[p]) if p >= 0 else -1 for p in np.asarray(parents)[order]])
-        rows = [np.asarray(token_ids, np.int32)[order], len(self) + depths[order], slots, mask_words(masks)]
+            _, masks = tree_shape(
+                [int(places[p]) if p >= 0 else -1 for p in np.asarray(parents)[order]]
+            )
+        rows = [
+            np.asarray(token_ids, np.int32)[order],
+            len(self) + depths[order],
+            slots,
+            mask_words(masks),
+        ]
         gears = [(gear, sparse[order] == gear) for gear in (False, True) if (sparse == gear).any()]
         outs = [self._verify([row[part] for row in rows], gear) for gear, part in gears]
-        selected = tuple(_with_dense_rows(blocks, len(order))[places] for blocks in outs[-1].selected)
-        self._tree = VerifiedTree(len(self), np.asarray(token_ids), np.asarray(parents), places, selected)
+        selected = tuple(
+            _with_dense_rows(blocks, len(order))[places] for blocks in outs[-1].selected
+        )
+        self._tree = VerifiedTree(
+            len(self), np.asarray(token_ids), np.asarray(parents), places, selected
+        )
         features = [out.features for out in outs if out.features is not None]
         self.features = _in_order(features, places) if features else None
         return _in_order([out.logits for out in outs], places), self.features
 
     def commit(self, nodes: Ids[int]) -> None:
-        """Appends a path of the tree verified last, its node indices from the root on; the rest of the tree is gone.
+        """Appends a path of the tree verified last, its node indices from the root on; the rest of
+        the tree is gone.
 
-        `features` are then those of the path's nodes. Raises ValueError for nodes that are no such path.
+        `features` are then those of the path's nodes. Raises ValueError for nodes that are no such
+        path.
         """
         tree, path = self._tree, np.asarray(nodes)
         if tree is None or tree.length != len(self):
@@ -120,11 +156,15 @@ class CachedModel:
         """Nodes of one gear: their token ids, positions, slots and ancestor masks."""
         token_ids, positions, slots, ancestors = rows
         base, table = np.array([len(self)], np.int32), self.sequence.page_table
-        return self._library.verify(token_ids, positions, slots, base, table, ancestors, self._pools, sparse)
+        return self._library.verify(
+            token_ids, positions, slots, base, table, ancestors, self._pools, sparse
+        )
 
 
 def _in_order(parts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
-    """The rows of all gears in the nodes' order; those of one gear, as almost always, are there already: no copy."""
+    """The rows of all gears in the nodes' order; those of one gear, as almost always, are there
+    already: no copy.
+    """
     return parts[0] if len(parts) == 1 else np.concatenate(parts)[places]
 
 

@@ -1,4 +1,6 @@
-"""What the bundle and the machine decide where the caller doesn't: context, sampling, end tokens."""
+"""What the bundle and the machine decide where the caller doesn't: context, sampling, end
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +14,53 @@ from minicpm_mlc.runtime_py.sampler import SamplingParams
 
 
 def choose_context(manifest: Manifest, asked: int | None, available: int) -> int:
-    """Tokens of context: as asked, else what the model and `available` bytes of memory allow, in whole pages.
+    """Tokens of context: as asked, else what the model and `available` bytes of memory allow, in
+    whole pages.
 
-    Raises ContextError where the model or memory can't hold what is asked, with the largest context that fits.
+    Raises ContextError where the model or memory can't hold what is asked, with the largest context
+    that fits.
     """
     limit = manifest.max_context
     if asked is not None and not 1 <= asked <= limit:
-        raise ContextError(f"a context of {asked} tokens was asked for; this bundle holds 1 to {limit}: "
-                           f"give --context {limit} or less")
+        raise ContextError(
+            f"a context of {asked} tokens was asked for; this bundle holds 1 to {limit}: "
+            f"give --context {limit} or less"
+        )
     fits = largest_context(manifest, available)
     if fits == 0 or (asked or 0) > fits:
         size = asked or manifest.page_size
-        hint = f"give --context {fits} or less" if fits else "close other programs or compile with --quant w4"
-        raise ContextError(f"a context of {size} tokens needs {_gb(manifest.memory_need(size))} "
-                           f"({_gb(manifest.memory_need(0))} of it for weights and activations), "
-                           f"{_gb(available)} of memory is free; {hint}")
+        hint = (
+            f"give --context {fits} or less"
+            if fits
+            else "close other programs or compile with --quant w4"
+        )
+        raise ContextError(
+            f"a context of {size} tokens needs {_gb(manifest.memory_need(size))} "
+            f"({_gb(manifest.memory_need(0))} of it for weights and activations), "
+            f"{_gb(available)} of memory is free; {hint}"
+        )
     return asked or min(limit, fits)
 
 
 def largest_context(manifest: Manifest, available: int) -> int:
-    """Tokens, in whole pages, that fit `available` bytes together with the weights; at most the model's, 0 if none."""
+    """Tokens, in whole pages, that fit `available` bytes together with the weights; at most the
+    model's, 0 if none.
+    """
     fixed = manifest.memory_need(0)
     pages = max(0, available - fixed) // (manifest.memory_need(1) - fixed)
     return min(manifest.max_context, pages * manifest.page_size)
 
 
 def default_sampling(folder: Path) -> SamplingParams:
-    """generation_config.json's sampling; what it leaves out is as published with MiniCPM4. do_sample false: greedy."""
+    """generation_config.json's sampling; what it leaves out is as published with MiniCPM4.
+    do_sample false: greedy.
+    """
     config = _generation_config(folder)
-    given = {name: config[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-             if config.get(name) is not None}
+    given = {
+        name: config[name]
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        if config.get(name) is not None
+    }
     if config.get("do_sample") is False:
         given["temperature"] = 0.0
     try:
@@ -54,7 +73,9 @@ def default_sampling(folder: Path) -> SamplingParams:
 def eos_token_ids(bundle: Bundle) -> frozenset[int]:
     """Every token that ends an answer: the model's, and those that generation_config.json adds."""
     more = _generation_config(bundle.path).get("eos_token_id") or []
-    return frozenset([*bundle.manifest.model["eos_token_ids"], *([more] if isinstance(more, int) else more)])
+    return frozenset(
+        [*bundle.manifest.model["eos_token_ids"], *([more] if isinstance(more, int) else more)]
+    )
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
@@ -66,7 +87,10 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{path} is not JSON ({error}); compile the checkpoint again") from error
     if not isinstance(config, dict):
-        raise BundleError(f"{path} holds {type(config).__name__}, expected an object; compile the checkpoint again")
+        raise BundleError(
+            f"{path} holds {type(config).__name__}, expected an object; compile the checkpoint "
+            "again"
+        )
     return config
 
 

@@ -1,4 +1,6 @@
-"""The quick form of verify: a device is tried once with a bundle's kernels before anything it says is believed."""
+"""The quick form of verify: a device is tried once with a bundle's kernels before anything it says
+is believed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ LARGEST = 4 << 20  # bytes of a case's arguments
 
 
 def check_device(engine: Any) -> None:
-    """Try some kernels of an engine's bundle, once per library, device and driver version; nothing if it holds no cases.
+    """Try some kernels of an engine's bundle, once per library, device and driver version; nothing
+    if it holds no cases.
 
     Raises BundleError, with the command that tells more, when one computes wrong or doesn't run.
     """
@@ -33,7 +36,8 @@ def check_device(engine: Any) -> None:
     for result in _checked(library, bundle.path):
         if not result.passed:
             raise BundleError(
-                f"{library.memory.name} computes {result.operator} wrong (NMSE {result.nmse:.1e}, limit {result.limit:.0e}), "
+                f"{library.memory.name} computes {result.operator} wrong (NMSE "
+                f"{result.nmse:.1e}, limit {result.limit:.0e}), "
                 f"so no answer of it can be trusted; see: minicpm-mlc verify {bundle.path}"
             )
     with suppress(OSError):  # only a saving of time
@@ -43,7 +47,12 @@ def check_device(engine: Any) -> None:
 
 def _key(library: Any, bundle: Bundle) -> bytes:
     files, manifest = bundle.manifest.files, bundle.manifest
-    parts = [library.memory.identity, manifest.tvm, files[manifest.library]["sha256"], files[KERNEL_CASES]["sha256"]]
+    parts = [
+        library.memory.identity,
+        manifest.tvm,
+        files[manifest.library]["sha256"],
+        files[KERNEL_CASES]["sha256"],
+    ]
     return "\n".join(parts).encode()
 
 
@@ -58,4 +67,6 @@ def _checked(library: Any, folder: Path) -> Any:
 def smallest(cases: list[Case]) -> list[Case]:
     """One case of each operator, the least bytes first; none that is large."""
     first = {case.operator: case for case in sorted(cases, key=lambda case: -case.nbytes)}
-    return sorted((case for case in first.values() if case.nbytes <= LARGEST), key=lambda case: case.nbytes)
+    return sorted(
+        (case for case in first.values() if case.nbytes <= LARGEST), key=lambda case: case.nbytes
+    )

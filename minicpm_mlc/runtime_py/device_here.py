@@ -1,4 +1,6 @@
-"""The device of a bundle before its library is loaded: its memory, or why bundles for it can't run here."""
+"""The device of a bundle before its library is loaded: its memory, or why bundles for it can't run
+here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from minicpm_mlc.runtime_py.memory import Memory, open_memory
 
 
 def open_device(device: str) -> Memory:
-    """The memory of a kind of device. Raises BundleError when the device, its driver or its runtime is missing."""
+    """The memory of a kind of device. Raises BundleError when the device, its driver or its runtime
+    is missing.
+    """
     load_runtime()
     return open_memory(device)
 

@@ -1,4 +1,6 @@
-"""An EAGLE head over one cached sequence: the base's features go in, the likeliest next tokens come out."""
+"""An EAGLE head over one cached sequence: the base's features go in, the likeliest next tokens come
+out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
 class Proposed(NamedTuple):
-    """What a head proposes after n rows, the likeliest first, and the hidden states float32 [n, H] that say so."""
+    """What a head proposes after n rows, the likeliest first, and the hidden states float32 [n, H]
+    that say so.
+    """
 
     tokens: np.ndarray  # int32 [n, k], of the base's vocabulary
     values: np.ndarray  # float32 [n, k], their log-probabilities
@@ -22,12 +26,17 @@ class Proposed(NamedTuple):
 class DraftModel:
     """The draft head of a bundle, with a cache of its own that shares the base's page table.
 
-    Its row i pairs the base's features of token i with token i + 1, so that `extend` proposes what follows the root, the
-    token sampled last. `step` goes on from its own hidden states, a tree's depth at a time.
+    Its row i pairs the base's features of token i with token i + 1, so that `extend` proposes what
+    follows the root, the token sampled last. `step` goes on from its own hidden states, a tree's
+    depth at a time.
     """
 
-    def __init__(self, library: Any, sequence: Sequence, num_pages: int, window: int | None = None) -> None:
-        """`sequence`: the base's. `window`: how many tokens before the tree the head sees, at least; None: all."""
+    def __init__(
+        self, library: Any, sequence: Sequence, num_pages: int, window: int | None = None
+    ) -> None:
+        """`sequence`: the base's. `window`: how many tokens before the tree the head sees, at
+        least; None: all.
+        """
         self.window = window
         self._library, self._sequence = library, sequence
         self._pools = library.new_draft_pools(num_pages)
@@ -41,10 +50,12 @@ class DraftModel:
         self._rows = min(self._rows, length)
 
     def extend(self, root: int, features: np.ndarray) -> Proposed:
-        """Appends the rows of the sequence's last n tokens, whose features float32 [n, F] the base has given.
+        """Appends the rows of the sequence's last n tokens, whose features float32 [n, F] the base
+        has given.
 
-        `root` is the token that follows the sequence. Rows that were cached for these tokens are replaced. Where rows
-        before them are missing, because their features were never given, the head sees nothing before the gap.
+        `root` is the token that follows the sequence. Rows that were cached for these tokens are
+        replaced. Where rows before them are missing, because their features were never given, the
+        head sees nothing before the gap.
 
         Returns what comes after the root, one row, and the hidden state to step from.
         """
@@ -55,23 +66,28 @@ class DraftModel:
         seen = max(0, end - self.window) // page * page if self.window else 0
         if start < seen:
             features, start, self._begin = features[seen - start :], seen, seen
-        elif not self._begin <= start <= self._rows:  # a gap: rows of no features fill up its last page
+        elif (
+            not self._begin <= start <= self._rows
+        ):  # a gap: rows of no features fill up its last page
             self._begin = start // page * page
             missing = np.zeros((start - self._begin, features.shape[1]), np.float32)
             features, start = np.concatenate([missing, features]), self._begin
         self._first, self._rows, self._masks = max(self._begin, seen), end, []
         tokens = np.array([*self._sequence.tokens[start + 1 :], root], np.int32)
         parts = [slice(at, at + self._chunk) for at in range(0, end - start, self._chunk)]
-        return [self._extend(tokens[part], features[part], start + part.start) for part in parts][-1]
+        return [self._extend(tokens[part], features[part], start + part.start) for part in parts][
+            -1
+        ]
 
     def step(self, token_ids: Ids[int], hidden: np.ndarray, parents: Ids[int]) -> Proposed:
         """Runs n more nodes of a draft tree.
 
-        `token_ids` are the nodes' tokens, `hidden` float32 [n, H] the states that proposed them. Nodes are numbered in
-        the order of all steps since `extend`; a parent is such a number, or -1 where `extend` proposed the node.
+        `token_ids` are the nodes' tokens, `hidden` float32 [n, H] the states that proposed them.
+        Nodes are numbered in the order of all steps since `extend`; a parent is such a number, or
+        -1 where `extend` proposed the node.
 
-        Returns what comes after each of them. Raises ContextError where the context ends, ValueError for more than 64
-        nodes in all.
+        Returns what comes after each of them. Raises ContextError where the context ends,
+        ValueError for more than 64 nodes in all.
         """
         depths, masks = tree_shape(parents, self._masks)
         base, old = len(self._sequence), len(self._masks)
@@ -90,7 +106,9 @@ class DraftModel:
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
         last = np.array([len(tokens) - 1], np.int32)
         slots = positions - self._first
-        out = self._library.draft_extend(tokens, features, positions, slots, self._table, last, self._pools)
+        out = self._library.draft_extend(
+            tokens, features, positions, slots, self._table, last, self._pools
+        )
         return self._proposed(*out)
 
     @property

@@ -54,11 +54,13 @@ def free_memory(device: str) -> int:
 
 
 class Engine:
-    """Runs a bundle. It keeps the last conversation's keys and values, so that only what is new is computed.
+    """Runs a bundle. It keeps the last conversation's keys and values, so that only what is new is
+    computed.
 
-    An engine serves one call at a time. A stream that was left early is over when the next call begins; a call from
-    another thread while one is running raises EngineError. Options of a call: see `Options`. `stats` are the figures
-    of the last call; `prefill_chunk` is how many prompt tokens are computed at once.
+    An engine serves one call at a time. A stream that was left early is over when the next call
+    begins; a call from another thread while one is running raises EngineError. Options of a call:
+    see `Options`. `stats` are the figures of the last call; `prefill_chunk` is how many prompt
+    tokens are computed at once.
     """
 
     def __init__(
@@ -73,35 +75,46 @@ class Engine:
         """Loads the bundle.
 
         Args:
-            context: most tokens in the cache; None: as many as the bundle was compiled for and memory holds.
+            context: most tokens in the cache; None: as many as the bundle was compiled for and
+                memory holds.
             threads: None: the physical cores.
-            attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or "sparse" forces one.
+            attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or
+                "sparse" forces one.
             draft: a smaller bundle with the same tokenizer, to guess tokens for this one.
             remote: the machine that runs the bundles; None: this one.
 
         Raises:
-            BundleError: a bundle is damaged or made for another machine, or the draft bundle has another tokenizer.
+            BundleError: a bundle is damaged or made for another machine, or the draft bundle has
+                another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
         """
         if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}; it must be 1 or more, or left out for the physical cores")
+            raise EngineError(
+                f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
+            )
         self._remote = remote
         bundle = self._read_bundle(bundle_path)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(manifest, context, self._free_memory(manifest.target["device"]))
+        self.context = choose_context(
+            manifest, context, self._free_memory(manifest.target["device"])
+        )
         self.threads = threads or (remote.cores if remote else physical_cores())
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
         self.defaults = default_sampling(bundle.path)
         self.eos_token_ids = eos_token_ids(bundle)
         self.stats = Stats(context=self.context)
-        self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)  # by score, in this call's decodes
+        self.block_reads = np.zeros(
+            -(-self.context // manifest.page_size), np.int64
+        )  # by score, in this call's decodes
         self._exclusive = Exclusive()
         library = self._open_library(bundle)
         self.library: Any = library
-        self._cached: CachedModel | None = CachedModel(library, self.context, manifest.page_size, self.gears)
+        self._cached: CachedModel | None = CachedModel(
+            library, self.context, manifest.page_size, self.gears
+        )
         self.drafters = self._open_drafters(library, draft)
         self._policy = Policy(list(self.drafters))
 
@@ -114,7 +127,9 @@ class Engine:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_folder(self.path, self.manifest.model["bos_token_id"], self.vocab_size)
+        return Tokenizer.from_folder(
+            self.path, self.manifest.model["bos_token_id"], self.vocab_size
+        )
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
@@ -143,7 +158,9 @@ class Engine:
     def generate(
         self, prompt: str | Ids[int], *, stream: Literal[True], **options: Unpack[Options]
     ) -> Iterator[str]: ...
-    def generate(self, prompt: str | Ids[int], *, stream: bool = False, **options: Any) -> str | Iterator[str]:
+    def generate(
+        self, prompt: str | Ids[int], *, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
         """Goes on from a prompt, text or token ids, without a chat template.
 
         Returns the text, or with stream=True an iterator of its pieces as they come.
@@ -153,42 +170,67 @@ class Engine:
 
     @overload
     def chat(
-        self, messages: Ids[Message], *, stream: Literal[False] = False, think: bool | None = None,
-        max_think_tokens: int | None = None, **options: Unpack[Options],
-    ) -> str: ...  # fmt: skip
+        self,
+        messages: Ids[Message],
+        *,
+        stream: Literal[False] = False,
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
+        **options: Unpack[Options],
+    ) -> str: ...
     @overload
     def chat(
-        self, messages: Ids[Message], *, stream: Literal[True], think: bool | None = None,
-        max_think_tokens: int | None = None, **options: Unpack[Options],
-    ) -> Iterator[str]: ...  # fmt: skip
+        self,
+        messages: Ids[Message],
+        *,
+        stream: Literal[True],
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[str]: ...
     def chat(
-        self, messages: Ids[Message], *, stream: bool = False, think: bool | None = None,
-        max_think_tokens: int | None = None, **options: Any,
-    ) -> str | Iterator[str]:  # fmt: skip
+        self,
+        messages: Ids[Message],
+        *,
+        stream: bool = False,
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
+        **options: Any,
+    ) -> str | Iterator[str]:
         """The assistant's next turn, with its thinking between `<think>` and `</think>`.
 
         Args:
             messages: {"role", "content"} each.
             stream: gives an iterator of pieces instead of the text.
             think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer follows.
+            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
+                follows.
             options: see `Options`.
         """
         prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        # A block that the template opened is opened in the text too, so that the text can be read alone.
+        # A block that the template opened is opened in the text too, so that the text can be read
+        # alone.
         shown = _shown(pieces, f"{OPEN}\n" if prompt.thinking else "")
         return shown if stream else "".join(shown)
 
     def chat_events(
-        self, messages: Ids[Message], *, think: bool | None = None, max_think_tokens: int | None = None,
+        self,
+        messages: Ids[Message],
+        *,
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
         **options: Unpack[Options],
-    ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left out."""
+    ) -> Iterator[tuple[str, str]]:
+        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
+        out.
+        """
         prompt, pieces = self._chat(messages, think, max_think_tokens, options)
         return _events(pieces, ThinkSplitter(prompt.thinking))
 
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
-        """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these tokens."""
+        """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these
+        tokens.
+        """
         ids = self._checked(token_ids)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         with self._exclusive.turn():
@@ -210,21 +252,29 @@ class Engine:
             return self._model.decode(*self._checked([token_id], len(self._model)))
 
     @contextmanager
-    def steps(self, token_ids: Ids[int], **options: Unpack[Options]) -> Iterator[tuple[Steps, np.ndarray]]:
-        """For measuring: computes a prompt; yields what to decode with, and the prompt's logits float32 [vocab]."""
+    def steps(
+        self, token_ids: Ids[int], **options: Unpack[Options]
+    ) -> Iterator[tuple[Steps, np.ndarray]]:
+        """For measuring: computes a prompt; yields what to decode with, and the prompt's logits
+        float32 [vocab].
+        """
         request = self._request(token_ids, options)
         stats = self.stats = Stats(prompt_tokens=len(request.token_ids), context=self.context)
         with self._exclusive.turn() as check, self._steps(request, stats, check) as steps:
             yield steps, self._prefill_prompt(request, stats, check, steps)
 
     def shift(self, attention: str) -> None:
-        """From now on runs in another gear, as `attention` of the constructor says. Raises EngineError where there is none."""
+        """From now on runs in another gear, as `attention` of the constructor says. Raises
+        EngineError where there is none.
+        """
         with self._exclusive.turn():
             self.gears = self._model.gears = Gears.of(self.manifest, attention)
 
     @property
     def selected(self) -> list[np.ndarray]:
-        """What the last decode read, if sparsely: per layer the block numbers, int32 [kv_heads, budget], -1 padded."""
+        """What the last decode read, if sparsely: per layer the block numbers, int32 [kv_heads,
+        budget], -1 padded.
+        """
         return self._model.selected
 
     @property
@@ -236,7 +286,10 @@ class Engine:
         """Cuts the cached sequence back to its first `length` tokens."""
         with self._exclusive.turn():
             if not 0 <= length <= len(self._model):
-                raise ContextError(f"the cached sequence has {len(self._model)} tokens, it can't be cut to {length}")
+                raise ContextError(
+                    f"the cached sequence has {len(self._model)} tokens, it can't be cut to "
+                    f"{length}"
+                )
             self._model.sequence.truncate(length)
 
     @property
@@ -247,11 +300,15 @@ class Engine:
 
     def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
         if isinstance(prompt, str):
-            return self.tokenize(prompt) if prompt else []  # an empty text is refused, even where BOS would be added
+            return (
+                self.tokenize(prompt) if prompt else []
+            )  # an empty text is refused, even where BOS would be added
         return prompt
 
     def _checked(self, token_ids: Ids[int], cached: int = 0) -> list[int]:
-        """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for a strange one."""
+        """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for
+        a strange one.
+        """
         ids = [int(i) for i in token_ids]
         if not ids:
             raise ContextError("the prompt is empty; give at least one token")
@@ -262,7 +319,8 @@ class Engine:
             )
         if strange := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
-                f"token id {strange[0]} is not in the vocabulary of {self.vocab_size} tokens; use engine.tokenize"
+                f"token id {strange[0]} is not in the vocabulary of {self.vocab_size} tokens; "
+                "use engine.tokenize"
             )
         return ids
 
@@ -273,14 +331,20 @@ class Engine:
         return self._remote.free_memory(device) if self._remote else free_memory(device)
 
     def _open_library(self, bundle: Bundle) -> Any:
-        return self._remote.open_library(bundle, self.threads) if self._remote else open_library(bundle, self.threads)
+        return (
+            self._remote.open_library(bundle, self.threads)
+            if self._remote
+            else open_library(bundle, self.threads)
+        )
 
     def _open_drafters(self, library: Any, draft: str | Path | None) -> dict[str, Drafter]:
         """The cheapest first. A head is opened if the bundle has one."""
         drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
         if self.manifest.draft:
             pages = len(self._model.sequence.pool.owners)
-            drafters["eagle"] = EagleDrafter(DraftModel(library, self._model.sequence, pages, WINDOW), self._model)
+            drafters["eagle"] = EagleDrafter(
+                DraftModel(library, self._model.sequence, pages, WINDOW), self._model
+            )
         if draft is not None:
             drafters["draft"] = self._open_draft_bundle(Path(draft))
         return drafters
@@ -298,18 +362,24 @@ class Engine:
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
         if name not in ("auto", "off", *self.drafters):
-            raise EngineError(f"speculate is {name!r}, and {MISSING_DRAFTERS[name].format(bundle=self.path)}")
+            raise EngineError(
+                f"speculate is {name!r}, and {MISSING_DRAFTERS[name].format(bundle=self.path)}"
+            )
         return request
 
     def _chat(
         self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
     ) -> tuple[Prompt, Generator[str]]:
         prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
+        budget = (
+            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
+        )
         return prompt, self._pieces(self._request(prompt.ids, options), budget)
 
     def _pieces(self, request: Request, budget: ThinkBudget | None = None) -> Generator[str]:
-        """A piece of text for each token, often empty, up to a stop string. A spent budget closes the think block."""
+        """A piece of text for each token, often empty, up to a stop string. A spent budget closes
+        the think block.
+        """
         stats = self.stats = Stats(prompt_tokens=len(request.token_ids), context=self.context)
         self.block_reads[:] = 0
         text, stops = TextStream(self.tokenizer, request.token_ids), StopStrings(request.stop)
@@ -332,7 +402,9 @@ class Engine:
             yield stops.finish()
 
     def _tokens(self, request: Request, stats: Stats, forced: deque[int]) -> Generator[int]:
-        """Token ids up to an end token or a limit. What is put into `forced` comes before what the model would say."""
+        """Token ids up to an end token or a limit. What is put into `forced` comes before what the
+        model would say.
+        """
         sampler = Sampler(request.sampling, self.vocab_size, request.token_ids)
         with self._exclusive.turn() as check, self._steps(request, stats, check) as steps:
             logits = self._prefill_prompt(request, stats, check, steps)
@@ -352,19 +424,35 @@ class Engine:
 
     @contextmanager
     def _steps(self, request: Request, stats: Stats, check: Callable[[], None]) -> Iterator[Steps]:
-        """What this call decodes with. At its end the cache holds what plain decoding would have left there."""
+        """What this call decodes with. At its end the cache holds what plain decoding would have
+        left there.
+        """
         options, limit = request.speculation, request.max_tokens
-        steps = Steps(self._model, self.drafters, self._policy, options, limit, stats.speculation, self.block_reads)
+        steps = Steps(
+            self._model,
+            self.drafters,
+            self._policy,
+            options,
+            limit,
+            stats.speculation,
+            self.block_reads,
+        )
         try:
             yield steps
         finally:
-            with suppress(EngineError):  # the sequence belongs to another call by now, or the engine is closed
+            with suppress(
+                EngineError
+            ):  # the sequence belongs to another call by now, or the engine is closed
                 check()
                 with stats.timing("decode_seconds"):
                     steps.close()
 
-    def _prefill_prompt(self, request: Request, stats: Stats, check: Callable[[], None], steps: Steps) -> np.ndarray:
-        """Computes what the cache lacks of the prompt, at least its last token; returns that one's logits [vocab]."""
+    def _prefill_prompt(
+        self, request: Request, stats: Stats, check: Callable[[], None], steps: Steps
+    ) -> np.ndarray:
+        """Computes what the cache lacks of the prompt, at least its last token; returns that one's
+        logits [vocab].
+        """
         stats.cached_tokens = self._model.sequence.reuse(request.token_ids[:-1])
         steps.begin()
         new = request.token_ids[stats.cached_tokens :]
@@ -398,8 +486,10 @@ class Engine:
 
 
 MISSING_DRAFTERS = {
-    "eagle": "{bundle} has no draft head; compile it with one: minicpm-mlc compile CHECKPOINT --draft HEAD",
-    "draft": "no draft bundle was opened; give one: Engine(bundle, draft=BUNDLE), or --draft-model BUNDLE",
+    "eagle": "{bundle} has no draft head; compile it with one: minicpm-mlc compile CHECKPOINT "
+    "--draft HEAD",
+    "draft": "no draft bundle was opened; give one: Engine(bundle, draft=BUNDLE), or "
+    "--draft-model BUNDLE",
 }
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 
 def _import_without_torch(name: str) -> Any:
-    """tvm_ffi imports torch wherever it is installed, which takes seconds; only NumPy arrays are handed to it here."""
+    """tvm_ffi imports torch wherever it is installed, which takes seconds; only NumPy arrays are
+    handed to it here.
+    """
     if "torch" in sys.modules:
         return importlib.import_module(name)
     sys.modules["torch"] = None  # type: ignore[assignment]

@@ -1,4 +1,6 @@
-"""The two gears of attention: dense while a sequence is short, sparse from the model's `dense_len` tokens on."""
+"""The two gears of attention: dense while a sequence is short, sparse from the model's `dense_len`
+tokens on.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,16 @@ ATTENTION = ("auto", "dense", "sparse")
 
 @dataclass(frozen=True)
 class Gears:
-    """Which gear a call takes. `dense_len` None: the library has only the dense one. Lengths and positions in tokens."""
+    """Which gear a call takes. `dense_len` None: the library has only the dense one. Lengths and
+    positions in tokens.
+    """
 
     attention: str
     dense_len: int | None
     budget: int  # blocks that a sparse row reads at most
     block_size: int
-    init_blocks: int = 0  # of the budget, read whatever the scores, as are the row's own block and those of the window
+    # of the budget, read whatever the scores, as are the row's own block and those of the window
+    init_blocks: int = 0
     window_blocks: int = 0
 
     @classmethod
@@ -31,32 +36,52 @@ class Gears:
         sparse = manifest.model.get("sparse")
         if attention == "sparse" and not sparse:
             raise EngineError(
-                f"{manifest.name} has no sparse attention in this bundle: the model was not trained for it, or it was "
+                f"{manifest.name} has no sparse attention in this bundle: the model was not "
+                "trained for it, or it was "
                 "compiled with --attention dense; use --attention auto"
             )
         if not sparse:
             return cls(attention, None, 0, manifest.page_size)
         local = sparse["window_size"] // sparse["block_size"]
-        return cls(attention, sparse["dense_len"], sparse["topk"] + local, manifest.page_size, sparse["init_blocks"], local)
+        return cls(
+            attention,
+            sparse["dense_len"],
+            sparse["topk"] + local,
+            manifest.page_size,
+            sparse["init_blocks"],
+            local,
+        )
 
     def sparse(self, length: int) -> bool:
-        """Whether a call that brings the sequence to `length` tokens reads sparsely: from dense_len on, unless forced."""
+        """Whether a call that brings the sequence to `length` tokens reads sparsely: from dense_len
+        on, unless forced.
+        """
         if self.attention == "auto":
             return self.dense_len is not None and length >= self.dense_len
         return self.attention == "sparse"
 
     def blocks(self, length: int) -> tuple[int, int]:
-        """(blocks that the last of `length` tokens reads per layer and KV head, blocks there are)."""
+        """(blocks that the last of `length` tokens reads per layer and KV head, blocks there
+        are).
+        """
         present = -(-length // self.block_size)
         return (min(self.budget, present) if self.sparse(length) else present), present
 
     def forced(self, position: int, blocks: int) -> np.ndarray:
-        """bool [blocks]: those of the first `blocks` that a sparse row at `position` reads whatever the scores."""
+        """bool [blocks]: those of the first `blocks` that a sparse row at `position` reads whatever
+        the scores.
+        """
         numbers, own = np.arange(blocks), position // self.block_size
-        return (own < self.budget) | (numbers < self.init_blocks) | (numbers >= own - self.window_blocks)
+        return (
+            (own < self.budget)
+            | (numbers < self.init_blocks)
+            | (numbers >= own - self.window_blocks)
+        )
 
     def chosen(self, selected: list[np.ndarray]) -> np.ndarray:
-        """The blocks, int32, that scores chose in rows' lists (i32 [..., budget], ascending, then -1): the rest are forced."""
+        """The blocks, int32, that scores chose in rows' lists (i32 [..., budget], ascending, then
+        -1): the rest are forced.
+        """
         rows = np.concatenate(selected).reshape(-1, self.budget)
         rows = rows[rows[:, -1] >= self.budget]  # in the others every block has a place
         return rows[:, self.init_blocks : self.budget - self.window_blocks - 1].ravel()

@@ -18,7 +18,9 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Checked:
-    """A case's result: `seconds` is the fastest of the calls, reading the outputs included; 0 where none was timed."""
+    """A case's result: `seconds` is the fastest of the calls, reading the outputs included; 0 where
+    none was timed.
+    """
 
     operator: str
     kernel: str
@@ -38,7 +40,9 @@ def check(library: Any, case: Case, timed: bool = True) -> Checked:
     Raises BundleError if the kernel doesn't run at all, DeviceError if the device fails.
     """
     inputs = [tiled.array() for tiled in case.inputs]
-    wanted = [_wanted(inputs, e) for e in case.expected]  # before the call, which may write into the inputs
+    wanted = [
+        _wanted(inputs, e) for e in case.expected
+    ]  # before the call, which may write into the inputs
     arguments = [*inputs, *(_unwritten(e) for e in case.expected if e.places is None)]
     tensors = [library.memory.tensor(array) for array in arguments]
 
@@ -52,7 +56,9 @@ def check(library: Any, case: Case, timed: bool = True) -> Checked:
     except DeviceError:
         raise
     except Exception as error:
-        raise BundleError(f"{case.operator} doesn't run on {library.memory.name}: {error}") from error
+        raise BundleError(
+            f"{case.operator} doesn't run on {library.memory.name}: {error}"
+        ) from error
     nmse = max(map(_nmse, got, wanted, case.expected))
     return Checked(case.operator, case.kernel, nmse, case.limit, seconds)
 
@@ -71,11 +77,16 @@ def _unwritten(expected: Expected) -> np.ndarray:
     shape, dtype = expected.values.shape, expected.values.tile.dtype
     if expected.words:
         shape, dtype = (*shape[:-1], WORDS), np.dtype(np.int32)
-    return np.full(int(np.prod(shape)) * dtype.itemsize, UNWRITTEN, np.uint8).view(dtype).reshape(shape)
+    return (
+        np.full(int(np.prod(shape)) * dtype.itemsize, UNWRITTEN, np.uint8)
+        .view(dtype)
+        .reshape(shape)
+    )
 
 
 def _nmse(got: np.ndarray, wanted: np.ndarray, expected: Expected) -> float:
-    """Squared error over the squared size of what was to be written; a change elsewhere counts as error.
+    """Squared error over the squared size of what was to be written; a change elsewhere counts as
+    error.
 
     Of new whole numbers, such as ids: the share that differs.
     """

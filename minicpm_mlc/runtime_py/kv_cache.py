@@ -1,4 +1,6 @@
-"""The kv cache's bookkeeping: which page of the pool holds which tokens. No tensor is touched here."""
+"""The kv cache's bookkeeping: which page of the pool holds which tokens. No tensor is touched
+here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class PagePool:
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.page_size = page_size
         self.owners = np.zeros(num_pages, np.int32)
-        # The lowest page is taken first, so that memory never used is never committed by the system.
+        # The lowest page is taken first, so that memory never used is never committed by the
+        # system.
         self._free = list(range(num_pages - 1, -1, -1))
 
     @property
@@ -26,8 +29,10 @@ class PagePool:
         """A page with one owner. Raises ContextError when none is free."""
         if not self._free:
             tokens = len(self.owners) * self.page_size
-            raise ContextError(f"the kv cache is full: all {len(self.owners)} pages ({tokens} tokens) are in use; "
-                               "start the engine with a larger --context or shorten the conversation")
+            raise ContextError(
+                f"the kv cache is full: all {len(self.owners)} pages ({tokens} tokens) are in use; "
+                "start the engine with a larger --context or shorten the conversation"
+            )
         page = self._free.pop()
         self.owners[page] = 1
         return page
@@ -42,7 +47,9 @@ class PagePool:
 
 
 class Sequence:
-    """One sequence: the tokens whose keys and values are in the cache, and the pages that hold them."""
+    """One sequence: the tokens whose keys and values are in the cache, and the pages that hold
+    them.
+    """
 
     def __init__(self, pool: PagePool, context: int) -> None:
         """`context`: the most tokens that it may ever hold."""
@@ -57,15 +64,21 @@ class Sequence:
 
     @property
     def page_table(self) -> np.ndarray:
-        """int32 [pages]: slot s of the sequence is in page page_table[s // page_size]. A view, not a copy."""
+        """int32 [pages]: slot s of the sequence is in page page_table[s // page_size]. A view, not
+        a copy.
+        """
         return self._table[: self._num_pages]
 
     def reserve(self, n: int) -> np.ndarray:
-        """Makes room for n more tokens; returns their slots, int32 [n]. A ContextError leaves all as it was."""
+        """Makes room for n more tokens; returns their slots, int32 [n]. A ContextError leaves all
+        as it was.
+        """
         length = len(self.tokens) + n
         if length > self.context:
-            raise ContextError(f"{length} tokens don't fit the context of {self.context}; "
-                               "shorten the prompt or start the engine with a larger --context")
+            raise ContextError(
+                f"{length} tokens don't fit the context of {self.context}; "
+                "shorten the prompt or start the engine with a larger --context"
+            )
         before = self._num_pages
         try:
             while self._num_pages * self.pool.page_size < length:
@@ -77,7 +90,9 @@ class Sequence:
         return np.arange(len(self.tokens), length, dtype=np.int32)
 
     def append(self, token_ids: Ids[int]) -> None:
-        """Records tokens whose keys and values have been written. Their slots were reserved before."""
+        """Records tokens whose keys and values have been written. Their slots were reserved
+        before.
+        """
         assert len(self.tokens) + len(token_ids) <= self._num_pages * self.pool.page_size
         self.tokens.extend(token_ids)
 
@@ -96,7 +111,9 @@ class Sequence:
         return length
 
     def reuse(self, token_ids: Ids[int]) -> int:
-        """Keeps the longest common prefix with token_ids and forgets the rest; returns its length."""
+        """Keeps the longest common prefix with token_ids and forgets the rest; returns its
+        length.
+        """
         return self.truncate(common_prefix(self.tokens, token_ids))
 
     def fork(self) -> Sequence:

@@ -1,4 +1,6 @@
-"""The compiled library and its pools, through TVM's runtime library alone: no compiler, no `tvm` package."""
+"""The compiled library and its pools, through TVM's runtime library alone: no compiler, no `tvm`
+package.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads be
 
 @dataclass(frozen=True)
 class Pools:
-    """All layers' keys, then values, then segment means: tensors [num_pages, ...]. A page costs memory once written."""
+    """All layers' keys, then values, then segment means: tensors [num_pages, ...]. A page costs
+    memory once written.
+    """
 
     tensors: Any
     bytes: int
@@ -45,10 +49,14 @@ class Library:
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
         try:
-            module = tvm_ffi.load_module(bundle.path / bundle.manifest.library, keep_module_alive=False)
+            module = tvm_ffi.load_module(
+                bundle.path / bundle.manifest.library, keep_module_alive=False
+            )
         except Exception as error:
             library = bundle.path / bundle.manifest.library
-            raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
+            raise BundleError(
+                f"{library} does not load: {error}; compile the bundle again"
+            ) from error
         vm = module["vm_load_executable"]()
         self.memory.start(vm)
         self.threads = threads
@@ -58,24 +66,38 @@ class Library:
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
         kinds = ("prefill", "decode", "verify")
-        self._prefill, self._decode, self._verify = ([vm[kind + gear] for gear in gears] for kind in kinds)
+        self._prefill, self._decode, self._verify = (
+            [vm[kind + gear] for gear in gears] for kind in kinds
+        )
         self._commit = vm["commit"]
         if bundle.manifest.draft:
             self._draft_extend, self._draft_step = vm["draft_extend"], vm["draft_step"]
             self.draft_ids = load_draft_ids(bundle)
 
     def new_pools(self, num_pages: int) -> Pools:
-        """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are written."""
-        return self._new_pools(self.manifest.kv_layout, self.manifest.model["num_layers"], num_pages)
+        """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are
+        written.
+        """
+        return self._new_pools(
+            self.manifest.kv_layout, self.manifest.model["num_layers"], num_pages
+        )
 
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
         assert self.manifest.draft
-        return self._new_pools(self.manifest.draft["kv_layout"], self.manifest.draft["layers"], num_pages)
+        return self._new_pools(
+            self.manifest.draft["kv_layout"], self.manifest.draft["layers"], num_pages
+        )
 
     def _new_pools(self, layout: dict[str, list[int]], num_layers: int, num_pages: int) -> Pools:
-        kinds = [(layout[kind], np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]))
-                 for kind in ("k", "v", "means") if kind in layout]  # fmt: skip
+        kinds = [
+            (
+                layout[kind],
+                np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]),
+            )
+            for kind in ("k", "v", "means")
+            if kind in layout
+        ]
         shapes = [((num_pages, *shape), dtype) for shape, dtype in kinds for _ in range(num_layers)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
@@ -89,7 +111,9 @@ class Library:
         return check(self, case, timed)
 
     def instrument(self, report: Any) -> None:
-        """Have report(function, name, before, result, *arguments) -> 0 called around every operator; None ends it."""
+        """Have report(function, name, before, result, *arguments) -> 0 called around every
+        operator; None ends it.
+        """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
     def prefill(
@@ -102,9 +126,13 @@ class Library:
         pools: Pools,
         sparse: bool = False,
     ) -> Outputs:
-        """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows` names, features of all."""
+        """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows`
+        names, features of all.
+        """
         if len(token_ids) > self.manifest.prefill_chunk:
-            raise ContextError(f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}")
+            raise ContextError(
+                f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}"
+            )
         rows = (token_ids, positions, slots, page_table[None, :], logit_rows)
         return self._outputs(self._run(self._prefill[sparse], rows, pools.tensors, self._params))
 
@@ -119,7 +147,9 @@ class Library:
     ) -> Outputs:
         """One row of each of b sequences, page_tables int32 [b, p]."""
         if len(token_ids) > MAX_DECODE_SEQUENCES:
-            raise ContextError(f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}")
+            raise ContextError(
+                f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}"
+            )
         rows = (token_ids, positions, slots, page_tables)
         return self._outputs(self._run(self._decode[sparse], rows, pools.tensors, self._params))
 
@@ -136,14 +166,18 @@ class Library:
     ) -> Outputs:
         """Nodes of a token tree whose slots begin at base int32 [1].
 
-        `slots` are contiguous. A node sees the slots before the base, and of the tree those whose bits (slot - base)
-        its mask, int32 [n, 2], low word first, has.
+        `slots` are contiguous. A node sees the slots before the base, and of the tree those whose
+        bits (slot - base) its mask, int32 [n, 2], low word first, has.
         """
         rows = (token_ids, positions, slots, base, page_table[None, :], ancestors)
         return self._outputs(self._run(self._verify[sparse], rows, pools.tensors, self._params))
 
-    def commit(self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools) -> None:
-        """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its source."""
+    def commit(
+        self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools
+    ) -> None:
+        """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its
+        source.
+        """
         self._run(self._commit, (sources, slots, page_table[None, :]), pools.tensors)
 
     def draft_extend(
@@ -156,13 +190,16 @@ class Library:
         logit_rows: np.ndarray,
         pools: Pools,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The draft head over rows of one sequence, each the base's features float32 [n, F] and the token after it.
+        """The draft head over rows of one sequence, each the base's features float32 [n, F] and the
+        token after it.
 
-        Returns the likeliest ids of the head's vocabulary int32 [m, k], the likeliest first, their log-probabilities
-        float32 [m, k], and hidden states float32 [m, H], of the rows named.
+        Returns the likeliest ids of the head's vocabulary int32 [m, k], the likeliest first, their
+        log-probabilities float32 [m, k], and hidden states float32 [m, H], of the rows named.
         """
         rows = (token_ids, features, positions, slots, page_table[None, :], logit_rows)
-        ids, values, hidden = map(self.memory.array, self._run(self._draft_extend, rows, pools.tensors, self._params))
+        ids, values, hidden = map(
+            self.memory.array, self._run(self._draft_extend, rows, pools.tensors, self._params)
+        )
         return ids, values, hidden
 
     def draft_step(
@@ -176,12 +213,15 @@ class Library:
         ancestors: np.ndarray,
         pools: Pools,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The draft head over nodes of a draft tree that begins at slot base; `hidden` float32 [n, H] are its own.
+        """The draft head over nodes of a draft tree that begins at slot base; `hidden` float32 [n,
+        H] are its own.
 
         A node sees what `verify` lets it see. Returns what draft_extend does, of all nodes.
         """
         rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
-        ids, values, hidden = map(self.memory.array, self._run(self._draft_step, rows, pools.tensors, self._params))
+        ids, values, hidden = map(
+            self.memory.array, self._run(self._draft_step, rows, pools.tensors, self._params)
+        )
         return ids, values, hidden
 
     def _run(self, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *rest: Any) -> Any:
@@ -190,8 +230,12 @@ class Library:
         return self.memory.call(function, *self.memory.arguments(arrays), *rest)
 
     def _outputs(self, result: Any) -> Outputs:
-        """Of a function that returns logits, then features if there is a draft head, then blocks if it is sparse."""
-        logits, *rest = map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
+        """Of a function that returns logits, then features if there is a draft head, then blocks if
+        it is sparse.
+        """
+        logits, *rest = map(
+            self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result]
+        )
         features = rest.pop(0) if self.manifest.draft else None
         return Outputs(logits[:, : self.vocab_size], features, tuple(rest))
 
@@ -205,22 +249,32 @@ def load_runtime() -> None:
     folders = list(spec.submodule_search_locations or []) if spec else []
     libraries = [path for folder in folders for path in Path(folder).glob("lib/libtvm_runtime.*")]
     if not libraries:
-        raise BundleError("TVM's runtime library is not installed; try: pip install apache-tvm==0.27.0.post1")
+        raise BundleError(
+            "TVM's runtime library is not installed; try: pip install apache-tvm==0.27.0.post1"
+        )
     ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
 
 
-_pool = threading.local()  # TVM keeps a pool of threads for each thread that calls it: `threads`, how large this one's is
+_pool = (
+    threading.local()
+)  # TVM keeps a pool of threads for each thread that calls it: `threads`, how large this one's is
 
 
 def use_threads(threads: int) -> None:
-    """Have calls from this thread use `threads` threads, which may run on any core that this process may.
+    """Have calls from this thread use `threads` threads, which may run on any core that this
+    process may.
 
     Raises EngineError for more threads than this process has processors.
     """
     if getattr(_pool, "threads", None) == threads:
         return
     if threads > len(CORES):
-        raise EngineError(f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or fewer")
+        raise EngineError(
+            f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or "
+            "fewer"
+        )
     load_runtime()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, list(map(str, CORES)))
+    tvm_ffi.get_global_func("runtime.config_threadpool")(
+        SHARE_ALL_CORES, threads, list(map(str, CORES))
+    )
     _pool.threads = threads

@@ -1,4 +1,6 @@
-"""What this machine has to give: processor cores and free memory, within the limits of its container."""
+"""What this machine has to give: processor cores and free memory, within the limits of its
+container.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,13 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
-# The processors that this process may run on, asked for early: TVM may bind a thread that calls it to one of them.
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+# The processors that this process may run on, asked for early: TVM may bind a thread that calls it
+# to one of them.
+CORES = (
+    sorted(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else list(range(os.cpu_count() or 1))
+)
 
 
 def cpu_name() -> str:
@@ -23,8 +30,12 @@ def cpu_name() -> str:
 
 
 def physical_cores() -> int:
-    """Cores this process may run on; hyper-threads of one core count once, and a container's quota is a limit."""
-    siblings = {_read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in CORES}
+    """Cores this process may run on; hyper-threads of one core count once, and a container's quota
+    is a limit.
+    """
+    siblings = {
+        _read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in CORES
+    }
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     allowed = int(quota) // int(period) if quota.isdigit() else len(siblings)
     return max(1, min(len(siblings), allowed))
@@ -34,7 +45,11 @@ def available_memory() -> int:
     """Bytes that can be taken without swapping."""
     free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
-    return min(free, int(limit) - int(used) + _file_cache()) if limit.isdigit() and used.isdigit() else free
+    return (
+        min(free, int(limit) - int(used) + _file_cache())
+        if limit.isdigit() and used.isdigit()
+        else free
+    )
 
 
 def _meminfo_available() -> int:

@@ -29,11 +29,16 @@ DEVICES = {
     "vulkan": tvm_ffi.DLDeviceType.kDLVulkan,
 }
 EXISTS, NAME, DRIVER, TOTAL, FREE = 0, 5, 12, 14, 15  # TVM's numbers of a device's attributes
-MEND = "start the program again; if it fails again try a smaller --context, a newer driver, or compile for --device cpu"
+MEND = (
+    "start the program again; if it fails again try a smaller --context, a newer driver, or "
+    "compile for --device cpu"
+)
 
 
 class Memory(Protocol):
-    """What the library asks of a device's memory. `name`: the device's; `identity`: the same with the driver's version."""
+    """What the library asks of a device's memory. `name`: the device's; `identity`: the same with
+    the driver's version.
+    """
 
     name: str
 
@@ -46,7 +51,9 @@ class Memory(Protocol):
         ...
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call compiled code, or what else uses the device. Raises DeviceError when the device fails."""
+        """Call compiled code, or what else uses the device. Raises DeviceError when the device
+        fails.
+        """
         ...
 
     def start(self, vm: Any) -> None:
@@ -71,12 +78,16 @@ class Memory(Protocol):
 
 
 def open_memory(device: str) -> Memory:
-    """The memory of a bundle's device. Raises BundleError when the device, its driver or its runtime is missing."""
+    """The memory of a bundle's device. Raises BundleError when the device, its driver or its
+    runtime is missing.
+    """
     if device == "cpu":
         return HostMemory()
     _load_runtime(device)
     if not _attribute(DEVICES[device], EXISTS):
-        raise BundleError(f"no {device} device was found; install its driver, or compile for --device cpu")
+        raise BundleError(
+            f"no {device} device was found; install its driver, or compile for --device cpu"
+        )
     return DeviceMemory(DEVICES[device])
 
 
@@ -94,11 +105,14 @@ def _load_runtime(device: str) -> None:
     try:
         importlib.import_module("minicpm_mlc_native").load()
     except (ImportError, OSError) as error:
-        raise BundleError(f"the runtime for {device} is missing ({error}); in a checkout, try: make native") from error
+        raise BundleError(
+            f"the runtime for {device} is missing ({error}); in a checkout, try: make native"
+        ) from error
     if not tvm_ffi.get_global_func(api, allow_missing=True):
         raise BundleError(
             f"minicpm-mlc-native was built without {device}, whose headers were missing; "
-            "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall --no-deps ./native"
+            "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall "
+            "--no-deps ./native"
         )
 
 
@@ -109,11 +123,15 @@ def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class Staging:
-    """Aligned memory of one place among a call's arguments, kept from call to call, as new memory takes 5 us."""
+    """Aligned memory of one place among a call's arguments, kept from call to call, as new memory
+    takes 5 us.
+    """
 
     def __init__(self) -> None:
         self._memory = reserve((0,), np.dtype(np.uint8))
-        self._tensors: dict[Any, tuple[np.ndarray, Any]] = {}  # by shape and dtype: the array, and the tensor it is
+        self._tensors: dict[
+            Any, tuple[np.ndarray, Any]
+        ] = {}  # by shape and dtype: the array, and the tensor it is
 
     def copy(self, array: np.ndarray) -> Any:
         """A tensor with the array's values."""
@@ -135,7 +153,9 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.name = self.identity = cpu_name()
-        self._staging: defaultdict[int, Staging] = defaultdict(Staging)  # by an argument's place in the call
+        self._staging: defaultdict[int, Staging] = defaultdict(
+            Staging
+        )  # by an argument's place in the call
 
     @property
     def free(self) -> int:
@@ -197,10 +217,14 @@ class DeviceMemory:
             raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
 
     def start(self, vm: Any) -> None:
-        self.call(vm["vm_initialization"], self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)  # the host is the last
+        self.call(
+            vm["vm_initialization"], self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR
+        )  # the host is the last
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return self.call(self._new, tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None)
+        return self.call(
+            self._new, tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None
+        )
 
     def tensor(self, array: np.ndarray) -> Any:
         array = np.ascontiguousarray(array)
@@ -218,6 +242,8 @@ class DeviceMemory:
 
 
 def _explained(said: str) -> str:
-    """What a runtime says, without the condition that TVM checked, and what to do; ours say that after a semicolon."""
+    """What a runtime says, without the condition that TVM checked, and what to do; ours say that
+    after a semicolon.
+    """
     said = re.sub(r"^Check failed: .* is false: ", "", said.strip())
     return said if "; " in said else f"{said}; {MEND}"

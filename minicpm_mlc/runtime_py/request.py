@@ -29,7 +29,9 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     seed: int | None  # same seed, same text
     speculate: str | None  # "auto" (the default), "off", or a drafter: see Speculation
-    tree_size: int | None  # nodes of a draft tree; None: chosen by what was measured, as the next two
+    tree_size: (
+        int | None
+    )  # nodes of a draft tree; None: chosen by what was measured, as the next two
     draft_depth: int | None
     draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
@@ -47,15 +49,22 @@ class Request:
     speculation: Speculation = field(default_factory=Speculation)
 
     @classmethod
-    def of(cls, token_ids: list[int], options: Mapping[str, Any], defaults: SamplingParams) -> Request:
+    def of(
+        cls, token_ids: list[int], options: Mapping[str, Any], defaults: SamplingParams
+    ) -> Request:
         """Raises SamplingError for an option that is unknown or out of range."""
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-            raise SamplingError(f"there is no option {unknown[0]!r}; options are {', '.join(Options.__annotations__)}")
+            raise SamplingError(
+                f"there is no option {unknown[0]!r}; options are "
+                f"{', '.join(Options.__annotations__)}"
+            )
         given = {name: value for name, value in options.items() if value is not None}
         sampling, drafting = (_taken(given, kind) for kind in (SamplingParams, Speculation))
         check_count("max_tokens", given.get("max_tokens", 1), lowest=1)
         StopStrings(given.get("stop"))  # refuses a bad one now, not at the first piece
-        return cls(token_ids, replace(defaults, **sampling), **given, speculation=Speculation(**drafting))
+        return cls(
+            token_ids, replace(defaults, **sampling), **given, speculation=Speculation(**drafting)
+        )
 
 
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
@@ -71,7 +80,8 @@ class Stats:
     cached_tokens: int = 0  # of the prompt, already in the cache
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
-    decode_steps: int = 0  # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
+    # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
+    decode_steps: int = 0
     decode_seconds: float = 0.0  # decode steps, drafting, verification and sampling
     context_used: int = 0
     context: int = 0
@@ -79,12 +89,18 @@ class Stats:
     blocks_read: int = 0  # of 64 tokens, by the last token in each layer and KV head
     blocks: int = 0  # that there were
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
-    finish_reason: str | None = None  # "stop", "length" or "context"; None while it runs or when it was abandoned
+    finish_reason: str | None = (
+        None  # "stop", "length" or "context"; None while it runs or when it was abandoned
+    )
 
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed per second."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+        return (
+            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
+            if self.prefill_seconds
+            else 0.0
+        )
 
     @property
     def decode_rate(self) -> float:

@@ -48,13 +48,24 @@ class SamplingParams:
 
     @property
     def penalises(self) -> bool:
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
 
 
 def _check_range(name: str, value: object, low: float, high: float, closed: bool) -> None:
-    number = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else math.nan
+    number = (
+        value
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        else math.nan
+    )
     if not low <= number <= high or (number == low and not closed):
-        raise SamplingError(f"{name} is {value!r}; it must be a number in {'[' if closed else '('}{low:g}, {high:g}]")
+        raise SamplingError(
+            f"{name} is {value!r}; it must be a number in {'[' if closed else '('}{low:g}, "
+            f"{high:g}]"
+        )
 
 
 def check_count(name: str, value: object, lowest: int = 0) -> None:
@@ -66,7 +77,9 @@ def check_count(name: str, value: object, lowest: int = 0) -> None:
 class Sampler:
     """Draws the tokens of one answer: holds its random numbers and the tokens seen so far."""
 
-    def __init__(self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()
+    ) -> None:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._all = np.arange(vocab_size)
@@ -80,21 +93,27 @@ class Sampler:
         self._seen[token_id] = True
 
     def sample(self, logits: np.ndarray) -> int:
-        """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once accepted."""
+        """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once
+        accepted.
+        """
         ids, probs = self.probabilities(logits)
         return int(ids[0]) if len(ids) == 1 else int(ids[self._draw(probs)])
 
     def probabilities(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that may be drawn, int64 [n], and their probabilities, float64 [n], summing to 1.
+        """The tokens that may be drawn, int64 [n], and their probabilities, float64 [n], summing to
+        1.
 
         Sorted from the likeliest down (ties: lower id first) where top-p or min-p cuts, else by id.
-        Greedy is the one token with the largest logit after the penalties, the lowest id among equals.
+        Greedy is the one token with the largest logit after the penalties, the lowest id among
+        equals.
         """
         scores = self._penalised(logits)
         best = scores.argmax()  # the first NaN, if there is one
         if not math.isfinite(scores[best]):
-            raise SamplingError("the largest logit is not a finite number; "
-                                "the weights are damaged: compile the checkpoint again")
+            raise SamplingError(
+                "the largest logit is not a finite number; "
+                "the weights are damaged: compile the checkpoint again"
+            )
         if self.params.temperature == 0:
             return np.array([best]), np.ones(1)
         ids = self._all
@@ -117,7 +136,11 @@ class Sampler:
         ids = np.flatnonzero(self._seen)
         seen, counts, penalty = scores[ids], self._counts[ids], self.params.repetition_penalty
         seen = np.where(seen < 0, seen * penalty, seen / penalty)
-        scores[ids] = seen - self.params.presence_penalty * (counts > 0) - self.params.frequency_penalty * counts
+        scores[ids] = (
+            seen
+            - self.params.presence_penalty * (counts > 0)
+            - self.params.frequency_penalty * counts
+        )
         return scores
 
 
@@ -137,19 +160,25 @@ def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.sort(np.concatenate([above, equal]))
 
 
-def _cut_tail(ids: np.ndarray, scores: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
-    """Top-p keeps a token if those before it sum to less than top_p; min-p, if it has min_p times the largest.
+def _cut_tail(
+    ids: np.ndarray, scores: np.ndarray, params: SamplingParams
+) -> tuple[np.ndarray, np.ndarray]:
+    """Top-p keeps a token if those before it sum to less than top_p; min-p, if it has min_p times
+    the largest.
 
-    The sums run over the whole distribution, yet few tokens are sorted: those under (1 - top_p) / n together
-    weigh less than 1 - top_p, so all of them lie behind the cut (halved here to be safe from rounding).
-    The whole distribution is float32, which only its sum and that first choice depend on; the chosen are float64.
+    The sums run over the whole distribution, yet few tokens are sorted: those under (1 - top_p) / n
+    together weigh less than 1 - top_p, so all of them lie behind the cut (halved here to be safe
+    from rounding). The whole distribution is float32, which only its sum and that first choice
+    depend on; the chosen are float64.
     """
     largest, top_p = scores.max(), params.top_p
     rough = np.subtract(scores, largest, dtype=np.float32)
     rough /= np.float32(params.temperature)
     np.exp(rough, out=rough)
     total = float(rough.sum())
-    likely = np.flatnonzero(rough >= np.float32(max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p)))
+    likely = np.flatnonzero(
+        rough >= np.float32(max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p))
+    )
     ids, weights = ids[likely], _weights(scores[likely], largest, params.temperature)
     if params.min_p:
         ids, weights = ids[weights >= params.min_p], weights[weights >= params.min_p]

@@ -11,7 +11,8 @@ from pathlib import Path
 from minicpm_mlc.base.errors import BundleError
 
 NEEDS = {  # what makes each library load
-    "cuda": "NVIDIA's driver of the 580 series or later, and: pip install 'nvidia-cuda-runtime>=13,<14'",
+    "cuda": "NVIDIA's driver of the 580 series or later, and: pip install "
+    "'nvidia-cuda-runtime>=13,<14'",
     "metal": "macOS on Apple silicon",
 }
 
@@ -25,13 +26,17 @@ def load_device_runtime(device: str) -> None:
         for path in [*_cudart(device), libraries[0]]:
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise BundleError(f"TVM's {device} runtime does not load ({error}); it takes {NEEDS[device]}") from error
+        raise BundleError(
+            f"TVM's {device} runtime does not load ({error}); it takes {NEEDS[device]}"
+        ) from error
 
 
 def _cudart(device: str) -> Iterator[Path]:
     """CUDA's own runtime where a wheel installed it, which the system's loader doesn't find."""
     if device == "cuda":
-        yield from [path for entry in sys.path for path in Path(entry).glob("nvidia/*/lib/libcudart.so.13")][:1]
+        yield from [
+            path for entry in sys.path for path in Path(entry).glob("nvidia/*/lib/libcudart.so.13")
+        ][:1]
 
 
 def _folder(package: str) -> Path:

@@ -1,4 +1,6 @@
-"""Is this bundle right on this device? Every kernel against its stored cases, then a short generation against itself."""
+"""Is this bundle right on this device? Every kernel against its stored cases, then a short
+generation against itself.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ from minicpm_mlc.runtime_py.kernel_check import Checked
 from minicpm_mlc.runtime_py.machine import physical_cores
 
 PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
-GENERATION_LIMIT = 1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
+GENERATION_LIMIT = (
+    1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
+)
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cases of one operator: the worst NMSE of all, its limit, and the time of all its calls."""
+    """The cases of one operator: the worst NMSE of all, its limit, and the time of all its
+    calls.
+    """
 
     operator: str
     cases: int
@@ -41,7 +47,9 @@ class Row:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """`tokens` are the greedy ones, per gear; `expected` those of another device's report, where one was given."""
+    """`tokens` are the greedy ones, per gear; `expected` those of another device's report, where
+    one was given.
+    """
 
     name: str
     device: str
@@ -53,7 +61,11 @@ class VerifyReport:
     def failed(self) -> list[str]:
         """The operators, or gears of the generation, that are wrong."""
         wrong = [row.operator for row in self.rows if not row.passed]
-        return wrong + [f"tokens, {gear}" for gear, ids in (self.expected or {}).items() if self.tokens.get(gear) != ids]
+        return wrong + [
+            f"tokens, {gear}"
+            for gear, ids in (self.expected or {}).items()
+            if self.tokens.get(gear) != ids
+        ]
 
     def raise_if_failed(self) -> None:
         """Raises BundleError naming what is wrong."""
@@ -66,9 +78,18 @@ class VerifyReport:
     def plain(self) -> str:
         cells = [["operator", "cases", "NMSE", "limit", "ms", ""]]
         for row in self.rows:
-            numbers = [f"{row.cases}", f"{row.nmse:.1e}", f"{row.limit:.0e}", f"{row.seconds * 1e3:.2f}"]
+            numbers = [
+                f"{row.cases}",
+                f"{row.nmse:.1e}",
+                f"{row.limit:.0e}",
+                f"{row.seconds * 1e3:.2f}",
+            ]
             cells.append([row.operator, *numbers, "ok" if row.passed else "WRONG"])
-        match = "" if self.expected is None else f"\ntokens as expected: {'yes' if self.tokens == self.expected else 'NO'}"
+        match = (
+            ""
+            if self.expected is None
+            else f"\ntokens as expected: {'yes' if self.tokens == self.expected else 'NO'}"
+        )
         return f"{self.name} on {self.device}\n\n{plain_table(cells)}{match}"
 
     def json(self) -> str:
@@ -83,11 +104,12 @@ def verify_bundle(
     remote: Any = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's device.
+    """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's
+    device.
 
-    `expect` is the JSON report of the same model on another device, whose tokens this one must give; `threads` None means
-    the physical cores; `remote` is another machine (rpc/client.py). Raises BundleError for a bundle that doesn't load, or a
-    kernel that doesn't run.
+    `expect` is the JSON report of the same model on another device, whose tokens this one must
+    give; `threads` None means the physical cores; `remote` is another machine (rpc/client.py).
+    Raises BundleError for a bundle that doesn't load, or a kernel that doesn't run.
     """
     from minicpm_mlc.runtime_py.library import Library
 
@@ -99,7 +121,10 @@ def verify_bundle(
 
 
 def verify_library(
-    library: Any, bundle: Bundle, expected: dict[str, list[int]] | None = None, progress: Progress | None = None
+    library: Any,
+    bundle: Bundle,
+    expected: dict[str, list[int]] | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """The same for a library that is open already."""
     report = progress or (lambda stage, done, total: None)
@@ -114,7 +139,9 @@ def verify_library(
         start = time.perf_counter()
         nmse, tokens[gear] = _generation(model, bundle.manifest)
         seconds = time.perf_counter() - start
-        rows.append(Row(f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT))
+        rows.append(
+            Row(f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT)
+        )
     report("generation", 2, 2)
     return VerifyReport(bundle.manifest.name, library.memory.identity, rows, tokens, expected)
 
@@ -136,7 +163,9 @@ def _models(library: Any, manifest: Manifest) -> Iterator[tuple[str, CachedModel
 
 
 def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int]]:
-    """NMSE of the logits of 16 decoded tokens against a prefill of the same tokens, and the tokens."""
+    """NMSE of the logits of 16 decoded tokens against a prefill of the same tokens, and the
+    tokens.
+    """
     vocab = manifest.model["vocab_size"]
     tokens = [(7919 * i) % vocab for i in range(1, PROMPT + 1)]
     *_, (_, logits) = model.prefill(tokens, manifest.prefill_chunk)
@@ -145,9 +174,17 @@ def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int
         tokens.append(int(decoded[-1].argmax()))
         decoded.append(model.decode(tokens[-1]).copy())
     model.sequence.truncate(0)
-    chunks = [rows.copy() for _, rows in model.prefill(tokens, manifest.prefill_chunk, all_rows=True)]
-    once, stepwise = np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64), np.array(decoded, np.float64)
-    return float(((stepwise - once) ** 2).sum() / (once**2).sum()), [*tokens[PROMPT:], int(decoded[-1].argmax())]
+    chunks = [
+        rows.copy() for _, rows in model.prefill(tokens, manifest.prefill_chunk, all_rows=True)
+    ]
+    once, stepwise = (
+        np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64),
+        np.array(decoded, np.float64),
+    )
+    return float(((stepwise - once) ** 2).sum() / (once**2).sum()), [
+        *tokens[PROMPT:],
+        int(decoded[-1].argmax()),
+    ]
 
 
 def _expected_tokens(path: Path) -> dict[str, list[int]]:
@@ -156,5 +193,6 @@ def _expected_tokens(path: Path) -> dict[str, list[int]]:
         return {str(gear): [int(i) for i in ids] for gear, ids in tokens.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
-            f"{path} is no report of this command ({type(error).__name__}: {error}); make one: minicpm-mlc verify BUNDLE --json"
+            f"{path} is no report of this command ({type(error).__name__}: {error}); make one: "
+            "minicpm-mlc verify BUNDLE --json"
         ) from None

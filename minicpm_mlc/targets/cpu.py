@@ -1,4 +1,6 @@
-"""The CPU target: which processor to compile for, what it needs at run time, and how its library is linked."""
+"""The CPU target: which processor to compile for, what it needs at run time, and how its library is
+linked.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,28 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.targets.link import PLATFORMS, Platform, link
 
-PEAK_VECTORS = 10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
+PEAK_VECTORS = (
+    10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
+)
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
-INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")  # features with int8 dot products, the fastest first
+INT8_DOTS = (
+    "avx512vnni",
+    "avxvnni",
+    "avx2",
+    "i8mm",
+    "dotprod",
+)  # features with int8 dot products, the fastest first
 
 
 @dataclass(frozen=True)
 class CpuKernels:
     """The operators as the CPU wants them; equal calls share one PrimFunc.
 
-    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands. `int8_dot`: the feature
-    whose dot products the linears with int8 activations use, if there is one. `bf16_dot`: whether attention multiplies
-    a bfloat16 cache as it is, which rounds queries and softmax weights to bfloat16.
+    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
+        `int8_dot`: the feature
+    whose dot products the linears with int8 activations use, if there is one. `bf16_dot`: whether
+    attention multiplies a bfloat16 cache as it is, which rounds queries and softmax weights to
+    bfloat16.
     """
 
     accumulators: int
@@ -36,8 +48,13 @@ class CpuKernels:
 
     @property
     def attention(self) -> dict[str, Any]:
-        """What attention is built for. Accumulators: two vectors for each scalar that is loaded, where there are registers."""
-        return {"tile_vectors": 16 if self.accumulators >= 8 else self.accumulators, "bf16_dot": self.bf16_dot}
+        """What attention is built for. Accumulators: two vectors for each scalar that is loaded,
+        where there are registers.
+        """
+        return {
+            "tile_vectors": 16 if self.accumulators >= 8 else self.accumulators,
+            "bf16_dot": self.bf16_dot,
+        }
 
     def attend_prefill(self, *shape: Any) -> Any:
         return _build("attend", "attend_prefill", *shape, **self.attention)
@@ -55,7 +72,9 @@ class CpuKernels:
         return _build("attend_tree", "attend_tree_blocks", *shape, **self.attention)
 
     def score_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options)
+        return _build(
+            "score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options
+        )
 
     def score_tree(self, *shape: Any) -> Any:
         return _build("score_tree", "score_tree", *shape, tile_vectors=self.accumulators)
@@ -103,7 +122,15 @@ class CpuKernels:
 
     def linear_swiglu_int8(self, intermediate: int, columns: int, fmt: Any) -> Any:
         """The gate and up product, SwiGLU and quantize_rows in one."""
-        return _build("linear_swiglu", "linear_swiglu_int8", intermediate, columns, fmt, self.int8_dot, self.zero(fmt))
+        return _build(
+            "linear_swiglu",
+            "linear_swiglu_int8",
+            intermediate,
+            columns,
+            fmt,
+            self.int8_dot,
+            self.zero(fmt),
+        )
 
     def zero(self, fmt: Any) -> int:
         return importlib.import_module("minicpm_mlc.ops.cpu.int8_dot").DOTS[self.int8_dot].zero(fmt)
@@ -135,12 +162,16 @@ class CpuKernels:
 
 @cache
 def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
-    return getattr(importlib.import_module(f"minicpm_mlc.ops.cpu.{module}"), operator)(*shape, **options)
+    return getattr(importlib.import_module(f"minicpm_mlc.ops.cpu.{module}"), operator)(
+        *shape, **options
+    )
 
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """One processor family. `features` are LLVM's names of the instruction sets that its library needs."""
+    """One processor family. `features` are LLVM's names of the instruction sets that its library
+    needs.
+    """
 
     platform: Platform
     cpu: str
@@ -150,22 +181,30 @@ class CpuTarget:
 
     @classmethod
     def of(cls, cpu: str, platform_name: str | None = None) -> CpuTarget:
-        """`native`, a level such as x86-64-v3, or any processor LLVM knows; the platform None is Linux on this machine.
+        """`native`, a level such as x86-64-v3, or any processor LLVM knows; the platform None is
+        Linux on this machine.
 
         Raises CompileError for a processor that the platform can't have.
         """
         here, native = platform.machine(), cpu == "native"
         there = PLATFORMS.get(platform_name or here)
         if there is None:
-            raise CompileError(f"no CPU target for {platform_name or here}; there are {', '.join(PLATFORMS)}")
+            raise CompileError(
+                f"no CPU target for {platform_name or here}; there are {', '.join(PLATFORMS)}"
+            )
         if native and there is not PLATFORMS.get(here):
-            raise CompileError(f"--cpu native: this machine is no {there.triple}; name its processor, such as --cpu generic")
+            raise CompileError(
+                f"--cpu native: this machine is no {there.triple}; name its processor, such as "
+                "--cpu generic"
+            )
         name = host_cpu() if native else cpu
         used = _llvm_features(name, there) & FLAGS.keys()
         present = this_host().features
         if not native or present is None:
             return cls(there, name, (), tuple(sorted(used)))
-        hidden = tuple(f"-{f}" for f in sorted(used - present))  # a virtual machine may hide what its processor has
+        hidden = tuple(
+            f"-{f}" for f in sorted(used - present)
+        )  # a virtual machine may hide what its processor has
         return cls(there, name, hidden, tuple(sorted(used & present)))
 
     @property
@@ -179,7 +218,9 @@ class CpuTarget:
 
     @property
     def kernels(self) -> CpuKernels:
-        return CpuKernels(8 if "avx512f" in self.features else 4, self.int8_dot, BF16_DOT in self.features)
+        return CpuKernels(
+            8 if "avx512f" in self.features else 4, self.int8_dot, BF16_DOT in self.features
+        )
 
     @property
     def int8_dot(self) -> str | None:
@@ -191,7 +232,9 @@ class CpuTarget:
         import tvm
 
         attributes = {"mattr": list(self.attributes)} if self.attributes else {}
-        return tvm.target.Target({"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, **attributes})
+        return tvm.target.Target(
+            {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, **attributes}
+        )
 
     def tir_pipeline(self) -> str:
         """The passes that lower its kernels: TVM's own."""
@@ -199,7 +242,12 @@ class CpuTarget:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""
-        return {"device": self.device, "triple": self.triple, "cpu": self.cpu, "features": list(self.features)}
+        return {
+            "device": self.device,
+            "triple": self.triple,
+            "cpu": self.cpu,
+            "features": list(self.features),
+        }
 
     def export(self, executable: Any, library: str) -> None:
         """Write what TVM compiled to the library of this name, the same bytes each time."""
@@ -218,13 +266,21 @@ def host_cpu() -> str:
 
 
 def _llvm_features(cpu: str, there: Platform) -> set[str]:
-    """The features that LLVM assumes of a processor. Raises CompileError when it doesn't know the name."""
+    """The features that LLVM assumes of a processor. Raises CompileError when it doesn't know the
+    name.
+    """
     import tvm
     from tvm.target import codegen
 
     generic = tvm.target.Target({"kind": "llvm", "mtriple": there.triple})
     if cpu not in codegen.llvm_get_cpu_archlist(generic):
-        examples = "native, x86-64-v3, x86-64-v4" if there.machine == "x86_64" else "native, generic, cortex-a76"
-        raise CompileError(f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example {examples}")
+        examples = (
+            "native, x86-64-v3, x86-64-v4"
+            if there.machine == "x86_64"
+            else "native, generic, cortex-a76"
+        )
+        raise CompileError(
+            f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example {examples}"
+        )
     target = tvm.target.Target({"kind": "llvm", "mtriple": there.triple, "mcpu": cpu})
     return {str(feature) for feature in codegen.llvm_get_cpu_features(target)}

@@ -1,4 +1,6 @@
-"""The CUDA target: kernels as machine code for the architectures that were asked for; never as source."""
+"""The CUDA target: kernels as machine code for the architectures that were asked for; never as
+source.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from minicpm_mlc.targets.cuda_compiler import fat_binary
 from minicpm_mlc.targets.embed import Reader, string, with_changed_imports
 from minicpm_mlc.targets.gpu_target import GpuTarget
 
-ARCHS = {  # code for sm_80 also runs on sm_86; PTX of the first that is asked for serves all later ones
+# code for sm_80 also runs on sm_86; PTX of the first that is asked for serves all later ones
+ARCHS = {
     "sm_80": "A100, A30; GeForce RTX 30",
     "sm_87": "Jetson Orin",
     "sm_89": "L4, L40; GeForce RTX 40",
@@ -36,7 +39,8 @@ class CudaTarget(GpuTarget):
     def tvm_target(self) -> Any:
         import tvm
 
-        # TVM's own compilation needs a driver, or leaves CUDA source in the library; so it always leaves the source here
+        # TVM's own compilation needs a driver, or leaves CUDA source in the library; so it always
+        # leaves the source here
         os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
         target = {"kind": self.device, "arch": self.archs[0], **self.limits}
         return tvm.target.Target(target, host=self.host.tvm_target())
@@ -55,13 +59,19 @@ class CudaTarget(GpuTarget):
         start = module.find(b"\n#ifdef __CUDACC_RTC__")
         form = Reader(module).string()
         if form != b"cuda" or start < 8 or Reader(module[start - 8 :]).string() != module[start:]:
-            raise CompileError(f"TVM gave CUDA kernels as {form.decode()}, not as source; use apache-tvm 0.27")
+            raise CompileError(
+                f"TVM gave CUDA kernels as {form.decode()}, not as source; use apache-tvm 0.27"
+            )
         functions = module[8 + len(form) : start - 8]
-        return kind, string(b"fatbin") + functions + string(fat_binary(module[start:].decode(), self.archs))
+        return kind, string(b"fatbin") + functions + string(
+            fat_binary(module[start:].decode(), self.archs)
+        )
 
 
 def parse_archs(text: str | None) -> tuple[str, ...]:
-    """The architectures that `--arch` names: a list with commas, or all. Raises CompileError naming those that exist."""
+    """The architectures that `--arch` names: a list with commas, or all. Raises CompileError naming
+    those that exist.
+    """
     wanted = list(ARCHS) if text in (None, "all") else text.split(",")
     if unknown := [arch for arch in wanted if arch not in ARCHS]:
         raise CompileError(f"--arch {unknown[0]}: choose all, or of {', '.join(ARCHS)}")

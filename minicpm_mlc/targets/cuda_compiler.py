@@ -1,4 +1,6 @@
-"""CUDA C++ to machine code without a GPU: by nvcc, or by NVRTC, which is one library and comes by pip."""
+"""CUDA C++ to machine code without a GPU: by nvcc, or by NVRTC, which is one library and comes by
+pip.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack
 
 # PTX of a later version than the runtime's wants a later driver
 GET_NVRTC = 'pip install "nvidia-cuda-nvrtc==13.0.*"'
-# the names that TVM's CUDA uses; its own beginning of a file wants headers that come in other packages
+# the names that TVM's CUDA uses; its own beginning of a file wants headers that come in other
+# packages
 PRELUDE = """
 #define int8_t signed char
 #define uint8_t unsigned char
@@ -37,11 +40,14 @@ PRELUDE = """
 FIRST_KERNEL = 'extern "C" __global__'
 PROBE = FIRST_KERNEL + " void probe() {}"
 
-Compiler = Callable[[str, str, bool], bytes]  # (source, "sm_87", PTX instead of machine code) -> the code
+Compiler = Callable[
+    [str, str, bool], bytes
+]  # (source, "sm_87", PTX instead of machine code) -> the code
 
 
 def fat_binary(source: str, archs: tuple[str, ...], compiler: Compiler | None = None) -> bytes:
-    """Machine code of TVM's CUDA source for each of `archs`, and PTX of the first for GPUs that are none of them.
+    """Machine code of TVM's CUDA source for each of `archs`, and PTX of the first for GPUs that are
+    none of them.
 
     Raises CompileError where no compiler is found, or with what it says.
     """
@@ -58,7 +64,9 @@ def _image(run: Compiler, source: str, arch: str, ptx: bool) -> Image:
         return Image(ELF, sm, code)
     found = re.search(rb"^\.version (\d+)\.(\d+)", code, re.MULTILINE)
     if not found:
-        raise CompileError(f"the CUDA compiler gave no PTX for {arch}, but {code[:80]!r}; update it")
+        raise CompileError(
+            f"the CUDA compiler gave no PTX for {arch}, but {code[:80]!r}; update it"
+        )
     return Image(PTX, sm, code.rstrip(b"\0"), (int(found[1]), int(found[2])))
 
 
@@ -68,7 +76,9 @@ def has_compiler(archs: tuple[str, ...]) -> bool:
 
 
 def find_compiler(archs: tuple[str, ...]) -> Compiler:
-    """nvcc where it is there, works and knows all of `archs`; else NVRTC. Raises CompileError naming what to install."""
+    """nvcc where it is there, works and knows all of `archs`; else NVRTC. Raises CompileError
+    naming what to install.
+    """
     if set(archs) <= nvcc_archs():
         return nvcc
     if not has_compiler(archs):
@@ -78,7 +88,8 @@ def find_compiler(archs: tuple[str, ...]) -> Compiler:
 
 @cache
 def nvcc_archs() -> frozenset[str]:
-    """The architectures that the nvcc on the path compiles for; none where there is no nvcc that works.
+    """The architectures that the nvcc on the path compiles for; none where there is no nvcc that
+    works.
 
     One that lists them may still fail, for want of a C++ compiler; then a warning says so.
     """
@@ -86,12 +97,16 @@ def nvcc_archs() -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        result = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [path, "--list-gpu-code"], capture_output=True, text=True, check=False
+        )
         archs = frozenset(result.stdout.split() if result.returncode == 0 else ())
         nvcc(PROBE, min(archs, default="sm_80"), False)
         return archs
     except (CompileError, OSError) as error:
-        logging.getLogger(__name__).warning("%s does not compile, NVRTC is used where it is installed: %s", path, error)
+        logging.getLogger(__name__).warning(
+            "%s does not compile, NVRTC is used where it is installed: %s", path, error
+        )
         return frozenset()
 
 
@@ -99,7 +114,11 @@ def nvcc(source: str, arch: str, ptx: bool) -> bytes:
     """Compile with nvcc, in a folder where it finds the same names each time."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "kernels.cu").write_text(source)
-        kind = ["-ptx", f"-arch={arch.replace('sm', 'compute')}"] if ptx else ["-cubin", f"-arch={arch}"]
+        kind = (
+            ["-ptx", f"-arch={arch.replace('sm', 'compute')}"]
+            if ptx
+            else ["-cubin", f"-arch={arch}"]
+        )
         command = ["nvcc", "-O3", *kind, "-o", "kernels.out", "kernels.cu"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
@@ -108,10 +127,14 @@ def nvcc(source: str, arch: str, ptx: bool) -> bytes:
 
 
 def nvrtc_library() -> Path | None:
-    """NVRTC as its wheel installs it, if it is there; beside it lie its builtins and an alternative build."""
+    """NVRTC as its wheel installs it, if it is there; beside it lie its builtins and an alternative
+    build.
+    """
     folders = (Path(entry) / "nvidia" for entry in sys.path)
     found = (path for folder in folders for path in sorted(folder.glob("*/*/*nvrtc*13*")))
-    return next((path for path in found if not re.search(r"builtins|\.alt\.|\.txt$", path.name)), None)
+    return next(
+        (path for path in found if not re.search(r"builtins|\.alt\.|\.txt$", path.name)), None
+    )
 
 
 @cache
@@ -127,20 +150,34 @@ def nvrtc(source: str, arch: str, ptx: bool) -> bytes:
     path = nvrtc_library()
     assert path, "find_compiler looked for it"
     library, program = _load_nvrtc(path), ctypes.c_void_p()
-    _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None), arch)
+    _check(
+        library.nvrtcCreateProgram(
+            ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
+        ),
+        arch,
+    )
     try:
         options = [f"--gpu-architecture={arch.replace('sm', 'compute') if ptx else arch}".encode()]
         array = (ctypes.c_char_p * len(options))(*options)
         if library.nvrtcCompileProgram(program, len(options), array):
             log = _read(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program, arch)
-            raise CompileError(f"NVRTC failed for {arch}: {log.decode(errors='replace').strip()[-2000:]}")
+            raise CompileError(
+                f"NVRTC failed for {arch}: {log.decode(errors='replace').strip()[-2000:]}"
+            )
         kind = "PTX" if ptx else "CUBIN"
-        return _read(getattr(library, f"nvrtcGet{kind}Size"), getattr(library, f"nvrtcGet{kind}"), program, arch)
+        return _read(
+            getattr(library, f"nvrtcGet{kind}Size"),
+            getattr(library, f"nvrtcGet{kind}"),
+            program,
+            arch,
+        )
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _read(size_of: Callable[..., int], read: Callable[..., int], program: ctypes.c_void_p, arch: str) -> bytes:
+def _read(
+    size_of: Callable[..., int], read: Callable[..., int], program: ctypes.c_void_p, arch: str
+) -> bytes:
     size = ctypes.c_size_t()
     _check(size_of(program, ctypes.byref(size)), arch)
     buffer = ctypes.create_string_buffer(size.value)
@@ -150,4 +187,6 @@ def _read(size_of: Callable[..., int], read: Callable[..., int], program: ctypes
 
 def _check(status: int, arch: str) -> None:
     if status:
-        raise CompileError(f"NVRTC failed for {arch} with status {status}; install it again: {GET_NVRTC}")
+        raise CompileError(
+            f"NVRTC failed for {arch} with status {status}; install it again: {GET_NVRTC}"
+        )

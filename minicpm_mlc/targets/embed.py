@@ -1,7 +1,8 @@
 """The modules that a compiled library carries as data, changed before it is linked.
 
-TVM keeps them in one symbol: the length, the tree of imports, then each module's kind and, but for the host's code, its
-bytes. Numbers are little-endian, 64 bits wide; strings begin with their length.
+TVM keeps them in one symbol: the length, the tree of imports, then each module's kind and, but for
+the host's code, its bytes. Numbers are little-endian, 64 bits wide; strings begin with their
+length.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from minicpm_mlc.targets.link import Platform, zig
 SYMBOL = "__tvm_ffi__library_bin"
 HOST = b"_lib"  # the library's own functions
 
-Change = Callable[[str, bytes], tuple[str, bytes]]  # (kind, bytes) of a module -> what is stored in its place
+Change = Callable[
+    [str, bytes], tuple[str, bytes]
+]  # (kind, bytes) of a module -> what is stored in its place
 
 
 _OBJECT = """
@@ -37,7 +40,9 @@ def with_changed_imports(change: Change, platform: Platform) -> Callable[..., st
     """What export_library takes as `fpack_imports`, for platforms with ELF."""
 
     def pack(module: Any, is_system_library: bool, prefix: str, folder: str) -> str:
-        data, source, result = (str(Path(folder) / name) for name in ("imports.bin", "imports.c", f"{prefix}devc.o"))
+        data, source, result = (
+            str(Path(folder) / name) for name in ("imports.bin", "imports.c", f"{prefix}devc.o")
+        )
         Path(data).write_bytes(changed(_packed(module), change))
         text = _OBJECT + (_REGISTERED if is_system_library else "")
         Path(source).write_text(text.format(name=prefix + SYMBOL, data=data))
@@ -75,7 +80,9 @@ def changed(packed: bytes, change: Change) -> bytes:
 
 
 class Reader:
-    """Reads numbers and strings one after the other. Raises ValueError where the data ends too early."""
+    """Reads numbers and strings one after the other. Raises ValueError where the data ends too
+    early.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0

@@ -1,4 +1,5 @@
-"""CUDA's fat binary: machine code for several architectures, and PTX, in one file of which the driver takes what fits.
+"""CUDA's fat binary: machine code for several architectures, and PTX, in one file of which the
+driver takes what fits.
 
 The layout is that of NVIDIA's `fatbinary --create --compress=false`, byte for byte for machine code
 (tests/test_cuda.py compares them where the tool is here).
@@ -13,7 +14,8 @@ MAGIC, VERSION = 0xBA55ED50, 1
 PTX, ELF = 1, 2
 IMAGE_VERSION = 0x101
 _HEADER = struct.Struct("<IHHQ")
-# kind, version, sizes of header and data; compressed size, place of options; version, sm; name's place and length; flags
+# kind, version, sizes of header and data; compressed size, place of options; version, sm; name's
+# place and length; flags
 _IMAGE = struct.Struct("<HHIQIIHHIIIQ16x")
 _FLAGS, _WITH_COMPATIBILITY = 0x11, 0x1000000  # 64 bits, Linux
 _CUBIN_ABI = (8, 1)  # minor, major of the machine code's version
@@ -22,7 +24,9 @@ _COMPATIBILITY = ".nv.compat"  # a section of machine code from sm_100 on, repea
 
 @dataclass(frozen=True)
 class Image:
-    """Code for one architecture: `sm` as in sm_87; `kind` ELF (machine code) or PTX (text, at `version` major, minor)."""
+    """Code for one architecture: `sm` as in sm_87; `kind` ELF (machine code) or PTX (text, at
+    `version` major, minor).
+    """
 
     kind: int
     sm: int
@@ -40,7 +44,9 @@ def _packed(image: Image) -> bytes:
     compatibility = _section(image.data, _COMPATIBILITY) if image.kind == ELF else b""
     options = b""
     if image.kind == PTX or compatibility:
-        options = struct.pack("<II", _IMAGE.size + 8, len(compatibility)) + b"\0" + compatibility  # ptxas' options: none
+        options = (
+            struct.pack("<II", _IMAGE.size + 8, len(compatibility)) + b"\0" + compatibility
+        )  # ptxas' options: none
         options += bytes(-len(options) % 8)
     data = image.data + (b"\0" if image.kind == PTX else b"")
     data += bytes(-len(data) % 8)
@@ -48,7 +54,20 @@ def _packed(image: Image) -> bytes:
     header = _IMAGE.size + len(options)
     place = _IMAGE.size if options else 0
     flags = _FLAGS | (_WITH_COMPATIBILITY if compatibility else 0)
-    fields = (image.kind, IMAGE_VERSION, header, len(data), 0, place, minor, major, image.sm, 0, 0, flags)
+    fields = (
+        image.kind,
+        IMAGE_VERSION,
+        header,
+        len(data),
+        0,
+        place,
+        minor,
+        major,
+        image.sm,
+        0,
+        0,
+        flags,
+    )
     return _IMAGE.pack(*fields) + options + data
 
 
@@ -65,7 +84,9 @@ def _section(code: bytes, wanted: str) -> bytes:
 
 
 def unpack(data: bytes) -> list[Image]:
-    """The images of a fat binary that was packed without compression. Raises ValueError for anything else."""
+    """The images of a fat binary that was packed without compression. Raises ValueError for
+    anything else.
+    """
     if len(data) < _HEADER.size or _HEADER.unpack_from(data)[:3] != (MAGIC, VERSION, _HEADER.size):
         raise ValueError("not a CUDA fat binary")
     images, at = [], _HEADER.size
@@ -74,6 +95,13 @@ def unpack(data: bytes) -> list[Image]:
         if compressed or at + header + size > len(data):
             raise ValueError(f"an image of the fat binary at byte {at} is compressed or cut off")
         code = data[at + header : at + header + size]
-        images.append(Image(kind, sm, code.rstrip(b"\0") if kind == PTX else code, (major, minor) if kind == PTX else (0, 0)))
+        images.append(
+            Image(
+                kind,
+                sm,
+                code.rstrip(b"\0") if kind == PTX else code,
+                (major, minor) if kind == PTX else (0, 0),
+            )
+        )
         at += header + size
     return images

@@ -1,4 +1,6 @@
-"""What GPU targets share: their kernels, and the passes that lower kernels whose barriers are written out."""
+"""What GPU targets share: their kernels, and the passes that lower kernels whose barriers are
+written out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ PIPELINE = "minicpm_gpu"  # TVM's name for gpu_pipeline, once it is registered
 
 @dataclass(frozen=True)
 class GpuKernels:
-    """The operators as GPUs want them; equal calls share one PrimFunc. Layouts are the CPU's, activations float32."""
+    """The operators as GPUs want them; equal calls share one PrimFunc. Layouts are the CPU's,
+    activations float32.
+    """
 
     bf16_dot: ClassVar[bool] = False
 
@@ -88,15 +92,18 @@ class GpuKernels:
 
 @cache
 def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
-    return getattr(importlib.import_module(f"minicpm_mlc.ops.gpu.{module}"), operator)(*shape, **options)
+    return getattr(importlib.import_module(f"minicpm_mlc.ops.gpu.{module}"), operator)(
+        *shape, **options
+    )
 
 
 @cache
 def gpu_pipeline() -> str:
     """Registers the pipeline with TVM; returns the name that tvm.compile takes.
 
-    TVM's own puts barriers wherever it can't prove that there is no conflict, even into loops that not all threads go
-    through, and lets arrays share memory. Kernels here have the barriers they need.
+    TVM's own puts barriers wherever it can't prove that there is no conflict, even into loops that
+    not all threads go through, and lets arrays share memory. Kernels here have the barriers they
+    need.
     """
     import tvm
     from tvm.tirx import compilation_pipeline as stock
@@ -118,5 +125,7 @@ def gpu_pipeline() -> str:
         ]
         return tvm.ir.transform.Sequential(passes)(module)
 
-    stock.register_tir_pipeline(PIPELINE, lambda: (lower, stock.finalize_host_passes, stock.finalize_device_passes))
+    stock.register_tir_pipeline(
+        PIPELINE, lambda: (lower, stock.finalize_host_passes, stock.finalize_device_passes)
+    )
     return PIPELINE

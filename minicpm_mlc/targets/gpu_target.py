@@ -11,7 +11,8 @@ from minicpm_mlc.targets.gpu import GpuKernels, gpu_pipeline
 
 @dataclass(frozen=True)
 class GpuTarget:
-    """One kind of GPU. `device` is TVM's name of it, `limits` are the attributes of TVM's target of that kind.
+    """One kind of GPU. `device` is TVM's name of it, `limits` are the attributes of TVM's target of
+    that kind.
 
     `buffer_bytes`: how much of one tensor every such device reaches; None: all of it.
     """

@@ -1,4 +1,6 @@
-"""Where a library runs, and how it is linked for there: by zig, which brings a linker for every platform by pip."""
+"""Where a library runs, and how it is linked for there: by zig, which brings a linker for every
+platform by pip.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,25 @@ from minicpm_mlc.base.errors import CompileError
 
 _ELF = ("-Wl,-z,undefs", "-Wl,--build-id=none")
 # newer phones map pages of 16 KiB
-_ANDROID = ("-Wl,-z,defs", "-Wl,--build-id=none", "-Wl,-z,max-page-size=16384", "-Wl,--hash-style=both", "-Wl,-soname,model.so")
+_ANDROID = (
+    "-Wl,-z,defs",
+    "-Wl,--build-id=none",
+    "-Wl,-z,max-page-size=16384",
+    "-Wl,--hash-style=both",
+    "-Wl,-soname,model.so",
+)
 _MACH_O = ("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/model.dylib")
 
 
 @dataclass(frozen=True)
 class Platform:
-    """A system on a kind of processor. `machine` is Linux's name of that kind, `triple` LLVM's, `zig` the linker's.
+    """A system on a kind of processor. `machine` is Linux's name of that kind, `triple` LLVM's,
+    `zig` the linker's.
 
-    `libraries` are the files that a bundle gets: shared ones, and static ones (an archive, or a .tar of objects) for apps
-    that take no others. A shared one names the libraries in `needed`, with their symbols that it may use; where there are
-    none, TVM's runtime and the C library are found in the process that loads it.
+    `libraries` are the files that a bundle gets: shared ones, and static ones (an archive, or a
+    .tar of objects) for apps that take no others. A shared one names the libraries in `needed`,
+    with their symbols that it may use; where there are none, TVM's runtime and the C library are
+    found in the process that loads it.
     """
 
     machine: str
@@ -39,16 +49,27 @@ PLATFORMS = {
     "x86_64": Platform("x86_64", "x86_64-unknown-linux-gnu", "x86_64-linux-gnu.2.17", _ELF),
     "aarch64": Platform("aarch64", "aarch64-unknown-linux-gnu", "aarch64-linux-gnu.2.17", _ELF),
     "android": Platform(
-        "aarch64", "aarch64-linux-android24", "aarch64-linux-android", _ANDROID, ("model.so", "model.tar"),
-        {"libtvm_ffi.so": ("TVMFFIErrorSetRaisedFromCStrParts",), "libc.so": ("memcpy", "memset", "memmove")},
+        "aarch64",
+        "aarch64-linux-android24",
+        "aarch64-linux-android",
+        _ANDROID,
+        ("model.so", "model.tar"),
+        {
+            "libtvm_ffi.so": ("TVMFFIErrorSetRaisedFromCStrParts",),
+            "libc.so": ("memcpy", "memset", "memmove"),
+        },
     ),
-    "macos": Platform("aarch64", "arm64-apple-macos13.0", "aarch64-macos.13.0", _MACH_O, ("model.dylib",)),
+    "macos": Platform(
+        "aarch64", "arm64-apple-macos13.0", "aarch64-macos.13.0", _MACH_O, ("model.dylib",)
+    ),
     "ios": Platform("aarch64", "arm64-apple-ios16.0", "aarch64-ios.16.0", (), ("model.a",)),
-}  # fmt: skip
+}
 
 
 def is_static(library: str) -> bool:
-    """True for what an app links in: TVM finds its modules in the app by their prefix, not in a file."""
+    """True for what an app links in: TVM finds its modules in the app by their prefix, not in a
+    file.
+    """
     return library.endswith((".a", ".tar"))
 
 
@@ -62,23 +83,42 @@ def link(platform: Platform, library: str, objects: list[str]) -> None:
     if library.endswith(".a"):
         return zig("ar", "rcsD", library, *objects)
     with TemporaryDirectory() as folder:
-        needed = [_stub(platform, Path(folder) / name, symbols) for name, symbols in platform.needed.items()]
+        needed = [
+            _stub(platform, Path(folder) / name, symbols)
+            for name, symbols in platform.needed.items()
+        ]
         command = ["cc", "-target", platform.zig, "-shared", "-nostdlib", "-s", *platform.flags]
         zig(*command, "-o", library, *objects, *needed)
 
 
 def zig(*arguments: str) -> None:
     """Run zig. Raises CompileError with what it says."""
-    result = subprocess.run([sys.executable, "-m", "ziglang", *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "ziglang", *arguments], capture_output=True, text=True, check=False
+    )
     if result.returncode:
-        raise CompileError(f"zig {arguments[0]} failed: {result.stderr.strip()[-2000:]}; try: pip install ziglang")
+        raise CompileError(
+            f"zig {arguments[0]} failed: {result.stderr.strip()[-2000:]}; try: pip install ziglang"
+        )
 
 
 def _stub(platform: Platform, path: Path, symbols: Iterable[str]) -> str:
     """An empty library of this name and with these symbols, in place of the one on the device."""
     source = path.with_suffix(".s")
-    source.write_text("".join(f".globl {name}\n.type {name}, %function\n{name}:\n" for name in symbols))
-    zig("cc", "-target", platform.zig, "-shared", "-nostdlib", f"-Wl,-soname,{path.name}", "-o", str(path), str(source))
+    source.write_text(
+        "".join(f".globl {name}\n.type {name}, %function\n{name}:\n" for name in symbols)
+    )
+    zig(
+        "cc",
+        "-target",
+        platform.zig,
+        "-shared",
+        "-nostdlib",
+        f"-Wl,-soname,{path.name}",
+        "-o",
+        str(path),
+        str(source),
+    )
     return str(path)
 
 

@@ -1,4 +1,6 @@
-"""The Metal target: kernels as Metal Shading Language, compiled by the device's system when they are first launched."""
+"""The Metal target: kernels as Metal Shading Language, compiled by the device's system when they
+are first launched.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class MetalTarget(GpuTarget):
 
 @cache
 def _use_precise_functions() -> None:
-    """TVM's runtime turns Metal's fast maths on, whose cosine of a late position's angle is wrong; these are not."""
+    """TVM's runtime turns Metal's fast maths on, whose cosine of a late position's angle is wrong;
+    these are not.
+    """
     from tvm.tirx import call_pure_extern, register_intrin_lowering
 
     def precise(call: Any) -> Any:

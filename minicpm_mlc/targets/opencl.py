@@ -1,4 +1,6 @@
-"""The OpenCL target: kernels as OpenCL C 1.2, compiled by the device's own driver when they are first launched."""
+"""The OpenCL target: kernels as OpenCL C 1.2, compiled by the device's own driver when they are
+first launched.
+"""
 
 from __future__ import annotations
 

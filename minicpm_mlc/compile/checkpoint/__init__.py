@@ -1,4 +1,6 @@
-"""Checkpoint readers: float32 rows by tensor name, read lazily, checked against the config when opened."""
+"""Checkpoint readers: float32 rows by tensor name, read lazily, checked against the config when
+opened.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
-__all__ = ["Checkpoint", "RandomCheckpoint", "SafetensorsCheckpoint", "check_tensors", "find_tensors", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "RandomCheckpoint",
+    "SafetensorsCheckpoint",
+    "check_tensors",
+    "find_tensors",
+    "open_checkpoint",
+]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,12 +72,14 @@ class SafetensorsCheckpoint:
 def open_checkpoint(folder: str | Path, config: ModelConfig) -> Checkpoint:
     """Maps the folder's safetensors and checks that they hold exactly `config`'s tensors.
 
-    Raises CheckpointError naming the file and the tensor that is missing, extra, mis-shaped, damaged or of a dtype
-    that isn't BF16, F16 or F32.
+    Raises CheckpointError naming the file and the tensor that is missing, extra, mis-shaped,
+    damaged or of a dtype that isn't BF16, F16 or F32.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder; give the folder that holds config.json and the weights")
+        raise CheckpointError(
+            f"{path} is not a folder; give the folder that holds config.json and the weights"
+        )
     shapes = config.tensor_shapes()
     found = find_tensors(path)
     check_tensors(path, found, shapes, optional=[HEAD] if config.tie_word_embeddings else [])
@@ -91,7 +102,9 @@ def find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
 def _no_weights(folder: Path) -> CheckpointError:
     names = sorted(file.name for file in folder.iterdir())
     if shards := [name for name in names if name.endswith(".safetensors")]:
-        return CheckpointError(f"{folder} has {shards[0]} but neither {SINGLE} nor {INDEX}; download the index too")
+        return CheckpointError(
+            f"{folder} has {shards[0]} but neither {SINGLE} nor {INDEX}; download the index too"
+        )
     if others := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf"))]:
         return CheckpointError(
             f"{folder} has {others[0]} but no {SINGLE}; download the safetensors files, "
@@ -111,11 +124,14 @@ def _follow_index(index: Path) -> dict[str, SafetensorsFile]:
     for tensor, name in places.items():
         if tensor not in files[name].entries:
             raise CheckpointError(
-                f"{index} places tensor {tensor} in {name}, which doesn't hold it; download both again"
+                f"{index} places tensor {tensor} in {name}, which doesn't hold it; download both "
+                "again"
             )
     for name, file in files.items():
         if strays := [tensor for tensor in file.entries if places.get(tensor) != name]:
-            raise CheckpointError(f"{file.path} holds tensor {strays[0]}, which {INDEX} doesn't place there")
+            raise CheckpointError(
+                f"{file.path} holds tensor {strays[0]}, which {INDEX} doesn't place there"
+            )
     return {tensor: files[name] for tensor, name in places.items()}
 
 
@@ -123,7 +139,9 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         places = json.loads(index.read_bytes())["weight_map"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        raise CheckpointError(f"{index} isn't a JSON object with a weight_map; download it again") from None
+        raise CheckpointError(
+            f"{index} isn't a JSON object with a weight_map; download it again"
+        ) from None
     if not isinstance(places, dict) or not all(_is_file_name(name) for name in places.values()):
         raise CheckpointError(f"{index}: weight_map must map tensors to names of files beside it")
     return places
@@ -140,16 +158,22 @@ def check_tensors(
     shapes: dict[str, tuple[int, ...]],
     optional: Collection[str] = (),
 ) -> None:
-    """Raises CheckpointError unless the folder's tensors are those of `shapes`, and perhaps optional ones."""
+    """Raises CheckpointError unless the folder's tensors are those of `shapes`, and perhaps
+    optional ones.
+    """
     listed = next((folder / name for name in (SINGLE, INDEX) if (folder / name).is_file()), folder)
     missing = [name for name in shapes if name not in found]
     if missing:
         raise CheckpointError(f"{listed}: tensor {missing[0]} is missing{_and_more(missing)}")
     known = {*shapes, *optional}
     # older exports carry RoPE's frequencies; they follow from the config
-    extra = [name for name in found if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    extra = [
+        name for name in found if name not in known and not name.endswith("rotary_emb.inv_freq")
+    ]
     if extra:
-        raise CheckpointError(f"{found[extra[0]].path}: tensor {extra[0]} is not part of the model{_and_more(extra)}")
+        raise CheckpointError(
+            f"{found[extra[0]].path}: tensor {extra[0]} is not part of the model{_and_more(extra)}"
+        )
     for name, shape in shapes.items():
         _check_tensor(found[name], name, shape)
 
@@ -162,18 +186,24 @@ def _check_tensor(file: SafetensorsFile, name: str, shape: tuple[int, ...]) -> N
     entry = file.entries[name]
     if entry.shape != shape:
         raise CheckpointError(
-            f"{file.path}: tensor {name} has shape {list(entry.shape)}, expected {list(shape)} from config.json"
+            f"{file.path}: tensor {name} has shape {list(entry.shape)}, expected {list(shape)} "
+            "from config.json"
         )
     if entry.dtype not in STORED:
-        raise CheckpointError(f"{file.path}: tensor {name} has dtype {entry.dtype}, expected BF16, F16 or F32")
+        raise CheckpointError(
+            f"{file.path}: tensor {name} has dtype {entry.dtype}, expected BF16, F16 or F32"
+        )
 
 
 def _check_alias(embedding: SafetensorsFile, head: SafetensorsFile, block: int = 4096) -> None:
     """config.json says the head is the embedding, so a stored head must be the same numbers."""
     for start in range(0, embedding.entries[EMBEDDING].shape[0], block):
         stop = start + block
-        if not np.array_equal(embedding.rows(EMBEDDING, start, stop), head.rows(HEAD, start, stop), equal_nan=True):
+        if not np.array_equal(
+            embedding.rows(EMBEDDING, start, stop), head.rows(HEAD, start, stop), equal_nan=True
+        ):
             raise CheckpointError(
-                f"{head.path}: tensor {HEAD} differs from {EMBEDDING} although config.json ties them; "
+                f"{head.path}: tensor {HEAD} differs from {EMBEDDING} although config.json ties "
+                "them; "
                 "set tie_word_embeddings to false"
             )

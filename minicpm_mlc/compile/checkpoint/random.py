@@ -1,4 +1,6 @@
-"""A checkpoint without files: random weights in a model's full shapes, to build and measure without a download."""
+"""A checkpoint without files: random weights in a model's full shapes, to build and measure without
+a download.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class Shapes(Protocol):
 class RandomCheckpoint:
     """Deterministic in `seed`; a row's values don't depend on how the rows are asked for.
 
-    Every tensor is one repeated block of normal numbers, entered at a place that depends on the tensor's name and
-    scaled so that activations and logits stay near 1.
+    Every tensor is one repeated block of normal numbers, entered at a place that depends on the
+    tensor's name and scaled so that activations and logits stay near 1.
     """
 
     def __init__(self, config: Shapes, seed: int = 0):

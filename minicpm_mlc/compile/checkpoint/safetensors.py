@@ -1,7 +1,8 @@
-"""One .safetensors file, memory-mapped: rows come out as float32, only those asked for, and nothing else is read.
+"""One .safetensors file, memory-mapped: rows come out as float32, only those asked for, and nothing
+else is read.
 
-The format is a little-endian u64 header length, a JSON header, then the tensors' bytes without gaps. The safetensors
-package hands bf16 out through torch alone, so the header is read here.
+The format is a little-endian u64 header length, a JSON header, then the tensors' bytes without
+gaps. The safetensors package hands bf16 out through torch alone, so the header is read here.
 """
 
 from __future__ import annotations
@@ -69,22 +70,33 @@ class SafetensorsFile:
         header.pop("__metadata__", None)
         entries = {name: self._entry(name, value, start) for name, value in header.items()}
         end = start
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        for name, entry in sorted(
+            entries.items(), key=lambda item: (item[1].start, item[1].nbytes)
+        ):
             if entry.start != end:
-                raise self._error(f"tensor {name} starts at byte {entry.start}, expected {end}; download it again")
+                raise self._error(
+                    f"tensor {name} starts at byte {entry.start}, expected {end}; download it again"
+                )
             end += entry.nbytes
         if end != self._map.size:
             state = "truncated" if end > self._map.size else "followed by bytes of no tensor"
-            raise self._error(f"is {state}: {self._map.size} bytes, its header needs {end}; download it again")
+            raise self._error(
+                f"is {state}: {self._map.size} bytes, its header needs {end}; download it again"
+            )
         return entries
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         """The parsed header and the byte where tensors begin."""
         length = int.from_bytes(self._map[:8].tobytes(), "little")
         if self._map.size < 8 or not 2 <= length <= min(MAX_HEADER, self._map.size - 8):
-            raise self._error(f"header of {length} bytes doesn't fit a file of {self._map.size}; download it again")
+            raise self._error(
+                f"header of {length} bytes doesn't fit a file of {self._map.size}; download it "
+                "again"
+            )
         try:
-            header = json.loads(self._map[8 : 8 + length].tobytes(), object_pairs_hook=_without_duplicates)
+            header = json.loads(
+                self._map[8 : 8 + length].tobytes(), object_pairs_hook=_without_duplicates
+            )
         except (ValueError, RecursionError) as error:
             raise self._error(f"header isn't JSON ({error}); download it again") from None
         if not isinstance(header, dict):
@@ -96,14 +108,19 @@ class SafetensorsFile:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
                 pass
             case _:
-                raise self._error(f"tensor {name} has no dtype, shape and data_offsets in the header")
+                raise self._error(
+                    f"tensor {name} has no dtype, shape and data_offsets in the header"
+                )
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise self._error(f"tensor {name} has a shape or offset that isn't a whole number")
         if dtype not in ITEM_BYTES:
             raise self._error(f"tensor {name} has dtype {dtype}, expected BF16, F16 or F32")
         nbytes = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != nbytes:
-            raise self._error(f"tensor {name} spans {end - begin} bytes, its shape {shape} in {dtype} needs {nbytes}")
+            raise self._error(
+                f"tensor {name} spans {end - begin} bytes, its shape {shape} in {dtype} needs "
+                f"{nbytes}"
+            )
         return Entry(dtype, tuple(shape), base + begin, nbytes)
 
 

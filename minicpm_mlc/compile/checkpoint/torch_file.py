@@ -1,7 +1,8 @@
 """Files of torch.save without torch, and without running what a pickle asks for.
 
-Such a file is a zip: data.pkl describes the object, and data/0, data/1, ... hold the tensors' numbers, uncompressed. Only
-plain values and tensors are built; a pickle that names anything else is refused.
+Such a file is a zip: data.pkl describes the object, and data/0, data/1, ... hold the tensors'
+numbers, uncompressed. Only plain values and tensors are built; a pickle that names anything else is
+refused.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from minicpm_mlc.compile.checkpoint.safetensors import ITEM_BYTES, Entry, Safete
 
 MAX_PICKLE = 64 << 20  # bytes; tensors' numbers are outside
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name
-STORAGES = {"BFloat16Storage": "BF16", "HalfStorage": "F16", "FloatStorage": "F32", "DoubleStorage": "F64"} | {
-    "LongStorage": "I64", "IntStorage": "I32", "BoolStorage": "BOOL"
-}  # fmt: skip
+STORAGES = {
+    "BFloat16Storage": "BF16",
+    "HalfStorage": "F16",
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+} | {"LongStorage": "I64", "IntStorage": "I32", "BoolStorage": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,16 @@ class TensorPlace:
 
 
 class TorchFile(SafetensorsFile):
-    """A state dict saved by torch, read as a safetensors file is. Raises CheckpointError for anything else."""
+    """A state dict saved by torch, read as a safetensors file is. Raises CheckpointError for
+    anything else.
+    """
 
     def _read_entries(self) -> dict[str, Entry]:
         with _damage_named(self.path):
             archive, value = _open(self.path)
-            if not isinstance(value, dict) or not all(isinstance(v, TensorPlace) for v in value.values()):
+            if not isinstance(value, dict) or not all(
+                isinstance(v, TensorPlace) for v in value.values()
+            ):
                 raise self._error("is not a dict of tensors; save the model's state_dict()")
             return {str(name): self._place(archive, place) for name, place in value.items()}
 
@@ -51,14 +59,23 @@ class TorchFile(SafetensorsFile):
         info = archive.getinfo(place.member)
         header = self._map[info.header_offset : info.header_offset + LOCAL_HEADER].tobytes()
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        nbytes, begin = math.prod(place.shape) * ITEM_BYTES[place.dtype], place.offset * ITEM_BYTES[place.dtype]
+        nbytes, begin = (
+            math.prod(place.shape) * ITEM_BYTES[place.dtype],
+            place.offset * ITEM_BYTES[place.dtype],
+        )
         if info.compress_type != zipfile.ZIP_STORED or begin + nbytes > info.file_size:
-            raise self._error(f"member {place.member} is compressed or too short; download it again")
-        return Entry(place.dtype, place.shape, info.header_offset + LOCAL_HEADER + names + begin, nbytes)
+            raise self._error(
+                f"member {place.member} is compressed or too short; download it again"
+            )
+        return Entry(
+            place.dtype, place.shape, info.header_offset + LOCAL_HEADER + names + begin, nbytes
+        )
 
 
 def read_numbers(path: Path) -> list[Any]:
-    """The list that torch.save wrote, or the elements of its int64 tensor. Raises CheckpointError for anything else."""
+    """The list that torch.save wrote, or the elements of its int64 tensor. Raises CheckpointError
+    for anything else.
+    """
     with _damage_named(path):
         archive, value = _open(path)
         if isinstance(value, TensorPlace) and value.dtype == "I64" and len(value.shape) == 1:
@@ -72,7 +89,9 @@ def read_numbers(path: Path) -> list[Any]:
 def _open(path: Path) -> tuple[zipfile.ZipFile, Any]:
     """The archive and the object that its pickle describes, tensors as TensorPlace."""
     archive = zipfile.ZipFile(path)
-    pickles = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
+    pickles = [
+        info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"
+    ]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
         raise zipfile.BadZipFile("no data.pkl")
     root = pickles[0].filename.rpartition("/")[0]
@@ -81,16 +100,21 @@ def _open(path: Path) -> tuple[zipfile.ZipFile, Any]:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Zip and pickle raise nearly anything for damaged bytes; all of it becomes one CheckpointError."""
+    """Zip and pickle raise nearly anything for damaged bytes; all of it becomes one
+    CheckpointError.
+    """
     try:
         yield
     except (CheckpointError, OSError):
         raise
     except _RefusedError as error:
-        raise CheckpointError(f"{path} holds {error}, not just numbers; it was not loaded") from None
+        raise CheckpointError(
+            f"{path} holds {error}, not just numbers; it was not loaded"
+        ) from None
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a whole file of torch.save ({type(error).__name__}: {error}); download it again"
+            f"{path} is not a whole file of torch.save ({type(error).__name__}: {error}); "
+            "download it again"
         ) from error
 
 
@@ -124,7 +148,9 @@ class _Unpickler(pickle.Unpickler):
         return dtype, f"{self._folder}{key}"
 
 
-def _tensor(storage: tuple[str, str], offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> TensorPlace:
+def _tensor(
+    storage: tuple[str, str], offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> TensorPlace:
     (dtype, member), step = storage, 1
     for size, own in zip(reversed(shape), reversed(stride), strict=True):
         if own != step and size > 1:

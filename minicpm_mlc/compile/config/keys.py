@@ -1,4 +1,6 @@
-"""Reads a config.json key by key: what changes the maths is read or refused by name, harmless keys pass."""
+"""Reads a config.json key by key: what changes the maths is read or refused by name, harmless keys
+pass.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from typing import Any
 from minicpm_mlc.base.errors import ConfigError
 
 MODEL_TYPES = {"minicpm": "minicpm4", "minicpm4": "minicpm4", "llama": "llama"}
-ARCHITECTURES = {"MiniCPMForCausalLM": "minicpm4", "MiniCPM4ForCausalLM": "minicpm4", "LlamaForCausalLM": "llama"}
+ARCHITECTURES = {
+    "MiniCPMForCausalLM": "minicpm4",
+    "MiniCPM4ForCausalLM": "minicpm4",
+    "LlamaForCausalLM": "llama",
+}
 
 # Maths that exists elsewhere and not here: only the value that switches it off is accepted.
 FIXED: dict[str, Any] = {
@@ -56,7 +62,9 @@ _REQUIRED: Any = object()
 
 
 class Keys:
-    """A JSON object whose keys are taken one by one, checked for type and range. `where` names it in messages."""
+    """A JSON object whose keys are taken one by one, checked for type and range. `where` names it
+    in messages.
+    """
 
     def __init__(self, values: object, where: str):
         if not isinstance(values, dict):
@@ -73,7 +81,9 @@ class Keys:
             raise ConfigError(f"{self.where}: {key} is missing")
         return self.left.pop(key, default)
 
-    def integer(self, key: str, default: Any = _REQUIRED, low: int = 1, high: int = 2**31 - 1) -> int:
+    def integer(
+        self, key: str, default: Any = _REQUIRED, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
         value = self.take(key, default)
         if type(value) is not int or not low <= value <= high:
             raise self.refuse(key, value, f"a whole number from {low} to {high}")
@@ -92,18 +102,22 @@ class Keys:
         return value
 
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
-        """Refuses every key nobody took, unless it is harmless, private to transformers, or switched off."""
+        """Refuses every key nobody took, unless it is harmless, private to transformers, or
+        switched off.
+        """
         for key, value in self.left.items():
             off = value is None or value is False or value in ([], {}, "")
             if not off and key not in harmless and not key.startswith("_"):
                 raise ConfigError(
-                    f"{self.where}: {key} = {_shown(value)} is not implemented and may change the model's text; "
+                    f"{self.where}: {key} = {_shown(value)} is not implemented and may change "
+                    "the model's text; "
                     "remove the key if it has no effect on this model"
                 )
 
 
 def read_fields(raw: object, where: str = "config.json") -> dict[str, Any]:
-    """ModelConfig's fields (without `name`, and with `sparse` still a JSON object) from a parsed config.json.
+    """ModelConfig's fields (without `name`, and with `sparse` still a JSON object) from a parsed
+    config.json.
 
     Absent keys have the defaults of the published configuration classes. Raises ConfigError.
     """
@@ -145,14 +159,17 @@ def _model_type(keys: Keys) -> str:
         found.add(MODEL_TYPES.get(str(named), f"model_type {named}"))
     if len(found) != 1 or not found <= set(MODEL_TYPES.values()):
         raise ConfigError(
-            f"{keys.where}: model_type {_shown(named)} with architectures {_shown(architectures)} is not supported, "
+            f"{keys.where}: model_type {_shown(named)} with architectures "
+            f"{_shown(architectures)} is not supported, "
             f"expected one of {', '.join(ARCHITECTURES)}"
         )
     return found.pop()
 
 
 def check_fixed(keys: Keys) -> None:
-    """Takes the keys of maths that exists elsewhere. Raises ConfigError where one is switched on."""
+    """Takes the keys of maths that exists elsewhere. Raises ConfigError where one is switched
+    on.
+    """
     for key, only in FIXED.items():
         value = keys.take(key, None)
         if value is None or (value == only and isinstance(value, bool) == isinstance(only, bool)):
@@ -161,13 +178,16 @@ def check_fixed(keys: Keys) -> None:
         if key == "sliding_window" and keys.left.get("use_sliding_window") is False:
             continue
         raise ConfigError(
-            f"{keys.where}: {key} = {_shown(value)} is not implemented (only {_shown(only)} is){HINTS.get(key, '')}"
+            f"{keys.where}: {key} = {_shown(value)} is not implemented (only {_shown(only)} "
+            f"is){HINTS.get(key, '')}"
         )
 
 
 def _derived_head_dim(where: str, hidden: int, heads: int) -> int:
     if hidden % heads:
-        raise ConfigError(f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+        raise ConfigError(
+            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
     return hidden // heads
 
 
@@ -180,7 +200,9 @@ def _eos(keys: Keys) -> tuple[int, ...]:
 
 
 def _scalings(keys: Keys, model_type: str) -> dict[str, float | None]:
-    """The muP scalings; null switches one off. Llama has none, and there the same keys are refused."""
+    """The muP scalings; null switches one off. Llama has none, and there the same keys are
+    refused.
+    """
     if model_type == "llama":
         return {"scale_emb": 1.0, "scale_depth": None, "dim_model_base": None}
     depth = keys.take("scale_depth")
@@ -195,11 +217,18 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
     """RoPE from `rope_scaling` (published configs) or `rope_parameters` (newer transformers)."""
     scaling, parameters = keys.take("rope_scaling", None), keys.take("rope_parameters", None)
     if scaling and parameters and scaling != parameters:
-        raise ConfigError(f"{keys.where}: rope_scaling and rope_parameters are both given and differ; keep one")
-    rope = Keys(parameters or scaling or {}, f"{keys.where}: {'rope_parameters' if parameters else 'rope_scaling'}")
+        raise ConfigError(
+            f"{keys.where}: rope_scaling and rope_parameters are both given and differ; keep one"
+        )
+    rope = Keys(
+        parameters or scaling or {},
+        f"{keys.where}: {'rope_parameters' if parameters else 'rope_scaling'}",
+    )
     theta = keys.positive("rope_theta", rope.left.get("rope_theta", 10000.0))
     if rope.positive("rope_theta", theta) != theta:
-        raise ConfigError(f"{keys.where}: rope_theta is {theta} at the top and another value in {rope.where}")
+        raise ConfigError(
+            f"{keys.where}: rope_theta is {theta} at the top and another value in {rope.where}"
+        )
     original = keys.take("original_max_position_embeddings", None)
     kind = _rope_type(rope)
     _accept(rope, "partial_rotary_factor", (1.0,))
@@ -210,7 +239,9 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
     else:
         original = rope.take("original_max_position_embeddings", original)
         longest = keys.integer("max_position_embeddings", original)
-        factors, scale = _longrope(rope, head_dim, longest, longest if original is None else original)
+        factors, scale = _longrope(
+            rope, head_dim, longest, longest if original is None else original
+        )
     rope.finish()
     return {
         "rope_theta": theta,
@@ -222,30 +253,43 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
 
 def _rope_type(rope: Keys) -> str:
     known = {"longrope": "longrope", "su": "longrope", "default": "default"}
-    kinds = [kind for kind in (rope.take("rope_type", None), rope.take("type", None)) if kind is not None]
+    kinds = [
+        kind for kind in (rope.take("rope_type", None), rope.take("type", None)) if kind is not None
+    ]
     if not kinds and not rope.left.keys() - {"rope_theta"}:
         return "default"
     found = {known.get(str(kind)) for kind in kinds} or {None}
     kind = found.pop()
     if kind is None or found:
-        raise rope.refuse("rope_type", kinds, "longrope, su or default (no other scaling is implemented)")
+        raise rope.refuse(
+            "rope_type", kinds, "longrope, su or default (no other scaling is implemented)"
+        )
     return kind
 
 
-def _longrope(rope: Keys, head_dim: int, longest: int, original: int) -> tuple[tuple[float, ...], float]:
-    """Factors, and the scale of cos and sin: sqrt(1 + ln(longest/original) / ln(original)), arXiv 2402.13753."""
+def _longrope(
+    rope: Keys, head_dim: int, longest: int, original: int
+) -> tuple[tuple[float, ...], float]:
+    """Factors, and the scale of cos and sin: sqrt(1 + ln(longest/original) / ln(original)), arXiv
+    2402.13753.
+    """
     if type(original) is not int or original < 2:
-        raise rope.refuse("original_max_position_embeddings", original, "a whole number of at least 2")
+        raise rope.refuse(
+            "original_max_position_embeddings", original, "a whole number of at least 2"
+        )
     short, long = rope.take("short_factor"), rope.take("long_factor")
     for key, factors in (("short_factor", short), ("long_factor", long)):
         if not isinstance(factors, list) or not all(_is_positive(f) for f in factors):
             raise ConfigError(f"{rope.where}: {key} must be a list of positive numbers")
         if len(factors) != head_dim // 2:
             raise ConfigError(
-                f"{rope.where}: {key} has {len(factors)} factors, expected {head_dim // 2}, half of head_dim"
+                f"{rope.where}: {key} has {len(factors)} factors, expected {head_dim // 2}, half "
+                "of head_dim"
             )
     if short != long:
-        raise ConfigError(f"{rope.where}: short_factor and long_factor differ, which is not implemented")
+        raise ConfigError(
+            f"{rope.where}: short_factor and long_factor differ, which is not implemented"
+        )
     ratio = max(1.0, longest / original)
     scale = math.sqrt(1 + math.log(ratio) / math.log(original))
     _accept(rope, "factor", (1.0, ratio))
@@ -255,12 +299,16 @@ def _longrope(rope: Keys, head_dim: int, longest: int, original: int) -> tuple[t
 
 def _accept(rope: Keys, key: str, values: tuple[float, ...]) -> None:
     found = rope.take(key, None)
-    if found is not None and not (_is_positive(found) and any(math.isclose(found, v) for v in values)):
+    if found is not None and not (
+        _is_positive(found) and any(math.isclose(found, v) for v in values)
+    ):
         raise rope.refuse(key, found, " or ".join(f"{v:.6g}" for v in dict.fromkeys(values)))
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-15 <= value <= 1e15
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-15 <= value <= 1e15
+    )
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,9 @@ from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT, longer_list
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """InfLLM-v2's settings, in tokens except `init_blocks` and `topk`, which count blocks. Dense runs ignore them."""
+    """InfLLM-v2's settings, in tokens except `init_blocks` and `topk`, which count blocks. Dense
+    runs ignore them.
+    """
 
     kernel_size: int = 32
     kernel_stride: int = 16
@@ -30,7 +32,9 @@ class SparseConfig:
 
     @classmethod
     def from_dict(cls, raw: object) -> SparseConfig:
-        """From config.json's `sparse_config`; absent keys have the published defaults. Raises ConfigError."""
+        """From config.json's `sparse_config`; absent keys have the published defaults. Raises
+        ConfigError.
+        """
         keys = Keys(raw, "sparse_config")
         config = cls(
             kernel_size=keys.integer("kernel_size", cls.kernel_size),
@@ -49,31 +53,46 @@ class SparseConfig:
     def _check(self) -> None:
         if (self.kernel_size, self.block_size) != (2 * self.kernel_stride, 4 * self.kernel_stride):
             raise ConfigError(
-                f"sparse_config: kernel_size {self.kernel_size}, kernel_stride {self.kernel_stride} and block_size "
-                f"{self.block_size} must be in the ratio 2 : 1 : 4, as the published 32, 16 and 64 are"
+                f"sparse_config: kernel_size {self.kernel_size}, kernel_stride "
+                f"{self.kernel_stride} and block_size "
+                f"{self.block_size} must be in the ratio 2 : 1 : 4, as the published 32, 16 and "
+                "64 are"
             )
         if self.window_size % self.block_size:
             raise ConfigError(
-                f"sparse_config: window_size {self.window_size} is not a multiple of block_size {self.block_size}"
+                f"sparse_config: window_size {self.window_size} is not a multiple of block_size "
+                f"{self.block_size}"
             )
         if self.topk <= self.init_blocks:
             raise ConfigError(
-                f"sparse_config: topk {self.topk} must exceed init_blocks {self.init_blocks}; a query's own block needs a place"
+                f"sparse_config: topk {self.topk} must exceed init_blocks {self.init_blocks}; a "
+                "query's own block needs a place"
             )
 
     def within(self, tokens: int) -> SparseConfig:
-        """Settings that choose the same in sequences of up to `tokens`, with a budget of no more blocks than those have."""
+        """Settings that choose the same in sequences of up to `tokens`, with a budget of no more
+        blocks than those have.
+        """
         blocks = -(-tokens // self.block_size)
         local = min(self.window_size // self.block_size, blocks - 1)
         topk = min(self.topk, blocks - local)
-        return replace(self, window_size=local * self.block_size, topk=topk, init_blocks=min(self.init_blocks, topk - 1))
+        return replace(
+            self,
+            window_size=local * self.block_size,
+            topk=topk,
+            init_blocks=min(self.init_blocks, topk - 1),
+        )
 
     def num_windows(self, tokens: int) -> int:
-        """Complete windows of `kernel_size` keys, one every `kernel_stride`, in `tokens` keys (n1 of InfLLM-v2)."""
+        """Complete windows of `kernel_size` keys, one every `kernel_stride`, in `tokens` keys (n1
+        of InfLLM-v2).
+        """
         return _windows(tokens, self.kernel_size, self.kernel_stride)
 
     def num_coarse_windows(self, tokens: int) -> int:
-        """The same for windows four times as long and as far apart (n2), which only normalise the scores."""
+        """The same for windows four times as long and as far apart (n2), which only normalise the
+        scores.
+        """
         return _windows(tokens, 4 * self.kernel_size, 4 * self.kernel_stride)
 
 
@@ -106,7 +125,9 @@ class LayerConfig(Protocol):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A dense MiniCPM4-family decoder: Llama, with the muP scalings when `model_type` is "minicpm4"."""
+    """A dense MiniCPM4-family decoder: Llama, with the muP scalings when `model_type` is
+    "minicpm4".
+    """
 
     name: str
     model_type: str
@@ -135,29 +156,48 @@ class ModelConfig:
             "num_attention_heads": (self.num_heads, self.num_kv_heads, "num_key_value_heads"),
             "hidden_size": (self.hidden_size, 32, "the 4-bit group"),
             "intermediate_size": (self.intermediate_size, 32, "the 4-bit group"),
-            "num_attention_heads * head_dim": (self.num_heads * self.head_dim, 32, "the 4-bit group"),
+            "num_attention_heads * head_dim": (
+                self.num_heads * self.head_dim,
+                32,
+                "the 4-bit group",
+            ),
             "head_dim": (self.head_dim, 2, "a rotary pair"),
         }
         for key, (value, divisor, reason) in checks.items():
             if value % divisor:
-                raise ConfigError(f"config.json: {key} is {value}, expected a multiple of {divisor} ({reason})")
-        for key, token in [("bos_token_id", self.bos_token_id), *(("eos_token_id", i) for i in self.eos_token_ids)]:
+                raise ConfigError(
+                    f"config.json: {key} is {value}, expected a multiple of {divisor} ({reason})"
+                )
+        for key, token in [
+            ("bos_token_id", self.bos_token_id),
+            *(("eos_token_id", i) for i in self.eos_token_ids),
+        ]:
             if token >= self.vocab_size:
-                raise ConfigError(f"config.json: {key} {token} is outside the vocabulary of {self.vocab_size}")
+                raise ConfigError(
+                    f"config.json: {key} {token} is outside the vocabulary of {self.vocab_size}"
+                )
 
     @classmethod
     def from_dict(cls, raw: object, name: str) -> ModelConfig:
-        """From a parsed config.json. Raises ConfigError naming the key that is missing, mistyped or not implemented."""
+        """From a parsed config.json. Raises ConfigError naming the key that is missing, mistyped or
+        not implemented.
+        """
         values = read_fields(raw)
         sparse = values.pop("sparse")
-        return cls(name=name, sparse=None if sparse is None else SparseConfig.from_dict(sparse), **values)
+        return cls(
+            name=name, sparse=None if sparse is None else SparseConfig.from_dict(sparse), **values
+        )
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """From a checkpoint folder. Raises CheckpointError when it is no folder, ConfigError for its config.json."""
+        """From a checkpoint folder. Raises CheckpointError when it is no folder, ConfigError for
+        its config.json.
+        """
         path = Path(folder)
         if not path.is_dir():
-            raise CheckpointError(f"{path} is not a folder; give the folder that holds config.json and the weights")
+            raise CheckpointError(
+                f"{path} is not a folder; give the folder that holds config.json and the weights"
+            )
         return cls.from_dict(_read_json(path / "config.json"), path.resolve().name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,39 +209,54 @@ class ModelConfig:
         """The inverse of `to_dict`. Raises ConfigError for missing or unknown fields."""
         wrong = {f.name for f in fields(cls)} ^ set(values)
         if wrong:
-            raise ConfigError(f"manifest.json: model has missing or unknown fields: {', '.join(sorted(wrong))}")
+            raise ConfigError(
+                f"manifest.json: model has missing or unknown fields: {', '.join(sorted(wrong))}"
+            )
         sparse = values["sparse"]
         lists = {key: tuple(values[key]) for key in ("rope_factors", "eos_token_ids")}
-        return cls(**{**values, **lists, "sparse": None if sparse is None else SparseConfig(**sparse)})
+        return cls(
+            **{**values, **lists, "sparse": None if sparse is None else SparseConfig(**sparse)}
+        )
 
     @property
     def residual_scale(self) -> float:
-        """Multiplies each sub-layer's output before it is added to the residual: scale_depth / sqrt(layers)."""
+        """Multiplies each sub-layer's output before it is added to the residual: scale_depth /
+        sqrt(layers).
+        """
         return self.scale_depth / math.sqrt(self.num_layers) if self.scale_depth else 1.0
 
     @property
     def logit_scale(self) -> float:
-        """Multiplies the last norm's output before the head, tied or not: dim_model_base / hidden_size."""
+        """Multiplies the last norm's output before the head, tied or not: dim_model_base /
+        hidden_size.
+        """
         return self.dim_model_base / self.hidden_size if self.dim_model_base else 1.0
 
     @property
     def inv_freq(self) -> np.ndarray:
         """float32 [head_dim / 2]: 1 / (factor * theta^(2i / head_dim)), computed in float64."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
-        return (1.0 / (np.asarray(self.rope_factors) * self.rope_theta**exponents)).astype(np.float32)
+        return (1.0 / (np.asarray(self.rope_factors) * self.rope_theta**exponents)).astype(
+            np.float32
+        )
 
     @property
     def sparse_attention(self) -> SparseConfig | None:
         """The settings to run InfLLM-v2 with, None for a model that was not trained for it.
 
-        The 8B models were, and ship without a `sparse_config`: they get the published one. Their mark is the 16 query
-        heads of 128 that share a key; MiniCPM4-0.5B and MiniCPM5 have 8.
+        The 8B models were, and ship without a `sparse_config`: they get the published one. Their
+        mark is the 16 query heads of 128 that share a key; MiniCPM4-0.5B and MiniCPM5 have 8.
         """
-        trained = self.model_type == "minicpm4" and self.num_heads == 16 * self.num_kv_heads and self.head_dim == 128
+        trained = (
+            self.model_type == "minicpm4"
+            and self.num_heads == 16 * self.num_kv_heads
+            and self.head_dim == 128
+        )
         return self.sparse or (SparseConfig() if trained else None)
 
     def with_context(self, length: int) -> ModelConfig:
-        """This model for contexts up to `length` tokens, with the published longer RoPE list where there is one.
+        """This model for contexts up to `length` tokens, with the published longer RoPE list where
+        there is one.
 
         Raises ConfigError for a length that no published list covers.
         """
@@ -210,7 +265,9 @@ class ModelConfig:
         longer = longer_list(self.rope_factors) if self.model_type == "minicpm4" else None
         reach = LONGER_CONTEXT if longer else self.max_position_embeddings
         if longer is None or length > reach:
-            raise ConfigError(f"--context {length}: {self.name} reaches {reach} tokens; ask for no more")
+            raise ConfigError(
+                f"--context {length}: {self.name} reaches {reach} tokens; ask for no more"
+            )
         return replace(self, max_position_embeddings=reach, rope_factors=longer)
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
@@ -223,7 +280,9 @@ class ModelConfig:
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the checkpoint by its published name, in layer order; linears are [out, in]."""
+        """Every tensor of the checkpoint by its published name, in layer order; linears are [out,
+        in].
+        """
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         layer = {
@@ -237,7 +296,9 @@ class ModelConfig:
             "mlp.up_proj": (inner, hidden),
             "mlp.down_proj": (hidden, inner),
         }
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, hidden)
+        }
         for i in range(self.num_layers):
             shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
         shapes["model.norm.weight"] = (hidden,)
@@ -250,6 +311,8 @@ def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ConfigError(f"{path.parent} has no config.json; it is not a checkpoint folder") from None
+        raise ConfigError(
+            f"{path.parent} has no config.json; it is not a checkpoint folder"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read as JSON: {error}") from None

@@ -1,4 +1,6 @@
-"""The published models' shapes, so that full-size libraries can be built and measured without their weights."""
+"""The published models' shapes, so that full-size libraries can be built and measured without their
+weights.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ _MINICPM4_05B = replace(
     tie_word_embeddings=True,
 )
 
-_MINICPM41_8B = replace(_MINICPM4_8B, name="MiniCPM4.1-8B", rope_factors=FACTORS_41_8B, max_position_embeddings=65536)
+_MINICPM41_8B = replace(
+    _MINICPM4_8B, name="MiniCPM4.1-8B", rope_factors=FACTORS_41_8B, max_position_embeddings=65536
+)
 
 _MINICPM5_1B = ModelConfig(
     name="MiniCPM5-1B",

@@ -1,4 +1,6 @@
-"""The LongRoPE factors of the published models, one per pair of a head's dimensions: head_dim / 2 numbers."""
+"""The LongRoPE factors of the published models, one per pair of a head's dimensions: head_dim / 2
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ FACTORS_05B = tuple(
 
 
 def sigmoid_factors(low: float, height: float) -> tuple[float, ...]:
-    """The 64 factors low + height * sigmoid(k * (i - 31.5)): the published 8B lists are exactly of this form."""
+    """The 64 factors low + height * sigmoid(k * (i - 31.5)): the published 8B lists are exactly of
+    this form.
+    """
     k = 0.18747656542932134
     return tuple(low + height / (1 + math.exp(-k * (i - 31.5))) for i in range(64))
 
@@ -28,11 +32,15 @@ def sigmoid_factors(low: float, height: float) -> tuple[float, ...]:
 def extend_factors(factors: tuple[float, ...], times: float) -> tuple[float, ...]:
     """The published 128K list of a model trained on 128K / `times` tokens.
 
-    Each factor is multiplied by YaRN's blend between untouched high frequencies (ramp 0) and fully stretched low
-    ones (ramp 1); 20 and 46 are YaRN's correction range for 64 pairs, base 10000 and a context of 4096.
+    Each factor is multiplied by YaRN's blend between untouched high frequencies (ramp 0) and fully
+    stretched low ones (ramp 1); 20 and 46 are YaRN's correction range for 64 pairs, base 10000 and
+    a context of 4096.
     """
     ramps = (min(max((i - 20) / 26, 0.0), 1.0) for i in range(len(factors)))
-    return tuple(f * round(1 / ((1 - ramp) + ramp / times), 4) for f, ramp in zip(factors, ramps, strict=True))
+    return tuple(
+        f * round(1 / ((1 - ramp) + ramp / times), 4)
+        for f, ramp in zip(factors, ramps, strict=True)
+    )
 
 
 FACTORS_8B = sigmoid_factors(0.9157734670477344, 30.190175865146276)
@@ -41,15 +49,26 @@ FACTORS_41_8B = sigmoid_factors(0.8288299491615249, 62.34913451640336)
 FACTORS_41_8B_128K = extend_factors(FACTORS_41_8B, 2)
 
 LONGER_CONTEXT = 131072  # tokens that the longer lists reach
-LONGER_LISTS = ((FACTORS_8B, FACTORS_8B_128K), (FACTORS_41_8B, FACTORS_41_8B_128K))  # (native, longer)
+LONGER_LISTS = (
+    (FACTORS_8B, FACTORS_8B_128K),
+    (FACTORS_41_8B, FACTORS_41_8B_128K),
+)  # (native, longer)
 
 
 def same_factors(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether two lists are one: formulas and published decimals differ in the last digits, some files round to float32."""
-    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True))
+    """Whether two lists are one: formulas and published decimals differ in the last digits, some
+    files round to float32.
+    """
+    return len(a) == len(b) and all(
+        math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True)
+    )
 
 
 def longer_list(factors: Sequence[float]) -> tuple[float, ...] | None:
-    """The list published for LONGER_CONTEXT tokens of the model with these factors, native or that list already."""
-    families = (family for family in LONGER_LISTS if any(same_factors(factors, known) for known in family))
+    """The list published for LONGER_CONTEXT tokens of the model with these factors, native or that
+    list already.
+    """
+    families = (
+        family for family in LONGER_LISTS if any(same_factors(factors, known) for known in family)
+    )
     return next((longer for _, longer in families), None)

@@ -10,7 +10,17 @@ import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Expected, Tiled
 from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
-from minicpm_mlc.compile.kernel_cases.sample import ELEMENTWISE, EXACT, ROUNDED, SUMS, Sample, changed, ids, new, normal
+from minicpm_mlc.compile.kernel_cases.sample import (
+    ELEMENTWISE,
+    EXACT,
+    ROUNDED,
+    SUMS,
+    Sample,
+    changed,
+    ids,
+    new,
+    normal,
+)
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
@@ -39,14 +49,21 @@ class Pools:
 
     def __init__(self, kv_heads: int, head_dim: int, kv_dtype: str) -> None:
         self.pages, self.kv_heads, self.head_dim = 1 + max(TABLE), kv_heads, head_dim
-        keys = np.zeros((self.pages, *key_shape(kv_dtype, kv_heads, head_dim)), KV_STORAGE[kv_dtype])
+        keys = np.zeros(
+            (self.pages, *key_shape(kv_dtype, kv_heads, head_dim)), KV_STORAGE[kv_dtype]
+        )
         values = np.zeros((self.pages, kv_heads, PAGE_SIZE, head_dim), keys.dtype)
         numbers = _repeated(2, self.pages, PAGE_SIZE, kv_heads, head_dim).array()
         for page in range(self.pages):
             for slot in range(PAGE_SIZE):
-                write_definition(keys, values, page, slot, numbers[0, page, slot], numbers[1, page, slot])
+                write_definition(
+                    keys, values, page, slot, numbers[0, page, slot], numbers[1, page, slot]
+                )
         period = keys.shape[2] if kv_dtype == "int8" else PERIOD  # scales lie behind int8 keys
-        self.stored = [Tiled(keys[:, :, :period], keys.shape), Tiled(values[..., :PERIOD], values.shape)]
+        self.stored = [
+            Tiled(keys[:, :, :period], keys.shape),
+            Tiled(values[..., :PERIOD], values.shape),
+        ]
         self.read = read_definition(keys, values)
 
     def queries(self, n: int, num_heads: int) -> Tiled:
@@ -84,7 +101,9 @@ def attend_decode(kernels: Any, num_heads: int, *shape: Any) -> Iterator[Sample]
     yield from _attend(kernels, num_heads, shape, batched=True)
 
 
-def _attend(kernels: Any, num_heads: int, shape: tuple[Any, ...], batched: bool) -> Iterator[Sample]:
+def _attend(
+    kernels: Any, num_heads: int, shape: tuple[Any, ...], batched: bool
+) -> Iterator[Sample]:
     pools, table = new_pools(*shape), tables(batched)
     q = pools.queries(2, num_heads)
     answer = attend_definition(q.array(), *pools.read, table.tile, np.array(SLOTS))
@@ -96,12 +115,22 @@ def _limit(kernels: Any, kv_dtype: str) -> float:
 
 
 def attend_blocks(
-    kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
+    kernels: Any,
+    num_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kv_dtype: str,
+    budget: int,
+    batched: bool,
 ) -> Iterator[Sample]:
     pools, table = new_pools(kv_heads, head_dim, kv_dtype), tables(batched)
     q, selected = pools.queries(2, num_heads), _selected(SLOTS, kv_heads, budget)
     answer = attend_blocks_definition(q.array(), *pools.read, table.tile, np.array(SLOTS), selected)
-    yield new([q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)], answer, _limit(kernels, kv_dtype))
+    yield new(
+        [q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)],
+        answer,
+        _limit(kernels, kv_dtype),
+    )
 
 
 def _selected(slots: list[int], kv_heads: int, budget: int) -> np.ndarray:
@@ -127,9 +156,18 @@ def attend_tree_blocks(
     kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int
 ) -> Iterator[Sample]:
     pools, (table, base, ancestors) = new_pools(kv_heads, head_dim, kv_dtype), _tree()
-    q, selected = pools.queries(len(PARENTS), num_heads), _selected([BASE + depth for depth in DEPTHS], kv_heads, budget)
-    answer = attend_tree_blocks_definition(q.array(), *pools.read, table.tile, base.tile, ancestors.tile, selected)
-    yield new([q, *pools.stored, table, base, ancestors, Tiled.whole(selected)], answer, _limit(kernels, kv_dtype))
+    q, selected = (
+        pools.queries(len(PARENTS), num_heads),
+        _selected([BASE + depth for depth in DEPTHS], kv_heads, budget),
+    )
+    answer = attend_tree_blocks_definition(
+        q.array(), *pools.read, table.tile, base.tile, ancestors.tile, selected
+    )
+    yield new(
+        [q, *pools.stored, table, base, ancestors, Tiled.whole(selected)],
+        answer,
+        _limit(kernels, kv_dtype),
+    )
 
 
 def _tree() -> tuple[Tiled, Tiled, Tiled]:
@@ -144,7 +182,9 @@ def path_means(_: Any, *shape: Any) -> Iterator[Sample]:
     yield new([pools.stored[0], means, table, base, ancestors], answer)
 
 
-def score_blocks(_: Any, num_heads: int, kv_heads: int, head_dim: int, batched: bool) -> Iterator[Sample]:
+def score_blocks(
+    _: Any, num_heads: int, kv_heads: int, head_dim: int, batched: bool
+) -> Iterator[Sample]:
     pools, table = new_pools(kv_heads, head_dim, "float32"), tables(batched)
     q, means = pools.queries(2, num_heads), pools.means
     answer = score_blocks_definition(q.array(), means.tile, table.tile, np.array(SLOTS))
@@ -153,21 +193,35 @@ def score_blocks(_: Any, num_heads: int, kv_heads: int, head_dim: int, batched: 
 
 def score_tree(_: Any, num_heads: int, kv_heads: int, head_dim: int) -> Iterator[Sample]:
     pools, (table, base, _ancestors) = new_pools(kv_heads, head_dim, "float32"), _tree()
-    q, means, positions = pools.queries(len(PARENTS), num_heads), pools.means, ids(*(BASE + depth for depth in DEPTHS))
+    q, means, positions = (
+        pools.queries(len(PARENTS), num_heads),
+        pools.means,
+        ids(*(BASE + depth for depth in DEPTHS)),
+    )
     own = Tiled.whole(0.25 * normal(len(PARENTS), TAIL_PAGES, kv_heads, SEGMENTS, head_dim))
-    answer = score_tree_definition(q.array(), means.tile, own.tile, table.tile, positions.tile, base.tile)
+    answer = score_tree_definition(
+        q.array(), means.tile, own.tile, table.tile, positions.tile, base.tile
+    )
     yield new([q, means, own, table, positions, base], answer)
 
 
-def select_blocks(_: Any, kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Iterator[Sample]:
+def select_blocks(
+    _: Any, kv_heads: int, topk: int, window_blocks: int, init_blocks: int
+) -> Iterator[Sample]:
     pooled = Tiled.whole(np.abs(normal(3, kv_heads, SCORED)))
     positions = ids(100, 60 * PAGE_SIZE + 5, SCORED * PAGE_SIZE - 1)
     answer = select_blocks_definition(pooled.tile, positions.tile, topk, window_blocks, init_blocks)
     yield new([pooled, positions], answer, EXACT, "int32")
 
 
-def segment_means(_: Any, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Iterator[Sample]:
-    pools, table, slots = new_pools(kv_heads, head_dim, kv_dtype), tables(batched), [79, 255] if batched else [62, 63, 79, 127]
+def segment_means(
+    _: Any, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+) -> Iterator[Sample]:
+    pools, table, slots = (
+        new_pools(kv_heads, head_dim, kv_dtype),
+        tables(batched),
+        [79, 255] if batched else [62, 63, 79, 127],
+    )
     before = np.zeros((pools.pages, kv_heads, SEGMENTS, head_dim), np.float32)
     after = before.copy()
     segment_means_definition(np.array(slots), table.tile, pools.read[0], after)
@@ -175,15 +229,22 @@ def segment_means(_: Any, kv_heads: int, head_dim: int, kv_dtype: str, batched: 
     yield Sample(ELEMENTWISE, inputs, [changed(3, before, after)])
 
 
-def rope_append(_: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Iterator[Sample]:
+def rope_append(
+    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+) -> Iterator[Sample]:
     """Of numbers with few digits, so that every format stores exactly one answer."""
     pools, table, slots = new_pools(kv_heads, head_dim, kv_dtype), tables(batched), ids(*SLOTS)
     width = (num_heads + 2 * kv_heads) * head_dim
     qkv = Tiled(np.rint(16 * normal(2, min(width, 193))) / np.float32(16), (2, width))
-    cos_sin = Tiled.whole(np.random.default_rng(3).choice(np.array([-1, -0.5, 0.5, 1], np.float32), (2, head_dim)))
+    cos_sin = Tiled.whole(
+        np.random.default_rng(3).choice(np.array([-1, -0.5, 0.5, 1], np.float32), (2, head_dim))
+    )
     pages = pools.copies()
     q = rope_append_definition(qkv.array(), cos_sin.tile, slots.tile, table.tile, *pages, num_heads)
-    written = [changed(4 + i, pool.array(), page) for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))]
+    written = [
+        changed(4 + i, pool.array(), page)
+        for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
+    ]
     inputs = [qkv, cos_sin, slots, table, *pools.stored]
     yield Sample(ELEMENTWISE, inputs, [*written, Expected(6, Tiled.whole(q.astype(np.float32)))])
 
@@ -192,15 +253,26 @@ def move_rows(_: Any, *shape: Any) -> Iterator[Sample]:
     pools, (table, *_tree_arguments) = new_pools(*shape), _tree()
     sources, slots, pages = ids(BASE, 130, 200), ids(BASE, BASE + 1, BASE + 2), pools.copies()
     _move(sources.tile, slots.tile, table.tile, *pages)
-    moved = [changed(3 + i, pool.array(), page) for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))]
+    moved = [
+        changed(3 + i, pool.array(), page)
+        for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
+    ]
     yield Sample(EXACT, [sources, slots, table, *pools.stored], moved)
 
 
-def _move(sources: np.ndarray, slots: np.ndarray, table: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
-    """move_rows_definition, for int8 of the scales behind the keys too: seen as a pool of their own, one row of each kind."""
+def _move(
+    sources: np.ndarray, slots: np.ndarray, table: np.ndarray, keys: np.ndarray, values: np.ndarray
+) -> None:
+    """move_rows_definition, for int8 of the scales behind the keys too: seen as a pool of their
+    own, one row of each kind.
+    """
     head_dim = values.shape[-1]
     move_rows_definition(sources, slots, table, keys[:, :, :head_dim], values)
     if keys.dtype == np.int8:
-        scales = np.ascontiguousarray(keys[:, :, head_dim:]).view(np.float32).reshape(*keys.shape[:2], 2, PAGE_SIZE)
+        scales = (
+            np.ascontiguousarray(keys[:, :, head_dim:])
+            .view(np.float32)
+            .reshape(*keys.shape[:2], 2, PAGE_SIZE)
+        )
         move_rows_definition(sources, slots, table, scales, np.zeros_like(values))
         keys[:, :, head_dim:] = scales.view(np.int8).reshape(*keys.shape[:2], -1, PAGE_SIZE)

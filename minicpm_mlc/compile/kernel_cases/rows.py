@@ -38,8 +38,14 @@ def repeat_row(_: Any, width: int) -> Iterator[Sample]:
 
 
 def rope_angles(_: Any, head_dim: int, attention_scale: float = 1.0) -> Iterator[Sample]:
-    positions, frequencies = ids(0, 1, 77, 4095), Tiled.whole(1e4 ** -np.linspace(0, 1, head_dim // 2, dtype=np.float32))
-    yield new([positions, frequencies], rope_angles_definition(positions.tile, frequencies.tile, attention_scale))
+    positions, frequencies = (
+        ids(0, 1, 77, 4095),
+        Tiled.whole(1e4 ** -np.linspace(0, 1, head_dim // 2, dtype=np.float32)),
+    )
+    yield new(
+        [positions, frequencies],
+        rope_angles_definition(positions.tile, frequencies.tile, attention_scale),
+    )
 
 
 def rms_norm(_: Any, hidden: int, eps: float, scale: float = 1.0) -> Iterator[Sample]:
@@ -49,7 +55,9 @@ def rms_norm(_: Any, hidden: int, eps: float, scale: float = 1.0) -> Iterator[Sa
 
 def rms_norm_int8(kernels: Any, hidden: int, eps: float, fmt: Any) -> Iterator[Sample]:
     x, weight = _normed(hidden)
-    yield quantized([x, weight], rms_norm_definition(x.array(), weight.array(), eps), kernels.zero(fmt))
+    yield quantized(
+        [x, weight], rms_norm_definition(x.array(), weight.array(), eps), kernels.zero(fmt)
+    )
 
 
 def _normed(hidden: int) -> tuple[Tiled, Tiled]:
@@ -64,7 +72,10 @@ def swiglu(_: Any, intermediate: int) -> Iterator[Sample]:
 def top_k(_: Any, vocab: int, k: int) -> Iterator[Sample]:
     logits = Tiled(3 * normal(2, min(vocab, LOGITS)), (2, -(-vocab // 16) * 16))
     tokens, values = top_k_definition(logits.array()[:, :vocab], k)
-    expected = [Expected(1, Tiled.whole(tokens)), Expected(2, Tiled.whole(values.astype(np.float32)))]
+    expected = [
+        Expected(1, Tiled.whole(tokens)),
+        Expected(2, Tiled.whole(values.astype(np.float32))),
+    ]
     yield Sample(ELEMENTWISE, [logits], expected)
 
 
@@ -73,8 +84,12 @@ def quantize_rows(kernels: Any, columns: int, fmt: Any) -> Iterator[Sample]:
     yield quantized([x], x.array(), kernels.zero(fmt))
 
 
-def quantized(inputs: list[Tiled], answer: np.ndarray, zero: int, width: int | None = None) -> Sample:
-    """A sample of a kernel that writes rows `answer` as int8 activations, repeated to `width` columns."""
+def quantized(
+    inputs: list[Tiled], answer: np.ndarray, zero: int, width: int | None = None
+) -> Sample:
+    """A sample of a kernel that writes rows `answer` as int8 activations, repeated to `width`
+    columns.
+    """
     values = word_values(words_of(answer, zero)).astype(np.float32)
     shape = (len(answer), (width or answer.shape[1]) // 32, values.shape[-1])
     return Sample(ROUNDED, inputs, [Expected(len(inputs), Tiled(values, shape), words=True)])
@@ -85,4 +100,6 @@ def words_of(x: np.ndarray, zero: int) -> np.ndarray:
     values, scale = quantize_rows_definition(x.astype(np.float32))
     groups = values.reshape(len(x), -1, 32)
     correction = -zero * groups.sum(-1, dtype=np.int32)
-    return np.concatenate([groups.view(np.int32), scale.view(np.int32)[..., None], correction[..., None]], -1)
+    return np.concatenate(
+        [groups.view(np.int32), scale.view(np.int32)[..., None], correction[..., None]], -1
+    )

@@ -1,4 +1,6 @@
-"""What every kernel's samples are made of: arguments of random numbers, and the definition's answer."""
+"""What every kernel's samples are made of: arguments of random numbers, and the definition's
+answer.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,15 @@ import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Case, Expected, Tiled
 
-ELEMENTWISE, SUMS, EXACT = 1e-7, 1e-5, 0.0  # limits of NMSE; sums leave room for float16 products of tensor cores
+ELEMENTWISE, SUMS, EXACT = (
+    1e-7,
+    1e-5,
+    0.0,
+)  # limits of NMSE; sums leave room for float16 products of tensor cores
 ROUNDED = 1e-4  # of attention that rounds queries and weights to bfloat16
-PERIOD = 67  # numbers in a row of activations that differ: prime, so that no tile of a kernel divides it
+PERIOD = (
+    67  # numbers in a row of activations that differ: prime, so that no tile of a kernel divides it
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ def ids(*values: Any) -> Tiled:
     return Tiled.whole(np.array(values, np.int32))
 
 
-def new(inputs: Sequence[Tiled], answer: np.ndarray, limit: float = ELEMENTWISE, dtype: str = "float32") -> Sample:
+def new(
+    inputs: Sequence[Tiled], answer: np.ndarray, limit: float = ELEMENTWISE, dtype: str = "float32"
+) -> Sample:
     """A sample of a kernel that writes one new tensor."""
     return Sample(limit, inputs, [Expected(len(inputs), Tiled.whole(answer.astype(dtype)))])
 

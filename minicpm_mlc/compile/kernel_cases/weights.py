@@ -1,4 +1,6 @@
-"""Samples of the operators that read weights. Few blocks of 16 weight rows are made; a matrix repeats them."""
+"""Samples of the operators that read weights. Few blocks of 16 weight rows are made; a matrix
+repeats them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ ROWS = (1, 3, 19)  # activation rows: one, few, more than a tile
 
 
 class Weights:
-    """Weight and scales [n, k] as kernels take them, and the first BLOCKS blocks of rows that they stand for, float64."""
+    """Weight and scales [n, k] as kernels take them, and the first BLOCKS blocks of rows that they
+    stand for, float64.
+    """
 
     def __init__(self, n: int, k: int, fmt: WeightFormat) -> None:
         shape = fmt.weight_shape(n, k)
@@ -38,7 +42,9 @@ class Weights:
         self.rows = values.astype(np.float64) - (8 if fmt.name == "w4" else 0)
         if fmt.group:
             shape = fmt.scale_shape(n, k)
-            scales = np.random.default_rng(1).uniform(0.004, 0.02, (len(tile), min(COLUMNS, shape[1]), LANES))
+            scales = np.random.default_rng(1).uniform(
+                0.004, 0.02, (len(tile), min(COLUMNS, shape[1]), LANES)
+            )
             self.scale = Tiled(scales.astype(np.float16), shape)
             repeated = Tiled(self.scale.tile, (len(tile), *shape[1:])).array()
             self.rows *= np.repeat(unpack_scales(repeated, len(self.rows)), fmt.group, axis=1)
@@ -52,7 +58,9 @@ def _stored(shape: tuple[int, ...], fmt: WeightFormat) -> np.ndarray:
     return bfloat16_bits(values) if fmt.name == "bf16" else values.astype(fmt.dtype)
 
 
-def embed(_: Any, vocab: int, hidden: int, fmt: WeightFormat, *, scale: float = 1.0) -> Iterator[Sample]:
+def embed(
+    _: Any, vocab: int, hidden: int, fmt: WeightFormat, *, scale: float = 1.0
+) -> Iterator[Sample]:
     table, tokens = Weights(vocab, hidden, fmt), ids(0, vocab - 1, vocab // 2)
     answer = embed_definition(tokens.tile % len(table.rows), table.rows, scale)
     yield new([tokens, table.weight, table.scale], answer)
@@ -80,13 +88,17 @@ def linear_int8(
         yield _linear(x, weights, beside, answer, n)
 
 
-def linear_swiglu_int8(kernels: Any, intermediate: int, k: int, fmt: WeightFormat) -> Iterator[Sample]:
+def linear_swiglu_int8(
+    kernels: Any, intermediate: int, k: int, fmt: WeightFormat
+) -> Iterator[Sample]:
     weights, zero = Weights(2 * intermediate, k, fmt), kernels.zero(fmt)
     for m in ROWS:
         values, x = _words(m, k, zero)
         products = linear_int8_definition(values, weights.rows)
         gate_up = Tiled(products.astype(np.float32), (m, 2 * intermediate)).array()
-        answer = swiglu_definition(gate_up)[:, : BLOCKS * GROUP]  # two blocks of rows to a group: then they repeat
+        answer = swiglu_definition(gate_up)[
+            :, : BLOCKS * GROUP
+        ]  # two blocks of rows to a group: then they repeat
         yield quantized([x, weights.weight, weights.scale], answer, zero, intermediate)
 
 
@@ -100,7 +112,14 @@ def _residual(m: int, weights: Weights) -> np.ndarray:
     return normal(m, len(weights.rows), seed=2)
 
 
-def _linear(x: Tiled, weights: Weights, residual: np.ndarray | None, answer: np.ndarray, n: int) -> Sample:
+def _linear(
+    x: Tiled, weights: Weights, residual: np.ndarray | None, answer: np.ndarray, n: int
+) -> Sample:
     shape = (len(answer), -(-n // LANES) * LANES)
-    inputs = [x, weights.weight, weights.scale, *([] if residual is None else [Tiled(residual, shape)])]
+    inputs = [
+        x,
+        weights.weight,
+        weights.scale,
+        *([] if residual is None else [Tiled(residual, shape)]),
+    ]
     return Sample(SUMS, inputs, [Expected(len(inputs), Tiled(answer.astype(np.float32), shape))])

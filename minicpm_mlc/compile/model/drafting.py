@@ -1,4 +1,6 @@
-"""A MiniCPM with an EAGLE head: its calls also return what the head reads, and the head has two calls of its own."""
+"""A MiniCPM with an EAGLE head: its calls also return what the head reads, and the head has two
+calls of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,45 @@ from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.eagle2 import Eagle2
 from minicpm_mlc.compile.model.eagle3 import Eagle3
-from minicpm_mlc.compile.model.minicpm import PARAMS, Linear, MiniCPM, call, ids, pool_specs, tree_specs
+from minicpm_mlc.compile.model.minicpm import (
+    PARAMS,
+    Linear,
+    MiniCPM,
+    call,
+    ids,
+    pool_specs,
+    tree_specs,
+)
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
 
 
 class DraftingMiniCPM(MiniCPM):
-    """The base and its head. `draft_extend` takes rows of the sequence, `draft_step` nodes of a draft tree."""
+    """The base and its head. `draft_extend` takes rows of the sequence, `draft_step` nodes of a
+    draft tree.
+    """
 
     def __init__(
-        self, kernels: CpuKernels, config: ModelConfig, precision: Precision, draft: DraftConfig, stored: Precision
+        self,
+        kernels: CpuKernels,
+        config: ModelConfig,
+        precision: Precision,
+        draft: DraftConfig,
+        stored: Precision,
     ) -> None:
         super().__init__(kernels, config, precision)
-        fmt, head_fmt = (WeightFormat.of(s, stored.layout(s)) for s in (stored.linear, stored.embedding))
+        fmt, head_fmt = (
+            WeightFormat.of(s, stored.layout(s)) for s in (stored.linear, stored.embedding)
+        )
         self.draft_config = draft
-        self.draft = (Eagle3 if draft.kind == EAGLE3 else Eagle2)(kernels, draft, fmt, stored.kv_dtype)
+        self.draft = (Eagle3 if draft.kind == EAGLE3 else Eagle2)(
+            kernels, draft, fmt, stored.kv_dtype
+        )
         if draft.own_head:
-            self.draft_head = Linear(kernels, draft.vocab_size, draft.hidden_size, head_fmt, scale=draft.logit_scale)
+            self.draft_head = Linear(
+                kernels, draft.vocab_size, draft.hidden_size, head_fmt, scale=draft.logit_scale
+            )
         self.join = kernels.concat(config.hidden_size, 3)
         self.top_k = kernels.top_k(draft.vocab_size, draft.top_k)
 
@@ -36,20 +59,31 @@ class DraftingMiniCPM(MiniCPM):
         if self.draft_config.kind != EAGLE3:
             return [self.norm(states[-1])]
         parts = [states[i] for i in self.draft_config.feature_layers]
-        return [call(self.join, "concat", parts, (parts[0].shape[0], self.draft_config.feature_width))]
+        return [
+            call(self.join, "concat", parts, (parts[0].shape[0], self.draft_config.feature_width))
+        ]
 
-    def draft_extend(self, token_ids, features, positions, slots, page_table, logit_rows, pools) -> Any:
-        """Rows of one sequence, each the base's features and the token that follows -> the likeliest tokens i32[m, k] of
-        the head's vocabulary, their log-probabilities f32[m, k] and hidden states f32[m, hidden] of the rows that
-        `logit_rows` names."""
+    def draft_extend(
+        self, token_ids, features, positions, slots, page_table, logit_rows, pools
+    ) -> Any:
+        """Rows of one sequence, each the base's features and the token that follows -> the
+        likeliest tokens i32[m, k] of the head's vocabulary, their log-probabilities f32[m, k] and
+        hidden states f32[m, hidden] of the rows that `logit_rows` names."""
         batch = self.batch(positions, slots, page_table)
         x = self.draft(self.embedded(token_ids), self.draft.entering(features), pools, batch)
-        x = call(self.gather, "gather_rows", [x, logit_rows], (logit_rows.shape[0], self.config.hidden_size))
+        x = call(
+            self.gather,
+            "gather_rows",
+            [x, logit_rows],
+            (logit_rows.shape[0], self.config.hidden_size),
+        )
         return *self.proposed(x), x
 
-    def draft_step(self, token_ids, hidden, positions, slots, base, page_table, ancestors, pools) -> Any:
-        """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it and its token -> the
-        same of all n nodes."""
+    def draft_step(
+        self, token_ids, hidden, positions, slots, base, page_table, ancestors, pools
+    ) -> Any:
+        """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it
+        and its token -> the same of all n nodes."""
         batch = self.batch(positions, slots, page_table, tree=(base, ancestors))
         x = self.draft(self.embedded(token_ids), hidden, pools, batch)
         return *self.proposed(x), x
@@ -66,6 +100,15 @@ class DraftingMiniCPM(MiniCPM):
         table = {"page_table": spec.Tensor([1, "p"], "int32")}
         features = {"features": spec.Tensor(["n", self.draft_config.feature_width], "float32")}
         hidden = {"hidden": spec.Tensor(["t", self.config.hidden_size], "float32")}
-        extend = ids("n", "token_ids") | features | ids("n", "positions slots") | table | ids("m", "logit_rows")
+        extend = (
+            ids("n", "token_ids")
+            | features
+            | ids("n", "positions slots")
+            | table
+            | ids("m", "logit_rows")
+        )
         step = ids("t", "token_ids") | hidden | ids("t", "positions slots") | tree_specs("t")
-        return super().call_specs() | {"draft_extend": extend | pools | PARAMS, "draft_step": step | pools | PARAMS}
+        return super().call_specs() | {
+            "draft_extend": extend | pools | PARAMS,
+            "draft_step": step | pools | PARAMS,
+        }

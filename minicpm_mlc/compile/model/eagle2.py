@@ -1,8 +1,10 @@
-"""EAGLE-2 for MiniCPM4 (MiniCPM4-8B-Eagle-FRSpec): one more decoder layer, which reads what the base's head reads.
+"""EAGLE-2 for MiniCPM4 (MiniCPM4-8B-Eagle-FRSpec): one more decoder layer, which reads what the
+base's head reads.
 
-    x = fc(concat(rms_norm(embed(next id) * scale_emb), rms_norm(f)))      f: the base's last norm; further down its own x
-    x = x + s * attention(rms_norm(x));  x = x + s * mlp(rms_norm(x))      s = scale_depth / sqrt(base layers + 1)
-    logits = head(x * logit_scale)                                         the base's head, or FR-Spec's rows of it
+x = fc(concat(rms_norm(embed(next id) * scale_emb), rms_norm(f)))      f: the base's last norm;
+further down its own x x = x + s * attention(rms_norm(x));  x = x + s * mlp(rms_norm(x))      s =
+scale_depth / sqrt(base layers + 1) logits = head(x * logit_scale)
+the base's head, or FR-Spec's rows of it
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Bias(nn.Module):
 class Eagle2(nn.Module):
     """The layer and what is before it; pools are those of one layer."""
 
-    def __init__(self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv_dtype: str) -> None:
+    def __init__(
+        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv_dtype: str
+    ) -> None:
         hidden = config.hidden_size
         self.width, self.concat = hidden, kernels.concat(hidden, 2)
         self.embedding_norm, self.hidden_norm = RMSNorm(kernels, config), RMSNorm(kernels, config)
@@ -44,8 +48,12 @@ class Eagle2(nn.Module):
         """The base's features as they stand for a hidden state of its own."""
         return features
 
-    def forward(self, embedded: Tensor, hidden: Tensor, pools: list[Tensor], batch: Batch) -> Tensor:
-        """Embeddings of the next tokens and hidden states, f32[n, hidden] -> the next hidden states."""
+    def forward(
+        self, embedded: Tensor, hidden: Tensor, pools: list[Tensor], batch: Batch
+    ) -> Tensor:
+        """Embeddings of the next tokens and hidden states, f32[n, hidden] -> the next hidden
+        states.
+        """
         n = embedded.shape[0]
         pair = [self.embedding_norm(embedded), self.hidden_norm(hidden)]
         bias = [self.bias(n)] if self.bias else []

@@ -1,7 +1,7 @@
 """Attention of each query over its selected blocks: the second stage of sparse attention.
 
-A row's 16 heads of one KV head share the list, so they are one block of `attend_page`. Decode cuts the list into
-splits, as dense decode does with the whole sequence.
+A row's 16 heads of one KV head share the list, so they are one block of `attend_page`. Decode cuts
+the list into splits, as dense decode does with the whole sequence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.attend import MAX_SPLITS, SPLIT_PAGES, Visit, attend_in_splits, attend_row, page_at
+from minicpm_mlc.ops.cpu.attend import (
+    MAX_SPLITS,
+    SPLIT_PAGES,
+    Visit,
+    attend_in_splits,
+    attend_row,
+    page_at,
+)
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
 from minicpm_mlc.ops.formats import kv as kv_format
 
@@ -25,9 +32,11 @@ def attend_blocks_definition(
     slots: np.ndarray,
     selected: np.ndarray,
 ) -> np.ndarray:
-    """softmax(q k^T / sqrt(d)) v over the slots <= slots[r] of row r's selected blocks, float64 [n, heads * d].
+    """softmax(q k^T / sqrt(d)) v over the slots <= slots[r] of row r's selected blocks, float64 [n,
+    heads * d].
 
-    Shapes as in attend_definition; selected i32[n, kv_heads, budget], -1 past a list's end. A block is a page.
+    Shapes as in attend_definition; selected i32[n, kv_heads, budget], -1 past a list's end. A block
+    is a page.
     """
     n, heads, head_dim = q.shape
     kv_heads, page_size = k_pages.shape[1], k_pages.shape[-1]
@@ -38,7 +47,12 @@ def attend_blocks_definition(
         for head in range(kv_heads):
             blocks = selected[row, head][selected[row, head] >= 0]
             seen = (blocks[:, None] * page_size + np.arange(page_size)).ravel() <= slot
-            keys = k_pages[table[blocks], head].swapaxes(1, 2).reshape(-1, head_dim)[seen].astype(np.float64)
+            keys = (
+                k_pages[table[blocks], head]
+                .swapaxes(1, 2)
+                .reshape(-1, head_dim)[seen]
+                .astype(np.float64)
+            )
             values = v_pages[table[blocks], head].reshape(-1, head_dim)[seen].astype(np.float64)
             scores = grouped[row, head] @ keys.T
             weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -56,16 +70,34 @@ def attend_blocks(
     tile_vectors: int = 4,
     bf16_dot: bool = False,
 ) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected i32[n, k, budget])
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected
+    i32[n, k, budget])
     -> f32[n, h * d].
 
-    Row r sees the slots up to slots[r] of its blocks, in its own page table when `batched` (decode), else in the only
-    one (prefill). A list ends at its first -1. `tile_vectors`: as in attend_prefill.
+    Row r sees the slots up to slots[r] of its blocks, in its own page table when `batched`
+    (decode), else in the only one (prefill). A list ends at its first -1. `tile_vectors`: as in
+    attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
+    shape = Shape.of(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        kv_dtype,
+        num_heads // num_kv_heads,
+        tile_vectors,
+        bf16_dot,
+    )
     group = shape.group
 
-    def attend(n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, selected: Any, out: Any) -> None:
+    def attend(
+        n: Any,
+        q: Any,
+        pools: tuple[Any, Any],
+        page_tables: Any,
+        slots: Any,
+        selected: Any,
+        out: Any,
+    ) -> None:
         def attend_share(row: Any, kv_head: Any, begin: int, share: int) -> Block:
             """The blocks at places begin .. begin + share - 1 of the list."""
             table = row if batched else 0
@@ -74,7 +106,9 @@ def attend_blocks(
                 with T.serial(share) as step:
                     number = T.Bind(selected[row, kv_head, begin + step])
                     with T.If(number >= 0), T.Then():
-                        following = T.max(selected[row, kv_head, T.min(begin + step + 1, budget - 1)], 0)
+                        following = T.max(
+                            selected[row, kv_head, T.min(begin + step + 1, budget - 1)], 0
+                        )
                         places = (page_at(page_tables, table, at) for at in (number, following))
                         visit(number, Page(pools, next(places), kv_head, next(places)))
 
@@ -113,7 +147,9 @@ def attend_blocks(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
+        pools = kv_format.pools(
+            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
+        )
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")

@@ -1,13 +1,13 @@
 """One page of keys and values against a block of query rows, softmax online (flash attention).
 
-Rows are (token, query head) pairs that share one KV head. A block of rows keeps its queries, running maximum, running
-sum and unnormalised output in scratch, and `attend_page` folds one page into them: any set of pages, in any order,
-gives the attention over that set.
+Rows are (token, query head) pairs that share one KV head. A block of rows keeps its queries,
+running maximum, running sum and unnormalised output in scratch, and `attend_page` folds one page
+into them: any set of pages, in any order, gives the attention over that set.
 
-Inside a page, keys lie [head_dim, 64] and values [64, head_dim], so both products are the same register tile:
-`rows` x `columns` vectors of 16 accumulators, a scalar of the left matrix times a vector of the right one.
-With bfloat16 pages a processor may multiply bfloat16: then queries and softmax weights are rounded to it too, and a
-step takes two scalars and two vectors as pairs.
+Inside a page, keys lie [head_dim, 64] and values [64, head_dim], so both products are the same
+register tile: `rows` x `columns` vectors of 16 accumulators, a scalar of the left matrix times a
+vector of the right one. With bfloat16 pages a processor may multiply bfloat16: then queries and
+softmax weights are rounded to it too, and a step takes two scalars and two vectors as pairs.
 Scores are kept in units of log2, so that the exponential is exp2.
 """
 
@@ -69,16 +69,25 @@ class Bf16Pairs(Float32):
         return T.alloc_buffer((rows, depth // 2), "int32")
 
     def put_left(self, left: Any, x: Any, row: Any, at: Any) -> None:
-        T.buffer_store(left, bf16_dot.pairs_of(bf16_dot.rounded(x)), [row, T.ramp(at // 2, 1, vector.LANES // 2)])
+        T.buffer_store(
+            left,
+            bf16_dot.pairs_of(bf16_dot.rounded(x)),
+            [row, T.ramp(at // 2, 1, vector.LANES // 2)],
+        )
 
     def splat(self, left: Any, row: Any, step: Any) -> Any:
         return bf16_dot.in_every_pair(left[row, step])
 
     def right(self, load: Load, step: Any, columns: int, last: Any) -> list[Any]:
-        """A pair that begins with the last row takes it twice: whatever lies behind is no number that 0 would hide."""
+        """A pair that begins with the last row takes it twice: whatever lies behind is no number
+        that 0 would hide.
+        """
         pairs = []
         for c in range(0, columns * vector.LANES, 2 * vector.LANES):
-            two = [T.Bind(load(row, c, 2 * vector.LANES)) for row in (2 * step, T.min(2 * step + 1, last))]
+            two = [
+                T.Bind(load(row, c, 2 * vector.LANES))
+                for row in (2 * step, T.min(2 * step + 1, last))
+            ]
             pairs += bf16_dot.interleaved(*two)
         return pairs
 
@@ -89,7 +98,9 @@ class Bf16Pairs(Float32):
         return bf16_dot.with_functions(kernel)
 
 
-Load = Callable[[Any, Any, int], Any]  # (row, column, count) of the right matrix: numbers from there on, as stored
+Load = Callable[
+    [Any, Any, int], Any
+]  # (row, column, count) of the right matrix: numbers from there on, as stored
 
 
 @dataclass(frozen=True)
@@ -105,17 +116,28 @@ class Shape:
 
     @staticmethod
     def of(
-        num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, most_rows: int, tile_vectors: int, bf16_dot: bool
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_dtype: str,
+        most_rows: int,
+        tile_vectors: int,
+        bf16_dot: bool,
     ) -> Shape:
         """A tile of at most `tile_vectors` accumulators, as many of them rows as there is use for.
 
-        `bf16_dot`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide or more.
+        `bf16_dot`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide
+            or more.
         """
         vector.vectors_in(head_dim, "head_dim")
         rows = min(8, most_rows, tile_vectors)
-        columns = max(c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0)
+        columns = max(
+            c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0
+        )
         paired = bf16_dot and kv_dtype == "bfloat16" and columns > 1
-        return Shape(num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if paired else Float32())
+        return Shape(
+            num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if paired else Float32()
+        )
 
     @property
     def group(self) -> int:
@@ -164,7 +186,12 @@ class Block:
         T.buffer_store(self.maxima, T.float32(LOWEST), [row])
         vector.store(self.sums, vector.splat(0.0), row, 0)
         for j in range(0, shape.head_dim, vector.LANES):
-            shape.arithmetic.put_left(self.queries, vector.load(q, token, head, j) * vector.splat(shape.query_scale), row, j)
+            shape.arithmetic.put_left(
+                self.queries,
+                vector.load(q, token, head, j) * vector.splat(shape.query_scale),
+                row,
+                j,
+            )
             vector.store(self.output, vector.splat(0.0), row, j)
 
     def sum_of(self, row: Any) -> Any:
@@ -185,11 +212,19 @@ def each_vector(shape: Shape, visit: Callable[[int, int], None]) -> None:
 
 
 def multiply_tile(
-    shape: Shape, tile: list[Any], depth: Any, left: Any, first: Any, right: Load, fetch: Callable[[Any, int], None]
+    shape: Shape,
+    tile: list[Any],
+    depth: Any,
+    left: Any,
+    first: Any,
+    right: Load,
+    fetch: Callable[[Any, int], None],
 ) -> None:
-    """tile[r, c] += sum over k < depth of left[first + r, k] * right(k, c): scalars times vectors, all in registers.
+    """tile[r, c] += sum over k < depth of left[first + r, k] * right(k, c): scalars times vectors,
+    all in registers.
 
-    fetch(k, n) asks for what the products after this one's n read: the memory's latency would double the time of decode.
+    fetch(k, n) asks for what the products after this one's n read: the memory's latency would
+    double the time of decode.
     """
     arithmetic = shape.arithmetic
     with T.serial((depth + arithmetic.together - 1) // arithmetic.together) as step:
@@ -262,7 +297,9 @@ def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
         )
 
         def finish(r: int, c: int) -> None:
-            score = page.scaled(vector.load(tile[r], c), KEYS, part * shape.columns + c // vector.LANES)
+            score = page.scaled(
+                vector.load(tile[r], c), KEYS, part * shape.columns + c // vector.LANES
+            )
             vector.store(block.scores, score, r, part * width + c)
 
         each_vector(shape, finish)
@@ -274,17 +311,22 @@ def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
         visible = T.Bind(block.limits[first + r] - page_slot)
         for t in range(0, PAGE_SIZE, vector.LANES):
             seen = T.ramp(t, 1, vector.LANES) <= T.broadcast(visible, vector.LANES)
-            score = T.Select(seen, vector.load(block.scores, r, t), vector.splat(T.min_value("float32")))
+            score = T.Select(
+                seen, vector.load(block.scores, r, t), vector.splat(T.min_value("float32"))
+            )
             vector.store(block.scores, score, r, t)
 
 
 def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: Page) -> None:
-    """Scores become softmax weights against the new running maximum; corrections[r] rescales the old output.
+    """Scores become softmax weights against the new running maximum; corrections[r] rescales the
+    old output.
 
     A value's scale goes into its weight, once its row's sum has it without.
     """
     with T.serial(shape.rows) as r:
-        scores = [T.Bind(vector.load(block.scores, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)]
+        scores = [
+            T.Bind(vector.load(block.scores, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)
+        ]
         highest = T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3]))
         old = T.Bind(block.maxima[first + r])
         new = T.Bind(T.max(old, vector.fold(T.max, T.Bind(highest))))
@@ -292,14 +334,18 @@ def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: P
         total = vector.load(block.sums, first + r, 0) * correction
         for part, score in enumerate(scores):
             weight = vector.exp2_below_1(score - vector.splat(new))
-            shape.arithmetic.put_left(block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES)
+            shape.arithmetic.put_left(
+                block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES
+            )
             total = total + weight
         vector.store(block.sums, total, first + r, 0)
         vector.store(corrections, correction, r * vector.LANES)
         T.buffer_store(block.maxima, new, [first + r])
 
 
-def add_values(shape: Shape, block: Block, first: Any, corrections: Any, tokens: Any, page: Page) -> None:
+def add_values(
+    shape: Shape, block: Block, first: Any, corrections: Any, tokens: Any, page: Page
+) -> None:
     """output = output * correction + weights times the page's first `tokens` values."""
     width = shape.columns * vector.LANES
     with T.serial(shape.head_dim // width) as part:

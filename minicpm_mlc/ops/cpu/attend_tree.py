@@ -1,6 +1,8 @@
-"""Attention of a token tree's rows, dense and over selected blocks: each row as the decode row of its own path.
+"""Attention of a token tree's rows, dense and over selected blocks: each row as the decode row of
+its own path.
 
-The tasks of one split lie side by side, so that the rows that share its pages find them in the cache.
+The tasks of one split lie side by side, so that the rows that share its pages find them in the
+cache.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.formats import kv as kv_format
-from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES, Path, TailPages, path_tables_definition, paths_definition
+from minicpm_mlc.ops.formats.tree import (
+    MASK_WORDS,
+    MAX_NODES,
+    Path,
+    TailPages,
+    path_tables_definition,
+    paths_definition,
+)
 
 
 def attend_tree_definition(
@@ -37,7 +46,8 @@ def attend_tree_definition(
     base: np.ndarray,
     ancestors: np.ndarray,
 ) -> np.ndarray:
-    """softmax(q k^T / sqrt(d)) v over slots < base[0], and base[0] + j for each bit j of a row's mask; float64 [n, h * d].
+    """softmax(q k^T / sqrt(d)) v over slots < base[0], and base[0] + j for each bit j of a row's
+    mask; float64 [n, h * d].
 
     q [n, heads, d]; pools as in attend_definition; page_table [1, p]; ancestors int32 [n, 2].
     """
@@ -63,29 +73,54 @@ def attend_tree_blocks_definition(
     ancestors: np.ndarray,
     selected: np.ndarray,
 ) -> np.ndarray:
-    """As attend_blocks_definition over each row's own sequence; arguments as in attend_tree_definition."""
-    tables, pools = path_tables_definition(int(base[0]), ancestors, page_table[0], (k_pages, 3), (v_pages, 2))
+    """As attend_blocks_definition over each row's own sequence; arguments as in
+    attend_tree_definition.
+    """
+    tables, pools = path_tables_definition(
+        int(base[0]), ancestors, page_table[0], (k_pages, 3), (v_pages, 2)
+    )
     slots = base[0] + np.array([len(path) - 1 for path in paths_definition(ancestors)])
     return attend_blocks_definition(q, pools[0], pools[1], tables, slots, selected)
 
 
 def attend_tree(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, tile_vectors: int = 4, bf16_dot: bool = False
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    kv_dtype: str,
+    tile_vectors: int = 4,
+    bf16_dot: bool = False,
 ) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2]) -> f32[n, h * d].
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors
+    i32[n, 2]) -> f32[n, h * d].
 
-    As in attend_tree_definition; only base[0] counts, so that the slots of a whole tree serve as base. Each row equals
-    attend_decode's row of its path, bit for bit. `tile_vectors`: as in attend_prefill.
+    As in attend_tree_definition; only base[0] counts, so that the slots of a whole tree serve as
+    base. Each row equals attend_decode's row of its path, bit for bit. `tile_vectors`: as in
+    attend_prefill.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
+    shape = Shape.of(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        kv_dtype,
+        num_heads // num_kv_heads,
+        tile_vectors,
+        bf16_dot,
+    )
 
-    def attend(n: Any, q: Any, pools: tuple[Any, Any], page_table: Any, base: Any, ancestors: Any, out: Any) -> None:
+    def attend(
+        n: Any, q: Any, pools: tuple[Any, Any], page_table: Any, base: Any, ancestors: Any, out: Any
+    ) -> None:
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
             path = Path.of(page_table, base, ancestors, row)
             begin, end = share_of(T.Bind(T.Cast("int64", path.slot // PAGE_SIZE + 1)), split)
-            return attend_path(shape, kv_dtype, q, pools, path, row, kv_head, _each_page(begin, end))
+            return attend_path(
+                shape, kv_dtype, q, pools, path, row, kv_head, _each_page(begin, end)
+            )
 
-        last = T.Cast("int64", base[0]) + MAX_NODES - 1  # a row may lie deeper than the rows of its call
+        last = (
+            T.Cast("int64", base[0]) + MAX_NODES - 1
+        )  # a row may lie deeper than the rows of its call
         attend_in_splits(shape, n, splits_for(last // PAGE_SIZE + 1), attend_split, out)
 
     @T.prim_func(private=True)
@@ -104,7 +139,9 @@ def attend_tree(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
+        pools = kv_format.pools(
+            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
+        )
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
         base = T.match_buffer(base_handle, (m,), "int32")
         ancestors = T.match_buffer(ancestors_handle, (n, MASK_WORDS), "int32")
@@ -115,18 +152,39 @@ def attend_tree(
 
 
 def attend_tree_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, tile_vectors: int = 4, bf16_dot: bool = False
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    kv_dtype: str,
+    budget: int,
+    tile_vectors: int = 4,
+    bf16_dot: bool = False,
 ) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2],
-    selected i32[n, k, budget]) -> f32[n, h * d].
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors
+    i32[n, 2], selected i32[n, k, budget]) -> f32[n, h * d].
 
     As attend_tree over each row's selected blocks. A list ends at its first -1.
     """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv_dtype, num_heads // num_kv_heads, tile_vectors, bf16_dot)
+    shape = Shape.of(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        kv_dtype,
+        num_heads // num_kv_heads,
+        tile_vectors,
+        bf16_dot,
+    )
     splits = min(-(-budget // SPLIT_PAGES), MAX_SPLITS)
 
     def attend(
-        n: Any, q: Any, pools: tuple[Any, Any], page_table: Any, base: Any, ancestors: Any, selected: Any, out: Any
+        n: Any,
+        q: Any,
+        pools: tuple[Any, Any],
+        page_table: Any,
+        base: Any,
+        ancestors: Any,
+        selected: Any,
+        out: Any,
     ) -> None:
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
             path = Path.of(page_table, base, ancestors, row)
@@ -159,7 +217,9 @@ def attend_tree_blocks(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
+        pools = kv_format.pools(
+            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
+        )
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
         base = T.match_buffer(base_handle, (m,), "int32")
         ancestors = T.match_buffer(ancestors_handle, (n, MASK_WORDS), "int32")
@@ -188,7 +248,9 @@ def attend_path(
     kv_head: Any,
     each_number: Callable[[Callable[[Any], None]], None],
 ) -> Block:
-    """One row's heads of one KV head over the pages of its own sequence that each_number calls its argument with."""
+    """One row's heads of one KV head over the pages of its own sequence that each_number calls its
+    argument with.
+    """
     scratch = TailPages.allocate(shape.head_dim, kv_dtype)
 
     def visit_all(visit: Visit) -> None:

@@ -1,7 +1,8 @@
-"""The processor's dot products of two bfloat16 pairs, added to float32: AVX-512 BF16. Twice the multiply-adds of float32.
+"""The processor's dot products of two bfloat16 pairs, added to float32: AVX-512 BF16. Twice the
+multiply-adds of float32.
 
-TVM's code generator has no bfloat16, so the two instructions are functions of LLVM's own language, which it links in and
-inlines; vectors of bfloat16 are their bits, uint16.
+TVM's code generator has no bfloat16, so the two instructions are functions of LLVM's own language,
+which it links in and inlines; vectors of bfloat16 are their bits, uint16.
 """
 
 from __future__ import annotations
@@ -50,11 +51,17 @@ def in_every_pair(word: Any) -> Any:
 
 def interleaved(a: Any, b: Any) -> list[Any]:
     """uint16[32] each: pairs (a[i], b[i]) of the first 16 places, and of the last 16."""
-    return [T.Bind(T.Shuffle([a, b], [i + side for i in range(start, start + PAIRS) for side in (0, 32)]))
-            for start in (0, PAIRS)]  # fmt: skip
+    return [
+        T.Bind(
+            T.Shuffle([a, b], [i + side for i in range(start, start + PAIRS) for side in (0, 32)])
+        )
+        for start in (0, PAIRS)
+    ]
 
 
 def with_functions(kernel: Any) -> Any:
     """A PrimFunc that calls them, with their text for LLVM."""
     text = tvm.ir.StringImm(FUNCTIONS)
-    return kernel.with_body(tvm.tirx.AttrStmt(tvm.tirx.IntImm("int32", 0), "pragma_import_llvm", text, kernel.body))
+    return kernel.with_body(
+        tvm.tirx.AttrStmt(tvm.tirx.IntImm("int32", 0), "pragma_import_llvm", text, kernel.body)
+    )

@@ -12,7 +12,9 @@ from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
 
 def embed_definition(token_ids: np.ndarray, table: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """scale * table[token_ids]. token_ids i32[n], table [vocab, h] dequantised -> float64 [n, h]."""
+    """scale * table[token_ids]. token_ids i32[n], table [vocab, h] dequantised -> float64 [n,
+    h].
+    """
     return scale * table.astype(np.float64)[token_ids]
 
 

@@ -1,6 +1,7 @@
 """The processor's dot products of int8, and the sum of one group of 32 columns made of them.
 
-A register holds `rows` weight rows of four consecutive columns; the same four activations meet every row.
+A register holds `rows` weight rows of four consecutive columns; the same four activations meet
+every row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from tvm.script import tirx as T
 
 @dataclass(frozen=True)
 class Activations:
-    """One row's group: word(i, n) is int32[n] from its i-th four values on, and what the integer product starts from."""
+    """One row's group: word(i, n) is int32[n] from its i-th four values on, and what the integer
+    product starts from.
+    """
 
     word: Callable[[int, int], Any]
     correction: Any
@@ -27,10 +30,11 @@ class Activations:
 
 @dataclass(frozen=True)
 class Int8Dot:
-    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in the registers.
+    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in
+    the registers.
 
-    `together` activation rows meet the weights at once. Up to `paired` rows meet two blocks of weights, where registers
-    hold both, as each activation is then loaded once for the two.
+    `together` activation rows meet the weights at once. Up to `paired` rows meet two blocks of
+    weights, where registers hold both, as each activation is then loaded once for the two.
     """
 
     name: str
@@ -49,12 +53,21 @@ class Int8Dot:
             return [load(i) for i in range(8)]
         nibbles = []
         for stored in map(load, range(4)):
-            nibbles += [T.Bind(stored & self._bytes(15)), T.Bind(T.shift_right(stored, self._bytes(4)))]
+            nibbles += [
+                T.Bind(stored & self._bytes(15)),
+                T.Bind(T.shift_right(stored, self._bytes(4))),
+            ]
         return nibbles
 
-    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
-        """Of each block of weights, of each activation row, int32[rows]: its correction + the sum of all 32 products."""
-        return [[self.group(fmt, weights, x.words, x.correction) for x in inputs] for weights in blocks]
+    def groups(
+        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+    ) -> list[list[Any]]:
+        """Of each block of weights, of each activation row, int32[rows]: its correction + the sum
+        of all 32 products.
+        """
+        return [
+            [self.group(fmt, weights, x.words, x.correction) for x in inputs] for weights in blocks
+        ]
 
     def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
         """`groups` of one block and one row."""
@@ -65,7 +78,9 @@ class Int8Dot:
         return 4 * self.rows
 
     def peak_step(self, total: Any) -> Any:
-        """int32[rows] after one product of four pairs per row, which depends on `total` (ops/cpu/peak.py)."""
+        """int32[rows] after one product of four pairs per row, which depends on `total`
+        (ops/cpu/peak.py).
+        """
         raise NotImplementedError
 
     def _bytes(self, value: int) -> Any:
@@ -89,9 +104,14 @@ class VpDpBusd(Int8Dot):
         weights = super().unpack(fmt, load)
         if fmt.name == "w4":
             return weights
-        return [T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128)) for w in weights]
+        return [
+            T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128))
+            for w in weights
+        ]
 
-    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+    def groups(
+        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+    ) -> list[list[Any]]:
         """Sums take turns, as a product waits for the one before it of its own sum."""
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
         totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
@@ -108,10 +128,11 @@ class VpDpBusd(Int8Dot):
 
 
 class PMAddUbsW(Int8Dot):
-    """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of those to 32.
+    """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of
+    those to 32.
 
-    Nibbles can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15. Bytes meet as |w| and sign(w) x,
-    2 * 128 * 127 < 2**15: exact as well.
+    Nibbles can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15. Bytes meet as |w|
+    and sign(w) x, 2 * 128 * 127 < 2**15: exact as well.
     """
 
     def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
@@ -127,7 +148,10 @@ class PMAddUbsW(Int8Dot):
         return T.reinterpret(pairs, dtype=self._type(32))
 
     def _signed(self, weight: Any, word: Any) -> Any:
-        size = T.reinterpret(T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight), dtype=self._type(8, "uint"))
+        size = T.reinterpret(
+            T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight),
+            dtype=self._type(8, "uint"),
+        )
         x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), self._splat(word), weight)
         return self._quads(self._pairs(size, x))
 
@@ -135,7 +159,9 @@ class PMAddUbsW(Int8Dot):
         return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", self._type(16), weight, x)
 
     def _quads(self, pairs: Any) -> Any:
-        return _intrinsic("llvm.x86.avx2.pmadd.wd", self._type(32), pairs, T.broadcast(T.int16(1), 2 * self.rows))
+        return _intrinsic(
+            "llvm.x86.avx2.pmadd.wd", self._type(32), pairs, T.broadcast(T.int16(1), 2 * self.rows)
+        )
 
 
 class SDot(Int8Dot):
@@ -145,17 +171,29 @@ class SDot(Int8Dot):
         total = T.broadcast(correction, self.rows)
         for weight, word in zip(weights, words, strict=True):
             weight = T.reinterpret(weight, dtype=self._type(8)) if fmt.name == "w4" else weight
-            total = _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word))
+            total = _intrinsic(
+                "llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word)
+            )
         return total
 
     def peak_step(self, total: Any) -> Any:
-        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, T.broadcast(T.int8(1), 16), self._splat(3))
+        return _intrinsic(
+            "llvm.aarch64.neon.sdot",
+            self._type(32),
+            total,
+            T.broadcast(T.int8(1), 16),
+            self._splat(3),
+        )
 
 
 class SmMlA(SDot):
-    """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left alone goes by sdot."""
+    """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left
+    alone goes by sdot.
+    """
 
-    def groups(self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]) -> list[list[Any]]:
+    def groups(
+        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+    ) -> list[list[Any]]:
         if len(inputs) < self.together:
             return super().groups(fmt, blocks, inputs)
         first, second = inputs
@@ -163,14 +201,23 @@ class SmMlA(SDot):
         pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
         return [self._matrices(weights, pairs, inputs) for weights in blocks]
 
-    def _matrices(self, weights: list[Any], pairs: list[Any], inputs: list[Activations]) -> list[Any]:
+    def _matrices(
+        self, weights: list[Any], pairs: list[Any], inputs: list[Activations]
+    ) -> list[Any]:
         """Of one block, of both rows."""
-        sums = [T.broadcast(0, self.rows)] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
+        sums = [
+            T.broadcast(0, self.rows)
+        ] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
         for i, x in enumerate(pairs):
             octets = self._octets(*weights[2 * i : 2 * i + 2])
-            sums = [self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)]
+            sums = [
+                self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)
+            ]
         columns = [_joined(sums[0], sums[1], lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
-        return [T.Bind(total + T.broadcast(x.correction, 4)) for total, x in zip(columns, inputs, strict=True)]
+        return [
+            T.Bind(total + T.broadcast(x.correction, 4))
+            for total, x in zip(columns, inputs, strict=True)
+        ]
 
     def products(self) -> int:
         return 8 * self.rows
@@ -181,7 +228,10 @@ class SmMlA(SDot):
     def _octets(self, low: Any, high: Any) -> list[Any]:
         """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
         low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
-        return [T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="int8x16")) for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])]
+        return [
+            T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="int8x16"))
+            for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
+        ]
 
     def _matrix(self, total: Any, weights: Any, x: Any) -> Any:
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)

@@ -11,7 +11,8 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
-TILE_ROWS = 6  # x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
+# x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
+TILE_ROWS = 6
 TILE_COLUMNS = 128  # columns unpacked at once: 8 KiB of float32 weights stay in L1
 CACHE_ROWS = 252  # x rows that visit an unpacked tile: 126 KiB stay in L2; a multiple of TILE_ROWS
 GEMV_ROWS = 4  # below this many rows, weights go straight from memory into the dot products
@@ -20,7 +21,9 @@ GEMV_ROWS = 4  # below this many rows, weights go straight from memory into the 
 def linear_definition(
     x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
 ) -> np.ndarray:
-    """(residual or 0) + scale * x @ w^T. x [m, k], w [n, k] dequantised, residual [m, n] -> float64 [m, n]."""
+    """(residual or 0) + scale * x @ w^T. x [m, k], w [n, k] dequantised, residual [m, n] -> float64
+    [m, n].
+    """
     product = scale * (x.astype(np.float64) @ w.astype(np.float64).T)
     return product if residual is None else residual.astype(np.float64) + product
 
@@ -37,7 +40,9 @@ class _Linear:
 
     def __init__(self, n: int, k: int, fmt: WeightFormat, scale: float) -> None:
         if k % GROUP:
-            raise CompileError(f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}")
+            raise CompileError(
+                f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}"
+            )
         self.k, self.fmt, self.scale = k, fmt, scale
         self.blocks = -(-n // LANES)
         self.columns = next(c for c in (TILE_COLUMNS, 96, 64, 32) if k % c == 0)
@@ -51,12 +56,18 @@ class _Linear:
                 self.gemm(block)
 
     def gemv(self, row: Any, block: Any) -> None:
-        """One row. Without scales its columns are added one by one, as gemm does: the same sum, bit for bit."""
+        """One row. Without scales its columns are added one by one, as gemm does: the same sum, bit
+        for bit.
+        """
         total = vector.registers(1)
         vector.store(total, vector.splat(0.0), 0)
         with T.serial(self.k // GROUP) as g:
             if self.fmt.group:
-                vector.store(total, vector.load(total, 0) + self.scaled(self.group_sum(row, block, g), block, g), 0)
+                vector.store(
+                    total,
+                    vector.load(total, 0) + self.scaled(self.group_sum(row, block, g), block, g),
+                    0,
+                )
             else:
                 for half in (0, 1):
                     for j in range(GROUP // 2):
@@ -80,7 +91,10 @@ class _Linear:
     def gemm(self, block: Any) -> None:
         """Unpack a tile of columns once, then send a cache-sized block of rows through it."""
         tile = T.alloc_buffer((self.columns, LANES), "float32", scope="local")
-        with T.serial((self.m + CACHE_ROWS - 1) // CACHE_ROWS) as part, T.serial(self.k // self.columns) as c:
+        with (
+            T.serial((self.m + CACHE_ROWS - 1) // CACHE_ROWS) as part,
+            T.serial(self.k // self.columns) as c,
+        ):
             self.unpack(tile, block, c)
             first = T.Bind(part * CACHE_ROWS)
             rows = T.Bind(T.min(self.m - first, CACHE_ROWS))
@@ -124,18 +138,26 @@ class _Linear:
         return self.fmt.pair(self.w, block, g, j, T.ramp(0, 1, LANES), LANES)
 
     def scaled(self, value: Any, block: Any, g: Any) -> Any:
-        return value * self.fmt.scale(self.s, block, g, T.ramp(0, 1, LANES), LANES) if self.fmt.group else value
+        return (
+            value * self.fmt.scale(self.s, block, g, T.ramp(0, 1, LANES), LANES)
+            if self.fmt.group
+            else value
+        )
 
     def finish(self, value: Any, row: Any, block: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
-        return value if self.residual is None else vector.load(self.residual, row, block * LANES) + value
+        return (
+            value
+            if self.residual is None
+            else vector.load(self.residual, row, block * LANES) + value
+        )
 
 
 def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
     """PrimFunc (x f32[m, k], weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
 
-    Weight and scales are packed as `fmt` says. n is padded to a multiple of 16; with a residual it must be one.
-    Raises CompileError for shapes that don't fit the layout.
+    Weight and scales are packed as `fmt` says. n is padded to a multiple of 16; with a residual it
+    must be one. Raises CompileError for shapes that don't fit the layout.
     """
     loops = _Linear(n, k, fmt, scale)
     width = loops.blocks * LANES
@@ -158,7 +180,11 @@ def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: 
 
     @T.prim_func(private=True)
     def linear_residual(
-        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, residual_handle: T.handle, out_handle: T.handle
+        x_handle: T.handle,
+        w_handle: T.handle,
+        s_handle: T.handle,
+        residual_handle: T.handle,
+        out_handle: T.handle,
     ):
         T.func_attr(vector.ATTRS)
         m = T.int64()

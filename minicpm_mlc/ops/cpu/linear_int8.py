@@ -1,4 +1,6 @@
-"""linear with int8 activations: integer dot products per group of 32 columns, scaled and summed in float32."""
+"""linear with int8 activations: integer dot products per group of 32 columns, scaled and summed in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,37 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations
 from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.quantize_rows import CORRECTION, SCALE, quantized_shape, rounded_rows_definition
+from minicpm_mlc.ops.cpu.quantize_rows import (
+    CORRECTION,
+    SCALE,
+    quantized_shape,
+    rounded_rows_definition,
+)
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
 CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
-STREAMS = 2  # weight blocks of one task, far apart: to one row, memory delivers 15 % more in two streams than in one
-AHEAD = {2: 2048, 1: 8192}  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
+# weight blocks of one task, far apart: to one row, memory delivers 15 % more in two streams than in
+# one
+STREAMS = 2
+AHEAD = {
+    2: 2048,
+    1: 8192,
+}  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
 
 
-def linear_int8_definition(x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-    """linear_definition with x [m, k] rounded to int8 as quantize_rows does; w [n, k] dequantised -> float64 [m, n]."""
+def linear_int8_definition(
+    x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
+) -> np.ndarray:
+    """linear_definition with x [m, k] rounded to int8 as quantize_rows does; w [n, k] dequantised
+    -> float64 [m, n].
+    """
     return linear_definition(rounded_rows_definition(x), w, residual, scale)
 
 
-BlockAt = Callable[[Any], tuple[Any, Any]]  # of a task's i-th stream: its weight block, and the column of its totals
+BlockAt = Callable[
+    [Any], tuple[Any, Any]
+]  # of a task's i-th stream: its weight block, and the column of its totals
 
 
 class LinearInt8:
@@ -46,10 +64,14 @@ class LinearInt8:
         self.groups, self.fmt, self.dot, self.scale = k // GROUP, fmt, DOTS[dot], scale
         self.runs = -(-self.groups // CACHE_GROUPS)
         self.blocks = -(-n // LANES)
-        self.tasks = -(-self.blocks // STREAMS)  # task t has the blocks t, t + tasks, t + 2 tasks, ...
+        self.tasks = -(
+            -self.blocks // STREAMS
+        )  # task t has the blocks t, t + tasks, t + 2 tasks, ...
 
     def emit(self) -> None:
-        """For each task: the rows that fit in L2, the columns that fit in L1, then all its blocks."""
+        """For each task: the rows that fit in L2, the columns that fit in L1, then all its
+        blocks.
+        """
 
         def stream(block: Any) -> tuple[Any, Any]:
             block = T.Bind(block)
@@ -72,8 +94,11 @@ class LinearInt8:
         first = T.Bind(part * most)
         return first, T.Bind(T.min(self.m - first, most))
 
-    def tiles(self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS) -> None:
-        """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the rest.
+    def tiles(
+        self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS
+    ) -> None:
+        """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the
+        rest.
 
         Those of few rows go over all streams at once.
         """
@@ -84,11 +109,18 @@ class LinearInt8:
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
             together = streams if size <= self.dot.paired else 1
             with T.serial(streams // together) as s, T.serial(count) as t:
-                self.tile(T.Bind(start + t * size), size, [block_at(s * together + i) for i in range(together)], c)
+                self.tile(
+                    T.Bind(start + t * size),
+                    size,
+                    [block_at(s * together + i) for i in range(together)],
+                    c,
+                )
             size //= 2
 
     def tile(self, first: Any, rows: int, blocks: list[tuple[Any, Any]], c: Any) -> None:
-        """totals[first : first + rows] += x @ w^T over one run of column groups; the last run applies the epilogue."""
+        """totals[first : first + rows] += x @ w^T over one run of column groups; the last run
+        applies the epilogue.
+        """
         total = vector.registers(rows * len(blocks))
         places = [(first + r, column) for _, column in blocks for r in range(rows)]
         start = T.Bind(c * CACHE_GROUPS)
@@ -104,7 +136,11 @@ class LinearInt8:
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
                 for i, place in enumerate(places):
-                    vector.store(self.totals, self.finish(vector.load(total, i * LANES), *place), *self.total_at(*place))
+                    vector.store(
+                        self.totals,
+                        self.finish(vector.load(total, i * LANES), *place),
+                        *self.total_at(*place),
+                    )
             with T.Else():
                 for i, place in enumerate(places):
                     vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
@@ -114,7 +150,9 @@ class LinearInt8:
         return row, column
 
     def group(self, total: Any, blocks: list[Any], first: Any, rows: int, g: Any) -> None:
-        """Add one column group of some blocks to their totals: weights are unpacked once for all rows, x loaded once."""
+        """Add one column group of some blocks to their totals: weights are unpacked once for all
+        rows, x loaded once.
+        """
         for block in blocks:
             self.prefetch(block, g, AHEAD[len(blocks)])
         for part in range(0, LANES, self.dot.rows):
@@ -125,7 +163,9 @@ class LinearInt8:
                 products = self.dot.groups(self.fmt, [unpacked for _, unpacked in weights], inputs)
                 for i, (scale, _) in enumerate(weights):
                     for row, product in zip(beside, products[i], strict=True):
-                        self.add(total, (i * rows + row) * LANES + part, first + row, g, scale, product)
+                        self.add(
+                            total, (i * rows + row) * LANES + part, first + row, g, scale, product
+                        )
 
     def prefetch(self, block: Any, g: Any, ahead: int) -> None:
         stored = 8 // self.fmt.columns_per_element
@@ -158,11 +198,14 @@ class LinearInt8:
         return value if self.residual is None else vector.load(self.residual, row, column) + value
 
 
-def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool = False, scale: float = 1.0) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
+def linear_int8(
+    n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool = False, scale: float = 1.0
+) -> Any:
+    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales[, residual f32[m, n]]) ->
+    f32[m, padded n].
 
-    `fmt` is w4 or w8 in the layout rows16x4, `dot` a name of int8_dot.DOTS. n is padded to a multiple of 16; with a
-    residual it must be one. Raises CompileError for shapes that don't fit.
+    `fmt` is w4 or w8 in the layout rows16x4, `dot` a name of int8_dot.DOTS. n is padded to a
+    multiple of 16; with a residual it must be one. Raises CompileError for shapes that don't fit.
     """
     loops = LinearInt8(n, k, fmt, dot, scale)
     width = loops.blocks * LANES
@@ -174,7 +217,9 @@ def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool =
         loops.emit()
 
     @T.prim_func(private=True)
-    def linear_int8(x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle):
+    def linear_int8(
+        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle
+    ):
         T.func_attr(vector.ATTRS)
         m = T.int64()
         x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
@@ -185,7 +230,11 @@ def linear_int8(n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool =
 
     @T.prim_func(private=True)
     def linear_int8_residual(
-        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, residual_handle: T.handle, out_handle: T.handle
+        x_handle: T.handle,
+        w_handle: T.handle,
+        s_handle: T.handle,
+        residual_handle: T.handle,
+        out_handle: T.handle,
     ):
         T.func_attr(vector.ATTRS)
         m = T.int64()

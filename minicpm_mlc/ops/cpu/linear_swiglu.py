@@ -1,7 +1,7 @@
 """The gate and up product, SwiGLU and the rounding to int8 in one: what the down product reads.
 
-A task owns 32 columns of gate and up, so that their sums never leave its core's cache: at 16,384 columns a prefill would
-write and read 128 KiB a row.
+A task owns 32 columns of gate and up, so that their sums never leave its core's cache: at 16,384
+columns a prefill would write and read 128 KiB a row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from tvm.script import tirx as T
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, LinearInt8, linear_int8_definition
-from minicpm_mlc.ops.cpu.quantize_rows import quantize_group, quantized_shape, rounded_rows_definition
+from minicpm_mlc.ops.cpu.quantize_rows import (
+    quantize_group,
+    quantized_shape,
+    rounded_rows_definition,
+)
 from minicpm_mlc.ops.cpu.swiglu import activated, swiglu_definition
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
@@ -23,12 +27,18 @@ FEW_ROWS = 3  # their totals fill less than the 1 KiB that TVM leaves on the sta
 
 
 def linear_swiglu_int8_definition(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """x [m, k] and w [2 I, k] dequantised, gate first -> float64 [m, I], what the rounded SwiGLU stands for."""
-    return rounded_rows_definition(swiglu_definition(linear_int8_definition(x, w)).astype(np.float32))
+    """x [m, k] and w [2 I, k] dequantised, gate first -> float64 [m, I], what the rounded SwiGLU
+    stands for.
+    """
+    return rounded_rows_definition(
+        swiglu_definition(linear_int8_definition(x, w)).astype(np.float32)
+    )
 
 
 class _LinearSwiglu(LinearInt8):
-    """`totals` of a task: one part's rows of gate's and up's 32 columns, 16 of gate, 16 of up, and so on."""
+    """`totals` of a task: one part's rows of gate's and up's 32 columns, 16 of gate, 16 of up, and
+    so on.
+    """
 
     first: Any
 
@@ -37,7 +47,9 @@ class _LinearSwiglu(LinearInt8):
         self.tasks, self.zero = intermediate // GROUP, zero
 
     def emit_into(self, out: Any) -> None:
-        """Few rows apart: their totals fit the stack. From TVM's pool a decode step's would cost 15 % of its time."""
+        """Few rows apart: their totals fit the stack. From TVM's pool a decode step's would cost 15
+        % of its time.
+        """
         with T.If(self.m <= FEW_ROWS):
             with T.Then():
                 self.emit_parts(FEW_ROWS, out)
@@ -50,7 +62,14 @@ class _LinearSwiglu(LinearInt8):
             self.totals = T.alloc_buffer((most, 2 * GROUP), "float32")
             self.first, rows = self.part(part, most)
             with T.serial(HALVES) as half, T.serial(self.runs) as c:
-                self.tiles(self.first, rows, 2, lambda i: self.gate_or_up(i, task * HALVES + half, half), c, most)
+                self.tiles(
+                    self.first,
+                    rows,
+                    2,
+                    lambda i: self.gate_or_up(i, task * HALVES + half, half),
+                    c,
+                    most,
+                )
             with T.serial(rows) as row:
                 halves = [activated(self.totals, row, 2 * i * LANES, LANES) for i in range(HALVES)]
                 quantize_group(halves, self.zero, out, self.first + row, task)
@@ -64,13 +83,16 @@ class _LinearSwiglu(LinearInt8):
 
 
 def linear_swiglu_int8(intermediate: int, k: int, fmt: WeightFormat, dot: str, zero: int) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales) -> int32[m, intermediate/32, 10], the same way.
+    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales) -> int32[m, intermediate/32,
+    10], the same way.
 
-    The weight is [2 * intermediate, k], gate first, as linear_int8 takes it; `zero` is that of the next product's weights.
-    Raises CompileError when intermediate isn't a multiple of 32.
+    The weight is [2 * intermediate, k], gate first, as linear_int8 takes it; `zero` is that of the
+    next product's weights. Raises CompileError when intermediate isn't a multiple of 32.
     """
     if intermediate % GROUP:
-        raise CompileError(f"intermediate_size is {intermediate}; int8 activations need a multiple of {GROUP}")
+        raise CompileError(
+            f"intermediate_size is {intermediate}; int8 activations need a multiple of {GROUP}"
+        )
     loops = _LinearSwiglu(intermediate, k, fmt, dot, zero)
 
     def emit(x: Any, w: Any, s: Any, out: Any, m: Any) -> None:
@@ -78,7 +100,9 @@ def linear_swiglu_int8(intermediate: int, k: int, fmt: WeightFormat, dot: str, z
         loops.emit_into(out)
 
     @T.prim_func(private=True)
-    def linear_swiglu_int8(x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle):
+    def linear_swiglu_int8(
+        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle
+    ):
         T.func_attr(vector.ATTRS)
         m = T.int64()
         x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")

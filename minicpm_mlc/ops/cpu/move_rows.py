@@ -1,7 +1,7 @@
 """Commit of a token tree's path: its keys and values move to the slots behind the committed ones.
 
-From Relax, with the pools at arguments 3 and 4: as in ops/cpu/rope.py, `inplace_indices=[3, 4]`. segment_means over the same
-`slots` then writes the means of the segments that the path finishes.
+From Relax, with the pools at arguments 3 and 4: as in ops/cpu/rope.py, `inplace_indices=[3, 4]`.
+segment_means over the same `slots` then writes the means of the segments that the path finishes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from minicpm_mlc.ops.formats.tree import copy_vectors
 
 
 def move_rows_definition(
-    sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray
+    sources: np.ndarray,
+    slots: np.ndarray,
+    page_table: np.ndarray,
+    k_pages: np.ndarray,
+    v_pages: np.ndarray,
 ) -> None:
     """Copy keys and values of each sources[r] to slots[r], in order of r, in place.
 
@@ -33,11 +37,19 @@ def move_rows_definition(
 
 
 def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
-    """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools in place."""
+    """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools
+    in place.
+    """
 
     def move(m: Any, sources: Any, slots: Any, page_table: Any, k_pages: Any, v_pages: Any) -> None:
-        with T.serial(m) as r, T.If(sources[r] != slots[r]), T.Then():  # in order: a slot is read before it is written
-            to, at = (T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources))
+        with (
+            T.serial(m) as r,
+            T.If(sources[r] != slots[r]),
+            T.Then(),
+        ):  # in order: a slot is read before it is written
+            to, at = (
+                T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources)
+            )
             t, s = T.Bind(slots[r] % PAGE_SIZE), T.Bind(sources[r] % PAGE_SIZE)
             with T.serial(num_kv_heads) as head:
                 copy_key(k_pages, k_pages, head_dim, (to, head, t), (at, head, s))
@@ -58,7 +70,9 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         sources = T.match_buffer(sources_handle, (m,), "int32")
         slots = T.match_buffer(slots_handle, (m,), "int32")
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
-        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
+        pools = kv_format.pools(
+            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
+        )
         move(m, sources, slots, page_table, *pools)
 
     return move_rows

@@ -12,7 +12,9 @@ from minicpm_mlc.ops.cpu.quantize_rows import quantize_group, quantized_shape
 from minicpm_mlc.ops.formats.weights import GROUP
 
 
-def rms_norm_definition(x: np.ndarray, weight: np.ndarray, eps: float, scale: float = 1.0) -> np.ndarray:
+def rms_norm_definition(
+    x: np.ndarray, weight: np.ndarray, eps: float, scale: float = 1.0
+) -> np.ndarray:
     """x [n, h], weight [h] -> x / sqrt(mean(x^2) + eps) * weight * scale, float64 [n, h]."""
     x = x.astype(np.float64)
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight.astype(np.float64) * scale
@@ -46,14 +48,22 @@ def rms_norm(hidden: int, eps: float, scale: float = 1.0) -> Any:
 
 
 def rms_norm_int8(hidden: int, eps: float, zero: int) -> Any:
-    """rms_norm followed by quantize_rows(hidden, zero): PrimFunc (x f32[n, hidden], weight f32[hidden]) -> its int32 words."""
+    """rms_norm followed by quantize_rows(hidden, zero): PrimFunc (x f32[n, hidden], weight
+    f32[hidden]) -> its int32 words.
+    """
     groups = vector.vectors_in(hidden, "the norm's width") * vector.LANES // GROUP
 
     def normalise(n: Any, x: Any, weight: Any, out: Any) -> None:
         def row(r: Any) -> None:
             factor = _factor(x, r, hidden, eps, 1.0)
             with T.serial(groups) as g:
-                quantize_group([_normed(x, weight, factor, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g)
+                quantize_group(
+                    [_normed(x, weight, factor, r, g * GROUP + half) for half in (0, 16)],
+                    zero,
+                    out,
+                    r,
+                    g,
+                )
 
         vector.spread(n, row, serial_below=8)
 

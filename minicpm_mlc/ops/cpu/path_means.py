@@ -1,7 +1,9 @@
-"""Segment means of a token tree's paths: what sequential decoding would have written by the time it reached a node.
+"""Segment means of a token tree's paths: what sequential decoding would have written by the time it
+reached a node.
 
-A node at position p sees the windows that end at p or before, some of which end inside the tree. Their means exist
-nowhere, since the pool holds committed segments only, so each row gets its own copies of its path's last pages' means.
+A node at position p sees the windows that end at p or before, some of which end inside the tree.
+Their means exist nowhere, since the pool holds committed segments only, so each row gets its own
+copies of its path's last pages' means.
 """
 
 from __future__ import annotations
@@ -15,16 +17,28 @@ from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS, write_mean
 from minicpm_mlc.ops.formats.kv import key_shape
-from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES, Path, gather_keys, path_tables_definition
+from minicpm_mlc.ops.formats.tree import (
+    MASK_WORDS,
+    TAIL_PAGES,
+    Path,
+    gather_keys,
+    path_tables_definition,
+)
 
 
 def path_means_definition(
-    k_pages: np.ndarray, k_means: np.ndarray, page_table: np.ndarray, base: np.ndarray, ancestors: np.ndarray
+    k_pages: np.ndarray,
+    k_means: np.ndarray,
+    page_table: np.ndarray,
+    base: np.ndarray,
+    ancestors: np.ndarray,
 ) -> np.ndarray:
-    """float64 [n, 2, kv_heads, 4, d]: each row's means of pages base // 64 and the next; 0 where it has none.
+    """float64 [n, 2, kv_heads, 4, d]: each row's means of pages base // 64 and the next; 0 where it
+    has none.
 
-    k_pages [pages, kv_heads, d, 64]; k_means [pages, kv_heads, 4, d] with the committed segments' means, which are copied;
-    page_table [1, p]; base [m], whose first element is the tree's; ancestors int32 [n, 2].
+    k_pages [pages, kv_heads, d, 64]; k_means [pages, kv_heads, 4, d] with the committed segments'
+    means, which are copied; page_table [1, p]; base [m], whose first element is the tree's;
+    ancestors int32 [n, 2].
     """
     tables, (pages,) = path_tables_definition(int(base[0]), ancestors, page_table[0], (k_pages, 3))
     first = base[0] // PAGE_SIZE
@@ -41,16 +55,27 @@ def path_means_definition(
 
 
 def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
-    """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base i32[m],
-    ancestors i32[n, 2]) -> f32[n, 2, k, 4, d], as in path_means_definition.
+    """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base
+    i32[m], ancestors i32[n, 2]) -> f32[n, 2, k, 4, d], as in path_means_definition.
     """
 
-    def write(row: Any, kv_head: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any):
+    def write(
+        row: Any,
+        kv_head: Any,
+        k_pages: Any,
+        k_means: Any,
+        page_table: Any,
+        base: Any,
+        ancestors: Any,
+        out: Any,
+    ):
         path = Path.of(page_table, base, ancestors, row)
         keys = T.alloc_buffer((1, *key_shape(kv_dtype, 1, head_dim)), KV_STORAGE[kv_dtype])
         with T.serial(TAIL_PAGES) as tail:
             number = T.Bind(path.tail + tail)
-            finished = T.Bind(T.max(T.min((path.slot + 1 - number * PAGE_SIZE) // SEGMENT_SIZE, SEGMENTS), 0))
+            finished = T.Bind(
+                T.max(T.min((path.slot + 1 - number * PAGE_SIZE) // SEGMENT_SIZE, SEGMENTS), 0)
+            )
             with T.If(finished > 0), T.Then():
                 gather_keys(keys, head_dim, path, number, kv_head, k_pages)
             with T.serial(SEGMENTS) as segment, T.If(segment < finished):
@@ -58,7 +83,11 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
                     with T.Then():
                         page = T.Bind(T.Cast("int64", page_table[0, number]))
                         with T.serial(head_dim) as i:
-                            T.buffer_store(out, k_means[page, kv_head, segment, i], [row, tail, kv_head, segment, i])
+                            T.buffer_store(
+                                out,
+                                k_means[page, kv_head, segment, i],
+                                [row, tail, kv_head, segment, i],
+                            )
                     with T.Else():
                         write_mean(out, keys, head_dim, segment, (row, tail, kv_head), (0, 0))
                 with T.Else(), T.serial(head_dim) as i:
@@ -79,13 +108,19 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         p = T.int64()
         num_pages = T.int64()
         k_pages = T.match_buffer(
-            k_pages_handle, (num_pages, *key_shape(kv_dtype, num_kv_heads, head_dim)), KV_STORAGE[kv_dtype]
+            k_pages_handle,
+            (num_pages, *key_shape(kv_dtype, num_kv_heads, head_dim)),
+            KV_STORAGE[kv_dtype],
         )
-        k_means = T.match_buffer(k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32")
+        k_means = T.match_buffer(
+            k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32"
+        )
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
         base = T.match_buffer(base_handle, (m,), "int32")
         ancestors = T.match_buffer(ancestors_handle, (n, MASK_WORDS), "int32")
-        out = T.match_buffer(out_handle, (n, TAIL_PAGES, num_kv_heads, SEGMENTS, head_dim), "float32")
+        out = T.match_buffer(
+            out_handle, (n, TAIL_PAGES, num_kv_heads, SEGMENTS, head_dim), "float32"
+        )
         with T.parallel(n * num_kv_heads) as task:
             row, kv_head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
             write(row, kv_head, k_pages, k_means, page_table, base, ancestors, out)

@@ -1,4 +1,6 @@
-"""How fast the processor multiplies and adds when nothing else holds it up: the limit that kernels are held against."""
+"""How fast the processor multiplies and adds when nothing else holds it up: the limit that kernels
+are held against.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than 
 
 
 def multiply_add_peak(vectors: int) -> Any:
-    """PrimFunc (out f32[threads, 16]): each thread does STEPS rounds of `vectors` independent multiply-adds of 16 lanes.
+    """PrimFunc (out f32[threads, 16]): each thread does STEPS rounds of `vectors` independent
+    multiply-adds of 16 lanes.
 
     Every chain is a contraction towards 1, so that no value overflows and none can be left out.
     """
@@ -58,7 +61,9 @@ def int8_operations(dot: str) -> int:
 
 
 def int8_peak(vectors: int, dot: str) -> Any:
-    """PrimFunc (out i32[threads, 16]): each thread does STEPS rounds of `vectors` independent int8 dot products."""
+    """PrimFunc (out i32[threads, 16]): each thread does STEPS rounds of `vectors` independent int8
+    dot products.
+    """
     kind = DOTS[dot]
     width = kind.rows
 
@@ -87,7 +92,9 @@ def int8_peak(vectors: int, dot: str) -> Any:
 
 
 def read_peak() -> Any:
-    """PrimFunc (x i32[n, 16], out i32[tasks, 16]): sums x's columns. n is a multiple of tasks * READ_STREAMS."""
+    """PrimFunc (x i32[n, 16], out i32[tasks, 16]): sums x's columns. n is a multiple of tasks *
+    READ_STREAMS.
+    """
     lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
 
     def run(n: Any, tasks: Any, x: Any, out: Any) -> None:

@@ -1,7 +1,8 @@
 """quantize_rows: float32 activations to int8, one scale per row and group of 32 columns.
 
-A group is ten int32 words that a kernel broadcasts one by one: eight of four int8 values each, the scale's float32
-bits, and -zero * (sum of the values), which takes a zero point of `zero` in the weights out of the integer product.
+A group is ten int32 words that a kernel broadcasts one by one: eight of four int8 values each, the
+scale's float32 bits, and -zero * (sum of the values), which takes a zero point of `zero` in the
+weights out of the integer product.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ SMALLEST = 2.0**-100  # a group below it is zeros: 127 / |x| would overflow
 
 
 def quantize_rows_definition(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x f32[m, k] -> (int8[m, k], scale f32[m, k/32]): round(x / scale) with scale = max|x| / 127 of the group."""
+    """x f32[m, k] -> (int8[m, k], scale f32[m, k/32]): round(x / scale) with scale = max|x| / 127
+    of the group.
+    """
     groups = x.reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(-1)
-    inverse = np.divide(np.float32(LARGEST), largest, out=np.zeros_like(largest), where=largest >= SMALLEST)
+    inverse = np.divide(
+        np.float32(LARGEST), largest, out=np.zeros_like(largest), where=largest >= SMALLEST
+    )
     values = np.rint(groups * inverse[..., None]).astype(np.int8)
     return values.reshape(x.shape), largest / np.float32(LARGEST)
 
@@ -47,12 +52,16 @@ def quantize_rows(k: int, zero: int) -> Any:
     Raises CompileError when k isn't a multiple of 32.
     """
     if k % GROUP:
-        raise CompileError(f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}")
+        raise CompileError(
+            f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}"
+        )
 
     def quantize(m: Any, x: Any, out: Any) -> None:
         def row(r: Any) -> None:
             with T.serial(k // GROUP) as g:
-                quantize_group([vector.load(x, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g)
+                quantize_group(
+                    [vector.load(x, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g
+                )
 
         vector.spread(m, row, serial_below=8)
 
@@ -70,16 +79,23 @@ def quantize_rows(k: int, zero: int) -> Any:
 def quantize_group(halves: list[Any], zero: int, out: Any, r: Any, g: Any) -> None:
     """Emit the ten words of row r, group g, whose 32 values are two vectors."""
     halves = [T.Bind(half) for half in halves]
-    bits = [T.bitwise_and(T.reinterpret(half, dtype="int32x16"), T.broadcast(0x7FFFFFFF, 16)) for half in halves]
+    bits = [
+        T.bitwise_and(T.reinterpret(half, dtype="int32x16"), T.broadcast(0x7FFFFFFF, 16))
+        for half in halves
+    ]
     # |x| compared as bits: the same order as floats, but a NaN is the largest instead of vanishing
     largest = T.Bind(T.reinterpret(vector.fold(T.max, T.Bind(T.max(*bits))), dtype="float32"))
     T.buffer_store(out, T.reinterpret(largest / T.float32(LARGEST), dtype="int32"), [r, g, SCALE])
-    held = vector.registers(3)  # a memory cell ends an expression; TVM's simplifier expands longer ones for seconds
+    held = vector.registers(
+        3
+    )  # a memory cell ends an expression; TVM's simplifier expands longer ones for seconds
     inverse = T.Select(largest < T.float32(SMALLEST), T.float32(0), T.float32(LARGEST) / largest)
     vector.store(held, vector.splat(inverse), 0)
     for i, half in enumerate(halves):
         vector.store(held, T.nearbyint(half * vector.load(held, 0)), (1 + i) * 16)
         words = T.Cast("int8x16", T.Cast("int32x16", vector.load(held, (1 + i) * 16)))
         T.buffer_store(out, T.reinterpret(words, dtype="int32x4"), [r, g, T.ramp(4 * i, 1, 4)])
-    total = vector.fold(lambda a, b: a + b, T.Bind(vector.load(held, 16) + vector.load(held, 32)))  # exact: small wholes
+    total = vector.fold(
+        lambda a, b: a + b, T.Bind(vector.load(held, 16) + vector.load(held, 32))
+    )  # exact: small wholes
     T.buffer_store(out, T.Cast("int32", total * T.float32(-zero)), [r, g, CORRECTION])

@@ -1,11 +1,13 @@
 """Rotary position embedding, and the write of the new keys and values into their pages.
 
-The pools are updated in place. From Relax, with pools at arguments 4 and 5 and a fresh output for q:
+The pools are updated in place. From Relax, with pools at arguments 4 and 5 and a fresh output for
+q:
 
     k_pages, v_pages, q = op.tensor_ir_inplace_op(
         rope_append(...), "rope_append", [qkv, cos_sin, slots, page_tables, k_pages, v_pages],
         inplace_indices=[4, 5, -1],
-        out=[Tensor.placeholder(k_pages.shape, k_pages.dtype), Tensor.placeholder(v_pages.shape, v_pages.dtype),
+        out=[Tensor.placeholder(k_pages.shape, k_pages.dtype), Tensor.placeholder(v_pages.shape,
+        v_pages.dtype),
              Tensor.placeholder([n, heads, head_dim], "float32")])
 
 Use the returned pools from then on, and return them, or the call is removed as dead code.
@@ -24,8 +26,12 @@ from minicpm_mlc.ops.formats import kv as kv_format
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
 
 
-def rope_angles_definition(positions: np.ndarray, inv_freq: np.ndarray, attention_scale: float = 1.0) -> np.ndarray:
-    """positions [n], inv_freq f32[d/2] -> [cos | sin] float64 [n, d]; the angle itself is a float32 product."""
+def rope_angles_definition(
+    positions: np.ndarray, inv_freq: np.ndarray, attention_scale: float = 1.0
+) -> np.ndarray:
+    """positions [n], inv_freq f32[d/2] -> [cos | sin] float64 [n, d]; the angle itself is a float32
+    product.
+    """
     angle = (positions.astype(np.float32)[:, None] * inv_freq.astype(np.float32)).astype(np.float64)
     return np.concatenate([np.cos(angle), np.sin(angle)], -1) * attention_scale
 
@@ -52,7 +58,9 @@ def rope_append_definition(
     k_pages [pages, kv_heads, d, 64] (transposed in the page), v_pages [pages, kv_heads, 64, d].
     """
     kv_heads, head_dim = v_pages.shape[1], v_pages.shape[3]
-    q, k, v = np.split(qkv.reshape(len(qkv), -1, head_dim), [num_heads, num_heads + kv_heads], axis=1)
+    q, k, v = np.split(
+        qkv.reshape(len(qkv), -1, head_dim), [num_heads, num_heads + kv_heads], axis=1
+    )
     k = rotate_definition(k, cos_sin)
     for row, slot in enumerate(slots):
         page = page_tables[row if len(page_tables) > 1 else 0, slot // PAGE_SIZE]
@@ -61,7 +69,9 @@ def rope_append_definition(
 
 
 def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
-    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times attention_scale."""
+    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times
+    attention_scale.
+    """
     half = head_dim // 2
     vectors = vector.vectors_in(half, "half of head_dim")
 
@@ -77,7 +87,9 @@ def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
         vector.spread(n, row, serial_below=64)
 
     @T.prim_func(private=True)
-    def rope_angles(positions_handle: T.handle, inv_freq_handle: T.handle, cos_sin_handle: T.handle):
+    def rope_angles(
+        positions_handle: T.handle, inv_freq_handle: T.handle, cos_sin_handle: T.handle
+    ):
         T.func_attr(vector.ATTRS)
         n = T.int64()
         positions = T.match_buffer(positions_handle, (n,), "int32")
@@ -88,7 +100,9 @@ def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
     return rope_angles
 
 
-def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+def rope_append(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+) -> Any:
     """PrimFunc (qkv f32[n, (h + 2k) d], cos_sin f32[n, d], slots i32[n], page_tables i32[s, p],
     k_pages [pages, k, d, 64], v_pages [pages, k, 64, d]) -> q f32[n, h, d]; both pools in place.
 
@@ -100,18 +114,27 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
     def rotate(qkv: Any, cos_sin: Any, r: Any, column: Any, j: int) -> tuple[Any, Any]:
         first = T.Bind(vector.load(qkv, r, column + j * 16))
         second = T.Bind(vector.load(qkv, r, column + half + j * 16))
-        cos, sin = T.Bind(vector.load(cos_sin, r, j * 16)), T.Bind(vector.load(cos_sin, r, half + j * 16))
+        cos, sin = (
+            T.Bind(vector.load(cos_sin, r, j * 16)),
+            T.Bind(vector.load(cos_sin, r, half + j * 16)),
+        )
         return T.Bind(first * cos - second * sin), T.Bind(second * cos + first * sin)
 
-    def to_storage(vectors: list[Any], k_pages: Any, which: int, page: Any, head: Any, offset: Any) -> list[Any]:
-        """One token's key or value as the pools hold it; its scale, if the format has one, is stored here."""
+    def to_storage(
+        vectors: list[Any], k_pages: Any, which: int, page: Any, head: Any, offset: Any
+    ) -> list[Any]:
+        """One token's key or value as the pools hold it; its scale, if the format has one, is
+        stored here.
+        """
         if kv_dtype != "int8":
             return [kv_format.stored(x, KV_STORAGE[kv_dtype]) for x in vectors]
         integers, scale = kv_format.quantized(vectors)
         kv_format.put_scale(k_pages, scale, head_dim, which, page, head, offset)
         return integers
 
-    def append(n: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, pools: Any, q: Any) -> None:
+    def append(
+        n: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, pools: Any, q: Any
+    ) -> None:
         k_pages, v_pages = pools
 
         def row(r: Any) -> None:
@@ -126,7 +149,10 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
                     vector.store(q, second, r, head, half + j * 16)
             with T.serial(num_kv_heads) as head:
                 column = (num_heads + num_kv_heads + head) * head_dim
-                pairs = [rotate(qkv, cos_sin, r, (num_heads + head) * head_dim, j) for j in range(vectors)]
+                pairs = [
+                    rotate(qkv, cos_sin, r, (num_heads + head) * head_dim, j)
+                    for j in range(vectors)
+                ]
                 keys = [first for first, _ in pairs] + [second for _, second in pairs]
                 values = [T.Bind(vector.load(qkv, r, column + j * 16)) for j in range(2 * vectors)]
                 keys = to_storage(keys, k_pages, KEYS, page, head, offset)
@@ -159,7 +185,9 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
         cos_sin = T.match_buffer(cos_sin_handle, (n, head_dim), "float32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        pools = kv_format.pools(k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim)
+        pools = kv_format.pools(
+            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
+        )
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
         append(n, qkv, cos_sin, slots, page_tables, pools, q)
 

@@ -1,4 +1,6 @@
-"""How much each block matters to a query: InfLLM-v2's first stage, from the segments' means alone."""
+"""How much each block matters to a query: InfLLM-v2's first stage, from the segments' means
+alone.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,20 @@ AHEAD = 8  # pages between the one multiplied and the one asked for: the memory'
 
 
 def score_blocks_definition(
-    q: np.ndarray, k_means: np.ndarray, page_tables: np.ndarray, positions: np.ndarray, page_size: int = PAGE_SIZE
+    q: np.ndarray,
+    k_means: np.ndarray,
+    page_tables: np.ndarray,
+    positions: np.ndarray,
+    page_size: int = PAGE_SIZE,
 ) -> np.ndarray:
-    """Pooled scores, float64 [n, kv_heads, p]; blocks without a finished window, and those past the query's own, get 0.
+    """Pooled scores, float64 [n, kv_heads, p]; blocks without a finished window, and those past the
+    query's own, get 0.
 
     q [n, heads, d]; k_means [pages, kv_heads, 4, d]; page_tables [n, p], or [1, p]; positions [n].
-    With K1[j] = (M[j] + M[j+1]) / 2 and K2[j] = mean(M[4j .. 4j+7]), both only of keys up to the position, a window's
-    score is s[j] = sum over the group's heads of exp(q K1[j] / sqrt(d) - logsumexp of q K2 / sqrt(d)); a block's is
-    the largest of the five windows that touch it. Scores have float32's range: a head's below 2^-126 counts as 0.
+    With K1[j] = (M[j] + M[j+1]) / 2 and K2[j] = mean(M[4j .. 4j+7]), both only of keys up to the
+    position, a window's score is s[j] = sum over the group's heads of exp(q K1[j] / sqrt(d) -
+    logsumexp of q K2 / sqrt(d)); a block's is the largest of the five windows that touch it. Scores
+    have float32's range: a head's below 2^-126 counts as 0.
     """
     segment = page_size // SEGMENTS
     kv_heads, head_dim = k_means.shape[1], k_means.shape[-1]
@@ -42,7 +50,9 @@ def score_blocks_definition(
         queries = q[row].astype(np.float64).reshape(kv_heads, -1, head_dim) / np.sqrt(head_dim)
         logits = np.einsum("kgd,jkd->kgj", queries, means[: windows + 1])
         fine = (logits[..., :-1] + logits[..., 1:]) / 2
-        pages = logits[..., : (coarse + 1) * SEGMENTS].reshape(*logits.shape[:2], -1, SEGMENTS).sum(-1)
+        pages = (
+            logits[..., : (coarse + 1) * SEGMENTS].reshape(*logits.shape[:2], -1, SEGMENTS).sum(-1)
+        )
         lse = np.logaddexp.reduce((pages[..., :-1] + pages[..., 1:]) / (2 * SEGMENTS), axis=-1)
         exponents = np.minimum(fine - lse[..., None], 700.0)
         scores = np.where(exponents < np.log(2.0**-126), 0.0, np.exp(exponents)).sum(1)
@@ -53,12 +63,15 @@ def score_blocks_definition(
     return pooled
 
 
-def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool, tile_vectors: int = 4) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions i32[n]) -> f32[n, k, p].
+def score_blocks(
+    num_heads: int, num_kv_heads: int, head_dim: int, batched: bool, tile_vectors: int = 4
+) -> Any:
+    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions
+    i32[n]) -> f32[n, k, p].
 
-    As in score_blocks_definition. Row r uses page table r when `batched` (decode; each row is split over threads),
-    else the only one (prefill). `tile_vectors`: accumulators of 16 lanes that fit the registers.
-    Raises CompileError for groups of more than 16 heads.
+    As in score_blocks_definition. Row r uses page table r when `batched` (decode; each row is split
+    over threads), else the only one (prefill). `tile_vectors`: accumulators of 16 lanes that fit
+    the registers. Raises CompileError for groups of more than 16 heads.
     """
     lanes = Lanes.of(num_heads // num_kv_heads, batched, tile_vectors)
     tile_pages = 2 if tile_vectors >= 2 * SEGMENTS * lanes.vectors else 1
@@ -81,7 +94,9 @@ def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        k_means = T.match_buffer(k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32")
+        k_means = T.match_buffer(
+            k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32"
+        )
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         positions = T.match_buffer(positions_handle, (n,), "int32")
         pooled = T.match_buffer(pooled_handle, (n, num_kv_heads, p), "float32")
@@ -111,7 +126,9 @@ class Call:
         with T.parallel((self.n + task_rows - 1) // task_rows * self.kv_heads) as task:
             kv_head = T.Bind(task % self.kv_heads)
             start = T.Bind(task // self.kv_heads * task_rows)
-            rows = [T.Bind(T.min(start + r, self.n - 1)) for r in range(task_rows)]  # the last one fills the task up
+            rows = [
+                T.Bind(T.min(start + r, self.n - 1)) for r in range(task_rows)
+            ]  # the last one fills the task up
             pages = self.most_pages(rows)
             scorer = Scorer(self.lanes, self.scratch(1), 0)
             self.multiply(scorer, rows, kv_head, T.int64(0), pages)
@@ -123,7 +140,9 @@ class Call:
                 self.clear(row, kv_head, pages)
 
     def decode(self) -> None:
-        """A task owns a share of one row's pages, for one KV head; the log-sum-exp between the two walks is whole."""
+        """A task owns a share of one row's pages, for one KV head; the log-sum-exp between the two
+        walks is whole.
+        """
         pairs = T.Bind(self.n * self.kv_heads)
         logits = self.scratch(pairs)
         sums = T.alloc_buffer((pairs, vector.LANES), "float32")
@@ -144,21 +163,31 @@ class Call:
             self.multiply(scorer_of(pair), [row], kv_head, begin, end, row)
 
         def pool(pair: Any, begin: Any, end: Any) -> None:
-            row, kv_head, scorer = T.Bind(pair // self.kv_heads), T.Bind(pair % self.kv_heads), scorer_of(pair)
+            row, kv_head, scorer = (
+                T.Bind(pair // self.kv_heads),
+                T.Bind(pair % self.kv_heads),
+                scorer_of(pair),
+            )
             windows, _ = scorer.load_limits(self.positions, [row])
             lse = T.Bind(vector.load(sums, pair, 0))
             scorer.pool(0, lse, windows, begin, end, partial(self.write, [row], kv_head))
 
         each_share(multiply)
         with T.parallel(pairs) as pair:
-            row, kv_head, scorer = T.Bind(pair // self.kv_heads), T.Bind(pair % self.kv_heads), scorer_of(pair)
+            row, kv_head, scorer = (
+                T.Bind(pair // self.kv_heads),
+                T.Bind(pair % self.kv_heads),
+                scorer_of(pair),
+            )
             _, coarse = scorer.load_limits(self.positions, [row])
             vector.store(sums, scorer.log_sum_exp(0, coarse, self.pages(row)), pair, 0)
             self.clear(row, kv_head, self.pages(row))
         each_share(pool)
 
     def scratch(self, pairs: Any) -> Any:
-        """Logits for `pairs` of a row and a KV head; a page more each, since windows reach into the next."""
+        """Logits for `pairs` of a row and a KV head; a page more each, since windows reach into the
+        next.
+        """
         return T.alloc_buffer((pairs * (self.p + 1) * SEGMENTS, self.lanes.width), "float32")
 
     def pages(self, row: Any) -> Any:
@@ -173,12 +202,18 @@ class Call:
             T.buffer_store(most, T.max(most[0], self.pages(row)), [0])
         return T.Bind(most[0])
 
-    def multiply(self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0) -> Any:
-        """The logits of the pages begin .. end - 1, several pages at once while there are. Returns the queries."""
+    def multiply(
+        self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0
+    ) -> Any:
+        """The logits of the pages begin .. end - 1, several pages at once while there are. Returns
+        the queries.
+        """
         queries = scorer.load_queries(self.q, rows, kv_head)
 
         def tile(page: Any, pages: int) -> None:
-            places = [T.Bind(T.Cast("int64", self.page_tables[table, page + p])) for p in range(pages)]
+            places = [
+                T.Bind(T.Cast("int64", self.page_tables[table, page + p])) for p in range(pages)
+            ]
             ahead = [T.min(page + AHEAD + p, end - 1) for p in range(pages)]
             later = [T.Bind(T.Cast("int64", self.page_tables[table, at])) for at in ahead]
 
@@ -186,7 +221,9 @@ class Call:
                 for place in later:
                     vector.prefetch(self.k_means, place, kv_head, 0, line * vector.LANES)
 
-            scorer.multiply(queries, lambda p, s, i: self.k_means[places[p], kv_head, s, i], page, pages, fetch)
+            scorer.multiply(
+                queries, lambda p, s, i: self.k_means[places[p], kv_head, s, i], page, pages, fetch
+            )
 
         whole = T.Bind((end - begin) // self.tile_pages)
         with T.serial(whole) as step:
@@ -205,7 +242,9 @@ class Call:
 
 
 def opaque(value: Any) -> Any:
-    """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half a minute."""
+    """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half
+    a minute.
+    """
     cell = T.alloc_buffer((1,), "int64")
     T.buffer_store(cell, value, [0])
     return T.Bind(cell[0])

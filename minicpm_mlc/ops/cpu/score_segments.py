@@ -1,7 +1,9 @@
-"""The walks of sparse attention's first stage over one task's segments: logits, log-sum-exp, scores, pooled maximum.
+"""The walks of sparse attention's first stage over one task's segments: logits, log-sum-exp,
+scores, pooled maximum.
 
-The heads of a group lie in the lanes of a vector, so that a mean is read once for all of them and the softmax over
-windows needs no reduction. The logits, a vector per segment, are scratch that all walks share: 64 bytes a segment.
+The heads of a group lie in the lanes of a vector, so that a mean is read once for all of them and
+the softmax over windows needs no reduction. The logits, a vector per segment, are scratch that all
+walks share: 64 bytes a segment.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LOWEST = -3e38  # finite, so that LOWEST - LOWEST is 0
 
 @dataclass(frozen=True)
 class Lanes:
-    """Lane l of vector v holds row v * rows + l % rows and head l // rows of a group; heads past it are padding.
+    """Lane l of vector v holds row v * rows + l % rows and head l // rows of a group; heads past it
+    are padding.
 
     `rows`: query rows in one vector, a power of two; `vectors`: of one task.
     """
@@ -35,9 +38,14 @@ class Lanes:
 
     @staticmethod
     def of(group: int, batched: bool, tile_vectors: int) -> Lanes:
-        """Decode has a row per task; prefill packs as many as fit, since they share the means they read."""
+        """Decode has a row per task; prefill packs as many as fit, since they share the means they
+        read.
+        """
         if group > vector.LANES:
-            raise CompileError(f"{group} query heads share a KV head; sparse attention takes at most {vector.LANES}")
+            raise CompileError(
+                f"{group} query heads share a KV head; sparse attention takes at most "
+                f"{vector.LANES}"
+            )
         if batched:
             return Lanes(group, 1, 1)
         padded = 1 << (group - 1).bit_length()
@@ -56,7 +64,9 @@ class Lanes:
         return lane // vector.LANES * self.rows + lane % self.rows, lane % vector.LANES // self.rows
 
     def of_rows(self, vectors: Any, v: int) -> Any:
-        """The lanes of vector v that belong to its rows' first heads: a scalar when it has one row."""
+        """The lanes of vector v that belong to its rows' first heads: a scalar when it has one
+        row.
+        """
         at = v * vector.LANES
         return vectors[T.ramp(at, 1, self.rows) if self.rows > 1 else at]
 
@@ -71,7 +81,9 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Scorer:
-    """One task's logits f32[segments, width]: half of mean . query / sqrt(d) in units of log2, from `base` on."""
+    """One task's logits f32[segments, width]: half of mean . query / sqrt(d) in units of log2, from
+    `base` on.
+    """
 
     lanes: Lanes
     logits: Any
@@ -93,14 +105,18 @@ class Scorer:
         return queries
 
     def load_limits(self, positions: Any, rows: list[Any]) -> tuple[Any, Any]:
-        """i32[width] each: the windows, and the coarse windows, that a lane's row sees; padding sees no coarse ones."""
+        """i32[width] each: the windows, and the coarse windows, that a lane's row sees; padding
+        sees no coarse ones.
+        """
         windows = T.alloc_buffer((self.lanes.width,), "int32")
         coarse = T.alloc_buffer((self.lanes.width,), "int32")
         for lane in range(self.lanes.width):
             row, head = self.lanes.place(lane)
             tokens = T.Bind(positions[rows[row]] + 1)
             T.buffer_store(windows, tokens // SEGMENT_SIZE - 1, [lane])
-            T.buffer_store(coarse, tokens // PAGE_SIZE - 1 if head < self.lanes.group else 0, [lane])
+            T.buffer_store(
+                coarse, tokens // PAGE_SIZE - 1 if head < self.lanes.group else 0, [lane]
+            )
         return windows, coarse
 
     def multiply(
@@ -111,13 +127,18 @@ class Scorer:
         pages: int,
         fetch: Callable[[Any], None] = lambda line: None,
     ) -> None:
-        """Logits of the pages page .. page + pages - 1; means(p, s, i) is component i of a segment of page + p.
+        """Logits of the pages page .. page + pages - 1; means(p, s, i) is component i of a segment
+        of page + p.
 
-        fetch(line) asks for one cache line, of the d / 4 that a page's means fill, of what is read later.
+        fetch(line) asks for one cache line, of the d / 4 that a page's means fill, of what is read
+        later.
         """
         vectors = range(self.lanes.vectors)
         segments = list(product(range(pages), range(SEGMENTS)))
-        place = {(p, s, v): at * vector.LANES for at, ((p, s), v) in enumerate(product(segments, vectors))}
+        place = {
+            (p, s, v): at * vector.LANES
+            for at, ((p, s), v) in enumerate(product(segments, vectors))
+        }
         tile = vector.registers(len(place))
         for at in place.values():
             vector.store(tile, vector.splat(0.0), at)
@@ -128,11 +149,20 @@ class Scorer:
                 for p, s in segments:
                     mean = T.Bind(vector.splat(means(p, s, i)))
                     for v, column in enumerate(columns):
-                        vector.store(tile, vector.load(tile, place[p, s, v]) + column * mean, place[p, s, v])
+                        vector.store(
+                            tile, vector.load(tile, place[p, s, v]) + column * mean, place[p, s, v]
+                        )
         for (p, s, v), at in place.items():
-            vector.store(self.logits, vector.load(tile, at), self.base + (page + p) * SEGMENTS + s, v * vector.LANES)
+            vector.store(
+                self.logits,
+                vector.load(tile, at),
+                self.base + (page + p) * SEGMENTS + s,
+                v * vector.LANES,
+            )
 
-    def each_coarse_window(self, v: int, pages: Any, limit: Any, visit: Callable[[Any, Any], None]) -> None:
+    def each_coarse_window(
+        self, v: int, pages: Any, limit: Any, visit: Callable[[Any, Any], None]
+    ) -> None:
         """visit(logits, mask of the lanes that see it) for each window of two pages."""
         with T.serial(pages - 1) as page:
             values = [self.at(page, s, v) for s in range(2 * SEGMENTS)]
@@ -142,14 +172,18 @@ class Scorer:
             visit(T.Bind(values[0] * vector.splat(1 / SEGMENTS)), seen)
 
     def log_sum_exp(self, v: int, coarse: Any, pages: Any) -> Any:
-        """log2 of the sum of exp2 over the coarse windows that each lane of vector v sees; 3e38 where it sees none."""
+        """log2 of the sum of exp2 over the coarse windows that each lane of vector v sees; 3e38
+        where it sees none.
+        """
         limit = T.Bind(coarse[T.ramp(v * vector.LANES, 1, vector.LANES)])
         highest, total = vector.registers(1), vector.registers(1)
         vector.store(highest, vector.splat(LOWEST), 0)
         vector.store(total, vector.splat(0.0), 0)
 
         def raise_highest(x: Any, seen: Any) -> None:
-            vector.store(highest, T.max(vector.load(highest, 0), T.Select(seen, x, vector.splat(LOWEST))), 0)
+            vector.store(
+                highest, T.max(vector.load(highest, 0), T.Select(seen, x, vector.splat(LOWEST))), 0
+            )
 
         def add(x: Any, seen: Any) -> None:
             power = vector.exp2(x - vector.load(highest, 0))
@@ -157,20 +191,33 @@ class Scorer:
 
         self.each_coarse_window(v, pages, limit, raise_highest)
         self.each_coarse_window(v, pages, limit, add)
-        value = vector.load(highest, 0) + log2_of(T.Bind(T.max(vector.load(total, 0), vector.splat(1.0))))
+        value = vector.load(highest, 0) + log2_of(
+            T.Bind(T.max(vector.load(total, 0), vector.splat(1.0)))
+        )
         return T.Bind(T.Select(limit > T.broadcast(0, vector.LANES), value, vector.splat(-LOWEST)))
 
     def score(self, v: int, lse: Any, limit: Any, page: Any, s: int) -> Any:
-        """Score of window 4 page + s, one lane per row: exponentials summed over the heads; 0 from `limit` on."""
+        """Score of window 4 page + s, one lane per row: exponentials summed over the heads; 0 from
+        `limit` on.
+        """
         power = vector.exp2(self.at(page, s, v) + self.at(page, s + 1, v) - lse)
         seen = self.lanes.per_row(T.Cast("int32", page * SEGMENTS + s)) < limit
         total = vector.fold(lambda a, b: a + b, power, self.lanes.rows)
         return T.Bind(T.Select(seen, total, self.lanes.per_row(T.float32(0))))
 
-    def pool(self, v: int, lse: Any, windows: Any, begin: Any, end: Any, write: Callable[[int, Any, Any], None]) -> None:
+    def pool(
+        self,
+        v: int,
+        lse: Any,
+        windows: Any,
+        begin: Any,
+        end: Any,
+        write: Callable[[int, Any, Any], None],
+    ) -> None:
         """write(row, page, score) for the pages begin .. end - 1 and each row of vector v.
 
-        A block's score is the largest of its four windows and of the one before, which reaches into it.
+        A block's score is the largest of its four windows and of the one before, which reaches into
+        it.
         """
         rows = self.lanes.rows
         limit = T.Bind(self.lanes.of_rows(windows, v))
@@ -182,14 +229,19 @@ class Scorer:
         with T.serial(end - begin) as step:
             page = T.Bind(begin + step)
             scores = [self.score(v, lse, limit, page, s) for s in range(SEGMENTS)]
-            best = T.Bind(T.max(T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3])), previous[whole]))
+            best = T.Bind(
+                T.max(
+                    T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3])), previous[whole]
+                )
+            )
             T.buffer_store(previous, scores[-1], [whole])
             for r in range(rows):
                 write(v * rows + r, page, self.lanes.row(best, r))
 
 
 def log2_of(x: Any) -> Any:
-    """log2 of lanes >= 1 by Newton's method on exp2, from the exponent and mantissa as a guess (off by <= 0.09).
+    """log2 of lanes >= 1 by Newton's method on exp2, from the exponent and mantissa as a guess (off
+    by <= 0.09).
 
     A loop, because TVM's simplifier expands the nested expression without end.
     """
@@ -198,5 +250,7 @@ def log2_of(x: Any) -> Any:
     vector.store(guess, bits * vector.splat(2.0**-23) - vector.splat(127.0), 0)
     with T.serial(3):
         y = T.Bind(vector.load(guess, 0))
-        vector.store(guess, y + (x * vector.exp2(-y) - vector.splat(1.0)) * vector.splat(log2(e)), 0)
+        vector.store(
+            guess, y + (x * vector.exp2(-y) - vector.splat(1.0)) * vector.splat(log2(e)), 0
+        )
     return vector.load(guess, 0)

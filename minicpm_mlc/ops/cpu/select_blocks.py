@@ -1,7 +1,7 @@
 """Which blocks a query reads: the first ones, the local ones, and the best of the rest.
 
-Scores are never negative, so their bits order like integers: the k-th largest is found by binary search on the bits,
-31 counts over the row, and one pass then collects in index order.
+Scores are never negative, so their bits order like integers: the k-th largest is found by binary
+search on the bits, 31 counts over the row, and one pass then collects in index order.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ def select_blocks_definition(
     init_blocks: int,
     block_size: int = PAGE_SIZE,
 ) -> np.ndarray:
-    """int32 [n, kv_heads, topk + window_blocks]: ascending block numbers, then -1 where there are fewer blocks.
+    """int32 [n, kv_heads, topk + window_blocks]: ascending block numbers, then -1 where there are
+    fewer blocks.
 
-    pooled [n, kv_heads, p], positions [n]. Blocks up to the query's own one, qb, compete: the first `init_blocks` and
-    those from qb - window_blocks on always win, the rest go by score, ties to the lower block.
+    pooled [n, kv_heads, p], positions [n]. Blocks up to the query's own one, qb, compete: the first
+    `init_blocks` and those from qb - window_blocks on always win, the rest go by score, ties to the
+    lower block.
     """
     budget = topk + window_blocks
     selected = np.full((*pooled.shape[:2], budget), -1, np.int32)
@@ -46,12 +48,13 @@ def select_blocks_definition(
 def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Any:
     """PrimFunc (pooled f32[n, k, p], positions i32[n]) -> selected i32[n, k, topk + window_blocks].
 
-    As in select_blocks_definition. Scores must not be negative. Raises CompileError where topk leaves no room for the
-    initial blocks and the query's own.
+    As in select_blocks_definition. Scores must not be negative. Raises CompileError where topk
+    leaves no room for the initial blocks and the query's own.
     """
     if topk <= init_blocks:
         raise CompileError(
-            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own block has no place"
+            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own "
+            "block has no place"
         )
     budget = topk + window_blocks
     free = topk - init_blocks - 1
@@ -69,27 +72,40 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
                 with T.serial(init_blocks) as block:
                     put(block, block)
                 if free:
-                    candidates = Candidates(pooled, row, head, init_blocks, T.Bind(own - window_blocks))
+                    candidates = Candidates(
+                        pooled, row, head, init_blocks, T.Bind(own - window_blocks)
+                    )
                     candidates.collect(free, put)
                 with T.serial(window_blocks + 1) as block:
                     put(init_blocks + free + block, own - window_blocks + block)
 
     @T.prim_func(private=True)
-    def select_blocks(pooled_handle: T.handle, positions_handle: T.handle, selected_handle: T.handle):
+    def select_blocks(
+        pooled_handle: T.handle, positions_handle: T.handle, selected_handle: T.handle
+    ):
         T.func_attr(vector.ATTRS)
         n = T.int64()
         p = T.int64()
         pooled = T.match_buffer(pooled_handle, (n, num_kv_heads, p), "float32")
         positions = T.match_buffer(positions_handle, (n,), "int32")
         selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")
-        each_row_and_head(n, num_kv_heads, lambda row, head: select(row, head, pooled, positions, selected), serial_below=8)
+        each_row_and_head(
+            n,
+            num_kv_heads,
+            lambda row, head: select(row, head, pooled, positions, selected),
+            serial_below=8,
+        )
 
     return select_blocks
 
 
-def each_row_and_head(n: Any, heads: int, body: Callable[[Any, Any], None], serial_below: int) -> None:
+def each_row_and_head(
+    n: Any, heads: int, body: Callable[[Any, Any], None], serial_below: int
+) -> None:
     """Run body(row, head) for each of n rows and `heads` heads, neighbouring rows on one thread."""
-    vector.spread(n * heads, lambda task: body(T.Bind(task // heads), T.Bind(task % heads)), serial_below)
+    vector.spread(
+        n * heads, lambda task: body(T.Bind(task // heads), T.Bind(task % heads)), serial_below
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,9 @@ class Candidates:
     end: Any
 
     def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
-        """put(place, block) for the `count` best, ascending, from place `begin` on; there must be that many."""
+        """put(place, block) for the `count` best, ascending, from place `begin` on; there must be
+        that many.
+        """
         threshold = self.kth_largest(count)
         state = T.alloc_buffer((2,), "int32")  # places filled, ties still to take
         T.buffer_store(state, self.begin, [0])
@@ -112,7 +130,9 @@ class Candidates:
             block = T.Bind(self.begin + step)
             bits = T.Bind(T.reinterpret(self.pooled[self.row, self.head, block], dtype="int32"))
             tie = T.Bind(T.And(bits.equal(threshold), state[1] > 0))
-            put(state[0], block)  # overwritten by the next one, or by a local block, unless it counts
+            put(
+                state[0], block
+            )  # overwritten by the next one, or by a local block, unless it counts
             T.buffer_store(state, state[0] + T.Select(T.Or(bits > threshold, tie), 1, 0), [0])
             T.buffer_store(state, state[1] - T.Select(tie, 1, 0), [1])
 

@@ -47,4 +47,8 @@ def swiglu(intermediate: int) -> Any:
 def activated(gate_up: Any, row: Any, column: Any, intermediate: int) -> Any:
     """silu(gate) * up of 16 columns."""
     gate = T.Bind(vector.load(gate_up, row, column))
-    return T.Bind(gate / (vector.exp(-gate) + vector.splat(1.0)) * vector.load(gate_up, row, column + intermediate))
+    return T.Bind(
+        gate
+        / (vector.exp(-gate) + vector.splat(1.0))
+        * vector.load(gate_up, row, column + intermediate)
+    )

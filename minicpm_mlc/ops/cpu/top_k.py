@@ -1,7 +1,9 @@
-"""The likeliest tokens of each row of logits and their log-probabilities: all that drafting needs of a head's output.
+"""The likeliest tokens of each row of logits and their log-probabilities: all that drafting needs
+of a head's output.
 
-The k largest columns lie in the k blocks of columns with the largest maxima. One pass takes every block's maximum, one the
-sum of exponentials; then the best block gives up its best column and is searched for its next one, k times.
+The k largest columns lie in the k blocks of columns with the largest maxima. One pass takes every
+block's maximum, one the sum of exponentials; then the best block gives up its best column and is
+searched for its next one, k times.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ LOG_TERMS = (1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9)  # of atanh(s) / s, in s**2
 
 
 def top_k_definition(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """logits [n, v] -> (ids, log-probabilities) [n, k] of each row's k largest columns, descending, ties to the lower one."""
-    log_probabilities = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True)
+    """logits [n, v] -> (ids, log-probabilities) [n, k] of each row's k largest columns, descending,
+    ties to the lower one.
+    """
+    log_probabilities = logits - np.logaddexp.reduce(
+        logits.astype(np.float64), axis=1, keepdims=True
+    )
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     return ids.astype(np.int32), np.take_along_axis(log_probabilities, ids, 1)
 
@@ -32,7 +38,8 @@ def top_k_definition(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
 def top_k(vocab: int, k: int) -> Any:
     """PrimFunc (logits f32[n, padded vocab]) -> (ids i32[n, k], log-probabilities f32[n, k]).
 
-    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k <= vocab.
+    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k
+    <= vocab.
     """
     if not 1 <= k <= vocab:
         raise CompileError(f"top_k of {k} tokens from a vocabulary of {vocab}; give 1 to {vocab}")
@@ -87,7 +94,11 @@ class Row:
         for column in range(first, min(first + count * LANES, self.vocab), LANES):
             x = vector.load(self.logits, self.row, column)
             if column + LANES > self.vocab:
-                x = T.Select(T.ramp(column, 1, LANES) < T.broadcast(self.vocab, LANES), x, vector.splat(LOWEST))
+                x = T.Select(
+                    T.ramp(column, 1, LANES) < T.broadcast(self.vocab, LANES),
+                    x,
+                    vector.splat(LOWEST),
+                )
             found.append(T.Bind(x))
         return found
 
@@ -102,7 +113,10 @@ class Row:
         whole = self.vocab // BLOCK
         with T.serial(whole) as block:
             starts = range(0, BLOCK, LANES)
-            loaded = [T.Bind(vector.load(self.logits, self.row, block * BLOCK + start)) for start in starts]
+            loaded = [
+                T.Bind(vector.load(self.logits, self.row, block * BLOCK + start))
+                for start in starts
+            ]
             T.buffer_store(best, maximum(loaded), [block])
         if rest := self.vectors(whole * BLOCK, BLOCK // LANES):
             T.buffer_store(best, maximum(rest), [whole])
@@ -127,12 +141,16 @@ class Row:
         return vector.fold(lambda a, b: a + b, T.Bind(parts[0] + parts[1] + (parts[2] + parts[3])))
 
     def take(self, best: Any, taken: Any, block: Any) -> Any:
-        """The first column of a block that holds its best value and was not taken; `best` becomes what is then left.
+        """The first column of a block that holds its best value and was not taken; `best` becomes
+        what is then left.
 
         Of columns with the value `best`, those up to the place in `taken` are gone.
         """
         value, gone, first = T.Bind(best[block]), T.Bind(taken[block]), T.Bind(block * BLOCK)
-        found, lower = T.alloc_buffer((2,), "int32"), T.alloc_buffer((1,), "float32")  # the column, and how many hold it
+        found, lower = (
+            T.alloc_buffer((2,), "int32"),
+            T.alloc_buffer((1,), "float32"),
+        )  # the column, and how many hold it
         T.buffer_store(found, 0, [0])
         T.buffer_store(found, 0, [1])
         T.buffer_store(lower, T.float32(LOWEST), [0])
@@ -164,7 +182,9 @@ def argmax(values: Any, vectors: int) -> Any:
     best = vector.fold(T.max, T.Bind(vector.load(top, 0)))
     highest = T.broadcast(best, LANES)
     nowhere = T.broadcast(vectors * LANES, LANES)
-    return vector.fold(T.min, T.Bind(T.Select(vector.load(top, 0).equal(highest), place[lanes], nowhere)))
+    return vector.fold(
+        T.min, T.Bind(T.Select(vector.load(top, 0).equal(highest), place[lanes], nowhere))
+    )
 
 
 def log_from_1(x: Any) -> Any:

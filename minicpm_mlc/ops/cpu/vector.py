@@ -1,8 +1,8 @@
 """Vectors of 16 float32 lanes in TIR: loads, stores, reductions, exp and sin/cos without libm.
 
-Every function here emits TIR through TVM's script builder, so it is called while a PrimFunc is being built:
-an operator writes its signature as a TVMScript function and its body as plain Python that calls these.
-LLVM lowers 16 lanes to one AVX-512, two AVX2 or four NEON registers.
+Every function here emits TIR through TVM's script builder, so it is called while a PrimFunc is
+being built: an operator writes its signature as a TVMScript function and its body as plain Python
+that calls these. LLVM lowers 16 lanes to one AVX-512, two AVX2 or four NEON registers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from minicpm_mlc.base.errors import CompileError
 
 LANES = 16
 Expr = Any  # a TIR expression; TVM's own union type says no more than this
-ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}  # hand-written loops: no pass may touch them
+ATTRS = {
+    "tirx.noalias": True,
+    "tirx.is_scheduled": True,
+}  # hand-written loops: no pass may touch them
 
 # minimax fit of 2**f on [-0.5, 0.5] that is exact at 0, relative error 1e-7
 EXP2_COEFFICIENTS = (1.0, 0.6931470037, 0.2402224243, 0.05550733581, 0.009671512991, 0.001326472731)
@@ -26,9 +29,14 @@ COS_COEFFICIENTS = (1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320)
 
 
 def vectors_in(width: int, what: str) -> int:
-    """Number of 16-lane vectors in `width` elements; CompileError when they don't fill whole vectors."""
+    """Number of 16-lane vectors in `width` elements; CompileError when they don't fill whole
+    vectors.
+    """
     if width % LANES:
-        raise CompileError(f"{what} is {width}, but the CPU operators need a multiple of {LANES}: check config.json")
+        raise CompileError(
+            f"{what} is {width}, but the CPU operators need a multiple of {LANES}: check "
+            "config.json"
+        )
     return width // LANES
 
 
@@ -44,29 +52,40 @@ def load(buffer: Any, *index: Expr) -> Expr:
 
 
 def store(buffer: Any, value: Expr, *index: Expr) -> None:
-    """Write 16 float32 lanes from `index` on along the last axis, converted to the buffer's dtype."""
+    """Write 16 float32 lanes from `index` on along the last axis, converted to the buffer's
+    dtype.
+    """
     if buffer.dtype != "float32":
         value = T.Cast(f"{buffer.dtype}x{LANES}", value)
     T.buffer_store(buffer, value, [*index[:-1], T.ramp(index[-1], 1, LANES)])
 
 
 def prefetch(buffer: Any, *index: Expr) -> None:
-    """Ask for the cache line of an element that is read soon, into L2; it may lie past the buffer's end."""
+    """Ask for the cache line of an element that is read soon, into L2; it may lie past the buffer's
+    end.
+    """
     read, into_l2, data = 0, 2, 1
     intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
-    T.evaluate(T.call_llvm_intrin(intrinsic, T.address_of(buffer[index]), read, into_l2, data, dtype="void"))
+    T.evaluate(
+        T.call_llvm_intrin(
+            intrinsic, T.address_of(buffer[index]), read, into_l2, data, dtype="void"
+        )
+    )
 
 
 def registers(count: int) -> Any:
     """`count` float32 vectors that LLVM keeps in registers as long as every index is a constant.
 
-    On the stack, thus fewer than 16: TVM puts the scope "local", and 1 KiB or more, on the heap, call by call.
+    On the stack, thus fewer than 16: TVM puts the scope "local", and 1 KiB or more, on the heap,
+    call by call.
     """
     return T.alloc_buffer((count * LANES,), "float32", scope="global")
 
 
 def spread(extent: Expr, body: Callable[[Any], None], serial_below: int) -> None:
-    """Run body(i) for i < extent: on all threads, or on this one where waking the others (6 us) costs more."""
+    """Run body(i) for i < extent: on all threads, or on this one where waking the others (6 us)
+    costs more.
+    """
     with T.If(extent < serial_below):
         with T.Then(), T.serial(extent) as i:
             body(i)
@@ -75,14 +94,18 @@ def spread(extent: Expr, body: Callable[[Any], None], serial_below: int) -> None
 
 
 def fold(combine: Callable[[Expr, Expr], Expr], vector: Expr, lanes: int = 1) -> Expr:
-    """Reduce the 16 lanes to `lanes` (a power of two) in halves: lane l combines l, l + lanes, l + 2 lanes, ..."""
+    """Reduce the 16 lanes to `lanes` (a power of two) in halves: lane l combines l, l + lanes, l +
+    2 lanes, ...
+    """
     dtype = str(vector.ty.dtype).partition("x")[0]
     width = LANES // 2
     while width >= max(lanes, 2):
         half = f"{dtype}x{width}"
         vector = T.Bind(combine(T.vectorlow(half, vector), T.vectorhigh(half, vector)))
         width //= 2
-    return vector if lanes > 1 else T.Bind(combine(T.Shuffle([vector], [0]), T.Shuffle([vector], [1])))
+    return (
+        vector if lanes > 1 else T.Bind(combine(T.Shuffle([vector], [0]), T.Shuffle([vector], [1])))
+    )
 
 
 def polynomial(coefficients: tuple[float, ...], x: Expr) -> Expr:
@@ -95,7 +118,9 @@ def polynomial(coefficients: tuple[float, ...], x: Expr) -> Expr:
 
 def _scale_by_power_of_two(value: Expr, exponent: Expr) -> Expr:
     """value * 2**exponent for integral float32 exponents in [-126, 127]."""
-    bits = T.shift_left(T.Cast("int32x16", exponent) + T.broadcast(127, LANES), T.broadcast(23, LANES))
+    bits = T.shift_left(
+        T.Cast("int32x16", exponent) + T.broadcast(127, LANES), T.broadcast(23, LANES)
+    )
     return value * T.reinterpret(bits, dtype="float32x16")
 
 
@@ -112,7 +137,9 @@ def exp2(x: Expr) -> Expr:
 
 
 def exp2_below_1(x: Expr) -> Expr:
-    """2**x for x <= 0, relative error <= 2e-7; 0 below -126.5 (so also at -inf), where the exponent's bits are 0."""
+    """2**x for x <= 0, relative error <= 2e-7; 0 below -126.5 (so also at -inf), where the
+    exponent's bits are 0.
+    """
     x = T.Bind(T.max(splat(-127.0), x))
     whole = T.Bind(T.nearbyint(x))
     return T.Bind(_scale_by_power_of_two(polynomial(EXP2_COEFFICIENTS, T.Bind(x - whole)), whole))
@@ -127,23 +154,31 @@ def exp(x: Expr) -> Expr:
     whole = _whole_exponent(x * splat(log2(2.718281828459045)))
     ln2_high = 0.693359375  # 9 bits: its product with a whole exponent is exact
     rest = T.Bind((x - whole * splat(ln2_high)) - whole * splat(log(2) - ln2_high))
-    power = _scale_by_power_of_two(polynomial(EXP2_COEFFICIENTS, T.Bind(rest * splat(1 / log(2)))), whole)
+    power = _scale_by_power_of_two(
+        polynomial(EXP2_COEFFICIENTS, T.Bind(rest * splat(1 / log(2)))), whole
+    )
     return T.Bind(T.Select(x < splat(-126 * log(2)), splat(0.0), power))
 
 
 def sin_cos(angle: Expr) -> tuple[Expr, Expr]:
     """Sine and cosine of float32 angles in radians, absolute error <= 2e-7 up to |angle| = 1e7.
 
-    The quarter turns are taken off in float64, where a context's largest angle still has 30 good bits.
+    The quarter turns are taken off in float64, where a context's largest angle still has 30 good
+    bits.
     """
     wide = T.Bind(T.Cast("float64x16", angle))
     quarter = T.Bind(T.nearbyint(wide * T.broadcast(T.float64(2 / pi), LANES)))
     rest = T.Bind(T.Cast("float32x16", wide - quarter * T.broadcast(T.float64(pi / 2), LANES)))
     square = T.Bind(rest * rest)
-    sine, cosine = T.Bind(rest * polynomial(SIN_COEFFICIENTS, square)), polynomial(COS_COEFFICIENTS, square)
+    sine, cosine = (
+        T.Bind(rest * polynomial(SIN_COEFFICIENTS, square)),
+        polynomial(COS_COEFFICIENTS, square),
+    )
     turn = T.Bind(T.Cast("int32x16", quarter))
     odd = T.bitwise_and(turn, T.broadcast(1, LANES)).equal(T.broadcast(1, LANES))
     sin_negative = T.bitwise_and(turn, T.broadcast(2, LANES)).equal(T.broadcast(2, LANES))
-    cos_negative = T.bitwise_and(turn + T.broadcast(1, LANES), T.broadcast(2, LANES)).equal(T.broadcast(2, LANES))
+    cos_negative = T.bitwise_and(turn + T.broadcast(1, LANES), T.broadcast(2, LANES)).equal(
+        T.broadcast(2, LANES)
+    )
     sin_size, cos_size = T.Bind(T.Select(odd, cosine, sine)), T.Bind(T.Select(odd, sine, cosine))
     return T.Select(sin_negative, -sin_size, sin_size), T.Select(cos_negative, -cos_size, cos_size)

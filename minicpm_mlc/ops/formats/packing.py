@@ -1,12 +1,13 @@
-"""The CPU weight layouts: rows interleaved by 16, so one vector load brings the same columns of 16 output rows.
+"""The CPU weight layouts: rows interleaved by 16, so one vector load brings the same columns of 16
+output rows.
 
-"rows16", for float32 arithmetic: values are [ceil(n/16), k, 16] with element [b, column, lane] = q[16 b + lane, column].
-4-bit values are uint8 [ceil(n/16), k/2, 16]: inside each group of 32 columns, byte j holds column j in its low nibble
-and column 16+j in its high nibble.
+"rows16", for float32 arithmetic: values are [ceil(n/16), k, 16] with element [b, column, lane] =
+q[16 b + lane, column]. 4-bit values are uint8 [ceil(n/16), k/2, 16]: inside each group of 32
+columns, byte j holds column j in its low nibble and column 16+j in its high nibble.
 
 "rows16x4", for dot products of four int8 pairs: 8-bit values are [ceil(n/16), k/4, 64] with element
-[b, c, 4 lane + i] = q[16 b + lane, 4 c + i]. 4-bit values are uint8 [ceil(n/16), k/8, 64]: the same element holds
-columns 8 c + i and, in its high nibble, 8 c + 4 + i.
+[b, c, 4 lane + i] = q[16 b + lane, 4 c + i]. 4-bit values are uint8 [ceil(n/16), k/8, 64]: the same
+element holds columns 8 c + i and, in its high nibble, 8 c + 4 + i.
 
 Scales are [ceil(n/16), k/group, 16] in both.
 """
@@ -27,7 +28,9 @@ def blocks_of(rows: int) -> int:
     return -(-rows // LANES)
 
 
-def packed_shape(rows: int, columns: int, bits: int, layout: str = "rows16") -> tuple[int, int, int]:
+def packed_shape(
+    rows: int, columns: int, bits: int, layout: str = "rows16"
+) -> tuple[int, int, int]:
     """Shape of the packed values of a [rows, columns] matrix."""
     together = QUAD if layout == "rows16x4" else 1
     return blocks_of(rows), columns // (2 * together if bits == 4 else together), together * LANES
@@ -39,7 +42,8 @@ def packed_scales_shape(rows: int, columns: int, group: int) -> tuple[int, int, 
 
 
 def pack(values: np.ndarray, bits: int = 0, layout: str = "rows16") -> np.ndarray:
-    """[n, k] values of any dtype -> packed values; bits=4 takes uint8 in 0..15 and k a multiple of 32.
+    """[n, k] values of any dtype -> packed values; bits=4 takes uint8 in 0..15 and k a multiple of
+    32.
 
     Padding rows are zero weights. The layout rows16x4 takes 8-bit and 4-bit values.
     """
@@ -98,7 +102,11 @@ def _pack_quads(values: np.ndarray, bits: int) -> np.ndarray:
     blocks = blocks_of(rows)
     padding = ((0, blocks * LANES - rows), (0, 0))
     values = np.pad(values, padding, constant_values=ZERO_NIBBLE if bits == 4 else 0)
-    quads = values.reshape(blocks, LANES, columns // QUAD, QUAD).swapaxes(1, 2).reshape(blocks, -1, LANES * QUAD)
+    quads = (
+        values.reshape(blocks, LANES, columns // QUAD, QUAD)
+        .swapaxes(1, 2)
+        .reshape(blocks, -1, LANES * QUAD)
+    )
     return quads[:, 0::2] | quads[:, 1::2] << 4 if bits == 4 else np.ascontiguousarray(quads)
 
 

@@ -1,9 +1,10 @@
 """Token trees: several continuations of one sequence, checked in one call.
 
-Node j of a tree lies at slot base + j, behind the committed slots 0..base-1; parents come before their children. Bit
-j % 32 of `ancestors[i, j // 32]` is set iff node j is node i or one of its ancestors, so a tree has at most 64 nodes.
-A node's path is the sequence it would be decoded in: its k-th node would lie at slot base + k, its own position.
-Gathering a path's last pages in that order makes the node an ordinary decode row, with the same sums, bit for bit.
+Node j of a tree lies at slot base + j, behind the committed slots 0..base-1; parents come before
+their children. Bit j % 32 of `ancestors[i, j // 32]` is set iff node j is node i or one of its
+ancestors, so a tree has at most 64 nodes. A node's path is the sequence it would be decoded in: its
+k-th node would lie at slot base + k, its own position. Gathering a path's last pages in that order
+makes the node an ordinary decode row, with the same sums, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,19 +34,24 @@ def ancestor_masks(parents: list[int]) -> np.ndarray:
 
 def paths_definition(ancestors: np.ndarray) -> list[list[int]]:
     """Each row's path, from the root's side to the node itself, from masks int32 [n, 2]."""
-    return [[j for j in range(MAX_NODES) if row[j // 32] >> (j % 32) & 1] for row in ancestors.tolist()]
+    return [
+        [j for j in range(MAX_NODES) if row[j // 32] >> (j % 32) & 1] for row in ancestors.tolist()
+    ]
 
 
 def path_tables_definition(
     base: int, ancestors: np.ndarray, page_table: np.ndarray, *pools: tuple[np.ndarray, int]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Page tables [n, p + 1] of every row's own sequence, and the pools with its last pages appended.
+    """Page tables [n, p + 1] of every row's own sequence, and the pools with its last pages
+    appended.
 
     pools: (array [pages, ...], axis of the 64 tokens of a page). Slots past a row's own hold zeros.
     """
     first, page_size = base // PAGE_SIZE, PAGE_SIZE
     tables = np.tile(np.append(page_table, np.int32(-1)), (len(ancestors), 1)).astype(np.int32)
-    tables[:, first : first + TAIL_PAGES] = len(pools[0][0]) + np.arange(len(ancestors) * TAIL_PAGES).reshape(-1, 2)
+    tables[:, first : first + TAIL_PAGES] = len(pools[0][0]) + np.arange(
+        len(ancestors) * TAIL_PAGES
+    ).reshape(-1, 2)
     extended = []
     for pool, axis in pools:
         tokens = np.moveaxis(pool, axis, 1)
@@ -82,16 +88,22 @@ class Path:
 
     @property
     def tail(self) -> Any:
-        """The first page that holds uncommitted slots; pages before it lie in the pools as they are."""
+        """The first page that holds uncommitted slots; pages before it lie in the pools as they
+        are.
+        """
         return T.Bind(self.base // PAGE_SIZE)
 
     def place(self, slot: Any) -> tuple[Any, Any]:
         """(page, offset) in the pools of a slot >= base of the row's sequence."""
         source = T.Bind(self.base + self.nodes[slot - self.base])
-        return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(source % PAGE_SIZE)
+        return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(
+            source % PAGE_SIZE
+        )
 
     def each_gathered(self, number: Any, copy_page: Any, copy_slot: Any) -> None:
-        """Build page `number` >= tail: copy_page(page) takes what is committed of it, then copy_slot(to, page, from)."""
+        """Build page `number` >= tail: copy_page(page) takes what is committed of it, then
+        copy_slot(to, page, from).
+        """
         begin = T.Bind(number * PAGE_SIZE)
         start = T.Bind(T.max(self.base - begin, 0))
         with T.If(start > 0), T.Then():
@@ -101,7 +113,9 @@ class Path:
             copy_slot(to, *self.place(T.Bind(begin + to)))
 
 
-def copy_vectors(target: Any, source: Any, width: int, to: tuple[Any, ...], at: tuple[Any, ...]) -> None:
+def copy_vectors(
+    target: Any, source: Any, width: int, to: tuple[Any, ...], at: tuple[Any, ...]
+) -> None:
     """target[*to, 0:width] = source[*at, 0:width], which have one dtype."""
     with T.serial(width // vector.LANES) as j:
         lanes = T.ramp(j * vector.LANES, 1, vector.LANES)
@@ -122,7 +136,9 @@ class TailPages:
             T.alloc_buffer((1, 1, PAGE_SIZE, head_dim), KV_STORAGE[kv_dtype]),
         )
 
-    def gather(self, path: Path, number: Any, kv_head: Any, pools: tuple[Any, Any]) -> tuple[Any, Any]:
+    def gather(
+        self, path: Path, number: Any, kv_head: Any, pools: tuple[Any, Any]
+    ) -> tuple[Any, Any]:
         """Fill the scratch with page `number` of the row's sequence; returned as pools."""
         head_dim = int(self.v_pages.shape[-1])
         gather_keys(self.k_pages, head_dim, path, number, kv_head, pools[0])
@@ -138,8 +154,12 @@ class TailPages:
         return self.k_pages, self.v_pages
 
 
-def gather_keys(target: Any, head_dim: int, path: Path, number: Any, kv_head: Any, k_pages: Any) -> None:
-    """target, a key page of one head, = the keys of page `number` of the row's sequence, with their scales."""
+def gather_keys(
+    target: Any, head_dim: int, path: Path, number: Any, kv_head: Any, k_pages: Any
+) -> None:
+    """target, a key page of one head, = the keys of page `number` of the row's sequence, with their
+    scales.
+    """
 
     def copy_page(page: Any) -> None:
         with T.serial(target.shape[2]) as i:

@@ -1,7 +1,7 @@
 """How a weight element is stored, and the TIR that reads it back as float32.
 
-Rows are interleaved by 16 (ops/formats/packing.py has the layouts): one vector register holds the same column of 16 rows, or
-the same four columns.
+Rows are interleaved by 16 (ops/formats/packing.py has the layouts): one vector register holds the
+same column of 16 rows, or the same four columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ GROUP = 32  # columns unpacked together; a scale covers a whole number of these
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """One storage format of a [n, k] matrix. `group` is the columns that share a scale, 0 without scales."""
+    """One storage format of a [n, k] matrix. `group` is the columns that share a scale, 0 without
+    scales.
+    """
 
     name: str
     dtype: str
@@ -46,7 +48,9 @@ class WeightFormat:
         return packed_shape(n, k, 4 if self.name == "w4" else 0, self.layout)
 
     def scale_shape(self, n: int, k: int) -> tuple[int, int, int]:
-        """Stored shape of the scales. Formats without scales pass their weight in the scales' place, unread."""
+        """Stored shape of the scales. Formats without scales pass their weight in the scales'
+        place, unread.
+        """
         return (-(-n // LANES), k // self.group, LANES) if self.group else self.weight_shape(n, k)
 
     @property
@@ -54,17 +58,23 @@ class WeightFormat:
         return "float16" if self.group else self.dtype
 
     def pair(self, w: Any, block: Any, g: Any, j: Any, lane: Any, lanes: int) -> tuple[Any, Any]:
-        """Unscaled float32 values of columns 32g+j and 32g+16+j (j < 16), for one lane or a vector of lanes.
+        """Unscaled float32 values of columns 32g+j and 32g+16+j (j < 16), for one lane or a vector
+        of lanes.
 
         In the layout rows16x4, for one lane.
         """
         if self.layout == "rows16x4":
-            return tuple(T.Cast("float32", self._quad_element(w, block, g * GROUP + half + j, lane)) for half in (0, 16))
+            return tuple(
+                T.Cast("float32", self._quad_element(w, block, g * GROUP + half + j, lane))
+                for half in (0, 16)
+            )
         if self.name == "w4":
             byte = T.Cast(_typed("int32", lanes), w[block, g * 16 + j, lane])
             low = T.bitwise_and(byte, _splat(T.int32(15), lanes))
             high = T.shift_right(byte, _splat(T.int32(4), lanes))
-            return tuple(T.Cast(_typed("float32", lanes), v - _splat(T.int32(8), lanes)) for v in (low, high))
+            return tuple(
+                T.Cast(_typed("float32", lanes), v - _splat(T.int32(8), lanes)) for v in (low, high)
+            )
         return tuple(self._widen(w[block, g * GROUP + half + j, lane], lanes) for half in (0, 16))
 
     def scale(self, s: Any, block: Any, g: Any, lane: Any, lanes: int) -> Any:
@@ -76,7 +86,9 @@ class WeightFormat:
         quad, at = column // QUAD, lane * QUAD + column % QUAD
         if self.name != "w4":
             return T.Cast("int32", w[block, quad, at])
-        nibbles = T.shift_right(T.Cast("int32", w[block, quad // 2, at]), T.Cast("int32", quad % 2 * 4))
+        nibbles = T.shift_right(
+            T.Cast("int32", w[block, quad // 2, at]), T.Cast("int32", quad % 2 * 4)
+        )
         return T.bitwise_and(nibbles, 15) - 8
 
     def _widen(self, value: Any, lanes: int) -> Any:

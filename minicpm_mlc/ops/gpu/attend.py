@@ -1,7 +1,8 @@
 """Attention of rows over pages: dense, over selected blocks, and of a token tree's rows.
 
-A workgroup takes one row's heads of one KV head and a share of its pages, and folds them in page by page with a running
-maximum and sum. Where rows are few, each row is cut into splits that a second kernel merges.
+A workgroup takes one row's heads of one KV head and a share of its pages, and folds them in page by
+page with a running maximum and sum. Where rows are few, each row is cut into splits that a second
+kernel merges.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    accumulate,
+    barrier,
+    kernel,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
 
@@ -31,7 +40,9 @@ Visit = Callable[[Any], None]  # of a page's number in the sequence, or -1
 
 @dataclass(frozen=True)
 class Heads:
-    """What a workgroup does: its threads score tokens by their keys, then sum one component of every `abreast`-th value."""
+    """What a workgroup does: its threads score tokens by their keys, then sum one component of
+    every `abreast`-th value.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -72,9 +83,13 @@ class Heads:
 
 
 class Fold:
-    """The state of one workgroup: queries, each head's maximum, sum and output, over the pages seen so far."""
+    """The state of one workgroup: queries, each head's maximum, sum and output, over the pages seen
+    so far.
+    """
 
-    def __init__(self, heads: Heads, pools: Pools, q: Any, row: Any, kv_head: Any, thread: Any) -> None:
+    def __init__(
+        self, heads: Heads, pools: Pools, q: Any, row: Any, kv_head: Any, thread: Any
+    ) -> None:
         self.heads, self.pools, self.kv_head, self.thread = heads, pools, kv_head, thread
         group, d = heads.group, heads.head_dim
         self.queries, self.scores = shared((group * d,)), shared((group * PAGE_SIZE,))
@@ -101,14 +116,20 @@ class Fold:
         self._partial(0.0, lambda total, at: total + self._weighed(at), count)
         barrier()
         with T.If(self.thread < self.heads.group), T.Then():
-            T.buffer_store(self.sums, self.sums[self.thread] * self.decay[self.thread], [self.thread])
+            T.buffer_store(
+                self.sums, self.sums[self.thread] * self.decay[self.thread], [self.thread]
+            )
             for part in range(self.heads.parts):
-                accumulate(self.sums, self.thread, self.partial[self.thread * self.heads.parts + part])
+                accumulate(
+                    self.sums, self.thread, self.partial[self.thread * self.heads.parts + part]
+                )
         self._add_values(place, count)
         barrier()
 
     def _partial(self, start: float, fold: Callable[[Any, Any], Any], count: Any) -> None:
-        """self.partial: what each thread folds of its share of a head's scores, every parts-th; fold(so far, place)."""
+        """self.partial: what each thread folds of its share of a head's scores, every parts-th;
+        fold(so far, place).
+        """
         parts, state = self.heads.parts, registers(1, value=start)
         with T.If(self.thread < self.heads.group * parts), T.Then():
             head, part = T.Bind(self.thread // parts), T.Bind(self.thread % parts)
@@ -123,7 +144,9 @@ class Fold:
         return weight
 
     def _score(self, place: Place, count: Any) -> None:
-        """A thread takes one token and a share of the components, so that a key is read once for all heads."""
+        """A thread takes one token and a share of the components, so that a key is read once for
+        all heads.
+        """
         d, group, sets = self.heads.head_dim, self.heads.group, self.heads.threads // PAGE_SIZE
         t, part = T.Bind(self.thread % PAGE_SIZE), T.Bind(self.thread // PAGE_SIZE)
         here, sums = T.Bind(T.And(part < sets, t < count)), registers(group, value=0.0)
@@ -134,24 +157,32 @@ class Fold:
                 for h in range(group):
                     accumulate(sums, h, self.queries[h * d + i] * key)
             for h in range(group):
-                T.buffer_store(sums, self.pools.scaled_by(sums[h], KEYS, page, self.kv_head, offset), [h])
+                T.buffer_store(
+                    sums, self.pools.scaled_by(sums[h], KEYS, page, self.kv_head, offset), [h]
+                )
         for turn in range(sets):
             with T.If(T.And(here, part.equal(turn))), T.Then():
                 for h in range(group):
                     at = h * PAGE_SIZE + t
-                    T.buffer_store(self.scores, sums[h] if turn == 0 else self.scores[at] + sums[h], [at])
+                    T.buffer_store(
+                        self.scores, sums[h] if turn == 0 else self.scores[at] + sums[h], [at]
+                    )
             barrier()
 
     def _raise_maximum(self) -> None:
         best = registers(1)
         T.buffer_store(best, self.maxima[self.thread], [0])
         for part in range(self.heads.parts):
-            T.buffer_store(best, T.max(best[0], self.partial[self.thread * self.heads.parts + part]), [0])
+            T.buffer_store(
+                best, T.max(best[0], self.partial[self.thread * self.heads.parts + part]), [0]
+            )
         T.buffer_store(self.decay, T.exp(self.maxima[self.thread] - best[0]), [self.thread])
         T.buffer_store(self.maxima, best[0], [self.thread])
 
     def _add_values(self, place: Place, count: Any) -> None:
-        """A thread takes one component and every abreast-th token, so that a value is read once for all heads."""
+        """A thread takes one component and every abreast-th token, so that a value is read once for
+        all heads.
+        """
         with T.If(self.first < self.heads.abreast), T.Then():
             for h in range(self.heads.group):
                 T.buffer_store(self.output, self.output[h] * self.decay[h], [h])
@@ -163,13 +194,17 @@ class Fold:
                     accumulate(self.output, h, self.scores[h * PAGE_SIZE + t] * value)
 
     def each_output(self, write: Callable[[Any, Any, Any], None]) -> None:
-        """write(head of the group, component, value before the division by the sum) for what this thread has."""
+        """write(head of the group, component, value before the division by the sum) for what this
+        thread has.
+        """
         d, whole = self.heads.head_dim, self.queries  # not needed any more
         for turn in range(self.heads.abreast):
             with T.If(self.first.equal(turn)), T.Then():
                 for h in range(self.heads.group):
                     at = T.Bind(h * d + self.component)
-                    T.buffer_store(whole, self.output[h] if turn == 0 else whole[at] + self.output[h], [at])
+                    T.buffer_store(
+                        whole, self.output[h] if turn == 0 else whole[at] + self.output[h], [at]
+                    )
             barrier()
         with strided(self.heads.group * d, self.thread, self.heads.threads) as i:
             write(T.Bind(i // d), T.Bind(i % d), whole[i])
@@ -177,8 +212,8 @@ class Fold:
 
 @dataclass(frozen=True)
 class Call:
-    """One launch: `sequence(row, thread)` is what a row sees, `visit(row, kv_head, sequence, split, splits, fold_page)`
-    goes through the numbers of a split's pages."""
+    """One launch: `sequence(row, thread)` is what a row sees, `visit(row, kv_head, sequence, split,
+    splits, fold_page)` goes through the numbers of a split's pages."""
 
     heads: Heads
     n: Any
@@ -225,7 +260,9 @@ class Call:
             row, split = T.Bind(rest % n), T.Bind(rest // n)
             fold = self.fold(row, kv_head, thread, split, splits)
             first = T.Bind(kv_head * heads.group)
-            fold.each_output(lambda head, i, value: T.buffer_store(outputs, value, [split, row, first + head, i]))
+            fold.each_output(
+                lambda head, i, value: T.buffer_store(outputs, value, [split, row, first + head, i])
+            )
             with T.If(thread < heads.group), T.Then():
                 T.buffer_store(maxima, fold.maxima[thread], [split, row, first + thread])
                 T.buffer_store(sums, fold.sums[thread], [split, row, first + thread])
@@ -252,7 +289,9 @@ def splits_for(pages: Any) -> Any:
     return T.Bind(T.max(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS), 1))
 
 
-def all_pages(_row: Any, _kv_head: Any, sequence: Sequence, split: Any, splits: Any, fold_page: Visit) -> None:
+def all_pages(
+    _row: Any, _kv_head: Any, sequence: Sequence, split: Any, splits: Any, fold_page: Visit
+) -> None:
     """A split's equal share of the pages up to the row's own."""
     own = T.Bind(T.Cast("int64", sequence.slot // PAGE_SIZE + 1))
     begin = T.Bind(own * split // splits)
@@ -261,7 +300,13 @@ def all_pages(_row: Any, _kv_head: Any, sequence: Sequence, split: Any, splits: 
 
 
 def selected_pages(
-    selected: Any, row: Any, kv_head: Any, _sequence: Sequence, split: Any, splits: Any, fold_page: Visit
+    selected: Any,
+    row: Any,
+    kv_head: Any,
+    _sequence: Sequence,
+    split: Any,
+    splits: Any,
+    fold_page: Visit,
 ) -> None:
     """A split's share of the row's list, which ends at its first -1."""
     budget = int(selected.shape[-1])
@@ -271,62 +316,103 @@ def selected_pages(
 
 
 def attend_prefill(*shape: Any) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h * d]."""
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h
+    * d].
+    """
     return _attend_rows(Heads(*shape), batched=False)
 
 
 def attend_decode(*shape: Any) -> Any:
-    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h * d]."""
+    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h
+    * d].
+    """
     return _attend_rows(Heads(*shape), batched=True)
 
 
-def attend_blocks(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected i32[n, k, budget])
+def attend_blocks(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
+) -> Any:
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected
+    i32[n, k, budget])
     -> f32[n, h * d]."""
     return _attend_rows(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), batched, budget)
 
 
 def _attend_rows(heads: Heads, batched: bool, budget: int | None = None) -> Any:
-    def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_tables: Any, slots: Any, *rest: Any) -> None:
+    def emit(
+        dims: Any, q: Any, k_pages: Any, v_pages: Any, page_tables: Any, slots: Any, *rest: Any
+    ) -> None:
         *selected, out = rest
         call = Call(
-            heads, dims.n, q, heads.opened(k_pages, v_pages), out,
+            heads,
+            dims.n,
+            q,
+            heads.opened(k_pages, v_pages),
+            out,
             sequence=lambda row, thread: Paged(page_tables, row if batched else 0, slots, row),
             visit=partial(selected_pages, *selected) if selected else all_pages,
-        )  # fmt: skip
-        call.in_splits(splits_for(T.int64(budget) if budget else dims.p)) if batched else call.whole()
+        )
+        call.in_splits(
+            splits_for(T.int64(budget) if budget else dims.p)
+        ) if batched else call.whole()
 
     arguments = {
-        "q": heads.query, **heads.pools, "page_tables": ("int32", "s", "p"), "slots": ("int32", "n"),
-        **_selected(heads, budget), "out": heads.output,
-    }  # fmt: skip
+        "q": heads.query,
+        **heads.pools,
+        "page_tables": ("int32", "s", "p"),
+        "slots": ("int32", "n"),
+        **_selected(heads, budget),
+        "out": heads.output,
+    }
     return kernel("attend", arguments, emit)
 
 
 def attend_tree(*shape: Any) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors i32[n, 2]) -> f32[n, h * d]."""
+    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors
+    i32[n, 2]) -> f32[n, h * d].
+    """
     return _attend_paths(Heads(*shape))
 
 
-def attend_tree_blocks(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int) -> Any:
+def attend_tree_blocks(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int
+) -> Any:
     """The same over each row's selected blocks, selected i32[n, k, budget] as the last argument."""
     return _attend_paths(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), budget)
 
 
 def _attend_paths(heads: Heads, budget: int | None = None) -> Any:
-    def emit(dims: Any, q: Any, k_pages: Any, v_pages: Any, page_table: Any, base: Any, ancestors: Any, *rest: Any) -> None:
+    def emit(
+        dims: Any,
+        q: Any,
+        k_pages: Any,
+        v_pages: Any,
+        page_table: Any,
+        base: Any,
+        ancestors: Any,
+        *rest: Any,
+    ) -> None:
         *selected, out = rest
         call = Call(
-            heads, dims.n, q, heads.opened(k_pages, v_pages), out,
+            heads,
+            dims.n,
+            q,
+            heads.opened(k_pages, v_pages),
+            out,
             sequence=lambda row, thread: Path(page_table, base, ancestors, row, thread),
             visit=partial(selected_pages, *selected) if selected else all_pages,
-        )  # fmt: skip
+        )
         call.in_splits(splits_for(T.int64(budget) if budget else dims.p))
 
     arguments = {
-        "q": heads.query, **heads.pools, "page_table": ("int32", 1, "p"), "base": ("int32", "m"),
-        "ancestors": ("int32", "n", MASK_WORDS), **_selected(heads, budget), "out": heads.output,
-    }  # fmt: skip
+        "q": heads.query,
+        **heads.pools,
+        "page_table": ("int32", 1, "p"),
+        "base": ("int32", "m"),
+        "ancestors": ("int32", "n", MASK_WORDS),
+        **_selected(heads, budget),
+        "out": heads.output,
+    }
     return kernel("attend_tree", arguments, emit)
 
 

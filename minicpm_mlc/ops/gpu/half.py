@@ -1,4 +1,6 @@
-"""float16 and bfloat16 values in memory, read and written as their bits: many GPUs' compilers take no others."""
+"""float16 and bfloat16 values in memory, read and written as their bits: many GPUs' compilers take
+no others.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ class HalfBuffer:
 
 
 def constant(value: float) -> Any:
-    """A float32 constant to the last bit: TVM writes seven digits of it into OpenCL C, too few for most."""
+    """A float32 constant to the last bit: TVM writes seven digits of it into OpenCL C, too few for
+    most.
+    """
     if np.float32(f"{value:e}") == np.float32(value):
         return T.float32(value)
-    cell = T.alloc_buffer((1,), "int32", scope="local")  # what reinterpret takes in OpenCL C must have an address
+    cell = T.alloc_buffer(
+        (1,), "int32", scope="local"
+    )  # what reinterpret takes in OpenCL C must have an address
     T.buffer_store(cell, int(np.float32(value).view(np.int32)), [0])
     return T.Bind(_float(cell[0]))
 
@@ -43,7 +49,11 @@ def to_float(half: Any) -> Any:
     wide = T.Bind(T.shift_left(size, 13))
     subnormal = T.Cast("float32", size) * constant(2.0**-24)
     special = _float(T.bitwise_or(wide, 0x7F800000))
-    value = T.Select(size < SMALLEST_NORMAL, subnormal, T.Select(size < INFINITY, _float(wide + EXPONENT_SHIFT), special))
+    value = T.Select(
+        size < SMALLEST_NORMAL,
+        subnormal,
+        T.Select(size < INFINITY, _float(wide + EXPONENT_SHIFT), special),
+    )
     value = T.Bind(value)
     return T.Bind(T.Select(bits > 0x7FFF, -value, value))
 

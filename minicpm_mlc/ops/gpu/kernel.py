@@ -16,11 +16,14 @@ from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
-Argument = tuple  # (dtype, *shape); a dimension that is a string is dynamic, the same in all arguments
+Argument = (
+    tuple  # (dtype, *shape); a dimension that is a string is dynamic, the same in all arguments
+)
 
 
 def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None]) -> Any:
-    """PrimFunc with these arguments; emit(dims, *buffers) writes its body, dims.n is the dynamic dimension "n".
+    """PrimFunc with these arguments; emit(dims, *buffers) writes its body, dims.n is the dynamic
+    dimension "n".
 
     The elements of float16 buffers are read as float32, and written with `store`.
     """
@@ -28,11 +31,17 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
         with builder.prim_func(is_private=True):
             builder.func_name(name)
             builder.func_attr(ATTRS)
-            handles = {argument: builder.arg(f"{argument}_handle", T.handle()) for argument in arguments}
+            handles = {
+                argument: builder.arg(f"{argument}_handle", T.handle()) for argument in arguments
+            }
             names = [d for _, *shape in arguments.values() for d in shape if isinstance(d, str)]
             dims = {d: T.int64() for d in dict.fromkeys(names)}
             buffers = [
-                T.match_buffer(handles[argument], tuple(dims[d] if isinstance(d, str) else d for d in shape), dtype)
+                T.match_buffer(
+                    handles[argument],
+                    tuple(dims[d] if isinstance(d, str) else d for d in shape),
+                    dtype,
+                )
                 for argument, (dtype, *shape) in arguments.items()
             ]
             buffers = [HalfBuffer(b) if b.dtype == "float16" else b for b in buffers]
@@ -44,15 +53,21 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
 def workgroups(count: Any, threads: int = THREADS):
     """`with workgroups(n) as (group, thread)`: the body is run by every thread of n workgroups.
 
-    Both are int32, as GPUs reckon slowly with more; only what lies in the pools may need int64 to be found.
+    Both are int32, as GPUs reckon slowly with more; only what lies in the pools may need int64 to
+    be found.
     """
-    with T.launch_thread("blockIdx.x", count) as group, T.launch_thread("threadIdx.x", threads) as thread:
+    with (
+        T.launch_thread("blockIdx.x", count) as group,
+        T.launch_thread("threadIdx.x", threads) as thread,
+    ):
         yield T.Bind(T.Cast("int32", group)), thread
 
 
 @contextmanager
 def strided(extent: Any, thread: Any, threads: int = THREADS):
-    """`with strided(n, thread) as i`: the threads share the i < n; neighbours take neighbouring ones."""
+    """`with strided(n, thread) as i`: the threads share the i < n; neighbours take neighbouring
+    ones.
+    """
     with T.serial((extent - thread + threads - 1) // threads) as step:
         yield T.Bind(step * threads + thread)
 
@@ -67,17 +82,23 @@ def registers(count: int, dtype: str = "float32", value: float | None = None) ->
     buffer = T.alloc_buffer((count,), dtype, scope="local")
     if value is not None:
         for i in range(count):
-            T.buffer_store(buffer, T.Cast(dtype, value) if dtype != "float32" else T.float32(value), [i])
+            T.buffer_store(
+                buffer, T.Cast(dtype, value) if dtype != "float32" else T.float32(value), [i]
+            )
     return buffer
 
 
 def barrier() -> None:
-    """All threads of the workgroup have come here, and see what the others wrote to shared memory."""
+    """All threads of the workgroup have come here, and see what the others wrote to shared
+    memory.
+    """
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
 def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Any, thread: Any) -> Any:
-    """All threads' values combined, for every thread. `part`: shared memory for one value each, a power of two."""
+    """All threads' values combined, for every thread. `part`: shared memory for one value each, a
+    power of two.
+    """
     threads = int(part.shape[0])
     T.buffer_store(part, value, [thread])
     barrier()
@@ -95,7 +116,9 @@ def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Any, thread: A
 def store(buffer: Any, value: Any, index: list[Any]) -> None:
     """buffer[index] = a float32 value, rounded if the buffer is float16."""
     half = isinstance(buffer, HalfBuffer)
-    T.buffer_store(buffer.bits if half else buffer, from_float(T.Bind(value)) if half else value, index)
+    T.buffer_store(
+        buffer.bits if half else buffer, from_float(T.Bind(value)) if half else value, index
+    )
 
 
 def accumulate(buffer: Any, at: Any, value: Any) -> None:

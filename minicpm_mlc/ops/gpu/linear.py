@@ -1,6 +1,8 @@
-"""linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them in shared tiles.
+"""linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them
+in shared tiles.
 
-Weights are unpacked as words (ops/gpu/words.py), scales are widened to float32 once for the threads that share them.
+Weights are unpacked as words (ops/gpu/words.py), scales are widened to float32 once for the threads
+that share them.
 """
 
 from __future__ import annotations
@@ -13,24 +15,40 @@ from tvm.script import tirx as T
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    THREADS,
+    accumulate,
+    barrier,
+    kernel,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 from minicpm_mlc.ops.gpu.words import Words
 
 FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
 CHUNK = 16  # groups of columns whose scales lie in shared memory at once
-TILE = 64  # rows of x, and of W, that a workgroup multiplies: its two tiles of 32 columns fill 16 KiB
+TILE = (
+    64  # rows of x, and of W, that a workgroup multiplies: its two tiles of 32 columns fill 16 KiB
+)
 TILE_BLOCKS = TILE // LANES
-DOWN = THREADS // LANES  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
+DOWN = (
+    THREADS // LANES
+)  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
 
 
 def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
     """PrimFunc (x f32[m, k], weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
 
-    Weight and scales are packed as `fmt` says. Raises CompileError for shapes that don't fit the layout.
+    Weight and scales are packed as `fmt` says. Raises CompileError for shapes that don't fit the
+    layout.
     """
     blocks = -(-n // LANES)
     if k % GROUP:
-        raise CompileError(f"a linear layer has {k} inputs; the GPU kernels need a multiple of {GROUP}")
+        raise CompileError(
+            f"a linear layer has {k} inputs; the GPU kernels need a multiple of {GROUP}"
+        )
     if residual and n != blocks * LANES:
         raise CompileError(f"a residual of {n} columns; the GPU kernels need a multiple of {LANES}")
 
@@ -78,12 +96,20 @@ class Product:
     out: Any
 
     def streamed(self, rows: int) -> None:
-        """A workgroup takes 16 rows of W by `rows` of x; a thread every 128th word, whose rows of W are always the same."""
+        """A workgroup takes 16 rows of W by `rows` of x; a thread every 128th word, whose rows of W
+        are always the same.
+        """
         words, held = self.words, rows * self.words.rows
         with workgroups((self.m + rows - 1) // rows * self.blocks) as (group, thread):
             first, block = T.Bind(group // self.blocks * rows), T.Bind(group % self.blocks)
-            at = [T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)]  # the last row fills up
-            q, sums, scales = T.Bind(thread % words.across), registers(held, value=0.0), shared((CHUNK * LANES,))
+            at = [
+                T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)
+            ]  # the last row fills up
+            q, sums, scales = (
+                T.Bind(thread % words.across),
+                registers(held, value=0.0),
+                shared((CHUNK * LANES,)),
+            )
             with T.serial(-(-self.k // GROUP // CHUNK)) as chunk:
                 groups = T.Bind(T.min(self.k // GROUP - chunk * CHUNK, CHUNK))
                 self._stage_scales(scales, block, chunk, groups, thread)
@@ -94,13 +120,17 @@ class Product:
                         column = T.Bind((chunk * CHUNK + g) * GROUP + half * 16 + step)
                         xs = [T.Bind(self.x[row, column]) for row in at]
                         for lane, value in enumerate(values):
-                            weight = T.Bind(self._scaled(value, scales, g * LANES + q * words.rows + lane))
+                            weight = T.Bind(
+                                self._scaled(value, scales, g * LANES + q * words.rows + lane)
+                            )
                             for r in range(rows):
                                 accumulate(sums, r * words.rows + lane, xs[r] * weight)
             parts = self._summed(sums, held, thread)
             with strided(rows * LANES, thread) as i, T.If(first + i // LANES < self.m), T.Then():
                 lane = T.Bind(i % LANES)
-                place = T.Bind((i // LANES * words.rows + lane % words.rows) * THREADS + lane // words.rows)
+                place = T.Bind(
+                    (i // LANES * words.rows + lane % words.rows) * THREADS + lane // words.rows
+                )
                 self._write(first + i // LANES, block * LANES + lane, parts[place])
 
     def _stage_scales(self, scales: Any, block: Any, chunk: Any, groups: Any, thread: Any) -> None:
@@ -116,7 +146,9 @@ class Product:
         return value * scales[place] if self.words.fmt.group else value
 
     def _summed(self, sums: Any, held: int, thread: Any) -> Any:
-        """Shared memory whose places 128 i + q hold register i's sum over the threads q, q + across, ..."""
+        """Shared memory whose places 128 i + q hold register i's sum over the threads q, q +
+        across, ...
+        """
         parts, width = shared((held * THREADS,)), THREADS
         for i in range(held):
             T.buffer_store(parts, sums[i], [i * THREADS + thread])
@@ -131,10 +163,14 @@ class Product:
 
     def _write(self, row: Any, column: Any, value: Any) -> None:
         value = value if self.scale == 1.0 else value * constant(self.scale)
-        T.buffer_store(self.out, self.added[0][row, column] + value if self.added else value, [row, column])
+        T.buffer_store(
+            self.out, self.added[0][row, column] + value if self.added else value, [row, column]
+        )
 
     def tiled(self) -> None:
-        """A workgroup takes 64 rows of x by 64 of W; a thread 8 by 4 of them, which stay in registers."""
+        """A workgroup takes 64 rows of x by 64 of W; a thread 8 by 4 of them, which stay in
+        registers.
+        """
         across = -(-self.blocks // TILE_BLOCKS)
         with workgroups((self.m + TILE - 1) // TILE * across) as (group, thread):
             first, block = T.Bind(group // across * TILE), T.Bind(group % across * TILE_BLOCKS)
@@ -164,7 +200,9 @@ class Product:
             T.buffer_store(left, self.x[row, g * GROUP + i % GROUP], [i])
 
     def _load_weights(self, right: Any, first: Any, g: Any, thread: Any) -> None:
-        """A group of columns of four blocks, scaled; neighbouring threads write to different banks."""
+        """A group of columns of four blocks, scaled; neighbouring threads write to different
+        banks.
+        """
         words, fmt = self.words, self.words.fmt
         with strided(TILE_BLOCKS * words.per_group, thread) as i:
             q, b = T.Bind(i % words.across), T.Bind(i // words.across % TILE_BLOCKS)

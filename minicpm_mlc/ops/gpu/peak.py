@@ -1,4 +1,6 @@
-"""How fast a GPU reads its memory when nothing else holds it up: the limit that decoding is held against."""
+"""How fast a GPU reads its memory when nothing else holds it up: the limit that decoding is held
+against.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ STREAMS = 4  # words that a thread asks for at once
 
 
 def read_peak() -> Any:
-    """PrimFunc (x i32[n], out i32[g, 128]): each of g workgroups sums its share of x. n is a multiple of 512 g."""
+    """PrimFunc (x i32[n], out i32[g, 128]): each of g workgroups sums its share of x. n is a
+    multiple of 512 g.
+    """
 
     def emit(dims: Any, x: Any, out: Any) -> None:
         with workgroups(dims.g) as (group, thread):
             sums = registers(STREAMS, "int32", 0)
             with T.serial(dims.n // (dims.g * THREADS * STREAMS)) as step:
                 for i in range(STREAMS):
-                    accumulate(sums, i, x[((step * STREAMS + i) * dims.g + group) * THREADS + thread])
+                    accumulate(
+                        sums, i, x[((step * STREAMS + i) * dims.g + group) * THREADS + thread]
+                    )
             T.buffer_store(out, sums[0] + sums[1] + sums[2] + sums[3], [group, thread])
 
     return kernel("read_peak", {"x": ("int32", "n"), "out": ("int32", "g", THREADS)}, emit)

@@ -1,4 +1,6 @@
-"""One layer's keys and values in their pages, in every format of ops/formats/kv.py, read as float32."""
+"""One layer's keys and values in their pages, in every format of ops/formats/kv.py, read as
+float32.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def pool_arguments(num_kv_heads: int, head_dim: int, kv_dtype: str) -> dict[str,
 
 
 class Pools:
-    """The elements of both pools by page, KV head, component and place; int8 ones without their scale."""
+    """The elements of both pools by page, KV head, component and place; int8 ones without their
+    scale.
+    """
 
     def __init__(self, kv_dtype: str, head_dim: int, k_pages: Any, v_pages: Any = None) -> None:
         """Made outside of workgroups; `v_pages` only where values are touched."""
@@ -44,7 +48,9 @@ class Pools:
 
     def scaled_by(self, x: Any, which: int, page: Any, kv_head: Any, offset: Any) -> Any:
         """x times the scale of a token's KEYS or VALUES."""
-        return x if self.scales is None else x * self.scales[self._scale(which, page, kv_head, offset)]
+        return (
+            x if self.scales is None else x * self.scales[self._scale(which, page, kv_head, offset)]
+        )
 
     def put_key(self, page: Any, kv_head: Any, component: Any, offset: Any, x: Any) -> None:
         self._write(self.keys, x, [page, kv_head, component, offset])
@@ -56,11 +62,17 @@ class Pools:
         T.buffer_store(self.scales, scale, list(self._scale(which, page, kv_head, offset)))
 
     def copy(self, component: Any, kv_head: Any, to: tuple[Any, Any], at: tuple[Any, Any]) -> None:
-        """One component of a token's key and value, from (page, offset) `at` to `to`, bit for bit; with component 0 the
-        scales too."""
-        keys, values = (pool.bits if isinstance(pool, HalfBuffer) else pool for pool in (self.keys, self.values))
-        T.buffer_store(keys, keys[at[0], kv_head, component, at[1]], [to[0], kv_head, component, to[1]])
-        T.buffer_store(values, values[at[0], kv_head, at[1], component], [to[0], kv_head, to[1], component])
+        """One component of a token's key and value, from (page, offset) `at` to `to`, bit for bit;
+        with component 0 the scales too."""
+        keys, values = (
+            pool.bits if isinstance(pool, HalfBuffer) else pool for pool in (self.keys, self.values)
+        )
+        T.buffer_store(
+            keys, keys[at[0], kv_head, component, at[1]], [to[0], kv_head, component, to[1]]
+        )
+        T.buffer_store(
+            values, values[at[0], kv_head, at[1], component], [to[0], kv_head, to[1], component]
+        )
         if self.scales is not None:
             with T.If(component.equal(0)), T.Then():
                 for which in (KEYS, VALUES):
@@ -86,7 +98,9 @@ class Pools:
 
 
 def int8_scale(each: Any, count: int, thread: Any) -> tuple[Any, Any]:
-    """(scale, its inverse) of the values that `each(i)` gives for i < count, as kv_format.quantize_definition has it."""
+    """(scale, its inverse) of the values that `each(i)` gives for i < count, as
+    kv_format.quantize_definition has it.
+    """
     largest = registers(1, value=SMALLEST)
     with strided(count, thread) as i:
         for value in each(i):
@@ -97,9 +111,13 @@ def int8_scale(each: Any, count: int, thread: Any) -> tuple[Any, Any]:
 
 
 def rounded(x: Any) -> Any:
-    """The int32 nearest to a float32 of -127.5 .. 127.5, ties to even; devices differ in what they call it."""
+    """The int32 nearest to a float32 of -127.5 .. 127.5, ties to even; devices differ in what they
+    call it.
+    """
     bounded = T.Bind(T.max(T.float32(-LARGEST), T.min(x, T.float32(LARGEST))))
     below = T.Bind(T.floor(bounded))
     rest, whole = T.Bind(bounded - below), T.Bind(T.Cast("int32", below))
-    up = T.Or(rest > T.float32(0.5), T.And(rest.equal(T.float32(0.5)), T.bitwise_and(whole, 1).equal(1)))
+    up = T.Or(
+        rest > T.float32(0.5), T.And(rest.equal(T.float32(0.5)), T.bitwise_and(whole, 1).equal(1))
+    )
     return T.Bind(whole + T.Select(up, 1, 0))

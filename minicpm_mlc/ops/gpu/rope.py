@@ -15,7 +15,9 @@ from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments
 
 
 def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
-    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times attention_scale."""
+    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times
+    attention_scale.
+    """
     half = head_dim // 2
 
     def emit(dims: Any, positions: Any, inv_freq: Any, cos_sin: Any) -> None:
@@ -24,11 +26,17 @@ def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
             T.buffer_store(cos_sin, T.cos(angle) * constant(attention_scale), [row, i])
             T.buffer_store(cos_sin, T.sin(angle) * constant(attention_scale), [row, half + i])
 
-    arguments = {"positions": ("int32", "n"), "inv_freq": ("float32", half), "cos_sin": ("float32", "n", head_dim)}
+    arguments = {
+        "positions": ("int32", "n"),
+        "inv_freq": ("float32", half),
+        "cos_sin": ("float32", "n", head_dim),
+    }
     return kernel("rope_angles", arguments, emit)
 
 
-def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+def rope_append(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+) -> Any:
     """PrimFunc (qkv f32[n, (h + 2k) d], cos_sin f32[n, d], slots i32[n], page_tables i32[s, p],
     k_pages [pages, k, d, 64], v_pages [pages, k, 64, d]) -> q f32[n, h, d]; both pools in place.
 
@@ -36,20 +44,39 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
     """
     half, all_heads = head_dim // 2, num_heads + 2 * num_kv_heads
 
-    def emit(dims: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, k_pages: Any, v_pages: Any, q: Any) -> None:
+    def emit(
+        dims: Any,
+        qkv: Any,
+        cos_sin: Any,
+        slots: Any,
+        page_tables: Any,
+        k_pages: Any,
+        v_pages: Any,
+        q: Any,
+    ) -> None:
         pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
         with workgroups(dims.n * all_heads) as (group, thread):
             row, head = T.Bind(group // all_heads), T.Bind(group % all_heads)
-            page = T.Bind(T.Cast("int64", page_tables[row if batched else 0, slots[row] // PAGE_SIZE]))
+            page = T.Bind(
+                T.Cast("int64", page_tables[row if batched else 0, slots[row] // PAGE_SIZE])
+            )
             offset = T.Bind(slots[row] % PAGE_SIZE)
-            kv_head, rotates = T.Bind((head - num_heads) % num_kv_heads), T.Bind(head < num_heads + num_kv_heads)
+            kv_head, rotates = (
+                T.Bind((head - num_heads) % num_kv_heads),
+                T.Bind(head < num_heads + num_kv_heads),
+            )
 
             def pair(i: Any) -> tuple[Any, Any]:
                 """Components i and half + i of this head, rotated unless it is a value."""
-                first, second = T.Bind(qkv[row, head * head_dim + i]), T.Bind(qkv[row, head * head_dim + half + i])
+                first, second = (
+                    T.Bind(qkv[row, head * head_dim + i]),
+                    T.Bind(qkv[row, head * head_dim + half + i]),
+                )
                 cos, sin = T.Bind(cos_sin[row, i]), T.Bind(cos_sin[row, half + i])
                 turned = first * cos - second * sin, second * cos + first * sin
-                return T.Bind(T.Select(rotates, turned[0], first)), T.Bind(T.Select(rotates, turned[1], second))
+                return T.Bind(T.Select(rotates, turned[0], first)), T.Bind(
+                    T.Select(rotates, turned[1], second)
+                )
 
             def write(component: Any, x: Any) -> None:
                 with T.If(head < num_heads):
@@ -82,7 +109,8 @@ def rope_append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str,
 
 
 def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
-    """PrimFunc (slots i32[n], page_tables i32[s, p], k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d] in place).
+    """PrimFunc (slots i32[n], page_tables i32[s, p], k_pages [pages, k, d, 64], k_means f32[pages,
+    k, 4, d] in place).
 
     Rows whose slot ends a segment write its mean. Page tables as in rope_append.
     """
@@ -92,14 +120,26 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
         with workgroups(dims.n * num_kv_heads) as (group, thread):
             row, head = T.Bind(group // num_kv_heads), T.Bind(group % num_kv_heads)
             slot = T.Bind(slots[row])
-            with T.If(slot % SEGMENT_SIZE == SEGMENT_SIZE - 1), T.Then(), strided(head_dim, thread) as i:
-                page = T.Bind(T.Cast("int64", page_tables[row if batched else 0, slot // PAGE_SIZE]))
+            with (
+                T.If(slot % SEGMENT_SIZE == SEGMENT_SIZE - 1),
+                T.Then(),
+                strided(head_dim, thread) as i,
+            ):
+                page = T.Bind(
+                    T.Cast("int64", page_tables[row if batched else 0, slot // PAGE_SIZE])
+                )
                 segment = T.Bind(slot % PAGE_SIZE // SEGMENT_SIZE)
                 total = registers(1, value=0.0)
                 with T.serial(SEGMENT_SIZE) as t:
                     offset = T.Bind(segment * SEGMENT_SIZE + t)
-                    accumulate(total, 0, pools.scaled_by(pools.key(page, head, i, offset), KEYS, page, head, offset))
-                T.buffer_store(k_means, total[0] * T.float32(1 / SEGMENT_SIZE), [page, head, segment, i])
+                    accumulate(
+                        total,
+                        0,
+                        pools.scaled_by(pools.key(page, head, i, offset), KEYS, page, head, offset),
+                    )
+                T.buffer_store(
+                    k_means, total[0] * T.float32(1 / SEGMENT_SIZE), [page, head, segment, i]
+                )
 
     arguments = {
         "slots": ("int32", "n"),
@@ -111,15 +151,22 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
 
 
 def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
-    """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools in place.
+    """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools
+    in place.
 
     A thread moves one component of all rows, in order: a slot is read before it is written.
     """
 
     def emit(_: Any, sources: Any, slots: Any, page_table: Any, k_pages: Any, v_pages: Any) -> None:
         pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
-        with workgroups(num_kv_heads) as (head, thread), strided(head_dim, thread) as i, T.serial(sources.shape[0]) as r:
-            pages = [T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources)]
+        with (
+            workgroups(num_kv_heads) as (head, thread),
+            strided(head_dim, thread) as i,
+            T.serial(sources.shape[0]) as r,
+        ):
+            pages = [
+                T.Bind(T.Cast("int64", page_table[0, x[r] // PAGE_SIZE])) for x in (slots, sources)
+            ]
             to, at = (T.Bind(x[r] % PAGE_SIZE) for x in (slots, sources))
             pools.copy(i, head, (pages[0], to), (pages[1], at))
 

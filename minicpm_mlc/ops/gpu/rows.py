@@ -1,4 +1,6 @@
-"""The operators that treat each row alone: embedding, RMSNorm, SwiGLU, rows picked, joined and repeated."""
+"""The operators that treat each row alone: embedding, RMSNorm, SwiGLU, rows picked, joined and
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,24 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.ops.formats.weights import GROUP, WeightFormat
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, reduced, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    THREADS,
+    accumulate,
+    kernel,
+    reduced,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 
 COLUMNS = 1024  # of a row, that one workgroup takes where columns don't meet
 
 
 def embed(vocab: int, hidden: int, fmt: WeightFormat, *, scale: float = 1.0) -> Any:
-    """PrimFunc (token_ids i32[n], table, scales) -> f32[n, hidden]; the table is packed as `fmt` says."""
+    """PrimFunc (token_ids i32[n], table, scales) -> f32[n, hidden]; the table is packed as `fmt`
+    says.
+    """
 
     def emit(dims: Any, ids: Any, w: Any, s: Any, out: Any) -> None:
         with workgroups(dims.n) as (row, thread):
@@ -48,7 +61,11 @@ def rms_norm(hidden: int, eps: float, scale: float = 1.0) -> Any:
             with strided(hidden, thread) as i:
                 T.buffer_store(out, x[row, i] * factor * weight[i], [row, i])
 
-    arguments = {"x": ("float32", "n", hidden), "weight": ("float32", hidden), "out": ("float32", "n", hidden)}
+    arguments = {
+        "x": ("float32", "n", hidden),
+        "weight": ("float32", hidden),
+        "out": ("float32", "n", hidden),
+    }
     return kernel("rms_norm", arguments, emit)
 
 
@@ -64,7 +81,11 @@ def swiglu(intermediate: int) -> Any:
                 up = gate_up[row, intermediate + first + i]
                 T.buffer_store(out, gate / (T.float32(1) + T.exp(-gate)) * up, [row, first + i])
 
-    return kernel("swiglu", {"gate_up": ("float32", "n", 2 * intermediate), "out": ("float32", "n", intermediate)}, emit)
+    return kernel(
+        "swiglu",
+        {"gate_up": ("float32", "n", 2 * intermediate), "out": ("float32", "n", intermediate)},
+        emit,
+    )
 
 
 def gather_rows(hidden: int) -> Any:
@@ -76,7 +97,11 @@ def gather_rows(hidden: int) -> Any:
             with strided(hidden, thread) as i:
                 T.buffer_store(out, x[source, i], [row, i])
 
-    arguments = {"x": ("float32", "n", hidden), "rows": ("int32", "m"), "out": ("float32", "m", hidden)}
+    arguments = {
+        "x": ("float32", "n", hidden),
+        "rows": ("int32", "m"),
+        "out": ("float32", "m", hidden),
+    }
     return kernel("gather_rows", arguments, emit)
 
 

@@ -1,7 +1,8 @@
 """InfLLM-v2's scores of blocks from segment means, and the means of token trees' paths.
 
-A prefill has rows enough for all workgroups: each walks its row's means twice, first for the log-sum-exp of the coarse
-windows, then for the fine ones, and computes logits twice instead of keeping them. Fewer rows: ops/gpu/score_spread.py.
+A prefill has rows enough for all workgroups: each walks its row's means twice, first for the
+log-sum-exp of the coarse windows, then for the fine ones, and computes logits twice instead of
+keeping them. Fewer rows: ops/gpu/score_spread.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import KEYS
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    accumulate,
+    barrier,
+    kernel,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.score_spread import Spread
 from minicpm_mlc.ops.gpu.sequence import Path
@@ -25,16 +34,24 @@ from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
 
 
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions i32[n]) -> f32[n, k, p].
+    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions
+    i32[n]) -> f32[n, k, p].
 
     Row r uses page table r when `batched` (decode), else the only one (prefill).
     """
     group = num_heads // num_kv_heads
 
-    def emit(dims: Any, q: Any, k_means: Any, page_tables: Any, positions: Any, pooled: Any) -> None:
+    def emit(
+        dims: Any, q: Any, k_means: Any, page_tables: Any, positions: Any, pooled: Any
+    ) -> None:
         def means(row: Any, kv_head: Any) -> Mean:
             def mean(segment: Any, i: Any) -> Any:
-                return k_means[page_tables[row if batched else 0, segment // SEGMENTS], kv_head, segment % SEGMENTS, i]
+                return k_means[
+                    page_tables[row if batched else 0, segment // SEGMENTS],
+                    kv_head,
+                    segment % SEGMENTS,
+                    i,
+                ]
 
             return mean
 
@@ -57,13 +74,22 @@ def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool
 
 
 def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], path_means f32[n, 2, k, 4, d], page_table i32[1, p],
-    positions i32[n], base i32[m]) -> f32[n, k, p].
+    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], path_means f32[n, 2, k, 4, d],
+    page_table i32[1, p], positions i32[n], base i32[m]) -> f32[n, k, p].
 
     Row r's means from page base[0] // 64 on are path_means[r].
     """
 
-    def emit(dims: Any, q: Any, k_means: Any, path_means: Any, page_table: Any, positions: Any, base: Any, pooled: Any) -> None:
+    def emit(
+        dims: Any,
+        q: Any,
+        k_means: Any,
+        path_means: Any,
+        page_table: Any,
+        positions: Any,
+        base: Any,
+        pooled: Any,
+    ) -> None:
         def means(row: Any, kv_head: Any) -> Mean:
             first = T.Bind(base[0] // PAGE_SIZE)
 
@@ -79,7 +105,9 @@ def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
 
             return mean
 
-        Spread(dims.n, dims.p, num_kv_heads, num_heads // num_kv_heads, q, positions, pooled, means).emit()
+        Spread(
+            dims.n, dims.p, num_kv_heads, num_heads // num_kv_heads, q, positions, pooled, means
+        ).emit()
 
     arguments = {
         "q": ("float32", "n", num_heads, head_dim),
@@ -96,8 +124,16 @@ def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
 class Scorer:
     """One row and KV head: thread t takes every 64th window, then every 64th block."""
 
-    def __init__(self, group: int, head_dim: int, q: Any, row: Any, kv_head: Any, thread: Any, mean: Mean) -> None:
-        self.group, self.head_dim, self.row, self.kv_head, self.thread = group, head_dim, row, kv_head, thread
+    def __init__(
+        self, group: int, head_dim: int, q: Any, row: Any, kv_head: Any, thread: Any, mean: Mean
+    ) -> None:
+        self.group, self.head_dim, self.row, self.kv_head, self.thread = (
+            group,
+            head_dim,
+            row,
+            kv_head,
+            thread,
+        )
         self.mean = mean
         self.queries, self.lse = shared((group * head_dim,)), shared((group,))
         with strided(group * head_dim, thread, THREADS) as i:
@@ -130,14 +166,20 @@ class Scorer:
             logits = self._logits(T.Bind(window * SEGMENTS), 2 * SEGMENTS)
             for h in range(self.group):
                 best = T.Bind(T.max(maxima[h], logits[h]))
-                T.buffer_store(sums, sums[h] * T.exp(maxima[h] - best) + T.exp(logits[h] - best), [h])
+                T.buffer_store(
+                    sums, sums[h] * T.exp(maxima[h] - best) + T.exp(logits[h] - best), [h]
+                )
                 T.buffer_store(maxima, best, [h])
         for h in range(self.group):
             T.buffer_store(all_maxima, maxima[h], [h * THREADS + self.thread])
             T.buffer_store(all_sums, sums[h], [h * THREADS + self.thread])
         barrier()
         with T.If(self.thread < self.group), T.Then():
-            best, total, mine = registers(1, value=LOWEST), registers(1, value=0.0), T.Bind(self.thread * THREADS)
+            best, total, mine = (
+                registers(1, value=LOWEST),
+                registers(1, value=0.0),
+                T.Bind(self.thread * THREADS),
+            )
             with T.serial(THREADS) as t:
                 T.buffer_store(best, T.max(best[0], all_maxima[mine + t]), [0])
             with T.serial(THREADS) as t:
@@ -154,11 +196,14 @@ class Scorer:
 
 
 def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
-    """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base i32[m],
-    ancestors i32[n, 2]) -> f32[n, 2, k, 4, d]: each row's means of pages base[0] // 64 and the next, 0 where unfinished.
+    """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base
+    i32[m], ancestors i32[n, 2]) -> f32[n, 2, k, 4, d]: each row's means of pages base[0] // 64 and
+    the next, 0 where unfinished.
     """
 
-    def emit(dims: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any) -> None:
+    def emit(
+        dims: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any
+    ) -> None:
         pools = Pools(kv_dtype, head_dim, k_pages)
         with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
             row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
@@ -169,7 +214,11 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
                 mean = registers(1, value=0.0)
                 with T.If((segment + 1) * SEGMENT_SIZE <= path.base):
                     with T.Then():
-                        T.buffer_store(mean, k_means[page_table[0, segment // SEGMENTS], head, s % SEGMENTS, i], [0])
+                        T.buffer_store(
+                            mean,
+                            k_means[page_table[0, segment // SEGMENTS], head, s % SEGMENTS, i],
+                            [0],
+                        )
                     with T.Else(), T.If((segment + 1) * SEGMENT_SIZE <= path.slot + 1), T.Then():
                         place = path.page(segment // SEGMENTS)
                         with T.serial(SEGMENT_SIZE) as t:

@@ -1,7 +1,9 @@
-"""Block scores where rows are few, in decode and token trees: a row's segments are spread over workgroups.
+"""Block scores where rows are few, in decode and token trees: a row's segments are spread over
+workgroups.
 
-Three launches: every segment's logits, every head's log-sum-exp over the coarse windows, every block's best window. A
-window's logit is the average of its segments' logits, so that a mean is read once for all heads of its group.
+Three launches: every segment's logits, every head's log-sum-exp over the coarse windows, every
+block's best window. A window's logit is the average of its segments' logits, so that a mean is read
+once for all heads of its group.
 """
 
 from __future__ import annotations
@@ -17,13 +19,23 @@ from minicpm_mlc.ops.cpu.attend_page import LOWEST
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, reduced, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    accumulate,
+    barrier,
+    reduced,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One call: n rows of num_kv_heads * group heads, p pages of context; `mean(row, kv_head)` gives a row's means."""
+    """One call: n rows of num_kv_heads * group heads, p pages of context; `mean(row, kv_head)`
+    gives a row's means.
+    """
 
     n: Any
     p: Any

@@ -9,7 +9,15 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    accumulate,
+    barrier,
+    kernel,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 
 THREADS = 64
 
@@ -17,11 +25,13 @@ THREADS = 64
 def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Any:
     """PrimFunc (pooled f32[n, k, p], positions i32[n]) -> selected i32[n, k, topk + window_blocks].
 
-    Scores must not be negative. Raises CompileError where topk leaves no room for the query's own block.
+    Scores must not be negative. Raises CompileError where topk leaves no room for the query's own
+    block.
     """
     if topk <= init_blocks:
         raise CompileError(
-            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own block has no place"
+            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own "
+            "block has no place"
         )
     budget, free = topk + window_blocks, topk - init_blocks - 1
 
@@ -29,7 +39,10 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
         with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
             row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
             own = T.Bind(positions[row] // PAGE_SIZE)
-            counts = shared((THREADS,), "int32"), shared((THREADS,), "int32")  # OpenCL wants them outside of branches
+            counts = (
+                shared((THREADS,), "int32"),
+                shared((THREADS,), "int32"),
+            )  # OpenCL wants them outside of branches
 
             def put(place: Any, block: Any) -> None:
                 T.buffer_store(selected, block, [row, head, place])
@@ -44,7 +57,9 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
                         put(init_blocks + free + block, own - window_blocks + block)
                     if free:
                         scores = pooled, row, head
-                        rest = Candidates(scores, counts, thread, init_blocks, T.Bind(own - window_blocks))
+                        rest = Candidates(
+                            scores, counts, thread, init_blocks, T.Bind(own - window_blocks)
+                        )
                         rest.collect(free, put)
 
     arguments = {
@@ -56,9 +71,11 @@ def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks:
 
 
 class Candidates:
-    """The blocks begin .. end-1 of one row and head, a run of them for each thread; scores compare as their bits do.
+    """The blocks begin .. end-1 of one row and head, a run of them for each thread; scores compare
+    as their bits do.
 
-    `scores` are the buffer, row and head, `counts` two arrays of shared memory with a number per thread.
+    `scores` are the buffer, row and head, `counts` two arrays of shared memory with a number per
+    thread.
     """
 
     def __init__(self, scores: tuple, counts: tuple, thread: Any, begin: int, end: Any) -> None:
@@ -69,7 +86,9 @@ class Candidates:
         self.own = T.Bind(T.min(self.first + run, end) - self.first)
 
     def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
-        """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the lower block."""
+        """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the
+        lower block.
+        """
         threshold = self._kth_largest(count)
         above, ties = registers(1, "int32", 0), registers(1, "int32", 0)
         with T.serial(self.own) as step:
@@ -92,7 +111,9 @@ class Candidates:
             T.buffer_store(state, state[1] + T.Select(tie, 1, 0), [1])
 
     def _bits(self, step: Any) -> Any:
-        return T.Bind(T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32"))
+        return T.Bind(
+            T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32")
+        )
 
     def _kth_largest(self, k: int) -> Any:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""

@@ -1,4 +1,6 @@
-"""Where the tokens lie that a row sees: its own sequence's pages, or the path of a token tree behind one."""
+"""Where the tokens lie that a row sees: its own sequence's pages, or the path of a token tree
+behind one.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Paged:
 
 
 class Path:
-    """A row of a token tree: committed tokens, then the nodes of its path (ops/formats/tree.py), whose numbers are shared."""
+    """A row of a token tree: committed tokens, then the nodes of its path (ops/formats/tree.py),
+    whose numbers are shared.
+    """
 
     def __init__(self, page_table: Any, base: Any, ancestors: Any, row: Any, thread: Any) -> None:
         self.page_table, self.base = page_table, T.Bind(base[0])
@@ -54,6 +58,8 @@ class Path:
             position = T.Bind(number * PAGE_SIZE + t)
             node = T.Bind(self.nodes[T.max(position - self.base, 0)])
             source = T.Bind(T.Select(position < self.base, position, self.base + node))
-            return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(source % PAGE_SIZE)
+            return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(
+                source % PAGE_SIZE
+            )
 
         return place

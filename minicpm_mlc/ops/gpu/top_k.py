@@ -1,7 +1,7 @@
 """The likeliest tokens of each row of logits and their log-probabilities.
 
-A workgroup takes a row. Every thread knows the best column of its own share; the best of all is written, and only its
-thread looks for its next one.
+A workgroup takes a row. Every thread knows the best column of its own share; the best of all is
+written, and only its thread looks for its next one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.top_k import LOWEST
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.gpu.half import constant
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, reduced, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import (
+    accumulate,
+    barrier,
+    kernel,
+    reduced,
+    registers,
+    shared,
+    strided,
+    workgroups,
+)
 
 THREADS = 128
 
@@ -22,7 +31,8 @@ THREADS = 128
 def top_k(vocab: int, k: int) -> Any:
     """PrimFunc (logits f32[n, padded vocab]) -> (ids i32[n, k], log-probabilities f32[n, k]).
 
-    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k <= vocab.
+    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k
+    <= vocab.
     """
     if not 1 <= k <= vocab:
         raise CompileError(f"top_k of {k} tokens from a vocabulary of {vocab}; give 1 to {vocab}")
@@ -33,7 +43,9 @@ def top_k(vocab: int, k: int) -> Any:
             tops, columns = shared((THREADS,)), shared((THREADS,), "int32")
 
             def search(below: Any, after: Any) -> None:
-                """The best of this thread's columns that come behind column `after`, whose value is `below`."""
+                """The best of this thread's columns that come behind column `after`, whose value is
+                `below`.
+                """
                 T.buffer_store(best, constant(LOWEST), [0])
                 T.buffer_store(column, vocab, [0])
                 with strided(vocab, thread, THREADS) as i:

@@ -25,7 +25,9 @@ def score_of(exponent: Any) -> Any:
 
 
 def best_window(block: Any, tokens: Any, score: Callable[[Any], Any]) -> Any:
-    """The largest score(window) of the five windows that touch a block; 0 where none is finished by that many tokens."""
+    """The largest score(window) of the five windows that touch a block; 0 where none is finished by
+    that many tokens.
+    """
     windows = T.Bind(T.Select(tokens >= 2 * PAGE_SIZE, tokens // SEGMENT_SIZE - 1, 0))
     best = registers(1, value=0.0)
     with T.serial(SEGMENTS + 1) as j:

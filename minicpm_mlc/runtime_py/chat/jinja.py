@@ -17,7 +17,8 @@ from minicpm_mlc.base.errors import TemplateError
 
 # MiniCPM4's published form: each turn between markers, no default system prompt, no BOS inside.
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + "
+    "'<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 BUILT_IN = "the built-in ChatML template"
@@ -50,11 +51,15 @@ def render_template(template: jinja2.Template, origin: str, **values: Any) -> st
     except TemplateError:
         raise
     except Exception as error:  # a template is a program: any Python error can come out of it
-        raise TemplateError(f"{origin}{_line_of(error)}: {error or type(error).__name__}") from error
+        raise TemplateError(
+            f"{origin}{_line_of(error)}: {error or type(error).__name__}"
+        ) from error
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox forbids reaching Python; this also forbids giants made by one expression, such as 'a' * 10**12."""
+    """The sandbox forbids reaching Python; this also forbids giants made by one expression, such as
+    'a' * 10**12.
+    """
 
     intercepted_binops = frozenset(["*", "**"])
 
@@ -62,12 +67,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "**" and abs(right) > 64:
             raise jinja2.exceptions.SecurityError(f"exponent {right} is above 64")
         for text, times in ((left, right), (right, left)):
-            if isinstance(text, str | list | tuple) and isinstance(times, int) and len(text) * times > OUTPUT_LIMIT:
-                raise jinja2.exceptions.SecurityError(f"a repetition of more than {OUTPUT_LIMIT:,} items")
+            if (
+                isinstance(text, str | list | tuple)
+                and isinstance(times, int)
+                and len(text) * times > OUTPUT_LIMIT
+            ):
+                raise jinja2.exceptions.SecurityError(
+                    f"a repetition of more than {OUTPUT_LIMIT:,} items"
+                )
         return super().call_binop(context, operator, left, right)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -85,12 +98,18 @@ def _join_limited(pieces: Iterable[str], origin: str) -> str:
         parts.append(piece)
         size += len(piece)
         if size > OUTPUT_LIMIT:
-            raise TemplateError(f"{origin} writes more than {OUTPUT_LIMIT:,} characters; check its loops")
+            raise TemplateError(
+                f"{origin} writes more than {OUTPUT_LIMIT:,} characters; check its loops"
+            )
     return "".join(parts)
 
 
 def _line_of(error: Exception) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == "<template>"
+    ]
     return f", line {lines[-1]}" if lines else ""
 
 
@@ -101,26 +120,39 @@ def read_tokenizer_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TemplateError(f"{path} is not JSON ({error}); copy it again from the checkpoint") from error
+        raise TemplateError(
+            f"{path} is not JSON ({error}); copy it again from the checkpoint"
+        ) from error
     if not isinstance(config, dict):
         raise TemplateError(f"{path} holds {type(config).__name__}, expected an object")
     return config
 
 
 def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
-    """(source, where it was found): chat_template.jinja, else the tokenizer's config, else CHATML."""
+    """(source, where it was found): chat_template.jinja, else the tokenizer's config, else
+    CHATML.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8"), str(file)
-    found, origin = config.get("chat_template"), f"chat_template in {folder / 'tokenizer_config.json'}"
+    found, origin = (
+        config.get("chat_template"),
+        f"chat_template in {folder / 'tokenizer_config.json'}",
+    )
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        named = {
+            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
+        }
         if "default" not in named:
             has = ", ".join(sorted(map(str, named)))
-            raise TemplateError(f"{origin} is a list without a template named 'default' (it has: {has})")
+            raise TemplateError(
+                f"{origin} is a list without a template named 'default' (it has: {has})"
+            )
         found = named["default"]
     if found is None:
         return CHATML, BUILT_IN
     if not isinstance(found, str):
-        raise TemplateError(f"{origin} is {type(found).__name__}, expected a string or a list of named templates")
+        raise TemplateError(
+            f"{origin} is {type(found).__name__}, expected a string or a list of named templates"
+        )
     return found, origin

@@ -1,4 +1,6 @@
-"""The terminal: prompt_toolkit reads, rich writes, Session does the talking. Also one question from a pipe."""
+"""The terminal: prompt_toolkit reads, rich writes, Session does the talking. Also one question from
+a pipe.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minicpm_mlc.runtime_py.chat.session import Session, SessionError, blocks_read, check_options, needs_more, stats_line
+from minicpm_mlc.runtime_py.chat.session import (
+    Session,
+    SessionError,
+    blocks_read,
+    check_options,
+    needs_more,
+    stats_line,
+)
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -20,8 +29,11 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 STYLES = {"thinking": "dim", "answer": None, "note": "dim", "error": "red"}
-# A model's text must not drive the terminal: control characters other than tab and line feed are shown as a mark.
-HARMLESS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+# A model's text must not drive the terminal: control characters other than tab and line feed are
+# shown as a mark.
+HARMLESS = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(9), *range(11, 32), *range(127, 160))
+}
 
 
 class Screen:
@@ -93,7 +105,8 @@ def answer_once(
     with_stats: bool = False,
     show_blocks: bool = False,
 ) -> None:
-    """One answer on standard output, as it streams; thinking goes to standard error, so a pipe gets the answer alone.
+    """One answer on standard output, as it streams; thinking goes to standard error, so a pipe gets
+    the answer alone.
 
     Args:
         as_json: print one object {"answer", "thinking", "stats"} at the end instead.
@@ -107,13 +120,22 @@ def answer_once(
         raise SessionError("the prompt is empty; give --prompt TEXT or pipe text in")
     messages = [{"role": "system", "content": system}] if system else []
     said = {"thinking": "", "answer": ""}
-    with closing(engine.chat_events([*messages, {"role": "user", "content": question}], **options)) as events:
+    with closing(
+        engine.chat_events([*messages, {"role": "user", "content": question}], **options)
+    ) as events:
         for kind, piece in events:
-            if kind == "answer" and said["thinking"] and not said["answer"] and not (hide_thinking or as_json):
+            if (
+                kind == "answer"
+                and said["thinking"]
+                and not said["answer"]
+                and not (hide_thinking or as_json)
+            ):
                 print(file=sys.stderr, flush=True)
             said[kind] += piece
             if not as_json and not (kind == "thinking" and hide_thinking):
-                print(piece, end="", flush=True, file=sys.stderr if kind == "thinking" else sys.stdout)
+                print(
+                    piece, end="", flush=True, file=sys.stderr if kind == "thinking" else sys.stdout
+                )
     if as_json:
         print(json.dumps(said | {"stats": asdict(engine.stats)}, ensure_ascii=False))
     else:
@@ -134,7 +156,8 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_question(prompt: str | None) -> str | None:
-    """The one question to answer: --prompt, else all of a piped standard input; None means a person is typing.
+    """The one question to answer: --prompt, else all of a piped standard input; None means a person
+    is typing.
 
     Raises:
         SessionError: input is a terminal and output is not.
@@ -144,7 +167,9 @@ def read_question(prompt: str | None) -> str | None:
     if not sys.stdin.isatty():
         return sys.stdin.read()
     if not sys.stdout.isatty():
-        raise SessionError("a chat needs a terminal for its output; for a pipe or file give --prompt TEXT")
+        raise SessionError(
+            "a chat needs a terminal for its output; for a pipe or file give --prompt TEXT"
+        )
     return None
 
 
@@ -161,7 +186,10 @@ def _prompt_session(path: Path) -> PromptSession[str]:
     from prompt_toolkit import PromptSession
 
     return PromptSession(
-        history=_history(path), multiline=True, key_bindings=_keys(), prompt_continuation=lambda *_: ". "
+        history=_history(path),
+        multiline=True,
+        key_bindings=_keys(),
+        prompt_continuation=lambda *_: ". ",
     )
 
 
@@ -178,7 +206,9 @@ def _history(path: Path) -> History:
 
 
 def _keys() -> KeyBindings:
-    """Enter sends a finished message and continues an unfinished one; Alt-Enter (Esc, Enter) always continues."""
+    """Enter sends a finished message and continues an unfinished one; Alt-Enter (Esc, Enter) always
+    continues.
+    """
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()

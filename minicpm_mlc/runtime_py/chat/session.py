@@ -1,4 +1,6 @@
-"""A conversation and its slash commands, without a terminal: lines go in, (text, kind) pieces go out."""
+"""A conversation and its slash commands, without a terminal: lines go in, (text, kind) pieces go
+out.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from minicpm_mlc.runtime_py.speculative.report import speculation_lines, specula
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.request import Stats
 
-# (text, kind): kind is "thinking", "answer" or "end" (of an answer) while one streams, else "note" or "error".
+# (text, kind): kind is "thinking", "answer" or "end" (of an answer) while one streams, else "note"
+# or "error".
 Writer = Callable[[str, str], None]
 
 FORMAT = 1
@@ -62,7 +65,9 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Value of a setting as typed after `/set NAME`. Raises SessionError for an unknown name or unreadable value."""
+    """Value of a setting as typed after `/set NAME`. Raises SessionError for an unknown name or
+    unreadable value.
+    """
     if name not in SETTINGS:
         raise SessionError(f"there is no setting {name!r}; settings are {', '.join(SETTINGS)}")
     parse, takes = SETTINGS[name]
@@ -75,7 +80,9 @@ def parse_setting(name: str, text: str) -> Any:
 def check_options(options: dict[str, Any]) -> None:
     """Raises SessionError or SamplingError for names or values that the engine would refuse."""
     if unknown := sorted(set(options) - set(SETTINGS)):
-        raise SessionError(f"there is no setting {unknown[0]!r}; settings are {', '.join(SETTINGS)}")
+        raise SessionError(
+            f"there is no setting {unknown[0]!r}; settings are {', '.join(SETTINGS)}"
+        )
     for kind in (SamplingParams, Speculation):
         names = {f.name for f in fields(kind)}
         kind(**{name: value for name, value in options.items() if name in names})
@@ -91,7 +98,11 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def _gear(stats: Stats) -> str:
-    return "dense" if stats.attention == "dense" else f"sparse: {stats.blocks_read} of {stats.blocks} blocks read"
+    return (
+        "dense"
+        if stats.attention == "dense"
+        else f"sparse: {stats.blocks_read} of {stats.blocks} blocks read"
+    )
 
 
 def blocks_read(engine: Any) -> list[str]:
@@ -105,21 +116,32 @@ def _none_chosen(stats: Stats) -> str:
     if stats.attention == "dense":
         return "dense attention: every block was read"
     if not stats.decode_steps:
-        return "sparse attention: an answer's first token comes from the prompt's pass, whose choices are not kept"
-    return f"sparse attention: nothing was left to the scores; {stats.blocks_read} of {stats.blocks} blocks were read"
+        return (
+            "sparse attention: an answer's first token comes from the prompt's pass, whose "
+            "choices are not kept"
+        )
+    return (
+        f"sparse attention: nothing was left to the scores; {stats.blocks_read} of "
+        f"{stats.blocks} blocks were read"
+    )
 
 
 def stats_line(stats: Stats) -> str:
-    """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full the context is."""
+    """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full
+    the context is.
+    """
     return (
-        f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached), {stats.prefill_rate:.1f} tok/s"
+        f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached), "
+        f"{stats.prefill_rate:.1f} tok/s"
         f" | answer {stats.generated_tokens} tokens, {stats.decode_rate:.1f} tok/s"
-        f" | context {stats.context_used}/{stats.context}, {_gear(stats)}{speculation_note(stats.speculation)}"
+        f" | context {stats.context_used}/{stats.context}, "
+        f"{_gear(stats)}{speculation_note(stats.speculation)}"
     )
 
 
 def join_lines(text: str) -> str:
-    '''The message meant by typed text: a backslash before a line end goes, and so do enclosing """.'''
+    '''The message meant by typed text: a backslash before a line end goes, and so do enclosing
+    """.'''
     body = text.strip()
     if len(body) >= 6 and body.startswith('"""') and body.endswith('"""'):
         return body[3:-3].strip("\n")
@@ -135,14 +157,17 @@ def needs_more(text: str) -> bool:
 class Session:
     """Messages and settings of one conversation with `engine`.
 
-    `handle` never raises for what a user can mistype: every command's error is one line of kind "error".
+    `handle` never raises for what a user can mistype: every command's error is one line of kind
+    "error".
     """
 
     engine: Any
     write: Writer
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
-    on_prefill: Callable[[int, int], None] | None = None  # (tokens done, tokens to do) while a prompt is read
+    on_prefill: Callable[[int, int], None] | None = (
+        None  # (tokens done, tokens to do) while a prompt is read
+    )
     show_blocks: bool = False  # after each answer, the blocks that it read most
     messages: list[Message] = field(init=False)
 
@@ -162,7 +187,8 @@ class Session:
         return True
 
     def ask(self, text: str) -> str:
-        """Streams the answer and keeps it, also when Ctrl-C cuts it short. A question without any answer is dropped.
+        """Streams the answer and keeps it, also when Ctrl-C cuts it short. A question without any
+        answer is dropped.
 
         Raises:
             MiniCPMError: from the engine, e.g. a full context; the conversation stays as it was.
@@ -170,7 +196,9 @@ class Session:
         turn = [*self.messages, {"role": "user", "content": text}]
         answer, stopped = "", False
         try:
-            with closing(self.engine.chat_events(turn, on_prefill=self.on_prefill, **self.options)) as events:
+            with closing(
+                self.engine.chat_events(turn, on_prefill=self.on_prefill, **self.options)
+            ) as events:
                 for kind, piece in events:
                     answer += piece if kind == "answer" else ""
                     self.write(piece, kind)
@@ -203,23 +231,41 @@ class Session:
         if name == "quit":
             return False
         if name in ("think", "no_think"):
-            raise SessionError(f"/{name} goes at the end of a message; for all messages: /set think on, off or auto")
+            raise SessionError(
+                f"/{name} goes at the end of a message; for all messages: /set think on, off or "
+                "auto"
+            )
         if name not in COMMANDS:
-            raise SessionError(f"there is no command /{name}; /help lists them, a leading space sends the line as text")
+            raise SessionError(
+                f"there is no command /{name}; /help lists them, a leading space sends the line "
+                "as text"
+            )
         COMMANDS[name][0](self, argument.strip())
         return True
 
     def _help(self, _: str) -> None:
-        for usage, text in [*(entry[1:] for entry in COMMANDS.values()), ("/quit", "leave (also Ctrl-D)")]:
+        for usage, text in [
+            *(entry[1:] for entry in COMMANDS.values()),
+            ("/quit", "leave (also Ctrl-D)"),
+        ]:
             self.write(f"{usage:<18} {text}", "note")
-        self.write('Ctrl-C stops an answer. Alt-Enter, a trailing \\ or """ makes a message of several lines.', "note")
-        self.write("A message that ends in /think or /no_think switches thinking for that turn.", "note")
+        self.write(
+            'Ctrl-C stops an answer. Alt-Enter, a trailing \\ or """ makes a message of several '
+            "lines.",
+            "note",
+        )
+        self.write(
+            "A message that ends in /think or /no_think switches thinking for that turn.", "note"
+        )
 
     def _reset(self, _: str) -> None:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def _stats(self, _: str) -> None:
-        for line in (stats_line(self.engine.stats), *speculation_lines(self.engine.stats.speculation)):
+        for line in (
+            stats_line(self.engine.stats),
+            *speculation_lines(self.engine.stats.speculation),
+        ):
             self.write(line, "note")
 
     def _set(self, argument: str) -> None:
@@ -246,7 +292,12 @@ class Session:
         path = _path(argument, "/save FILE")
         if path.exists():
             _read_saved(path)  # anything but a saved session is refused
-        saved = {"kind": FILE_KIND, "format": FORMAT, "messages": self.messages, "options": self.options}
+        saved = {
+            "kind": FILE_KIND,
+            "format": FORMAT,
+            "messages": self.messages,
+            "options": self.options,
+        }
         text = json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         self.write(f"saved {len(self.messages)} messages to {path}", "note")
@@ -260,11 +311,19 @@ class Session:
 
 COMMANDS: dict[str, tuple[Callable[[Session, str], None], str, str]] = {
     "help": (Session._help, "/help", "this list"),
-    "reset": (Session._reset, "/reset", "forget the conversation, keep the settings and the system prompt"),
+    "reset": (
+        Session._reset,
+        "/reset",
+        "forget the conversation, keep the settings and the system prompt",
+    ),
     "stats": (Session._stats, "/stats", "numbers of the last answer"),
     "save": (Session._save, "/save FILE", "write the conversation to a JSON file"),
     "load": (Session._load, "/load FILE", "go on with a saved conversation"),
-    "set": (Session._set, "/set NAME VALUE", "change a setting, or set it back to default; /set alone lists them"),
+    "set": (
+        Session._set,
+        "/set NAME VALUE",
+        "change a setting, or set it back to default; /set alone lists them",
+    ),
 }
 
 
@@ -283,11 +342,19 @@ def _read_saved(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         saved = None
     if not isinstance(saved, dict) or saved.get("kind") != FILE_KIND:
-        raise SessionError(f"{path} is not a saved session (those come from /save); name another file")
+        raise SessionError(
+            f"{path} is not a saved session (those come from /save); name another file"
+        )
     if saved.get("format") != FORMAT or not isinstance(saved.get("messages"), list):
-        raise SessionError(f"{path} is a saved session of format {saved.get('format')!r}; this version reads {FORMAT}")
+        raise SessionError(
+            f"{path} is a saved session of format {saved.get('format')!r}; this version reads "
+            f"{FORMAT}"
+        )
     options = saved.get("options")
     if not isinstance(options, dict):
         raise SessionError(f"{path} is damaged: options must be an object")
     check_options(options)
-    return {"messages": [check_message(m, i) for i, m in enumerate(saved["messages"])], "options": options}
+    return {
+        "messages": [check_message(m, i) for i, m in enumerate(saved["messages"])],
+        "options": options,
+    }

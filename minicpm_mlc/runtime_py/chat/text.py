@@ -12,16 +12,21 @@ from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 class TextStream:
     """Turns token ids into pieces of text that never split a character.
 
-    Bytes are decoded as they complete a character, so a long run of byte tokens streams too. The joined pieces are
-    `Tokenizer.decode` of all ids; only in a run of byte-fallback tokens that is not UTF-8 (no trained model writes
-    one) do they keep the valid characters that `decode` gives up.
+    Bytes are decoded as they complete a character, so a long run of byte tokens streams too. The
+    joined pieces are `Tokenizer.decode` of all ids; only in a run of byte-fallback tokens that is
+    not UTF-8 (no trained model writes one) do they keep the valid characters that `decode` gives
+    up.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
-        """`after`: the tokens before the stream; a text's first space is dropped if they hold no text."""
+        """`after`: the tokens before the stream; a text's first space is dropped if they hold no
+        text.
+        """
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer.strips_first_space and not any(tokenizer.token_bytes(i) for i in after)
+        self._strip = tokenizer.strips_first_space and not any(
+            tokenizer.token_bytes(i) for i in after
+        )
 
     @property
     def at_border(self) -> bool:
@@ -44,12 +49,16 @@ class TextStream:
 
 
 class StopStrings:
-    """Cuts a stream of text before the stop string that is complete first, wherever the pieces' borders lie."""
+    """Cuts a stream of text before the stop string that is complete first, wherever the pieces'
+    borders lie.
+    """
 
     def __init__(self, stop: str | Sequence[str] | None) -> None:
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         if not all(isinstance(s, str) and s for s in stops):
-            raise SamplingError(f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty")
+            raise SamplingError(
+                f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty"
+            )
         self._stops = stops
         self._held = ""
         self.stopped = False

@@ -10,10 +10,14 @@ CLOSING = f"\n{CLOSE}\n\n"  # what the engine writes in the model's place
 
 
 class ThinkBudget:
-    """At most `limit` tokens of thinking, a few more where the last ones are half a character or half the marker."""
+    """At most `limit` tokens of thinking, a few more where the last ones are half a character or
+    half the marker.
+    """
 
     def __init__(self, limit: int, opened: bool) -> None:
-        """`opened`: the prompt ends inside a block. Raises SamplingError for a limit that isn't 0 or more."""
+        """`opened`: the prompt ends inside a block. Raises SamplingError for a limit that isn't 0
+        or more.
+        """
         check_count("max_think_tokens", limit)
         self._limit = limit
         self._used = 0
@@ -25,11 +29,17 @@ class ThinkBudget:
         return self._splitter.thinking and self._limit == 0
 
     def spend(self, piece: str, at_border: bool) -> bool:
-        """Counts one token and the text it gave; true if the block must be closed now, which happens once.
+        """Counts one token and the text it gave; true if the block must be closed now, which
+        happens once.
 
         `at_border`: the text so far ends with a whole character.
         """
         self._used += self._splitter.thinking
         self._splitter.feed(piece)
         self._tail = (self._tail + piece)[-len(CLOSE) :]
-        return self._splitter.thinking and self._used >= self._limit and at_border and not overlap(self._tail, CLOSE)
+        return (
+            self._splitter.thinking
+            and self._used >= self._limit
+            and at_border
+            and not overlap(self._tail, CLOSE)
+        )

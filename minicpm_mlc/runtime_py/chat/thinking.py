@@ -8,14 +8,17 @@ Event = tuple[str, str]  # (kind, text), kind is "thinking" or "answer"
 
 
 def opens_thinking(prompt: str) -> bool:
-    """True when the chat template itself opened the block, so that the model's first word is already a thought."""
+    """True when the chat template itself opened the block, so that the model's first word is
+    already a thought.
+    """
     return prompt.rstrip().endswith(OPEN)
 
 
 def without_thinking(text: str) -> str:
     """The answer of a whole assistant message: a leading think block, closed or not, is left out.
 
-    A message whose block was opened by the template has only the closing marker; the text before it is thinking too.
+    A message whose block was opened by the template has only the closing marker; the text before it
+    is thinking too.
     """
     body = text.lstrip()
     if body.startswith(OPEN):
@@ -27,8 +30,8 @@ def without_thinking(text: str) -> str:
 class ThinkSplitter:
     """Feed pieces of text in any sizes, get (kind, text) events.
 
-    Only a block at the very start is thinking; a later `<think>` is text about thinking and stays in the answer.
-    The markers, and the white space beside them, belong to neither kind.
+    Only a block at the very start is thinking; a later `<think>` is text about thinking and stays
+    in the answer. The markers, and the white space beside them, belong to neither kind.
 
     Args:
         opened: the prompt ended inside a block (`opens_thinking`).
@@ -58,7 +61,9 @@ class ThinkSplitter:
         return events
 
     def finish(self) -> list[Event]:
-        """The held-back rest, when no more text comes. Trailing white space of an unclosed block is dropped."""
+        """The held-back rest, when no more text comes. Trailing white space of an unclosed block is
+        dropped.
+        """
         held, self._held = self._held, ""
         if self._state == "thinking":
             held = (held.lstrip() if self._fresh else held).rstrip()
@@ -96,7 +101,9 @@ class ThinkSplitter:
 
 
 def _safe_length(text: str) -> int:
-    """Length of the part that is certainly thought: not a beginning of CLOSE, nor white space that may precede it."""
+    """Length of the part that is certainly thought: not a beginning of CLOSE, nor white space that
+    may precede it.
+    """
     for n in range(min(len(CLOSE) - 1, len(text)), 0, -1):
         if text.endswith(CLOSE[:n]):
             return len(text[:-n].rstrip())

@@ -1,4 +1,6 @@
-"""The bundle's tokenizer.json, by the `tokenizers` library, with BOS exactly once and the bytes of one token."""
+"""The bundle's tokenizer.json, by the `tokenizers` library, with BOS exactly once and the bytes of
+one token.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +31,48 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
-        """Reads a bundle's tokenizer files. Raises BundleError if they're damaged or don't fit the model."""
+        """Reads a bundle's tokenizer files. Raises BundleError if they're damaged or don't fit the
+        model.
+        """
         if not (folder / "tokenizer.json").is_file():
-            raise BundleError(f"{folder} has no tokenizer.json, so it can't read text (random weights have none); "
-                              "compile a checkpoint that has one, or give token ids to logits, prefill and decode")
+            raise BundleError(
+                f"{folder} has no tokenizer.json, so it can't read text (random weights have "
+                "none); "
+                "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
+            )
         try:
             raw = HFTokenizer.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
-            raise BundleError(f"{folder}'s tokenizer can't be read ({error}); compile the checkpoint again") from None
+            raise BundleError(
+                f"{folder}'s tokenizer can't be read ({error}); compile the checkpoint again"
+            ) from None
         largest = max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
-            raise BundleError(f"{folder}/tokenizer.json has token id {largest}, but the model has {vocab_size} tokens; "
-                              "it belongs to another model: compile the checkpoint again")
+            raise BundleError(
+                f"{folder}/tokenizer.json has token id {largest}, but the model has {vocab_size} "
+                "tokens; "
+                "it belongs to another model: compile the checkpoint again"
+            )
         return cls(raw, bos_token_id, bool(config.get("add_bos_token", True)))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model wants it."""
+        """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
+        wants it.
+        """
         ids = self.raw.encode(text, add_special_tokens=False).ids
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
     def encode_middle(self, text: str) -> list[int]:
-        """Token ids of text that goes on from other text: without the space some tokenizers put before a first word."""
+        """Token ids of text that goes on from other text: without the space some tokenizers put
+        before a first word.
+        """
         encoding = self.raw.encode("a" + text, add_special_tokens=False)
         spans = list(zip(encoding.ids, encoding.offsets, strict=True))
-        if any(start < 1 < end for _, (start, end) in spans):  # the text's beginning merged with the "a"
+        if any(
+            start < 1 < end for _, (start, end) in spans
+        ):  # the text's beginning merged with the "a"
             return self.encode(text, bos=False)
         return [i for i, (start, _) in spans if start >= 1]
 
@@ -65,14 +83,19 @@ class Tokenizer:
     @functools.cached_property
     def strips_first_space(self) -> bool:
         """Whether decoding drops the space before a text's first word, as SentencePiece does."""
-        return any(d.get("start", 0) > 0 or d.get("prepend_scheme", "never") != "never" for d in self._decoders)
+        return any(
+            d.get("start", 0) > 0 or d.get("prepend_scheme", "never") != "never"
+            for d in self._decoders
+        )
 
     @functools.cached_property
     def _byte_level(self) -> bool:
         return any(d["type"] == "ByteLevel" for d in self._decoders)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes that this token adds inside a text, perhaps a part of a character; none for a special token."""
+        """UTF-8 bytes that this token adds inside a text, perhaps a part of a character; none for a
+        special token.
+        """
         token = self.raw.id_to_token(token_id)
         if token is None or token_id in self._special:
             return b""
@@ -93,13 +116,21 @@ def _decoders(raw: HFTokenizer) -> list[dict]:
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     known = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "ByteLevel"}
     if strange := {step["type"] for step in steps} - known:
-        raise BundleError(f"the tokenizer's decoder {sorted(strange)} is not known; known are {sorted(known)}")
+        raise BundleError(
+            f"the tokenizer's decoder {sorted(strange)} is not known; known are {sorted(known)}"
+        )
     return steps
 
 
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte: printable Latin-1 stands for itself, the others for U+0100 and up."""
-    itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's character for each byte: printable Latin-1 stands for itself, the others for U+0100
+    and up.
+    """
+    itself = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     rest = [b for b in range(256) if b not in set(itself)]
     return {**{chr(b): b for b in itself}, **{chr(256 + n): b for n, b in enumerate(rest)}}

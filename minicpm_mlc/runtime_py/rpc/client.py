@@ -30,7 +30,9 @@ class Remote:
     """A connection. `cores` are the machine's physical ones."""
 
     def __init__(self, address: str, key: str, progress: Progress | None = None) -> None:
-        """Raises EngineError when nobody answers at HOST:PORT, not to this key or version, or another client is served."""
+        """Raises EngineError when nobody answers at HOST:PORT, not to this key or version, or
+        another client is served.
+        """
         self.address, self._progress = address, progress or (lambda stage, done, total: None)
         host, port = _parts(address)
         load_runtime()
@@ -41,18 +43,27 @@ class Remote:
             raise EngineError(_refused(address, _last_line(error))) from None
         hello, _ = self.call("hello")
         if hello["protocol"] != PROTOCOL:
-            raise EngineError(f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this version there")
+            raise EngineError(
+                f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this "
+                "version there"
+            )
         here = hello["host"]
         features = None if here["features"] is None else frozenset(here["features"])
         self.host, self.tvm = Host(here["system"], here["machine"], features), str(hello["tvm"])
         self.cores = int(hello["cores"])
 
-    def call(self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Ask the server. Raises the MiniCPMError that it raised, EngineError when the connection breaks."""
+    def call(
+        self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Ask the server. Raises the MiniCPMError that it raised, EngineError when the connection
+        breaks.
+        """
         try:
             answer, arrays = unpack(bytes(self._call(pack({"method": method} | values, arrays))))
         except Exception as error:
-            raise EngineError(f"{self.address} failed at {method}: {_last_line(error)}; connect again") from error
+            raise EngineError(
+                f"{self.address} failed at {method}: {_last_line(error)}; connect again"
+            ) from error
         if "error" in answer:
             kind, text = answer["error"]
             raise getattr(errors, kind, MiniCPMError)(text)
@@ -63,7 +74,9 @@ class Remote:
         return read_bundle(path, host=self.host, tvm=self.tvm)
 
     def free_memory(self, device: str) -> int:
-        """Bytes of a device's memory there that a bundle can take. Raises BundleError when the device is missing."""
+        """Bytes of a device's memory there that a bundle can take. Raises BundleError when the
+        device is missing.
+        """
         return int(self.call("free_memory", device=device)[0]["bytes"])
 
     def open_library(self, bundle: Bundle, threads: int) -> RemoteLibrary:
@@ -72,22 +85,32 @@ class Remote:
         return RemoteLibrary(self, bundle, threads)
 
     def upload(self, bundle: Bundle) -> None:
-        """Send what the machine lacks of a bundle's files; an upload that broke goes on where it ended."""
+        """Send what the machine lacks of a bundle's files; an upload that broke goes on where it
+        ended.
+        """
         names = {entry["sha256"]: name for name, entry in bundle.manifest.files.items()}
         missing: dict[str, int] = self.call("missing", wanted=list(names))[0]["missing"]
-        total, done = sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing), sum(missing.values())
+        total, done = (
+            sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing),
+            sum(missing.values()),
+        )
         for sha256, start in missing.items():
             with open(bundle.path / names[sha256], "rb") as file:
                 file.seek(start)
                 while block := file.read(BLOCK):
-                    self.call("write", [np.frombuffer(block, np.uint8)], sha256=sha256, offset=start)
+                    self.call(
+                        "write", [np.frombuffer(block, np.uint8)], sha256=sha256, offset=start
+                    )
                     start, done = start + len(block), done + len(block)
                     self._progress("upload", done, total)
             self.call("finish", sha256=sha256)
 
 
 def connect(
-    address: str | None, key: str | None, bundles: Sequence[str | Path | None] = (), progress: Progress | None = None
+    address: str | None,
+    key: str | None,
+    bundles: Sequence[str | Path | None] = (),
+    progress: Progress | None = None,
 ) -> Remote:
     """A connection to HOST:PORT, and these bundles uploaded. Raises EngineError, BundleError."""
     if not address or not key:
@@ -165,15 +188,23 @@ def _parts(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal():
         raise EngineError(f"--rpc {address}: expected HOST:PORT, such as 192.168.1.20:9090")
     if not 1 <= int(port) <= LAST_PORT:
-        raise EngineError(f"--rpc {address}: port {port} is none of 1 to {LAST_PORT}; rpc-server prints its own")
+        raise EngineError(
+            f"--rpc {address}: port {port} is none of 1 to {LAST_PORT}; rpc-server prints its own"
+        )
     return host, int(port)
 
 
 def _refused(address: str, why: str) -> str:
     """`why` is what TVM says; a key that is taken is the server's word for being busy."""
     if "server already have key" in why:
-        return f"{address} is busy with another client; wait until that one ends, or start a second server on another --port"
-    return f"no connection to {address} with this key ({why}); start a server there: minicpm-mlc rpc-server"
+        return (
+            f"{address} is busy with another client; wait until that one ends, or start a "
+            "second server on another --port"
+        )
+    return (
+        f"no connection to {address} with this key ({why}); start a server there: minicpm-mlc "
+        "rpc-server"
+    )
 
 
 def _last_line(error: Exception) -> str:

@@ -1,6 +1,8 @@
-"""minicpm-mlc rpc-server: serves clients that know the key, one at a time, each in a process of its own.
+"""minicpm-mlc rpc-server: serves clients that know the key, one at a time, each in a process of its
+own.
 
-The handshake is TVM's: a magic number, the length of a key, "client:KEY"; the answer is a code, and the server's name.
+The handshake is TVM's: a magic number, the length of a key, "client:KEY"; the answer is a code, and
+the server's name.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ def run_server(
     say: Callable[[str], None] = print,
     clients: int | None = None,
 ) -> None:
-    """Serve clients for ever, or so many. `key` None: a random one, which is said. Bundles are kept in `folder`.
+    """Serve clients for ever, or so many. `key` None: a random one, which is said. Bundles are kept
+    in `folder`.
 
-    Another client is told that the server is busy. Raises EngineError when the address can't be had.
+    Another client is told that the server is busy. Raises EngineError when the address can't be
+    had.
     """
     if not 0 <= port <= LAST_PORT:
         raise EngineError(f"--port {port}: expected 0 to {LAST_PORT}, such as --port 9090")
@@ -45,11 +49,15 @@ def run_server(
     try:
         listening = socket.create_server((host, port))
     except OSError as error:
-        raise EngineError(f"{host}:{port} can't be listened at ({error.strerror}); try another --port") from None
+        raise EngineError(
+            f"{host}:{port} can't be listened at ({error.strerror}); try another --port"
+        ) from None
     served = Served(place)
     with listening, served:
         address = "{}:{}".format(*listening.getsockname()[:2])
-        say(f"listening at {address}; a client: minicpm-mlc chat BUNDLE --rpc {address} --key {key}")
+        say(
+            f"listening at {address}; a client: minicpm-mlc chat BUNDLE --rpc {address} --key {key}"
+        )
         while clients is None or clients > 0:
             connection, peer = listening.accept()
             with connection:
@@ -61,7 +69,9 @@ def run_server(
 
 
 class Served:
-    """The client that is served, in a process of its own: what it crashes is that one. At the end none is."""
+    """The client that is served, in a process of its own: what it crashes is that one. At the end
+    none is.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._process = folder, None
@@ -74,7 +84,9 @@ class Served:
 
     def begin(self, connection: socket.socket) -> None:
         """Serve a client until it leaves; returns at once."""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # one whose network broke leaves at last
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+        )  # one whose network broke leaves at last
         arguments = [str(connection.fileno()), str(self._folder)]
         command = [sys.executable, "-m", "minicpm_mlc.runtime_py.rpc.session", *arguments]
         self._process = subprocess.Popen(command, pass_fds=[connection.fileno()])

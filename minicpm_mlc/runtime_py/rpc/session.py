@@ -1,4 +1,6 @@
-"""The server's side of one client: `python -m minicpm_mlc.runtime_py.rpc.session SOCKET FOLDER`, started by the server."""
+"""The server's side of one client: `python -m minicpm_mlc.runtime_py.rpc.session SOCKET FOLDER`,
+started by the server.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Reply = tuple[dict[str, Any], Sequence[np.ndarray]]
 
 
 class Session:
-    """What a client can ask for: the methods without an underscore. Libraries and pools are numbers to it."""
+    """What a client can ask for: the methods without an underscore. Libraries and pools are numbers
+    to it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._store = Store(folder)
@@ -38,7 +42,14 @@ class Session:
         values, arrays = unpack(bytes(message))
         name = values.pop("method")
         if name.startswith("_") or not hasattr(Session, name):
-            return pack({"error": [EngineError.__name__, f"the server knows no {name}; update it: pip install -U minicpm-mlc"]})
+            return pack(
+                {
+                    "error": [
+                        EngineError.__name__,
+                        f"the server knows no {name}; update it: pip install -U minicpm-mlc",
+                    ]
+                }
+            )
         try:
             return pack(*getattr(self, name)(arrays, **values))
         except MiniCPMError as error:
@@ -70,7 +81,11 @@ class Session:
         bundle = read_bundle(self._store.bundle(arrays[0].tobytes()))
         library = Library(bundle, threads)
         self._libraries.append(library)
-        return {"number": len(self._libraries) - 1, "name": library.memory.name, "identity": library.memory.identity}, []
+        return {
+            "number": len(self._libraries) - 1,
+            "name": library.memory.name,
+            "identity": library.memory.identity,
+        }, []
 
     def new_pools(self, _: list[np.ndarray], library: int, pages: int, draft: bool) -> Reply:
         opened = self._libraries[library]
@@ -86,7 +101,9 @@ class Session:
     def verify(self, arrays: list[np.ndarray], **place: Any) -> Reply:
         return self._outputs("verify", arrays, **place)
 
-    def _outputs(self, kind: str, arrays: list[np.ndarray], library: int, pools: int, sparse: bool) -> Reply:
+    def _outputs(
+        self, kind: str, arrays: list[np.ndarray], library: int, pools: int, sparse: bool
+    ) -> Reply:
         out = getattr(self._libraries[library], kind)(*arrays, self._pools[pools], sparse)
         features = [] if out.features is None else [out.features]
         return {"features": len(features)}, [out.logits, *features, *out.selected]
@@ -108,6 +125,7 @@ class Session:
         """arrays: the bytes of one kernel case."""
         (case,) = from_bytes(arrays[0].tobytes())
         return asdict(check(self._libraries[library], case, timed)), []
+
 
 def serve(socket: int, folder: Path) -> None:
     """Answer one client until it leaves."""

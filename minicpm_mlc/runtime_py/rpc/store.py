@@ -1,4 +1,6 @@
-"""The server's files of bundles, by their SHA-256, and the folders that are bundles made of them."""
+"""The server's files of bundles, by their SHA-256, and the folders that are bundles made of
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,32 @@ class Store:
             place.mkdir(parents=True, exist_ok=True)
 
     def missing(self, wanted: list[str]) -> dict[str, int]:
-        """Which files, by SHA-256, have to be uploaded, and how many bytes of each are here already."""
-        return {sha256: _size(self._partial(sha256)) for sha256 in wanted if not self._file(sha256).is_file()}
+        """Which files, by SHA-256, have to be uploaded, and how many bytes of each are here
+        already.
+        """
+        return {
+            sha256: _size(self._partial(sha256))
+            for sha256 in wanted
+            if not self._file(sha256).is_file()
+        }
 
     def write(self, sha256: str, offset: int, block: np.ndarray) -> None:
-        """Append a block to a file that is being uploaded. Raises BundleError if it doesn't follow the last one."""
+        """Append a block to a file that is being uploaded. Raises BundleError if it doesn't follow
+        the last one.
+        """
         partial = self._partial(sha256)
         if _size(partial) != offset:
-            raise BundleError(f"an upload went on at byte {offset}, and {_size(partial)} bytes are here; start it again")
+            raise BundleError(
+                f"an upload went on at byte {offset}, and {_size(partial)} bytes are here; start "
+                "it again"
+            )
         with open(partial, "ab") as file:
             file.write(block.tobytes())
 
     def finish(self, sha256: str) -> None:
-        """An upload is at its end. Raises BundleError, and forgets the file, if it isn't what was announced."""
+        """An upload is at its end. Raises BundleError, and forgets the file, if it isn't what was
+        announced.
+        """
         partial = self._partial(sha256)
         partial.touch()
         digest = hashlib.sha256()
@@ -48,7 +63,9 @@ class Store:
         partial.rename(self._file(sha256))
 
     def bundle(self, manifest: bytes) -> Path:
-        """The folder of a bundle whose files are all here. Raises BundleError for a manifest that is none."""
+        """The folder of a bundle whose files are all here. Raises BundleError for a manifest that
+        is none.
+        """
         folder = self._bundles / hashlib.sha256(manifest).hexdigest()
         folder.mkdir(exist_ok=True)
         (folder / MANIFEST).write_bytes(manifest)

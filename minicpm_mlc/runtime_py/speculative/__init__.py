@@ -1,1 +1,3 @@
-"""Speculative decoding: a drafter guesses a tree of tokens, the model checks it in one pass, and keeps what it would say."""
+"""Speculative decoding: a drafter guesses a tree of tokens, the model checks it in one pass, and
+keeps what it would say.
+"""

@@ -1,4 +1,6 @@
-"""What speculation costs and what it yields, measured while it runs: moving averages of seconds and of acceptance."""
+"""What speculation costs and what it yields, measured while it runs: moving averages of seconds and
+of acceptance.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SLOPE = 0.1  # of a decode step: what a row more costs as long as only one width
 
 @dataclass
 class Average:
-    """A moving average of seconds; a sample counts at most HICCUP times the average, so that no hiccup decides."""
+    """A moving average of seconds; a sample counts at most HICCUP times the average, so that no
+    hiccup decides.
+    """
 
     value: float = 0.0
     samples: int = 0
@@ -36,7 +40,8 @@ class Costs:
     _verify: dict[int, Average] = field(default_factory=dict)
 
     def verified(self, nodes: int, seconds: float) -> float:
-        """Counts a sample, and returns it; the first one of a size may be three times what was expected, and is cut there.
+        """Counts a sample, and returns it; the first one of a size may be three times what was
+        expected, and is cut there.
 
         A library takes memory when a size is new, and a draft must not look bad for that.
         """
@@ -46,20 +51,30 @@ class Costs:
         return seconds
 
     def verify(self, nodes: np.ndarray) -> np.ndarray:
-        """Seconds to verify trees of that many nodes each: measured, between two measured ones, or beyond them."""
-        points = {1: self.decode.value} | {n: average.value for n, average in sorted(self._verify.items())}
+        """Seconds to verify trees of that many nodes each: measured, between two measured ones, or
+        beyond them.
+        """
+        points = {1: self.decode.value} | {
+            n: average.value for n, average in sorted(self._verify.items())
+        }
         known, seconds = np.array(list(points), float), np.maximum.accumulate(list(points.values()))
         slope = SLOPE * self.decode.value
         if len(known) > 2:
-            slope = max((seconds[-1] - seconds[1]) / (known[-1] - known[1]), 0.01 * self.decode.value)
+            slope = max(
+                (seconds[-1] - seconds[1]) / (known[-1] - known[1]), 0.01 * self.decode.value
+            )
         return np.interp(nodes, known, seconds) + slope * np.maximum(0, nodes - known[-1])
 
 
 class Acceptance:
-    """How often each level of one kind of draft is accepted, and how that compares with what its drafter said."""
+    """How often each level of one kind of draft is accepted, and how that compares with what its
+    drafter said.
+    """
 
     def __init__(self, prior: float) -> None:
-        """`prior`: the chance of each level, times what the drafter says, before anything was seen."""
+        """`prior`: the chance of each level, times what the drafter says, before anything was
+        seen.
+        """
         self._accepted = prior ** np.arange(MAX_DEPTH + 1)
         self._said = np.ones(MAX_DEPTH + 1)
         self._drafted = np.zeros(MAX_DEPTH + 1)
@@ -69,13 +84,21 @@ class Acceptance:
         """A tree was verified and followed `accepted` levels down."""
         said = np.bincount(draft.tree.depths, draft.reach)
         self._prior *= KEEP
-        for total, sample in ((self._said, said), (self._accepted, np.arange(len(said)) <= accepted), (self._drafted, 1)):
+        for total, sample in (
+            (self._said, said),
+            (self._accepted, np.arange(len(said)) <= accepted),
+            (self._drafted, 1),
+        ):
             total *= KEEP
             total[: len(said)] += sample
 
     def reach(self, draft: Draft) -> np.ndarray:
-        """The draft's chances in the light of what was accepted, float64 [n], at most those of the parent."""
-        reach = (draft.reach * self._continued(self._accepted / self._said)[draft.tree.depths]).tolist()
+        """The draft's chances in the light of what was accepted, float64 [n], at most those of the
+        parent.
+        """
+        reach = (
+            draft.reach * self._continued(self._accepted / self._said)[draft.tree.depths]
+        ).tolist()
         reach[0] = 1.0
         for node, parent in enumerate(draft.tree.parents[1:], 1):
             reach[node] = min(reach[node], reach[parent])
@@ -87,7 +110,9 @@ class Acceptance:
         return np.minimum.accumulate(self._continued(shares))
 
     def _continued(self, values: np.ndarray) -> np.ndarray:
-        """Values by depth; those of depths that were not drafted lately go on as from the two before them."""
+        """Values by depth; those of depths that were not drafted lately go on as from the two
+        before them.
+        """
         for depth in range(2, MAX_DEPTH + 1):
             if self._drafted[depth] < 1:
                 values[depth] = values[depth - 1] ** 2 / max(values[depth - 2], 1e-9)

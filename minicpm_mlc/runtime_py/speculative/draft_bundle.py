@@ -20,7 +20,8 @@ from minicpm_mlc.runtime_py.speculative.tree import Draft
 class ModelDrafter:
     """Runs the smaller model on the text or on its end: a chain of its likeliest tokens, or a tree.
 
-    Its cache may begin anywhere in the text and counts positions from there, as attention depends on distances alone.
+    Its cache may begin anywhere in the text and counts positions from there, as attention depends
+    on distances alone.
     """
 
     def __init__(self, library: Any, model: CachedModel, chunk: int) -> None:
@@ -35,10 +36,14 @@ class ModelDrafter:
     def cached(self, model: CachedModel) -> None:
         pass
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
-        """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has no room.
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
+    ) -> Draft | None:
+        """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has
+        no room.
 
-        Where more than `read` tokens are missing, only the latest `read` are read, and nothing before them is seen.
+        Where more than `read` tokens are missing, only the latest `read` are read, and nothing
+        before them is seen.
         """
         if depth >= self._model.sequence.context:
             return None
@@ -52,11 +57,20 @@ class ModelDrafter:
             return best_tokens(logits_after(token_ids, rows), top_k)
 
         room = self._model.sequence.context - len(self._model)
-        draft = expand(unread[-1], best_tokens(logits[None], top_k), step, min(depth, 1 + room // top_k), top_k, floor)
+        draft = expand(
+            unread[-1],
+            best_tokens(logits[None], top_k),
+            step,
+            min(depth, 1 + room // top_k),
+            top_k,
+            floor,
+        )
         return replace(draft, read_tokens=len(unread), read_seconds=seconds)
 
     def _unread(self, history: np.ndarray, depth: int, read: int | None) -> list[int]:
-        """What is to be appended to the cache, at least the last token; the rest of it is the text's from then on."""
+        """What is to be appended to the cache, at least the last token; the rest of it is the
+        text's from then on.
+        """
         sequence, n = self._model.sequence, len(history)
         read = n if read is None else min(read, n)
         if read + depth > sequence.context:
@@ -65,7 +79,12 @@ class ModelDrafter:
         self._known += common_prefix(sequence.tokens[self._known :], rest)
         seen = n - self._first  # with the unread ones
         sees_more = self._first and read >= min(n, 2 * seen)
-        if not self._known or seen - self._known > read or seen + depth > sequence.context or sees_more:
+        if (
+            not self._known
+            or seen - self._known > read
+            or seen + depth > sequence.context
+            or sees_more
+        ):
             self._first, self._known = n - read, 0
         self._known = sequence.truncate(self._known)
         return history[self._first + self._known :].tolist()
@@ -84,7 +103,9 @@ class _TreeWalk:
         self._level = 0  # nodes of the level before
 
     def step(self, token_ids: list[int], rows: list[int]) -> np.ndarray:
-        """Logits after each token of a level, `rows` the nodes of the level before that they follow."""
+        """Logits after each token of a level, `rows` the nodes of the level before that they
+        follow.
+        """
         n = len(token_ids)
         first = len(self._tokens) - self._level
         self._parents += [first + row for row in rows] if self._tokens else [-1] * n
@@ -98,13 +119,18 @@ def check_same_tokenizer(bundle: Path, draft: Path) -> None:
     ours, theirs = (_vocabulary(path) for path in (bundle, draft))
     if ours != theirs:
         raise BundleError(
-            f"{draft} can't draft for {bundle}: its tokenizer gives tokens other ids; give a bundle of the same family"
+            f"{draft} can't draft for {bundle}: its tokenizer gives tokens other ids; give a "
+            "bundle of the same family"
         )
 
 
 def _vocabulary(bundle: Path) -> tuple[object, object]:
     try:
         tokenizer = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))
-        return tokenizer["model"]["vocab"], [(t["id"], t["content"]) for t in tokenizer["added_tokens"]]
+        return tokenizer["model"]["vocab"], [
+            (t["id"], t["content"]) for t in tokenizer["added_tokens"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{bundle / 'tokenizer.json'} can't be read ({error!r}); compile the checkpoint again") from None
+        raise BundleError(
+            f"{bundle / 'tokenizer.json'} can't be read ({error!r}); compile the checkpoint again"
+        ) from None

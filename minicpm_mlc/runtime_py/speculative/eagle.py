@@ -15,13 +15,16 @@ from minicpm_mlc.runtime_py.speculative.tree import Draft
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
 WINDOW = 1024  # tokens that the head sees; MiniCPM4's report has it help both speed and acceptance
-READ = 64  # tokens at least of a longer text that it reads at once; reading all 1024 has 2 % more accepted, on the demo
+# tokens at least of a longer text that it reads at once; reading all 1024 has 2 % more accepted, on
+# the demo
+READ = 64
 
 
 class EagleDrafter:
     """Keeps the features of the latest tokens, whether the head has read them or not.
 
-    The head's row i pairs the features of token i with token i + 1: it stands as long as both are the text's.
+    The head's row i pairs the features of token i with token i + 1: it stands as long as both are
+    the text's.
     """
 
     def __init__(self, head: DraftModel, model: CachedModel) -> None:
@@ -32,11 +35,17 @@ class EagleDrafter:
         self._rows = 0  # of them that are kept
         self._end = 0  # tokens that the model had when the last ones came
         self._read = 0  # rows that the head has
-        self._tokens: list[int] = []  # the text as it was followed, with the root that was drafted from last
-        self._shared: int | None = None  # tokens of a new call's text that are known to be those; None: no new call
+        self._tokens: list[
+            int
+        ] = []  # the text as it was followed, with the root that was drafted from last
+        self._shared: int | None = (
+            None  # tokens of a new call's text that are known to be those; None: no new call
+        )
 
     def begin(self) -> None:
-        """The sequence was cut to what a new prompt shares with it, and calls before may have changed it unseen."""
+        """The sequence was cut to what a new prompt shares with it, and calls before may have
+        changed it unseen.
+        """
         self._shared = common_prefix(self._tokens, self._model.sequence.tokens)
         self._rows -= min(self._rows, max(0, self._end - self._shared))
         self._end = min(self._end, self._shared)
@@ -52,14 +61,20 @@ class EagleDrafter:
         n, rows = len(features), self._rows
         if rows + n > len(self._features):
             rows = self._make_room(n, features.shape[1])
-        self._features[rows : rows + n] = features  # a copy: the library's memory is free for the next call
+        self._features[rows : rows + n] = (
+            features  # a copy: the library's memory is free for the next call
+        )
         self._rows = rows + n
 
     def _follow(self) -> None:
-        """Takes in what the text has become; of the head's rows those stay whose tokens are still there."""
+        """Takes in what the text has become; of the head's rows those stay whose tokens are still
+        there.
+        """
         tokens = self._model.sequence.tokens
         if self._shared is not None:
-            shared = self._shared + common_prefix(self._tokens[self._shared :], tokens[self._shared :])
+            shared = self._shared + common_prefix(
+                self._tokens[self._shared :], tokens[self._shared :]
+            )
             del self._tokens[shared:]
             self._read = min(self._read, max(0, shared - 1))
             self._head.truncate(self._read)
@@ -67,7 +82,9 @@ class EagleDrafter:
         self._tokens += tokens[len(self._tokens) :]
 
     def _make_room(self, n: int, width: int) -> int:
-        """Moves what has to be kept beside n more rows to the front; returns how many rows that are."""
+        """Moves what has to be kept beside n more rows to the front; returns how many rows that
+        are.
+        """
         if not self._features.size:
             self._features = np.empty((2 * self._most, width), np.float32)
         keep = min(self._rows, self._most - n)
@@ -75,18 +92,26 @@ class EagleDrafter:
         return keep
 
     def _unread(self) -> np.ndarray:
-        """The features to read: all, or of many those from READ tokens back on, and what is before them in their page."""
+        """The features to read: all, or of many those from READ tokens back on, and what is before
+        them in their page.
+        """
         lacking = self._end - self._read
         n = min(lacking, self._rows)
         if n > self._most:
             n = self._end - (self._end - READ) // self._page * self._page
         unread = self._features[self._rows - n : self._rows]
-        if n == lacking - 1:  # a row whose next token is another one now: better without features than a gap
+        if (
+            n == lacking - 1
+        ):  # a row whose next token is another one now: better without features than a gap
             unread = np.concatenate([np.zeros_like(unread[:1]), unread])
         return unread
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None) -> Draft | None:
-        """EAGLE-2's tree. None where the model's features are missing, or the context has no room for the tree."""
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
+    ) -> Draft | None:
+        """EAGLE-2's tree. None where the model's features are missing, or the context has no room
+        for the tree.
+        """
         room = min(self._model.sequence.context - len(self._model), MAX_NODES)
         self._follow()
         if not self._rows or self._end != len(self._model) or not room:
@@ -111,8 +136,12 @@ class _HeadWalk:
         self._first = -1  # number of the level's first node; the row that `extend` gave is no node
 
     def step(self, token_ids: list[int], rows: list[int]) -> Guesses:
-        """What comes after each token of a level, `rows` the nodes of the level before that they follow."""
-        proposed = self._head.step(token_ids, self._hidden.take(rows, 0), [self._first + row for row in rows])
+        """What comes after each token of a level, `rows` the nodes of the level before that they
+        follow.
+        """
+        proposed = self._head.step(
+            token_ids, self._hidden.take(rows, 0), [self._first + row for row in rows]
+        )
         self._first = 0 if self._first < 0 else self._first + len(self._hidden)
         self._hidden = proposed.hidden
         return proposed.values, proposed.tokens

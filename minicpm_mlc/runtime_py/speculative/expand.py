@@ -1,4 +1,6 @@
-"""Growing a tree with a model that gives probabilities: EAGLE-2's beam search, for draft heads and draft models alike."""
+"""Growing a tree with a model that gives probabilities: EAGLE-2's beam search, for draft heads and
+draft models alike.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,39 @@ Step = Callable[[list[int], list[int]], Guesses]
 BLOCKS = 32  # of columns; a group has one column of each
 
 
-def expand(root: int, after: Guesses, step: Step, depth: int, top_k: int, floor: float = 0.0) -> Draft:
-    """The tree of all tokens considered, likeliest first; the drafter's probabilities multiply along a path.
+def expand(
+    root: int, after: Guesses, step: Step, depth: int, top_k: int, floor: float = 0.0
+) -> Draft:
+    """The tree of all tokens considered, likeliest first; the drafter's probabilities multiply
+    along a path.
 
-    `after` is what comes after the root, one row. Each level extends the `top_k` likeliest nodes of the level before by
-    `top_k` tokens each, of as many guesses as there are. It ends at `depth`, or where no node of a level reaches the
-    probability `floor`.
+    `after` is what comes after the root, one row. Each level extends the `top_k` likeliest nodes of
+    the level before by `top_k` tokens each, of as many guesses as there are. It ends at `depth`, or
+    where no node of a level reaches the probability `floor`.
     """
     first_values, first_tokens = (part[0, :top_k].tolist() for part in after)
     top_k = len(first_tokens)
-    values, tokens, parents = [0.0, *first_values], [root, *first_tokens], [-1, *[0] * top_k]  # by node; the root is 0
+    values, tokens, parents = (
+        [0.0, *first_values],
+        [root, *first_tokens],
+        [-1, *[0] * top_k],
+    )  # by node; the root is 0
     beam, first, levels = list(range(1, top_k + 1)), 1, 1  # `first` node of the last level
     while levels < depth and values[beam[0]] >= log(max(floor, 1e-30)):
         guesses = step([tokens[node] for node in beam], [(node - first) // top_k for node in beam])
         first, levels = len(tokens), levels + 1
-        for node, more, after_node in zip(beam, *(part[:, :top_k].tolist() for part in guesses), strict=True):
+        for node, more, after_node in zip(
+            beam, *(part[:, :top_k].tolist() for part in guesses), strict=True
+        ):
             values += [values[node] + value for value in more]
             tokens += after_node
             parents += [node] * top_k
         beam = _likeliest(values, first)[:top_k]
     order = [0, *_likeliest(values, 1)]
     place = dict(zip(order, range(len(order)), strict=True))
-    tree = Tree([tokens[node] for node in order], [-1, *(place[parents[node]] for node in order[1:])])
+    tree = Tree(
+        [tokens[node] for node in order], [-1, *(place[parents[node]] for node in order[1:])]
+    )
     return Draft(tree, np.exp([values[node] for node in order]), levels=levels)
 
 
@@ -50,7 +63,8 @@ def _likeliest(values: list[float], first: int) -> list[int]:
 def best_tokens(logits: np.ndarray, k: int) -> Guesses:
     """The k largest of logits [n, vocab], descending; log-probabilities in float64.
 
-    The k largest lie in the k groups of columns with the largest maxima, so that only those are sorted.
+    The k largest lie in the k groups of columns with the largest maxima, so that only those are
+    sorted.
     """
     n, vocab = logits.shape
     k, width = min(k, vocab), vocab // BLOCKS

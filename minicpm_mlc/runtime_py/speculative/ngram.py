@@ -1,4 +1,6 @@
-"""Prompt lookup: what followed the last time these tokens stood in the prompt or the answer. No model is asked."""
+"""Prompt lookup: what followed the last time these tokens stood in the prompt or the answer. No
+model is asked.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,33 @@ class NgramDrafter:
     def cached(self, model: CachedModel) -> None:
         pass
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float = 0.0, read: int | None = None) -> Draft | None:
-        """The continuations of the longest suffix of `history` (int32 [n], the root last) that occurred before.
+    def draft(
+        self,
+        history: np.ndarray,
+        depth: int,
+        top_k: int,
+        floor: float = 0.0,
+        read: int | None = None,
+    ) -> Draft | None:
+        """The continuations of the longest suffix of `history` (int32 [n], the root last) that
+        occurred before.
 
-        Up to `top_k` of the latest places, merged into one tree of at most `depth` levels; None where there is none.
+        Up to `top_k` of the latest places, merged into one tree of at most `depth` levels; None
+        where there is none.
         """
         ends, length = longest_suffix(history)
         if not len(ends):
             return None
-        rows = [continuation(history, int(end), depth) for end in ends[::-1][: min(top_k, CANDIDATES)]]
+        rows = [
+            continuation(history, int(end), depth) for end in ends[::-1][: min(top_k, CANDIDATES)]
+        ]
         return merge(int(history[-1]), rows, sum(length >= shortest for shortest in KINDS) - 1)
 
 
 def longest_suffix(history: np.ndarray) -> tuple[np.ndarray, int]:
-    """(earlier places where the longest repeated suffix ends, ascending; its length, at most LONGEST)."""
+    """(earlier places where the longest repeated suffix ends, ascending; its length, at most
+    LONGEST).
+    """
     ends = np.flatnonzero(history[:-1] == history[-1])
     length = 1 if len(ends) else 0
     while 0 < length < LONGEST:
@@ -47,7 +62,9 @@ def longest_suffix(history: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def continuation(history: np.ndarray, end: int, depth: int) -> list[int]:
-    """`depth` tokens after place `end`; where the text runs out it is taken to repeat with the same period."""
+    """`depth` tokens after place `end`; where the text runs out it is taken to repeat with the same
+    period.
+    """
     period = len(history) - 1 - end
     if period >= depth:
         return history[end + 1 : end + 1 + depth].tolist()

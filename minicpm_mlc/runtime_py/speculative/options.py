@@ -18,8 +18,9 @@ _LIMITS = {"tree_size": MAX_NODES, "draft_depth": MAX_DEPTH, "draft_top_k": MAX_
 class Speculation:
     """`speculate`: "auto" uses what pays, "off" nothing, a drafter's name that one always.
 
-    `tree_size` counts the nodes of a tree, its root among them; `draft_depth` is how far ahead it guesses, `draft_top_k`
-    how many tokens come after a node. What is None is chosen by what was measured.
+    `tree_size` counts the nodes of a tree, its root among them; `draft_depth` is how far ahead it
+    guesses, `draft_top_k` how many tokens come after a node. What is None is chosen by what was
+    measured.
     """
 
     speculate: str = "auto"
@@ -39,6 +40,7 @@ class Speculation:
         stepped = (self.draft_top_k or 1) * ((self.draft_depth or 1) - 1)
         if stepped > MAX_NODES:
             raise SamplingError(
-                f"draft_top_k {self.draft_top_k} at draft_depth {self.draft_depth} drafts {stepped} nodes before the last "
+                f"draft_top_k {self.draft_top_k} at draft_depth {self.draft_depth} drafts "
+                f"{stepped} nodes before the last "
                 f"level; at most {MAX_NODES} fit: lower one of them"
             )

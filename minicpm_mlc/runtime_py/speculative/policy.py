@@ -1,4 +1,5 @@
-"""Whether to speculate, with which drafter and how large a tree: whatever gives most tokens per second, as measured.
+"""Whether to speculate, with which drafter and how large a tree: whatever gives most tokens per
+second, as measured.
 
 All times come from outside, so that the policy can be tested on a clock of its own.
 """
@@ -15,15 +16,19 @@ from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.tree import FEW, Draft
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
-SHARE = 0.005  # of the decoding time: what trying something that did not pay may cost in the long run
+SHARE = (
+    0.005  # of the decoding time: what trying something that did not pay may cost in the long run
+)
 EARLY = 0.05  # what it may cost at first
-MOST = 4  # decode steps that one try is believed to have lost; what took longer was slow for being first
+# decode steps that one try is believed to have lost; what took longer was slow for being first
+MOST = 4
 SELDOM = 0.001  # what it may cost where even drafts that were accepted whole would not pay
 FREE = 0.003  # of a decode step: a drafter that loses no more is asked at every token
 SWITCH = 1.1  # one drafter is left for another that is this times as fast
 MIN_GAIN = 1.02  # a tree must be expected to be this times as fast as decoding
 REFRESH = 64  # rounds after which a plain step is measured again, at most
-SOON = 2  # rounds for each plain step that was measured, after which another is; the first ones may be slow
+# rounds for each plain step that was measured, after which another is; the first ones may be slow
+SOON = 2
 PRIORS = {"ngram": (0.3, 0.5, 0.7, 0.85)}  # by kind of draft; a model's own chances are believed
 TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}
 SIZES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
@@ -37,7 +42,9 @@ READING = 0.125  # of what it saved: what reading more of the text may take
 
 @dataclass
 class Backoff:
-    """When to try again what did not pay: after waits that double, until trying costs a small share of the time."""
+    """When to try again what did not pay: after waits that double, until trying costs a small share
+    of the time.
+    """
 
     wait: int = 1
     waited: int = 0
@@ -61,7 +68,9 @@ class Arm:
     """What is known of one drafter."""
 
     gain: float = 0.0  # seconds that asking it saves where the text is read, a moving average
-    saved: float = 0.0  # seconds, reading taken off; half of what one answer left counts in the next
+    saved: float = (
+        0.0  # seconds, reading taken off; half of what one answer left counts in the next
+    )
     asked: int = 0
     tries: Backoff = field(default_factory=Backoff)
     level: Average = field(default_factory=Average)  # seconds of drafting one level
@@ -71,7 +80,9 @@ class Arm:
     nodes: Average = field(default_factory=Average)
     depth: int = 0  # that pays best, chosen anew from time to time
     acceptance: dict[int, Acceptance] = field(default_factory=dict)  # by kind of draft
-    checks: dict[int, Backoff] = field(default_factory=dict)  # of drafts that are not expected to pay
+    checks: dict[int, Backoff] = field(
+        default_factory=dict
+    )  # of drafts that are not expected to pay
 
     @property
     def rate(self) -> float:
@@ -86,7 +97,9 @@ class Plan:
     depth: int
     top_k: int
     floor: float = 0.0  # chance below which another level is not worth its time
-    read: int | None = None  # tokens to read first at most, where the drafter may choose; None: as it likes
+    read: int | None = (
+        None  # tokens to read first at most, where the drafter may choose; None: as it likes
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,9 @@ class Policy:
         self._following: list[str] = []  # who must know of tokens that are slept through
 
     def begin(self) -> None:
-        """A call begins. What the last one's text cost to read and its answer did not bring in again is lost."""
+        """A call begins. What the last one's text cost to read and its answer did not bring in
+        again is lost.
+        """
         decode = self.costs.decode.value
         for name, arm in self.arms.items():
             if decode and arm.saved < 0 and arm.reading.samples and self._worth(arm):
@@ -128,7 +143,9 @@ class Policy:
         self._cold = True
 
     def sleeps(self, options: Speculation) -> bool:
-        """Whether this token is to be decoded plainly, with nothing asked or measured; asked first, once a token."""
+        """Whether this token is to be decoded plainly, with nothing asked or measured; asked first,
+        once a token.
+        """
         if not self._asleep or options.speculate != "auto":
             return False
         self._asleep -= 1
@@ -140,7 +157,9 @@ class Policy:
 
     def drafters(self, options: Speculation) -> list[str]:
         """Whom to ask at this token, in this order; asked once a token that isn't slept through."""
-        if options.speculate == "off" or options.tree_size == 1:  # a tree of its root alone is a plain step
+        if (
+            options.speculate == "off" or options.tree_size == 1
+        ):  # a tree of its root alone is a plain step
             return []
         chosen_sizes = options.tree_size is not None
         measured = self.costs.decode.samples
@@ -154,7 +173,9 @@ class Policy:
         return names
 
     def _sleep(self) -> None:
-        """Until just before the next of the drafters is due; those that are due soon after it go on following the text."""
+        """Until just before the next of the drafters is due; those that are due soon after it go on
+        following the text.
+        """
         left = {name: arm.tries.wait - arm.tries.waited for name, arm in self.arms.items()}
         self._asleep = max(0, min(left.values(), default=REFRESH) - 1)
         self._following = [name for name, tokens in left.items() if tokens - self._asleep < FOLLOW]
@@ -162,18 +183,25 @@ class Policy:
             arm.tries.waited += self._asleep
 
     def plan(self, name: str, options: Speculation) -> Plan:
-        """How deep and how wide to draft: as asked, else what is expected to give most tokens per second."""
+        """How deep and how wide to draft: as asked, else what is expected to give most tokens per
+        second.
+        """
         arm, top_k = self.arms[name], options.draft_top_k or TOP_K[name]
         if name == "ngram":
             return Plan(options.draft_depth or MAX_DEPTH, top_k)
         trying = options.speculate == "auto" and arm.gain <= 0
-        depth = min(options.draft_depth or (TRY_DEPTH if trying else self._best_depth(arm)), 1 + MAX_NODES // top_k)
+        depth = min(
+            options.draft_depth or (TRY_DEPTH if trying else self._best_depth(arm)),
+            1 + MAX_NODES // top_k,
+        )
         fixed = options.draft_depth is not None or not self.costs.decode.value
         floor = 0.0 if fixed else min(0.5, arm.level.value / self.costs.decode.value)
         return Plan(depth, top_k, floor, self._may_read(name, options))
 
     def _may_read(self, name: str, options: Speculation) -> int | None:
-        """Few tokens to learn what they cost, then the end of the text, then more for part of what was saved."""
+        """Few tokens to learn what they cost, then the end of the text, then more for part of what
+        was saved.
+        """
         arm = self.arms[name]
         if name != "draft" or options.speculate != "auto":
             return None
@@ -183,7 +211,9 @@ class Policy:
         return max(READ, int(paid))
 
     def cut(self, name: str, draft: Draft, options: Speculation, room: int) -> Draft | None:
-        """The part of a draft that is worth verifying, of at most `room` nodes; None: decode plainly."""
+        """The part of a draft that is worth verifying, of at most `room` nodes; None: decode
+        plainly.
+        """
         forced, arm = options.speculate != "auto", self.arms[name]
         draft = draft.likeliest(MAX_NODES)
         limit = min(room, len(draft.tree), options.tree_size or MAX_NODES)
@@ -204,18 +234,26 @@ class Policy:
         return None
 
     def prefers_another(self, name: str, draft: Draft) -> bool:
-        """Whether a drafter that is asked after this one has been faster than this draft is expected to be."""
+        """Whether a drafter that is asked after this one has been faster than this draft is
+        expected to be.
+        """
         later = list(self.arms)[list(self.arms).index(name) + 1 :]
         expected = self._acceptance(self.arms[name], name, draft.kind).reach(draft).sum()
         rate = expected / float(self.costs.verify(np.array([len(draft.tree)]))[0])
-        return any(self.arms[other].rate > SWITCH * rate for other in later if self._worth(self.arms[other]))
+        return any(
+            self.arms[other].rate > SWITCH * rate
+            for other in later
+            if self._worth(self.arms[other])
+        )
 
     def decoded(self, seconds: float) -> None:
         """One plain step."""
         if self._cold:
             self._cold = False
             return
-        if 2 * seconds < self.costs.decode.value:  # what was measured before was held up, and no gain over it was one
+        if (
+            2 * seconds < self.costs.decode.value
+        ):  # what was measured before was held up, and no gain over it was one
             self.costs.decode = Average()
             for arm in self.arms.values():
                 arm.gain = min(arm.gain, 0.0)
@@ -242,7 +280,9 @@ class Policy:
         """A tree was verified and its path committed."""
         arm, decode = self.arms[round.drafter], self.costs.decode.value
         self._since_decode += 1
-        spent = self.costs.verified(len(round.draft.tree), round.verify_seconds + round.other_seconds)
+        spent = self.costs.verified(
+            len(round.draft.tree), round.verify_seconds + round.other_seconds
+        )
         self._acceptance(arm, round.drafter, round.draft.kind).add(round.draft, round.accepted)
         drafting = round.draft_seconds - round.draft.reading
         arm.round.add(spent + drafting)
@@ -257,10 +297,18 @@ class Policy:
 
     def describe(self) -> str:
         """What was decided, and the speed of each drafter that was tried against plain decoding."""
-        speeds = {name: arm.rate * self.costs.decode.value for name, arm in self.arms.items() if arm.rate}
-        tried = ", ".join(f"{name} {speed:.2f}x with {self.arms[name].nodes.value:.0f} nodes" for name, speed in speeds.items())
+        speeds = {
+            name: arm.rate * self.costs.decode.value for name, arm in self.arms.items() if arm.rate
+        }
+        tried = ", ".join(
+            f"{name} {speed:.2f}x with {self.arms[name].nodes.value:.0f} nodes"
+            for name, speed in speeds.items()
+        )
         on = [name for name in speeds if self._worth(self.arms[name])]
-        return f"{max(on, key=lambda name: speeds[name]) if on else 'off'} ({tried or 'nothing drafted yet'})"
+        return (
+            f"{max(on, key=lambda name: speeds[name]) if on else 'off'} "
+            f"({tried or 'nothing drafted yet'})"
+        )
 
     def _note_gain(self, name: str, gain: float) -> None:
         arm, decode = self.arms[name], self.costs.decode.value
@@ -280,10 +328,14 @@ class Policy:
     def _note_loss(self, name: str) -> None:
         """The next try has to wait for what this one cost, and for what it will have to read."""
         arm = self.arms[name]
-        arm.tries.lost((READ * arm.reading.value - arm.gain) / self.costs.decode.value, self._hopeless(name))
+        arm.tries.lost(
+            (READ * arm.reading.value - arm.gain) / self.costs.decode.value, self._hopeless(name)
+        )
 
     def _hopeless(self, name: str) -> bool:
-        """Whether even chains that are accepted whole are not worth the time of a drafter that runs a model."""
+        """Whether even chains that are accepted whole are not worth the time of a drafter that runs
+        a model.
+        """
         arm = self.arms[name]
         if name == "ngram" or arm.level.samples < 2:
             return False
@@ -301,14 +353,17 @@ class Policy:
         return arm.acceptance[kind]
 
     def _best_depth(self, arm: Arm) -> int:
-        """Of 1 to MAX_DEPTH / 2 levels, those with most tokens per second; before anything was measured, 4."""
+        """Of 1 to MAX_DEPTH / 2 levels, those with most tokens per second; before anything was
+        measured, 4.
+        """
         if not arm.acceptance:
             return 4
         if arm.depth and arm.round.samples % RECHOOSE:
             return arm.depth
         depths = np.arange(1, MAX_DEPTH // 2 + 1)
         tokens = np.cumsum(arm.acceptance[0].survival())[depths]
-        seconds = depths * arm.level.value + self.costs.verify(np.array([max(2.0, arm.nodes.value)]))
+        seconds = depths * arm.level.value + self.costs.verify(
+            np.array([max(2.0, arm.nodes.value)])
+        )
         arm.depth = int(depths[np.argmax(tokens / np.maximum(seconds, 1e-9))])
         return arm.depth
-

@@ -19,11 +19,13 @@ def speculation_lines(stats: SpeculationStats) -> list[str]:
     shares = " ".join(f"{share:.2f}" for share in stats.accepted_shares)
     times = (stats.draft_seconds, stats.verify_seconds, stats.commit_seconds, stats.host_seconds)
     milliseconds = ", ".join(
-        f"{name} {1e3 * seconds:.1f}" for name, seconds in zip(("draft", "verify", "commit", "host"), times, strict=True)
+        f"{name} {1e3 * seconds:.1f}"
+        for name, seconds in zip(("draft", "verify", "commit", "host"), times, strict=True)
     )
     return [
         f"speculation {stats.decision}",
-        f"{stats.rounds} trees of {stats.nodes / stats.rounds:.1f} nodes, {stats.accept_length:.2f} tokens each, "
+        f"{stats.rounds} trees of {stats.nodes / stats.rounds:.1f} nodes, "
+        f"{stats.accept_length:.2f} tokens each, "
         f"{stats.plain_steps} plain steps; accepted by depth: {shares}",
         f"milliseconds: {milliseconds}",
     ]

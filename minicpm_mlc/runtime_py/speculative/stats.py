@@ -17,7 +17,9 @@ class SpeculationStats:
     plain_steps: int = 0
     nodes: int = 0  # verified, the roots among them
     accepted: int = 0  # guessed tokens that were kept
-    accept_length: float = 0.0  # tokens per tree, the model's own one after the accepted path among them
+    accept_length: float = (
+        0.0  # tokens per tree, the model's own one after the accepted path among them
+    )
     drafters: dict[str, int] = field(default_factory=dict)  # rounds of each
     drafted_at: list[int] = field(default_factory=list)  # rounds whose tree had this depth
     accepted_at: list[int] = field(default_factory=list)  # rounds that were accepted to this depth
@@ -29,7 +31,9 @@ class SpeculationStats:
     @property
     def accepted_shares(self) -> list[float]:
         """Share of drafts that were accepted to each depth."""
-        return [hits / drafts for hits, drafts in zip(self.accepted_at, self.drafted_at, strict=True)]
+        return [
+            hits / drafts for hits, drafts in zip(self.accepted_at, self.drafted_at, strict=True)
+        ]
 
     def add(self, round: Round, commit_seconds: float) -> None:
         """Counts one round."""
@@ -55,7 +59,11 @@ class SpeculationStats:
                 padded = itertools.zip_longest(mine, theirs, fillvalue=0)
                 setattr(self, part.name, [a + b for a, b in padded])
             elif isinstance(mine, dict):
-                setattr(self, part.name, {name: mine.get(name, 0) + theirs.get(name, 0) for name in mine | theirs})
+                setattr(
+                    self,
+                    part.name,
+                    {name: mine.get(name, 0) + theirs.get(name, 0) for name in mine | theirs},
+                )
             else:
                 setattr(self, part.name, theirs if isinstance(mine, str) else mine + theirs)
         self.accept_length = 1 + self.accepted / self.rounds if self.rounds else 0.0

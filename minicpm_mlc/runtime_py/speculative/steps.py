@@ -1,4 +1,6 @@
-"""Where the logits of each next token come from: a plain decode step, or a node of a tree that was verified."""
+"""Where the logits of each next token come from: a plain decode step, or a node of a tree that was
+verified.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,22 @@ class Drafter(Protocol):
     def cached(self, model: CachedModel) -> None:
         """Tokens were appended to the model's sequence; `model.features` are theirs."""
 
-    def draft(self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None) -> Draft | None:
-        """A tree of at most `depth` levels after `history`, int32 [n], whose last token is the root.
+    def draft(
+        self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None
+    ) -> Draft | None:
+        """A tree of at most `depth` levels after `history`, int32 [n], whose last token is the
+        root.
 
-        `read`: where the drafter has to read a text first, how many of its latest tokens at most; None: as it likes.
+        `read`: where the drafter has to read a text first, how many of its latest tokens at most;
+            None: as it likes.
         """
 
 
 @dataclass
 class _Walk:
-    """A verified tree, the logits float32 [nodes, vocab] after its nodes, and the path followed through it."""
+    """A verified tree, the logits float32 [nodes, vocab] after its nodes, and the path followed
+    through it.
+    """
 
     drafter: str
     draft: Draft
@@ -48,8 +56,9 @@ class _Walk:
 class Steps:
     """One call's generation, token by token.
 
-    A tree only decides whether a token's logits are there already. Tokens are drawn from the same logits, in the same
-    order, with the same random numbers and penalties as without speculation, so that the text is the same.
+    A tree only decides whether a token's logits are there already. Tokens are drawn from the same
+    logits, in the same order, with the same random numbers and penalties as without speculation, so
+    that the text is the same.
     """
 
     def __init__(
@@ -63,7 +72,9 @@ class Steps:
         block_reads: np.ndarray,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts what scores chose."""
+        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts what scores
+        chose.
+        """
         self._model, self._drafters, self._policy = model, drafters, policy
         self._options, self._stats, self._clock = options, stats, clock
         self._history, self._block_reads = History(), block_reads
@@ -89,10 +100,14 @@ class Steps:
                 self._drafters[name].cached(self._model)
 
     def prefilled(self) -> None:
-        """The prompt's next chunk was computed; who may draft in a later call sees it in any case."""
+        """The prompt's next chunk was computed; who may draft in a later call sees it in any
+        case.
+        """
         self.cached()
         if self._drafting:
-            self._history.up_to(self._model.sequence.tokens, 0)  # a long prompt is copied here, not in the first step
+            self._history.up_to(
+                self._model.sequence.tokens, 0
+            )  # a long prompt is copied here, not in the first step
 
     def next(self, token_id: int) -> np.ndarray:
         """Logits float32 [vocab] after one more token."""
@@ -108,7 +123,10 @@ class Steps:
 
     def settle(self) -> None:
         """Keeps the path that was followed; nothing else of the tree survives."""
-        walk, self._walk = self._walk, None  # forgotten first: an interrupted commit is not made twice
+        walk, self._walk = (
+            self._walk,
+            None,
+        )  # forgotten first: an interrupted commit is not made twice
         if walk is None:
             return
         start = self._clock()
@@ -117,7 +135,9 @@ class Steps:
         self._count_reads()
         self.cached()
         other = walk.choose_seconds + self._clock() - start
-        round = Round(walk.drafter, walk.draft, walk.path, walk.draft_seconds, walk.verify_seconds, other)
+        round = Round(
+            walk.drafter, walk.draft, walk.path, walk.draft_seconds, walk.verify_seconds, other
+        )
         self._policy.finished(round)
         self._stats.add(round, commit_seconds)
         if self.on_round:
@@ -165,7 +185,9 @@ class Steps:
         for name in names:
             plan = self._policy.plan(name, self._options)
             drafting = self._clock()
-            draft = self._drafters[name].draft(history, min(plan.depth, deepest), plan.top_k, plan.floor, plan.read)
+            draft = self._drafters[name].draft(
+                history, min(plan.depth, deepest), plan.top_k, plan.floor, plan.read
+            )
             drafted = self._clock()
             self._stats.draft_seconds += drafted - drafting
             self._stats.host_seconds += drafting - start
@@ -178,10 +200,14 @@ class Steps:
         self._stats.host_seconds += self._clock() - start
         return None
 
-    def _verify(self, name: str, draft: Draft, draft_seconds: float, choose_seconds: float) -> _Walk:
+    def _verify(
+        self, name: str, draft: Draft, draft_seconds: float, choose_seconds: float
+    ) -> _Walk:
         start = self._clock()
         logits, _ = self._model.verify(draft.tree.token_ids, draft.tree.parents)
-        self._walk = _Walk(name, draft, logits, draft_seconds, self._clock() - start, choose_seconds)
+        self._walk = _Walk(
+            name, draft, logits, draft_seconds, self._clock() - start, choose_seconds
+        )
         return self._walk
 
 
@@ -193,10 +219,14 @@ class History:
         self._length = 0
 
     def up_to(self, cached: list[int], root: int) -> np.ndarray:
-        """int32 [n + 1]: the n cached tokens, of which those seen before have not changed, and the root."""
+        """int32 [n + 1]: the n cached tokens, of which those seen before have not changed, and the
+        root.
+        """
         n = len(cached)
         if n + 1 > len(self._tokens):
-            self._tokens = np.concatenate([self._tokens[: self._length], np.empty(n + 1024, np.int32)])
+            self._tokens = np.concatenate(
+                [self._tokens[: self._length], np.empty(n + 1024, np.int32)]
+            )
         self._tokens[self._length : n] = cached[self._length :]
         self._tokens[n] = root
         self._length = n

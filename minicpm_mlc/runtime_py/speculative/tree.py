@@ -13,7 +13,9 @@ FEW = 16  # rows that take about as long as one
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Node 0 is the root, with parent -1. A parent comes before its children, which differ in their tokens."""
+    """Node 0 is the root, with parent -1. A parent comes before its children, which differ in their
+    tokens.
+    """
 
     token_ids: Sequence[int]
     parents: Sequence[int]
@@ -24,7 +26,11 @@ class Tree:
     @functools.cached_property
     def children(self) -> dict[tuple[int, int], int]:
         """(node, token) -> the child with that token."""
-        return {pair: node for node, pair in enumerate(zip(self.parents, self.token_ids, strict=True)) if node}
+        return {
+            pair: node
+            for node, pair in enumerate(zip(self.parents, self.token_ids, strict=True))
+            if node
+        }
 
     @functools.cached_property
     def depths(self) -> np.ndarray:
@@ -35,7 +41,9 @@ class Tree:
         return np.array(depths, np.int32)
 
     def take(self, nodes: Sequence[int]) -> Tree:
-        """The tree of these nodes alone, numbered in this order: the root first, every parent before its children."""
+        """The tree of these nodes alone, numbered in this order: the root first, every parent
+        before its children.
+        """
         place = {node: i for i, node in enumerate(nodes)}
         parents = [-1, *(place[self.parents[node]] for node in nodes[1:])]
         return Tree([self.token_ids[node] for node in nodes], parents)
@@ -45,9 +53,10 @@ class Tree:
 class Draft:
     """A tree and how likely its drafter holds each node to be reached.
 
-    `reach` float64 [n]: the root has 1, a child at most its parent's. `kind` tells drafts of one drafter apart whose
-    chances differ, so that each kind's figures are kept on their own. `levels` were drafted, more than a cut may have
-    left; `read_seconds` of the drafting went into `read_tokens` of the text that the drafter had not read yet.
+    `reach` float64 [n]: the root has 1, a child at most its parent's. `kind` tells drafts of one
+    drafter apart whose chances differ, so that each kind's figures are kept on their own. `levels`
+    were drafted, more than a cut may have left; `read_seconds` of the drafting went into
+    `read_tokens` of the text that the drafter had not read yet.
     """
 
     tree: Tree
@@ -59,11 +68,14 @@ class Draft:
 
     @property
     def reading(self) -> float:
-        """Seconds of reading that no level is charged for; few rows take about as long as one and count as a level."""
+        """Seconds of reading that no level is charged for; few rows take about as long as one and
+        count as a level.
+        """
         return self.read_seconds if self.read_tokens > FEW else 0.0
 
     def likeliest(self, size: int, reach: np.ndarray | None = None) -> Draft:
-        """The draft cut to its `size` likeliest nodes, the likeliest first, ties to the lower number.
+        """The draft cut to its `size` likeliest nodes, the likeliest first, ties to the lower
+        number.
 
         `reach`: chances to choose by instead of the drafter's own; they too fall along every path.
         """

@@ -1,4 +1,6 @@
-"""The Vulkan target: kernels as SPIR-V 1.3, which any Vulkan 1.1 driver takes. The code generator is ours."""
+"""The Vulkan target: kernels as SPIR-V 1.3, which any Vulkan 1.1 driver takes. The code generator
+is ours.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from minicpm_mlc.targets.vulkan.artifact import register, unwrapped
 
 @dataclass(frozen=True)
 class VulkanTarget(GpuTarget):
-    """Any Vulkan 1.1 device with 8- and 16-bit numbers in storage buffers. Nothing else is assumed of it."""
+    """Any Vulkan 1.1 device with 8- and 16-bit numbers in storage buffers. Nothing else is assumed
+    of it.
+    """
 
     device: ClassVar[str] = "vulkan"
     buffer_bytes: ClassVar[int | None] = 128 << 20  # the standard's least
@@ -30,6 +34,8 @@ class VulkanTarget(GpuTarget):
         return super().tvm_target()
 
     def export(self, executable: Any, library: str) -> None:
-        """Write what TVM compiled to the library of this name, with the kernels as the Vulkan runtime reads them."""
+        """Write what TVM compiled to the library of this name, with the kernels as the Vulkan
+        runtime reads them.
+        """
         pack = with_changed_imports(unwrapped, self.host.platform)
         executable.export_library(library, fcompile=self.link, fpack_imports=pack)

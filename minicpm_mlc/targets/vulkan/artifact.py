@@ -1,7 +1,8 @@
-"""How SPIR-V gets into a compiled library: as the bytes that the Vulkan runtime's module loader reads.
+"""How SPIR-V gets into a compiled library: as the bytes that the Vulkan runtime's module loader
+reads.
 
-TVM has no module for SPIR-V that Python could make, so its compiler is given one of constants that holds the bytes, and what
-is stored in the library is of the kind "vulkan".
+TVM has no module for SPIR-V that Python could make, so its compiler is given one of constants that
+holds the bytes, and what is stored in the library is of the kind "vulkan".
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from minicpm_mlc.targets.vulkan.kernel import Shader, lower
 from minicpm_mlc.targets.vulkan.values import scalar
 
 KIND = "vulkan"
-CARRIER, CONSTANT = "const_loader", "minicpm.vulkan"  # TVM's kind of module, our name of the constant in it
+CARRIER, CONSTANT = (
+    "const_loader",
+    "minicpm.vulkan",
+)  # TVM's kind of module, our name of the constant in it
 TENSOR_HEADER = 40  # bytes before the length of a tensor's data, of one dimension
 POINTER = (3, 64)  # DLPack's code of pointers, and bits
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's of numbers
@@ -25,7 +29,9 @@ CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's of numbers
 
 @dataclass(frozen=True)
 class Kernel:
-    """A shader and how it is launched: the types of its arguments, and what the extents behind them mean."""
+    """A shader and how it is launched: the types of its arguments, and what the extents behind them
+    mean.
+    """
 
     arguments: list[tuple[int, int]]  # (DLPack's code, bits)
     launch_tags: list[str]
@@ -54,12 +60,16 @@ def build(module: Any, target: Any) -> Any:
 
 
 def _functions(module: Any) -> list[tuple[str, Any]]:
-    return sorted((str(function.attrs["global_symbol"]), function) for _, function in module.functions_items())
+    return sorted(
+        (str(function.attrs["global_symbol"]), function) for _, function in module.functions_items()
+    )
 
 
 def _kernel(name: str, function: Any, target: Any) -> Kernel:
     tags = [str(tag) for tag in function.attrs["tirx.kernel_launch_params"]]
-    return Kernel([_code(parameter) for parameter in function.params], tags, lower(name, function, target))
+    return Kernel(
+        [_code(parameter) for parameter in function.params], tags, lower(name, function, target)
+    )
 
 
 def _code(parameter: Any) -> tuple[int, int]:
@@ -70,8 +80,12 @@ def _code(parameter: Any) -> tuple[int, int]:
 
 
 def packed(kernels: dict[str, Kernel]) -> bytes:
-    """The format's name, each kernel's signature, each kernel's words; in the order of their names, lengths first."""
-    signatures = b"".join(_text(name) + _signature(name, kernel) for name, kernel in kernels.items())
+    """The format's name, each kernel's signature, each kernel's words; in the order of their names,
+    lengths first.
+    """
+    signatures = b"".join(
+        _text(name) + _signature(name, kernel) for name, kernel in kernels.items()
+    )
     shaders = b"".join(_text(name) + _shader(kernel.shader) for name, kernel in kernels.items())
     count = struct.pack("<Q", len(kernels))
     return _text(KIND) + count + signatures + count + shaders
@@ -81,10 +95,16 @@ def _signature(name: str, kernel: Kernel) -> bytes:
     arguments = b"".join(struct.pack("<BBH", code, bits, 1) for code, bits in kernel.arguments)
     tags = b"".join(map(_text, kernel.launch_tags))
     tensor_maps = struct.pack("<Q", 0)
-    return b"".join([
-        _text(name), struct.pack("<Q", len(kernel.arguments)), arguments,
-        struct.pack("<Q", len(kernel.launch_tags)), tags, tensor_maps,
-    ])  # fmt: skip
+    return b"".join(
+        [
+            _text(name),
+            struct.pack("<Q", len(kernel.arguments)),
+            arguments,
+            struct.pack("<Q", len(kernel.launch_tags)),
+            tags,
+            tensor_maps,
+        ]
+    )
 
 
 def _shader(shader: Shader) -> bytes:

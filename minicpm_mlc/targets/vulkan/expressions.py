@@ -7,28 +7,62 @@ from typing import Any
 from minicpm_mlc.targets.vulkan import memory
 from minicpm_mlc.targets.vulkan.memory import Array
 from minicpm_mlc.targets.vulkan.trigonometry import sine
-from minicpm_mlc.targets.vulkan.values import BOOL, FLOAT32, INT32, Features, Scalar, Unsupported, Values, scalar
+from minicpm_mlc.targets.vulkan.values import (
+    BOOL,
+    FLOAT32,
+    INT32,
+    Features,
+    Scalar,
+    Unsupported,
+    Values,
+    scalar,
+)
 
 ARITHMETIC = {  # of signed and unsigned integers, and floats
-    "Add": ("IAdd", "IAdd", "FAdd"), "Sub": ("ISub", "ISub", "FSub"), "Mul": ("IMul", "IMul", "FMul"),
-    "Div": ("SDiv", "UDiv", "FDiv"), "BitwiseAnd": ("BitwiseAnd",) * 2, "BitwiseOr": ("BitwiseOr",) * 2,
-    "BitwiseXor": ("BitwiseXor",) * 2, "LShift": ("ShiftLeftLogical",) * 2,
+    "Add": ("IAdd", "IAdd", "FAdd"),
+    "Sub": ("ISub", "ISub", "FSub"),
+    "Mul": ("IMul", "IMul", "FMul"),
+    "Div": ("SDiv", "UDiv", "FDiv"),
+    "BitwiseAnd": ("BitwiseAnd",) * 2,
+    "BitwiseOr": ("BitwiseOr",) * 2,
+    "BitwiseXor": ("BitwiseXor",) * 2,
+    "LShift": ("ShiftLeftLogical",) * 2,
     "RShift": ("ShiftRightArithmetic", "ShiftRightLogical"),
-}  # fmt: skip
+}
 EXTENDED = {"Min": ("SMin", "UMin", "FMin"), "Max": ("SMax", "UMax", "FMax")}
 COMPARISONS = {
     "EQ": ("IEqual", "IEqual", "FOrdEqual", "LogicalEqual"),
     "NE": ("INotEqual", "INotEqual", "FUnordNotEqual", "LogicalNotEqual"),
-    "LT": ("SLessThan", "ULessThan", "FOrdLessThan"), "LE": ("SLessThanEqual", "ULessThanEqual", "FOrdLessThanEqual"),
+    "LT": ("SLessThan", "ULessThan", "FOrdLessThan"),
+    "LE": ("SLessThanEqual", "ULessThanEqual", "FOrdLessThanEqual"),
     "GT": ("SGreaterThan", "UGreaterThan", "FOrdGreaterThan"),
     "GE": ("SGreaterThanEqual", "UGreaterThanEqual", "FOrdGreaterThanEqual"),
-}  # fmt: skip
+}
 OVERFLOWS = {"Add", "Sub", "Mul", "LShift", "Div"}  # what may leave the range of a small integer
 MATHS = {  # functions by their names in TVM and C
-    "exp": "Exp", "exp2": "Exp2", "log": "Log", "log2": "Log2", "pow": "Pow", "tanh": "Tanh", "sqrt": "Sqrt",
-    "rsqrt": "InverseSqrt", "fabs": "FAbs", "floor": "Floor", "ceil": "Ceil", "trunc": "Trunc", "nearbyint": "RoundEven",
-}  # fmt: skip
-ANY_WIDTH = {"Sqrt", "InverseSqrt", "FAbs", "Floor", "Ceil", "Trunc", "RoundEven"}  # what GLSL.std.450 has for float64 too
+    "exp": "Exp",
+    "exp2": "Exp2",
+    "log": "Log",
+    "log2": "Log2",
+    "pow": "Pow",
+    "tanh": "Tanh",
+    "sqrt": "Sqrt",
+    "rsqrt": "InverseSqrt",
+    "fabs": "FAbs",
+    "floor": "Floor",
+    "ceil": "Ceil",
+    "trunc": "Trunc",
+    "nearbyint": "RoundEven",
+}
+ANY_WIDTH = {
+    "Sqrt",
+    "InverseSqrt",
+    "FAbs",
+    "Floor",
+    "Ceil",
+    "Trunc",
+    "RoundEven",
+}  # what GLSL.std.450 has for float64 too
 KINDS = "iufb"
 
 
@@ -69,7 +103,9 @@ class Expressions(Values):
         self.block = self.define("Label", 0, name)
 
     def branch(self, condition: int, arms: tuple[Any, Any]) -> list[tuple[int, int]]:
-        """Call one arm or the other, each in its own scope. Returns (what it returned, the block it ended in) of both."""
+        """Call one arm or the other, each in its own scope. Returns (what it returned, the block it
+        ended in) of both.
+        """
         labels, merge = [self.module.new_id() for _ in arms], self.module.new_id()
         self.append("SelectionMerge", 0, merge, 0)
         self.append("BranchConditional", 0, condition, *labels)
@@ -100,7 +136,9 @@ class Expressions(Values):
         return self.wrap(t, result) if name in OVERFLOWS else result
 
     def _Mod(self, node: Any) -> int:
-        """The remainder of a division that rounds towards zero; SRem has no defined result for negative numbers."""
+        """The remainder of a division that rounds towards zero; SRem has no defined result for
+        negative numbers.
+        """
         a, b, t = self.value(node.a), self.value(node.b), node_type(node)
         if t.kind != "i":
             return self.emit("UMod" if t.kind == "u" else "FRem", self.type(t), a, b)
@@ -133,7 +171,11 @@ class Expressions(Values):
 
     def _Select(self, node: Any) -> int:
         """Both values are computed, as TIR says; if_then_else is what guards."""
-        operands = self.value(node.condition), self.value(node.true_value), self.value(node.false_value)
+        operands = (
+            self.value(node.condition),
+            self.value(node.true_value),
+            self.value(node.false_value),
+        )
         return self.emit("Select", self.type(node_type(node)), *operands)
 
     def _Let(self, node: Any) -> int:
@@ -151,13 +193,18 @@ class Expressions(Values):
 
     def index(self, indices: Any) -> int:
         if len(indices) != 1:
-            raise Unsupported(f"buffers of {len(indices)} dimensions; FlattenBuffer makes them flat")
+            raise Unsupported(
+                f"buffers of {len(indices)} dimensions; FlattenBuffer makes them flat"
+            )
         return self.value(indices[0])
 
     def _Call(self, node: Any) -> int:
         name = str(node.op.name).split(".")[-1]
         arguments = list(node.args)
-        if name in ("call_pure_extern", "call_extern"):  # what TVM makes of functions that it knows no better name for
+        if name in (
+            "call_pure_extern",
+            "call_extern",
+        ):  # what TVM makes of functions that it knows no better name for
             name = str(arguments.pop(0).value)
             name = name[:-1] if name.endswith("f") and name[:-1] in {*MATHS, "sin", "cos"} else name
         if name in MATHS:
@@ -184,9 +231,13 @@ class Expressions(Values):
         return sine(self, self.value(x), quarter_turns)
 
     def _call_if_then_else(self, node: Any, condition: Any, then: Any, otherwise: Any) -> int:
-        arms = self.branch(self.value(condition), (lambda: self.value(then), lambda: self.value(otherwise)))
+        arms = self.branch(
+            self.value(condition), (lambda: self.value(then), lambda: self.value(otherwise))
+        )
         self._reads += 1
-        return self.append("Phi", self.type(node_type(node)), *(word for arm in arms for word in arm))
+        return self.append(
+            "Phi", self.type(node_type(node)), *(word for arm in arms for word in arm)
+        )
 
     def _call_likely(self, _: Any, x: Any) -> int:
         return self.value(x)
@@ -205,7 +256,9 @@ class Expressions(Values):
     def _call_clz(self, node: Any, x: Any) -> int:
         """31 - the highest bit; that of 0 is -1."""
         highest = self.glsl("FindUMsb", self.type(INT32), self._bits_of(node, x))
-        return self.emit("ISub", self.type(node_type(node)), self.module.number(node_type(x).bits - 1), highest)
+        return self.emit(
+            "ISub", self.type(node_type(node)), self.module.number(node_type(x).bits - 1), highest
+        )
 
     def _bits_of(self, node: Any, x: Any) -> int:
         t = node_type(x)

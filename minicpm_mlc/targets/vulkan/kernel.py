@@ -15,19 +15,26 @@ from minicpm_mlc.targets.vulkan.values import BOOL, INT32, Features, Unsupported
 SERIAL, UNROLLED = 0, 3  # kinds of For
 WORKGROUP = 2  # SPIR-V's scope
 ACQUIRE_RELEASE, WORKGROUP_MEMORY, UNIFORM_MEMORY = 0x8, 0x100, 0x40  # SPIR-V's memory semantics
-SEMANTICS = {"shared": ACQUIRE_RELEASE | WORKGROUP_MEMORY, "global": ACQUIRE_RELEASE | WORKGROUP_MEMORY | UNIFORM_MEMORY}
+SEMANTICS = {
+    "shared": ACQUIRE_RELEASE | WORKGROUP_MEMORY,
+    "global": ACQUIRE_RELEASE | WORKGROUP_MEMORY | UNIFORM_MEMORY,
+}
 
 
 @dataclass(frozen=True)
 class Shader:
-    """A kernel for Vulkan. `uniform`: its scalars come in a uniform buffer, being too many for push constants."""
+    """A kernel for Vulkan. `uniform`: its scalars come in a uniform buffer, being too many for push
+    constants.
+    """
 
     words: list[int]
     uniform: bool
 
 
 def lower(name: str, function: Any, target: Any) -> Shader:
-    """One device function, as TVM's passes leave it. Raises CompileError for what can't be lowered, naming it."""
+    """One device function, as TVM's passes leave it. Raises CompileError for what can't be lowered,
+    naming it.
+    """
     return Kernel(name, function, target).shader()
 
 
@@ -48,7 +55,9 @@ class Kernel(Expressions):
             self._take_arguments()
             self.run(self.function.body)
         except Unsupported as error:
-            raise CompileError(f"kernel {self.name}: Vulkan has no instructions here for {error}{self._where()}") from error
+            raise CompileError(
+                f"kernel {self.name}: Vulkan has no instructions here for {error}{self._where()}"
+            ) from error
         self.arguments.finish()
         x, y, z = self.local_size
         return Shader(self.module.words(self.name, (x, y, z)), self.arguments.uniform)
@@ -56,7 +65,14 @@ class Kernel(Expressions):
     def _where(self) -> str:
         """The statement's first line, without the declarations that TVM prints before it."""
         lines = [] if self.statement is None else str(self.statement).splitlines()
-        return next((f": {line[:200]}" for line in lines if not re.search(r" = T\.\w+\(\)|T\.(handle|Buffer)\(", line)), "")
+        return next(
+            (
+                f": {line[:200]}"
+                for line in lines
+                if not re.search(r" = T\.\w+\(\)|T\.(handle|Buffer)\(", line)
+            ),
+            "",
+        )
 
     def _take_arguments(self) -> None:
         scalars = []
@@ -95,14 +111,18 @@ class Kernel(Expressions):
         value = self.value(statement.value)
         memory.store(self, array, self.index(statement.indices), value)
         if array.storage == "StorageBuffer":
-            self.arguments.written.update(b for (b, _), other in self.arguments.arrays.items() if other is array)
+            self.arguments.written.update(
+                b for (b, _), other in self.arguments.arrays.items() if other is array
+            )
 
     def _run_DeclBuffer(self, statement: Any) -> None:
         """A view of an argument."""
         buffer, data = statement.buffer, statement.data
         if handle(data) not in self.arguments.bindings or str(buffer.elem_offset) != "0":
             raise Unsupported("a buffer that is no argument from its start")
-        array = self.arguments.array(self.arguments.bindings[handle(data)], scalar(str(buffer.dtype)))
+        array = self.arguments.array(
+            self.arguments.bindings[handle(data)], scalar(str(buffer.dtype))
+        )
         self.arrays[handle(buffer)] = array
 
     def _run_AllocBuffer(self, statement: Any) -> None:
@@ -113,7 +133,10 @@ class Kernel(Expressions):
         if scope == "shared":
             self.shared_bytes += length * max(self.bits(t), 32) // 8
             if self.shared_bytes > self.shared_limit:
-                raise Unsupported(f"{self.shared_bytes} bytes of shared memory; the target allows {self.shared_limit}")
+                raise Unsupported(
+                    f"{self.shared_bytes} bytes of shared memory; the target allows "
+                    f"{self.shared_limit}"
+                )
         storage = "Workgroup" if scope == "shared" else "Function"
         variable = self.module.variable(storage, self.module.array(self.type(t), length))
         self.arrays[handle(buffer)] = Array(variable, t, storage)
@@ -123,7 +146,9 @@ class Kernel(Expressions):
             if statement.else_case is not None:
                 self.run(statement.else_case)
 
-        self.branch(self.value(statement.condition), (lambda: self.run(statement.then_case), otherwise))
+        self.branch(
+            self.value(statement.condition), (lambda: self.run(statement.then_case), otherwise)
+        )
 
     def _run_For(self, statement: Any) -> None:
         if statement.kind not in (SERIAL, UNROLLED) or statement.step is not None:
@@ -136,7 +161,9 @@ class Kernel(Expressions):
         self.append("Branch", 0, header)
         self.label(header)
         self.define("Phi", type, count, begin, before, after, follow)
-        more = self.append("SLessThan" if t.kind == "i" else "ULessThan", self.type(BOOL), count, end)
+        more = self.append(
+            "SLessThan" if t.kind == "i" else "ULessThan", self.type(BOOL), count, end
+        )
         self.append("LoopMerge", 0, merge, follow, 0)
         self.append("BranchConditional", 0, more, body, merge)
         self.label(body)
@@ -175,7 +202,9 @@ class Kernel(Expressions):
         if scope not in SEMANTICS:
             raise Unsupported(f"a barrier of {scope} memory")
         number = self.module.number
-        self.append("ControlBarrier", 0, number(WORKGROUP), number(WORKGROUP), number(SEMANTICS[scope]))
+        self.append(
+            "ControlBarrier", 0, number(WORKGROUP), number(WORKGROUP), number(SEMANTICS[scope])
+        )
 
     def _run_AttrStmt(self, statement: Any) -> None:
         key = str(statement.attr_key)
@@ -201,7 +230,9 @@ class Kernel(Expressions):
         """Workgroups in one row, which the launch may have cut into several, the last not full."""
         number, columns = self.type(INT32), self._component("NumWorkgroups", 0)
         above = self.emit("IMul", number, self._component("WorkgroupId", 1), columns)
-        self._bind_index(statement, self.emit("IAdd", number, above, self._component("WorkgroupId", 0)))
+        self._bind_index(
+            statement, self.emit("IAdd", number, above, self._component("WorkgroupId", 0))
+        )
         t, extent = node_type(statement.node.var), statement.value
         limit = self.cast(self.value(extent), node_type(extent), t)
         inside = self.emit("SLessThan", self.type(BOOL), self.value(statement.node.var), limit)
@@ -212,5 +243,9 @@ class Kernel(Expressions):
         self.bind(variable, self.cast(value, scalar("uint32"), node_type(variable)))
 
     def _component(self, builtin: str, axis: int) -> int:
-        vector = self.emit("Load", self.module.declare("TypeVector", self.module.integer(), 3), self.module.builtin(builtin))
+        vector = self.emit(
+            "Load",
+            self.module.declare("TypeVector", self.module.integer(), 3),
+            self.module.builtin(builtin),
+        )
         return self.emit("CompositeExtract", self.module.integer(), vector, axis)

@@ -11,7 +11,9 @@ MAX_PUSH_SCALARS = 16  # 128 bytes of push constants are what every device has
 
 @dataclass
 class Array:
-    """`variable` points to the elements, in a storage buffer to the struct whose one member they are."""
+    """`variable` points to the elements, in a storage buffer to the struct whose one member they
+    are.
+    """
 
     variable: int
     dtype: Scalar
@@ -59,14 +61,23 @@ class Arguments:
         block = values.module.block(storage, types, [8 * i for i in range(len(types))])
         if self.uniform:
             self._bind(block, len(self.bindings))
-        pointers = [values.emit("AccessChain", values.module.pointer(storage, type), block, values.module.number(i))
-                    for i, type in enumerate(types)]  # fmt: skip
-        return [values.emit("Load", type, pointer) for type, pointer in zip(types, pointers, strict=True)]
+        pointers = [
+            values.emit(
+                "AccessChain", values.module.pointer(storage, type), block, values.module.number(i)
+            )
+            for i, type in enumerate(types)
+        ]
+        return [
+            values.emit("Load", type, pointer)
+            for type, pointer in zip(types, pointers, strict=True)
+        ]
 
     def finish(self) -> None:
         """Say which buffers are only read; those that are written may share memory with others."""
         for (binding, _), array in self.arrays.items():
-            self.values.module.decorate(array.variable, "Aliased" if binding in self.written else "NonWritable")
+            self.values.module.decorate(
+                array.variable, "Aliased" if binding in self.written else "NonWritable"
+            )
 
 
 def element(values: Values, array: Array, index: int) -> int:
@@ -74,7 +85,12 @@ def element(values: Values, array: Array, index: int) -> int:
     if array.storage == "StorageBuffer":
         pointer = values.module.pointer(array.storage, values.stored(array.dtype))
         return values.emit("AccessChain", pointer, array.variable, values.module.number(0), index)
-    return values.emit("AccessChain", values.module.pointer(array.storage, values.type(array.dtype)), array.variable, index)
+    return values.emit(
+        "AccessChain",
+        values.module.pointer(array.storage, values.type(array.dtype)),
+        array.variable,
+        index,
+    )
 
 
 def load(values: Values, array: Array, index: int) -> int:

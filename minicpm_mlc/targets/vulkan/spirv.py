@@ -1,4 +1,6 @@
-"""SPIR-V modules, word by word: ids, types, constants and one function. Numbers are those of the SPIR-V specification."""
+"""SPIR-V modules, word by word: ids, types, constants and one function. Numbers are those of the
+SPIR-V specification.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +11,168 @@ from dataclasses import dataclass
 MAGIC, VERSION = 0x07230203, 0x00010300  # SPIR-V 1.3, what Vulkan 1.1 takes
 
 OPCODES = {
-    "Extension": 10, "ExtInstImport": 11, "ExtInst": 12, "MemoryModel": 14, "EntryPoint": 15, "ExecutionMode": 16,
-    "Capability": 17, "TypeVoid": 19, "TypeBool": 20, "TypeInt": 21, "TypeFloat": 22, "TypeVector": 23,
-    "TypeArray": 28, "TypeRuntimeArray": 29, "TypeStruct": 30, "TypePointer": 32, "TypeFunction": 33,
-    "ConstantTrue": 41, "ConstantFalse": 42, "Constant": 43, "Function": 54, "FunctionEnd": 56, "Variable": 59,
-    "Load": 61, "Store": 62, "AccessChain": 65, "Decorate": 71, "MemberDecorate": 72, "CompositeExtract": 81,
-    "ConvertFToU": 109, "ConvertFToS": 110, "ConvertSToF": 111, "ConvertUToF": 112, "UConvert": 113, "SConvert": 114,
-    "FConvert": 115, "Bitcast": 124, "FNegate": 127, "IAdd": 128, "FAdd": 129, "ISub": 130, "FSub": 131, "IMul": 132,
-    "FMul": 133, "UDiv": 134, "SDiv": 135, "FDiv": 136, "UMod": 137, "FRem": 140, "UMulExtended": 151, "IsNan": 156,
-    "IsInf": 157, "LogicalEqual": 164, "LogicalNotEqual": 165, "LogicalOr": 166, "LogicalAnd": 167, "LogicalNot": 168,
-    "Select": 169, "IEqual": 170, "INotEqual": 171, "UGreaterThan": 172, "SGreaterThan": 173, "UGreaterThanEqual": 174,
-    "SGreaterThanEqual": 175, "ULessThan": 176, "SLessThan": 177, "ULessThanEqual": 178, "SLessThanEqual": 179,
-    "FOrdEqual": 180, "FUnordNotEqual": 183, "FOrdLessThan": 184, "FOrdGreaterThan": 186, "FOrdLessThanEqual": 188,
-    "FOrdGreaterThanEqual": 190, "ShiftRightLogical": 194, "ShiftRightArithmetic": 195, "ShiftLeftLogical": 196,
-    "BitwiseOr": 197, "BitwiseXor": 198, "BitwiseAnd": 199, "Not": 200, "BitFieldSExtract": 202,
-    "BitFieldUExtract": 203, "BitCount": 205, "ControlBarrier": 224, "Phi": 245, "LoopMerge": 246,
-    "SelectionMerge": 247, "Label": 248, "Branch": 249, "BranchConditional": 250, "Return": 253,
-}  # fmt: skip
+    "Extension": 10,
+    "ExtInstImport": 11,
+    "ExtInst": 12,
+    "MemoryModel": 14,
+    "EntryPoint": 15,
+    "ExecutionMode": 16,
+    "Capability": 17,
+    "TypeVoid": 19,
+    "TypeBool": 20,
+    "TypeInt": 21,
+    "TypeFloat": 22,
+    "TypeVector": 23,
+    "TypeArray": 28,
+    "TypeRuntimeArray": 29,
+    "TypeStruct": 30,
+    "TypePointer": 32,
+    "TypeFunction": 33,
+    "ConstantTrue": 41,
+    "ConstantFalse": 42,
+    "Constant": 43,
+    "Function": 54,
+    "FunctionEnd": 56,
+    "Variable": 59,
+    "Load": 61,
+    "Store": 62,
+    "AccessChain": 65,
+    "Decorate": 71,
+    "MemberDecorate": 72,
+    "CompositeExtract": 81,
+    "ConvertFToU": 109,
+    "ConvertFToS": 110,
+    "ConvertSToF": 111,
+    "ConvertUToF": 112,
+    "UConvert": 113,
+    "SConvert": 114,
+    "FConvert": 115,
+    "Bitcast": 124,
+    "FNegate": 127,
+    "IAdd": 128,
+    "FAdd": 129,
+    "ISub": 130,
+    "FSub": 131,
+    "IMul": 132,
+    "FMul": 133,
+    "UDiv": 134,
+    "SDiv": 135,
+    "FDiv": 136,
+    "UMod": 137,
+    "FRem": 140,
+    "UMulExtended": 151,
+    "IsNan": 156,
+    "IsInf": 157,
+    "LogicalEqual": 164,
+    "LogicalNotEqual": 165,
+    "LogicalOr": 166,
+    "LogicalAnd": 167,
+    "LogicalNot": 168,
+    "Select": 169,
+    "IEqual": 170,
+    "INotEqual": 171,
+    "UGreaterThan": 172,
+    "SGreaterThan": 173,
+    "UGreaterThanEqual": 174,
+    "SGreaterThanEqual": 175,
+    "ULessThan": 176,
+    "SLessThan": 177,
+    "ULessThanEqual": 178,
+    "SLessThanEqual": 179,
+    "FOrdEqual": 180,
+    "FUnordNotEqual": 183,
+    "FOrdLessThan": 184,
+    "FOrdGreaterThan": 186,
+    "FOrdLessThanEqual": 188,
+    "FOrdGreaterThanEqual": 190,
+    "ShiftRightLogical": 194,
+    "ShiftRightArithmetic": 195,
+    "ShiftLeftLogical": 196,
+    "BitwiseOr": 197,
+    "BitwiseXor": 198,
+    "BitwiseAnd": 199,
+    "Not": 200,
+    "BitFieldSExtract": 202,
+    "BitFieldUExtract": 203,
+    "BitCount": 205,
+    "ControlBarrier": 224,
+    "Phi": 245,
+    "LoopMerge": 246,
+    "SelectionMerge": 247,
+    "Label": 248,
+    "Branch": 249,
+    "BranchConditional": 250,
+    "Return": 253,
+}
 GLSL = {  # extended instructions of GLSL.std.450
-    "RoundEven": 2, "Trunc": 3, "FAbs": 4, "Floor": 8, "Ceil": 9, "Tanh": 21, "Pow": 26, "Exp": 27, "Log": 28, "Exp2": 29,
-    "Log2": 30, "Sqrt": 31, "InverseSqrt": 32, "FMin": 37, "UMin": 38, "SMin": 39, "FMax": 40, "UMax": 41, "SMax": 42,
+    "RoundEven": 2,
+    "Trunc": 3,
+    "FAbs": 4,
+    "Floor": 8,
+    "Ceil": 9,
+    "Tanh": 21,
+    "Pow": 26,
+    "Exp": 27,
+    "Log": 28,
+    "Exp2": 29,
+    "Log2": 30,
+    "Sqrt": 31,
+    "InverseSqrt": 32,
+    "FMin": 37,
+    "UMin": 38,
+    "SMin": 39,
+    "FMax": 40,
+    "UMax": 41,
+    "SMax": 42,
     "FindUMsb": 75,
-}  # fmt: skip
+}
 CAPABILITIES = {
-    "Shader": 1, "Float16": 9, "Float64": 10, "Int64": 11, "StorageBuffer16BitAccess": 4433, "StorageBuffer8BitAccess": 4448,
-}  # fmt: skip
-STORAGE = {"Uniform": 2, "Input": 1, "Workgroup": 4, "Function": 7, "PushConstant": 9, "StorageBuffer": 12}
-DECORATIONS = {"Block": 2, "ArrayStride": 6, "BuiltIn": 11, "Aliased": 20, "NonWritable": 24, "Binding": 33,
-               "DescriptorSet": 34, "Offset": 35}  # fmt: skip
+    "Shader": 1,
+    "Float16": 9,
+    "Float64": 10,
+    "Int64": 11,
+    "StorageBuffer16BitAccess": 4433,
+    "StorageBuffer8BitAccess": 4448,
+}
+STORAGE = {
+    "Uniform": 2,
+    "Input": 1,
+    "Workgroup": 4,
+    "Function": 7,
+    "PushConstant": 9,
+    "StorageBuffer": 12,
+}
+DECORATIONS = {
+    "Block": 2,
+    "ArrayStride": 6,
+    "BuiltIn": 11,
+    "Aliased": 20,
+    "NonWritable": 24,
+    "Binding": 33,
+    "DescriptorSet": 34,
+    "Offset": 35,
+}
 BUILTINS = {"NumWorkgroups": 24, "WorkgroupId": 26, "LocalInvocationId": 27}
-EFFECTS = {"Store", "ControlBarrier", "Phi", "LoopMerge", "SelectionMerge", "Label", "Branch", "BranchConditional",
-           "Return", "Function", "FunctionEnd"}  # fmt: skip
+EFFECTS = {
+    "Store",
+    "ControlBarrier",
+    "Phi",
+    "LoopMerge",
+    "SelectionMerge",
+    "Label",
+    "Branch",
+    "BranchConditional",
+    "Return",
+    "Function",
+    "FunctionEnd",
+}
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`type` and `result` are 0 where the instruction has none; `operands` are words, ids among them."""
+    """`type` and `result` are 0 where the instruction has none; `operands` are words, ids among
+    them.
+    """
 
     opcode: str
     type: int
@@ -53,7 +181,11 @@ class Instruction:
 
     def words(self) -> list[int]:
         ids = [i for i in (self.type, self.result) if i]
-        return [(1 + len(ids) + len(self.operands)) << 16 | OPCODES[self.opcode], *ids, *self.operands]
+        return [
+            (1 + len(ids) + len(self.operands)) << 16 | OPCODES[self.opcode],
+            *ids,
+            *self.operands,
+        ]
 
 
 def text(string: str) -> list[int]:
@@ -111,12 +243,16 @@ class Module:
         return self.declare("TypeArray", element, self.number(length))
 
     def decorate(self, target: int, decoration: str, *operands: int) -> None:
-        self._decorations.append(Instruction("Decorate", 0, 0, (target, DECORATIONS[decoration], *operands)))
+        self._decorations.append(
+            Instruction("Decorate", 0, 0, (target, DECORATIONS[decoration], *operands))
+        )
 
     def variable(self, storage: str, type: int) -> int:
         """A variable outside of the function, or inside, where every invocation has its own."""
         where = self.variables if storage == "Function" else self._declarations
-        where.append(Instruction("Variable", self.pointer(storage, type), self.new_id(), (STORAGE[storage],)))
+        where.append(
+            Instruction("Variable", self.pointer(storage, type), self.new_id(), (STORAGE[storage],))
+        )
         return where[-1].result
 
     def block(self, storage: str, members: tuple[int, ...], offsets: Iterable[int]) -> int:
@@ -139,7 +275,9 @@ class Module:
     def builtin(self, name: str) -> int:
         """The variable with three numbers of an invocation."""
         if name not in self._inputs:
-            self._inputs[name] = self.variable("Input", self.declare("TypeVector", self.integer(), 3))
+            self._inputs[name] = self.variable(
+                "Input", self.declare("TypeVector", self.integer(), 3)
+            )
             self.decorate(self._inputs[name], "BuiltIn", BUILTINS[name])
         return self._inputs[name]
 
@@ -152,18 +290,32 @@ class Module:
         head += [
             Instruction("ExtInstImport", 0, self.glsl, tuple(text("GLSL.std.450"))),
             Instruction("MemoryModel", 0, 0, (0, 1)),  # logical addresses, GLSL450
-            Instruction("EntryPoint", 0, 0, (5, entry, *text(name), *self._inputs.values())),  # GLCompute
+            Instruction(
+                "EntryPoint", 0, 0, (5, entry, *text(name), *self._inputs.values())
+            ),  # GLCompute
             Instruction("ExecutionMode", 0, 0, (entry, 17, *local_size)),  # LocalSize
         ]
         start = [function, Instruction("Label", 0, self.start, ()), *self.variables]
         end = [Instruction("Return", 0, 0, ()), Instruction("FunctionEnd", 0, 0, ())]
         parts = head + self._decorations + self._declarations + start + _used(self.body) + end
-        return [MAGIC, VERSION, 0, self._last + 1, 0, *(word for part in parts for word in part.words())]
+        return [
+            MAGIC,
+            VERSION,
+            0,
+            self._last + 1,
+            0,
+            *(word for part in parts for word in part.words()),
+        ]
 
 
 def _used(body: list[Instruction]) -> list[Instruction]:
-    """Without the values that nothing reads. (An operand that is no id may keep a value; that does no harm.)"""
-    kept, used = [], {word for i in body if i.opcode == "Phi" for word in i.operands}  # some are computed below it
+    """Without the values that nothing reads. (An operand that is no id may keep a value; that does
+    no harm.)
+    """
+    kept, used = (
+        [],
+        {word for i in body if i.opcode == "Phi" for word in i.operands},
+    )  # some are computed below it
     for instruction in reversed(body):
         if instruction.opcode in EFFECTS or instruction.result in used:
             kept.append(instruction)

@@ -1,7 +1,8 @@
-"""sin and cos of float32 to the last digits, also of the angle of a late position: Vulkan promises 2^-11 within one turn.
+"""sin and cos of float32 to the last digits, also of the angle of a late position: Vulkan promises
+2^-11 within one turn.
 
-|x| * 2/pi is taken in fixed point from the bits of x. Its integer part is the quadrant; what is left of a quadrant goes into
-Taylor's series.
+|x| * 2/pi is taken in fixed point from the bits of x. Its integer part is the quadrant; what is
+left of a quadrant goes into Taylor's series.
 """
 
 from __future__ import annotations
@@ -27,37 +28,64 @@ class _Sine:
 
     def at(self, x: int, quarter_turns: int) -> int:
         number = self.values.module.number
-        bits = self._whole("BitwiseAnd", self.values.emit("Bitcast", self.word, x), number(0x7FFFFFFF))
+        bits = self._whole(
+            "BitwiseAnd", self.values.emit("Bitcast", self.word, x), number(0x7FFFFFFF)
+        )
         exponent = self._whole("ShiftRightLogical", bits, number(23))
         quadrant, rest = self._reduced(bits, exponent)
         small = self.values.emit("ULessThan", self.values.type(BOOL), exponent, number(ONE))
         quadrant = self._whole("Select", small, number(0), quadrant)
         rest = self._float("Select", small, self.values.emit("Bitcast", self.float, bits), rest)
-        return self._signed(x, self._whole("IAdd", quadrant, number(quarter_turns)), rest, odd=quarter_turns % 2 == 0)
+        return self._signed(
+            x,
+            self._whole("IAdd", quadrant, number(quarter_turns)),
+            rest,
+            odd=quarter_turns % 2 == 0,
+        )
 
     def _reduced(self, bits: int, exponent: int) -> tuple[int, int]:
         """(nearest multiple of pi / 2, what is left) of |x| >= 1."""
         number = self.values.module.number
-        mantissa = self._whole("BitwiseOr", self._whole("ShiftLeftLogical", bits, number(8)), number(0x80000000))
+        mantissa = self._whole(
+            "BitwiseOr", self._whole("ShiftLeftLogical", bits, number(8)), number(0x80000000)
+        )
         low, high = self._product(mantissa, TWO_OVER_PI[0])
         _, more = self._product(mantissa, TWO_OVER_PI[1])
         total = self._whole("IAdd", low, more)
         carry = self.values.emit("ULessThan", self.values.type(BOOL), total, low)
         high = self._whole("IAdd", high, self._whole("Select", carry, number(1), number(0)))
-        shift = self._whole("BitwiseAnd", self._whole("ISub", number(FIXED - 32), exponent), number(31))
-        doubled, left = self._whole("ShiftLeftLogical", high, number(1)), self._whole("ISub", number(31), shift)
-        fraction = self._whole("ShiftLeftLogical", doubled, left)  # by 32 - shift in all, which may be 32
-        fraction = self._whole("BitwiseOr", fraction, self._whole("ShiftRightLogical", total, shift))
-        whole, half = self._whole("ShiftRightLogical", high, shift), self._whole("ShiftRightLogical", fraction, number(31))
-        return self._whole("IAdd", whole, half), self._times(self._float("ConvertSToF", fraction), pi / 2 / 2**32)
+        shift = self._whole(
+            "BitwiseAnd", self._whole("ISub", number(FIXED - 32), exponent), number(31)
+        )
+        doubled, left = (
+            self._whole("ShiftLeftLogical", high, number(1)),
+            self._whole("ISub", number(31), shift),
+        )
+        fraction = self._whole(
+            "ShiftLeftLogical", doubled, left
+        )  # by 32 - shift in all, which may be 32
+        fraction = self._whole(
+            "BitwiseOr", fraction, self._whole("ShiftRightLogical", total, shift)
+        )
+        whole, half = (
+            self._whole("ShiftRightLogical", high, shift),
+            self._whole("ShiftRightLogical", fraction, number(31)),
+        )
+        return self._whole("IAdd", whole, half), self._times(
+            self._float("ConvertSToF", fraction), pi / 2 / 2**32
+        )
 
     def _product(self, a: int, b: int) -> tuple[int, int]:
         pair = self.values.module.declare("TypeStruct", self.word, self.word)
         product = self.values.emit("UMulExtended", pair, a, self.values.module.number(b))
-        return self._whole("CompositeExtract", product, 0), self._whole("CompositeExtract", product, 1)
+        return self._whole("CompositeExtract", product, 0), self._whole(
+            "CompositeExtract", product, 1
+        )
 
     def _signed(self, x: int, quadrant: int, rest: int, odd: bool) -> int:
-        """The series that the quadrant asks for, with its sign; that of an odd function changes with x's too."""
+        """The series that the quadrant asks for, with its sign; that of an odd function changes
+        with x's too.
+        """
         number = self.values.module.number
         square = self._float("FMul", rest, rest)
         sin = self._float("FMul", rest, self._series(square, 1))
@@ -79,7 +107,9 @@ class _Sine:
         return total
 
     def _bit(self, value: int) -> int:
-        return self.values.emit("INotEqual", self.values.type(BOOL), value, self.values.module.number(0))
+        return self.values.emit(
+            "INotEqual", self.values.type(BOOL), value, self.values.module.number(0)
+        )
 
     def _times(self, value: int, factor: float) -> int:
         return self._float("FMul", value, self.values.constant(FLOAT32, factor))

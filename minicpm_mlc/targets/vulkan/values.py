@@ -1,8 +1,10 @@
-"""Typed values inside a kernel: constants, instructions that are emitted once where they are equal, conversions.
+"""Typed values inside a kernel: constants, instructions that are emitted once where they are equal,
+conversions.
 
-Integers of up to 32 bits are 32-bit numbers in registers, whatever memory holds, so no device needs arithmetic on small
-ones; a result that may have left its type's range is wrapped back into it. int64 is an index here: it has 32 bits too unless
-the target allows more, as no buffer of ours has 2^31 elements.
+Integers of up to 32 bits are 32-bit numbers in registers, whatever memory holds, so no device needs
+arithmetic on small ones; a result that may have left its type's range is wrapped back into it.
+int64 is an index here: it has 32 bits too unless the target allows more, as no buffer of ours has
+2^31 elements.
 """
 
 from __future__ import annotations
@@ -39,19 +41,27 @@ BOOL, INT32, UINT32, FLOAT32 = Scalar("b", 1), Scalar("i", 32), Scalar("u", 32),
 
 @cache
 def scalar(dtype: str) -> Scalar:
-    """The type that TVM calls `dtype`. Raises Unsupported for vectors and formats of fewer than 8 bits."""
+    """The type that TVM calls `dtype`. Raises Unsupported for vectors and formats of fewer than 8
+    bits.
+    """
     if dtype == "bool":
         return BOOL
     for kind, name in (("i", "int"), ("u", "uint"), ("f", "float")):
         bits = dtype[len(name) :]
-        if dtype.startswith(name) and bits in ("8", "16", "32", "64") and (kind, bits) != ("f", "8"):
+        if (
+            dtype.startswith(name)
+            and bits in ("8", "16", "32", "64")
+            and (kind, bits) != ("f", "8")
+        ):
             return Scalar(kind, int(bits))
     raise Unsupported(f"values of type {dtype}")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the target allows beyond Vulkan 1.1's minimum; the names are those of TVM's target attributes."""
+    """What the target allows beyond Vulkan 1.1's minimum; the names are those of TVM's target
+    attributes.
+    """
 
     supports_int64: bool = False
     supports_float16: bool = False
@@ -61,11 +71,15 @@ class Features:
 
     @classmethod
     def of(cls, target: Any) -> Features:
-        return cls(**{field.name: bool(target.attrs.get(field.name, False)) for field in fields(cls)})
+        return cls(
+            **{field.name: bool(target.attrs.get(field.name, False)) for field in fields(cls)}
+        )
 
 
 class Values:
-    """Emits instructions. A scope is a region of code whose values are known to have been computed."""
+    """Emits instructions. A scope is a region of code whose values are known to have been
+    computed.
+    """
 
     def __init__(self, features: Features) -> None:
         self.features, self.module = features, Module()
@@ -112,7 +126,9 @@ class Values:
             self.module.require(f"Float{bits}")
         if t.whole and bits == 64:
             self.module.require("Int64")
-        return self.module.declare("TypeFloat", bits) if t.kind == "f" else self.module.integer(bits)
+        return (
+            self.module.declare("TypeFloat", bits) if t.kind == "f" else self.module.integer(bits)
+        )
 
     def _need(self, feature: str, what: str) -> None:
         if not getattr(self.features, feature):
@@ -136,39 +152,55 @@ class Values:
 
     def constant(self, t: Scalar, value: float) -> int:
         if t == BOOL:
-            return self.module.declare("ConstantTrue" if value else "ConstantFalse", type=self.type(t))
+            return self.module.declare(
+                "ConstantTrue" if value else "ConstantFalse", type=self.type(t)
+            )
         if t.kind == "f":
             raw = struct.pack({16: "<exx", 32: "<f", 64: "<d"}[t.bits], value)
         else:
             bits = self.bits(t)
             if not -(1 << bits - 1) <= value < 1 << bits:
-                raise Unsupported(f"the {t.bits}-bit constant {value}, as the target allows 32 bits")
+                raise Unsupported(
+                    f"the {t.bits}-bit constant {value}, as the target allows 32 bits"
+                )
             raw = (int(value) & (1 << bits) - 1).to_bytes(bits // 8, "little")
-        return self.module.declare("Constant", *struct.unpack(f"<{len(raw) // 4}I", raw), type=self.type(t))
+        return self.module.declare(
+            "Constant", *struct.unpack(f"<{len(raw) // 4}I", raw), type=self.type(t)
+        )
 
     def wrap(self, t: Scalar, value: int) -> int:
         """A 32-bit number as the small integer that its low bits are."""
         if not t.small:
             return value
         opcode = "BitFieldSExtract" if t.kind == "i" else "BitFieldUExtract"
-        return self.emit(opcode, self.type(t), value, self.module.number(0), self.module.number(t.bits))
+        return self.emit(
+            opcode, self.type(t), value, self.module.number(0), self.module.number(t.bits)
+        )
 
     def cast(self, value: int, source: Scalar, to: Scalar) -> int:
-        """As C converts: integers wrap, floats are rounded to the nearest or, to integers, towards zero."""
+        """As C converts: integers wrap, floats are rounded to the nearest or, to integers, towards
+        zero.
+        """
         if source == to:
             return value
         if to == BOOL:
             opcode = "FUnordNotEqual" if source.kind == "f" else "INotEqual"
             return self.emit(opcode, self.type(to), value, self.constant(source, 0))
         if source == BOOL:
-            return self.emit("Select", self.type(to), value, self.constant(to, 1), self.constant(to, 0))
+            return self.emit(
+                "Select", self.type(to), value, self.constant(to, 1), self.constant(to, 0)
+            )
         if source.whole and to.whole:
             return self._resize(value, source, to)
         if source.kind == to.kind:
             return self.emit("FConvert", self.type(to), value)
         if to.kind == "f":
-            return self.emit("ConvertSToF" if source.kind == "i" else "ConvertUToF", self.type(to), value)
-        return self.wrap(to, self.emit("ConvertFToS" if to.kind == "i" else "ConvertFToU", self.type(to), value))
+            return self.emit(
+                "ConvertSToF" if source.kind == "i" else "ConvertUToF", self.type(to), value
+            )
+        return self.wrap(
+            to, self.emit("ConvertFToS" if to.kind == "i" else "ConvertFToU", self.type(to), value)
+        )
 
     def _resize(self, value: int, source: Scalar, to: Scalar) -> int:
         if self.bits(source) != self.bits(to):
@@ -180,7 +212,9 @@ class Values:
     def widen(self, value: int, t: Scalar) -> int:
         """An element of a storage buffer as a value."""
         if t == BOOL:
-            return self.emit("INotEqual", self.type(t), self.widen(value, Scalar("u", 8)), self.module.number(0))
+            return self.emit(
+                "INotEqual", self.type(t), self.widen(value, Scalar("u", 8)), self.module.number(0)
+            )
         if t.small:
             return self.emit("SConvert" if t.kind == "i" else "UConvert", self.type(t), value)
         return value
