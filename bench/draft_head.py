@@ -1,7 +1,8 @@
 """What an EAGLE head costs at the 8B models' shapes, by the size of its vocabulary (FR-Spec).
 
-    python bench/draft_head.py --build /tmp/heads                        # compiles a bundle per
-    size, 4 layers of base each python bench/draft_head.py --measure /tmp/heads
+    # compiles a bundle per size, 4 layers of base each
+    python bench/draft_head.py --build /tmp/heads
+    python bench/draft_head.py --measure /tmp/heads
 
 `extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree,
 `draft` all of them; the sizes take turns. The weights are random: speed doesn't depend on their

@@ -1,9 +1,10 @@
 """Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the
 published shapes.
 
-    python bench/gpu_smoke.py make FOLDER --device cuda,vulkan    where the compiler is
-    python bench/gpu_smoke.py run FOLDER                          where the GPU is; the runtime is
-    enough
+    # where the compiler is
+    python bench/gpu_smoke.py make FOLDER --device cuda,vulkan
+    # where the GPU is; the runtime is enough
+    python bench/gpu_smoke.py run FOLDER
 
 What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report
 of all devices goes to standard output as Markdown; the exit status is 1 if anything is wrong.

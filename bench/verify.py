@@ -1,8 +1,9 @@
 """One verification of a token tree against as many decode steps, taking turns in one run.
 
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare          # a bundle of
-    random weights, in build/bench python bench/verify.py build/bench/MiniCPM4.1-8B-4-layers-w4-cpu
-    --rows 16 --depth 0,32768
+    # a bundle of random weights, in build/bench
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare
+    BUNDLE=build/bench/MiniCPM4.1-8B-4-layers-w4-cpu
+    python bench/verify.py $BUNDLE --rows 16 --depth 0,32768
 
 The tree is a chain: every node but the first has the one before it as its parent. The cache holds
 random numbers.

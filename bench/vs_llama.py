@@ -2,8 +2,8 @@
 turns in one run.
 
     python bench/vs_llama.py --work build/bench --markdown
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 --random-cache
-    --prompt-tokens 0
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 \\
+        --random-cache --prompt-tokens 0
 
 Each side lives in its own process and times itself. A decode step is one token in, its logits out;
 nothing is sampled. `--layers` and `--sparse` change the shape, the same for both. See
