@@ -16,7 +16,7 @@ from minicpm_mlc.ops.cpu.embed import embed_definition
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
 from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
-from minicpm_mlc.ops.formats.kv import bfloat16_bits
+from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits
 from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 
