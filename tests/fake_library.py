@@ -12,6 +12,7 @@ import numpy as np
 import tiny_tokenizers
 
 from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
@@ -33,7 +34,10 @@ class FakeLibrary:
 
     memory = SimpleNamespace(name="no device")
 
-    def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
+    def __init__(
+        self, say: Callable[[list[int]], int] | None = None, made: Manifest | None = None
+    ) -> None:
+        self.manifest = made or manifest()
         self.say = say
         self.calls: list[int] = []  # rows of each call
 
@@ -102,6 +106,34 @@ class FakeLibrary:
         return logits
 
 
+class RecurrentLibrary(FakeLibrary):
+    """The same, but what it knows of the history is one state, which only goes forward: it begins
+    anew at position 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            made=manifest(state=[StateEntry("state", (0,), (8,), "float32", "sequence")])
+        )
+
+    def new_pools(self, num_pages: int) -> Any:
+        return SimpleNamespace(state=[])
+
+    def prefill(
+        self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False
+    ) -> Outputs:
+        self.calls.append(len(token_ids))
+        if positions[0] == 0:
+            pools.state = []
+        start = len(pools.state)
+        assert positions.tolist() == list(range(start, start + len(token_ids)))
+        pools.state = [*pools.state, *token_ids.tolist()]
+        return Outputs(np.stack([self.row(pools.state[: start + r + 1]) for r in logit_rows]))
+
+    def verify(self, *_: Any, **__: Any) -> Outputs:
+        raise AssertionError("a recurrent state can't verify trees")
+
+
 FIRST_WORD = token("▁hello")
 
 
@@ -113,9 +145,9 @@ def manifest(**changes: Any) -> Manifest:
         "target": {"device": "cpu"},
         "tvm": "",
         "params": [],
-        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
+        "model": {"num_layers": 1, "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
         "kv_dtype": "float32",
-        "kv_layout": {},
+        "state": [],
         "page_size": PAGE,
         "max_context": 200,
         "prefill_chunk": 5,

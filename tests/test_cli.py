@@ -281,7 +281,7 @@ MANIFEST = Manifest(
     },
     model=tiny_config("MiniCPM4-0.5B").to_dict(),
     kv_dtype="float16",
-    kv_layout={"k": [], "v": []},
+    state=[],
     max_context=3000,
     prefill_chunk=512,
     params=[],

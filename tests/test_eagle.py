@@ -18,6 +18,7 @@ from op_cases import nmse
 from tree_cases import make_tree
 
 from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
@@ -259,7 +260,10 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
         "hidden": 192,
         "vocab": 64,
         "top_k": 16,
-        "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
+        "state": [
+            StateEntry("keys", (0,), (2, 128, 64), "float16"),
+            StateEntry("values", (0,), (2, 64, 128), "float16"),
+        ],
     }
     ids = np.random.default_rng(0).integers(3, base.vocab_size, 51).tolist()
     _, draft, (features,) = opened(library, ids[:50])

@@ -22,6 +22,7 @@ from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
 from minicpm_mlc.compile.model.minicpm import MiniCPM
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
@@ -98,7 +99,7 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
     target = get_target(device)
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
     kernels = RecordedKernels(target.kernels)
-    precision = Precision(SCHEMES[scheme], SCHEMES[scheme], "float16", activations)
+    precision = Precision(SCHEMES[scheme], SCHEMES[scheme], F16, activations)
     model = MiniCPM(kernels, tiny_config("MiniCPM4.1-8B", sparse=SPARSE), precision)  # type: ignore[arg-type]
     module, *_ = model.export_tvm(spec=model.call_specs())
     cases = kernels.cases(module)

@@ -8,7 +8,6 @@ for every repeat.
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import statistics
 import time
@@ -388,8 +387,8 @@ def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
 
 
 def _means_per_token(manifest: Manifest) -> int:
-    shape = manifest.kv_layout.get("means")
-    return manifest.model["num_layers"] * math.prod(shape) * 4 // manifest.page_size if shape else 0
+    means = [entry.bytes for entry in manifest.state if entry.name == "means"]
+    return sum(means) // manifest.page_size
 
 
 def bench_bundle(

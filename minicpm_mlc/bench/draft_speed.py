@@ -15,6 +15,7 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.parameters import Precision, layer_parameters
 from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
+from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
@@ -36,7 +37,7 @@ def measure_draft_speed(config: ModelConfig, size: int) -> dict[str, Any]:
     """
     threads = physical_cores()
     use_threads(threads)
-    hidden, precision = config.hidden_size, Precision(SCHEME, SCHEME, "float16")
+    hidden, precision = config.hidden_size, Precision(SCHEME, SCHEME, F16)
     shapes = [(p.rows, p.columns) for p in layer_parameters(config, "", "", precision) if p.columns]
     layer = [_product(n, k) for n, k in [(hidden, 2 * hidden), *shapes]]
     heads = [_product(n, hidden) for n in (config.vocab_size, size)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
-from minicpm_mlc.bundle.manifest import KV_DTYPES, PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.config.draft_config import DraftConfig
@@ -25,10 +25,12 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.convert import Param, convert, stored_bytes
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
-from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token, pool_layout
+from minicpm_mlc.compile.parameters import Precision, parameters
 from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.compile.state import attention_state, bytes_per_token
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.inspect.describe import context_lengths, human_bytes
+from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.targets import Target, get_target
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -191,16 +193,16 @@ def _precision(
                 f"{name} is not a quantisation scheme; there are {', '.join(SCHEMES)}"
             )
     schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
-    kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"))
+    stored = _kv_format(kv or ("f32" if scheme == "f32" else "f16"))
     return Precision(
-        *schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target)
+        *schemes, stored, _activations(activations, any(s.kind == "int" for s in schemes), target)
     )
 
 
-def _kv_dtype(wanted: str) -> str:
-    if wanted not in KV_DTYPES:
-        raise CompileError(f"--kv {wanted}: choose {', '.join(KV_DTYPES)}")
-    return KV_DTYPES[wanted]
+def _kv_format(wanted: str) -> KVFormat:
+    if wanted not in KV_FORMATS:
+        raise CompileError(f"--kv {wanted}: choose {', '.join(KV_FORMATS)}")
+    return KV_FORMATS[wanted]
 
 
 def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
@@ -228,7 +230,7 @@ def _manifest(
     # the widest moment of a prefill: gate and up, their product, and the residual stream beside
     # them
     activations = 4 * chunk * (3 * c.intermediate_size + 2 * c.hidden_size)
-    kv_bytes = pool_bytes_per_token(c, precision.kv_dtype)
+    state = attention_state(c, precision.kv)
     return Manifest(
         name=c.name,
         scheme=precision.linear.name,
@@ -237,14 +239,14 @@ def _manifest(
         weight_layout=WEIGHT_LAYOUTS[precision.activations],
         target=target.describe(),
         model=c.to_dict(),
-        kv_dtype=precision.kv_dtype,
-        kv_layout={kind: shape for kind, (shape, _) in pool_layout(c, precision.kv_dtype).items()},
+        kv_dtype=precision.kv.dtype,
+        state=state,
         max_context=longest,
         prefill_chunk=chunk,
         params=[],
         memory={
             "weights": stored_bytes(params),
-            "kv_per_token": kv_bytes,
+            "kv_per_token": bytes_per_token(state),
             "activations": activations,
         },
         tvm=version("apache-tvm"),
@@ -287,7 +289,7 @@ def _draft_precision(precision: Precision, scheme: str | None) -> Precision:
 def _with_draft(
     manifest: Manifest, head: DraftHead, stored: Precision, params: list[Param]
 ) -> Manifest:
-    c = head.config
+    c, state = head.config, attention_state(head.config, stored.kv)
     draft = {
         "kind": c.kind,
         "scheme": stored.linear.name,
@@ -297,11 +299,11 @@ def _with_draft(
         "hidden": c.hidden_size,
         "vocab": c.vocab_size,
         "top_k": c.top_k,
-        "kv_layout": {kind: shape for kind, (shape, _) in pool_layout(c, stored.kv_dtype).items()},
+        "state": state,
     }
     memory = {
         "weights": stored_bytes(params),
-        "kv_per_token": manifest.memory["kv_per_token"] + pool_bytes_per_token(c, stored.kv_dtype),
+        "kv_per_token": manifest.memory["kv_per_token"] + bytes_per_token(state),
         "activations": manifest.memory["activations"]
         + 4 * manifest.prefill_chunk * c.feature_width,
     }

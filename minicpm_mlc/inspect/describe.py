@@ -100,15 +100,17 @@ def _forecast(config: Any) -> dict[str, Any]:
     top.
     """
     from minicpm_mlc.compile.convert import stored_bytes
-    from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
+    from minicpm_mlc.compile.parameters import Precision, parameters
     from minicpm_mlc.compile.quantize import SCHEMES as ALL
+    from minicpm_mlc.compile.state import attention_state, bytes_per_token
+    from minicpm_mlc.ops.formats.kv import F16
 
     weights = {
-        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16")))
+        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], F16)))
         for name in SCHEMES
     }
     config = replace(config, sparse=config.sparse_attention)
-    per_token = pool_bytes_per_token(config, "float16")
+    per_token = bytes_per_token(attention_state(config, F16))
     rows = [
         {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
         for n in context_lengths(config.max_position_embeddings)

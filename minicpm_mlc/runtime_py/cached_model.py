@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,14 @@ class VerifiedTree:
 
 class CachedModel:
     """Appends tokens to one sequence. A call that fails or is interrupted leaves the sequence as it
-    was before.
+    was before; a recurrent one is then empty.
     """
 
     def __init__(self, library: Any, context: int, page_size: int, gears: Gears) -> None:
         num_pages = -(-context // page_size)
-        self.sequence = Sequence(PagePool(num_pages, page_size), context)
+        self.sequence = Sequence(
+            PagePool(num_pages, page_size), context, library.manifest.recurrent
+        )
         self.gears = gears
         self.selected: list[
             np.ndarray
@@ -63,16 +66,17 @@ class CachedModel:
             part = token_ids[start : start + chunk]
             rows = np.arange(0 if all_rows else len(part) - 1, len(part), dtype=np.int32)
             slots = self.sequence.reserve(len(part))
-            out = self._library.prefill(
-                np.array(part, np.int32),
-                slots,
-                slots,
-                self.sequence.page_table,
-                rows,
-                self._pools,
-                sparse,
-            )
-            self.sequence.append(part)
+            with self._advancing():
+                out = self._library.prefill(
+                    np.array(part, np.int32),
+                    slots,
+                    slots,
+                    self.sequence.page_table,
+                    rows,
+                    self._pools,
+                    sparse,
+                )
+                self.sequence.append(part)
             self.features = out.features
             yield start + len(part), out.logits
 
@@ -82,11 +86,24 @@ class CachedModel:
         tables = self.sequence.page_table[None, :]
         sparse = self.gears.sparse(len(self) + 1)
         row = np.array([token_id], np.int32)
-        out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
+        with self._advancing():
+            out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
+            self.sequence.append([token_id])
         self.selected = [blocks[0] for blocks in out.selected]
         self.features = out.features
-        self.sequence.append([token_id])
         return out.logits[0]
+
+    @contextmanager
+    def _advancing(self) -> Iterator[None]:
+        """Around a call that appends tokens. One that breaks off may have changed a recurrent
+        state, so the sequence starts again; of pages, what lies behind its end doesn't matter.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.sequence.recurrent:
+                self.sequence.truncate(0)
+            raise
 
     def verify(
         self, token_ids: Ids[int], parents: Ids[int]
@@ -100,8 +117,10 @@ class CachedModel:
 
         Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32
         [n, F]. Raises ContextError where n more tokens don't fit the context, ValueError for a tree
-        of another form.
+        of another form, or where the model's state can't go back.
         """
+        if self.sequence.recurrent:
+            raise ValueError("the model keeps state per sequence: its tokens can only be decoded")
         depths, masks = tree_shape(parents)
         sparse = np.array([self.gears.sparse(len(self) + int(depth) + 1) for depth in depths])
         slots = self.sequence.reserve(len(depths))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import ContextError, EngineError
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
@@ -338,7 +338,13 @@ class Engine:
         )
 
     def _open_drafters(self, library: Any, draft: str | Path | None) -> dict[str, Drafter]:
-        """The cheapest first. A head is opened if the bundle has one."""
+        """The cheapest first. A head is opened if the bundle has one. A model whose state can't go
+        back has none.
+        """
+        if self.manifest.recurrent:
+            if draft is not None:
+                raise BundleError(f"--draft-model {draft}: {RECURRENT.format(bundle=self.path)}")
+            return {}
         drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
         if self.manifest.draft:
             pages = len(self._model.sequence.pool.owners)
@@ -351,6 +357,8 @@ class Engine:
 
     def _open_draft_bundle(self, path: Path) -> ModelDrafter:
         bundle = self._read_bundle(path)
+        if bundle.manifest.recurrent:
+            raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=path)}")
         check_same_tokenizer(self.path, bundle.path)
         manifest, context = bundle.manifest, min(self.context, bundle.manifest.max_context)
         library = self._open_library(bundle)
@@ -362,9 +370,8 @@ class Engine:
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
         if name not in ("auto", "off", *self.drafters):
-            raise EngineError(
-                f"speculate is {name!r}, and {MISSING_DRAFTERS[name].format(bundle=self.path)}"
-            )
+            why = RECURRENT if self.manifest.recurrent else MISSING_DRAFTERS[name]
+            raise EngineError(f"speculate is {name!r}, and {why.format(bundle=self.path)}")
         return request
 
     def _chat(
@@ -485,6 +492,9 @@ class Engine:
         return "context" if len(steps) == self.context else None
 
 
+RECURRENT = (
+    "{bundle} keeps state per sequence, which can't take back a wrong guess; leave speculation off"
+)
 MISSING_DRAFTERS = {
     "eagle": "{bundle} has no draft head; compile it with one: minicpm-mlc compile CHECKPOINT "
     "--draft HEAD",

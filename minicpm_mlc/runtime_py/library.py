@@ -19,8 +19,9 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
+from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Bundle
 from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.machine import CORES
@@ -32,9 +33,7 @@ SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads be
 
 @dataclass(frozen=True)
 class Pools:
-    """All layers' keys, then values, then segment means: tensors [num_pages, ...]. A page costs
-    memory once written.
-    """
+    """Tensors in the order of a state table. A page costs memory once written."""
 
     tensors: Any
     bytes: int
@@ -65,40 +64,28 @@ class Library:
         self._arrays = load_params(bundle)  # keeps the maps alive
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
-        kinds = ("prefill", "decode", "verify")
-        self._prefill, self._decode, self._verify = (
-            [vm[kind + gear] for gear in gears] for kind in kinds
+        self._prefill, self._decode = (
+            [vm[kind + gear] for gear in gears] for kind in ("prefill", "decode")
         )
-        self._commit = vm["commit"]
+        if not bundle.manifest.recurrent:  # such a model verifies no trees
+            self._verify, self._commit = [vm["verify" + gear] for gear in gears], vm["commit"]
         if bundle.manifest.draft:
             self._draft_extend, self._draft_step = vm["draft_extend"], vm["draft_step"]
             self.draft_ids = load_draft_ids(bundle)
 
     def new_pools(self, num_pages: int) -> Pools:
-        """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are
-        written.
+        """Pools of `num_pages` pages, and of one sequence where the model keeps state per sequence.
+        The memory is reserved; the system commits it as pages are written.
         """
-        return self._new_pools(
-            self.manifest.kv_layout, self.manifest.model["num_layers"], num_pages
-        )
+        return self._new_pools(self.manifest.state, num_pages)
 
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
         assert self.manifest.draft
-        return self._new_pools(
-            self.manifest.draft["kv_layout"], self.manifest.draft["layers"], num_pages
-        )
+        return self._new_pools(self.manifest.draft["state"], num_pages)
 
-    def _new_pools(self, layout: dict[str, list[int]], num_layers: int, num_pages: int) -> Pools:
-        kinds = [
-            (
-                layout[kind],
-                np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]),
-            )
-            for kind in ("k", "v", "means")
-            if kind in layout
-        ]
-        shapes = [((num_pages, *shape), dtype) for shape, dtype in kinds for _ in range(num_layers)]
+    def _new_pools(self, table: Table, num_pages: int) -> Pools:
+        shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 

@@ -15,7 +15,7 @@ from minicpm_mlc.compile.kernel_cases.sample import SUMS, Sample, ids, new, norm
 from minicpm_mlc.ops.cpu.embed import embed_definition
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
-from minicpm_mlc.ops.formats.kv import bfloat16_bits
+from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits
 from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
 from minicpm_mlc.ops.swiglu import swiglu_definition

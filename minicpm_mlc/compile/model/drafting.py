@@ -22,6 +22,7 @@ from minicpm_mlc.compile.model.minicpm import (
     tree_specs,
 )
 from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.state import attention_state, layer_pools
 from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
 
@@ -43,10 +44,8 @@ class DraftingMiniCPM(MiniCPM):
         fmt, head_fmt = (
             WeightFormat.of(s, stored.layout(s)) for s in (stored.linear, stored.embedding)
         )
-        self.draft_config = draft
-        self.draft = (Eagle3 if draft.kind == EAGLE3 else Eagle2)(
-            kernels, draft, fmt, stored.kv_dtype
-        )
+        self.draft_config, self.draft_state = draft, attention_state(draft, stored.kv)
+        self.draft = (Eagle3 if draft.kind == EAGLE3 else Eagle2)(kernels, draft, fmt, stored.kv)
         if draft.own_head:
             self.draft_head = Linear(
                 kernels, draft.vocab_size, draft.hidden_size, head_fmt, scale=draft.logit_scale
@@ -70,7 +69,8 @@ class DraftingMiniCPM(MiniCPM):
         likeliest tokens i32[m, k] of the head's vocabulary, their log-probabilities f32[m, k] and
         hidden states f32[m, hidden] of the rows that `logit_rows` names."""
         batch = self.batch(positions, slots, page_table)
-        x = self.draft(self.embedded(token_ids), self.draft.entering(features), pools, batch)
+        own = layer_pools(self.draft_state, pools, 0)
+        x = self.draft(self.embedded(token_ids), self.draft.entering(features), own, batch)
         x = call(
             self.gather,
             "gather_rows",
@@ -85,7 +85,8 @@ class DraftingMiniCPM(MiniCPM):
         """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it
         and its token -> the same of all n nodes."""
         batch = self.batch(positions, slots, page_table, tree=(base, ancestors))
-        x = self.draft(self.embedded(token_ids), hidden, pools, batch)
+        own = layer_pools(self.draft_state, pools, 0)
+        x = self.draft(self.embedded(token_ids), hidden, own, batch)
         return *self.proposed(x), x
 
     def proposed(self, hidden: Tensor) -> Any:
@@ -96,7 +97,7 @@ class DraftingMiniCPM(MiniCPM):
         return op.tensor_ir_op(self.top_k, "top_k", [logits], outputs)
 
     def call_specs(self) -> dict[str, Any]:
-        pools = pool_specs(self.draft_config, self.kv_dtype)
+        pools = pool_specs(self.draft_state)
         table = {"page_table": spec.Tensor([1, "p"], "int32")}
         features = {"features": spec.Tensor(["n", self.draft_config.feature_width], "float32")}
         hidden = {"hidden": spec.Tensor(["t", self.config.hidden_size], "float32")}

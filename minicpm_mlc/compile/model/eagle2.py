@@ -16,6 +16,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.minicpm import Batch, Layer, Linear, RMSNorm, call
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
 
@@ -35,21 +36,21 @@ class Eagle2(nn.Module):
     """The layer and what is before it; pools are those of one layer."""
 
     def __init__(
-        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv_dtype: str
+        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv: KVFormat
     ) -> None:
         hidden = config.hidden_size
         self.width, self.concat = hidden, kernels.concat(hidden, 2)
         self.embedding_norm, self.hidden_norm = RMSNorm(kernels, config), RMSNorm(kernels, config)
         self.fc = Linear(kernels, hidden, 2 * hidden, fmt, residual=config.bias)
         self.bias = Bias(kernels, hidden) if config.bias else None
-        self.layer = Layer(kernels, config, fmt, kv_dtype)
+        self.layer = Layer(kernels, config, fmt, kv)
 
     def entering(self, features: Tensor) -> Tensor:
         """The base's features as they stand for a hidden state of its own."""
         return features
 
     def forward(
-        self, embedded: Tensor, hidden: Tensor, pools: list[Tensor], batch: Batch
+        self, embedded: Tensor, hidden: Tensor, pools: dict[str, Tensor], batch: Batch
     ) -> Tensor:
         """Embeddings of the next tokens and hidden states, f32[n, hidden] -> the next hidden
         states.

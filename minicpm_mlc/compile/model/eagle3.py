@@ -15,6 +15,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.minicpm import MLP, Attention, Batch, Linear, RMSNorm, call
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
 
@@ -23,13 +24,13 @@ class Eagle3(nn.Module):
     """The layer and what is around it; pools are those of one layer."""
 
     def __init__(
-        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv_dtype: str
+        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv: KVFormat
     ) -> None:
         hidden = config.hidden_size
         self.width, self.concat = hidden, kernels.concat(hidden, 2)
         self.fc = Linear(kernels, hidden, 3 * hidden, fmt)
         self.input_norm, self.hidden_norm = RMSNorm(kernels, config), RMSNorm(kernels, config)
-        self.attention = Attention(kernels, config, fmt, kv_dtype, inputs=2 * hidden)
+        self.attention = Attention(kernels, config, fmt, kv, inputs=2 * hidden)
         self.mlp_norm = RMSNorm(kernels, config, fmt)
         self.mlp = MLP(kernels, config, fmt)
         self.norm = RMSNorm(kernels, config)
@@ -39,7 +40,7 @@ class Eagle3(nn.Module):
         return self.fc(features)
 
     def forward(
-        self, embedded: Tensor, hidden: Tensor, pools: list[Tensor], batch: Batch
+        self, embedded: Tensor, hidden: Tensor, pools: dict[str, Tensor], batch: Batch
     ) -> Tensor:
         """Embeddings of the next tokens and hidden states, f32[n, hidden] -> the next hidden
         states.

@@ -18,10 +18,13 @@ import numpy as np
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
+from minicpm_mlc.bundle.state import Table
 from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig, SparseConfig
-from minicpm_mlc.compile.parameters import Precision, pool_layout
+from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.state import attention_state, layer_pools
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
 from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
@@ -109,25 +112,23 @@ class BlockSelection:
     """
 
     def __init__(
-        self, kernels: CpuKernels, config: LayerConfig, sparse: SparseConfig, kv_dtype: str
+        self, kernels: CpuKernels, config: LayerConfig, sparse: SparseConfig, kv: KVFormat
     ) -> None:
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         local, both = sparse.window_size // sparse.block_size, (False, True)
         self.kv_heads, self.budget = config.num_kv_heads, sparse.topk + local
-        self.means = {d: kernels.segment_means(*heads[1:], kv_dtype, batched=d) for d in both}
+        self.means = {d: kernels.segment_means(*heads[1:], kv, batched=d) for d in both}
         self.score = {d: kernels.score_blocks(*heads, batched=d) for d in both}
         self.select = kernels.select_blocks(
             config.num_kv_heads, sparse.topk, local, sparse.init_blocks
         )
-        self.attend = {
-            d: kernels.attend_blocks(*heads, kv_dtype, self.budget, batched=d) for d in both
-        }
+        self.attend = {d: kernels.attend_blocks(*heads, kv, self.budget, batched=d) for d in both}
         self.path_means, self.means_shape = (
-            kernels.path_means(*heads[1:], kv_dtype),
+            kernels.path_means(*heads[1:], kv),
             (TAIL_PAGES, heads[1], SEGMENTS, heads[2]),
         )
         self.score_tree = kernels.score_tree(*heads)
-        self.attend_tree = kernels.attend_tree_blocks(*heads, kv_dtype, self.budget)
+        self.attend_tree = kernels.attend_tree_blocks(*heads, kv, self.budget)
 
     def update(
         self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
@@ -165,7 +166,7 @@ class Attention(nn.Module):
         kernels: CpuKernels,
         config: LayerConfig,
         fmt: WeightFormat,
-        kv_dtype: str,
+        kv: KVFormat,
         inputs: int | None = None,
     ) -> None:
         """`inputs`: columns of its input, where they aren't the residual stream's."""
@@ -177,26 +178,32 @@ class Attention(nn.Module):
             kernels, config.hidden_size, width, fmt, scale=config.residual_scale, residual=True
         )
         self.append = {
-            decode: kernels.rope_append(*heads, kv_dtype, batched=decode)
-            for decode in (False, True)
+            decode: kernels.rope_append(*heads, kv, batched=decode) for decode in (False, True)
         }
         self.attend = {
-            False: kernels.attend_prefill(*heads, kv_dtype),
-            True: kernels.attend_decode(*heads, kv_dtype),
+            False: kernels.attend_prefill(*heads, kv),
+            True: kernels.attend_decode(*heads, kv),
         }
         self.attend_tree, self.move = (
-            kernels.attend_tree(*heads, kv_dtype),
-            kernels.move_rows(*heads[1:], kv_dtype),
+            kernels.attend_tree(*heads, kv),
+            kernels.move_rows(*heads[1:], kv),
         )
         self.selection = (
-            BlockSelection(kernels, config, config.sparse, kv_dtype) if config.sparse else None
+            BlockSelection(kernels, config, config.sparse, kv) if config.sparse else None
         )
 
     def forward(
-        self, x: Tensor, residual: Tensor, pools: list[Tensor], batch: Batch, selected: list[Tensor]
+        self,
+        x: Tensor,
+        residual: Tensor,
+        pools: dict[str, Tensor],
+        batch: Batch,
+        selected: list[Tensor],
     ) -> Tensor:
-        """`selected` collects the blocks that a sparse layer reads."""
-        n, (keys, values, *means) = x.shape[0], pools
+        """`pools` are this layer's, by name; `selected` collects the blocks that a sparse layer
+        reads.
+        """
+        n, keys, values = x.shape[0], pools["keys"], pools["values"]
         args = [self.qkv(x), batch.cos_sin, batch.slots, batch.page_tables, keys, values]
         outputs = [like(keys), like(values), Tensor.placeholder((n, *self.q_shape), "float32")]
         keys, values, q = op.tensor_ir_inplace_op(
@@ -207,14 +214,13 @@ class Attention(nn.Module):
             kernel, place = self.attend_tree, batch.tree
         args = [q, keys, values, batch.page_tables, *place]
         if self.selection:
+            means = pools["means"]
             if not batch.tree:
-                means = [
-                    self.selection.update(
-                        keys, means[0], batch.slots, batch.page_tables, batch.decode
-                    )
-                ]
+                means = self.selection.update(
+                    keys, means, batch.slots, batch.page_tables, batch.decode
+                )
             if batch.sparse:
-                selected.append(self.selection.blocks(q, keys, means[0], batch))
+                selected.append(self.selection.blocks(q, keys, means, batch))
                 kernel = (
                     self.selection.attend_tree
                     if batch.tree
@@ -226,18 +232,18 @@ class Attention(nn.Module):
         )
 
     def commit(
-        self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: list[Tensor]
+        self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: dict[str, Tensor]
     ) -> None:
         """Moves a token tree's accepted rows to their slots, and writes the means of the segments
         they finish.
         """
-        keys, values, *means = pools
+        keys, values = pools["keys"], pools["values"]
         args = [sources, slots, page_table, keys, values]
         keys, _ = op.tensor_ir_inplace_op(
             self.move, "move_rows", args, [3, 4], [like(keys), like(values)]
         )
         if self.selection:
-            self.selection.update(keys, means[0], slots, page_table, decode=False)
+            self.selection.update(keys, pools["means"], slots, page_table, decode=False)
 
 
 class MLP(nn.Module):
@@ -268,15 +274,15 @@ class Layer(nn.Module):
     """One decoder layer."""
 
     def __init__(
-        self, kernels: CpuKernels, config: LayerConfig, fmt: WeightFormat, kv_dtype: str
+        self, kernels: CpuKernels, config: LayerConfig, fmt: WeightFormat, kv: KVFormat
     ) -> None:
         self.input_norm = RMSNorm(kernels, config, fmt)
-        self.attention = Attention(kernels, config, fmt, kv_dtype)
+        self.attention = Attention(kernels, config, fmt, kv)
         self.mlp_norm = RMSNorm(kernels, config, fmt)
         self.mlp = MLP(kernels, config, fmt)
 
     def forward(
-        self, x: Tensor, pools: list[Tensor], batch: Batch, selected: list[Tensor]
+        self, x: Tensor, pools: dict[str, Tensor], batch: Batch, selected: list[Tensor]
     ) -> Tensor:
         x = self.attention(self.input_norm(x), x, pools, batch, selected)
         return self.mlp(self.mlp_norm(x), x)
@@ -287,14 +293,14 @@ class MiniCPM(nn.Module):
     sequences, `verify` a token tree behind one sequence, of which `commit` keeps a path."""
 
     def __init__(self, kernels: CpuKernels, config: ModelConfig, precision: Precision) -> None:
-        self.config, self.kv_dtype = config, precision.kv_dtype
+        self.config, self.state = config, attention_state(config, precision.kv)
         table_format, fmt = (
             WeightFormat.of(s, precision.layout(s)) for s in (precision.embedding, precision.linear)
         )
         table = (kernels, config.vocab_size, config.hidden_size, table_format)
         self.embedding = Linear(*table, scale=config.logit_scale)  # the head too, if they are tied
         layers: list[Any] = [
-            Layer(kernels, config, fmt, precision.kv_dtype) for _ in range(config.num_layers)
+            Layer(kernels, config, fmt, precision.kv) for _ in range(config.num_layers)
         ]
         self.layers: Any = nn.ModuleList(layers)
         self.norm = RMSNorm(kernels, config)
@@ -350,7 +356,8 @@ class MiniCPM(nn.Module):
         sequence -> slots.
         """
         for i, layer in enumerate(self.layers):
-            layer.attention.commit(sources, slots, page_table, pools[i :: len(self.layers)])
+            own = layer_pools(self.state, pools, i)
+            layer.attention.commit(sources, slots, page_table, own)
         return slots
 
     def _prefill(
@@ -415,12 +422,13 @@ class MiniCPM(nn.Module):
         """
         states, selected = [self.embedded(token_ids)], []
         for i, layer in enumerate(self.layers):
-            states.append(layer(states[-1], pools[i :: len(self.layers)], batch, selected))
+            own = layer_pools(self.state, pools, i)
+            states.append(layer(states[-1], own, batch, selected))
         return states, selected
 
     def call_specs(self) -> dict[str, Any]:
         """Argument shapes and dtypes of every function, as `export_tvm` takes them."""
-        pools = pool_specs(self.config, self.kv_dtype)
+        pools = pool_specs(self.state)
         state = pools | PARAMS
         one_table = {"page_table": spec.Tensor([1, "p"], "int32")}
         prefill = ids("n", "token_ids positions slots") | one_table | ids("m", "logit_rows") | state
@@ -453,14 +461,14 @@ def tree_specs(n: str) -> dict[str, Any]:
     return tables | {"ancestors": spec.Tensor([n, MASK_WORDS], "int32")}
 
 
-def pool_specs(config: LayerConfig, kv_dtype: str) -> dict[str, Any]:
-    """The argument that is all layers' pools."""
-    kinds = pool_layout(config, kv_dtype).values()
+def pool_specs(table: Table) -> dict[str, Any]:
+    """The argument that is all pools."""
+    rows = {"page": "num_pages", "sequence": "num_sequences"}
     return {
         "pools": [
-            spec.Tensor(["num_pages", *shape], dtype)
-            for shape, dtype in kinds
-            for _ in range(config.num_layers)
+            spec.Tensor([rows[entry.per], *entry.shape], entry.dtype)
+            for entry in table
+            for _ in entry.layers
         ]
     }
 

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from math import log, log2, pi
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.tir import Expr, T
 
 LANES = 16
-Expr = Any  # a TIR expression; TVM's own union type says no more than this
 ATTRS = {
     "tirx.noalias": True,
     "tirx.is_scheduled": True,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.ops.cpu.attend_page import LOWEST
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
@@ -29,6 +27,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
+from minicpm_mlc.ops.tir import T
 
 
 @dataclass(frozen=True)
