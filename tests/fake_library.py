@@ -5,13 +5,16 @@ table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny_tokenizers
 
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
@@ -31,10 +34,13 @@ class FakeLibrary:
     the answer.
     """
 
-    memory = SimpleNamespace(name="no device")
+    device_name = device_identity = "no device"
+    local = None
+    vocab_size = VOCAB
 
     def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
         self.say = say
+        self.manifest = manifest()
         self.calls: list[int] = []  # rows of each call
 
     def new_pools(self, num_pages: int) -> Any:
@@ -122,3 +128,12 @@ def manifest(**changes: Any) -> Manifest:
         "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
     }
     return Manifest(**(values | changes))
+
+
+def use_fake_library(
+    patch: pytest.MonkeyPatch, open_library: Callable[[], FakeLibrary] = FakeLibrary, **changes: Any
+) -> None:
+    """Every bundle that is opened on this machine is a FakeLibrary's; `changes` of its manifest."""
+    made = manifest(**changes)
+    patch.setattr(LocalMachine, "read_bundle", lambda machine, path: Bundle(Path(path), made))
+    patch.setattr(LocalMachine, "open_library", lambda *_: open_library())

@@ -38,8 +38,9 @@ def fake_engine(kv_dtype, device="cpu"):
         model={"num_layers": 1},
         target={"device": device},
     )
-    model = SimpleNamespace(sequence=FakeSequence(), _pools=SimpleNamespace(tensors=pools))
-    return SimpleNamespace(manifest=manifest, _model=model, truncate=lambda length: None), pools
+    cache = SimpleNamespace(pools=SimpleNamespace(tensors=pools))
+    model = SimpleNamespace(sequence=FakeSequence(), cache=cache)
+    return SimpleNamespace(manifest=manifest, model=model, truncate=lambda length: None), pools
 
 
 @pytest.mark.parametrize("kv_dtype", KV_STORAGE)

@@ -26,10 +26,11 @@ from minicpm_mlc.bench.roofline import READ_KERNEL, MemoryReader
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.runtime_py.defaults import largest_context
-from minicpm_mlc.runtime_py.engine import Engine, free_memory
+from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.memory import HostMemory
+from minicpm_mlc.runtime_py.protocols import Library, Machine
 
 WARM_UP_TOKENS = 16
 GEARS = ("dense", "sparse")
@@ -346,14 +347,14 @@ def need_room(
     manifest: Manifest,
     depths: Sequence[int],
     context: int,
-    free: Callable[[str], int] = free_memory,
+    machine: Machine | None = None,
 ) -> None:
     """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the
-    model or free memory.
-
-    `free` tells a device's, in bytes.
+    model or free memory of `machine`; None: this one.
     """
-    fits, behind = largest_context(manifest, free(manifest.target["device"])), context - max(depths)
+    free = (machine or LocalMachine()).free_memory(manifest.target["device"])
+    fits = largest_context(manifest, free)
+    behind = context - max(depths)
     if context > fits:
         hint = (
             f"give --depth {fits - behind} or less"
@@ -401,9 +402,9 @@ def bench_bundle(
     threads: int | None = None,
     attention: str = "auto",
     random_cache: bool = False,
-    remote: Any = None,
+    remote: Machine | None = None,
 ) -> Report:
-    """Benchmark a bundle on this machine or a `remote` one (rpc/client.py).
+    """Benchmark a bundle on this machine or a `remote` one.
 
     `threads` None means the physical cores, `attention` is the engine's.
 
@@ -427,28 +428,29 @@ def bench_gears(
     repeats: int = 3,
     threads: int | None = None,
     random_cache: bool = False,
-    remote: Any = None,
+    remote: Machine | None = None,
 ) -> dict[str, Report]:
     """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked
     for them.
     """
-    if threads is None:
-        threads = int(remote.cores) if remote else physical_cores()
+    machine: Machine = remote or LocalMachine()
+    threads = machine.cores if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
-    if remote and random_cache:
+    if random_cache and not machine.shares_memory:
         raise BenchError(
             "--random-cache: the cache of another machine can't be filled; leave out "
             "--random-cache or --rpc"
         )
     context = room_needed(depths, prompt_tokens, new_tokens)
-    need_room(Manifest.load(path), depths, context, remote.free_memory if remote else free_memory)
+    need_room(Manifest.load(path), depths, context, machine)
     with Engine(
         path, context=context, threads=threads, attention=gears[0], remote=remote
     ) as engine:
         bundle = Bundle(engine.path, engine.manifest)
-        traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
+        traffic = bundle_traffic(bundle, engine.gears)
+        device = engine.library.device_name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
-        reader = _memory_reader(engine)
+        reader = _memory_reader(engine.library)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
         sides = {gear: GearSide(engine, gear, filler) for gear in gears}
         rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
@@ -457,10 +459,11 @@ def bench_gears(
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} "
         f"--repeats {repeats} "
         f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
-        f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
+        f"{machine.options}"
     )
     name, scheme = bundle.manifest.name, bundle.manifest.scheme
-    bandwidth, reports = reader.best if reader else None, {}
+    bandwidth = reader.best if reader else None
+    reports = {}
     for gear in gears:
         traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
         full = [with_traffic(row, traffic) for row in rows[gear]]
@@ -468,11 +471,9 @@ def bench_gears(
     return reports
 
 
-def _memory_reader(engine: Engine) -> MemoryReader | None:
+def _memory_reader(library: Library) -> MemoryReader | None:
     """By the library's own kernel; None where its kernels run on a GPU or another machine."""
-    library = engine._model._library
-    return (
-        MemoryReader(library.kernel(READ_KERNEL))
-        if isinstance(getattr(library, "memory", None), HostMemory)
-        else None
-    )
+    local = library.local
+    if local is None or not isinstance(local.memory, HostMemory):
+        return None
+    return MemoryReader(local.kernel(READ_KERNEL))

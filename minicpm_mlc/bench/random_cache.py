@@ -2,29 +2,28 @@
 before it.
 
 A kernel's time doesn't depend on the numbers. Sparse attention selects blocks from all over the
-context then, its dearest case.
+context then, its most expensive case.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle.manifest import SCALE_ROWS
+from minicpm_mlc.runtime_py.engine import Engine
 
 SCALE = 0.01  # of int8 keys and values
 MEAN = 0.25  # deviation of the mean of 16 normal numbers
 
 
-def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
+def fill_cache(engine: Engine, depth: int, seed: int = 0) -> None:
     """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves
     count as zeros.
 
     Raises BundleError where the cache isn't in this process's memory.
     """
-    manifest, model = engine.manifest, engine._model
+    manifest, model = engine.manifest, engine.model
     if (device := manifest.target["device"]) != "cpu":
         raise BundleError(
             f"random numbers can't be written into the cache of {device}: --operators works for "
@@ -41,7 +40,7 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
         if kind in manifest.kv_layout
         for _ in range(manifest.model["num_layers"])
     ]
-    for kind, tensor in zip(kinds, model._pools.tensors, strict=True):
+    for kind, tensor in zip(kinds, model.cache.pools.tensors, strict=True):
         pool = np.from_dlpack(tensor)
         for page in model.sequence.page_table:
             fill_page(pool[page], kind, rng)

@@ -199,7 +199,7 @@ def bench_speculation(
         report = Report(
             engine.manifest.name,
             engine.manifest.scheme,
-            engine.library.memory.name,
+            engine.library.device_name,
             threads,
             command,
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError
 from minicpm_mlc.bundle.kernel_cases import WORDS, Case, Expected, word_values
+from minicpm_mlc.runtime_py.protocols import KernelAccess
 
 UNWRITTEN = 0x77  # of every byte of an output: finite as a float, and far from any answer
 REPEATS = 3
@@ -34,15 +34,14 @@ class Checked:
         return self.nmse <= self.limit
 
 
-def check(library: Any, case: Case, timed: bool = True) -> Checked:
-    """Run a case where the library runs. `library` needs kernel(name) and memory.
+def check(library: KernelAccess, case: Case, timed: bool = True) -> Checked:
+    """Run a case on a library of this process, `timed` or once.
 
     Raises BundleError if the kernel doesn't run at all, DeviceError if the device fails.
     """
     inputs = [tiled.array() for tiled in case.inputs]
-    wanted = [
-        _wanted(inputs, e) for e in case.expected
-    ]  # before the call, which may write into the inputs
+    # before the call, which may write into the inputs
+    wanted = [_wanted(inputs, expected) for expected in case.expected]
     arguments = [*inputs, *(_unwritten(e) for e in case.expected if e.places is None)]
     tensors = [library.memory.tensor(array) for array in arguments]
 

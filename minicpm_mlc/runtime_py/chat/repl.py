@@ -146,7 +146,7 @@ def answer_once(
         print(*blocks_read(engine), sep="\n", file=sys.stderr)
 
 
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
     """The command line's options that were given, checked. Raises SamplingError or SessionError."""
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if "stop" in given:

@@ -157,7 +157,7 @@ class Steps:
 
     def _count_reads(self) -> None:
         if selected := self._model.selected:
-            chosen = self._model.gears.chosen(selected)
+            chosen = self._model.gears.chosen_by_score(selected)
             self._block_reads += np.bincount(chosen, minlength=len(self._block_reads))
 
     def _speculated(self, token_id: int) -> np.ndarray:

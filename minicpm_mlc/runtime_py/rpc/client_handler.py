@@ -1,13 +1,14 @@
-"""The server's side of one client: `python -m minicpm_mlc.runtime_py.rpc.session SOCKET FOLDER`,
-started by the server.
+"""The server's side of one client: `python -m minicpm_mlc.runtime_py.rpc.client_handler SOCKET
+FOLDER`, started by the server.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +20,46 @@ from minicpm_mlc.bundle.kernel_cases import from_bytes
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.runtime_py.device_here import open_device
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
-from minicpm_mlc.runtime_py.kernel_check import check
-from minicpm_mlc.runtime_py.library import Library, Pools, load_runtime
+from minicpm_mlc.runtime_py.library import LocalLibrary, Pools, load_runtime
 from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.protocols import CALLS
 from minicpm_mlc.runtime_py.rpc.message import CALL, PROTOCOL, pack, unpack
 from minicpm_mlc.runtime_py.rpc.store import Store
 
-Reply = tuple[dict[str, Any], Sequence[np.ndarray]]
+Reply = tuple[dict[str, Any], Sequence[np.ndarray]]  # named values and arrays
 
 
-class Session:
-    """What a client can ask for: the methods without an underscore. Libraries and pools are numbers
-    to it.
+class ClientHandler:
+    """What a client can ask for: the methods without an underscore, and the calls of a library.
+    Libraries and pools are numbers to it. Each method takes a message's arrays and named values.
     """
 
     def __init__(self, folder: Path) -> None:
         self._store = Store(folder)
-        self._libraries: list[Library] = []
+        self._libraries: list[LocalLibrary] = []
         self._pools: list[Pools] = []
 
     def _answer(self, message: bytes) -> bytes:
         values, arrays = unpack(bytes(message))
         name = values.pop("method")
-        if name.startswith("_") or not hasattr(Session, name):
-            return pack(
-                {
-                    "error": [
-                        EngineError.__name__,
-                        f"the server knows no {name}; update it: pip install -U minicpm-mlc",
-                    ]
-                }
-            )
         try:
-            return pack(*getattr(self, name)(arrays, **values))
+            return pack(*self._method(name)(arrays, **values))
         except MiniCPMError as error:
             return pack({"error": [type(error).__name__, str(error)]})
+
+    def _method(self, name: str) -> Callable[..., Reply]:
+        """Raises EngineError for a name that a client can't ask for."""
+        if name in CALLS:
+            return partial(self._run, name)
+        if name.startswith("_") or not hasattr(ClientHandler, name):
+            raise EngineError(f"the server knows no {name}; update it: pip install -U minicpm-mlc")
+        return getattr(self, name)
+
+    def _run(
+        self, kind: str, arrays: list[np.ndarray], library: int, pools: int, sparse: bool
+    ) -> Reply:
+        """A call of a library, as Library.run."""
+        return {}, self._libraries[library].run(kind, arrays, self._pools[pools], sparse)
 
     def hello(self, _: list[np.ndarray]) -> Reply:
         host = this_host()
@@ -79,58 +85,26 @@ class Session:
     def open(self, arrays: list[np.ndarray], threads: int) -> Reply:
         """arrays: the manifest's bytes."""
         bundle = read_bundle(self._store.bundle(arrays[0].tobytes()))
-        library = Library(bundle, threads)
+        library = LocalLibrary(bundle, threads)
         self._libraries.append(library)
-        return {
-            "number": len(self._libraries) - 1,
-            "name": library.memory.name,
-            "identity": library.memory.identity,
-        }, []
+        device = {"name": library.device_name, "identity": library.device_identity}
+        return {"number": len(self._libraries) - 1} | device, []
 
     def new_pools(self, _: list[np.ndarray], library: int, pages: int, draft: bool) -> Reply:
         opened = self._libraries[library]
         self._pools.append(opened.new_draft_pools(pages) if draft else opened.new_pools(pages))
         return {"number": len(self._pools) - 1, "bytes": self._pools[-1].bytes}, []
 
-    def prefill(self, arrays: list[np.ndarray], **place: Any) -> Reply:
-        return self._outputs("prefill", arrays, **place)
-
-    def decode(self, arrays: list[np.ndarray], **place: Any) -> Reply:
-        return self._outputs("decode", arrays, **place)
-
-    def verify(self, arrays: list[np.ndarray], **place: Any) -> Reply:
-        return self._outputs("verify", arrays, **place)
-
-    def _outputs(
-        self, kind: str, arrays: list[np.ndarray], library: int, pools: int, sparse: bool
-    ) -> Reply:
-        out = getattr(self._libraries[library], kind)(*arrays, self._pools[pools], sparse)
-        features = [] if out.features is None else [out.features]
-        return {"features": len(features)}, [out.logits, *features, *out.selected]
-
-    def commit(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
-        sources, slots, page_table = arrays
-        self._libraries[library].commit(sources, slots, page_table, self._pools[pools])
-        return {}, []
-
-    def draft_extend(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
-        rows: Any = (*arrays, self._pools[pools])
-        return {}, self._libraries[library].draft_extend(*rows)
-
-    def draft_step(self, arrays: list[np.ndarray], library: int, pools: int) -> Reply:
-        rows: Any = (*arrays, self._pools[pools])
-        return {}, self._libraries[library].draft_step(*rows)
-
     def check(self, arrays: list[np.ndarray], library: int, timed: bool) -> Reply:
         """arrays: the bytes of one kernel case."""
         (case,) = from_bytes(arrays[0].tobytes())
-        return asdict(check(self._libraries[library], case, timed)), []
+        return asdict(self._libraries[library].check(case, timed)), []
 
 
 def serve(socket: int, folder: Path) -> None:
     """Answer one client until it leaves."""
     load_runtime()
-    tvm_ffi.register_global_func(CALL, Session(folder)._answer)
+    tvm_ffi.register_global_func(CALL, ClientHandler(folder)._answer)
     tvm_ffi.get_global_func("rpc.ServerLoop")(socket)
 
 
