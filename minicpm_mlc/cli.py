@@ -30,6 +30,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        """The numbers of 1,2,3; fails as click does for anything else."""
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
@@ -40,6 +41,7 @@ class Commands(click.Group):
     """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -52,7 +54,8 @@ class Commands(click.Group):
             ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of a user's work
+        """The commands in the order of a user's work."""
+        return list(self.commands)
 
 
 def _example(text: str) -> Any:

@@ -18,7 +18,7 @@ from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.bench import watch
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.replay import Record
-from minicpm_mlc.bench.speculation import Report, bench_speculation
+from minicpm_mlc.bench.speculation import SpeculationReport, bench_speculation
 from minicpm_mlc.bench.tasks import OWN, read_prompts
 from minicpm_mlc.bench.watch import Watch
 from minicpm_mlc.compile.config.model_config import SparseConfig
@@ -51,7 +51,7 @@ def prompts(tmp_path: Path) -> Path:
     return tmp_path / "prompts.txt"
 
 
-def bench(bundle: Path, speculate: str = "ngram", **options: Any) -> Report:
+def bench(bundle: Path, speculate: str = "ngram", **options: Any) -> SpeculationReport:
     return bench_speculation(
         bundle, speculate, **{"new_tokens": 40, "repeats": 1, "threads": 1} | options
     )

@@ -7,22 +7,20 @@ for every repeat.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import READ_KERNEL, MemoryReader
+from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.runtime_py.defaults import largest_context
@@ -44,9 +42,16 @@ class BenchError(MiniCPMError):
 class Model(Protocol):
     """What a benchmark drives: an Engine, or llama.cpp in bench/vs_llama.py."""
 
-    def prefill(self, token_ids: Sequence[int]) -> Any: ...
-    def decode(self, token_id: int) -> Any: ...
-    def truncate(self, length: int) -> None: ...
+    def prefill(self, token_ids: Sequence[int]) -> Any:
+        """Appends tokens to the cache; returns the last one's logits, float32 [vocab]."""
+        ...
+
+    def decode(self, token_id: int) -> Any:
+        """Appends one token; returns its logits, float32 [vocab]."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Cuts the cache back to its first `length` tokens."""
 
 
 Filler = Callable[[int], None]  # brings a model's cache to this many tokens without computing them
@@ -77,7 +82,7 @@ class Traffic:
             + keys_and_values * min(depth, read * self.gears.block_size)
         )
 
-    def attention(self, row: Row) -> str:
+    def attention(self, row: SpeedRow) -> str:
         """The gears of a row's calls: one prefill, or a decode step per token."""
         lengths = [
             row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))
@@ -86,31 +91,19 @@ class Traffic:
         return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only.
-
-    `attention` is the gear that ran, both where it shifted on the way.
-    """
-
-    phase: str
-    depth: int
-    tokens: int
-    samples: tuple[float, ...]
-    gb_per_second: float | None = None
-    attention: str = ""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return statistics.median(self.samples)
-
-
 class Side(Protocol):
     """A model that times itself."""
 
-    def fill(self, depth: int) -> None: ...
-    def prefill_seconds(self, tokens: int) -> float: ...
-    def decode_seconds(self, tokens: int) -> float: ...
+    def fill(self, depth: int) -> None:
+        """Brings the cache to `depth` tokens."""
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """What a prefill of so many more tokens takes; the cache is then cut back."""
+        ...
+
+    def decode_seconds(self, tokens: int) -> float:
+        """What it takes to decode so many more tokens one by one; the cache is then cut back."""
+        ...
 
 
 class Stopwatch:
@@ -136,10 +129,12 @@ class Stopwatch:
         self.depth = depth
 
     def prefill_seconds(self, tokens: int) -> float:
+        """What a prefill of so many random tokens takes."""
         token_ids = self._tokens(tokens)
         return self._seconds(lambda: self.model.prefill(token_ids))
 
     def decode_seconds(self, tokens: int) -> float:
+        """What it takes to decode so many random tokens one by one."""
         token_ids = self._tokens(tokens)
         return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
 
@@ -169,9 +164,11 @@ class GearSide(Stopwatch):
 
     def __init__(self, engine: Engine, attention: str, filler: Filler | None = None):
         super().__init__(engine, engine.vocab_size, filler=filler)
-        self.engine, self.attention = engine, attention
+        self.engine = engine
+        self.attention = attention
 
     def fill(self, depth: int) -> None:
+        """Brings the shared cache to `depth` tokens, in this gear."""
         self.engine.shift(self.attention)
         self.depth = len(self.engine.cached_tokens)
         super().fill(depth)
@@ -188,7 +185,7 @@ def measure(
     new_tokens: int,
     repeats: int,
     before_each: Callable[[], None] = lambda: None,
-) -> dict[str, list[Row]]:
+) -> dict[str, list[SpeedRow]]:
     """Time every side at every depth, taking turns repeat by repeat so that a shared machine
     disturbs all alike.
 
@@ -199,7 +196,7 @@ def measure(
         *(("prefill", tokens) for tokens in prompt_tokens if tokens),
         *([("decode", new_tokens)] if new_tokens else []),
     ]
-    rows: dict[str, list[Row]] = {name: [] for name in sides}
+    rows: dict[str, list[SpeedRow]] = {name: [] for name in sides}
     for depth in sorted(set(depths)):
         for side in sides.values():
             side.fill(depth)
@@ -212,11 +209,11 @@ def measure(
                 for name, side in sides.items():
                     samples[name].append(tokens / getattr(side, f"{phase}_seconds")(tokens))
             for name in sides:
-                rows[name].append(Row(phase, depth, tokens, tuple(samples[name])))
+                rows[name].append(SpeedRow(phase, depth, tokens, tuple(samples[name])))
     return rows
 
 
-def with_traffic(row: Row, traffic: Traffic) -> Row:
+def with_traffic(row: SpeedRow, traffic: Traffic) -> SpeedRow:
     """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values
     of i + 1 new tokens too.
     """
@@ -237,88 +234,13 @@ def run_bench(
     repeats: int = 3,
     filler: Filler | None = None,
     before_each: Callable[[], None] = lambda: None,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times
     each.
     """
     sides = {"": Stopwatch(model, vocab_size, filler=filler)}
     rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, before_each)[""]
     return [with_traffic(row, traffic) for row in rows]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per
-    second; None for a GPU's.
-    """
-
-    name: str
-    scheme: str
-    device: str
-    threads: int
-    context: int
-    command: str
-    bandwidth: float | None
-    rows: list[Row] = field(default_factory=list)
-
-    def head(self) -> str:
-        parts = [
-            f"{self.name} {self.scheme} on {self.device}",
-            f"{self.threads} threads",
-            f"context {self.context}",
-        ]
-        parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
-        return f"{', '.join(parts)}\n{self.command}"
-
-    def cells(self) -> list[list[str]]:
-        head = [
-            "phase",
-            "attention",
-            "depth",
-            "tokens",
-            "tokens/s",
-            "lowest",
-            "highest",
-            "GB/s",
-            "of memory",
-        ]
-        return [head, *map(self._line, self.rows)]
-
-    def _line(self, row: Row) -> list[str]:
-        speeds = [
-            f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))
-        ]
-        return [
-            row.phase,
-            row.attention,
-            f"{row.depth}",
-            f"{row.tokens}",
-            *speeds,
-            *bandwidth_cells(row, self.bandwidth),
-        ]
-
-    def plain(self) -> str:
-        return f"{self.head()}\n\n{plain_table(self.cells())}"
-
-    def markdown(self) -> str:
-        title, command = self.head().splitlines()
-        return f"{title}\n\n`{command}`\n\n{markdown_table(self.cells())}"
-
-    def json(self) -> str:
-        rows = [asdict(row) | {"tokens_per_second": row.tokens_per_second} for row in self.rows]
-        return json.dumps(asdict(self) | {"rows": rows}, indent=2)
-
-
-def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
-    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which
-    arithmetic bounds.
-    """
-    if row.gb_per_second is None:
-        return ["", ""]
-    return [
-        f"{row.gb_per_second:.1f}",
-        f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else "",
-    ]
 
 
 def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
@@ -403,7 +325,7 @@ def bench_bundle(
     attention: str = "auto",
     random_cache: bool = False,
     remote: Machine | None = None,
-) -> Report:
+) -> SpeedReport:
     """Benchmark a bundle on this machine or a `remote` one.
 
     `threads` None means the physical cores, `attention` is the engine's.
@@ -429,7 +351,7 @@ def bench_gears(
     threads: int | None = None,
     random_cache: bool = False,
     remote: Machine | None = None,
-) -> dict[str, Report]:
+) -> dict[str, SpeedReport]:
     """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked
     for them.
     """
@@ -461,13 +383,14 @@ def bench_gears(
         f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
         f"{machine.options}"
     )
-    name, scheme = bundle.manifest.name, bundle.manifest.scheme
+    manifest = bundle.manifest
     bandwidth = reader.best if reader else None
     reports = {}
     for gear in gears:
-        traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
+        traffic = replace(traffic, gears=Gears.of(manifest, gear))
         full = [with_traffic(row, traffic) for row in rows[gear]]
-        reports[gear] = Report(name, scheme, device, threads, context, command, bandwidth, full)
+        told = (manifest.name, manifest.scheme, device, threads, context, command, bandwidth)
+        reports[gear] = SpeedReport(*told, full)
     return reports
 
 

@@ -23,7 +23,8 @@ def fill_cache(engine: Engine, depth: int, seed: int = 0) -> None:
 
     Raises BundleError where the cache isn't in this process's memory.
     """
-    manifest, model = engine.manifest, engine.model
+    manifest = engine.manifest
+    model = engine.model
     if (device := manifest.target["device"]) != "cpu":
         raise BundleError(
             f"random numbers can't be written into the cache of {device}: --operators works for "

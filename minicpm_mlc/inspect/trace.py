@@ -85,10 +85,11 @@ def _answer(
     """
     engine.truncate(0)
     engine.prefill(prompt)
-    engine.truncate(
-        len(prompt) - 1
-    )  # its last row is computed again as a decode step, which tells what it reads
-    answer, steps, token = [], [], prompt[-1]
+    # the last row is computed again as a decode step, which tells what it reads
+    engine.truncate(len(prompt) - 1)
+    answer = []
+    steps = []
+    token = prompt[-1]
     while len(answer) < max_tokens and len(prompt) + len(answer) <= engine.context:
         token = int(engine.decode(token).argmax())
         if token in engine.eos_token_ids:
@@ -127,7 +128,8 @@ def most_read(engine: Engine, count: int = 3) -> list[str]:
 
     Empty when it chose none.
     """
-    tokens, chosen = engine.cached_tokens, engine.block_reads
+    tokens = engine.cached_tokens
+    chosen = engine.block_reads
     best = [int(block) for block in np.argsort(-chosen, kind="stable")[:count] if chosen[block]]
     texts = [_beginning(engine, tokens[PAGE_SIZE * b : PAGE_SIZE * (b + 1)]) for b in best]
     return [

@@ -53,6 +53,14 @@ class CachedModel:
     def __len__(self) -> int:
         return len(self.sequence)
 
+    def fork(self) -> CachedModel:
+        """A second sequence that begins with this one's full pages, shared: neither writes into
+        them.
+        """
+        other = CachedModel(self.cache, self.sequence.context, self.gears)
+        other.sequence = self.sequence.fork()
+        return other
+
     def free(self) -> None:
         """Forgets all tokens and gives the pages back to the cache."""
         self.sequence.truncate(0)
@@ -145,7 +153,8 @@ class CachedModel:
         `features` are then those of the path's nodes. Raises ValueError for nodes that are no such
         path.
         """
-        tree, path = self._tree, np.asarray(nodes)
+        tree = self._tree
+        path = np.asarray(nodes)
         if tree is None or tree.length != len(self):
             raise ValueError("no tree was verified after the cached tokens; call verify first")
         if not len(path) or (tree.parents[path] != [-1, *path[:-1]]).any():
@@ -161,7 +170,8 @@ class CachedModel:
     def _verify(self, rows: list[np.ndarray], sparse: bool) -> Outputs:
         """Nodes of one gear: their token ids, positions, slots and ancestor masks."""
         token_ids, positions, slots, ancestors = rows
-        base, table = np.array([len(self)], np.int32), self.sequence.page_table
+        base = np.array([len(self)], np.int32)
+        table = self.sequence.page_table
         return self._library.verify(
             token_ids, positions, slots, base, table, ancestors, self._pools, sparse
         )

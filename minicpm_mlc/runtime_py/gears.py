@@ -71,7 +71,8 @@ class Gears:
         """bool [blocks]: those of the first `blocks` that a sparse row at `position` reads whatever
         the scores.
         """
-        numbers, own = np.arange(blocks), position // self.block_size
+        numbers = np.arange(blocks)
+        own = position // self.block_size
         return (
             (own < self.budget)
             | (numbers < self.init_blocks)

@@ -132,7 +132,8 @@ class Generation:
         """Computes what the cache lacks of the prompt, at least its last token; returns that one's
         logits, float32 [vocab].
         """
-        request, stats = self.request, self.stats
+        request = self.request
+        stats = self.stats
         stats.cached_tokens = self._model.sequence.reuse(request.token_ids[:-1])
         self.steps.begin()
         new = request.token_ids[stats.cached_tokens :]
@@ -156,7 +157,8 @@ class Generation:
         return logits
 
     def _note_context(self) -> None:
-        stats, gears = self.stats, self._model.gears
+        stats = self.stats
+        gears = self._model.gears
         length = stats.context_used = len(self.steps)
         stats.attention = "sparse" if gears.sparse(length) else "dense"
         stats.blocks_read, stats.blocks = gears.blocks(length)

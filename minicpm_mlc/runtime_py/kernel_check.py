@@ -73,9 +73,11 @@ def _wanted(inputs: Sequence[np.ndarray], expected: Expected) -> np.ndarray:
 
 
 def _unwritten(expected: Expected) -> np.ndarray:
-    shape, dtype = expected.values.shape, expected.values.tile.dtype
+    shape = expected.values.shape
+    dtype = expected.values.tile.dtype
     if expected.words:
-        shape, dtype = (*shape[:-1], WORDS), np.dtype(np.int32)
+        shape = (*shape[:-1], WORDS)
+        dtype = np.dtype(np.int32)
     return (
         np.full(int(np.prod(shape)) * dtype.itemsize, UNWRITTEN, np.uint8)
         .view(dtype)

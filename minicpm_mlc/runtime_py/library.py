@@ -63,7 +63,8 @@ class LocalLibrary(Library):
         self.memory.start(vm)
         self.threads = threads
         use_threads(threads)
-        self._module, self._vm = module, vm
+        self._module = module
+        self._vm = vm
         self._arrays = load_params(bundle)  # keeps the maps alive
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
@@ -77,6 +78,7 @@ class LocalLibrary(Library):
 
     @property
     def local(self) -> KernelAccess:
+        """Itself."""
         return self
 
     def new_pools(self, num_pages: int) -> Pools:
@@ -108,17 +110,23 @@ class LocalLibrary(Library):
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 
     def kernel(self, name: str) -> Callable[..., None]:
+        """One kernel of the library, to be called alone on tensors of `memory`."""
         return self._module.get_function(name, query_imports=True)
 
     def check(self, case: Case, timed: bool = True) -> Checked:
+        """Run a kernel case. Raises BundleError if the kernel doesn't run at all."""
         return check(self, case, timed)
 
     def instrument(self, report: Callable[..., int] | None) -> None:
+        """Have report(function, name, before, result, *arguments) -> 0 called around every
+        operator; None ends it.
+        """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
+        """One call of a compiled function, on this library's number of threads."""
         use_threads(self.threads)
         arguments = self.memory.arguments(rows)
         function = self.functions[kind][sparse]

@@ -72,7 +72,6 @@ class KernelAccess(Protocol):
         """Have report(function, name, before, result, *arguments) -> 0 called around every
         operator; None ends it.
         """
-        ...
 
 
 class Library(Protocol):

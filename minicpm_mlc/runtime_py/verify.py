@@ -77,6 +77,7 @@ class VerifyReport:
             )
 
     def plain(self) -> str:
+        """A table for a terminal."""
         cells = [["operator", "cases", "NMSE", "limit", "ms", ""]]
         for row in self.rows:
             numbers = [
@@ -94,6 +95,7 @@ class VerifyReport:
         return f"{self.name} on {self.device}\n\n{plain_table(cells)}{match}"
 
     def json(self) -> str:
+        """One JSON object, which `expect` of another run reads."""
         return json.dumps(asdict(self) | {"failed": self.failed}, indent=1)
 
 

@@ -1,5 +1,5 @@
-"""The terminal: prompt_toolkit reads, rich writes, Session does the talking. Also one question from
-a pipe.
+"""The terminal: prompt_toolkit reads, rich writes, ChatSession does the talking. Also one question
+from a pipe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from minicpm_mlc.runtime_py.chat.session import (
-    Session,
+    ChatSession,
     SessionError,
     blocks_read,
     check_options,
@@ -81,7 +81,7 @@ def talk(
 ) -> None:
     """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal."""
     screen = Screen(Console(), hide_thinking)
-    session = Session(engine, screen, options, system, screen.on_prefill, show_blocks)
+    session = ChatSession(engine, screen, options, system, screen.on_prefill, show_blocks)
     prompt = _prompt_session(history_path())
     screen("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "note")
     more = True

@@ -154,7 +154,7 @@ def needs_more(text: str) -> bool:
 
 
 @dataclass
-class Session:
+class ChatSession:
     """Messages and settings of one conversation with `engine`.
 
     `handle` never raises for what a user can mistype: every command's error is one line of kind
@@ -165,9 +165,8 @@ class Session:
     write: Writer
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
-    on_prefill: Callable[[int, int], None] | None = (
-        None  # (tokens done, tokens to do) while a prompt is read
-    )
+    # (tokens done, tokens to do), called while a prompt is read
+    on_prefill: Callable[[int, int], None] | None = None
     show_blocks: bool = False  # after each answer, the blocks that it read most
     messages: list[Message] = field(init=False)
 
@@ -194,7 +193,8 @@ class Session:
             MiniCPMError: from the engine, e.g. a full context; the conversation stays as it was.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        answer, stopped = "", False
+        answer = ""
+        stopped = False
         try:
             with closing(
                 self.engine.chat_events(turn, on_prefill=self.on_prefill, **self.options)
@@ -305,22 +305,23 @@ class Session:
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load FILE")
         saved = _read_saved(path)
-        self.messages, self.options = saved["messages"], saved["options"]
+        self.messages = saved["messages"]
+        self.options = saved["options"]
         self.write(f"loaded {len(self.messages)} messages from {path}", "note")
 
 
-COMMANDS: dict[str, tuple[Callable[[Session, str], None], str, str]] = {
-    "help": (Session._help, "/help", "this list"),
+COMMANDS: dict[str, tuple[Callable[[ChatSession, str], None], str, str]] = {
+    "help": (ChatSession._help, "/help", "this list"),
     "reset": (
-        Session._reset,
+        ChatSession._reset,
         "/reset",
         "forget the conversation, keep the settings and the system prompt",
     ),
-    "stats": (Session._stats, "/stats", "numbers of the last answer"),
-    "save": (Session._save, "/save FILE", "write the conversation to a JSON file"),
-    "load": (Session._load, "/load FILE", "go on with a saved conversation"),
+    "stats": (ChatSession._stats, "/stats", "numbers of the last answer"),
+    "save": (ChatSession._save, "/save FILE", "write the conversation to a JSON file"),
+    "load": (ChatSession._load, "/load FILE", "go on with a saved conversation"),
     "set": (
-        Session._set,
+        ChatSession._set,
         "/set NAME VALUE",
         "change a setting, or set it back to default; /set alone lists them",
     ),

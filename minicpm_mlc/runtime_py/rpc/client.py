@@ -59,6 +59,7 @@ class RemoteMachine:
 
     @property
     def options(self) -> str:
+        """Address and key as they are given, the key itself left out."""
         return f" --rpc {self.address} --key KEY"
 
     def call(
@@ -148,12 +149,15 @@ class RemoteLibrary(Library):
 
     @property
     def local(self) -> None:
+        """None: neither its tensors nor its kernels are in this process."""
         return None
 
     def new_pools(self, num_pages: int) -> Pools:
+        """Pools of `num_pages` pages, there."""
         return self._new_pools(num_pages, draft=False)
 
     def new_draft_pools(self, num_pages: int) -> Pools:
+        """The same for the draft head's layer."""
         return self._new_pools(num_pages, draft=True)
 
     def _new_pools(self, num_pages: int, draft: bool) -> Pools:
@@ -165,10 +169,12 @@ class RemoteLibrary(Library):
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
+        """One round trip: the rows go there, what the function returns comes back."""
         state = {"library": self._number, "pools": pools.tensors, "sparse": sparse}
         return self._machine.call(kind, rows, **state)[1]
 
     def check(self, case: Case, timed: bool = True) -> Checked:
+        """Run a kernel case there. Raises BundleError if the kernel doesn't run at all."""
         data = np.frombuffer(to_bytes([case]), np.uint8)
         return Checked(**self._machine.call("check", [data], library=self._number, timed=timed)[0])
 

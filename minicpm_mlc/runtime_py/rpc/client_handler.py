@@ -62,28 +62,34 @@ class ClientHandler:
         return {}, self._libraries[library].run(kind, arrays, self._pools[pools], sparse)
 
     def hello(self, _: list[np.ndarray]) -> Reply:
+        """What this machine is, and what it speaks."""
         host = this_host()
         features = None if host.features is None else sorted(host.features)
         machine = {"system": host.system, "machine": host.machine, "features": features}
-        tvm, cores = importlib.metadata.version("apache-tvm"), physical_cores()
+        tvm = importlib.metadata.version("apache-tvm")
+        cores = physical_cores()
         return {"protocol": PROTOCOL, "tvm": tvm, "host": machine, "cores": cores}, []
 
     def free_memory(self, _: list[np.ndarray], device: str) -> Reply:
+        """Bytes of a device's memory that a bundle can take."""
         return {"bytes": open_device(device).free}, []
 
     def missing(self, _: list[np.ndarray], wanted: list[str]) -> Reply:
+        """Which files, by SHA-256, have to be uploaded, and the bytes that are here of each."""
         return {"missing": self._store.missing(wanted)}, []
 
     def write(self, arrays: list[np.ndarray], sha256: str, offset: int) -> Reply:
+        """A block of a file, uint8 [bytes]."""
         self._store.write(sha256, offset, arrays[0])
         return {}, []
 
     def finish(self, _: list[np.ndarray], sha256: str) -> Reply:
+        """A file is whole."""
         self._store.finish(sha256)
         return {}, []
 
     def open(self, arrays: list[np.ndarray], threads: int) -> Reply:
-        """arrays: the manifest's bytes."""
+        """A bundle's library, by the bytes of its manifest."""
         bundle = read_bundle(self._store.bundle(arrays[0].tobytes()))
         library = LocalLibrary(bundle, threads)
         self._libraries.append(library)
@@ -91,12 +97,13 @@ class ClientHandler:
         return {"number": len(self._libraries) - 1} | device, []
 
     def new_pools(self, _: list[np.ndarray], library: int, pages: int, draft: bool) -> Reply:
+        """Pools of a library, or of its draft head."""
         opened = self._libraries[library]
         self._pools.append(opened.new_draft_pools(pages) if draft else opened.new_pools(pages))
         return {"number": len(self._pools) - 1, "bytes": self._pools[-1].bytes}, []
 
     def check(self, arrays: list[np.ndarray], library: int, timed: bool) -> Reply:
-        """arrays: the bytes of one kernel case."""
+        """A kernel case, by its bytes."""
         (case,) = from_bytes(arrays[0].tobytes())
         return asdict(self._libraries[library].check(case, timed)), []
 

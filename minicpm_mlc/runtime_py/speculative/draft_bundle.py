@@ -41,7 +41,7 @@ class ModelDrafter:
         self._known = 0
 
     def cached(self, model: CachedModel) -> None:
-        pass
+        """Reads the text only when it drafts."""
 
     def draft(
         self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
@@ -54,7 +54,8 @@ class ModelDrafter:
         """
         if depth >= self._model.sequence.context:
             return None
-        start, unread = time.perf_counter(), self._unread(history, depth, read)
+        start = time.perf_counter()
+        unread = self._unread(history, depth, read)
         logits = [rows for _, rows in self._model.prefill(unread, self._chunk)][-1][-1]
         self._known += len(unread)
         seconds = time.perf_counter() - start
@@ -78,7 +79,8 @@ class ModelDrafter:
         """What is to be appended to the cache, at least the last token; the rest of it is the
         text's from then on.
         """
-        sequence, n = self._model.sequence, len(history)
+        sequence = self._model.sequence
+        n = len(history)
         read = n if read is None else min(read, n)
         if read + depth > sequence.context:
             read = sequence.context // 2  # so that there is room to follow the text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.draft_model import DraftModel
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
-from minicpm_mlc.runtime_py.speculative.eagle import WINDOW, EagleDrafter
+from minicpm_mlc.runtime_py.speculative.eagle import WINDOW_TOKENS, EagleDrafter
 from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
 from minicpm_mlc.runtime_py.speculative.steps import Drafter
 
@@ -25,7 +25,9 @@ def open_drafters(
     """
     drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
     if has_head:
-        drafters["eagle"] = EagleDrafter(DraftModel(model.cache, model.sequence, WINDOW), model)
+        drafters["eagle"] = EagleDrafter(
+            DraftModel(model.cache, model.sequence, WINDOW_TOKENS), model
+        )
     if small is not None:
         drafters["draft"] = small
     return drafters
