@@ -38,7 +38,7 @@ class Numbers(click.ParamType):
 
 
 class Commands(click.Group):
-    """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
+    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""

@@ -199,7 +199,7 @@ class Engine:
         think: bool | None = None,
         max_think_tokens: int | None = None,
         **options: Unpack[Options],
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Generator[tuple[str, str]]:
         """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
         out.
         """
@@ -298,7 +298,7 @@ class Engine:
 
     def _checked(self, token_ids: Ids[int], cached: int = 0) -> list[int]:
         """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for
-        a strange one.
+        one outside the vocabulary.
         """
         ids = [int(i) for i in token_ids]
         if not ids:
@@ -308,9 +308,9 @@ class Engine:
                 f"the prompt has {cached + len(ids)} tokens and the context holds {self.context}; "
                 "shorten the prompt, or open the engine with a larger context (--context)"
             )
-        if strange := [i for i in ids if not 0 <= i < self.vocab_size]:
+        if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
-                f"token id {strange[0]} is not in the vocabulary of {self.vocab_size} tokens; "
+                f"token id {unknown[0]} is not in the vocabulary of {self.vocab_size} tokens; "
                 "use engine.tokenize"
             )
         return ids
@@ -370,7 +370,7 @@ def _shown(pieces: Generator[str], first: str = "") -> Iterator[str]:
         yield from filter(None, pieces)
 
 
-def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Iterator[tuple[str, str]]:
+def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:
     with closing(pieces):
         for piece in pieces:
             yield from splitter.feed(piece)

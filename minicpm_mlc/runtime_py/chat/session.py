@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 from minicpm_mlc.runtime_py.speculative.options import SPECULATE, Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 
 if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.engine import Engine
     from minicpm_mlc.runtime_py.request import Stats
 
 # (text, kind): kind is "thinking", "answer" or "end" (of an answer) while one streams, else "note"
@@ -105,27 +107,6 @@ def _gear(stats: Stats) -> str:
     )
 
 
-def blocks_read(engine: Any) -> list[str]:
-    """What --show-blocks prints: the blocks chosen most, or why there are none."""
-    from minicpm_mlc.inspect.trace import most_read
-
-    return most_read(engine) or [_none_chosen(engine.stats)]
-
-
-def _none_chosen(stats: Stats) -> str:
-    if stats.attention == "dense":
-        return "dense attention: every block was read"
-    if not stats.decode_steps:
-        return (
-            "sparse attention: an answer's first token comes from the prompt's pass, whose "
-            "choices are not kept"
-        )
-    return (
-        f"sparse attention: nothing was left to the scores; {stats.blocks_read} of "
-        f"{stats.blocks} blocks were read"
-    )
-
-
 def stats_line(stats: Stats) -> str:
     """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full
     the context is.
@@ -161,7 +142,7 @@ class ChatSession:
     "error".
     """
 
-    engine: Any
+    engine: Engine
     write: Writer
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
@@ -213,9 +194,9 @@ class ChatSession:
 
     def _after_answer(self, answer: str, stopped: bool) -> None:
         self.write(stats_line(self.engine.stats), "note")
-        for line in blocks_read(self.engine) if self.show_blocks else []:
+        for line in block_lines(self.engine) if self.show_blocks else []:
             self.write(line, "note")
-        finish = getattr(self.engine.stats, "finish_reason", None)
+        finish = self.engine.stats.finish_reason
         kept = "what was said is kept" if answer else "without an answer the question is not kept"
         if stopped:
             self.write(f"stopped; {kept}", "note")
