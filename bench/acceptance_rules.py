@@ -120,7 +120,7 @@ class Walk:
     def __init__(self, engine: Engine, rng: np.random.Generator) -> None:
         drafter = engine.drafters["eagle"]
         assert isinstance(drafter, EagleDrafter)
-        self.model, self.head, self.rng = engine._model, drafter._head, rng
+        self.model, self.head, self.rng = engine.model, drafter._head, rng
 
     def chains(
         self, root: int, features: np.ndarray

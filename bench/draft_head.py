@@ -32,14 +32,16 @@ class Head:
     def __init__(self, path: Path, depth: int, threads: int) -> None:
         from minicpm_mlc.bundle.manifest import read_bundle
         from minicpm_mlc.runtime_py.draft_model import DraftModel
-        from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
-        from minicpm_mlc.runtime_py.library import Library
+        from minicpm_mlc.runtime_py.kv_cache import Sequence
+        from minicpm_mlc.runtime_py.library import LocalLibrary
+        from minicpm_mlc.runtime_py.paged_cache import PagedCache
 
-        library = Library(read_bundle(path), threads)
-        sequence = Sequence(PagePool(CONTEXT // 64, 64), CONTEXT)
+        library = LocalLibrary(read_bundle(path), threads)
+        cache = PagedCache(library, CONTEXT)
+        sequence = Sequence(cache.pages, CONTEXT)
         sequence.reserve(depth)
         sequence.append([5] * depth)
-        self.model = DraftModel(library, sequence, CONTEXT // 64)
+        self.model = DraftModel(cache, sequence)
         draft = library.manifest.draft
         assert draft
         self.vocab = draft["vocab"]

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
@@ -58,7 +57,7 @@ HEAD = ["depth", "rows", "decode steps, ms", "one verification, ms", "one decode
 
 def compare(engine: Engine, depth: int, rows: int, repeats: int) -> Row:
     """Both at `depth` cached tokens, which stay as they are."""
-    model: Any = engine._model
+    model = engine.model
     chain = list(range(-1, rows - 1))
 
     def decode() -> None:

@@ -29,6 +29,7 @@ from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.limits import measure_limits, memory_reader
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bench.speed_report import SpeedRow, bandwidth_cells
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -53,7 +54,7 @@ class Comparison:
     agreement: float
     load: float
     command: str
-    sides: dict[str, list[bench.Row]]
+    sides: dict[str, list[SpeedRow]]
 
     def head(self) -> str:
         return (
@@ -68,12 +69,11 @@ class Comparison:
         head += [*(f"to {side}" for side in others), *(f"{side} GB/s" for side in self.sides)]
         return [head, *map(self._line, zip(*self.sides.values(), strict=True))]
 
-    def _line(self, rows: tuple[bench.Row, ...]) -> list[str]:
+    def _line(self, rows: tuple[SpeedRow, ...]) -> list[str]:
         speeds = [row.tokens_per_second for row in rows]
         ratios = [f"{speeds[0] / speed:.2f}x" for speed in speeds[1:]]
         memory = [
-            " = ".join(filter(None, bench.bandwidth_cells(row, self.limits.bandwidth)))
-            for row in rows
+            " = ".join(filter(None, bandwidth_cells(row, self.limits.bandwidth))) for row in rows
         ]
         return [
             rows[0].phase,

@@ -4,12 +4,15 @@ verb runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base.errors import MiniCPMError
+
+if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
 
 ATTENTION = click.Choice(["auto", "dense", "sparse"])
 SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
@@ -27,6 +30,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        """The numbers of 1,2,3; fails as click does for anything else."""
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
@@ -34,9 +38,10 @@ class Numbers(click.ParamType):
 
 
 class Commands(click.Group):
-    """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
+    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -49,7 +54,8 @@ class Commands(click.Group):
             ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of a user's work
+        """The commands in the order of a user's work."""
+        return list(self.commands)
 
 
 def _example(text: str) -> Any:
@@ -188,7 +194,8 @@ def _rpc(command: Any) -> Any:
     )(command)
 
 
-def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
+def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
+    """The machine that --rpc names, with these bundles uploaded; None: this one."""
     if rpc is None and key is None:
         return None
     from minicpm_mlc.base.progress import progress
@@ -277,11 +284,11 @@ def chat(
     The answer to one question (--prompt, or piped text) goes to standard output, its thinking to
     standard error.
     """
-    from minicpm_mlc.runtime_py.chat.repl import answer_once, chosen, read_question, talk
+    from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
-    given = chosen(options)
+    given = given_options(options)
     shared: dict[str, Any] = {
         "system": system,
         "hide_thinking": hide_thinking,

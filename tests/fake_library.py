@@ -5,14 +5,17 @@ table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny_tokenizers
 
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.state import StateEntry
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
@@ -32,7 +35,9 @@ class FakeLibrary:
     the answer.
     """
 
-    memory = SimpleNamespace(name="no device")
+    device_name = device_identity = "no device"
+    local = None
+    vocab_size = VOCAB
 
     def __init__(
         self, say: Callable[[list[int]], int] | None = None, made: Manifest | None = None
@@ -154,3 +159,12 @@ def manifest(**changes: Any) -> Manifest:
         "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
     }
     return Manifest(**(values | changes))
+
+
+def use_fake_library(
+    patch: pytest.MonkeyPatch, open_library: Callable[[], FakeLibrary] = FakeLibrary, **changes: Any
+) -> None:
+    """Every bundle that is opened on this machine is a FakeLibrary's; `changes` of its manifest."""
+    made = manifest(**changes)
+    patch.setattr(LocalMachine, "read_bundle", lambda machine, path: Bundle(Path(path), made))
+    patch.setattr(LocalMachine, "open_library", lambda *_: open_library())

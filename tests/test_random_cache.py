@@ -34,8 +34,9 @@ def fake_engine(kv, device="cpu"):
         for name, pool in zip(("keys", "values", "means"), pools, strict=True)
     ]
     manifest = SimpleNamespace(kv_dtype=kv.dtype, state=state, target={"device": device})
-    model = SimpleNamespace(sequence=FakeSequence(), _pools=SimpleNamespace(tensors=pools))
-    return SimpleNamespace(manifest=manifest, _model=model, truncate=lambda length: None), pools
+    cache = SimpleNamespace(pools=SimpleNamespace(tensors=pools))
+    model = SimpleNamespace(sequence=FakeSequence(), cache=cache)
+    return SimpleNamespace(manifest=manifest, model=model, truncate=lambda length: None), pools
 
 
 @pytest.mark.parametrize("kv", KV_FORMATS.values())

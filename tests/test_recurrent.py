@@ -12,9 +12,9 @@ from fake_library import FIRST_WORD, PAGE, TOKENIZER, FakeLibrary, RecurrentLibr
 
 from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.manifest import Bundle
-from minicpm_mlc.runtime_py import engine as engine_module
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 
 PROMPT = [1, *range(FIRST_WORD, FIRST_WORD + 11)]
 
@@ -28,8 +28,8 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeLibr
 
     def make(library: FakeLibrary, **options: str) -> Engine:
         bundle = Bundle(tmp_path, library.manifest)
-        monkeypatch.setattr(engine_module, "read_bundle", lambda path: bundle)
-        monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: library)
+        monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path: bundle)
+        monkeypatch.setattr(LocalMachine, "open_library", lambda *_: library)
         return Engine(tmp_path, **options)
 
     return make
@@ -89,7 +89,7 @@ def test_nothing_is_drafted(build, fake) -> None:
     with pytest.raises(BundleError, match=r"--draft-model small: .* keeps state per sequence"):
         build(fake, draft="small")
     with pytest.raises(ValueError, match="its tokens can only be decoded"):
-        engine._model.verify([1], [-1])
+        engine.model.verify([1], [-1])
     assert engine.drafters == {}
 
 
@@ -97,9 +97,14 @@ def test_a_draft_bundle_that_keeps_state_is_refused(build, fake, monkeypatch, tm
     library = FakeLibrary()
     bundles = iter([Bundle(tmp_path, library.manifest), Bundle(tmp_path, fake.manifest)])
     build(library)
-    monkeypatch.setattr(engine_module, "read_bundle", lambda path: next(bundles))
+    monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path: next(bundles))
     with pytest.raises(BundleError, match="--draft-model small: small keeps state per sequence"):
         Engine(tmp_path, draft="small")
+
+
+def test_a_second_sequence_is_refused(build, fake) -> None:
+    with pytest.raises(EngineError, match="keeps state per sequence; open a second Engine"):
+        build(fake).open_sequence()
 
 
 def test_its_state_counts_as_memory(fake) -> None:

@@ -26,7 +26,7 @@ from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
-from minicpm_mlc.runtime_py.library import Library
+from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.verify import VerifyReport, verify_library
 from minicpm_mlc.targets import get_target
 
@@ -39,20 +39,17 @@ def bundle(tiny_bundle) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def library(bundle: Bundle) -> Library:
-    return Library(bundle, 1)
+def library(bundle: Bundle) -> LocalLibrary:
+    return LocalLibrary(bundle, 1)
 
 
 class Wrong:
     """A library one of whose kernels writes a wrong number at one place, seeded, of each output."""
 
-    def __init__(self, library: Library, case: Case, seed: int = 0) -> None:
-        self.memory, self._library, self._case, self._rng = (
-            library.memory,
-            library,
-            case,
-            np.random.default_rng(seed),
-        )
+    def __init__(self, library: LocalLibrary, case: Case, seed: int = 0) -> None:
+        self.memory, self.device_name = library.memory, library.device_name
+        self.device_identity = library.device_identity
+        self._library, self._case, self._rng = library, case, np.random.default_rng(seed)
 
     def kernel(self, name: str) -> Any:
         kernel = self._library.kernel(name)
@@ -144,7 +141,7 @@ def test_tokens_of_another_device_are_held_against_these(bundle, library, tmp_pa
 
 
 def test_the_command_names_what_is_wrong_and_ends_with_status_1(monkeypatch):
-    row = verify.Row("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
+    row = verify.OperatorResult("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
     report = VerifyReport(
         "MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {}
     )
@@ -169,15 +166,15 @@ def test_a_device_is_tried_once_per_library_and_driver(bundle, library, monkeypa
         tried.append(case.operator)
         return check(library, case, timed)
 
-    monkeypatch.setattr(Library, "check", count)
+    monkeypatch.setattr(LocalLibrary, "check", count)
     monkeypatch.setattr(device_check, "BUDGET", 60.0)
     check_device(engine_of(library, bundle))
     once = len(tried)
     assert once == len(set(tried)) > 10
     check_device(engine_of(library, bundle))
     assert len(tried) == once
-    renewed = SimpleNamespace(name="cpu", identity="another driver")
-    again = SimpleNamespace(memory=renewed, check=library.check)
+    renewed = {"device_name": "cpu", "device_identity": "another driver"}
+    again = SimpleNamespace(check=library.check, **renewed)
     check_device(engine_of(again, bundle))
     assert len(tried) == 2 * once
 

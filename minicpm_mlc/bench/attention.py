@@ -2,7 +2,7 @@
 run.
 
 The key/value pools hold random numbers; selection then spreads over the whole context, which is its
-dearest case.
+most expensive case.
 """
 
 from __future__ import annotations

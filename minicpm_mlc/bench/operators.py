@@ -18,6 +18,7 @@ from typing import Any
 
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.runtime_py.engine import Engine
 
 COLUMNS = [
     "operator",
@@ -154,7 +155,7 @@ def _rate(amount: int, seconds: float, limit: float) -> list[str]:
     )
 
 
-def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow]]:
+def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[OperatorRow]]:
     """Seconds of a decode step at the engine's cached length, and its operators, the slowest
     first.
     """
@@ -177,7 +178,9 @@ def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow
 
 
 def observe(
-    engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[Any]], None] | None = None
+    engine: Engine,
+    step: Callable[[], Any],
+    look: Callable[[str, Sequence[Any]], None] | None = None,
 ) -> list[float]:
     """Seconds of every operator call of one step, in order; `look` is shown each call's name and
     arguments.
@@ -195,7 +198,8 @@ def observe(
             started[0] = time.perf_counter()
         return 0  # run the function
 
-    library = engine.library
+    library = engine.library.local
+    assert library, "operators are watched in this process alone"
     library.instrument(report)
     try:
         step()

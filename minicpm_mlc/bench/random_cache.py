@@ -7,25 +7,25 @@ context then, its most expensive case.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle.state import pool_places
 from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.runtime_py.engine import Engine
 
 MEAN = 0.25  # deviation of the mean of 16 normal numbers
 PAGES = 64  # filled at once
 
 
-def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
+def fill_cache(engine: Engine, depth: int, seed: int = 0) -> None:
     """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves
     count as zeros.
 
     Raises BundleError where the cache isn't in this process's memory.
     """
-    manifest, model = engine.manifest, engine._model
+    manifest = engine.manifest
+    model = engine.model
     if (device := manifest.target["device"]) != "cpu":
         raise BundleError(
             f"random numbers can't be written into the cache of {device}: --operators works for "
@@ -36,7 +36,7 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
     model.sequence.reserve(depth)
     model.sequence.append([0] * depth)
     rng, kv = np.random.default_rng(seed), KVFormat.of_dtype(manifest.kv_dtype)
-    tensors = map(np.from_dlpack, model._pools.tensors)
+    tensors = map(np.from_dlpack, model.cache.pools.tensors)
     pools = dict(zip(pool_places(manifest.state), tensors, strict=True))
     for (name, layer), pool in pools.items():
         if name == "keys":

@@ -23,6 +23,7 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
+        """How many pages have no owner."""
         return len(self._free)
 
     def take(self) -> int:
@@ -38,9 +39,11 @@ class PagePool:
         return page
 
     def share(self, page: int) -> None:
+        """Gives a page that is in use one more owner."""
         self.owners[page] += 1
 
     def release(self, page: int) -> None:
+        """Takes one owner from a page; without any it is free again."""
         self.owners[page] -= 1
         if self.owners[page] == 0:
             self._free.append(page)
