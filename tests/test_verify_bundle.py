@@ -19,8 +19,9 @@ from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_b
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
-from minicpm_mlc.compile.model.minicpm import MiniCPM
+from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.pipeline import export
 from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
@@ -99,8 +100,8 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
     kernels = RecordedKernels(target.kernels)
     precision = Precision(SCHEMES[scheme], SCHEMES[scheme], "float16", activations)
-    model = MiniCPM(kernels, tiny_config("MiniCPM4.1-8B", sparse=SPARSE), precision)  # type: ignore[arg-type]
-    module, *_ = model.export_tvm(spec=model.call_specs())
+    config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
+    module, _ = export(build_model(config, precision, kernels=kernels))  # type: ignore[arg-type]
     cases = kernels.cases(module)
     named = {
         variable.name_hint

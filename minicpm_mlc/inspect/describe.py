@@ -74,9 +74,9 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from minicpm_mlc.compile.config.model_config import ModelConfig
+    from minicpm_mlc.compile.model.registry import read_config_folder
 
-    config = ModelConfig.from_folder(path)
+    config = read_config_folder(path)
     return {
         "kind": "checkpoint",
         "name": config.name,
@@ -100,20 +100,27 @@ def _forecast(config: Any) -> dict[str, Any]:
     top.
     """
     from minicpm_mlc.compile.convert import stored_bytes
-    from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
+    from minicpm_mlc.compile.model.registry import build_model, count_parameters, sparse_settings
+    from minicpm_mlc.compile.parameters import Precision, pool_bytes_per_token
     from minicpm_mlc.compile.quantize import SCHEMES as ALL
 
     weights = {
-        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16")))
+        name: stored_bytes(
+            build_model(config, Precision(ALL[name], ALL[name], "float16")).parameters()
+        )
         for name in SCHEMES
     }
-    config = replace(config, sparse=config.sparse_attention)
+    config = replace(config, sparse=sparse_settings(config))
     per_token = pool_bytes_per_token(config, "float16")
     rows = [
         {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
         for n in context_lengths(config.max_position_embeddings)
     ]
-    return {"parameters": config.parameters, "model": _facts(config.to_dict()), "memory": rows}
+    return {
+        "parameters": count_parameters(config),
+        "model": _facts(config.to_dict()),
+        "memory": rows,
+    }
 
 
 def _facts(model: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The manifest of a bundle that is being compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS, Manifest
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig
+from minicpm_mlc.compile.convert import Param, stored_bytes
+from minicpm_mlc.compile.parameters import Precision, pool_bytes_per_token, pool_layout
+from minicpm_mlc.targets import Target
+
+
+def make_manifest(
+    config: ModelConfig,
+    precision: Precision,
+    target: Target,
+    params: list[Param],
+    longest: int,
+    prefill_chunk: int,
+) -> Manifest:
+    """The manifest, but for its files and the names of the stored tensors. `longest`: tokens of
+    context.
+    """
+    return Manifest(
+        name=config.name,
+        scheme=precision.linear.name,
+        embedding_scheme=precision.embedding.name,
+        activations=precision.activations,
+        weight_layout=WEIGHT_LAYOUTS[precision.activations],
+        target=target.describe(),
+        model=config.to_dict(),
+        kv_dtype=precision.kv_dtype,
+        kv_layout=_kv_layout(config, precision),
+        max_context=longest,
+        prefill_chunk=prefill_chunk,
+        params=[],
+        memory={
+            "weights": stored_bytes(params),
+            "kv_per_token": pool_bytes_per_token(config, precision.kv_dtype),
+            "activations": _activation_bytes(config, prefill_chunk),
+        },
+        tvm=version("apache-tvm"),
+        library=target.libraries[0],
+    )
+
+
+def with_draft(
+    manifest: Manifest, config: DraftConfig, precision: Precision, params: list[Param]
+) -> Manifest:
+    """The manifest of a bundle with a draft head. `params`: the base's and the head's."""
+    draft = {
+        "kind": config.kind,
+        "scheme": precision.linear.name,
+        "layers": config.num_layers,
+        "features": config.feature_width,
+        "feature_layers": list(config.feature_layers),
+        "hidden": config.hidden_size,
+        "vocab": config.vocab_size,
+        "top_k": config.top_k,
+        "kv_layout": _kv_layout(config, precision),
+    }
+    kv_per_token = pool_bytes_per_token(config, precision.kv_dtype)
+    feature_bytes = 4 * manifest.prefill_chunk * config.feature_width
+    memory = {
+        "weights": stored_bytes(params),
+        "kv_per_token": manifest.memory["kv_per_token"] + kv_per_token,
+        "activations": manifest.memory["activations"] + feature_bytes,
+    }
+    return replace(manifest, draft=draft, memory=memory)
+
+
+def _kv_layout(config: LayerConfig, precision: Precision) -> dict[str, Any]:
+    return {kind: shape for kind, (shape, _) in pool_layout(config, precision.kv_dtype).items()}
+
+
+def _activation_bytes(config: ModelConfig, prefill_chunk: int) -> int:
+    """At the widest moment of a prefill: gate and up, their product, and the residual stream."""
+    return 4 * prefill_chunk * (3 * config.intermediate_size + 2 * config.hidden_size)
