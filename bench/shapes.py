@@ -17,8 +17,8 @@ from minicpm_mlc.compile.model.registry import models, sparse_settings
 
 CONTEXT = 1 << 18  # tokens: no depth is refused, and RoPE's angles cost the same everywhere
 SAME_KEYS = """
-    vocab_size hidden_size intermediate_size head_dim rms_norm_eps rope_theta max_position_embeddings tie_word_embeddings
-    bos_token_id
+    vocab_size hidden_size intermediate_size head_dim rms_norm_eps rope_theta
+    max_position_embeddings tie_word_embeddings bos_token_id
 """
 MUP_KEYS = "scale_emb scale_depth dim_model_base"
 LETTERS = [*string.ascii_lowercase, " "]

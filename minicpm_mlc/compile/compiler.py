@@ -15,24 +15,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.base.text import human_bytes
+from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.companions import add_companions
-from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
-from minicpm_mlc.compile.convert import Param, convert, stored_tensors
+from minicpm_mlc.compile.convert import convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
-from minicpm_mlc.compile.make_manifest import make_manifest, with_draft
-from minicpm_mlc.compile.model.registry import build_model, read_config_folder, with_context
-from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.model.registry import read_config_folder, with_context
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.inspect.describe import context_lengths, human_bytes
-from minicpm_mlc.targets import Target, get_target
+from minicpm_mlc.targets import get_target
 
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
@@ -100,89 +99,72 @@ def compile_model(
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes.
     """
-    config, checkpoint, folder = _open(source, random_weights)
-    head = _open_draft(draft, config, frspec)
-    longest = choose_context(config, context)
-    config = with_context(config, longest)
+    opened = _open(source, random_weights)
+    head = _open_draft(draft, opened.config, frspec)
+    longest = choose_context(opened.config, context)
+    config = with_context(opened.config, longest)
     config = replace(config, sparse=choose_sparse(config, attention, longest))
     target = get_target(device, cpu, gpu, arch)
     precision = choose_precision(scheme, embedding_scheme, activations, kv, target)
+    stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
     chunk = choose_prefill_chunk(config, longest, prefill_chunk)
-    plan = _Plan(config, precision, target, longest, chunk)
-    if head:
-        plan = replace(plan, draft=(head.config, draft_precision(precision, draft_scheme)))
-        checkpoint = head.beside(checkpoint, config.tie_word_embeddings)
+    compilation = Compilation(config, precision, target, longest, chunk, stored)
     path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{f'-{gpu}' if gpu else ''}")
-    params = plan.params()
-    manifest = plan.manifest(params)
-    result = _result(path, manifest, written=not dry_run)
-    if dry_run:
-        return result
-    needed = result.weights + LIBRARY_BYTES
-    with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-        report = progress or (lambda stage, done, total: None)
-        program = plan.program(params)
-        names = convert(params, checkpoint, bundle, progress=partial(report, "weights"))
-        report("library", 0, 1)
-        _add_library(bundle, program, manifest)
-        report("library", 1, 1)
-        add_companions(bundle, folder, manifest)
-        if head:
-            bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
-        bundle.finish(replace(manifest, params=names))
+    result = _result(path, compilation.manifest, written=not dry_run)
+    if not dry_run:
+        needed = result.weights + LIBRARY_BYTES
+        with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
+            _write(bundle, compilation, opened, head, progress or (lambda stage, done, total: None))
     return result
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is compiled: a model, with a draft head or without, how it is stored, for which target,
-    for up to `longest` tokens of context and `chunk` rows of a prefill.
-    """
+class _Opened:
+    """A model's config, its weights, and the folder with its tokenizer if there is one."""
 
     config: ModelConfig
-    precision: Precision
-    target: Target
-    longest: int
-    chunk: int
-    draft: tuple[DraftConfig, Precision] | None = None
+    weights: Checkpoint
+    folder: Path | None
 
-    def params(self) -> list[Param]:
-        """What is converted, in the library's order."""
-        return build_model(self.config, self.precision, self.draft).parameters()
-
-    def manifest(self, params: list[Param]) -> Manifest:
-        """The manifest, but for the names of the stored tensors."""
-        made = make_manifest(
-            self.config, self.precision, self.target, params, self.longest, self.chunk
-        )
-        return with_draft(made, *self.draft, params) if self.draft else made
-
-    def program(self, params: list[Param]) -> Program:
-        """The functions to lower. Raises AssertionError if they take other parameters."""
-        from minicpm_mlc.compile.pipeline import build_program
-
-        program = build_program(self.config, self.precision, self.target, self.chunk, self.draft)
-        stored = [tensor.name for param in params for tensor in stored_tensors(param)]
-        if program.params != stored:
-            raise AssertionError("the library takes other parameters than those converted")
-        return program
+    def with_head(self, head: DraftHead | None) -> Checkpoint:
+        """The weights, and those of a draft head beside them."""
+        return head.beside(self.weights, self.config.tie_word_embeddings) if head else self.weights
 
 
-def _open(source: str | Path, random_weights: bool) -> tuple[ModelConfig, Checkpoint, Path | None]:
-    """The config, the weights, and the folder with the tokenizer if there is one."""
-    folder = Path(source)
-    if random_weights and str(source) in PRESETS:
-        return PRESETS[str(source)], RandomCheckpoint(PRESETS[str(source)], seed=0), None
-    if not folder.is_dir() and str(source) in PRESETS:
+def _write(
+    bundle: BundleWriter,
+    compilation: Compilation,
+    opened: _Opened,
+    head: DraftHead | None,
+    report: Progress,
+) -> None:
+    """Everything that is in a bundle. The library is built first, as it tells whether it takes what
+    is converted.
+    """
+    program = compilation.program()
+    weights = opened.with_head(head)
+    names = convert(compilation.params, weights, bundle, progress=partial(report, "weights"))
+    report("library", 0, 1)
+    _add_library(bundle, program, compilation.manifest)
+    report("library", 1, 1)
+    add_companions(bundle, opened.folder, compilation.manifest)
+    if head:
+        bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
+    bundle.finish(replace(compilation.manifest, params=names))
+
+
+def _open(source: str | Path, random_weights: bool) -> _Opened:
+    name, folder = str(source), Path(source)
+    if random_weights and name in PRESETS:
+        return _Opened(PRESETS[name], RandomCheckpoint(PRESETS[name], seed=0), None)
+    if not folder.is_dir() and name in PRESETS:
         raise CheckpointError(
-            f"{source} is a published model, not a folder; download it, or add --random-weights"
+            f"{name} is a published model, not a folder; download it, or add --random-weights"
         )
     config = read_config_folder(folder)
-    return (
-        config,
-        RandomCheckpoint(config, seed=0) if random_weights else open_checkpoint(folder, config),
-        folder,
-    )
+    if random_weights:
+        return _Opened(config, RandomCheckpoint(config, seed=0), folder)
+    return _Opened(config, open_checkpoint(folder, config), folder)
 
 
 def _open_draft(

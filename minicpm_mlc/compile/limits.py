@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.model.registry import sparse_settings
-from minicpm_mlc.inspect.describe import human_bytes
 
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
 # of a chunk's block scores; with 16 threads' logits of windows beside them, under 64 MiB

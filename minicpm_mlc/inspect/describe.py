@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
+from minicpm_mlc.base.text import human_bytes, plain_table
+from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
+if TYPE_CHECKING:  # what a bundle needs comes without the compiler
+    from minicpm_mlc.compile.config.model_config import ModelConfig
+
 SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
-SHORTEST = 1024  # tokens, the first line of a memory table
 
 
 class NotFoundError(MiniCPMError):
@@ -85,7 +89,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def _weights(path: Path, config: Any) -> int | str:
+def _weights(path: Path, config: ModelConfig) -> int | str:
     """Bytes of the stored tensors, or what is wrong with them."""
     from minicpm_mlc.compile.checkpoint import open_checkpoint
 
@@ -95,7 +99,7 @@ def _weights(path: Path, config: Any) -> int | str:
         return str(error)
 
 
-def _forecast(config: Any) -> dict[str, Any]:
+def _forecast(config: ModelConfig) -> dict[str, Any]:
     """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on
     top.
     """
@@ -129,18 +133,8 @@ def _facts(model: dict[str, Any]) -> dict[str, Any]:
     return model | {"rope_factors": f"{len(model['rope_factors'])} from {low:.4g} to {high:.4g}"}
 
 
-def context_lengths(longest: int) -> list[int]:
-    """1024, 2048, ... and the longest."""
-    lengths = []
-    while SHORTEST << len(lengths) < longest:
-        lengths.append(SHORTEST << len(lengths))
-    return [*lengths, longest]
-
-
 def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
-    from minicpm_mlc.base.text import plain_table
-
     lines = [f"{report['name']} ({report['kind']})"]
     for key, value in report.items():
         if key not in ("kind", "name", "model", "memory"):
@@ -166,12 +160,3 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:,}" if key == "parameters" else str(value)
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

@@ -1,4 +1,4 @@
-"""RoPE's settings in a config.json: its base, the factors of LongRoPE, and the length they reach."""
+"""RoPE in a config.json: its base, the factors of LongRoPE, and the length that they reach."""
 
 from __future__ import annotations
 

@@ -62,42 +62,92 @@ class Decoder(Part):
             scheme=self.plan.precision.embedding,
         )
 
-    def prefill(self, token_ids, positions, slots, page_table, logit_rows, pools) -> Any:
+    def prefill(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        logit_rows: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """One chunk of one sequence -> logits f32[m, padded vocab] of the rows that `logit_rows`
         names.
         """
         batch = self.batch(positions, slots, page_table)
         return self.chunk(token_ids, logit_rows, batch, pools)
 
-    def prefill_sparse(self, token_ids, positions, slots, page_table, logit_rows, pools) -> Any:
+    def prefill_sparse(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        logit_rows: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """The same with every row reading its selected blocks only."""
         batch = self.batch(positions, slots, page_table, sparse=True)
         return self.chunk(token_ids, logit_rows, batch, pools)
 
-    def decode(self, token_ids, positions, slots, page_tables, pools) -> Any:
+    def decode(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_tables: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """One row of each of b sequences -> logits f32[b, padded vocab]."""
         return self.rows(token_ids, self.batch(positions, slots, page_tables, decode=True), pools)
 
-    def decode_sparse(self, token_ids, positions, slots, page_tables, pools) -> Any:
+    def decode_sparse(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_tables: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """The same over selected blocks -> logits, and per layer the blocks, i32[b, kv_heads,
         budget].
         """
         batch = self.batch(positions, slots, page_tables, decode=True, sparse=True)
         return self.rows(token_ids, batch, pools)
 
-    def verify(self, token_ids, positions, slots, base, page_table, ancestors, pools) -> Any:
+    def verify(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        base: Tensor,
+        page_table: Tensor,
+        ancestors: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """n nodes of a token tree that begins at slot `base` -> logits f32[n, padded vocab]."""
         batch = self.batch(positions, slots, page_table, tree=(base, ancestors))
         return self.rows(token_ids, batch, pools)
 
-    def verify_sparse(self, token_ids, positions, slots, base, page_table, ancestors, pools) -> Any:
+    def verify_sparse(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        base: Tensor,
+        page_table: Tensor,
+        ancestors: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
         """The same over selected blocks -> logits, and per layer the blocks, i32[n, kv_heads,
         budget].
         """
         batch = self.batch(positions, slots, page_table, sparse=True, tree=(base, ancestors))
         return self.rows(token_ids, batch, pools)
 
-    def commit(self, sources, slots, page_table, pools) -> Tensor:
+    def commit(
+        self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: list[Tensor]
+    ) -> Tensor:
         """Keeps the rows at `sources` of a token tree by moving them to `slots`, behind the
         sequence -> slots.
         """

@@ -1,4 +1,4 @@
-"""What EAGLE heads share: the features that they read of the base, and the tokens that they propose.
+"""What EAGLE heads share: what they read of the base, and how they propose tokens.
 
 A head pairs the features of a token with the token that follows. It has one decoder layer with
 pools of its own, attends densely, and is published as a checkpoint of its own.
@@ -88,7 +88,14 @@ class EagleCalls:
         self.draft = draft
 
     def draft_extend(
-        self, token_ids, features, positions, slots, page_table, logit_rows, pools
+        self,
+        token_ids: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        logit_rows: Tensor,
+        pools: list[Tensor],
     ) -> Any:
         """Rows of one sequence, each the base's features and the token that follows -> the
         likeliest tokens i32[m, k] of the head's vocabulary, their log-probabilities f32[m, k] and
@@ -101,7 +108,15 @@ class EagleCalls:
         return *self.proposed(x), x
 
     def draft_step(
-        self, token_ids, hidden, positions, slots, base, page_table, ancestors, pools
+        self,
+        token_ids: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        base: Tensor,
+        page_table: Tensor,
+        ancestors: Tensor,
+        pools: list[Tensor],
     ) -> Any:
         """Nodes of a draft tree that begins at slot `base`, each the hidden state that proposed it
         and its token -> the same of all n nodes.
