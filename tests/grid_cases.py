@@ -158,8 +158,6 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
                 yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
 
 
-
-
 def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.ndarray:
     """Shuffled page tables."""
     return rng.permutation(pages * (rows if batched else 1)).astype(np.int32).reshape(-1, pages)

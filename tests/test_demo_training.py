@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import numpy_eagle
 import pytest
+from draft_heads import EAGLE3
 from numpy_model import select
 
-from minicpm_mlc.compile.config.draft_config import EAGLE3, read_draft_config
-from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.compile.model.registry import read_config_folder, read_draft_config
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo_model"
@@ -98,7 +99,7 @@ def test_the_torch_head_drafts_as_the_definition_does(tmp_path: Path) -> None:
     before.
     """
     raw = json.loads((DEMO / "MiniCPM4.1-demo" / "config.json").read_text())
-    base = ModelConfig.from_folder(DEMO / "MiniCPM4.1-demo")
+    base = read_config_folder(DEMO / "MiniCPM4.1-demo")
     config = {**train_eagle3.head_config(raw), "draft_vocab_size": 40}
     rng = torch.Generator().manual_seed(8)
     torch.manual_seed(8)

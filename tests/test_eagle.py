@@ -12,7 +12,7 @@ import numpy as np
 import numpy_eagle
 import pytest
 from checkpoints import tiny_config, write_checkpoint, write_json
-from draft_heads import write_draft
+from draft_heads import EAGLE2, EAGLE3, write_draft
 from numpy_model import states
 from op_cases import nmse
 from tree_cases import make_tree
@@ -20,7 +20,7 @@ from tree_cases import make_tree
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.draft import open_draft
 from minicpm_mlc.runtime_py.cached_model import CachedModel

@@ -18,15 +18,17 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
-from minicpm_mlc.compile.model.minicpm import MiniCPM
+from minicpm_mlc.compile.kernel_cases import _SAMPLES, kernel_cases
+from minicpm_mlc.compile.model.kernels import Kernels
+from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.pipeline import export
 from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
-from minicpm_mlc.runtime_py.library import LocalLibrary
+from minicpm_mlc.runtime_py.library import Library
 from minicpm_mlc.runtime_py.verify import VerifyReport, verify_library
 from minicpm_mlc.targets import get_target
 
@@ -39,17 +41,20 @@ def bundle(tiny_bundle) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def library(bundle: Bundle) -> LocalLibrary:
-    return LocalLibrary(bundle, 1)
+def library(bundle: Bundle) -> Library:
+    return Library(bundle, 1)
 
 
 class Wrong:
     """A library one of whose kernels writes a wrong number at one place, seeded, of each output."""
 
-    def __init__(self, library: LocalLibrary, case: Case, seed: int = 0) -> None:
-        self.memory, self.device_name = library.memory, library.device_name
-        self.device_identity = library.device_identity
-        self._library, self._case, self._rng = library, case, np.random.default_rng(seed)
+    def __init__(self, library: Library, case: Case, seed: int = 0) -> None:
+        self.memory, self._library, self._case, self._rng = (
+            library.memory,
+            library,
+            case,
+            np.random.default_rng(seed),
+        )
 
     def kernel(self, name: str) -> Any:
         kernel = self._library.kernel(name)
@@ -95,18 +100,18 @@ def test_one_wrong_number_anywhere_is_found(bundle, library):
 def test_every_kernel_of_a_library_has_cases(device, scheme):
     target = get_target(device)
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
-    kernels = RecordedKernels(target.kernels)
+    kernels = Kernels(target.traits, target.kernels)
     precision = Precision(SCHEMES[scheme], SCHEMES[scheme], F16, activations)
-    model = MiniCPM(kernels, tiny_config("MiniCPM4.1-8B", sparse=SPARSE), precision)  # type: ignore[arg-type]
-    module, *_ = model.export_tvm(spec=model.call_specs())
-    cases = kernels.cases(module)
+    config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
+    module, _ = export(build_model(config, precision, kernels=kernels))  # type: ignore[arg-type]
+    cases = kernel_cases(kernels, module)
     named = {
         variable.name_hint
         for variable, function in module.functions_items()
         if isinstance(function, tvm.tirx.PrimFunc)
     }
     assert {case.kernel for case in cases} == named
-    assert to_bytes(cases) == to_bytes(kernels.cases(module))
+    assert to_bytes(cases) == to_bytes(kernel_cases(kernels, module))
     assert len(to_bytes(cases)) < 800_000
 
 
@@ -141,7 +146,7 @@ def test_tokens_of_another_device_are_held_against_these(bundle, library, tmp_pa
 
 
 def test_the_command_names_what_is_wrong_and_ends_with_status_1(monkeypatch):
-    row = verify.OperatorResult("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
+    row = verify.Row("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
     report = VerifyReport(
         "MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {}
     )
@@ -166,15 +171,15 @@ def test_a_device_is_tried_once_per_library_and_driver(bundle, library, monkeypa
         tried.append(case.operator)
         return check(library, case, timed)
 
-    monkeypatch.setattr(LocalLibrary, "check", count)
+    monkeypatch.setattr(Library, "check", count)
     monkeypatch.setattr(device_check, "BUDGET", 60.0)
     check_device(engine_of(library, bundle))
     once = len(tried)
     assert once == len(set(tried)) > 10
     check_device(engine_of(library, bundle))
     assert len(tried) == once
-    renewed = {"device_name": "cpu", "device_identity": "another driver"}
-    again = SimpleNamespace(check=library.check, **renewed)
+    renewed = SimpleNamespace(name="cpu", identity="another driver")
+    again = SimpleNamespace(memory=renewed, check=library.check)
     check_device(engine_of(again, bundle))
     assert len(tried) == 2 * once
 

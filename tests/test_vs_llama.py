@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm_mlc.bench.decode import Stopwatch
+from minicpm_mlc.bench.decode import Row, Stopwatch
 from minicpm_mlc.bench.roofline import Limits
-from minicpm_mlc.bench.speed_report import SpeedRow
-from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.registry import read_config_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 vs_llama, sides, shapes = (
@@ -28,12 +27,12 @@ COMPARISON = vs_llama.Comparison(
     "python bench/vs_llama.py",
     {
         "minicpm-mlc": [
-            SpeedRow("prefill", 0, 8, (50.0,)),
-            SpeedRow("decode", 0, 8, (10.0, 30.0, 20.0), 20.0),
+            Row("prefill", 0, 8, (50.0,)),
+            Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0),
         ],
         "llama.cpp": [
-            SpeedRow("prefill", 0, 8, (100.0,)),
-            SpeedRow("decode", 0, 8, (10.0, 40.0, 90.0), 10.0),
+            Row("prefill", 0, 8, (100.0,)),
+            Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0),
         ],
     },
 )
@@ -128,7 +127,7 @@ SHAPES = [("MiniCPM4-0.5B", None, True), ("MiniCPM4.1-8B", 4, False), ("MiniCPM5
 def test_a_shape_reads_back_from_its_config(tmp_path, preset, layers, sparse):
     config = shapes.shape(preset, layers, sparse)
     source = shapes.write_source(config, tmp_path)
-    assert ModelConfig.from_folder(source) == config
+    assert read_config_folder(source) == config
     assert layers is None or config.num_layers == layers
     assert (config.sparse is not None) == (sparse or "8B" in preset)
 

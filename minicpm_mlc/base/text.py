@@ -1,4 +1,4 @@
-"""Tables of text cells, for a terminal and for Markdown; the first line is the head."""
+"""Sizes in bytes, and tables of text cells whose first line is their head."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
     head, *body = ("| " + " | ".join(line) + " |" for line in cells)
     rule = "|---" + "|--:" * (len(cells[0]) - 1) + "|"
     return "\n".join([head, rule, *body])
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

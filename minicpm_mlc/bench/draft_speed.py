@@ -12,7 +12,8 @@ import tvm
 
 from minicpm_mlc.bench.timing import compiled, medians
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.parameters import Precision, layer_parameters
+from minicpm_mlc.compile.model.registry import draft_config_like, eagles
+from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.formats.kv import F16
@@ -22,6 +23,7 @@ from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import CpuTarget
 
+KIND = "eagle2"
 SCHEME = SCHEMES["w4"]
 ROWS = 4  # nodes of a level: draft_top_k by default
 REPEATS = 15
@@ -38,8 +40,8 @@ def measure_draft_speed(config: ModelConfig, size: int) -> dict[str, Any]:
     threads = physical_cores()
     use_threads(threads)
     hidden, precision = config.hidden_size, Precision(SCHEME, SCHEME, F16)
-    shapes = [(p.rows, p.columns) for p in layer_parameters(config, "", "", precision) if p.columns]
-    layer = [_product(n, k) for n, k in [(hidden, 2 * hidden), *shapes]]
+    eagle = eagles()[KIND].part(draft_config_like(config, KIND), precision)
+    layer = [_product(w.rows, w.columns) for _, w in eagle.weights() if w.columns]
     heads = [_product(n, hidden) for n in (config.vocab_size, size)]
     levels = [lambda head=head: [run() for run in (*layer, head)] for head in heads]
     seconds = medians([*heads, *levels], REPEATS)

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.quantize import Scheme, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
 from minicpm_mlc.compile.writer import BundleWriter
@@ -24,6 +24,9 @@ from minicpm_mlc.ops.formats.packing import (
     packed_scales_shape,
     packed_shape,
 )
+
+if TYPE_CHECKING:  # a checkpoint is checked against parameters
+    from minicpm_mlc.compile.checkpoint import Checkpoint
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks

@@ -19,10 +19,10 @@ from typing import IO
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import system_of
 from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
 from minicpm_mlc.compile.package_readme import readme
-from minicpm_mlc.inspect.describe import human_bytes
 
 PLATFORMS = {
     "android": "android",

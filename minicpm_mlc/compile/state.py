@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.bundle.state import StateEntry, Table, bytes_per, pool_places
 from minicpm_mlc.compile.config.model_config import LayerConfig
-from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
 from minicpm_mlc.ops.formats.kv import KVFormat
 
 Pool = TypeVar("Pool")
