@@ -17,7 +17,6 @@ from test_ops_rope import inv_freq
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.bundle.manifest import KV_STORAGE
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
@@ -40,6 +39,7 @@ from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
 from minicpm_mlc.ops.cpu.top_k import top_k_definition
 from minicpm_mlc.ops.formats.kv import bfloat16_bits, key_shape, read_definition
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 from minicpm_mlc.targets import get_target
 
@@ -123,8 +123,10 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
     """Operators that read packed weights."""
     for name in SCHEMES:
         for n, k, residual in ((33, 96, False), (80, 1056, True), (160, 256, False)):
-            stored, exact, fmt = packed(name, n, k, seed=n)
-            kernel = Kernel("linear", name, (n, k, fmt), (("residual", residual), ("scale", 0.25)))
+            stored, exact, scheme = packed(name, n, k, seed=n)
+            kernel = Kernel(
+                "linear", name, (n, k, scheme), (("residual", residual), ("scale", 0.25))
+            )
             for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
                 expected = np.pad(
@@ -136,12 +138,12 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
                     [x, *stored, *([added] if residual else []), empty(*expected.shape)],
                     expected,
                 )
-        stored, exact, fmt = packed(name, 67, 96, seed=1)
+        stored, exact, scheme = packed(name, 67, 96, seed=1)
         for n in rng.choice(ROWS, 4, replace=False).tolist():
             ids = rng.integers(0, 67, n).astype(np.int32)
             expected = embed_definition(ids, exact, 12.0)
             yield Case(
-                Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)),
+                Kernel("embed", name, (67, 96, scheme), (("scale", 12.0),)),
                 [ids, *stored, empty(n, 96)],
                 expected,
             )
@@ -151,20 +153,22 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
     """Operators on activations rounded to int8."""
     if (dot := get_target("cpu").int8_dot) is None:
         return
-    for name in ("w4", "w8"):
+    for name in (name for name in SCHEMES if SCHEMES[name].takes_int8):
         for n, k, residual in ((33, 96, False), (80, 1056, True)):
-            arrays, exact, fmt = stored(name, n, k)
-            zero, options = DOTS[dot].zero(fmt), (("residual", residual), ("scale", 0.25))
+            arrays, exact, scheme = stored(name, n, k)
+            factor, options = DOTS[dot].factor(scheme), (("residual", residual), ("scale", 0.25))
             for m in (1, *rng.choice(ROWS[1:], 4, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
-                words, out = words_of(x, zero), empty(m, k // 32, WORDS, dtype="int32")
-                yield Case(Kernel("quantize_rows", name, (k, fmt)), [x, out], words, 0)
+                words, out = words_of(x, factor), empty(m, k // 32, WORDS, dtype="int32")
+                yield Case(Kernel("quantize_rows", name, (k, scheme)), [x, out], words, 0)
                 expected = np.pad(
                     linear_int8_definition(x, exact, added if residual else None, 0.25),
                     ((0, 0), (0, -n % 16)),
                 )
                 arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
-                yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
+                yield Case(
+                    Kernel("linear_int8", name, (n, k, scheme), options), arguments, expected
+                )
 
 
 def angles(rng: np.random.Generator) -> Iterator[Case]:

@@ -21,7 +21,7 @@ from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
 from minicpm_mlc.compile.model.minicpm import MiniCPM
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check

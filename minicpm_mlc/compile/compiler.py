@@ -26,9 +26,9 @@ from minicpm_mlc.compile.convert import Param, convert, stored_bytes
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
 from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token, pool_layout
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.inspect.describe import context_lengths, human_bytes
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.targets import Target, get_target
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -193,7 +193,7 @@ def _precision(
     schemes = (SCHEMES[scheme], SCHEMES[embedding_scheme])
     kv_dtype = _kv_dtype(kv or ("f32" if scheme == "f32" else "f16"))
     return Precision(
-        *schemes, kv_dtype, _activations(activations, any(s.kind == "int" for s in schemes), target)
+        *schemes, kv_dtype, _activations(activations, any(s.takes_int8 for s in schemes), target)
     )
 
 

@@ -7,10 +7,11 @@ from math import prod
 
 import numpy as np
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE, WEIGHT_LAYOUTS, key_rows
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE, key_rows
 from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig
 from minicpm_mlc.compile.convert import Param
-from minicpm_mlc.compile.quantize import SCHEMES, Scheme
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 SEGMENTS = 4  # of 16 tokens in a page
 
@@ -27,9 +28,15 @@ class Precision:
     kv_dtype: str
     activations: str = "f32"
 
-    def layout(self, scheme: Scheme) -> str:
-        """How weights of a scheme are interleaved (ops/formats/packing.py)."""
-        return WEIGHT_LAYOUTS[self.activations if scheme.kind == "int" else "f32"]
+    @property
+    def matrices(self) -> Scheme:
+        """How linears are stored, laid out for the activations."""
+        return self.linear.beside(self.activations)
+
+    @property
+    def tables(self) -> Scheme:
+        """How the embedding and the head are stored, laid out for the activations."""
+        return self.embedding.beside(self.activations)
 
 
 def parameters(config: ModelConfig, precision: Precision) -> list[Param]:
@@ -80,7 +87,7 @@ def layer_parameters(
 def matrix(
     name: str, sources: tuple[str, ...], rows: int, columns: int, precision: Precision
 ) -> Param:
-    return Param(name, sources, rows, columns, precision.linear, precision.layout(precision.linear))
+    return Param(name, sources, rows, columns, precision.matrices)
 
 
 def vector(name: str, source: str, width: int) -> Param:
@@ -89,9 +96,7 @@ def vector(name: str, source: str, width: int) -> Param:
 
 def table_parameter(name: str, source: str, rows: int, columns: int, precision: Precision) -> Param:
     """An embedding or a head."""
-    return Param(
-        name, (source,), rows, columns, precision.embedding, precision.layout(precision.embedding)
-    )
+    return Param(name, (source,), rows, columns, precision.tables)
 
 
 def pool_layout(config: LayerConfig, kv_dtype: str) -> dict[str, tuple[list[int], str]]:

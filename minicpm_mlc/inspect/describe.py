@@ -12,7 +12,7 @@ from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
-SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 SHORTEST = 1024  # tokens, the first line of a memory table
 
 
@@ -101,11 +101,11 @@ def _forecast(config: Any) -> dict[str, Any]:
     """
     from minicpm_mlc.compile.convert import stored_bytes
     from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
-    from minicpm_mlc.compile.quantize import SCHEMES as ALL
+    from minicpm_mlc.ops.formats.weights import SCHEMES
 
     weights = {
-        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16")))
-        for name in SCHEMES
+        name: stored_bytes(parameters(config, Precision(SCHEMES[name], SCHEMES[name], "float16")))
+        for name in COMPARED
     }
     config = replace(config, sparse=config.sparse_attention)
     per_token = pool_bytes_per_token(config, "float16")

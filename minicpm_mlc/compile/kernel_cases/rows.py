@@ -53,10 +53,10 @@ def rms_norm(_: Any, hidden: int, eps: float, scale: float = 1.0) -> Iterator[Sa
     yield new([x, weight], rms_norm_definition(x.array(), weight.array(), eps, scale))
 
 
-def rms_norm_int8(kernels: Any, hidden: int, eps: float, fmt: Any) -> Iterator[Sample]:
+def rms_norm_int8(kernels: Any, hidden: int, eps: float, scheme: Any) -> Iterator[Sample]:
     x, weight = _normed(hidden)
     yield quantized(
-        [x, weight], rms_norm_definition(x.array(), weight.array(), eps), kernels.zero(fmt)
+        [x, weight], rms_norm_definition(x.array(), weight.array(), eps), kernels.sum_factor(scheme)
     )
 
 
@@ -79,27 +79,27 @@ def top_k(_: Any, vocab: int, k: int) -> Iterator[Sample]:
     yield Sample(ELEMENTWISE, [logits], expected)
 
 
-def quantize_rows(kernels: Any, columns: int, fmt: Any) -> Iterator[Sample]:
+def quantize_rows(kernels: Any, columns: int, scheme: Any) -> Iterator[Sample]:
     x = rows(2, columns)
-    yield quantized([x], x.array(), kernels.zero(fmt))
+    yield quantized([x], x.array(), kernels.sum_factor(scheme))
 
 
 def quantized(
-    inputs: list[Tiled], answer: np.ndarray, zero: int, width: int | None = None
+    inputs: list[Tiled], answer: np.ndarray, factor: int, width: int | None = None
 ) -> Sample:
     """A sample of a kernel that writes rows `answer` as int8 activations, repeated to `width`
     columns.
     """
-    values = word_values(words_of(answer, zero)).astype(np.float32)
+    values = word_values(words_of(answer, factor)).astype(np.float32)
     shape = (len(answer), (width or answer.shape[1]) // 32, values.shape[-1])
     return Sample(ROUNDED, inputs, [Expected(len(inputs), Tiled(values, shape), words=True)])
 
 
-def words_of(x: np.ndarray, zero: int) -> np.ndarray:
+def words_of(x: np.ndarray, factor: int) -> np.ndarray:
     """What quantize_rows writes, by its definition, int32 [m, groups, 10]."""
     values, scale = quantize_rows_definition(x.astype(np.float32))
     groups = values.reshape(len(x), -1, 32)
-    correction = -zero * groups.sum(-1, dtype=np.int32)
+    sums = factor * groups.sum(-1, dtype=np.int32)
     return np.concatenate(
-        [groups.view(np.int32), scale.view(np.int32)[..., None], correction[..., None]], -1
+        [groups.view(np.int32), scale.view(np.int32)[..., None], sums[..., None]], -1
     )

@@ -22,7 +22,6 @@ from minicpm_mlc.compile.model.minicpm import (
     tree_specs,
 )
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.ops.formats.weights import WeightFormat
 from minicpm_mlc.targets.cpu import CpuKernels
 
 
@@ -40,9 +39,7 @@ class DraftingMiniCPM(MiniCPM):
         stored: Precision,
     ) -> None:
         super().__init__(kernels, config, precision)
-        fmt, head_fmt = (
-            WeightFormat.of(s, stored.layout(s)) for s in (stored.linear, stored.embedding)
-        )
+        fmt, head_fmt = stored.matrices, stored.tables
         self.draft_config = draft
         self.draft = (Eagle3 if draft.kind == EAGLE3 else Eagle2)(
             kernels, draft, fmt, stored.kv_dtype

@@ -16,7 +16,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.minicpm import Batch, Layer, Linear, RMSNorm, call
-from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets.cpu import CpuKernels
 
 
@@ -35,7 +35,7 @@ class Eagle2(nn.Module):
     """The layer and what is before it; pools are those of one layer."""
 
     def __init__(
-        self, kernels: CpuKernels, config: DraftConfig, fmt: WeightFormat, kv_dtype: str
+        self, kernels: CpuKernels, config: DraftConfig, fmt: Scheme, kv_dtype: str
     ) -> None:
         hidden = config.hidden_size
         self.width, self.concat = hidden, kernels.concat(hidden, 2)

@@ -23,23 +23,23 @@ from minicpm_mlc.compile.parameters import Precision, pool_layout
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
-from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
+from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets.cpu import CpuKernels
 
 
 class Weight(nn.Module):
     """A packed [rows, columns] matrix."""
 
-    def __init__(self, rows: int, columns: int, fmt: WeightFormat) -> None:
-        self.weight = nn.Parameter(fmt.weight_shape(rows, columns), fmt.dtype)
-        if fmt.group:
-            self.scale = nn.Parameter(fmt.scale_shape(rows, columns), fmt.scale_dtype)
+    def __init__(self, rows: int, columns: int, fmt: Scheme) -> None:
+        tensors = fmt.tensors(rows, columns)
+        self.names = [tensor.name for tensor in tensors]
+        for tensor in tensors:
+            setattr(self, tensor.name, nn.Parameter(tensor.shape, tensor.dtype))
 
-    def stored(self) -> tuple[Tensor, Tensor]:
-        """Weight and scales as kernels take them; without scales, the weight stands in their
-        place.
-        """
-        return self.weight, getattr(self, "scale", self.weight)
+    def stored(self) -> list[Tensor]:
+        """The stored tensors as kernels take them."""
+        return [getattr(self, name) for name in self.names]
 
 
 class Linear(Weight):
@@ -50,7 +50,7 @@ class Linear(Weight):
         kernels: CpuKernels,
         rows: int,
         columns: int,
-        fmt: WeightFormat,
+        fmt: Scheme,
         *,
         scale: float = 1.0,
         residual: bool = False,
@@ -75,7 +75,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) * weight, quantised where linears of the format `into` want it so."""
 
     def __init__(
-        self, kernels: CpuKernels, config: LayerConfig, into: WeightFormat | None = None
+        self, kernels: CpuKernels, config: LayerConfig, into: Scheme | None = None
     ) -> None:
         self.weight = nn.Parameter((config.hidden_size,), "float32")
         shape = (config.hidden_size, config.rms_norm_eps)
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         self,
         kernels: CpuKernels,
         config: LayerConfig,
-        fmt: WeightFormat,
+        fmt: Scheme,
         kv_dtype: str,
         inputs: int | None = None,
     ) -> None:
@@ -243,7 +243,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(silu(gate) * up)."""
 
-    def __init__(self, kernels: CpuKernels, config: LayerConfig, fmt: WeightFormat) -> None:
+    def __init__(self, kernels: CpuKernels, config: LayerConfig, fmt: Scheme) -> None:
         self.width, self.int8 = config.intermediate_size, fmt.int8
         shape = (2 * self.width, config.hidden_size, fmt)
         if fmt.int8:
@@ -268,7 +268,7 @@ class Layer(nn.Module):
     """One decoder layer."""
 
     def __init__(
-        self, kernels: CpuKernels, config: LayerConfig, fmt: WeightFormat, kv_dtype: str
+        self, kernels: CpuKernels, config: LayerConfig, fmt: Scheme, kv_dtype: str
     ) -> None:
         self.input_norm = RMSNorm(kernels, config, fmt)
         self.attention = Attention(kernels, config, fmt, kv_dtype)
@@ -288,9 +288,7 @@ class MiniCPM(nn.Module):
 
     def __init__(self, kernels: CpuKernels, config: ModelConfig, precision: Precision) -> None:
         self.config, self.kv_dtype = config, precision.kv_dtype
-        table_format, fmt = (
-            WeightFormat.of(s, precision.layout(s)) for s in (precision.embedding, precision.linear)
-        )
+        table_format, fmt = precision.tables, precision.matrices
         table = (kernels, config.vocab_size, config.hidden_size, table_format)
         self.embedding = Linear(*table, scale=config.logit_scale)  # the head too, if they are tied
         layers: list[Any] = [
