@@ -10,12 +10,13 @@ import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
 
 ATTENTION = click.Choice(["auto", "dense", "sparse"])
-SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
+SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
 SPECULATE = click.Choice(["auto", "off", "eagle", "ngram", "draft"])
 ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
 PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])

@@ -15,7 +15,6 @@ from test_ops_linear import packed
 from test_ops_linear_int8 import stored, words_of
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.build import build, has_kernel
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
@@ -33,6 +32,7 @@ from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.formats.kv import F16, F32, KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.operator import Operator, all_records
 from minicpm_mlc.ops.samples import Draw, Sample
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
@@ -114,8 +114,10 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
     """Operators that read packed weights."""
     for name in SCHEMES:
         for n, k, residual in ((33, 96, False), (80, 1056, True), (160, 256, False)):
-            stored, exact, fmt = packed(name, n, k, seed=n)
-            kernel = Kernel("linear", name, (n, k, fmt), (("residual", residual), ("scale", 0.25)))
+            stored, exact, scheme = packed(name, n, k, seed=n)
+            kernel = Kernel(
+                "linear", name, (n, k, scheme), (("residual", residual), ("scale", 0.25))
+            )
             for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
                 expected = np.pad(
@@ -127,12 +129,12 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
                     [x, *stored, *([added] if residual else []), empty(*expected.shape)],
                     expected,
                 )
-        stored, exact, fmt = packed(name, 67, 96, seed=1)
+        stored, exact, scheme = packed(name, 67, 96, seed=1)
         for n in rng.choice(ROWS, 4, replace=False).tolist():
             ids = rng.integers(0, 67, n).astype(np.int32)
             expected = embed_definition(ids, exact, 12.0)
             yield Case(
-                Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)),
+                Kernel("embed", name, (67, 96, scheme), (("scale", 12.0),)),
                 [ids, *stored, empty(n, 96)],
                 expected,
             )
@@ -142,20 +144,22 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
     """Operators on activations rounded to int8."""
     if (dot := get_target("cpu").int8_dot) is None:
         return
-    for name in ("w4", "w8"):
+    for name in (name for name in SCHEMES if SCHEMES[name].takes_int8):
         for n, k, residual in ((33, 96, False), (80, 1056, True)):
-            arrays, exact, fmt = stored(name, n, k)
-            zero, options = DOTS[dot].zero(fmt), (("residual", residual), ("scale", 0.25))
+            arrays, exact, scheme = stored(name, n, k)
+            factor, options = DOTS[dot].factor(scheme), (("residual", residual), ("scale", 0.25))
             for m in (1, *rng.choice(ROWS[1:], 4, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
-                words, out = words_of(x, zero), empty(m, k // 32, WORDS, dtype="int32")
-                yield Case(Kernel("quantize_rows", name, (k, fmt)), [x, out], words, 0)
+                words, out = words_of(x, factor), empty(m, k // 32, WORDS, dtype="int32")
+                yield Case(Kernel("quantize_rows", name, (k, scheme)), [x, out], words, 0)
                 expected = np.pad(
                     linear_int8_definition(x, exact, added if residual else None, 0.25),
                     ((0, 0), (0, -n % 16)),
                 )
                 arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
-                yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
+                yield Case(
+                    Kernel("linear_int8", name, (n, k, scheme), options), arguments, expected
+                )
 
 
 def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.ndarray:

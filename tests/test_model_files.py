@@ -23,7 +23,8 @@ from minicpm_mlc.compile.model.registry import (
     read_config,
 )
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.ops.formats.kv import F16
+from minicpm_mlc.ops.formats.weights import SCHEMES
 
 TINY = tiny_config("MiniCPM5-1B", num_layers=1)
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -100,7 +101,7 @@ def test_a_key_is_refused_by_models_that_do_not_declare_it():
 
 
 def test_a_tree_of_parts_names_every_weight_and_what_it_is_made_of():
-    precision = Precision(SCHEMES["w4"], SCHEMES["w8"], "float16")
+    precision = Precision(SCHEMES["w4"], SCHEMES["w8"], F16)
     tied = tiny_config("MiniCPM4-0.5B", num_layers=1)
     found = {p.name: p for p in build_model(tied, precision).parameters()}
     assert list(found) == [
@@ -122,7 +123,7 @@ def test_a_tree_of_parts_names_every_weight_and_what_it_is_made_of():
 
 
 def test_a_heads_tensors_stand_behind_the_bases_under_a_prefix():
-    precision = Precision(SCHEMES["f16"], SCHEMES["f16"], "float16")
+    precision = Precision(SCHEMES["f16"], SCHEMES["f16"], F16)
     for kind in eagles():
         draft = draft_config_like(TINY, kind)
         names = [

@@ -23,8 +23,8 @@ from minicpm_mlc.compile.model.kernels import Kernels
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.pipeline import export
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.formats.kv import F16
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check

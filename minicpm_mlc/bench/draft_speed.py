@@ -14,10 +14,9 @@ from minicpm_mlc.bench.timing import compiled, medians
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import draft_config_like, eagles
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.formats.kv import F16
-from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
+from minicpm_mlc.ops.formats.weights import LANES, SCHEMES
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
@@ -56,20 +55,17 @@ def _saved(whole: float, listed: float) -> dict[str, float]:
 def _product(n: int, k: int) -> Callable[[], Any]:
     """One product of ROWS rows with n x k weights. Its speed doesn't depend on the numbers."""
     target = CpuTarget.of("native")
-    fmt = WeightFormat.of(SCHEME, "rows16x4" if target.int8_dot else "rows16")
-    linear = target.kernels.linear_int8 if fmt.int8 else target.kernels.linear
-    run = compiled(linear(n, k, fmt))
+    scheme = SCHEME.beside("int8" if target.int8_dot else "f32")
+    linear = target.kernels.linear_int8 if scheme.int8 else target.kernels.linear
+    run = compiled(linear(n, k, scheme))
     x = (
         _filled(quantized_shape(ROWS, k), "int32", 0)
-        if fmt.int8
+        if scheme.int8
         else _filled((ROWS, k), "float32", 0)
     )
-    weights, scales = (
-        _filled(fmt.weight_shape(n, k), fmt.dtype, 1),
-        _filled(fmt.scale_shape(n, k), fmt.scale_dtype, 1),
-    )
+    weight = [_filled(tensor.shape, tensor.dtype, 1) for tensor in scheme.tensors(n, k)]
     out = _filled((ROWS, -(-n // LANES) * LANES), "float32", 0)
-    return lambda: run(x, weights, scales, out)
+    return lambda: run(x, *weight, out)
 
 
 def _filled(shape: tuple[int, ...], dtype: str, number: int) -> Any:

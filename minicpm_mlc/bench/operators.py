@@ -262,16 +262,11 @@ def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Ca
 def _linear(
     args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
 ) -> tuple[str, Cost]:
-    """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise
-    the weight is its own.
-    """
-    weight, scale, out = shapes[1], shapes[2], shapes[-1]
-    integer = weight != scale
-    weights = math.prod(scale) * 32 if integer else math.prod(weight)
-    bytes_moved = sum(sizes) - (0 if integer else sizes[2])
-    rows, outputs = out[0], weight[0] * ROWS
+    """x, the weight's tensors, ..., output. x is float32 [m, k], or words [m, k / 32, 10]."""
     int8 = str(args[0].dtype) == "int32"
-    return f"{weights // outputs} -> {outputs}", Cost(bytes_moved, 2 * rows * weights, int8)
+    inputs, outputs = shapes[0][1] * (32 if int8 else 1), shapes[1][0] * ROWS
+    operations = 2 * shapes[0][0] * inputs * outputs
+    return f"{inputs} -> {outputs}", Cost(sum(sizes), operations, int8)
 
 
 def _attention_operations(shapes: list[tuple[int, ...]], pools: set[int], pages: int) -> int:

@@ -51,7 +51,7 @@ class Manifest:
     in ABI order.
 
     `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is
-    how those weights are interleaved (ops/formats/packing.py), the layout that the library was
+    how those weights are interleaved (ops/formats/weights/packing.py), the layout that the library was
     compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of the
     features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`) it
     proposes after each row, and its own state table. `state` is the model's (bundle/state.py).

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
-from minicpm_mlc.compile.quantize import Scheme
 from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,12 @@ class Precision:
     kv: KVFormat
     activations: str = "f32"
 
-    def layout(self, scheme: Scheme) -> str:
-        """How weights of a scheme are interleaved (ops/formats/packing.py)."""
-        return WEIGHT_LAYOUTS[self.activations if scheme.kind == "int" else "f32"]
+    @property
+    def matrices(self) -> Scheme:
+        """How linears are stored, laid out for the activations."""
+        return self.linear.beside(self.activations)
+
+    @property
+    def tables(self) -> Scheme:
+        """How the embedding and the head are stored, laid out for the activations."""
+        return self.embedding.beside(self.activations)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES, Scheme
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets import Target
 
 
@@ -18,7 +19,7 @@ def choose_precision(
     linear = _scheme("", scheme)
     embedding = _scheme("", embedding_scheme or scheme)
     stored = _kv_format(kv or ("f32" if scheme == "f32" else "f16"))
-    integers = any(s.kind == "int" for s in (linear, embedding))
+    integers = any(s.takes_int8 for s in (linear, embedding))
     return Precision(linear, embedding, stored, _activations(activations, integers, target))
 
 

@@ -17,7 +17,7 @@ from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
-SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
 class NotFoundError(MiniCPMError):
@@ -106,13 +106,15 @@ def _forecast(config: ModelConfig) -> dict[str, Any]:
     from minicpm_mlc.compile.convert import stored_bytes
     from minicpm_mlc.compile.model.registry import build_model, count_parameters, sparse_settings
     from minicpm_mlc.compile.parameters import Precision
-    from minicpm_mlc.compile.quantize import SCHEMES as ALL
     from minicpm_mlc.compile.state import attention_state, bytes_per_token
     from minicpm_mlc.ops.formats.kv import F16
+    from minicpm_mlc.ops.formats.weights import SCHEMES
 
     weights = {
-        name: stored_bytes(build_model(config, Precision(ALL[name], ALL[name], F16)).parameters())
-        for name in SCHEMES
+        name: stored_bytes(
+            build_model(config, Precision(SCHEMES[name], SCHEMES[name], F16)).parameters()
+        )
+        for name in COMPARED
     }
     config = replace(config, sparse=sparse_settings(config))
     per_token = bytes_per_token(attention_state(config, F16))

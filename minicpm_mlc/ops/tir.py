@@ -1,21 +1,34 @@
-"""TVM's script builder as `T`, and the types of what it builds. TVM is loaded at first use, so that
-records and formats can be read without it.
+"""TVM's script builder `T`, imported when a kernel is built: what only describes a format can then
+be imported without TVM.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+Expr = Any  # a TIR expression; TVM's own union type says no more than this
+Buffer = Any  # a TIR buffer, or one of float16 seen as float32 (ops/gpu/half.py)
 
 if TYPE_CHECKING:
     from tvm.script import tirx as T
 else:
 
-    class _Lazy:
+    class _ScriptBuilder:
+        """The module tvm.script.tirx, which it imports for the first name that it is asked for."""
+
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("tvm.script.tirx"), name)
+            from tvm.script import tirx
 
-    T = _Lazy()
+            return getattr(tirx, name)
 
-Expr = Any  # a TIR expression; TVM's own union type says no more than this
-Buffer = Any  # a TIR buffer, or what stands for one
+    T = _ScriptBuilder()
+
+
+def typed(dtype: str, lanes: int) -> str:
+    """The dtype of a vector of so many lanes; one lane is a scalar."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """The scalar in every lane; one lane is a scalar."""
+    return value if lanes == 1 else T.broadcast(value, lanes)

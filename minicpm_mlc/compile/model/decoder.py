@@ -61,7 +61,7 @@ class Decoder(Part):
             {source: self.config.vocab_size},
             self.config.hidden_size,
             scale=self.config.logit_scale,
-            scheme=self.plan.precision.embedding,
+            scheme=self.plan.precision.tables,
         )
 
     def prefill(
@@ -201,7 +201,7 @@ class Decoder(Part):
         """Embeddings f32[n, hidden], scaled."""
         c = self.config
         kernel = self.plan.kernels.embed(
-            c.vocab_size, c.hidden_size, self.embedding.format, scale=c.scale_emb
+            c.vocab_size, c.hidden_size, self.embedding.scheme, scale=c.scale_emb
         )
         args = [token_ids, *self.embedding.stored()]
         return call(kernel, "embed", args, (token_ids.shape[0], c.hidden_size))

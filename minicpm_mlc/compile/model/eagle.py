@@ -53,7 +53,7 @@ class Eagle(Part):
             {source: self.config.vocab_size},
             self.config.hidden_size,
             scale=self.config.logit_scale,
-            scheme=self.plan.precision.embedding,
+            scheme=self.plan.precision.tables,
         )
 
     def features(self, states: list[Tensor], norm: RMSNorm) -> list[Tensor]:

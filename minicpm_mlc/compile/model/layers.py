@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from minicpm_mlc.compile.model.calls import call, call_in_place, call_words
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
-from minicpm_mlc.compile.quantize import Scheme
-from minicpm_mlc.ops.formats.packing import LANES
+from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -47,7 +47,7 @@ class Linear(Weight):
         kernels = self.plan.kernels
         linear = kernels.linear_int8 if self.int8 else kernels.linear
         kernel = linear(
-            self.rows, self.columns, self.format, residual=self.residual, scale=self.scale
+            self.rows, self.columns, self.scheme, residual=self.residual, scale=self.scale
         )
         if self.int8 and x.dtype == "float32":
             x = self.quantized(x)
@@ -56,7 +56,7 @@ class Linear(Weight):
 
     def quantized(self, x: Tensor) -> Tensor:
         """x float32 [n, columns] as int8 weights take it."""
-        kernel = self.plan.kernels.quantize_rows(self.columns, self.format)
+        kernel = self.plan.kernels.quantize_rows(self.columns, self.scheme)
         return call_words(kernel, "quantize_rows", [x], x.shape[0], self.columns)
 
 
@@ -73,7 +73,7 @@ class RMSNorm(Vector):
         kernels = self.plan.kernels
         shape = (self.rows, self.plan.config.rms_norm_eps)
         if self.quantising:
-            kernel = kernels.rms_norm_int8(*shape, self.plan.format)
+            kernel = kernels.rms_norm_int8(*shape, self.plan.scheme)
             return call_words(kernel, "rms_norm_int8", [x, self.values], x.shape[0], self.rows)
         return call(kernels.rms_norm(*shape), "rms_norm", [x, self.values], x.shape)
 
@@ -197,7 +197,7 @@ class MLP(Part):
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
         if self.plan.int8:
-            kernel = kernels.linear_swiglu_int8(width, self.gate_up.columns, self.gate_up.format)
+            kernel = kernels.linear_swiglu_int8(width, self.gate_up.columns, self.gate_up.scheme)
             args = [x, *self.gate_up.stored()]
             return call_words(kernel, "linear_swiglu_int8", args, x.shape[0], width)
         args = [self.gate_up(x)]

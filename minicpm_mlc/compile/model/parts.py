@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
 from minicpm_mlc.compile.config.model_config import LayerConfig
 from minicpm_mlc.compile.convert import Param, stored_tensors
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES, Scheme
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets.cpu import CpuKernels
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Parameter, Tensor
-
-    from minicpm_mlc.ops.formats.weights import WeightFormat
 
 PARAMETER_DTYPES = {"bfloat16": "uint16"}  # of stored dtypes that kernels read by their bits
 
@@ -45,19 +43,14 @@ class Plan:
         return self.target_kernels
 
     @property
-    def layout(self) -> str:
-        """How the rows of linears are interleaved (ops/formats/packing.py)."""
-        return self.precision.layout(self.precision.linear)
+    def scheme(self) -> Scheme:
+        """How linears are stored."""
+        return self.precision.matrices
 
     @property
     def int8(self) -> bool:
         """Whether linears meet inputs that are rounded to int8."""
-        return self.layout == WEIGHT_LAYOUTS["int8"]
-
-    @property
-    def format(self) -> WeightFormat:
-        """How kernels read the weights of linears."""
-        return _weight_format(self.precision.linear, self.layout)
+        return self.scheme.int8
 
 
 class Part:
@@ -115,37 +108,27 @@ class Weight(Part):
         self.plan = plan
         self.sources = sources
         self.columns = columns
-        self.scheme = scheme or plan.precision.linear
+        self.scheme = scheme or plan.scheme
 
     @property
     def rows(self) -> int:
         return sum(self.sources.values())
 
     @property
-    def layout(self) -> str:
-        """How its rows are interleaved (ops/formats/packing.py)."""
-        return self.plan.precision.layout(self.scheme)
-
-    @property
     def int8(self) -> bool:
         """Whether it meets inputs that are rounded to int8."""
-        return self.layout == WEIGHT_LAYOUTS["int8"]
-
-    @property
-    def format(self) -> WeightFormat:
-        """How kernels read it."""
-        return _weight_format(self.scheme, self.layout)
+        return self.scheme.int8
 
     def weights(self, path: str = "") -> Iterator[tuple[str, Weight]]:
         yield path, self
 
     def param(self, name: str) -> Param:
         """What is converted into it; `name` is its name in the library."""
-        return Param(name, tuple(self.sources), self.rows, self.columns, self.scheme, self.layout)
+        return Param(name, tuple(self.sources), self.rows, self.columns, self.scheme)
 
     @cached_property
     def tensors(self) -> list[Parameter]:
-        """Its values and, where the scheme has them, its scales, as the library takes them."""
+        """The tensors that its scheme stores, as the library takes them."""
         from tvm.relax.frontend.nn import Parameter
 
         return [
@@ -153,9 +136,9 @@ class Weight(Part):
             for stored in stored_tensors(self.param(""))
         ]
 
-    def stored(self) -> tuple[Tensor, Tensor]:
-        """Values and scales as kernels take them; without scales, the values stand in for them."""
-        return self.tensors[0], self.tensors[-1]
+    def stored(self) -> list[Tensor]:
+        """Its stored tensors, as kernels take them."""
+        return list(self.tensors)
 
 
 class Vector(Weight):
@@ -168,9 +151,3 @@ class Vector(Weight):
     def values(self) -> Tensor:
         """float32 [width]."""
         return self.tensors[0]
-
-
-def _weight_format(scheme: Scheme, layout: str) -> WeightFormat:
-    from minicpm_mlc.ops.formats.weights import WeightFormat  # imports TVM
-
-    return WeightFormat.of(scheme, layout)

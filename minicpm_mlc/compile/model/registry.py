@@ -22,8 +22,8 @@ from minicpm_mlc.compile.model.declaration import EagleDeclaration, ModelDeclara
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import DRAFT
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.formats.kv import F32
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.targets.cpu import CpuKernels
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], F32)  # published names depend on none
