@@ -18,7 +18,8 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
+from minicpm_mlc.compile.kernel_cases import _SAMPLES, kernel_cases
+from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.pipeline import export
@@ -98,18 +99,18 @@ def test_one_wrong_number_anywhere_is_found(bundle, library):
 def test_every_kernel_of_a_library_has_cases(device, scheme):
     target = get_target(device)
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
-    kernels = RecordedKernels(target.kernels)
+    kernels = Kernels(target.traits, target.kernels)
     precision = Precision(SCHEMES[scheme], SCHEMES[scheme], "float16", activations)
     config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
-    module, _ = export(build_model(config, precision, kernels=kernels))  # type: ignore[arg-type]
-    cases = kernels.cases(module)
+    module, _ = export(build_model(config, precision, kernels=kernels))
+    cases = kernel_cases(kernels, module)
     named = {
         variable.name_hint
         for variable, function in module.functions_items()
         if isinstance(function, tvm.tirx.PrimFunc)
     }
     assert {case.kernel for case in cases} == named
-    assert to_bytes(cases) == to_bytes(kernels.cases(module))
+    assert to_bytes(cases) == to_bytes(kernel_cases(kernels, module))
     assert len(to_bytes(cases)) < 800_000
 
 

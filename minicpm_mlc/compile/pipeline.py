@@ -18,7 +18,8 @@ from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.kernel_cases import RecordedKernels
+from minicpm_mlc.compile.kernel_cases import kernel_cases
+from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
@@ -53,11 +54,11 @@ class Program:
     module: tvm.IRModule
     params: list[str]
     target: Target
-    kernels: Any
+    kernels: Kernels
 
     def cases(self) -> list[Case]:
         """Calls to check each kernel with, and what comes out."""
-        return self.kernels.cases(self.module)
+        return kernel_cases(self.kernels, self.module)
 
     def write(self, folder: Path, prefix: str) -> None:
         """Lower it, and write the target's libraries into `folder`.
@@ -81,7 +82,9 @@ def build_program(
     to `prefill_chunk` rows.
     """
     rounding = precision.activations == "int8"
-    kernels: Any = RecordedKernels(target.kernels if rounding else target.kernels.exact())
+    traits = target.traits if rounding else target.traits.exact()
+    builders = target.kernels if rounding else target.kernels.exact()
+    kernels = Kernels(traits, builders)
     module, params = export(build_model(config, precision, draft, kernels))
     if isinstance(target, CpuTarget):
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)

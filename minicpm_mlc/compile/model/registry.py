@@ -11,7 +11,7 @@ import math
 import pkgutil
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.compile import model as package
@@ -23,7 +23,9 @@ from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import DRAFT
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.quantize import SCHEMES
-from minicpm_mlc.targets.cpu import CpuKernels
+
+if TYPE_CHECKING:
+    from minicpm_mlc.compile.kernels import Kernels  # imports TVM
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], "float32")  # published names depend on none
 Declared = TypeVar("Declared", ModelDeclaration, EagleDeclaration)
@@ -158,7 +160,7 @@ def build_model(
     config: ModelConfig,
     precision: Precision,
     draft: tuple[DraftConfig, Precision] | None = None,
-    kernels: CpuKernels | None = None,
+    kernels: Kernels | None = None,
 ) -> Decoder:
     """The model, with a draft head or without; without `kernels` it can be described, not run."""
     model = models()[config.model_type].part(config, precision, kernels)
