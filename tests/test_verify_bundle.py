@@ -19,7 +19,7 @@ from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_b
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.kernel_cases import _SAMPLES, kernel_cases
-from minicpm_mlc.compile.model.kernels import Kernels
+from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.pipeline import export
@@ -103,7 +103,7 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
     kernels = Kernels(target.traits, target.kernels)
     precision = Precision(SCHEMES[scheme], SCHEMES[scheme], F16, activations)
     config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
-    module, _ = export(build_model(config, precision, kernels=kernels))  # type: ignore[arg-type]
+    module, _ = export(build_model(config, precision, kernels=kernels))
     cases = kernel_cases(kernels, module)
     named = {
         variable.name_hint
@@ -146,7 +146,7 @@ def test_tokens_of_another_device_are_held_against_these(bundle, library, tmp_pa
 
 
 def test_the_command_names_what_is_wrong_and_ends_with_status_1(monkeypatch):
-    row = verify.Row("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
+    row = verify.OperatorResult("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
     report = VerifyReport(
         "MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {}
     )

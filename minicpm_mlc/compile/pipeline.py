@@ -19,8 +19,8 @@ from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.kernel_cases import kernel_cases
+from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.decoder import Decoder
-from minicpm_mlc.compile.model.kernels import Kernels
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
@@ -54,7 +54,7 @@ class Program:
     module: tvm.IRModule
     params: list[str]
     target: Target
-    kernels: Any
+    kernels: Kernels
 
     def cases(self) -> list[Case]:
         """Calls to check each kernel with, and what comes out."""
@@ -84,7 +84,7 @@ def build_program(
     rounding = precision.activations == "int8"
     traits = target.traits if rounding else target.traits.exact()
     builders = target.kernels if rounding else target.kernels.exact()
-    kernels: Any = Kernels(traits, builders)
+    kernels = Kernels(traits, builders)
     module, params = export(build_model(config, precision, draft, kernels))
     if isinstance(target, CpuTarget):
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)

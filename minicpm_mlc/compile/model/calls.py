@@ -31,15 +31,6 @@ def call_words(kernel: PrimFunc, name: str, args: list[Tensor], rows: Any, colum
     return call(kernel, name, args, quantized_shape(rows, columns), "int32")
 
 
-def call_several(
-    kernel: PrimFunc, name: str, args: list[Tensor], outputs: list[tuple[Shape, str]]
-) -> list[Tensor]:
-    """Calls a kernel that writes new tensors of these shapes and dtypes."""
-    from tvm.relax.frontend.nn import Tensor, op
-
-    return op.tensor_ir_op(kernel, name, args, [Tensor.placeholder(*out) for out in outputs])
-
-
 def call_in_place(
     kernel: PrimFunc,
     name: str,

@@ -20,11 +20,13 @@ from minicpm_mlc.compile.model.layers import Batch, Layer, Linear, Pools, RMSNor
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
-from minicpm_mlc.targets.cpu import CpuKernels
+from minicpm_mlc.ops.gather_rows import GatherRows
+from minicpm_mlc.ops.rope_angles import RopeAngles
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
+    from minicpm_mlc.compile.kernels import Kernels
     from minicpm_mlc.compile.model.eagle import Eagle
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -41,7 +43,7 @@ class Decoder(Part):
     layer_part: type[Layer] = Layer  # a model whose layers differ has its own
 
     def __init__(
-        self, config: ModelConfig, precision: Precision, kernels: CpuKernels | None = None
+        self, config: ModelConfig, precision: Precision, kernels: Kernels | None = None
     ) -> None:
         """Without `kernels` the model can be described, not run."""
         plan = Plan(config, precision, kernels)
@@ -192,9 +194,9 @@ class Decoder(Part):
     ) -> Batch:
         """What the layers of one call share, with RoPE's angles of its positions."""
         c = self.config
-        kernel = self.plan.kernels.rope_angles(c.head_dim, c.rope_attention_scale)
-        args = [positions, constant(c.inv_freq.astype(np.float32))]
-        cos_sin = call(kernel, "rope_angles", args, (positions.shape[0], c.head_dim))
+        angles = RopeAngles(c.head_dim, c.rope_attention_scale)
+        frequencies = constant(c.inv_freq.astype(np.float32))
+        cos_sin = self.plan.kernels(angles, positions, frequencies)
         return Batch(positions, cos_sin, slots, page_tables, decode, sparse, tree)
 
     def embedded(self, token_ids: Tensor) -> Tensor:
@@ -208,9 +210,7 @@ class Decoder(Part):
 
     def gathered(self, states: Tensor, rows: Tensor) -> Tensor:
         """Some rows of f32[n, hidden]."""
-        width = self.config.hidden_size
-        kernel = self.plan.kernels.gather_rows(width)
-        return call(kernel, "gather_rows", [states, rows], (rows.shape[0], width))
+        return self.plan.kernels(GatherRows(self.config.hidden_size), states, rows)
 
     def hidden(
         self, token_ids: Tensor, batch: Batch, pools: list[Tensor]

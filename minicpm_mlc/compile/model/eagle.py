@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.compile.config.draft_config import DraftConfig
-from minicpm_mlc.compile.model.calls import call_several
 from minicpm_mlc.compile.model.decoder import HEAD, Decoder
 from minicpm_mlc.compile.model.layers import Batch, Linear, Pools, RMSNorm
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
-from minicpm_mlc.targets.cpu import CpuKernels
+from minicpm_mlc.ops.top_k import TopK
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
+
+    from minicpm_mlc.compile.kernels import Kernels
 
 DRAFT = "draft/"  # what the names of its tensors begin with beside the base's
 
@@ -30,7 +31,7 @@ class Eagle(Part):
         self,
         config: DraftConfig,
         precision: Precision,
-        kernels: CpuKernels | None = None,
+        kernels: Kernels | None = None,
         at: str = "",
     ) -> None:
         """`at`: what the names of its tensors begin with. Without `kernels` it can be described,
@@ -133,6 +134,4 @@ class EagleCalls:
         """The likeliest tokens after each row, the likeliest first, and their log-probabilities."""
         c, x = self.draft.config, self.draft.before_head(hidden)
         logits = self.draft.head(x) if self.draft.head else self.base.logits(x)
-        shape = (hidden.shape[0], c.top_k)
-        kernel = self.base.plan.kernels.top_k(c.vocab_size, c.top_k)
-        return call_several(kernel, "top_k", [logits], [(shape, "int32"), (shape, "float32")])
+        return self.base.plan.kernels(TopK(c.vocab_size, c.top_k), logits)

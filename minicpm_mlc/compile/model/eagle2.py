@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from minicpm_mlc.compile.config.draft_config import take_same
 from minicpm_mlc.compile.config.keys import Keys
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.model.calls import call
 from minicpm_mlc.compile.model.declaration import EagleDeclaration
 from minicpm_mlc.compile.model.eagle import Eagle
 from minicpm_mlc.compile.model.layers import Batch, Layer, Linear, Pools, RMSNorm
 from minicpm_mlc.compile.model.parts import Plan, Vector
+from minicpm_mlc.ops.concat import Concat
+from minicpm_mlc.ops.repeat_row import RepeatRow
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -32,8 +33,7 @@ class Bias(Vector):
 
     def __call__(self, n: Any) -> Tensor:
         """float32 [n, width]."""
-        kernel = self.plan.kernels.repeat_row(self.rows)
-        return call(kernel, "repeat_row", [self.values], (n, self.rows))
+        return self.plan.kernels(RepeatRow(self.rows), self.values, n=n)
 
 
 class Eagle2(Eagle):
@@ -54,10 +54,9 @@ class Eagle2(Eagle):
         return features
 
     def __call__(self, embedded: Tensor, hidden: Tensor, pools: Pools, batch: Batch) -> Tensor:
-        n, width = embedded.shape[0], self.config.hidden_size
         pair = [self.embedding_norm(embedded), self.hidden_norm(hidden)]
-        bias = [self.bias(n)] if self.bias else []
-        joined = call(self.plan.kernels.concat(width, 2), "concat", pair, (n, 2 * width))
+        bias = [self.bias(embedded.shape[0])] if self.bias else []
+        joined = self.plan.kernels(Concat(self.config.hidden_size, 2), *pair)
         return self.layer(self.fc(joined, *bias), pools, batch, [])
 
     def before_head(self, hidden: Tensor) -> Tensor:

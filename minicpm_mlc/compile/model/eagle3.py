@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.compile.config.keys import Keys
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.model.calls import call
 from minicpm_mlc.compile.model.declaration import EagleDeclaration
 from minicpm_mlc.compile.model.eagle import Eagle
 from minicpm_mlc.compile.model.layers import MLP, Attention, Batch, Linear, Pools, RMSNorm
 from minicpm_mlc.compile.model.parts import Plan
+from minicpm_mlc.ops.concat import Concat
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -56,9 +56,7 @@ class Eagle3(Eagle):
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         """Rows of f32[n, hidden] side by side."""
-        width = self.config.hidden_size
-        kernel = self.plan.kernels.concat(width, len(parts))
-        return call(kernel, "concat", parts, (parts[0].shape[0], len(parts) * width))
+        return self.plan.kernels(Concat(self.config.hidden_size, len(parts)), *parts)
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from minicpm_mlc.compile.model.calls import call, call_in_place, call_words
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.swiglu import Swiglu
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -75,7 +77,7 @@ class RMSNorm(Vector):
         if self.quantising:
             kernel = kernels.rms_norm_int8(*shape, self.plan.scheme)
             return call_words(kernel, "rms_norm_int8", [x, self.values], x.shape[0], self.rows)
-        return call(kernels.rms_norm(*shape), "rms_norm", [x, self.values], x.shape)
+        return kernels(RmsNorm(*shape), x, self.values)
 
 
 Pools = dict[str, "Tensor"]  # one layer's, by their names in the state table
@@ -200,8 +202,7 @@ class MLP(Part):
             kernel = kernels.linear_swiglu_int8(width, self.gate_up.columns, self.gate_up.scheme)
             args = [x, *self.gate_up.stored()]
             return call_words(kernel, "linear_swiglu_int8", args, x.shape[0], width)
-        args = [self.gate_up(x)]
-        return call(kernels.swiglu(width), "swiglu", args, (x.shape[0], width))
+        return kernels(Swiglu(width), self.gate_up(x))
 
 
 class Layer(Part):

@@ -17,10 +17,11 @@ from minicpm_mlc.compile.convert import Param, stored_tensors
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
-from minicpm_mlc.targets.cpu import CpuKernels
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Parameter, Tensor
+
+    from minicpm_mlc.compile.kernels import Kernels
 
 PARAMETER_DTYPES = {"bfloat16": "uint16"}  # of stored dtypes that kernels read by their bits
 
@@ -34,10 +35,10 @@ class Plan:
 
     config: LayerConfig
     precision: Precision
-    target_kernels: CpuKernels | None = None
+    target_kernels: Kernels | None = None
 
     @property
-    def kernels(self) -> CpuKernels:
+    def kernels(self) -> Kernels:
         """The operators of the target. Raises AssertionError where there are none."""
         assert self.target_kernels is not None, "parts built without kernels can't be run"
         return self.target_kernels

@@ -11,7 +11,7 @@ import math
 import pkgutil
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.compile import model as package
@@ -24,7 +24,9 @@ from minicpm_mlc.compile.model.eagle import DRAFT
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.kv import F32
 from minicpm_mlc.ops.formats.weights import SCHEMES
-from minicpm_mlc.targets.cpu import CpuKernels
+
+if TYPE_CHECKING:
+    from minicpm_mlc.compile.kernels import Kernels  # imports TVM
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], F32)  # published names depend on none
 Declared = TypeVar("Declared", ModelDeclaration, EagleDeclaration)
@@ -159,7 +161,7 @@ def build_model(
     config: ModelConfig,
     precision: Precision,
     draft: tuple[DraftConfig, Precision] | None = None,
-    kernels: CpuKernels | None = None,
+    kernels: Kernels | None = None,
 ) -> Decoder:
     """The model, with a draft head or without; without `kernels` it can be described, not run."""
     model = models()[config.model_type].part(config, precision, kernels)
