@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minicpm_mlc.ops.gpu.half import HalfBuffer
 from minicpm_mlc.ops.tir import Buffer
 
 
@@ -19,6 +18,8 @@ class GpuTraits:
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
+        from minicpm_mlc.ops.gpu.half import HalfBuffer  # imports TVM
+
         return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
 
     def exact(self) -> GpuTraits:
