@@ -4,6 +4,7 @@ path.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -52,7 +53,7 @@ def behind(tree: Tree, family: Family) -> Sequence:
     means = sequence.k_means.copy()
     means[sequence.page_table[tree.base // 64], :, tree.base % 64 // 16 :] = np.nan
     means[sequence.page_table[tree.base // 64 + 1 :]] = np.nan
-    return Sequence(sequence.k_pages, sequence.v_pages, means, sequence.page_table, sequence.tokens)
+    return replace(sequence, k_means=means)
 
 
 def tree_attention(
