@@ -1,5 +1,5 @@
-"""The command line: one command per verb, no logic. Only click and the errors are imported before a
-verb runs.
+"""The command line: one command per verb, no logic. Only click, the choices and the errors are
+imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from typing import Any
 import click
 
 from minicpm_mlc import __version__
+from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import MiniCPMError
 
-ATTENTION = click.Choice(["auto", "dense", "sparse"])
-SCHEMES = click.Choice(["f32", "f16", "bf16", "w8", "w4"])
-SPECULATE = click.Choice(["auto", "off", "eagle", "ngram", "draft"])
-ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
-PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])
-KV = click.Choice(["f32", "f16", "bf16", "int8"])
+ATTENTION = click.Choice(choices.ATTENTION)
+SCHEMES = click.Choice(choices.WEIGHT_SCHEMES)
+KV = click.Choice(choices.KV_FORMATS)
+SPECULATE = click.Choice(choices.SPECULATE)
 
 
 class Numbers(click.ParamType):
@@ -34,7 +33,7 @@ class Numbers(click.ParamType):
 
 
 class Commands(click.Group):
-    """Turns errors that a user can mend into one line and status 1, and Ctrl-C into status 130."""
+    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -90,7 +89,7 @@ def main() -> None:
 )
 @click.option(
     "--activations",
-    type=ACTIVATIONS,
+    type=click.Choice(choices.ACTIVATIONS),
     default="auto",
     help="What meets w4 and w8 weights; auto is int8 where fast.",
 )
@@ -100,7 +99,7 @@ def main() -> None:
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
 @click.option(
     "--attention",
-    type=click.Choice(["auto", "dense"]),
+    type=click.Choice(choices.COMPILED_ATTENTION),
     default="auto",
     help="dense leaves out sparse kernels.",
 )
@@ -139,10 +138,10 @@ def compile_command(
     **options: Any,
 ) -> None:
     """Compile the checkpoint folder SOURCE into a bundle."""
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
 
-    with progress() as report:
+    with show_progress() as report:
         result = compile_model(
             source,
             scheme=quant,
@@ -191,10 +190,10 @@ def _rpc(command: Any) -> Any:
 def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
     if rpc is None and key is None:
         return None
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.rpc.client import connect
 
-    with progress() as report:
+    with show_progress() as report:
         return connect(rpc, key, bundles, report)
 
 
@@ -415,11 +414,11 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
 
     Status 1 and the operator's name if one is wrong.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
     remote = _remote(rpc, key, bundle)
-    with progress() as report:
+    with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
     click.echo(result.json() if as_json else result.plain())
     result.raise_if_failed()
@@ -452,7 +451,13 @@ def rpc_server(**options: Any) -> None:
     **_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip")
 )
 @click.argument("bundle", type=click.Path())
-@click.option("--for", "platform", type=PLATFORMS, required=True, help="Where it will run.")
+@click.option(
+    "--for",
+    "platform",
+    type=click.Choice(choices.PACKAGE_PLATFORMS),
+    required=True,
+    help="Where it will run.",
+)
 @click.option(
     "-o",
     "--out",
@@ -463,10 +468,10 @@ def package(bundle: str, platform: str, out: str | None) -> None:
     """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each
     time.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile.package import package_bundle
 
-    with progress() as report:
+    with show_progress() as report:
         result = package_bundle(bundle, platform, out, report)
     click.echo(result)
 
@@ -548,10 +553,10 @@ def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_
     Prints how much of the text held out they cover, and what the list saves a draft head on this
     machine's CPU.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.inspect.frspec_build import as_text, build_and_time
 
-    with progress() as report:
+    with show_progress() as report:
         result = build_and_time(text, size, tokenizer, out, report)
     _print(result, as_text, as_json)
 

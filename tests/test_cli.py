@@ -18,6 +18,7 @@ import minicpm_mlc.bench.decode
 import minicpm_mlc.compile
 import minicpm_mlc.runtime_py.device_check
 import minicpm_mlc.runtime_py.engine
+from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.base.progress import Bars
 from minicpm_mlc.bundle.manifest import Manifest
@@ -71,6 +72,13 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Example: minicpm-mlc") == len(VERBS)
+
+
+def test_the_formats_that_options_offer_are_those_that_exist() -> None:
+    from minicpm_mlc.bundle.manifest import KV_DTYPES
+    from minicpm_mlc.compile.quantize import SCHEMES
+
+    assert choices.WEIGHT_SCHEMES == tuple(SCHEMES) and choices.KV_FORMATS == tuple(KV_DTYPES)
 
 
 def test_verbs_are_listed_in_the_order_of_use() -> None:

@@ -4,7 +4,6 @@ on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.base.files import cache_file, remember
+from minicpm_mlc.base.files import cache_file, read_json, remember, sha256_of
 from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
 
 FORMAT = 1  # layout of the bundle folder
@@ -44,6 +43,7 @@ WEIGHT_LAYOUTS = {
     "f32": "rows16",
     "int8": "rows16x4",
 }  # of integer weights, by the activations that meet them
+SHORTEST_CONTEXT = 1024  # tokens, the first line of a memory table
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
 REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
@@ -124,6 +124,14 @@ class Manifest:
         )
 
 
+def context_lengths(longest: int) -> list[int]:
+    """The lines of a memory table, in tokens: 1024, 2048, ... and the longest."""
+    lengths = []
+    while SHORTEST_CONTEXT << len(lengths) < longest:
+        lengths.append(SHORTEST_CONTEXT << len(lengths))
+    return [*lengths, longest]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle that was checked: its folder and its manifest."""
@@ -169,13 +177,9 @@ def _read(folder: Path) -> Any:
             f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder"
         )
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
+        return read_json(folder / MANIFEST, BundleError, REPAIR)
     except FileNotFoundError:
         raise BundleError(_not_a_bundle(folder)) from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / MANIFEST} isn't JSON ({error}); {REPAIR}") from None
-    except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} can't be read: {error.strerror}") from None
 
 
 def _not_a_bundle(folder: Path) -> str:
@@ -274,18 +278,10 @@ def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
 
 def _check_hashes(bundle: Bundle) -> None:
     for name, entry in bundle.manifest.files.items():
-        if _sha256(bundle.path / name) != entry["sha256"]:
+        if sha256_of(bundle.path / name) != entry["sha256"]:
             raise BundleError(
                 f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _verified_file(bundle: Bundle) -> Path:

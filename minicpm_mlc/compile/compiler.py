@@ -5,18 +5,26 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.base.choices import ACTIVATIONS, COMPILED_ATTENTION
 from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.base.files import read_json
+from minicpm_mlc.base.progress import Progress, no_progress
+from minicpm_mlc.base.text import any_of, human_bytes
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
-from minicpm_mlc.bundle.manifest import KV_DTYPES, PAGE_SIZE, WEIGHT_LAYOUTS, Manifest
+from minicpm_mlc.bundle.manifest import (
+    KV_DTYPES,
+    PAGE_SIZE,
+    WEIGHT_LAYOUTS,
+    Manifest,
+    context_lengths,
+)
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.config.draft_config import DraftConfig
@@ -28,10 +36,7 @@ from minicpm_mlc.compile.mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
 from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token, pool_layout
 from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.inspect.describe import context_lengths, human_bytes
 from minicpm_mlc.targets import Target, get_target
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 PREFILL_CHUNK = 512  # tokens: enough to reach the kernels' peak, small enough for the caches
 SCORE_BYTES = (
@@ -86,7 +91,7 @@ def compile_model(
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> CompileResult:
     """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
     bundle.
@@ -99,7 +104,6 @@ def compile_model(
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes.
     """
-    report = progress or (lambda stage, done, total: None)
     config, checkpoint, folder = _open(source, random_weights)
     head = _draft(draft, config, frspec)
     longest = _positive("--context", context, config.max_position_embeddings)
@@ -125,13 +129,11 @@ def compile_model(
     with BundleWriter(
         path, need_bytes=result.weights + LIBRARY_BYTES, overwrite=overwrite
     ) as bundle:
-        names = convert(
-            params, checkpoint, bundle, progress=lambda done, total: report("weights", done, total)
-        )
-        report("library", 0, 1)
+        names = convert(params, checkpoint, bundle, progress=progress)
+        progress("library", 0, 1)
         drafting = (head.config, stored) if head else None
         _add_library(bundle, config, precision, target, manifest, names, drafting)
-        report("library", 1, 1)
+        progress("library", 1, 1)
         _add_companions(bundle, folder, manifest)
         if head:
             bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
@@ -168,9 +170,9 @@ def _sparse(config: ModelConfig, attention: str, longest: int) -> SparseConfig |
     """What to compile in for up to `longest` tokens: "auto" is what the model was trained for,
     "dense" nothing.
     """
-    if attention not in ("auto", "dense"):
+    if attention not in COMPILED_ATTENTION:
         raise CompileError(
-            f"--attention {attention}: choose auto or dense; a chat can force sparse attention"
+            f"--attention {attention}: choose {any_of(COMPILED_ATTENTION)}; a chat can force sparse attention"
         )
     sparse = config.sparse_attention if attention == "auto" else None
     if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):
@@ -204,8 +206,8 @@ def _kv_dtype(wanted: str) -> str:
 
 
 def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
-    if wanted not in ("auto", "int8", "f32"):
-        raise CompileError(f"--activations {wanted}: choose auto, int8 or f32")
+    if wanted not in ACTIVATIONS:
+        raise CompileError(f"--activations {wanted}: choose {any_of(ACTIVATIONS)}")
     if wanted == "int8" and not integer_weights:
         raise CompileError(
             "--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32"
@@ -345,7 +347,11 @@ def _add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifes
     )
     for name, path in present.items():
         bundle.add_file(name, path)
-    contents = {name: _read_json(path) for name, path in present.items() if name.endswith(".json")}
+    contents = {
+        name: read_json(path, CheckpointError, "download it again")
+        for name, path in present.items()
+        if name.endswith(".json")
+    }
     config, generation = (
         contents.get(name, {}) for name in ("config.json", "generation_config.json")
     )
@@ -360,10 +366,3 @@ def _npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from None

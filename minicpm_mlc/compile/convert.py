@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.quantize import Scheme, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
@@ -27,8 +28,6 @@ from minicpm_mlc.ops.formats.packing import (
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ def convert(
     checkpoint: Checkpoint,
     bundle: BundleWriter,
     *,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     threads: int | None = None,
 ) -> list[str]:
     """Quantise, pack and write every parameter into `bundle`; returns the stored names in the
     library's ABI order.
 
-    `progress(done, total)` counts stored bytes. Same input, same bytes, whatever `threads`.
+    `progress` counts stored bytes of the stage "weights". Same input, same bytes, whatever `threads`.
     """
     for param in params:
         _check_sources(param, checkpoint)
@@ -102,15 +101,14 @@ class _Counter:
     """Passes chunks through and reports how many bytes went by."""
 
     total: int
-    progress: Progress | None
+    progress: Progress
     done: int = 0
 
     def watch(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for chunk in chunks:
             yield chunk
             self.done += chunk.nbytes
-            if self.progress:
-                self.progress(self.done, self.total)
+            self.progress("weights", self.done, self.total)
 
 
 def _check_sources(param: Param, checkpoint: Checkpoint) -> None:

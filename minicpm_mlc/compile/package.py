@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO
 
 from minicpm_mlc.base.errors import BundleError, CompileError
-from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.files import BLOCK_BYTES, write_whole
+from minicpm_mlc.base.progress import Progress, no_progress
+from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import system_of
 from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
 from minicpm_mlc.compile.package_readme import readme
-from minicpm_mlc.inspect.describe import human_bytes
 
 PLATFORMS = {
     "android": "android",
@@ -36,10 +37,7 @@ LICENSED = (
     "apache-tvm",
     "apache-tvm-ffi",
 )  # what the library is made with and run by
-BLOCK = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Reader:
     def __init__(self, file: IO[bytes], read: Callable[[int], None]) -> None:
         self._file, self._digest, self._read = file, hashlib.sha256(), read
 
-    def read(self, size: int = BLOCK) -> bytes:
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
         block = self._file.read(size)
         self._digest.update(block)
         self._read(len(block))
@@ -86,7 +84,7 @@ class Reader:
 
 
 def package_bundle(
-    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None
+    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress = no_progress
 ) -> str:
     """Write the archive, which `out` calls .zip or .tar; returns what was written, in words.
 
@@ -112,7 +110,7 @@ def package_bundle(
     def count(size: int) -> None:
         nonlocal done
         done += size
-        if progress and size:
+        if size:
             progress("package", done, total)
 
     try:

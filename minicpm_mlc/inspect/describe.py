@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
+from minicpm_mlc.base.text import human_bytes, plain_table
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, context_lengths
 
 SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
-SHORTEST = 1024  # tokens, the first line of a memory table
 
 
 class NotFoundError(MiniCPMError):
@@ -122,18 +122,8 @@ def _facts(model: dict[str, Any]) -> dict[str, Any]:
     return model | {"rope_factors": f"{len(model['rope_factors'])} from {low:.4g} to {high:.4g}"}
 
 
-def context_lengths(longest: int) -> list[int]:
-    """1024, 2048, ... and the longest."""
-    lengths = []
-    while SHORTEST << len(lengths) < longest:
-        lengths.append(SHORTEST << len(lengths))
-    return [*lengths, longest]
-
-
 def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
-    from minicpm_mlc.base.text import plain_table
-
     lines = [f"{report['name']} ({report['kind']})"]
     for key, value in report.items():
         if key not in ("kind", "name", "model", "memory"):
@@ -159,12 +149,3 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:,}" if key == "parameters" else str(value)
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

@@ -7,8 +7,8 @@ import os
 import platform
 from typing import Any
 
+from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.inspect.describe import human_bytes
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name, physical_cores
 from minicpm_mlc.targets.cuda import ARCHS
 from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, has_compiler

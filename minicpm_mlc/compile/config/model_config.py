@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
+from minicpm_mlc.base.files import read_json
 from minicpm_mlc.compile.config.keys import Keys, read_fields
 from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT, longer_list
 
@@ -309,10 +310,8 @@ class ModelConfig:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path, ConfigError, "download it again")
     except FileNotFoundError:
         raise ConfigError(
             f"{path.parent} has no config.json; it is not a checkpoint folder"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read as JSON: {error}") from None
