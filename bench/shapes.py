@@ -16,8 +16,8 @@ from minicpm_mlc.compile.config.presets import PRESETS
 
 CONTEXT = 1 << 18  # tokens: no depth is refused, and RoPE's angles cost the same everywhere
 SAME_KEYS = """
-    vocab_size hidden_size intermediate_size head_dim rms_norm_eps rope_theta max_position_embeddings tie_word_embeddings
-    bos_token_id
+    vocab_size hidden_size intermediate_size head_dim rms_norm_eps rope_theta
+    max_position_embeddings tie_word_embeddings bos_token_id
 """
 LETTERS = [*string.ascii_lowercase, " "]
 NOT_PART_OF_WORDS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

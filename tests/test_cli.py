@@ -331,12 +331,11 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import minicpm_mlc.inspect.devices as devices
-    from minicpm_mlc.targets import DEVICES
+    from minicpm_mlc.targets import DEVICE_OPTIONS, base, cuda
 
     found = json.loads(run("devices", "--json").stdout)
     assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
-    assert [device["device"] for device in found["devices"]] == list(DEVICES)
+    assert [device["device"] for device in found["devices"]] == list(DEVICE_OPTIONS)
     shown = run("devices").stdout
     assert found["devices"][0]["native"] in shown and "sm_87       Jetson Orin" in shown
     for device in found["devices"]:
@@ -351,8 +350,8 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
         "one tensor         up to what the device reaches, 128.0 MiB or more" in shown
         and "; no subgroups" in shown
     )
-    monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
-    monkeypatch.setattr(devices, "has_compiler", lambda archs: False)
+    monkeypatch.setattr(base, "_installed", lambda name: name != "ziglang")
+    monkeypatch.setattr(cuda, "has_compiler", lambda archs: False)
     found = {
         device["device"]: device
         for device in json.loads(run("devices", "--json").stdout)["devices"]

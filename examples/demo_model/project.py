@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What the demo model says about the project, about itself, and to people who greet it.
 
 Each topic: questions (the last one is held out of training), the answer, and the words an answer

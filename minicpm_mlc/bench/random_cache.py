@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.manifest import SCALE_ROWS
 
 SCALE = 0.01  # of int8 keys and values
@@ -25,7 +26,8 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
     Raises BundleError where the cache isn't in this process's memory.
     """
     manifest, model = engine.manifest, engine._model
-    if (device := manifest.target["device"]) != "cpu":
+    device = manifest.target["device"]
+    if not DEVICE_RUNTIMES[device].in_process:
         raise BundleError(
             f"random numbers can't be written into the cache of {device}: --operators works for "
             "--device cpu alone, "

@@ -38,6 +38,7 @@ KV_STORAGE = {
 SCALE_ROWS = 4
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
+READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/peak.py)
 MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
 WEIGHT_LAYOUTS = {
     "f32": "rows16",

@@ -213,8 +213,7 @@ def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
             "--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32"
         )
     if wanted == "int8" and not target.int8_dot:
-        who = f"{target.cpu} has" if target.device == "cpu" else f"kernels for {target.device} have"
-        raise CompileError(f"--activations int8: {who} no int8 dot products; use --activations f32")
+        raise CompileError(f"--activations int8: {target.no_int8_dot}; use --activations f32")
     return "int8" if wanted != "f32" and integer_weights and target.int8_dot else "f32"
 
 

@@ -11,9 +11,8 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
-from minicpm_mlc.bench.roofline import READ_KERNEL
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
+from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.kernel_cases import RecordedKernels
@@ -23,7 +22,6 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.system_library import prefixed
 from minicpm_mlc.targets import Target
-from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.link import is_static
 
 PASSES = [
@@ -62,7 +60,7 @@ def build_library(
     base = (kernels, config, precision)
     model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
     module, params, *_ = model.export_tvm(spec=model.call_specs())
-    if isinstance(target, CpuTarget):
+    if target.has_read_kernel:
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)
     module = _bound(
         module,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -13,23 +12,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError
-from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
+from minicpm_mlc.runtime_py.tvm_device import load_device_runtime
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SMALL = 4096  # bytes that are sooner copied to a tensor than made one
 POOLED_ALLOCATOR = 2
-CPU = tvm_ffi.DLDeviceType.kDLCPU
-DEVICES = {
-    "cpu": CPU,
-    "cuda": tvm_ffi.DLDeviceType.kDLCUDA,
-    "metal": tvm_ffi.DLDeviceType.kDLMetal,
-    "opencl": tvm_ffi.DLDeviceType.kDLOpenCL,
-    "vulkan": tvm_ffi.DLDeviceType.kDLVulkan,
-}
+CPU = DEVICE_RUNTIMES["cpu"].dlpack
 EXISTS, NAME, DRIVER, TOTAL, FREE = 0, 5, 12, 14, 15  # TVM's numbers of a device's attributes
-MEND = (
+TRY_AGAIN = (
     "start the program again; if it fails again try a smaller --context, a newer driver, or "
     "compile for --device cpu"
 )
@@ -81,39 +74,19 @@ def open_memory(device: str) -> Memory:
     """The memory of a bundle's device. Raises BundleError when the device, its driver or its
     runtime is missing.
     """
-    if device == "cpu":
+    runtime = DEVICE_RUNTIMES[device]
+    if runtime.in_process:
         return HostMemory()
-    _load_runtime(device)
-    if not _attribute(DEVICES[device], EXISTS):
+    load_device_runtime(device)
+    if not _attribute(runtime.dlpack, EXISTS):
         raise BundleError(
             f"no {device} device was found; install its driver, or compile for --device cpu"
         )
-    return DeviceMemory(DEVICES[device])
+    return DeviceMemory(runtime.dlpack)
 
 
-def _attribute(device_type: Any, which: int) -> Any:
-    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(int(device_type), 0, which)
-
-
-def _load_runtime(device: str) -> None:
-    """TVM's wheel has a runtime for some devices; minicpm-mlc-native brings the others."""
-    api = f"device_api.{device}"
-    if tvm_ffi.get_global_func(api, allow_missing=True):
-        return
-    if device in tvm_device.NEEDS:
-        return tvm_device.load_device_runtime(device)
-    try:
-        importlib.import_module("minicpm_mlc_native").load()
-    except (ImportError, OSError) as error:
-        raise BundleError(
-            f"the runtime for {device} is missing ({error}); in a checkout, try: make native"
-        ) from error
-    if not tvm_ffi.get_global_func(api, allow_missing=True):
-        raise BundleError(
-            f"minicpm-mlc-native was built without {device}, whose headers were missing; "
-            "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall "
-            "--no-deps ./native"
-        )
+def _attribute(device_type: int, which: int) -> Any:
+    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device_type, 0, which)
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -196,8 +169,9 @@ def _is_aligned(array: np.ndarray) -> bool:
 class DeviceMemory:
     """Memory that only kernels see: everything is copied there and back."""
 
-    def __init__(self, device_type: Any) -> None:
-        self._type, self._device = device_type, tvm_ffi.device(int(device_type), 0)
+    def __init__(self, device_type: int) -> None:
+        """`device_type`: DLPack's number of the device's kind, whose runtime is loaded."""
+        self._type, self._device = device_type, tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -246,4 +220,4 @@ def _explained(said: str) -> str:
     after a semicolon.
     """
     said = re.sub(r"^Check failed: .* is false: ", "", said.strip())
-    return said if "; " in said else f"{said}; {MEND}"
+    return said if "; " in said else f"{said}; {TRY_AGAIN}"

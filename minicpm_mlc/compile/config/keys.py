@@ -44,17 +44,20 @@ HINTS = {"quantization_config": "; compile the unquantised checkpoint instead"}
 # Training, serialisation and generation settings: none of them changes a logit.
 HARMLESS = frozenset(
     """
-    auto_map transformers_version torch_dtype dtype initializer_range use_cache return_dict return_dict_in_generate
-    output_hidden_states output_attentions output_scores torchscript tokenizer_class pad_token_id sep_token_id
-    decoder_start_token_id cls_token_id unk_token_id prefix chunk_size_feed_forward cross_attention_hidden_size
-    is_decoder tie_encoder_decoder pruned_heads id2label label2id problem_type task_specific_params finetuning_task
-    attention_dropout attn_dropout hidden_dropout resid_dropout resid_pdrop embd_pdrop embd_dropout dropout
-    classifier_dropout attn_implementation attn_implementation_autoset use_flash_attn use_flash_attention_2
-    mup_denominator shift_labels keys_to_ignore_at_inference gradient_checkpointing unsloth_version unsloth_fixed
-    bad_words_ids begin_suppress_tokens suppress_tokens forced_bos_token_id forced_eos_token_id num_beams
-    num_beam_groups num_return_sequences do_sample early_stopping temperature top_k top_p typical_p
-    repetition_penalty length_penalty diversity_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size
-    exponential_decay_length_penalty max_length min_length remove_invalid_values tf_legacy_loss use_bfloat16
+    auto_map transformers_version torch_dtype dtype initializer_range use_cache return_dict
+    return_dict_in_generate output_hidden_states output_attentions output_scores torchscript
+    tokenizer_class pad_token_id sep_token_id decoder_start_token_id cls_token_id unk_token_id
+    prefix chunk_size_feed_forward cross_attention_hidden_size is_decoder tie_encoder_decoder
+    pruned_heads id2label label2id problem_type task_specific_params finetuning_task
+    attention_dropout attn_dropout hidden_dropout resid_dropout resid_pdrop embd_pdrop
+    embd_dropout dropout classifier_dropout attn_implementation attn_implementation_autoset
+    use_flash_attn use_flash_attention_2 mup_denominator shift_labels
+    keys_to_ignore_at_inference gradient_checkpointing unsloth_version unsloth_fixed
+    bad_words_ids begin_suppress_tokens suppress_tokens forced_bos_token_id forced_eos_token_id
+    num_beams num_beam_groups num_return_sequences do_sample early_stopping temperature top_k
+    top_p typical_p repetition_penalty length_penalty diversity_penalty
+    encoder_no_repeat_ngram_size no_repeat_ngram_size exponential_decay_length_penalty
+    max_length min_length remove_invalid_values tf_legacy_loss use_bfloat16
     """.split()
 )
 
