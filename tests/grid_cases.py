@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -13,35 +13,31 @@ from op_cases import nmse
 from sparse_cases import Family, make_queries
 from test_ops_linear import packed
 from test_ops_linear_int8 import stored, words_of
-from test_ops_rope import inv_freq
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.bundle.manifest import KV_STORAGE
 from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.ops.build import build, has_kernel
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.cpu.concat import concat_definition
 from minicpm_mlc.ops.cpu.embed import embed_definition
-from minicpm_mlc.ops.cpu.gather import gather_rows_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
 from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
-from minicpm_mlc.ops.cpu.norm import rms_norm_definition
 from minicpm_mlc.ops.cpu.path_means import path_means_definition
 from minicpm_mlc.ops.cpu.quantize_rows import WORDS
-from minicpm_mlc.ops.cpu.repeat_row import repeat_row_definition
-from minicpm_mlc.ops.cpu.rope import rope_angles_definition, rope_append_definition
+from minicpm_mlc.ops.cpu.rope import rope_append_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
-from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
-from minicpm_mlc.ops.cpu.top_k import top_k_definition
 from minicpm_mlc.ops.formats.kv import bfloat16_bits, key_shape, read_definition
+from minicpm_mlc.ops.operator import Operator, all_records
+from minicpm_mlc.ops.samples import Draw, Sample
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
-from minicpm_mlc.targets import get_target
+from minicpm_mlc.targets import Target, get_target
 
 ROWS = (1, 2, 3, 4, 7, 8, 9, 16, 33, 65)
 HEADS = [(4, 2, 64), (16, 1, 128)]  # heads, KV heads, head_dim: groups of 2 and 16
@@ -59,8 +55,33 @@ class Kernel:
     arguments: tuple[Any, ...]
     options: tuple[tuple[str, Any], ...] = ()
 
-    def build(self, kernels: Any) -> Any:
-        return getattr(kernels, self.operator)(*self.arguments, **dict(self.options))
+    def build(self, target: Target) -> Any:
+        return getattr(target.kernels, self.operator)(*self.arguments, **dict(self.options))
+
+    def is_there(self, target: Target) -> bool:
+        """Whether the target has such a kernel."""
+        return hasattr(target.kernels, self.operator)
+
+
+@dataclass(frozen=True)
+class RecordKernel:
+    """The same of an operator that has a record."""
+
+    record: Operator
+
+    @property
+    def operator(self) -> str:
+        return self.record.name
+
+    @property
+    def dtype(self) -> str:
+        return self.record.dtype_label
+
+    def build(self, target: Target) -> Any:
+        return build(self.record, target.traits)
+
+    def is_there(self, target: Target) -> bool:
+        return has_kernel(type(self.record), target.traits)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ class Case:
     else is said.
     """
 
-    kernel: Kernel
+    kernel: Kernel | RecordKernel
     arguments: list[np.ndarray]
     expected: np.ndarray
     allowed: float = 1e-11  # NMSE
@@ -88,35 +109,6 @@ def numbers(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.nda
 
 def empty(*shape: int, dtype: str = "float32") -> np.ndarray:
     return np.full(shape, np.nan if dtype == "float32" else -9, dtype)
-
-
-def rows(rng: np.random.Generator) -> Iterator[Case]:
-    """Operators on single rows."""
-    for width in (32, 96, 1056):
-        norm, swish, gather = (
-            Kernel(name, "f32", args)
-            for name, args in (
-                ("rms_norm", (width, 1e-6)),
-                ("swiglu", (width,)),
-                ("gather_rows", (width,)),
-            )
-        )
-        pair, triple = (Kernel("concat", "f32", (width, parts)) for parts in (2, 3))
-        repeat = Kernel("repeat_row", "f32", (width,))
-        for n in rng.choice(ROWS, 6, replace=False).tolist():
-            x, weight, gate_up = (
-                numbers(rng, n, width, scale=5),
-                numbers(rng, width),
-                numbers(rng, n, 2 * width, scale=4),
-            )
-            yield Case(norm, [x, weight, empty(n, width)], rms_norm_definition(x, weight, 1e-6))
-            yield Case(swish, [gate_up, empty(n, width)], swiglu_definition(gate_up))
-            places = rng.integers(0, n, 5).astype(np.int32)
-            yield Case(gather, [x, places, empty(5, width)], gather_rows_definition(x, places), 0)
-            parts = [numbers(rng, n, width) for _ in range(3)]
-            yield Case(pair, [*parts[:2], empty(n, 2 * width)], concat_definition(*parts[:2]), 0)
-            yield Case(triple, [*parts, empty(n, 3 * width)], concat_definition(*parts), 0)
-            yield Case(repeat, [weight, empty(n, width)], repeat_row_definition(weight, n), 0)
 
 
 def weights(rng: np.random.Generator) -> Iterator[Case]:
@@ -165,18 +157,6 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
                 )
                 arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
                 yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
-
-
-def angles(rng: np.random.Generator) -> Iterator[Case]:
-    for d in (64, 128):
-        for n in rng.choice(ROWS, 6, replace=False).tolist():
-            positions = rng.integers(0, 131072, n).astype(np.int32)
-            expected = rope_angles_definition(positions, inv_freq(d), 1.25)
-            yield Case(
-                Kernel("rope_angles", "f32", (d, 1.25)),
-                [positions, inv_freq(d), empty(n, d)],
-                expected,
-            )
 
 
 def stored_pools(
@@ -436,46 +416,46 @@ def selections(rng: np.random.Generator) -> Iterator[Case]:
             )
 
 
-def likeliest(rng: np.random.Generator) -> Iterator[Case]:
-    for vocab, k in ((100, 16), (1091, 8)):
-        for n in rng.choice(ROWS, 6, replace=False).tolist():
-            logits = np.pad(
-                numbers(rng, n, vocab, scale=4), ((0, 0), (0, -vocab % 16)), constant_values=1e6
-            )
-            logits[0, :vocab] = rng.integers(-1, 2, vocab)  # ties
-            ids, values = top_k_definition(logits[:, :vocab], k)
-            arguments = [logits, empty(n, k, dtype="int32"), empty(n, k)]
-            yield Case(
-                Kernel("top_k", "f32", (vocab, k)),
-                arguments,
-                np.concatenate([ids, values], 1),
-                1e-12,
-                both,
-            )
+def records_of(kind: type[Operator], rng: np.random.Generator) -> Iterator[Case]:
+    """An operator's own samples of all its variants."""
+    draw = Draw(whole=True)
+    draw.random = rng
+    for record in kind.variants():
+        for sample in record.samples(draw):
+            yield record_case(record, sample)
 
 
-def both(arguments: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arguments[-2:], 1)
+def record_case(record: Operator, sample: Sample) -> Case:
+    """A sample, and what counts of the definition's answer."""
+    inputs = [tiled.array() for tiled in sample.inputs]
+    if sample.outputs is None:
+        after = record.answers(inputs)
+    else:
+        after = [*inputs, *(tiled.array() for tiled in sample.outputs)]
+    outputs = [empty(*array.shape, dtype=str(array.dtype)) for array in after[len(inputs) :]]
+    expected = record.outcome(after)
+    kernel = RecordKernel(record)
+    return Case(kernel, [*inputs, *outputs], expected, record.grid_limit, record.outcome)
 
 
-FAMILIES = (
-    rows,
-    weights,
-    angles,
-    appends,
-    moves,
-    dense,
-    trees,
-    sparse,
-    sparse_trees,
-    selections,
-    likeliest,
-    integers,
-)
+FAMILIES = {
+    family.__name__: family
+    for family in (
+        weights,
+        appends,
+        moves,
+        dense,
+        trees,
+        sparse,
+        sparse_trees,
+        selections,
+        integers,
+    )
+} | {name: partial(records_of, kind) for name, kind in all_records().items()}
 
 
 @cache
 def all_cases() -> dict[str, list[Case]]:
     """By family; no int8 products where this machine's processor has none."""
     rng = np.random.default_rng(2026)
-    return {family.__name__: list(family(rng)) for family in FAMILIES}
+    return {name: list(family(rng)) for name, family in FAMILIES.items()}

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tvm
+
+from minicpm_mlc.ops.build import build
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.operator import Operator
+
+
+def cpu_kernel(operator: Operator, accumulators: int = 4, **traits: Any) -> tvm.tirx.PrimFunc:
+    """An operator's kernel for a CPU."""
+    return build(operator, CpuTraits(accumulators, **traits))
+
+
+def gpu_kernel(operator: Operator) -> tvm.tirx.PrimFunc:
+    """An operator's kernel for a GPU."""
+    return build(operator, GpuTraits())
 
 
 def compiled(func: tvm.tirx.PrimFunc) -> Callable[..., None]:

@@ -31,12 +31,12 @@ def devices_here() -> list[str]:
 
 def cases_of(device: str, family: str | None = None) -> list[Case]:
     """A family's cases, or all of them, of the operators that the device has."""
-    kernels, found = get_target(device).kernels, all_cases()
+    target, found = get_target(device), all_cases()
     return [
         case
         for name in ([family] if family else found)
         for case in found[name]
-        if hasattr(kernels, case.kernel.operator)
+        if case.kernel.is_there(target)
     ]
 
 
@@ -46,7 +46,7 @@ def calls_of(device: str) -> dict[Kernel, Callable[..., None]]:
     target, kernels = get_target(device), [case.kernel for case in cases_of(device)]
     named = {f"{kernel.operator}_{i}": kernel for i, kernel in enumerate(dict.fromkeys(kernels))}
     calls = compiled_together(
-        {name: kernel.build(target.kernels) for name, kernel in named.items()}, device
+        {name: kernel.build(target) for name, kernel in named.items()}, device
     )
     return {kernel: calls[name] for name, kernel in named.items()}
 

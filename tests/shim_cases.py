@@ -180,10 +180,7 @@ class Grid:
     def __init__(self, target: GpuTarget) -> None:
         self.target = target
         self.cases = [
-            c
-            for family in all_cases().values()
-            for c in family
-            if hasattr(target.kernels, c.kernel.operator)
+            c for family in all_cases().values() for c in family if c.kernel.is_there(target)
         ]
         self.kernels = list(dict.fromkeys(case.kernel for case in self.cases))
         self.operators = sorted({kernel.operator for kernel in self.kernels})
@@ -192,7 +189,7 @@ class Grid:
     def calls(self) -> dict[Any, Any]:
         """All in one library."""
         named = {f"{kernel.operator}_{i}": kernel for i, kernel in enumerate(self.kernels)}
-        funcs = {name: kernel.build(self.target.kernels) for name, kernel in named.items()}
+        funcs = {name: kernel.build(self.target) for name, kernel in named.items()}
         built = compiled_together(funcs, self.target.device, self.target)
         return {kernel: built[name] for name, kernel in named.items()}
 

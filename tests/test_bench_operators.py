@@ -26,7 +26,7 @@ from minicpm_mlc.bench.operators import (
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.ops.cpu.norm import rms_norm_int8
+from minicpm_mlc.ops.cpu.rms_norm import rms_norm_int8
 
 SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 

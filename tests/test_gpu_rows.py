@@ -7,17 +7,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gpu_cases import compiled, needs_opencl
-from op_cases import nmse
+from op_cases import gpu_kernel, nmse
 from test_ops_linear import packed
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import kernel, store, workgroups
 from minicpm_mlc.ops.gpu.linear import linear
 from minicpm_mlc.ops.gpu.peak import read_peak
-from minicpm_mlc.ops.gpu.rows import swiglu
+from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 
 pytestmark = needs_opencl
 
@@ -25,7 +24,7 @@ pytestmark = needs_opencl
 def test_swiglu_of_large_gates():
     gate_up = np.array([[-200, 200, -1e4, 88] + [1] * 4], np.float32)
     out = np.full((1, 4), np.nan, np.float32)
-    compiled(swiglu(4))(gate_up, out)
+    compiled(gpu_kernel(Swiglu(4)))(gate_up, out)
     assert nmse(out, swiglu_definition(gate_up)) < 1e-12
 
 

@@ -16,11 +16,11 @@ import pytest
 import tvm
 from driver_cases import built, in_new_process, lost, needs_cc
 from gpu_cases import DEVICE, compiled, needs_opencl
+from op_cases import gpu_kernel
 
 import minicpm_mlc.runtime_py.memory as memory
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.ops.cpu.norm import rms_norm_definition
-from minicpm_mlc.ops.gpu.rows import rms_norm
+from minicpm_mlc.ops.rms_norm import RmsNorm, rms_norm_definition
 from minicpm_mlc.targets import get_target
 
 
@@ -54,7 +54,7 @@ def test_memory_for_the_engine_is_the_devices():
 
 @needs_opencl
 def test_threads_share_a_kernel():
-    call = compiled(rms_norm(256, 1e-6))
+    call = compiled(gpu_kernel(RmsNorm(256, 1e-6)))
     inputs = [np.random.default_rng(i).standard_normal((i + 1, 256), np.float32) for i in range(32)]
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -142,7 +142,9 @@ for _ in range(2):
 def library() -> Iterator[Path]:
     """A library with one kernel, RMSNorm of 64 numbers."""
     target = get_target("opencl")
-    module = tvm.IRModule({"main": rms_norm(64, 1e-6).with_attr("global_symbol", "main")})
+    module = tvm.IRModule(
+        {"main": gpu_kernel(RmsNorm(64, 1e-6)).with_attr("global_symbol", "main")}
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "norm.so"
         target.export(

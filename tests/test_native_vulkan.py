@@ -21,11 +21,12 @@ import tvm
 from conftest import VALIDATED
 from driver_cases import failing, in_new_process, needs_cc
 from gpu_cases import device_named
+from op_cases import cpu_kernel
 from tvm.script import tirx as T
 
 import minicpm_mlc.runtime_py.memory as memory
-from minicpm_mlc.ops.cpu.swiglu import swiglu
 from minicpm_mlc.ops.gpu.kernel import kernel, workgroups
+from minicpm_mlc.ops.swiglu import Swiglu
 from minicpm_mlc.targets import get_target
 from minicpm_mlc.targets.vulkan.artifact import CONSTANT
 
@@ -256,7 +257,8 @@ def test_a_module_comes_back_from_its_bytes(compiled: Compiled, tmp_path: Path):
     assert module.kind == "vulkan"
     target = get_target("cpu")
     host = tvm.compile(
-        tvm.IRModule({"main": swiglu(16).with_attr("global_symbol", "main")}), target.tvm_target()
+        tvm.IRModule({"main": cpu_kernel(Swiglu(16)).with_attr("global_symbol", "main")}),
+        target.tvm_target(),
     )
     host.mod.import_module(module)
     host.export_library(str(tmp_path / "again.so"), fcompile=target.link)

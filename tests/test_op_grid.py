@@ -12,7 +12,7 @@ TABLE = Path(__file__).parents[1] / "docs" / "support.md"
 
 
 @pytest.mark.usefixtures("vulkan_silent")
-@pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_operators_equal_their_definitions(device: str, family: str):
     if device not in devices_here():

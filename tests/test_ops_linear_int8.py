@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
@@ -15,7 +15,6 @@ from minicpm_mlc.ops.cpu.embed import embed, embed_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
-from minicpm_mlc.ops.cpu.norm import rms_norm, rms_norm_int8
 from minicpm_mlc.ops.cpu.quantize_rows import (
     CORRECTION,
     SCALE,
@@ -24,8 +23,10 @@ from minicpm_mlc.ops.cpu.quantize_rows import (
     quantized_shape,
     rounded_rows_definition,
 )
+from minicpm_mlc.ops.cpu.rms_norm import rms_norm_int8
 from minicpm_mlc.ops.formats.packing import pack, pack_scales
 from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.ops.rms_norm import RmsNorm
 from minicpm_mlc.targets.cpu import INT8_DOTS, CpuTarget
 
 FEATURES = CpuTarget.of("native").features
@@ -86,7 +87,7 @@ def test_quantize_rows_equals_its_definition_bit_by_bit(zero):
 
 @pytest.mark.parametrize("zero", [0, 8])
 def test_a_norm_that_quantises_equals_the_two_steps(zero):
-    two, one = compiled(rms_norm(96, 1e-6)), compiled(rms_norm_int8(96, 1e-6, zero))
+    two, one = compiled(cpu_kernel(RmsNorm(96, 1e-6))), compiled(rms_norm_int8(96, 1e-6, zero))
     weight = np.random.default_rng(1).standard_normal(96, dtype=np.float32)
     for m in (1, 9, 40):
         x = 5 * np.random.default_rng(m).standard_normal((m, 96), dtype=np.float32)

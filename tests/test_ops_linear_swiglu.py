@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from test_ops_linear_int8 import HERE, stored, words_of
 
 from minicpm_mlc.base.errors import CompileError
@@ -19,7 +19,7 @@ from minicpm_mlc.ops.cpu.linear_swiglu import (
     linear_swiglu_int8_definition,
 )
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
-from minicpm_mlc.ops.cpu.swiglu import swiglu, swiglu_definition
+from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
 ROWS = [
@@ -53,7 +53,7 @@ def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_ex
     call, arrays, weights, fmt, zero = fused(intermediate, k, name, dot)
     product, activate = (
         compiled(linear_int8(2 * intermediate, k, fmt, dot)),
-        compiled(swiglu(intermediate)),
+        compiled(cpu_kernel(Swiglu(intermediate))),
     )
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)

@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
-from minicpm_mlc.ops.cpu.rope import (
-    rope_angles,
-    rope_angles_definition,
-    rope_append,
-    rope_append_definition,
-)
+from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
+from minicpm_mlc.ops.rope_angles import RopeAngles, rope_angles_definition
 
 FAMILIES = [(16, 2, 64, "float16"), (4, 4, 128, "float32")]
 
@@ -52,7 +48,7 @@ def test_angles_match_definition_up_to_128k(head_dim: int):
     positions = np.concatenate(
         [np.arange(130), np.random.default_rng(0).integers(0, 131072, 200)]
     ).astype(np.int32)
-    call = compiled(rope_angles(head_dim, attention_scale=1.25))
+    call = compiled(cpu_kernel(RopeAngles(head_dim, attention_scale=1.25)))
     for n in (1, 2, 64, 330):
         out = np.zeros((n, head_dim), np.float32)
         call(positions[-n:], inv_freq(head_dim), out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_cases import compiled
+from op_cases import compiled, cpu_kernel
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.top_k import top_k, top_k_definition
+from minicpm_mlc.ops.top_k import TopK, top_k_definition
 
 
 def run(logits: np.ndarray, vocab: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +16,7 @@ def run(logits: np.ndarray, vocab: int, k: int) -> tuple[np.ndarray, np.ndarray]
     wide = np.full((n, padded), 1e6, np.float32)
     wide[:, :vocab] = logits
     ids, values = np.full((n, k), -1, np.int32), np.full((n, k), np.nan, np.float32)
-    compiled(top_k(vocab, k))(wide, ids, values)
+    compiled(cpu_kernel(TopK(vocab, k)))(wide, ids, values)
     return ids, values
 
 
@@ -53,4 +53,4 @@ def test_flat_and_certain_distributions(scale: float) -> None:
 
 def test_too_many_tokens_are_refused() -> None:
     with pytest.raises(CompileError, match="top_k of 5 tokens from a vocabulary of 4"):
-        top_k(4, 5)
+        TopK(4, 5)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled
+from op_cases import compiled, cpu_kernel
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend import attend_decode
-from minicpm_mlc.ops.cpu.rope import rope_angles
-from minicpm_mlc.ops.cpu.swiglu import swiglu
+from minicpm_mlc.ops.rope_angles import RopeAngles
+from minicpm_mlc.ops.swiglu import Swiglu
 
 
 def mapped(
@@ -93,15 +93,15 @@ def test_spread_covers_every_row_on_either_path(n: int):
 
 def test_width_that_leaves_a_vector_partly_filled_is_refused():
     with pytest.raises(CompileError, match=r"intermediate_size is 100.*multiple of 16"):
-        swiglu(100)
+        cpu_kernel(Swiglu(100))
 
 
 @pytest.mark.parametrize(
     "name,func",
     [
         ("attend", attend_decode(16, 2, 64, "float16")),
-        ("angles", rope_angles(128)),
-        ("swiglu", swiglu(64)),
+        ("angles", cpu_kernel(RopeAngles(128))),
+        ("swiglu", cpu_kernel(Swiglu(64))),
     ],
     ids=["attend", "angles", "swiglu"],
 )

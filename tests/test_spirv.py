@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import tvm
 from gpu_cases import compiled_together, device_named
+from op_cases import gpu_kernel
 from op_grid import cases_of
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
+from minicpm_mlc.ops.rms_norm import RmsNorm
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader
 from minicpm_mlc.targets.gpu import GpuKernels
@@ -434,7 +436,7 @@ def test_the_same_kernels_give_the_same_words():
     def built() -> dict[str, bytes]:
         return shaders(
             {
-                "rows": GpuKernels().rms_norm(96, 1e-6),
+                "rows": gpu_kernel(RmsNorm(96, 1e-6)),
                 "heads": GpuKernels().attend_decode(4, 2, 64, "float16"),
             }
         )

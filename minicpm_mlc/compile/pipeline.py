@@ -15,8 +15,9 @@ from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.kernel_cases import RecordedKernels
+from minicpm_mlc.compile.kernel_cases import kernel_cases
 from minicpm_mlc.compile.model.drafting import DraftingMiniCPM
+from minicpm_mlc.compile.model.kernels import Kernels
 from minicpm_mlc.compile.model.minicpm import MiniCPM
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
@@ -56,7 +57,9 @@ def build_library(
     Returns the parameters' names in the order it takes them, and cases to check its kernels with.
     """
     rounding = precision.activations == "int8"
-    kernels: Any = RecordedKernels(target.kernels if rounding else target.kernels.exact())
+    traits = target.traits if rounding else target.traits.exact()
+    builders = target.kernels if rounding else target.kernels.exact()
+    kernels: Any = Kernels(traits, builders)
     base = (kernels, config, precision)
     model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
     module, params, *_ = model.export_tvm(spec=model.call_specs())
@@ -69,7 +72,7 @@ def build_library(
     for library in target.libraries:
         naming = [prefixed(prefix)] if is_static(library) else []
         target.export(_compiled(module, target, [*PASSES, *naming]), str(folder / library))
-    return [name for name, _ in params], kernels.cases(module)
+    return [name for name, _ in params], kernel_cases(kernels, module)
 
 
 def _compiled(module: Any, target: Target, passes: list[Any]) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any, ClassVar, Protocol
 
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+
 COMPILER = {  # distributions that compiling takes on every device, and how each is installed
     "apache-tvm": "pip install apache-tvm==0.27.0.post1",
     "ziglang": "pip install ziglang",
@@ -34,6 +37,11 @@ class Target(Protocol):
     @property
     def libraries(self) -> tuple[str, ...]:
         """The files that a bundle gets; the first is the one that Python loads."""
+        ...
+
+    @property
+    def traits(self) -> CpuTraits | GpuTraits:
+        """What its kernels may assume."""
         ...
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, link
 
@@ -93,18 +94,6 @@ class CpuKernels:
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("embed", "embed", *shape, **options)
 
-    def gather_rows(self, *shape: Any) -> Any:
-        return _build("gather", "gather_rows", *shape)
-
-    def concat(self, *shape: Any) -> Any:
-        return _build("concat", "concat", *shape)
-
-    def repeat_row(self, *shape: Any) -> Any:
-        return _build("repeat_row", "repeat_row", *shape)
-
-    def top_k(self, *shape: Any) -> Any:
-        return _build("top_k", "top_k", *shape)
-
     def linear(self, *shape: Any, **options: Any) -> Any:
         return _build("linear", "linear", *shape, **options)
 
@@ -117,7 +106,7 @@ class CpuKernels:
 
     def rms_norm_int8(self, hidden: int, eps: float, fmt: Any) -> Any:
         """RMSNorm and quantize_rows in one."""
-        return _build("norm", "rms_norm_int8", hidden, eps, self.zero(fmt))
+        return _build("rms_norm", "rms_norm_int8", hidden, eps, self.zero(fmt))
 
     def linear_swiglu_int8(self, intermediate: int, columns: int, fmt: Any) -> Any:
         """The gate and up product, SwiGLU and quantize_rows in one."""
@@ -146,17 +135,8 @@ class CpuKernels:
     def read_peak(self) -> Any:
         return _build("peak", "read_peak")
 
-    def rms_norm(self, *shape: Any) -> Any:
-        return _build("norm", "rms_norm", *shape)
-
-    def rope_angles(self, *shape: Any) -> Any:
-        return _build("rope", "rope_angles", *shape)
-
     def rope_append(self, *shape: Any, **options: Any) -> Any:
         return _build("rope", "rope_append", *shape, **options)
-
-    def swiglu(self, *shape: Any) -> Any:
-        return _build("swiglu", "swiglu", *shape)
 
 
 @cache
@@ -232,6 +212,12 @@ class CpuTarget:
     def libraries(self) -> tuple[str, ...]:
         """The files that a bundle gets; the first is the one that Python loads."""
         return self.platform.libraries
+
+    @property
+    def traits(self) -> CpuTraits:
+        """What its kernels may assume."""
+        accumulators = 8 if "avx512f" in self.features else 4
+        return CpuTraits(accumulators, self.int8_dot, BF16_DOT in self.features)
 
     @property
     def kernels(self) -> CpuKernels:

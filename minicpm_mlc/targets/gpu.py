@@ -56,32 +56,11 @@ class GpuKernels:
     def move_rows(self, *shape: Any) -> Any:
         return _build("rope", "move_rows", *shape)
 
-    def rope_angles(self, *shape: Any) -> Any:
-        return _build("rope", "rope_angles", *shape)
-
     def rope_append(self, *shape: Any, **options: Any) -> Any:
         return _build("rope", "rope_append", *shape, **options)
 
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("rows", "embed", *shape, **options)
-
-    def gather_rows(self, *shape: Any) -> Any:
-        return _build("rows", "gather_rows", *shape)
-
-    def concat(self, *shape: Any) -> Any:
-        return _build("rows", "concat", *shape)
-
-    def repeat_row(self, *shape: Any) -> Any:
-        return _build("rows", "repeat_row", *shape)
-
-    def top_k(self, *shape: Any) -> Any:
-        return _build("top_k", "top_k", *shape)
-
-    def rms_norm(self, *shape: Any) -> Any:
-        return _build("rows", "rms_norm", *shape)
-
-    def swiglu(self, *shape: Any) -> Any:
-        return _build("rows", "swiglu", *shape)
 
     def read_peak(self) -> Any:
         return _build("peak", "read_peak")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.gpu import GpuKernels, gpu_pipeline
@@ -62,6 +63,11 @@ class GpuTarget:
     def libraries(self) -> tuple[str, ...]:
         """The files that a bundle gets; the first is the one that Python loads."""
         return self.host.libraries
+
+    @property
+    def traits(self) -> GpuTraits:
+        """What its kernels may assume."""
+        return GpuTraits()
 
     @property
     def kernels(self) -> GpuKernels:

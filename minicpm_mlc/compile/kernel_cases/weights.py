@@ -15,10 +15,10 @@ from minicpm_mlc.compile.kernel_cases.sample import SUMS, Sample, ids, new, norm
 from minicpm_mlc.ops.cpu.embed import embed_definition
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
-from minicpm_mlc.ops.cpu.swiglu import swiglu_definition
 from minicpm_mlc.ops.formats.kv import bfloat16_bits
 from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.swiglu import swiglu_definition
 
 BLOCKS = 5  # of 16 weight rows that differ
 COLUMNS = 37  # stored elements along a weight's columns that differ

@@ -19,8 +19,9 @@ from minicpm_mlc.ops.cpu.quantize_rows import (
     quantized_shape,
     rounded_rows_definition,
 )
-from minicpm_mlc.ops.cpu.swiglu import activated, swiglu_definition
+from minicpm_mlc.ops.cpu.swiglu import activated
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.swiglu import swiglu_definition
 
 HALVES = GROUP // LANES  # weight blocks of gate, and of up, per task
 FEW_ROWS = 3  # their totals fill less than the 1 KiB that TVM leaves on the stack

@@ -26,16 +26,6 @@ from minicpm_mlc.ops.formats import kv as kv_format
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
 
 
-def rope_angles_definition(
-    positions: np.ndarray, inv_freq: np.ndarray, attention_scale: float = 1.0
-) -> np.ndarray:
-    """positions [n], inv_freq f32[d/2] -> [cos | sin] float64 [n, d]; the angle itself is a float32
-    product.
-    """
-    angle = (positions.astype(np.float32)[:, None] * inv_freq.astype(np.float32)).astype(np.float64)
-    return np.concatenate([np.cos(angle), np.sin(angle)], -1) * attention_scale
-
-
 def rotate_definition(x: np.ndarray, cos_sin: np.ndarray) -> np.ndarray:
     """x [n, heads, d] rotated by cos_sin [n, d] in pairs (i, i + d/2), float64."""
     first, second = np.split(x.astype(np.float64), 2, axis=-1)
@@ -66,38 +56,6 @@ def rope_append_definition(
         page = page_tables[row if len(page_tables) > 1 else 0, slot // PAGE_SIZE]
         kv_format.write_definition(k_pages, v_pages, page, slot % PAGE_SIZE, k[row], v[row])
     return rotate_definition(q, cos_sin)
-
-
-def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
-    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times
-    attention_scale.
-    """
-    half = head_dim // 2
-    vectors = vector.vectors_in(half, "half of head_dim")
-
-    def tabulate(n: Any, positions: Any, inv_freq: Any, cos_sin: Any) -> None:
-        def row(r: Any) -> None:
-            position = T.Bind(T.Cast("float32", positions[r]))
-            for j in range(vectors):
-                angle = T.Bind(vector.splat(position) * vector.load(inv_freq, j * 16))
-                sine, cosine = vector.sin_cos(angle)
-                vector.store(cos_sin, cosine * vector.splat(attention_scale), r, j * 16)
-                vector.store(cos_sin, sine * vector.splat(attention_scale), r, half + j * 16)
-
-        vector.spread(n, row, serial_below=64)
-
-    @T.prim_func(private=True)
-    def rope_angles(
-        positions_handle: T.handle, inv_freq_handle: T.handle, cos_sin_handle: T.handle
-    ):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        positions = T.match_buffer(positions_handle, (n,), "int32")
-        inv_freq = T.match_buffer(inv_freq_handle, (half,), "float32")
-        cos_sin = T.match_buffer(cos_sin_handle, (n, head_dim), "float32")
-        tabulate(n, positions, inv_freq, cos_sin)
-
-    return rope_angles
 
 
 def rope_append(

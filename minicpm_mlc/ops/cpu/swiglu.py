@@ -1,54 +1,35 @@
-"""SwiGLU's activation: silu(gate) * up."""
+"""SwiGLU's activation."""
 
 from __future__ import annotations
 
 from math import gcd
-from typing import Any
 
-import numpy as np
-from tvm.script import tirx as T
-
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.swiglu import Swiglu
+from minicpm_mlc.ops.tir import Buffer, Expr, T
+
+MOST_VECTORS = 64  # of one task
 
 
-def swiglu_definition(gate_up: np.ndarray) -> np.ndarray:
-    """gate_up [n, 2 I], gate first -> gate / (1 + exp(-gate)) * up, float64 [n, I]."""
-    gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
-    with np.errstate(over="ignore"):
-        return gate / (1 + np.exp(-gate)) * up
-
-
-def swiglu(intermediate: int) -> Any:
-    """PrimFunc (gate_up f32[n, 2 * intermediate]) -> f32[n, intermediate]."""
-    vectors = vector.vectors_in(intermediate, "intermediate_size")
-    block = gcd(vectors, 64)
+def swiglu(operator: Swiglu, _: CpuTraits, dims: Dims, gate_up: Buffer, out: Buffer) -> None:
+    """A task takes up to 1,024 columns of a row."""
+    vectors = vector.vectors_in(operator.intermediate, "intermediate_size")
+    block = gcd(vectors, MOST_VECTORS)
     blocks = vectors // block
 
-    def activate(n: Any, gate_up: Any, out: Any) -> None:
-        def columns(task: Any) -> None:
-            row, first = task // blocks, task % blocks * (block * 16)
-            with T.serial(block) as j:
-                column = first + j * 16
-                vector.store(out, activated(gate_up, row, column, intermediate), row, column)
+    def columns(task: Expr) -> None:
+        row, first = task // blocks, task % blocks * (block * 16)
+        with T.serial(block) as j:
+            column = first + j * 16
+            vector.store(out, activated(gate_up, row, column, operator.intermediate), row, column)
 
-        vector.spread(n * blocks, columns, serial_below=32)
-
-    @T.prim_func(private=True)
-    def swiglu(gate_up_handle: T.handle, out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        gate_up = T.match_buffer(gate_up_handle, (n, 2 * intermediate), "float32")
-        out = T.match_buffer(out_handle, (n, intermediate), "float32")
-        activate(n, gate_up, out)
-
-    return swiglu
+    vector.spread(dims.n * blocks, columns, serial_below=32)
 
 
-def activated(gate_up: Any, row: Any, column: Any, intermediate: int) -> Any:
+def activated(gate_up: Buffer, row: Expr, column: Expr, intermediate: int) -> Expr:
     """silu(gate) * up of 16 columns."""
     gate = T.Bind(vector.load(gate_up, row, column))
-    return T.Bind(
-        gate
-        / (vector.exp(-gate) + vector.splat(1.0))
-        * vector.load(gate_up, row, column + intermediate)
-    )
+    up = vector.load(gate_up, row, column + intermediate)
+    return T.Bind(gate / (vector.exp(-gate) + vector.splat(1.0)) * up)

@@ -10,66 +10,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import e, log, log2
-from typing import Any
 
-import numpy as np
-from tvm.script import tirx as T
-
-from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.cpu.vector import LANES
+from minicpm_mlc.ops.tir import Buffer, Expr, T
+from minicpm_mlc.ops.top_k import TopK
 
 BLOCK = 64  # columns
 LOWEST = -3e38  # below every logit
 LOG_TERMS = (1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9)  # of atanh(s) / s, in s**2
 
 
-def top_k_definition(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """logits [n, v] -> (ids, log-probabilities) [n, k] of each row's k largest columns, descending,
-    ties to the lower one.
-    """
-    log_probabilities = logits - np.logaddexp.reduce(
-        logits.astype(np.float64), axis=1, keepdims=True
-    )
-    ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return ids.astype(np.int32), np.take_along_axis(log_probabilities, ids, 1)
+def top_k(
+    operator: TopK, _: CpuTraits, dims: Dims, logits: Buffer, ids: Buffer, values: Buffer
+) -> None:
+    """A row a task."""
 
+    def row(r: Expr) -> None:
+        LogitsRow(logits, r, operator.vocab).write(ids, values, operator.k)
 
-def top_k(vocab: int, k: int) -> Any:
-    """PrimFunc (logits f32[n, padded vocab]) -> (ids i32[n, k], log-probabilities f32[n, k]).
-
-    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k
-    <= vocab.
-    """
-    if not 1 <= k <= vocab:
-        raise CompileError(f"top_k of {k} tokens from a vocabulary of {vocab}; give 1 to {vocab}")
-    padded = -(-vocab // LANES) * LANES
-
-    @T.prim_func(private=True)
-    def top_k(logits_handle: T.handle, ids_handle: T.handle, values_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        logits = T.match_buffer(logits_handle, (n, padded), "float32")
-        ids = T.match_buffer(ids_handle, (n, k), "int32")
-        values = T.match_buffer(values_handle, (n, k), "float32")
-        vector.spread(n, lambda row: Row(logits, row, vocab).write(ids, values, k), serial_below=3)
-
-    return top_k
+    vector.spread(dims.n, row, serial_below=3)
 
 
 @dataclass(frozen=True)
-class Row:
+class LogitsRow:
     """One row of logits [n, padded], of which `vocab` columns count."""
 
-    logits: Any
-    row: Any
+    logits: Buffer
+    row: Expr
     vocab: int
 
     @property
     def blocks(self) -> int:
         return -(-self.vocab // BLOCK)
 
-    def write(self, ids: Any, values: Any, k: int) -> None:
+    def write(self, ids: Buffer, values: Buffer, k: int) -> None:
         """The k best, the best first."""
         shape = (-(-self.blocks // LANES) * LANES,)
         best, taken = T.alloc_buffer(shape, "float32"), T.alloc_buffer(shape, "int32")
@@ -88,7 +65,7 @@ class Row:
             T.buffer_store(values, best[block] - highest - log_sum, [self.row, place])
             T.buffer_store(ids, block * BLOCK + self.take(best, taken, block), [self.row, place])
 
-    def vectors(self, first: int, count: int) -> list[Any]:
+    def vectors(self, first: int, count: int) -> list[Expr]:
         """A few vectors from column `first` on, a constant; columns that don't count are LOWEST."""
         found = []
         for column in range(first, min(first + count * LANES, self.vocab), LANES):
@@ -102,10 +79,10 @@ class Row:
             found.append(T.Bind(x))
         return found
 
-    def fill(self, best: Any) -> None:
+    def fill(self, best: Buffer) -> None:
         """The maximum of every block."""
 
-        def maximum(vectors: list[Any]) -> Any:
+        def maximum(vectors: list[Expr]) -> Expr:
             while len(vectors) > 1:
                 vectors = [T.Bind(T.max(*vectors[:2])), *vectors[2:]]
             return vector.fold(T.max, vectors[0])
@@ -121,11 +98,11 @@ class Row:
         if rest := self.vectors(whole * BLOCK, BLOCK // LANES):
             T.buffer_store(best, maximum(rest), [whole])
 
-    def sum_of_exponentials(self, highest: Any) -> Any:
+    def sum_of_exponentials(self, highest: Expr) -> Expr:
         """Of the logits less the highest: at least 1."""
         sums, chains = vector.registers(4), 4
 
-        def add(chain: int, x: Any) -> None:
+        def add(chain: int, x: Expr) -> None:
             power = vector.exp2_below_1((x - vector.splat(highest)) * vector.splat(log2(e)))
             vector.store(sums, vector.load(sums, chain * LANES) + power, chain * LANES)
 
@@ -140,7 +117,7 @@ class Row:
         parts = [vector.load(sums, chain * LANES) for chain in range(chains)]
         return vector.fold(lambda a, b: a + b, T.Bind(parts[0] + parts[1] + (parts[2] + parts[3])))
 
-    def take(self, best: Any, taken: Any, block: Any) -> Any:
+    def take(self, best: Buffer, taken: Buffer, block: Expr) -> Expr:
         """The first column of a block that holds its best value and was not taken; `best` becomes
         what is then left.
 
@@ -168,7 +145,7 @@ class Row:
         return found[0]
 
 
-def argmax(values: Any, vectors: int) -> Any:
+def argmax(values: Buffer, vectors: int) -> Expr:
     """The first place, int32, of the largest of vectors * 16 values."""
     top, place = vector.registers(1), T.alloc_buffer((LANES,), "int32")
     lanes = T.ramp(0, 1, LANES)
@@ -187,7 +164,7 @@ def argmax(values: Any, vectors: int) -> Any:
     )
 
 
-def log_from_1(x: Any) -> Any:
+def log_from_1(x: Expr) -> Expr:
     """Natural logarithm of a float32 scalar from 1 on, relative error <= 2e-7, without libm.
 
     x = 2**exponent * m with m within a factor sqrt(2) of 1, and log m = 2 atanh((m - 1) / (m + 1)).

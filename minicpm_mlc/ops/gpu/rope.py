@@ -9,29 +9,8 @@ from tvm.script import tirx as T
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
-from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments
-
-
-def rope_angles(head_dim: int, attention_scale: float = 1.0) -> Any:
-    """PrimFunc (positions i32[n], inv_freq f32[d/2]) -> [cos | sin] f32[n, d], times
-    attention_scale.
-    """
-    half = head_dim // 2
-
-    def emit(dims: Any, positions: Any, inv_freq: Any, cos_sin: Any) -> None:
-        with workgroups(dims.n) as (row, thread), strided(half, thread) as i:
-            angle = T.Bind(T.Cast("float32", positions[row]) * inv_freq[i])
-            T.buffer_store(cos_sin, T.cos(angle) * constant(attention_scale), [row, i])
-            T.buffer_store(cos_sin, T.sin(angle) * constant(attention_scale), [row, half + i])
-
-    arguments = {
-        "positions": ("int32", "n"),
-        "inv_freq": ("float32", half),
-        "cos_sin": ("float32", "n", head_dim),
-    }
-    return kernel("rope_angles", arguments, emit)
 
 
 def rope_append(

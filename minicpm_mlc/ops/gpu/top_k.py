@@ -6,83 +6,66 @@ written, and only its thread looks for its next one.
 
 from __future__ import annotations
 
-from typing import Any
-
-from tvm.script import tirx as T
-
-from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.top_k import LOWEST
-from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
-    kernel,
     reduced,
     registers,
     shared,
     strided,
     workgroups,
 )
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.tir import Buffer, Expr, T
+from minicpm_mlc.ops.top_k import TopK
 
+LOWEST = -3e38  # below every logit
 THREADS = 128
 
 
-def top_k(vocab: int, k: int) -> Any:
-    """PrimFunc (logits f32[n, padded vocab]) -> (ids i32[n, k], log-probabilities f32[n, k]).
+def top_k(
+    operator: TopK, _: GpuTraits, dims: Dims, logits: Buffer, ids: Buffer, values: Buffer
+) -> None:
+    """A row a workgroup."""
+    vocab = operator.vocab
+    with workgroups(dims.n, THREADS) as (row, thread):
+        best, column = registers(1), registers(1, "int32")
+        tops, columns = shared((THREADS,)), shared((THREADS,), "int32")
 
-    As in top_k_definition; columns from `vocab` on don't count. Raises CompileError unless 1 <= k
-    <= vocab.
-    """
-    if not 1 <= k <= vocab:
-        raise CompileError(f"top_k of {k} tokens from a vocabulary of {vocab}; give 1 to {vocab}")
-
-    def emit(dims: Any, logits: Any, ids: Any, values: Any) -> None:
-        with workgroups(dims.n, THREADS) as (row, thread):
-            best, column = registers(1), registers(1, "int32")
-            tops, columns = shared((THREADS,)), shared((THREADS,), "int32")
-
-            def search(below: Any, after: Any) -> None:
-                """The best of this thread's columns that come behind column `after`, whose value is
-                `below`.
-                """
-                T.buffer_store(best, constant(LOWEST), [0])
-                T.buffer_store(column, vocab, [0])
-                with strided(vocab, thread, THREADS) as i:
-                    x = T.Bind(logits[row, i])
-                    left = T.Or(x < below, T.And(x.equal(below), i > after))
-                    with T.If(T.And(left, x > best[0])), T.Then():
-                        T.buffer_store(best, x, [0])
-                        T.buffer_store(column, i, [0])
-
-            search(constant(-LOWEST), -1)
-            highest = reduced(T.max, tops, best[0], thread)
-            total = registers(1, value=0.0)
+        def search(below: Expr, after: Expr) -> None:
+            """The best of this thread's columns behind column `after`, whose value is `below`."""
+            T.buffer_store(best, constant(LOWEST), [0])
+            T.buffer_store(column, vocab, [0])
             with strided(vocab, thread, THREADS) as i:
-                accumulate(total, 0, T.exp(logits[row, i] - highest))
-            log_sum = T.Bind(T.log(reduced(lambda a, b: a + b, tops, total[0], thread)))
-            with T.serial(k) as place:
-                T.buffer_store(tops, best[0], [thread])
-                T.buffer_store(columns, column[0], [thread])
-                barrier()
-                _best_first(tops, columns, thread)
-                value, winner = T.Bind(tops[0]), T.Bind(columns[0])
-                with T.If(thread.equal(0)), T.Then():
-                    T.buffer_store(values, value - highest - log_sum, [row, place])
-                    T.buffer_store(ids, winner, [row, place])
-                with T.If(column[0].equal(winner)), T.Then():
-                    search(value, winner)
-                barrier()  # before the next places are written
+                x = T.Bind(logits[row, i])
+                left = T.Or(x < below, T.And(x.equal(below), i > after))
+                with T.If(T.And(left, x > best[0])), T.Then():
+                    T.buffer_store(best, x, [0])
+                    T.buffer_store(column, i, [0])
 
-    arguments = {
-        "logits": ("float32", "n", -(-vocab // LANES) * LANES),
-        "ids": ("int32", "n", k),
-        "values": ("float32", "n", k),
-    }
-    return kernel("top_k", arguments, emit)
+        search(constant(-LOWEST), -1)
+        highest = reduced(T.max, tops, best[0], thread)
+        total = registers(1, value=0.0)
+        with strided(vocab, thread, THREADS) as i:
+            accumulate(total, 0, T.exp(logits[row, i] - highest))
+        log_sum = T.Bind(T.log(reduced(lambda a, b: a + b, tops, total[0], thread)))
+        with T.serial(operator.k) as place:
+            T.buffer_store(tops, best[0], [thread])
+            T.buffer_store(columns, column[0], [thread])
+            barrier()
+            _best_first(tops, columns, thread)
+            value, winner = T.Bind(tops[0]), T.Bind(columns[0])
+            with T.If(thread.equal(0)), T.Then():
+                T.buffer_store(values, value - highest - log_sum, [row, place])
+                T.buffer_store(ids, winner, [row, place])
+            with T.If(column[0].equal(winner)), T.Then():
+                search(value, winner)
+            barrier()  # before the next places are written
 
 
-def _best_first(tops: Any, columns: Any, thread: Any) -> None:
+def _best_first(tops: Buffer, columns: Buffer, thread: Expr) -> None:
     """Brings the largest value, of equal ones that with the lowest column, to place 0."""
     threads = THREADS
     while threads > 1:

@@ -1,0 +1,47 @@
+"""From an operator's samples to the cases that a bundle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minicpm_mlc.bundle.kernel_cases import Case, Expected, Tiled, word_values
+from minicpm_mlc.ops.operator import Argument, Operator
+from minicpm_mlc.ops.samples import Draw, Sample
+
+
+def cases_of(kernel: str, operator: Operator, traits: Any) -> Iterator[Case]:
+    """The cases of one operator's kernel, which has this name in the library."""
+    limit = operator.rounded_limit(operator.limit, traits)
+    for sample in operator.samples(Draw()):
+        expected = list(_expected(operator, sample))
+        yield Case(kernel, operator.name, limit, sample.inputs, expected)
+
+
+def _expected(operator: Operator, sample: Sample) -> Iterator[Expected]:
+    """What the states hold where a call changes them, then what the outputs hold."""
+    inputs = [tiled.array() for tiled in sample.inputs]
+    after = operator.answers(inputs) if sample.outputs is None else []
+    for place in operator.states():
+        yield _changed(place, inputs[place], after[place])
+    outputs = sample.outputs or [Tiled.whole(array) for array in after[len(inputs) :]]
+    for i, (answer, argument) in enumerate(zip(outputs, operator.outputs(), strict=True)):
+        yield _written(len(inputs) + i, answer, argument)
+
+
+def _changed(argument: int, before: np.ndarray, after: np.ndarray) -> Expected:
+    """What an argument that is updated in place holds where it changed."""
+    flat = after.ravel()
+    places = np.flatnonzero(before.ravel() != flat).astype(np.int32)
+    return Expected(argument, Tiled.whole(flat[places]), places)
+
+
+def _written(argument: int, answer: Tiled, described: Argument) -> Expected:
+    """A new tensor; int8 activations as the numbers that they stand for."""
+    if not described.words:
+        return Expected(argument, answer)
+    values = word_values(answer.tile).astype(np.float32)
+    shape = (*answer.shape[:-1], values.shape[-1])
+    return Expected(argument, Tiled(values, shape), words=True)

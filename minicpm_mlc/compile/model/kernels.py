@@ -1,0 +1,85 @@
+"""A target's operators as a model calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.relax.frontend.nn import Tensor, op
+from tvm.tirx import PrimFunc
+
+from minicpm_mlc.ops.build import Traits, build
+from minicpm_mlc.ops.operator import Argument, Operator, all_records
+
+
+class Kernels:
+    """`kernels(RmsNorm(width, eps), x, weight)` calls the operator's kernel and returns what it
+    gives: the states that it updates in place, then its outputs; alone if that is one tensor.
+
+    A state has to be used as it is returned, or the call is removed as dead code.
+    """
+
+    def __init__(self, traits: Traits, builders: Any) -> None:
+        self.traits = traits
+        self.builders = builders
+        self.built: list[tuple[Any, str, tuple[Any, ...], dict[str, Any]]] = []
+        self.operators: list[tuple[PrimFunc, Operator]] = []  # every kernel that was called
+
+    def __call__(self, operator: Operator, *inputs: Tensor, **dims: Any) -> Any:
+        """`dims`: dynamic dimensions that no input has. Raises ValueError for inputs of a shape
+        that is not the operator's.
+        """
+        kernel = build(operator, self.traits)
+        self.operators.append((kernel, operator))
+        sizes = _sizes(operator, inputs) | dims
+        states = operator.states()
+        made = [_placeholder(argument, sizes) for argument in operator.outputs()]
+        if not states:
+            return op.tensor_ir_op(kernel, operator.name, list(inputs), _alone(made))
+        updated = [Tensor.placeholder(inputs[i].shape, inputs[i].dtype) for i in states]
+        places = [*states, *(-1 for _ in made)]
+        given, name = list(inputs), operator.name
+        return op.tensor_ir_inplace_op(kernel, name, given, places, _alone([*updated, *made]))
+
+    def __getattr__(self, operator: str) -> Any:
+        """The operators that have no record yet."""
+
+        def build_and_note(*args: Any, **options: Any) -> Any:
+            if operator in (records := all_records()):
+                record = records[operator](*args, **options)
+                self.operators.append((build(record, self.traits), record))
+                return self.operators[-1][0]
+            kernel = getattr(self.builders, operator)(*args, **options)
+            self.built.append((kernel, operator, args, options))
+            return kernel
+
+        return build_and_note
+
+    def operator_of(self, kernel: PrimFunc) -> Operator | None:
+        """The operator that a kernel was built for here."""
+        return next((operator for own, operator in self.operators if kernel.same_as(own)), None)
+
+
+def _sizes(operator: Operator, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """The dynamic dimensions, numbers or symbols."""
+    found: dict[str, Any] = {}
+    for argument, tensor in zip(operator.inputs(), inputs, strict=True):
+        shape = tuple(tensor.shape)
+        if tensor.dtype != argument.dtype or len(shape) != len(argument.shape):
+            seen = f"{tensor.dtype} {shape}, not {argument.dtype} {argument.shape}"
+            raise ValueError(f"{operator.name}: an input is {seen}")
+        for own, size in zip(argument.shape, shape, strict=True):
+            if isinstance(own, str):
+                found.setdefault(own, size)
+            elif isinstance(size, int) and size != own:
+                raise ValueError(f"{operator.name}: an input is {shape}, not {argument.shape}")
+    return found
+
+
+def _placeholder(argument: Argument, sizes: dict[str, Any]) -> Tensor:
+    shape = [sizes[d] if isinstance(d, str) else d for d in argument.shape]
+    return Tensor.placeholder(shape, argument.dtype)
+
+
+def _alone(tensors: list[Tensor]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors

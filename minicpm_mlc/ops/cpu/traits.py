@@ -1,0 +1,39 @@
+"""What a CPU's kernels may assume of the processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from minicpm_mlc.ops.tir import Buffer
+
+
+@dataclass(frozen=True)
+class CpuTraits:
+    """One family of processors.
+
+    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
+    `int8_dot`: the feature whose dot products linears with int8 activations use, if there is one.
+    `bf16_dot`: whether attention multiplies a bfloat16 cache as it is, which rounds queries and
+    softmax weights to bfloat16.
+    """
+
+    folder: ClassVar[str] = "cpu"
+    accumulators: int
+    int8_dot: str | None = None
+    bf16_dot: bool = False
+
+    def opened(self, buffer: Buffer) -> Buffer:
+        """An argument as bodies read it: as it is."""
+        return buffer
+
+    def exact(self) -> CpuTraits:
+        """Those of kernels that round no activations where they have the choice."""
+        return replace(self, bf16_dot=False)
+
+    @property
+    def attention_vectors(self) -> int:
+        """Accumulators of attention's tiles: two vectors for each scalar that is loaded, where
+        there are registers.
+        """
+        return 16 if self.accumulators >= 8 else self.accumulators

@@ -1,0 +1,24 @@
+"""SwiGLU's activation."""
+
+from __future__ import annotations
+
+from minicpm_mlc.ops.build import Dims
+from minicpm_mlc.ops.gpu.kernel import strided, workgroups
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.swiglu import Swiglu
+from minicpm_mlc.ops.tir import Buffer, T
+
+COLUMNS = 1024  # of a row, that one workgroup takes
+
+
+def swiglu(operator: Swiglu, _: GpuTraits, dims: Dims, gate_up: Buffer, out: Buffer) -> None:
+    """A workgroup takes 1,024 columns of a row."""
+    intermediate = operator.intermediate
+    parts = -(-intermediate // COLUMNS)
+    with workgroups(dims.n * parts) as (group, thread):
+        row, first = T.Bind(group // parts), T.Bind(group % parts * COLUMNS)
+        with strided(T.min(intermediate - first, COLUMNS), thread) as i:
+            gate = T.Bind(gate_up[row, first + i])
+            up = gate_up[row, intermediate + first + i]
+            silu = gate / (T.float32(1) + T.exp(-gate))
+            T.buffer_store(out, silu * up, [row, first + i])

@@ -1,0 +1,43 @@
+"""RMSNorm, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpm_mlc.ops.operator import Argument, Operator, gives, takes
+from minicpm_mlc.ops.samples import Draw, Sample, sample
+
+
+def rms_norm_definition(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """x [n, h], weight [h] -> x / sqrt(mean(x^2) + eps) * weight, float64 [n, h]."""
+    x = x.astype(np.float64)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class RmsNorm(Operator):
+    """Rows of `hidden` numbers, each divided by its root mean square."""
+
+    hidden: int
+    eps: float
+
+    def arguments(self) -> dict[str, Argument]:
+        return {
+            "x": takes("float32", "n", self.hidden),
+            "weight": takes("float32", self.hidden),
+            "out": gives("float32", "n", self.hidden),
+        }
+
+    def define(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return rms_norm_definition(x, weight, self.eps)
+
+    def samples(self, draw: Draw) -> Iterator[Sample]:
+        for n in draw.rows(2):
+            yield sample(draw.normal(n, self.hidden, scale=5), draw.normal(self.hidden))
+
+    @classmethod
+    def variants(cls) -> Iterator[RmsNorm]:
+        yield from (cls(width, 1e-6) for width in (32, 96, 1056))

@@ -1,0 +1,21 @@
+"""TVM's script builder as `T`, and the types of what it builds. TVM is loaded at first use, so that
+records and formats can be read without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm.script import tirx as T
+else:
+
+    class _Lazy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module("tvm.script.tirx"), name)
+
+    T = _Lazy()
+
+Expr = Any  # a TIR expression; TVM's own union type says no more than this
+Buffer = Any  # a TIR buffer, or what stands for one
