@@ -26,6 +26,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        """The numbers of an argument; anything else is refused with an example."""
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
@@ -36,6 +37,7 @@ class Commands(click.Group):
     """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -48,7 +50,8 @@ class Commands(click.Group):
             ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of a user's work
+        """The commands in the order of a user's work."""
+        return list(self.commands)
 
 
 def _example(text: str) -> Any:
@@ -385,7 +388,7 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     if mode == "attention_only":
         from minicpm_mlc.bench.attention import bench_attention as measure
     elif mode == "operators":
-        from minicpm_mlc.bench.bench_operators import bench_operators as measure
+        from minicpm_mlc.bench.operators import bench_operators as measure
     elif mode == "speculate":
         from minicpm_mlc.bench.speculation import bench_speculation as measure
     elif mode == "plot":
@@ -522,6 +525,7 @@ class Source(click.Path):
     """A path whose absence is told with what to give."""
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What to give for an option that was left out."""
         return (
             "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer "
             "./MiniCPM4-8B"

@@ -48,7 +48,7 @@ def read_json(path: Path, error: type[MiniCPMError], advice: str) -> Any:
 
 
 def read_json_object(path: Path, error: type[MiniCPMError], advice: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises as read_json does, and `error` for another kind of value."""
+    """The object in a JSON file. Raises as read_json does, and `error` for any other value."""
     value = read_json(path, error, advice)
     if not isinstance(value, dict):
         raise error(f"{path} holds {type(value).__name__}, expected an object; {advice}")

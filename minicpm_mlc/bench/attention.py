@@ -2,7 +2,7 @@
 run.
 
 The key/value pools hold random numbers; selection then spreads over the whole context, which is its
-dearest case.
+most expensive case.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Row:
+class AttentionRow:
     """One comparison; milliseconds are medians per call of all rows, shares are of the dense
     kernel's.
     """
@@ -68,6 +68,7 @@ class Row:
 
     @property
     def speed_up(self) -> float:
+        """How many times as fast the sparse kernels are."""
         return self.dense_ms / self.sparse_ms
 
 
@@ -80,14 +81,15 @@ class AttentionReport:
     command: str
     bandwidth: float
     peak: float
-    rows: list[Row]
+    rows: list[AttentionRow]
     kv: str = "f16"  # as keys and values are stored
     arithmetic: str = "float32"  # that the peak is of
 
     def cells(self) -> list[list[str]]:
+        """The table: COLUMNS, then a line per row."""
         return [COLUMNS, *(self._line(row) for row in self.rows)]
 
-    def _line(self, r: Row) -> list[str]:
+    def _line(self, r: AttentionRow) -> list[str]:
         parts = " + ".join(f"{part:.2f}" for part in r.parts_ms)
         of_bandwidth, of_peak = r.dense_gb_per_second / self.bandwidth, r.dense_gflops / self.peak
         rates = [f"{r.dense_gb_per_second:.1f}", f"{r.dense_gflops:.0f}"]
@@ -98,6 +100,7 @@ class AttentionReport:
         return [r.phase, str(r.context), str(r.rows), *shares, *times, *rates]
 
     def head(self) -> str:
+        """Two lines: the machine with its limits, and the command."""
         return (
             f"{self.device}, {self.threads} threads, {MODEL}'s heads, {self.kv} keys and values; "
             "measured here: "
@@ -105,12 +108,15 @@ class AttentionReport:
         )
 
     def plain(self) -> str:
+        """The report for a terminal."""
         return f"{self.head()}\n\n{plain_table(self.cells())}"
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         return f"{self.head()}\n\n{markdown_table(self.cells())}"
 
     def json(self) -> str:
+        """The report as one JSON object."""
         return json.dumps(asdict(self))
 
 
@@ -201,7 +207,7 @@ class _Bench:
             self.means,
         )
 
-    def compare(self, phase: str, context: int, n: int) -> Row:
+    def compare(self, phase: str, context: int, n: int) -> AttentionRow:
         """The last n rows at `context` tokens, dense and sparse in turn."""
         c = self.config
         q = _aligned(
@@ -223,7 +229,7 @@ class _Bench:
         windows = self.sparse.num_windows(context) + self.sparse.num_coarse_windows(context)
         work = 4 * c.num_heads * c.head_dim * context * n
         moved = (self.keys[0].nbytes + self.values[0].nbytes) * context / PAGE_SIZE
-        return Row(
+        return AttentionRow(
             phase,
             context,
             n,

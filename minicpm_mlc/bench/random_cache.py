@@ -2,7 +2,7 @@
 before it.
 
 A kernel's time doesn't depend on the numbers. Sparse attention selects blocks from all over the
-context then, its dearest case.
+context then, its most expensive case.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Protocol
 
 
 class Printed(Protocol):
+    """A report, in the forms that it is printed in."""
+
     def plain(self) -> str: ...
     def markdown(self) -> str: ...
     def json(self) -> str: ...
@@ -21,12 +23,15 @@ class Reports:
     reports: Mapping[str, Printed]
 
     def plain(self) -> str:
+        """The reports for a terminal, an empty line between them."""
         return "\n\n".join(report.plain() for report in self.reports.values())
 
     def markdown(self) -> str:
+        """The reports as Markdown."""
         return "\n\n".join(report.markdown() for report in self.reports.values())
 
     def json(self) -> str:
+        """One JSON object with the reports by name."""
         return json.dumps(
             {name: json.loads(report.json()) for name, report in self.reports.items()}, indent=2
         )

@@ -21,6 +21,8 @@ from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
 FORMAT = 1  # layout of the bundle folder
 ABI = 4  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
+SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 KV_DTYPES = {
     "f32": "float32",
     "f16": "float16",

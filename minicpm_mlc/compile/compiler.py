@@ -96,7 +96,7 @@ def compile_model(
     """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
     bundle.
 
-    Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can mend;
+    Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
     then nothing is written. The same input gives the same bytes. `activations` are rounded to int8
     where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8" insists) or
     stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8; f16 by
@@ -172,7 +172,8 @@ def _sparse(config: ModelConfig, attention: str, longest: int) -> SparseConfig |
     """
     if attention not in COMPILED_ATTENTION:
         raise CompileError(
-            f"--attention {attention}: choose {any_of(COMPILED_ATTENTION)}; a chat can force sparse attention"
+            f"--attention {attention}: choose {any_of(COMPILED_ATTENTION)}; a chat can force "
+            "sparse attention"
         )
     sparse = config.sparse_attention if attention == "auto" else None
     if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):

@@ -82,7 +82,8 @@ def convert(
     """Quantise, pack and write every parameter into `bundle`; returns the stored names in the
     library's ABI order.
 
-    `progress` counts stored bytes of the stage "weights". Same input, same bytes, whatever `threads`.
+    `progress` counts stored bytes, as the stage "weights". Same input, same bytes, whatever
+    `threads`.
     """
     for param in params:
         _check_sources(param, checkpoint)

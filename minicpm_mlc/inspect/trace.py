@@ -119,22 +119,3 @@ def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:
     named = np.zeros((*lists.shape[:2], blocks + 1), np.float32)
     np.put_along_axis(named, lists, 1, axis=-1)
     return named[..., :blocks].mean(1)
-
-
-def most_read(engine: Engine, count: int = 3) -> list[str]:
-    """A line for each of the blocks that the last answer chose most by score, with the beginning of
-    its text.
-
-    Empty when it chose none.
-    """
-    tokens, chosen = engine.cached_tokens, engine.block_reads
-    best = [int(block) for block in np.argsort(-chosen, kind="stable")[:count] if chosen[block]]
-    texts = [_beginning(engine, tokens[PAGE_SIZE * b : PAGE_SIZE * (b + 1)]) for b in best]
-    return [
-        f"block {b}, read {chosen[b]} times: {text}" for b, text in zip(best, texts, strict=True)
-    ]
-
-
-def _beginning(engine: Engine, token_ids: list[int], width: int = 80) -> str:
-    text = " ".join(engine.detokenize(token_ids).split())
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -17,5 +17,10 @@ else:
 
     T = _Lazy()
 
+# hand-written loops: no pass may touch them
+ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}
+# a running maximum before any number; finite, so that LOWEST - LOWEST is 0 and not NaN
+LOWEST = -3e38
+
 Expr = Any  # a TIR expression; TVM's own union type says no more than this
 Buffer = Any  # a TIR buffer, or what stands for one

@@ -36,7 +36,9 @@ class Memory(Protocol):
     name: str
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The device's name, and its driver's version where it has one."""
+        ...
 
     @property
     def free(self) -> int:
@@ -132,18 +134,23 @@ class HostMemory:
 
     @property
     def free(self) -> int:
+        """Bytes that can be taken without swapping."""
         return available_memory()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call compiled code."""
         return function(*arguments)
 
     def start(self, vm: Any) -> None:
+        """Tell the virtual machine where it works."""
         vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new tensor of zeros; its memory is not touched yet."""
         return tvm_ffi.from_dlpack(reserve(shape, dtype))
 
     def tensor(self, array: np.ndarray) -> Any:
+        """An array as a tensor: the same memory where it is aligned, a copy elsewhere."""
         if not _is_aligned(array):
             aligned = reserve(array.shape, array.dtype)
             aligned[...] = array
@@ -151,6 +158,7 @@ class HostMemory:
         return tvm_ffi.from_dlpack(array)
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
+        """The arrays of one call as tensors, which last until the next one."""
         return [self._argument(place, array) for place, array in enumerate(arrays)]
 
     def _argument(self, place: int, array: np.ndarray) -> Any:
@@ -159,6 +167,7 @@ class HostMemory:
         return self._staging[place].copy(array)
 
     def array(self, tensor: Any) -> np.ndarray:
+        """A tensor's memory as an array."""
         return np.from_dlpack(tensor)
 
 
@@ -185,31 +194,37 @@ class DeviceMemory:
         return own if own is not None else min(available_memory(), total or available_memory())
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what uses the device. Raises DeviceError with what its runtime says."""
         try:
             return function(*arguments)
         except RuntimeError as error:
             raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
 
     def start(self, vm: Any) -> None:
+        """Tell the virtual machine where it works."""
         self.call(
             vm["vm_initialization"], self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR
         )  # the host is the last
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new tensor on the device, of any values. Raises DeviceError."""
         return self.call(
             self._new, tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None
         )
 
     def tensor(self, array: np.ndarray) -> Any:
+        """An array copied to the device. Raises DeviceError."""
         array = np.ascontiguousarray(array)
         tensor = self.zeros(array.shape, array.dtype)
         self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return tensor
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
+        """The arrays copied to the device. Raises DeviceError."""
         return list(map(self.tensor, arrays))
 
     def array(self, tensor: Any) -> np.ndarray:
+        """A tensor's values, copied from the device. Raises DeviceError."""
         array = np.empty(tuple(tensor.shape), np.dtype(str(tensor.dtype)))
         self.call(self._read, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array

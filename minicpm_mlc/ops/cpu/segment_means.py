@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats import kv as kv_format
-
-SEGMENTS = 4  # segments of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
-SEGMENT_SIZE = PAGE_SIZE // SEGMENTS
 
 
 def segment_means_definition(

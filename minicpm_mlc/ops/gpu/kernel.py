@@ -11,8 +11,8 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
-from minicpm_mlc.ops.cpu.vector import ATTRS
 from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
+from minicpm_mlc.ops.tir import ATTRS
 
 THREADS = 128  # of a workgroup: what every GPU takes
 

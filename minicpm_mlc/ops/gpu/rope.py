@@ -6,8 +6,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
 from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments

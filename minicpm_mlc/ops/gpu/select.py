@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import registers
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_text
+from minicpm_mlc.runtime_py.chat.block_reads import most_read
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 from minicpm_mlc.runtime_py.speculative.options import Speculation
@@ -108,8 +109,6 @@ def _gear(stats: Stats) -> str:
 
 def blocks_read(engine: Any) -> list[str]:
     """What --show-blocks prints: the blocks chosen most, or why there are none."""
-    from minicpm_mlc.inspect.trace import most_read
-
     return most_read(engine) or [_none_chosen(engine.stats)]
 
 
