@@ -91,7 +91,8 @@ class AttentionReport:
 
     def _line(self, r: AttentionRow) -> list[str]:
         parts = " + ".join(f"{part:.2f}" for part in r.parts_ms)
-        of_bandwidth, of_peak = r.dense_gb_per_second / self.bandwidth, r.dense_gflops / self.peak
+        of_bandwidth = r.dense_gb_per_second / self.bandwidth
+        of_peak = r.dense_gflops / self.peak
         rates = [f"{r.dense_gb_per_second:.1f}", f"{r.dense_gflops:.0f}"]
         rates += [f"{r.dense_ms * of_bandwidth:.2f}", f"{r.dense_ms * of_peak:.2f}"]
         rates += [f"{100 * max(of_bandwidth, of_peak):.0f} %"]
@@ -171,13 +172,18 @@ class _Bench:
     def __init__(
         self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv_dtype: str
     ) -> None:
-        self.config, self.sparse, self.repeats = config, sparse, repeats
-        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.config = config
+        self.sparse = sparse
+        self.repeats = repeats
+        heads = config.num_heads
+        kv_heads = config.num_kv_heads
+        width = config.head_dim
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
         self.kernels = kernels = CpuTarget.of("native").kernels
-        shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
+        shape = (heads, kv_heads, width)
+        both = {"prefill": False, "decode": True}
         dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
         self.arithmetic = "bfloat16" if kernels.bf16_dot and kv_dtype == "bfloat16" else "float32"
         self.dense = {kind: _compiled(build(*shape, kv_dtype)) for kind, build in dense.items()}
@@ -192,7 +198,8 @@ class _Bench:
             for k, b in both.items()
         }
         means = _compiled(kernels.segment_means(kv_heads, width, kv_dtype, batched=False))
-        rng, storage = np.random.default_rng(0), np.dtype(KV_STORAGE[kv_dtype])
+        rng = np.random.default_rng(0)
+        storage = np.dtype(KV_STORAGE[kv_dtype])
         self.keys = reserve((pages, *key_shape(kv_dtype, kv_heads, width)), storage)
         self.values = reserve((pages, kv_heads, PAGE_SIZE, width), storage)
         for kind, pool in (("k", self.keys), ("v", self.values)):

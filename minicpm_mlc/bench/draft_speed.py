@@ -36,7 +36,8 @@ def measure_draft_speed(config: ModelConfig, size: int) -> dict[str, Any]:
     """
     threads = physical_cores()
     use_threads(threads)
-    hidden, precision = config.hidden_size, Precision(SCHEME, SCHEME, "float16")
+    hidden = config.hidden_size
+    precision = Precision(SCHEME, SCHEME, "float16")
     shapes = [(p.rows, p.columns) for p in layer_parameters(config, "", "", precision) if p.columns]
     layer = [_product(n, k) for n, k in [(hidden, 2 * hidden), *shapes]]
     heads = [_product(n, hidden) for n in (config.vocab_size, size)]

@@ -264,7 +264,8 @@ def aggregate(calls: list[OperatorCall], times: Sequence[list[float]]) -> list[O
     for kind in kinds:
         places = [i for i, call in enumerate(calls) if call == kind]
         seconds = statistics.median(sum(repeat[i] for i in places) for repeat in times)
-        n, cost = len(places), kind.cost
+        n = len(places)
+        cost = kind.cost
         rows.append(
             OperatorRow(
                 kind.operator,
@@ -312,11 +313,14 @@ def _linear(
     """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise
     the weight is its own.
     """
-    weight, scale, out = shapes[1], shapes[2], shapes[-1]
+    weight = shapes[1]
+    scale = shapes[2]
+    out = shapes[-1]
     integer = weight != scale
     weights = math.prod(scale) * 32 if integer else math.prod(weight)
     bytes_moved = sum(sizes) - (0 if integer else sizes[2])
-    rows, outputs = out[0], weight[0] * ROWS
+    rows = out[0]
+    outputs = weight[0] * ROWS
     int8 = str(args[0].dtype) == "int32"
     return f"{weights // outputs} -> {outputs}", Cost(bytes_moved, 2 * rows * weights, int8)
 

@@ -55,7 +55,9 @@ class MemoryReader:
             reserve((rows, LANES), np.dtype(np.int32)) for rows in (nbytes // (4 * LANES), TASKS)
         )
         buffer[...] = 1  # untouched pages would all be the system's one page of zeros
-        self._read, self._bytes, self.best = read, buffer.nbytes, 0.0
+        self._read = read
+        self._bytes = buffer.nbytes
+        self.best = 0.0
         self._arguments = [HostMemory().tensor(array) for array in (buffer, sums)]
 
     def sample(self, passes: int = 1) -> None:

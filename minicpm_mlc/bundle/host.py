@@ -42,7 +42,8 @@ FLAGS = {name: name for name in _SAME_NAME.split()} | {
     "dotprod": "asimddp",
 }
 # LLVM feature -> (getauxval's type, bit) as in the kernel's arch/arm64/include/uapi/asm/hwcap.h
-_HWCAP, _HWCAP2 = 16, 26
+_HWCAP = 16
+_HWCAP2 = 26
 ARM_BITS = {
     "neon": (_HWCAP, 1),
     "lse": (_HWCAP, 8),
@@ -98,7 +99,8 @@ def mismatch(target: dict[str, Any], host: Host) -> str | None:
             f"it was compiled for device {target['device']}, and this version runs "
             f"{' and '.join(DEVICE_RUNTIMES)}"
         )
-    system, machine = system_of(target["triple"]), _machine(target["triple"].split("-")[0])
+    system = system_of(target["triple"])
+    machine = _machine(target["triple"].split("-")[0])
     if (system, machine) != (host.system, host.machine):
         return (
             f"it was compiled for {machine} {system}, and this machine is {host.machine} "
@@ -113,7 +115,8 @@ def compile_options(host: Host, device: str) -> str:
     """The options of `minicpm-mlc compile`, given here, for a bundle that runs on `host`: on
     `device` if that has one.
     """
-    here, runtime = this_host(), DEVICE_RUNTIMES.get(device)
+    here = this_host()
+    runtime = DEVICE_RUNTIMES.get(device)
     gpu = device if runtime and runtime.beside_linux else None
     if host.system == "linux" and host.machine == here.machine:
         return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else _level(host)}"
@@ -152,7 +155,8 @@ def _hwcap_features() -> frozenset[str]:
     machine's.
     """
     ask = ctypes.CDLL(None).getauxval
-    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+    ask.argtypes = [ctypes.c_ulong]
+    ask.restype = ctypes.c_ulong
     return frozenset(name for name, (kind, bit) in ARM_BITS.items() if ask(kind) >> bit & 1)
 
 

@@ -56,7 +56,9 @@ class CheckedFile:
     """A file that tarfile and zipfile read from: counts and hashes on the way."""
 
     def __init__(self, file: IO[bytes], read: Callable[[int], None]) -> None:
-        self._file, self._digest, self._read = file, hashlib.sha256(), read
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._read = read
 
     def read(self, size: int = BLOCK_BYTES) -> bytes:
         """The next bytes, at most `size`."""
@@ -94,8 +96,10 @@ def package_bundle(
             f"-o {target}: expected a name that ends in {' or '.join(WRITERS)}; nothing is "
             "compressed"
         )
-    write, entries = WRITERS[target.suffix], list(_entries(folder, manifest, platform))
-    total, done = sum(entry.size for entry in entries), 0
+    write = WRITERS[target.suffix]
+    entries = list(_entries(folder, manifest, platform))
+    total = sum(entry.size for entry in entries)
+    done = 0
 
     def count(size: int) -> None:
         nonlocal done
@@ -115,7 +119,8 @@ def package_bundle(
 
 
 def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
-    system, triple = system_of(manifest.target["triple"]), manifest.target["triple"]
+    system = system_of(manifest.target["triple"])
+    triple = manifest.target["triple"]
     if system != system_of(platform):
         device = DEVICE_OF_SYSTEM.get(system_of(platform), "cpu")
         raise CompileError(
@@ -178,7 +183,9 @@ def _write_zip(path: Path, root: str, entries: list[Entry], count: Callable[[int
     with zipfile.ZipFile(path, "w") as archive:
         for entry in entries:
             info = zipfile.ZipInfo(f"{root}/{entry.name}", EPOCH)
-            info.create_system, info.external_attr, info.file_size = 3, 0o100644 << 16, entry.size
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            info.file_size = entry.size
             with entry.open() as file, archive.open(info, "w") as stored:
                 reader = CheckedFile(file, count)
                 while block := reader.read():

@@ -37,7 +37,8 @@ def _device(name: str) -> dict[str, Any]:
     `name` is the device that is here, `why` what keeps bundles from running; one of them is None.
     """
     option = DEVICE_OPTIONS[name]
-    system, missing = option.system, option.missing()
+    system = option.system
+    missing = option.missing()
     here, why = _runs(option.device, system.triple)
     return {
         "device": name,
@@ -95,7 +96,8 @@ def _device_lines(device: dict[str, Any]) -> list[str]:
 
 
 def _gpu_lines(device: dict[str, Any]) -> list[str]:
-    limits, reach = device["limits"], device["buffer_bytes"]
+    limits = device["limits"]
+    reach = device["buffer_bytes"]
     memory = human_bytes(limits["max_shared_memory_per_block"])
     lines = [
         f"  workgroups         up to {limits['max_num_threads']} threads, {memory} of shared "

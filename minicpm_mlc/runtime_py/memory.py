@@ -21,7 +21,12 @@ ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SMALL = 4096  # bytes that are sooner copied to a tensor than made one
 POOLED_ALLOCATOR = 2
 CPU = DEVICE_RUNTIMES["cpu"].dlpack
-EXISTS, NAME, DRIVER, TOTAL, FREE = 0, 5, 12, 14, 15  # TVM's numbers of a device's attributes
+# TVM's numbers of a device's attributes
+EXISTS = 0
+NAME = 5
+DRIVER = 12
+TOTAL = 14
+FREE = 15
 TRY_AGAIN = (
     "start the program again; if it fails again try a smaller --context, a newer driver, or "
     "compile for --device cpu"
@@ -117,7 +122,8 @@ class Staging:
 
     def _hold(self, kind: tuple[tuple[int, ...], np.dtype], nbytes: int) -> tuple[np.ndarray, Any]:
         if nbytes > self._memory.nbytes:
-            self._memory, self._tensors = reserve((2 * nbytes,), np.dtype(np.uint8)), {}
+            self._memory = reserve((2 * nbytes,), np.dtype(np.uint8))
+            self._tensors = {}
         held = np.ndarray(*kind, buffer=self._memory)
         self._tensors[kind] = held, tvm_ffi.from_dlpack(held)
         return self._tensors[kind]
@@ -180,7 +186,8 @@ class DeviceMemory:
 
     def __init__(self, device_type: int) -> None:
         """`device_type`: DLPack's number of the device's kind, whose runtime is loaded."""
-        self._type, self._device = device_type, tvm_ffi.device(device_type, 0)
+        self._type = device_type
+        self._device = tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")

@@ -169,7 +169,8 @@ class CpuTarget:
         """This processor as the compiler sees it, and which common levels also run here: what
         `minicpm-mlc devices` tells, ready for JSON.
         """
-        native, present = CpuTarget.of("native"), this_host().features or frozenset()
+        native = CpuTarget.of("native")
+        present = this_host().features or frozenset()
         levels = {
             name: set(CpuTarget.of(name).features) <= present
             for name in LEVELS[native.platform.machine]
@@ -183,7 +184,8 @@ class CpuTarget:
 
         Raises CompileError for a processor that the platform can't have.
         """
-        here, native = platform.machine(), cpu == "native"
+        here = platform.machine()
+        native = cpu == "native"
         there = PLATFORMS.get(platform_name or here)
         if there is None:
             raise CompileError(

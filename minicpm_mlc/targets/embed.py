@@ -85,7 +85,8 @@ class Reader:
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data = data
+        self.at = 0
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
