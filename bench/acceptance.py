@@ -1,8 +1,9 @@
 """A record of acceptance for `minicpm-mlc bench --replay`, from published rates: chains of as many
 guesses as there are rates.
 
-python bench/acceptance.py 0.58,0.34,0.22 > published.json     # MiniCPM4.1-8B-Eagle3 in vLLM (PR
-24243), 3 guesses minicpm-mlc bench BUNDLE --speculate eagle --replay published.json
+    # MiniCPM4.1-8B-Eagle3 in vLLM (PR 24243), 3 guesses
+    python bench/acceptance.py 0.58,0.34,0.22 > published.json
+    minicpm-mlc bench BUNDLE --speculate eagle --replay published.json
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ Takes the distributions of a base model and its head along answers that the base
 prompts (examples/demo_model/prompts.py), and computes of both rules how many guesses are kept:
 
 - match: the guesses are the head's likeliest tokens, in every draw the same; one is kept if the
-base's own sample is it.
+  base's own sample is it.
 - rejection: the guesses are drawn from the head without replacement (SpecInfer, EAGLE); each is
-kept with min(1, p/q), else p
-  becomes what p has beyond q, and q loses the guess.
+  kept with min(1, p/q), else p becomes what p has beyond q, and q loses the guess.
 
 "1 of n" is the chance that one of n guesses after a token is kept; the tokens of a chain are the
 head's after its own guesses. The head gives its 16 likeliest tokens, scaled here to sum to 1. Drawn
@@ -121,7 +120,7 @@ class Walk:
     def __init__(self, engine: Engine, rng: np.random.Generator) -> None:
         drafter = engine.drafters["eagle"]
         assert isinstance(drafter, EagleDrafter)
-        self.model, self.head, self.rng = engine._model, drafter._head, rng
+        self.model, self.head, self.rng = engine.model, drafter._head, rng
 
     def chains(
         self, root: int, features: np.ndarray

@@ -19,6 +19,7 @@ import torch
 import tvm
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets.cpu import CpuTarget
@@ -54,7 +55,7 @@ def main() -> None:
 
 def our_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray):
     target = CpuTarget.of("native")
-    kernel = target.kernels.attend_prefill(HEADS, KV_HEADS, WIDTH, "float16").with_attr(
+    kernel = target.kernels.attend_prefill(HEADS, KV_HEADS, WIDTH, F16).with_attr(
         "global_symbol", "main"
     )
     run = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target())["main"]

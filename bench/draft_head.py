@@ -1,7 +1,8 @@
 """What an EAGLE head costs at the 8B models' shapes, by the size of its vocabulary (FR-Spec).
 
-    python bench/draft_head.py --build /tmp/heads                        # compiles a bundle per
-    size, 4 layers of base each python bench/draft_head.py --measure /tmp/heads
+    # compiles a bundle per size, 4 layers of base each
+    python bench/draft_head.py --build /tmp/heads
+    python bench/draft_head.py --measure /tmp/heads
 
 `extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree,
 `draft` all of them; the sizes take turns. The weights are random: speed doesn't depend on their
@@ -31,14 +32,16 @@ class Head:
     def __init__(self, path: Path, depth: int, threads: int) -> None:
         from minicpm_mlc.bundle.manifest import read_bundle
         from minicpm_mlc.runtime_py.draft_model import DraftModel
-        from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
-        from minicpm_mlc.runtime_py.library import Library
+        from minicpm_mlc.runtime_py.kv_cache import Sequence
+        from minicpm_mlc.runtime_py.library import LocalLibrary
+        from minicpm_mlc.runtime_py.paged_cache import PagedCache
 
-        library = Library(read_bundle(path), threads)
-        sequence = Sequence(PagePool(CONTEXT // 64, 64), CONTEXT)
+        library = LocalLibrary(read_bundle(path), threads)
+        cache = PagedCache(library, CONTEXT)
+        sequence = Sequence(cache.pages, CONTEXT)
         sequence.reserve(depth)
         sequence.append([5] * depth)
-        self.model = DraftModel(library, sequence, CONTEXT // 64)
+        self.model = DraftModel(cache, sequence)
         draft = library.manifest.draft
         assert draft
         self.vocab = draft["vocab"]

@@ -23,6 +23,7 @@ from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.config.presets import PRESETS
 
 TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "q8_0": GGMLType.Q8_0, "q4_0": GGMLType.Q4_0}
+ARCHITECTURES = {"minicpm4": "minicpm"}  # as GGUF calls models that it calls otherwise
 BLOCK_ROWS = 4096  # rows converted at a time: bounds the memory a large tensor takes
 
 OUTER_NAMES = {
@@ -103,7 +104,7 @@ def add_metadata(writer: gguf.GGUFWriter, config) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_tokenizer_model("no_vocab")
-    if config.model_type == "minicpm4":
+    if config.scale_depth:
         writer.add_embedding_scale(config.scale_emb)
         writer.add_residual_scale(config.residual_scale)
         writer.add_logit_scale(1 / config.logit_scale)
@@ -137,7 +138,7 @@ def write_gguf(
         for n in weights.names()
     }
     partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(None, "minicpm" if config.model_type == "minicpm4" else "llama")
+    writer = gguf.GGUFWriter(None, ARCHITECTURES.get(config.model_type, config.model_type))
     add_metadata(writer, config)
     factors = rope_factor_tensors(writer, config)
     for name, array in factors.items():

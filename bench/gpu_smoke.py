@@ -1,9 +1,10 @@
 """Does all of this work on that GPU, and how fast: every kernel, a chat, decode and prefill of the
 published shapes.
 
-    python bench/gpu_smoke.py make FOLDER --device cuda,vulkan    where the compiler is
-    python bench/gpu_smoke.py run FOLDER                          where the GPU is; the runtime is
-    enough
+    # where the compiler is
+    python bench/gpu_smoke.py make FOLDER --device cuda,vulkan
+    # where the GPU is; the runtime is enough
+    python bench/gpu_smoke.py run FOLDER
 
 What `make` writes is small: the shapes' weights are random numbers, which `run` makes. Its report
 of all devices goes to standard output as Markdown; the exit status is 1 if anything is wrong.
@@ -26,7 +27,8 @@ import numpy as np
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.bench.decode import Report, bundle_traffic, run_bench
+from minicpm_mlc.bench.decode import bundle_traffic, run_bench
+from minicpm_mlc.bench.speed_report import SpeedReport
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, read_bundle
 from minicpm_mlc.bundle.params import TENSOR_CACHE
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
@@ -223,7 +225,7 @@ def _seconds(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _speed(path: Path, sizes: Sizes, bandwidth: float) -> Report:
+def _speed(path: Path, sizes: Sizes, bandwidth: float) -> SpeedReport:
     """Prefill and decode with random weights."""
     _fill_weights(path)
     bundle, most = read_bundle(path), max(*sizes.prompts, sizes.new_tokens)
@@ -232,7 +234,7 @@ def _speed(path: Path, sizes: Sizes, bandwidth: float) -> Report:
         measured = (sizes.depths, sizes.prompts, sizes.new_tokens, sizes.repeats)
         rows = run_bench(engine, engine.vocab_size, bundle_traffic(bundle, engine.gears), *measured)
     device = open_memory(m.target["device"]).name
-    return Report(
+    return SpeedReport(
         m.name,
         m.scheme,
         device,

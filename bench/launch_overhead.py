@@ -2,8 +2,8 @@
 it wrote.
 
     python bench/launch_overhead.py --device vulkan
-    python bench/launch_overhead.py --device vulkan --bundle build/demo-vulkan   # and what one
-    decode step hands to the driver
+    # and what one decode step hands to the driver
+    python bench/launch_overhead.py --device vulkan --bundle build/demo-vulkan
 
 Microseconds per launch, median of the repeats: until the call returns, until the device is done,
 and on the device alone where its runtime tells. The library's code around the kernel and the call

@@ -27,6 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
+
 SHAPES = [
     "1x1024x1024",
     "1x4096x1024",
@@ -57,44 +60,40 @@ class Row:
 
 
 def stored_bytes(n: int, k: int, scheme: str) -> int:
-    """Bytes of weights and f16 scales per 32 columns."""
-    return n * k * (4 if scheme == "w4" else 8) // 8 + n * k // 32 * 2
+    """Bytes of a weight with its scales."""
+    return sum(tensor.nbytes for tensor in SCHEMES[scheme].tensors(n, k))
 
 
 class Kernels:
     """Our compiled kernels at one shape over `copies` random weights."""
 
     def __init__(self, scheme: str, m: int, n: int, k: int, copies: int) -> None:
-        from minicpm_mlc.compile.quantize import SCHEMES
-
         self.scheme, self.m, self.n, self.k, self.copies = SCHEMES[scheme], m, n, k, copies
         self.x = random_tensor((m, k), "float32")
         self.out = random_tensor((m, -(-n // 16) * 16), "float32")
 
     def float32(self) -> Pass:
         from minicpm_mlc.ops.cpu.linear import linear
-        from minicpm_mlc.ops.formats.weights import WeightFormat
 
-        fmt = WeightFormat.of(self.scheme)
-        call, weights = build(linear(self.n, self.k, fmt)), self.weights(fmt)
-        return lambda: [call(self.x, w, s, self.out) for w, s in weights]
+        call, weights = build(linear(self.n, self.k, self.scheme)), self.weights(self.scheme)
+        return lambda: [call(self.x, *weight, self.out) for weight in weights]
 
     def int8(self, dot: str) -> Pass:
         from minicpm_mlc.ops.cpu.int8_dot import DOTS
         from minicpm_mlc.ops.cpu.linear_int8 import linear_int8
         from minicpm_mlc.ops.cpu.quantize_rows import quantize_rows, quantized_shape
-        from minicpm_mlc.ops.formats.weights import WeightFormat
 
-        fmt = WeightFormat.of(self.scheme, "rows16x4")
-        call, weights = build(linear_int8(self.n, self.k, fmt, dot)), self.weights(fmt)
-        quantize = build(quantize_rows(self.k, DOTS[dot].zero(fmt)))
+        scheme = self.scheme.beside("int8")
+        call, weights = build(linear_int8(self.n, self.k, scheme, dot)), self.weights(scheme)
+        quantize = build(quantize_rows(self.k, DOTS[dot].factor(scheme)))
         words = random_tensor(quantized_shape(self.m, self.k), "int32")
-        return lambda: [(quantize(self.x, words), call(words, w, s, self.out)) for w, s in weights]
+        return lambda: [
+            (quantize(self.x, words), call(words, *weight, self.out)) for weight in weights
+        ]
 
-    def weights(self, fmt: Any) -> list[tuple[Any, Any]]:
-        n, k = self.n, self.k
-        pairs = [(fmt.weight_shape(n, k), fmt.dtype), (fmt.scale_shape(n, k), fmt.scale_dtype)]
-        return [tuple(random_tensor(*pair) for pair in pairs) for _ in range(self.copies)]
+    def weights(self, scheme: Scheme) -> list[list[Any]]:
+        tensors = scheme.tensors(self.n, self.k)
+        return [[random_tensor(t.shape, t.dtype) for t in tensors] for _ in range(self.copies)]
 
 
 def memory_read(nbytes: int, copies: int) -> Pass:
@@ -298,7 +297,9 @@ def main() -> None:
     parser.add_argument(
         "--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat"
     )
-    parser.add_argument("--scheme", choices=["w4", "w8"], default="w4")
+    parser.add_argument(
+        "--scheme", choices=[name for name in SCHEMES if SCHEMES[name].takes_int8], default="w4"
+    )
     parser.add_argument(
         "--dot",
         action="append",

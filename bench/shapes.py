@@ -13,12 +13,14 @@ from typing import Any
 
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
+from minicpm_mlc.compile.model.registry import models, sparse_settings
 
 CONTEXT = 1 << 18  # tokens: no depth is refused, and RoPE's angles cost the same everywhere
 SAME_KEYS = """
     vocab_size hidden_size intermediate_size head_dim rms_norm_eps rope_theta
     max_position_embeddings tie_word_embeddings bos_token_id
 """
+MUP_KEYS = "scale_emb scale_depth dim_model_base"
 LETTERS = [*string.ascii_lowercase, " "]
 NOT_PART_OF_WORDS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
@@ -35,7 +37,7 @@ def shape(preset: str, layers: int | None = None, sparse: bool = False) -> Model
         name="-".join(parts),
         num_layers=layers or config.num_layers,
         max_position_embeddings=CONTEXT,
-        sparse=SparseConfig() if sparse else config.sparse_attention,
+        sparse=SparseConfig() if sparse else sparse_settings(config),
     )
 
 
@@ -75,17 +77,10 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_ids),
         "rope_scaling": rope,
     }
-    if config.model_type == "llama":
-        return keys | {"architectures": ["LlamaForCausalLM"]}
-    mup = {key: getattr(config, key) for key in ("scale_emb", "scale_depth", "dim_model_base")}
-    return (
-        keys
-        | mup
-        | {
-            "architectures": ["MiniCPMForCausalLM"],
-            "sparse_config": config.sparse and asdict(config.sparse),
-        }
-    )
+    keys["architectures"] = [models()[config.model_type].architectures[0]]
+    if config.scale_depth:
+        keys |= {key: getattr(config, key) for key in MUP_KEYS.split()}
+    return keys | ({"sparse_config": asdict(config.sparse)} if config.sparse else {})
 
 
 def tokenizer_json(vocab_size: int) -> dict[str, Any]:

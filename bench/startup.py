@@ -1,10 +1,11 @@
 """How soon a chat answers and what memory it takes: the whole command, from the shell to the end of
 an answer of one token.
 
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --prepare           # a bundle of random
-    weights, in build/bench python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu
-    python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu --words 1000       # a long prompt:
-    what computing it takes beside
+    # a bundle of random weights, in build/bench
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --prepare
+    python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu
+    # a long prompt: what computing it takes beside
+    python bench/startup.py build/bench/MiniCPM4.1-8B-w4-cpu --words 1000
 
 The first run, which checks the files' hashes and brings them into the system's cache, is not
 counted. Memory is the largest resident set, mapped weights included.

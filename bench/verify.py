@@ -1,8 +1,9 @@
 """One verification of a token tree against as many decode steps, taking turns in one run.
 
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare          # a bundle of
-    random weights, in build/bench python bench/verify.py build/bench/MiniCPM4.1-8B-4-layers-w4-cpu
-    --rows 16 --depth 0,32768
+    # a bundle of random weights, in build/bench
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --prepare
+    BUNDLE=build/bench/MiniCPM4.1-8B-4-layers-w4-cpu
+    python bench/verify.py $BUNDLE --rows 16 --depth 0,32768
 
 The tree is a chain: every node but the first has the one before it as its parent. The cache holds
 random numbers.
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.choices import ATTENTION
@@ -57,7 +57,7 @@ HEAD = ["depth", "rows", "decode steps, ms", "one verification, ms", "one decode
 
 def compare(engine: Engine, depth: int, rows: int, repeats: int) -> Row:
     """Both at `depth` cached tokens, which stay as they are."""
-    model: Any = engine._model
+    model = engine.model
     chain = list(range(-1, rows - 1))
 
     def decode() -> None:

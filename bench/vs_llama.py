@@ -2,8 +2,8 @@
 turns in one run.
 
     python bench/vs_llama.py --work build/bench --markdown
-    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 --random-cache
-    --prompt-tokens 0
+    python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 \\
+        --random-cache --prompt-tokens 0
 
 Each side lives in its own process and times itself. A decode step is one token in, its logits out;
 nothing is sampled. `--layers` and `--sparse` change the shape, the same for both. See
@@ -30,6 +30,7 @@ from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.limits import measure_limits, memory_reader
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bench.speed_report import SpeedRow, bandwidth_cells
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -54,7 +55,7 @@ class Comparison:
     agreement: float
     load: float
     command: str
-    sides: dict[str, list[bench.Row]]
+    sides: dict[str, list[SpeedRow]]
 
     def head(self) -> str:
         return (
@@ -69,12 +70,11 @@ class Comparison:
         head += [*(f"to {side}" for side in others), *(f"{side} GB/s" for side in self.sides)]
         return [head, *map(self._line, zip(*self.sides.values(), strict=True))]
 
-    def _line(self, rows: tuple[bench.Row, ...]) -> list[str]:
+    def _line(self, rows: tuple[SpeedRow, ...]) -> list[str]:
         speeds = [row.tokens_per_second for row in rows]
         ratios = [f"{speeds[0] / speed:.2f}x" for speed in speeds[1:]]
         memory = [
-            " = ".join(filter(None, bench.bandwidth_cells(row, self.limits.bandwidth)))
-            for row in rows
+            " = ".join(filter(None, bandwidth_cells(row, self.limits.bandwidth))) for row in rows
         ]
         return [
             rows[0].phase,

@@ -4,17 +4,21 @@ imported before a verb runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
+
+if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
 
 ATTENTION = click.Choice(choices.ATTENTION)
-SCHEMES = click.Choice(choices.WEIGHT_SCHEMES)
-KV = click.Choice(choices.KV_FORMATS)
+SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
+KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
 
 
@@ -26,7 +30,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
-        """The numbers of an argument; anything else is refused with an example."""
+        """The numbers of 1,2,3; fails as click does for anything else."""
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
@@ -37,7 +41,7 @@ class Commands(click.Group):
     """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Runs the command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -190,7 +194,8 @@ def _rpc(command: Any) -> Any:
     )(command)
 
 
-def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> Any:
+def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
+    """The machine that --rpc names, with these bundles uploaded; None: this one."""
     if rpc is None and key is None:
         return None
     from minicpm_mlc.base.progress import show_progress
@@ -279,11 +284,11 @@ def chat(
     The answer to one question (--prompt, or piped text) goes to standard output, its thinking to
     standard error.
     """
-    from minicpm_mlc.runtime_py.chat.repl import answer_once, chosen, read_question, talk
+    from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
-    given = chosen(options)
+    given = given_options(options)
     shared: dict[str, Any] = {
         "system": system,
         "hide_thinking": hide_thinking,

@@ -11,8 +11,11 @@ from checkpoints import _unlike_ones, config_json, write_json
 from safetensors.numpy import save_file
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.registry import draft_config_like
+
+EAGLE2, EAGLE3 = "eagle2", "eagle3"
 
 
 def draft_config_json(config: DraftConfig, base: ModelConfig) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def write_draft(
     """Writes a head of `vocab` tokens; returns its weights. `changes`: of DraftConfig, such as
     feature_layers or bias.
     """
-    config = replace(DraftConfig.like(base, kind), vocab_size=vocab or base.vocab_size, **changes)
+    config = replace(draft_config_like(base, kind), vocab_size=vocab or base.vocab_size, **changes)
     folder.mkdir(parents=True, exist_ok=True)
     source = RandomCheckpoint(config, seed=3)
     weights = {name: _unlike_ones(name, source.rows(name)) for name in source.names()}

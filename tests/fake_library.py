@@ -5,13 +5,17 @@ table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny_tokenizers
 
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.bundle.state import StateEntry
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
@@ -31,9 +35,14 @@ class FakeLibrary:
     the answer.
     """
 
-    memory = SimpleNamespace(name="no device")
+    device_name = device_identity = "no device"
+    local = None
+    vocab_size = VOCAB
 
-    def __init__(self, say: Callable[[list[int]], int] | None = None) -> None:
+    def __init__(
+        self, say: Callable[[list[int]], int] | None = None, made: Manifest | None = None
+    ) -> None:
+        self.manifest = made or manifest()
         self.say = say
         self.calls: list[int] = []  # rows of each call
 
@@ -102,6 +111,34 @@ class FakeLibrary:
         return logits
 
 
+class RecurrentLibrary(FakeLibrary):
+    """The same, but what it knows of the history is one state, which only goes forward: it begins
+    anew at position 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            made=manifest(state=[StateEntry("state", (0,), (8,), "float32", "sequence")])
+        )
+
+    def new_pools(self, num_pages: int) -> Any:
+        return SimpleNamespace(state=[])
+
+    def prefill(
+        self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False
+    ) -> Outputs:
+        self.calls.append(len(token_ids))
+        if positions[0] == 0:
+            pools.state = []
+        start = len(pools.state)
+        assert positions.tolist() == list(range(start, start + len(token_ids)))
+        pools.state = [*pools.state, *token_ids.tolist()]
+        return Outputs(np.stack([self.row(pools.state[: start + r + 1]) for r in logit_rows]))
+
+    def verify(self, *_: Any, **__: Any) -> Outputs:
+        raise AssertionError("a recurrent state can't verify trees")
+
+
 FIRST_WORD = token("▁hello")
 
 
@@ -113,12 +150,21 @@ def manifest(**changes: Any) -> Manifest:
         "target": {"device": "cpu"},
         "tvm": "",
         "params": [],
-        "model": {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
+        "model": {"num_layers": 1, "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
         "kv_dtype": "float32",
-        "kv_layout": {},
+        "state": [],
         "page_size": PAGE,
         "max_context": 200,
         "prefill_chunk": 5,
         "memory": {"weights": 1000, "kv_per_token": 10, "activations": 100},
     }
     return Manifest(**(values | changes))
+
+
+def use_fake_library(
+    patch: pytest.MonkeyPatch, open_library: Callable[[], FakeLibrary] = FakeLibrary, **changes: Any
+) -> None:
+    """Every bundle that is opened on this machine is a FakeLibrary's; `changes` of its manifest."""
+    made = manifest(**changes)
+    patch.setattr(LocalMachine, "read_bundle", lambda machine, path: Bundle(Path(path), made))
+    patch.setattr(LocalMachine, "open_library", lambda *_: open_library())

@@ -15,8 +15,6 @@ from test_ops_linear import packed
 from test_ops_linear_int8 import stored, words_of
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE
-from minicpm_mlc.compile.quantize import SCHEMES
 from minicpm_mlc.ops.build import build, has_kernel
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
@@ -33,7 +31,8 @@ from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
-from minicpm_mlc.ops.formats.kv import bfloat16_bits, key_shape, read_definition
+from minicpm_mlc.ops.formats.kv import F16, F32, KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.operator import Operator, all_records
 from minicpm_mlc.ops.samples import Draw, Sample
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
@@ -115,8 +114,10 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
     """Operators that read packed weights."""
     for name in SCHEMES:
         for n, k, residual in ((33, 96, False), (80, 1056, True), (160, 256, False)):
-            stored, exact, fmt = packed(name, n, k, seed=n)
-            kernel = Kernel("linear", name, (n, k, fmt), (("residual", residual), ("scale", 0.25)))
+            stored, exact, scheme = packed(name, n, k, seed=n)
+            kernel = Kernel(
+                "linear", name, (n, k, scheme), (("residual", residual), ("scale", 0.25))
+            )
             for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
                 expected = np.pad(
@@ -128,12 +129,12 @@ def weights(rng: np.random.Generator) -> Iterator[Case]:
                     [x, *stored, *([added] if residual else []), empty(*expected.shape)],
                     expected,
                 )
-        stored, exact, fmt = packed(name, 67, 96, seed=1)
+        stored, exact, scheme = packed(name, 67, 96, seed=1)
         for n in rng.choice(ROWS, 4, replace=False).tolist():
             ids = rng.integers(0, 67, n).astype(np.int32)
             expected = embed_definition(ids, exact, 12.0)
             yield Case(
-                Kernel("embed", name, (67, 96, fmt), (("scale", 12.0),)),
+                Kernel("embed", name, (67, 96, scheme), (("scale", 12.0),)),
                 [ids, *stored, empty(n, 96)],
                 expected,
             )
@@ -143,34 +144,22 @@ def integers(rng: np.random.Generator) -> Iterator[Case]:
     """Operators on activations rounded to int8."""
     if (dot := get_target("cpu").int8_dot) is None:
         return
-    for name in ("w4", "w8"):
+    for name in (name for name in SCHEMES if SCHEMES[name].takes_int8):
         for n, k, residual in ((33, 96, False), (80, 1056, True)):
-            arrays, exact, fmt = stored(name, n, k)
-            zero, options = DOTS[dot].zero(fmt), (("residual", residual), ("scale", 0.25))
+            arrays, exact, scheme = stored(name, n, k)
+            factor, options = DOTS[dot].factor(scheme), (("residual", residual), ("scale", 0.25))
             for m in (1, *rng.choice(ROWS[1:], 4, replace=False).tolist()):
                 x, added = numbers(rng, m, k), numbers(rng, m, n)
-                words, out = words_of(x, zero), empty(m, k // 32, WORDS, dtype="int32")
-                yield Case(Kernel("quantize_rows", name, (k, fmt)), [x, out], words, 0)
+                words, out = words_of(x, factor), empty(m, k // 32, WORDS, dtype="int32")
+                yield Case(Kernel("quantize_rows", name, (k, scheme)), [x, out], words, 0)
                 expected = np.pad(
                     linear_int8_definition(x, exact, added if residual else None, 0.25),
                     ((0, 0), (0, -n % 16)),
                 )
                 arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
-                yield Case(Kernel("linear_int8", name, (n, k, fmt), options), arguments, expected)
-
-
-def stored_pools(
-    rng: np.random.Generator, kv_dtype: str, pages: int, kv_heads: int, d: int
-) -> list[np.ndarray]:
-    """Keys and values of random tokens in every slot."""
-    shapes = (pages, *key_shape(kv_dtype, kv_heads, d)), (pages, kv_heads, 64, d)
-    if kv_dtype == "int8":
-        keys, values = (rng.integers(-127, 128, shape).astype(np.int8) for shape in shapes)
-        scales = rng.uniform(0.005, 0.02, (pages, kv_heads, 8, 16)).astype(np.float32)
-        keys[:, :, d:] = scales.view(np.int8)
-        return [keys, values]
-    floats = [numbers(rng, *shape) for shape in shapes]
-    return [bfloat16_bits(x) if kv_dtype == "bfloat16" else x.astype(kv_dtype) for x in floats]
+                yield Case(
+                    Kernel("linear_int8", name, (n, k, scheme), options), arguments, expected
+                )
 
 
 def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.ndarray:
@@ -180,14 +169,12 @@ def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.
 
 def appends(rng: np.random.Generator) -> Iterator[Case]:
     """rope_append and segment_means, which a row's key goes through."""
-    for kv_dtype in KV_STORAGE:
+    for kv in KV_FORMATS.values():
         for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
             append = Kernel(
-                "rope_append", kv_dtype, (heads, kv_heads, d, kv_dtype), (("batched", batched),)
+                "rope_append", kv.dtype, (heads, kv_heads, d, kv), (("batched", batched),)
             )
-            mean = Kernel(
-                "segment_means", kv_dtype, (kv_heads, d, kv_dtype), (("batched", batched),)
-            )
+            mean = Kernel("segment_means", kv.dtype, (kv_heads, d, kv), (("batched", batched),))
             for n, first in (
                 (1, 0),
                 (2, 62),
@@ -200,57 +187,55 @@ def appends(rng: np.random.Generator) -> Iterator[Case]:
                     rng.integers(0, first + n, n) if batched else np.arange(first, first + n)
                 ).astype(np.int32)
                 qkv, cos_sin = numbers(rng, n, (heads + 2 * kv_heads) * d), numbers(rng, n, d)
-                pools, q = stored_pools(rng, kv_dtype, table.size, kv_heads, d), empty(n, heads, d)
+                pools, q = kv.random_pages(rng, table.size, kv_heads, d), empty(n, heads, d)
                 after = [pool.copy() for pool in pools]
-                turned = rope_append_definition(qkv, cos_sin, slots, table, *after, heads)
-                expected = np.concatenate([x.ravel() for x in (*read_definition(*after), turned)])
-                allowed = (
-                    1e-12 if kv_dtype == "float32" else 1e-6
-                )  # another way at a tie of the rounding
+                turned = rope_append_definition(qkv, cos_sin, slots, table, *after, heads, kv)
+                expected = np.concatenate([x.ravel() for x in (*kv.read(*after), turned)])
+                allowed = 1e-12 if kv is F32 else 1e-6  # another way at a tie of the rounding
                 arguments = [qkv, cos_sin, slots, table, *pools, q]
-                yield Case(append, arguments, expected, allowed, appended)
+                yield Case(append, arguments, expected, allowed, partial(appended, kv))
                 ends = (slots | 15) if batched else slots
                 means, expected = np.zeros((2, table.size, kv_heads, 4, d), np.float32)
-                segment_means_definition(ends, table, read_definition(*pools)[0], expected)
+                segment_means_definition(ends, table, kv.read(*pools)[0], expected)
                 yield Case(mean, [ends, table, pools[0], means], expected)
 
 
-def appended(arguments: list[np.ndarray]) -> np.ndarray:
+def appended(kv: KVFormat, arguments: list[np.ndarray]) -> np.ndarray:
     *_, k_pages, v_pages, q = arguments
-    return np.concatenate([x.ravel() for x in (*read_definition(k_pages, v_pages), q)])
+    return np.concatenate([x.ravel() for x in (*kv.read(k_pages, v_pages), q)])
 
 
 def moves(rng: np.random.Generator) -> Iterator[Case]:
-    for kv_dtype in KV_STORAGE:
+    for kv in KV_FORMATS.values():
         for _ in range(4):
-            pools, table = stored_pools(rng, kv_dtype, 3, 2, 64), paged(rng, 1, 3, False)
+            pools, table = kv.random_pages(rng, 3, 2, 64), paged(rng, 1, 3, False)
             base, m = int(rng.integers(0, 100)), int(rng.integers(1, 20))
             sources = np.sort(base + rng.choice(60, m, replace=False)).astype(np.int32)
             slots = np.arange(base, base + m, dtype=np.int32)
-            after = [x.copy() for x in read_definition(*pools)]
-            move_rows_definition(sources, slots, table, *after)
-            expected = np.concatenate([x.ravel() for x in after])
-            kernel = Kernel("move_rows", kv_dtype, (2, 64, kv_dtype))
-            yield Case(kernel, [sources, slots, table, *pools], expected, 0, moved)
+            after = [pool.copy() for pool in pools]
+            move_rows_definition(sources, slots, table, *after, kv)
+            expected = np.concatenate([x.ravel() for x in kv.read(*after)])
+            kernel = Kernel("move_rows", kv.dtype, (2, 64, kv))
+            yield Case(kernel, [sources, slots, table, *pools], expected, 0, partial(moved, kv))
 
 
-def moved(arguments: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([x.ravel() for x in read_definition(*arguments[-2:])])
+def moved(kv: KVFormat, arguments: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in kv.read(*arguments[-2:])])
 
 
-def heads_for(kv_dtype: str) -> list[tuple[int, int, int]]:
+def heads_for(kv: KVFormat) -> list[tuple[int, int, int]]:
     """Both groups for the two formats that every device is asked for, the cheaper one for the
     others.
     """
-    return HEADS if kv_dtype in ("float32", "float16") else HEADS[:1]
+    return HEADS if kv in (F32, F16) else HEADS[:1]
 
 
 def dense(rng: np.random.Generator) -> Iterator[Case]:
     """attend_prefill and attend_decode."""
-    for kv_dtype in KV_STORAGE:
-        for kind, (heads, kv_heads, d) in product(("prefill", "decode"), heads_for(kv_dtype)):
+    for kv in KV_FORMATS.values():
+        for kind, (heads, kv_heads, d) in product(("prefill", "decode"), heads_for(kv)):
             kernel, batched = (
-                Kernel(f"attend_{kind}", kv_dtype, (heads, kv_heads, d, kv_dtype)),
+                Kernel(f"attend_{kind}", kv.dtype, (heads, kv_heads, d, kv)),
                 kind == "decode",
             )
             contexts = (1, 64, 65, *rng.integers(2, 700, 4).tolist())
@@ -261,9 +246,9 @@ def dense(rng: np.random.Generator) -> Iterator[Case]:
                 slots[-1] = context - 1
                 q, pools = (
                     numbers(rng, n, heads, d, scale=2),
-                    stored_pools(rng, kv_dtype, table.size, kv_heads, d),
+                    kv.random_pages(rng, table.size, kv_heads, d),
                 )
-                expected = attend_definition(q, *read_definition(*pools), table, slots)
+                expected = attend_definition(q, *kv.read(*pools), table, slots)
                 yield Case(kernel, [q, *pools, table, slots, empty(n, heads * d)], expected)
 
 
@@ -278,22 +263,22 @@ def grown(rng: np.random.Generator, most: int = 400) -> Tree:
 
 
 def trees(rng: np.random.Generator) -> Iterator[Case]:
-    for kv_dtype in KV_STORAGE:
-        for heads, kv_heads, d in heads_for(kv_dtype):
+    for kv in KV_FORMATS.values():
+        for heads, kv_heads, d in heads_for(kv):
             for _ in range(4):
                 tree = grown(rng)
                 n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
                 q, pools = (
                     numbers(rng, n, heads, d, scale=2),
-                    stored_pools(rng, kv_dtype, pages, kv_heads, d),
+                    kv.random_pages(rng, pages, kv_heads, d),
                 )
                 place = [
                     paged(rng, 1, pages, False),
                     np.array([tree.base], np.int32),
                     tree.ancestors,
                 ]
-                expected = attend_tree_definition(q, *read_definition(*pools), *place)
-                kernel = Kernel("attend_tree", kv_dtype, (heads, kv_heads, d, kv_dtype))
+                expected = attend_tree_definition(q, *kv.read(*pools), *place)
+                kernel = Kernel("attend_tree", kv.dtype, (heads, kv_heads, d, kv))
                 yield Case(kernel, [q, *pools, *place, empty(n, heads * d)], expected)
 
 
@@ -314,15 +299,15 @@ def sparse(rng: np.random.Generator) -> Iterator[Case]:
                 n = int(rng.choice(ROWS[:7]))
                 table, means = whole_means(pages, kv_heads, d, pages)
                 positions = np.sort(rng.integers(0, 64 * pages, n)).astype(np.int32)
-                q = make_queries("random", Family(heads, kv_heads, d, "float32", 0), n)
+                q = make_queries("random", Family(heads, kv_heads, d, F32, 0), n)
                 arguments = [q, means, np.tile(table, (n if batched else 1, 1)), positions]
                 expected = score_blocks_definition(*arguments)
                 yield Case(score, [*arguments, empty(*expected.shape)], expected, 1e-9)
-    for kv_dtype in KV_STORAGE:
+    for kv in KV_FORMATS.values():
         for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
             options = (("batched", batched),)
             kernel = Kernel(
-                "attend_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks), options
+                "attend_blocks", kv.dtype, (heads, kv_heads, d, kv, BUDGET.blocks), options
             )
             for _ in range(5):
                 n, pages = int(rng.choice(ROWS[:6])), int(rng.integers(1, 12))
@@ -332,12 +317,10 @@ def sparse(rng: np.random.Generator) -> Iterator[Case]:
                 )
                 q, pools = (
                     numbers(rng, n, heads, d, scale=2),
-                    stored_pools(rng, kv_dtype, table.size, kv_heads, d),
+                    kv.random_pages(rng, table.size, kv_heads, d),
                 )
                 chosen = choose(rng, slots, kv_heads, pages)
-                expected = attend_blocks_definition(
-                    q, *read_definition(*pools), table, slots, chosen
-                )
+                expected = attend_blocks_definition(q, *kv.read(*pools), table, slots, chosen)
                 yield Case(kernel, [q, *pools, table, slots, chosen, empty(n, heads * d)], expected)
 
 
@@ -353,19 +336,19 @@ def choose(
 
 def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
     """path_means, score_tree and attend_tree_blocks."""
-    for kv_dtype in KV_STORAGE:
+    for kv in KV_FORMATS.values():
         heads, kv_heads, d = HEADS[0]
         for _ in range(4):
             tree = grown(rng)
             n, pages = len(tree.parents), -(-(tree.base + len(tree.parents)) // 64)
             table, means = whole_means(pages, kv_heads, d, pages)
             pools, place = (
-                stored_pools(rng, kv_dtype, pages, kv_heads, d),
+                kv.random_pages(rng, pages, kv_heads, d),
                 [table[None], np.array([tree.base], np.int32)],
             )
-            read = read_definition(*pools)
+            read = kv.read(*pools)
             expected = path_means_definition(read[0], means, place[0], place[1], tree.ancestors)
-            kernel = Kernel("path_means", kv_dtype, (kv_heads, d, kv_dtype))
+            kernel = Kernel("path_means", kv.dtype, (kv_heads, d, kv))
             yield Case(
                 kernel, [pools[0], means, *place, tree.ancestors, empty(*expected.shape)], expected
             )
@@ -373,16 +356,14 @@ def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
                 numbers(rng, n, heads, d, scale=2),
                 choose(rng, tree.positions, kv_heads, pages),
             )
-            kernel = Kernel(
-                "attend_tree_blocks", kv_dtype, (heads, kv_heads, d, kv_dtype, BUDGET.blocks)
-            )
+            kernel = Kernel("attend_tree_blocks", kv.dtype, (heads, kv_heads, d, kv, BUDGET.blocks))
             attended = attend_tree_blocks_definition(
                 q, *read, place[0], place[1], tree.ancestors, chosen
             )
             yield Case(
                 kernel, [q, *pools, *place, tree.ancestors, chosen, empty(n, heads * d)], attended
             )
-            if kv_dtype == "float32":
+            if kv is F32:
                 arguments = [
                     q,
                     means,

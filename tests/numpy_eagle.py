@@ -5,9 +5,10 @@ compiled ones.
 from __future__ import annotations
 
 import numpy as np
+from draft_heads import EAGLE3
 from numpy_model import rms_norm, rotate
 
-from minicpm_mlc.compile.config.draft_config import EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
 

@@ -12,7 +12,7 @@ from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks
 from minicpm_mlc.ops.cpu.segment_means import segment_means
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks
-from minicpm_mlc.ops.formats.kv import bfloat16_bits, read_definition
+from minicpm_mlc.ops.formats.kv import BF16, F16, F32, KVFormat
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 
 BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
@@ -25,7 +25,7 @@ class Family:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    kv_dtype: str
+    kv: KVFormat
     tile: int
     budget: Budget = BUDGET
 
@@ -35,16 +35,16 @@ class Family:
 
 
 FAMILIES = [  # groups of 16, 8, 4 and 1
-    Family(32, 2, 128, "float16", 16),
-    Family(8, 1, 64, "float32", 8, Budget(topk=4, window_blocks=1, init_blocks=0)),
-    Family(8, 2, 64, "float16", 4, Budget(topk=2, window_blocks=3, init_blocks=1)),
-    Family(2, 2, 64, "float32", 4, Budget(topk=8, window_blocks=4, init_blocks=2)),
+    Family(32, 2, 128, F16, 16),
+    Family(8, 1, 64, F32, 8, Budget(topk=4, window_blocks=1, init_blocks=0)),
+    Family(8, 2, 64, F16, 4, Budget(topk=2, window_blocks=3, init_blocks=1)),
+    Family(2, 2, 64, F32, 4, Budget(topk=8, window_blocks=4, init_blocks=2)),
 ]
-THREES = Family(6, 2, 64, "float32", 8)  # groups of 3, which no vector's width divides
+THREES = Family(6, 2, 64, F32, 8)  # groups of 3, which no vector's width divides
 GRID = [  # and bfloat16 in groups of 3, and the published budget
     *FAMILIES,
-    replace(THREES, kv_dtype="bfloat16"),
-    Family(16, 1, 128, "float16", 16, Budget(topk=64, window_blocks=32, init_blocks=1)),
+    replace(THREES, kv=BF16),
+    Family(16, 1, 128, F16, 16, Budget(topk=64, window_blocks=32, init_blocks=1)),
 ]
 KINDS = ["random", "clustered", "periodic", "equal", "extreme"]
 
@@ -53,6 +53,7 @@ KINDS = ["random", "clustered", "periodic", "equal", "extreme"]
 class Sequence:
     """One sequence in shuffled pages; NaN in every slot and mean past its last token."""
 
+    kv: KVFormat
     k_pages: np.ndarray
     v_pages: np.ndarray
     k_means: np.ndarray
@@ -61,7 +62,7 @@ class Sequence:
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """The pages of keys and of values as numbers, float64."""
-        return read_definition(self.k_pages, self.v_pages)
+        return self.kv.read(self.k_pages, self.v_pages)
 
 
 def make_keys(kind: str, family: Family, pages: int, rng: np.random.Generator) -> np.ndarray:
@@ -92,14 +93,10 @@ def make_sequence(kind: str, family: Family, tokens: int, seed: int = 0) -> Sequ
     values = rng.standard_normal((pages, family.num_kv_heads, 64, family.head_dim))
     keys[table[-1], :, :, (tokens - 1) % 64 + 1 :] = np.nan
     values[table[-1], :, (tokens - 1) % 64 + 1 :] = np.nan
-    k_pages, v_pages = (
-        bfloat16_bits(x) if family.kv_dtype == "bfloat16" else x.astype(family.kv_dtype)
-        for x in (keys, values)
-    )
-    means = all_segment_means(read_definition(k_pages, v_pages)[0], table, tokens).astype(
-        np.float32
-    )
-    return Sequence(k_pages, v_pages, means, table, tokens)
+    kv = family.kv
+    k_pages, v_pages = kv.pack(keys, values)
+    means = all_segment_means(kv.read(k_pages, v_pages)[0], table, tokens).astype(np.float32)
+    return Sequence(kv, k_pages, v_pages, means, table, tokens)
 
 
 def make_queries(kind: str, family: Family, rows: int, seed: int = 0) -> np.ndarray:
@@ -117,7 +114,7 @@ def make_queries(kind: str, family: Family, rows: int, seed: int = 0) -> np.ndar
 def kernel(operator: str, family: Family, batched: bool = False):
     budget = family.budget
     if operator == "means":
-        return compiled(segment_means(*family.heads[1:], family.kv_dtype, batched))
+        return compiled(segment_means(*family.heads[1:], family.kv, batched))
     if operator == "score":
         return compiled(score_blocks(*family.heads, batched, family.tile))
     if operator == "select":
@@ -126,9 +123,7 @@ def kernel(operator: str, family: Family, batched: bool = False):
                 family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks
             )
         )
-    return compiled(
-        attend_blocks(*family.heads, family.kv_dtype, budget.blocks, batched, family.tile)
-    )
+    return compiled(attend_blocks(*family.heads, family.kv, budget.blocks, batched, family.tile))
 
 
 def tables(sequence: Sequence, rows: int, batched: bool) -> np.ndarray:

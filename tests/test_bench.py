@@ -12,14 +12,13 @@ from minicpm_mlc.bench import roofline
 from minicpm_mlc.bench.decode import (
     BenchError,
     GearSide,
-    Report,
-    Row,
     Stopwatch,
     Traffic,
     measure,
     run_bench,
     with_traffic,
 )
+from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
 from minicpm_mlc.runtime_py.gears import Gears
 
 
@@ -177,13 +176,13 @@ def test_logits_leave_the_cache_as_it_was(clock):
 
 def test_decode_traffic_is_the_weights_and_the_cache_read_by_the_average_step():
     row = with_traffic(
-        Row("decode", 1000, 9, (10.0, 20.0, 30.0)), Traffic(weights=10**9, kv_per_token=1000)
+        SpeedRow("decode", 1000, 9, (10.0, 20.0, 30.0)), Traffic(weights=10**9, kv_per_token=1000)
     )
     assert row.gb_per_second == pytest.approx(20 * (1e9 + 1000 * 1005) / 1e9)
 
 
 def test_prefill_has_no_traffic():
-    assert with_traffic(Row("prefill", 0, 9, (1.0,)), Traffic(1, 1)).gb_per_second is None
+    assert with_traffic(SpeedRow("prefill", 0, 9, (1.0,)), Traffic(1, 1)).gb_per_second is None
 
 
 @pytest.mark.parametrize(
@@ -198,11 +197,11 @@ def test_prefill_has_no_traffic():
 )
 def test_rows_say_which_gear_ran(phase, depth, attention):
     traffic = Traffic(1, 1, Gears("auto", dense_len=100, budget=6, block_size=64))
-    assert with_traffic(Row(phase, depth, 8, (1.0,)), traffic).attention == attention
-    assert with_traffic(Row(phase, depth, 8, (1.0,)), Traffic(1, 1)).attention == "dense"
+    assert with_traffic(SpeedRow(phase, depth, 8, (1.0,)), traffic).attention == attention
+    assert with_traffic(SpeedRow(phase, depth, 8, (1.0,)), Traffic(1, 1)).attention == "dense"
 
 
-REPORT = Report(
+REPORT = SpeedReport(
     "M",
     "w4",
     "some cpu",
@@ -211,8 +210,8 @@ REPORT = Report(
     "minicpm-mlc bench M",
     40e9,
     [
-        Row("prefill", 0, 512, (100.0, 300.0, 200.0), None, "dense"),
-        Row("decode", 0, 64, (10.0,), 20.0, "sparse"),
+        SpeedRow("prefill", 0, 512, (100.0, 300.0, 200.0), None, "dense"),
+        SpeedRow("decode", 0, 64, (10.0,), 20.0, "sparse"),
     ],
 )
 

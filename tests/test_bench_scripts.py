@@ -32,9 +32,7 @@ def test_options_out_of_range_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, options: str, message: str
 ) -> None:
     target = {"device": "cpu", "triple": "", "cpu": "", "features": []}
-    (tmp_path / "manifest.json").write_bytes(
-        manifest(target=target, kv_layout={"k": [], "v": []}).to_bytes()
-    )
+    (tmp_path / "manifest.json").write_bytes(manifest(target=target).to_bytes())
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path), *options.split()])
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         importlib.import_module(script).main()

@@ -17,6 +17,7 @@ from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.bundle.host import Host, missing_features, this_host
 from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
 from minicpm_mlc.bundle.params import load_params
+from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.compile import writer as bundle_module
 from minicpm_mlc.compile.mlc_chat_config import mlc_chat_config, tokenizer_info
 from minicpm_mlc.compile.writer import BundleFile, BundleWriter
@@ -35,12 +36,16 @@ MANIFEST = Manifest(
     target=TARGET,
     model={
         "model_type": "minicpm4",
+        "num_layers": 2,
         "vocab_size": 100,
         "bos_token_id": 1,
         "eos_token_ids": [2, 90],
     },
     kv_dtype="float16",
-    kv_layout={"k": [2, 64, 64], "v": [2, 64, 64]},
+    state=[
+        StateEntry("keys", (0, 1), (2, 64, 64), "float16"),
+        StateEntry("values", (0, 1), (2, 64, 64), "float16"),
+    ],
     max_context=4096,
     prefill_chunk=512,
     params=["a.weight"],
@@ -257,7 +262,7 @@ def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
     with pytest.raises(
-        BundleError, match="this minicpm-mlc reads format 1 and ABI 4; compile it again"
+        BundleError, match="this minicpm-mlc reads format 1 and ABI 5; compile it again"
     ):
         read(place / "b")
 

@@ -74,11 +74,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.count("Example: minicpm-mlc") == len(VERBS)
 
 
-def test_the_formats_that_options_offer_are_those_that_exist() -> None:
-    from minicpm_mlc.bundle.manifest import KV_DTYPES
-    from minicpm_mlc.compile.quantize import SCHEMES
+def test_the_formats_that_kv_offers_are_those_that_exist() -> None:
+    from minicpm_mlc.ops.formats.kv import KV_FORMATS
 
-    assert choices.WEIGHT_SCHEMES == tuple(SCHEMES) and choices.KV_FORMATS == tuple(KV_DTYPES)
+    assert choices.KV_NAMES == tuple(KV_FORMATS)
 
 
 def test_verbs_are_listed_in_the_order_of_use() -> None:
@@ -289,7 +288,7 @@ MANIFEST = Manifest(
     },
     model=tiny_config("MiniCPM4-0.5B").to_dict(),
     kv_dtype="float16",
-    kv_layout={"k": [], "v": []},
+    state=[],
     max_context=3000,
     prefill_chunk=512,
     params=[],

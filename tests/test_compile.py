@@ -19,8 +19,8 @@ from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.bundle.manifest import Manifest, read_bundle
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.compiler import _prefill_chunk
 from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.compile.limits import choose_prefill_chunk
 from minicpm_mlc.runtime_py.gears import Gears
 
 
@@ -228,7 +228,10 @@ def test_the_default_prefill_chunk_shrinks_for_many_key_heads():
     many = replace(
         tiny_config("MiniCPM4.1-8B"), num_heads=64, num_kv_heads=64, sparse=SparseConfig()
     )
-    assert _prefill_chunk(many, 32768, None) == 384 and _prefill_chunk(many, 4096, None) == 512
+    assert (
+        choose_prefill_chunk(many, 32768, None) == 384
+        and choose_prefill_chunk(many, 4096, None) == 512
+    )
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
+from minicpm_mlc.compile.model.registry import read_config, read_config_folder
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 
 MINICPM = config_json(tiny_config("MiniCPM4-8B"))
@@ -29,7 +30,7 @@ SPARSE = {
 
 
 def read(base=MINICPM, **changes) -> ModelConfig:
-    return ModelConfig.from_dict({**base, **changes}, "tiny")
+    return read_config({**base, **changes}, "tiny")
 
 
 def read_rope(**changes) -> ModelConfig:
@@ -44,12 +45,12 @@ def without(*keys: str) -> dict:
 @pytest.mark.parametrize("preset", TINY)
 def test_every_family_is_read_in_both_published_forms(preset, form):
     config = tiny_config(preset)
-    assert ModelConfig.from_dict(config_json(config, form), preset) == config
+    assert read_config(config_json(config, form), preset) == config
 
 
 def test_architecture_alone_is_enough_and_absent_keys_have_the_published_defaults():
     sparse_keys = ("model_type", "rope_theta", "rms_norm_eps", "tie_word_embeddings", "hidden_act")
-    config = ModelConfig.from_dict(without(*sparse_keys), "0.5B")
+    config = read_config(without(*sparse_keys), "0.5B")
     assert (config.model_type, config.rope_theta, config.rms_norm_eps) == (
         "minicpm4",
         10000.0,
@@ -57,7 +58,7 @@ def test_architecture_alone_is_enough_and_absent_keys_have_the_published_default
     )
     assert config.tie_word_embeddings is True
     del (llama := dict(LLAMA))["tie_word_embeddings"]
-    assert ModelConfig.from_dict(llama, "llama").tie_word_embeddings is False
+    assert read_config(llama, "llama").tie_word_embeddings is False
 
 
 def test_eos_may_be_one_id_or_a_list():
@@ -198,7 +199,7 @@ def test_two_different_rope_settings_are_refused():
 )
 def test_missing_keys_are_named(key):
     with pytest.raises(ConfigError, match=f"{key} is missing"):
-        ModelConfig.from_dict(without(key), "tiny")
+        read_config(without(key), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -308,23 +309,21 @@ def test_folder_gives_the_name(tmp_path):
     folder = tmp_path / "MiniCPM-tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(MINICPM))
-    assert ModelConfig.from_folder(folder) == replace(
-        tiny_config("MiniCPM4-8B"), name="MiniCPM-tiny"
-    )
+    assert read_config_folder(folder) == replace(tiny_config("MiniCPM4-8B"), name="MiniCPM-tiny")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"null"])
 def test_damaged_config_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        read_config_folder(tmp_path)
 
 
 def test_folder_without_config_and_no_folder_at_all(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        read_config_folder(tmp_path)
     with pytest.raises(CheckpointError, match="is not a folder"):
-        ModelConfig.from_folder(tmp_path / "nowhere")
+        read_config_folder(tmp_path / "nowhere")
 
 
 JSON = st.recursive(

@@ -15,10 +15,9 @@ from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.compile import convert as conversion
 from minicpm_mlc.compile.convert import Param, convert, stored_bytes, stored_tensors
-from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor, place
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.ops.formats.packing import unpack, unpack_scales
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py.library import load_runtime
 
 
@@ -63,9 +62,9 @@ def manifest_of(names: list[str]) -> Manifest:
         scheme="w4",
         embedding_scheme="w4",
         target=target,
-        model={},
+        model={"num_layers": 1},
         kv_dtype="float16",
-        kv_layout={"k": [1, 64, 64], "v": [1, 64, 64]},
+        state=[],
         max_context=64,
         prefill_chunk=64,
         params=names,
@@ -95,15 +94,13 @@ def test_mapped_params_are_the_quantised_stacked_rows(tmp_path, monkeypatch, sch
     )
     assert np.array_equal(arrays["norm.weight"], stacked(params[0]))
     for param in params[1:]:
-        values, scale = quantize(stacked(param), param.scheme)
-        stored = unpack(arrays[f"{param.name}.weight"], param.rows, param.scheme.bits)
-        assert stored.dtype == values.dtype and np.array_equal(stored, values)
-        if scale is None:
-            assert f"{param.name}.scale" not in arrays
-            continue
-        stored_scale = unpack_scales(arrays[f"{param.name}.scale"], param.rows)
-        assert np.array_equal(stored_scale, scale)
-        assert np.abs(dequantize(stored, stored_scale, param.scheme) - stacked(param)).max() < 0.2
+        prefix, expected = f"{param.name}.", param.scheme.quantize(stacked(param))
+        mapped = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        assert list(mapped) == list(expected)
+        stored = param.scheme.unpack(mapped, param.rows)
+        for name, part in expected.items():
+            assert stored[name].dtype == part.dtype and np.array_equal(stored[name], part)
+        assert np.abs(param.scheme.dequantize(stored) - stacked(param)).max() < 0.2
 
 
 def test_stored_tensors_match_what_is_mapped(tmp_path):

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import numpy_eagle
 import pytest
+from draft_heads import EAGLE3
 from numpy_model import select
 
-from minicpm_mlc.compile.config.draft_config import EAGLE3, read_draft_config
-from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
-from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
+from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.compile.model.registry import read_config_folder, read_draft_config
+from minicpm_mlc.ops.formats.weights import SCHEMES
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo_model"
 sys.path.insert(0, str(DEMO))
@@ -79,7 +80,7 @@ def test_taught_scores_reach_what_dense_attention_reads() -> None:
 def test_training_rounds_weights_as_the_compiler_does() -> None:
     weights = torch.randn(48, 96, generator=torch.Generator().manual_seed(4))
     weights[3, :32] = 0
-    expected = dequantize(*quantize(weights.numpy(), SCHEMES["w4"]), SCHEMES["w4"])
+    expected = SCHEMES["w4"].dequantize(SCHEMES["w4"].quantize(weights.numpy()))
     np.testing.assert_allclose(quantized.w4(weights).numpy(), expected, atol=1e-6)
 
 
@@ -98,7 +99,7 @@ def test_the_torch_head_drafts_as_the_definition_does(tmp_path: Path) -> None:
     before.
     """
     raw = json.loads((DEMO / "MiniCPM4.1-demo" / "config.json").read_text())
-    base = ModelConfig.from_folder(DEMO / "MiniCPM4.1-demo")
+    base = read_config_folder(DEMO / "MiniCPM4.1-demo")
     config = {**train_eagle3.head_config(raw), "draft_vocab_size": 40}
     rng = torch.Generator().manual_seed(8)
     torch.manual_seed(8)

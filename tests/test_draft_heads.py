@@ -13,15 +13,20 @@ import numpy as np
 import numpy_eagle
 import pytest
 from checkpoints import tiny_config, write_checkpoint, write_json
-from draft_heads import write_draft
+from draft_heads import EAGLE2, EAGLE3, write_draft
 from safetensors.numpy import load_file, save_file
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError, MiniCPMError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.draft import open_draft
+from minicpm_mlc.compile.model.registry import (
+    draft_config_like,
+    published_tensors,
+    read_draft_config,
+    with_context,
+)
 
 BASE = tiny_config("MiniCPM4.1-8B")
 LAYERS = (0, 1, 2)
@@ -56,8 +61,6 @@ def change_tensors(folder: Path, **changes: Any) -> None:
 
 def test_the_published_eagle3_config_is_read():
     """As printed with MiniCPM4.1-8B-Eagle3, whose names of layers are the default ones."""
-    from minicpm_mlc.compile.config.draft_config import read_draft_config
-
     base = PRESETS["MiniCPM4.1-8B"]
     factors = list(base.rope_factors)
     rope = {"factor": 1.0, "long_factor": factors, "short_factor": factors, "rope_type": "longrope"}
@@ -90,11 +93,11 @@ def test_the_published_eagle3_config_is_read():
         (2, 16, 29),
         1.0,
     )
-    assert config.tensor_shapes()["fc.weight"] == (4096, 12288)
-    assert config.tensor_shapes()["midlayer.self_attn.k_proj.weight"] == (256, 8192)
+    assert published_tensors(config)["fc.weight"] == (4096, 12288)
+    assert published_tensors(config)["midlayer.self_attn.k_proj.weight"] == (256, 8192)
     for same in (published | {"rope_scaling": None}, published):
         assert (
-            read_draft_config(same, EAGLE3, False, base.with_context(131072), "config.json")
+            read_draft_config(same, EAGLE3, False, with_context(base, 131072), "config.json")
             == config
         )
 
@@ -285,12 +288,14 @@ def test_eagle3_does_not_depend_on_the_residual_scale_of_its_features():
     """
     base: ModelConfig = replace(BASE, num_layers=32)
     rng, n = np.random.default_rng(0), 12
-    config = DraftConfig.like(base, EAGLE3)
+    config = draft_config_like(base, EAGLE3)
     w = {
         name: rng.standard_normal(shape) / np.sqrt(shape[-1])
-        for name, shape in config.tensor_shapes().items()
+        for name, shape in published_tensors(config).items()
     }
-    w |= {name: np.ones(shape) for name, shape in config.tensor_shapes().items() if len(shape) == 1}
+    w |= {
+        name: np.ones(shape) for name, shape in published_tensors(config).items() if len(shape) == 1
+    }
     features, embedded = (
         rng.standard_normal((n, config.feature_width)),
         rng.standard_normal((n, 256)),

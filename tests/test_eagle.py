@@ -12,20 +12,22 @@ import numpy as np
 import numpy_eagle
 import pytest
 from checkpoints import tiny_config, write_checkpoint, write_json
-from draft_heads import write_draft
+from draft_heads import EAGLE2, EAGLE3, write_draft
 from numpy_model import states
 from op_cases import nmse
 from tree_cases import make_tree
 
 from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config.draft_config import EAGLE2, EAGLE3, DraftConfig
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.draft import open_draft
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.draft_model import DraftModel, Proposed
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.library import Library
+from minicpm_mlc.runtime_py.library import LocalLibrary
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
 
 FRSPEC = [5, 300, 2, 17, *range(40, 90)]
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -135,8 +137,8 @@ def case(request, tmp_path_factory) -> Case:
 
 
 @pytest.fixture(scope="module")
-def library(case) -> Library:
-    return Library(read_bundle(case.path), threads=2)
+def library(case) -> LocalLibrary:
+    return LocalLibrary(read_bundle(case.path), threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +147,14 @@ def ids(case) -> list[int]:
 
 
 def opened(
-    library: Library, ids: list[int], window: int | None = None, attention: str = "dense"
+    library: LocalLibrary, ids: list[int], window: int | None = None, attention: str = "dense"
 ) -> tuple[CachedModel, DraftModel, list[np.ndarray]]:
     """The base with ids cached, its head, and the features of each chunk."""
-    model = CachedModel(library, 512, 64, Gears.of(library.manifest, attention))
+    model = CachedModel(PagedCache(library, 512), 512, Gears.of(library.manifest, attention))
     features = [model.features for _ in model.prefill(ids, 64)]
     assert all(part is not None for part in features)
     # pyright: ignore[reportReturnType]
-    return model, DraftModel(library, model.sequence, 8, window), features
+    return model, DraftModel(model.cache, model.sequence, window), features
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
@@ -249,7 +251,7 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
     weights = write_checkpoint(tmp_path / "base", base, dtype="f32")
     options: dict[str, Any] = {"scheme": "w4", "embedding_scheme": "f32", "draft_scheme": "w8"}
     compile_model(tmp_path / "base", tmp_path / "bundle", draft="random-eagle3:64", **options)
-    library = Library(read_bundle(tmp_path / "bundle"), threads=2)
+    library = LocalLibrary(read_bundle(tmp_path / "bundle"), threads=2)
     assert library.manifest.draft == {
         "kind": "eagle3",
         "scheme": "w8",
@@ -259,7 +261,10 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
         "hidden": 192,
         "vocab": 64,
         "top_k": 16,
-        "kv_layout": {"k": [2, 128, 64], "v": [2, 64, 128]},
+        "state": [
+            StateEntry("keys", (0,), (2, 128, 64), "float16"),
+            StateEntry("values", (0,), (2, 64, 128), "float16"),
+        ],
     }
     ids = np.random.default_rng(0).integers(3, base.vocab_size, 51).tolist()
     _, draft, (features,) = opened(library, ids[:50])

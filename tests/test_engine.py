@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_library import EOS, FIRST_WORD, PAGE, TOKENIZER, VOCAB, FakeLibrary, manifest, token
+from fake_library import (
+    EOS,
+    FIRST_WORD,
+    PAGE,
+    TOKENIZER,
+    VOCAB,
+    FakeLibrary,
+    token,
+    use_fake_library,
+)
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
-from minicpm_mlc.bundle.manifest import Bundle
-from minicpm_mlc.runtime_py import engine as engine_module
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.engine import Engine
 
@@ -36,23 +43,19 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engi
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
         if template:
             (tmp_path / "chat_template.jinja").write_text(template)
-        monkeypatch.setattr(
-            engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest())
-        )
-        monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: FakeLibrary(say))
+        use_fake_library(monkeypatch, lambda: FakeLibrary(say))
         return Engine(tmp_path, **options)
 
     return make
 
 
 def library(engine: Engine) -> FakeLibrary:
-    assert engine._cached is not None
-    return engine._cached._library
+    assert isinstance(engine.library, FakeLibrary)
+    return engine.library
 
 
 def cached_tokens(engine: Engine) -> list[int]:
-    assert engine._cached is not None
-    return list(engine._cached.sequence.tokens)
+    return list(engine.model.sequence.tokens)
 
 
 def greedy(history: list[int], n: int) -> list[int]:

@@ -21,14 +21,14 @@ def test_chosen_blocks_are_those_that_are_not_forced_at_their_own_position():
         free = [
             block for block in selected[row].ravel().tolist() if block >= 0 and not forced[block]
         ]
-        assert GEARS.chosen([selected[row]]).tolist() == free
+        assert GEARS.chosen_by_score([selected[row]]).tolist() == free
         assert len(free) == (3 * 2 if position >= 7 * 64 else 0)
     layers = [selected, selected[:, ::-1]]
-    both = [block for layer in layers for block in GEARS.chosen([layer]).tolist()]
-    assert GEARS.chosen(layers).tolist() == both and len(both) == 2 * 3 * 3 * 2
+    both = [block for layer in layers for block in GEARS.chosen_by_score([layer]).tolist()]
+    assert GEARS.chosen_by_score(layers).tolist() == both and len(both) == 2 * 3 * 3 * 2
 
 
 def test_padding_of_dense_rows_in_a_tree_counts_as_nothing():
     rows = np.full((2, 3, 7), -1, np.int32)
     rows[1] = [0, 1, 5, 9, 17, 18, 19]
-    assert GEARS.chosen([rows]).tolist() == [5, 9] * 3
+    assert GEARS.chosen_by_score([rows]).tolist() == [5, 9] * 3

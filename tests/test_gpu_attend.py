@@ -22,18 +22,19 @@ from minicpm_mlc.ops.cpu.path_means import path_means_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.gpu import attend, score, select
 
 pytestmark = needs_opencl
 DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have besides
-    (2, 2, 96, "float32", 0),
-    (3, 1, 64, "float16", 0),
-    (16, 2, 64, "float32", 0),
+    (2, 2, 96, F32, 0),
+    (3, 1, 64, F16, 0),
+    (16, 2, 64, F32, 0),
 ]
 FAMILIES = [  # groups of 16, 4, 1 and 3
-    Family(32, 2, 128, "float16", 0),
-    Family(8, 2, 64, "float16", 0, sparse_cases.Budget(topk=2, window_blocks=3, init_blocks=1)),
-    Family(2, 2, 64, "float32", 0, sparse_cases.Budget(topk=8, window_blocks=4, init_blocks=2)),
+    Family(32, 2, 128, F16, 0),
+    Family(8, 2, 64, F16, 0, sparse_cases.Budget(topk=2, window_blocks=3, init_blocks=1)),
+    Family(2, 2, 64, F32, 0, sparse_cases.Budget(topk=8, window_blocks=4, init_blocks=2)),
     sparse_cases.THREES,
 ]
 
@@ -52,7 +53,7 @@ def sparse(operator: str, family: Family, batched: bool = False):
         return compiled(
             select.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks)
         )
-    return compiled(attend.attend_blocks(*heads, family.kv_dtype, budget.blocks, batched))
+    return compiled(attend.attend_blocks(*heads, family.kv, budget.blocks, batched))
 
 
 @pytest.mark.parametrize("family", DENSE[:2], ids=str)
@@ -131,7 +132,7 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     q, k_pages = make_queries("random", family, nodes), np.nan_to_num(sequence.k_pages)
     heads, kv_heads = family.heads, family.num_kv_heads
     means = np.zeros((nodes, 2, kv_heads, 4, family.head_dim), np.float32)
-    compiled(score.path_means(*heads[1:], family.kv_dtype))(
+    compiled(score.path_means(*heads[1:], family.kv))(
         k_pages, sequence.k_means, table, start, tree.ancestors, means
     )
     expected = path_means_definition(
@@ -147,5 +148,5 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     )
     attended = [q, k_pages, np.nan_to_num(sequence.v_pages), table, start, tree.ancestors, selected]
     out = np.full((nodes, family.num_heads * family.head_dim), np.nan, np.float32)
-    compiled(attend.attend_tree_blocks(*heads, family.kv_dtype, budget.blocks))(*attended, out)
+    compiled(attend.attend_tree_blocks(*heads, family.kv, budget.blocks))(*attended, out)
     assert nmse(out, attend_tree_blocks_definition(*attended)) < 1e-11

@@ -12,7 +12,7 @@ import pytest
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import DeviceError, EngineError
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
-from minicpm_mlc.runtime_py.library import Library
+from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
 
@@ -104,10 +104,11 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
     def fail(*_: Any) -> None:
         raise RuntimeError(said)
 
-    memory, library = object.__new__(DeviceMemory), object.__new__(Library)
+    memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
     memory.name = "GPU"
-    library.memory, library.threads = memory, 1
+    library.memory, library.threads, library._params = memory, 1, None
+    library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):
-        library._run(fail, ())
+        library.run("decode", (), Pools(None, 0))
     with pytest.raises(ZeroDivisionError):  # a mistake of ours stays one
-        library._run(lambda: 1 / 0, ())
+        library.run("commit", (), Pools(None, 0))

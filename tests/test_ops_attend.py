@@ -9,14 +9,15 @@ import pytest
 from op_cases import compiled, nmse
 
 from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
+from minicpm_mlc.ops.formats.kv import F16, F32
 
 BUILDERS = {"prefill": attend_prefill, "decode": attend_decode}
-FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1, 3, 4, 8 and 16
-    (2, 2, 96, "float32", 4),
-    (3, 1, 64, "float16", 8),
-    (8, 2, 128, "float16", 8),
-    (16, 2, 64, "float16", 4),
-    (16, 1, 128, "float32", 4),
+FAMILIES = [  # heads, kv heads, head_dim, KV format, register tile: groups of 1, 3, 4, 8 and 16
+    (2, 2, 96, F32, 4),
+    (3, 1, 64, F16, 8),
+    (8, 2, 128, F16, 8),
+    (16, 2, 64, F16, 4),
+    (16, 1, 128, F32, 4),
 ]
 SIZES = [
     (1, 1),
@@ -43,7 +44,7 @@ def make_case(kind: str, family: tuple, n: int, context: int, seed: int = 0) -> 
     """q, k_pages, v_pages, page_tables, slots: pages shuffled, NaN in the slots past the last one
     in use.
     """
-    num_heads, num_kv_heads, head_dim, kv_dtype, _ = family
+    num_heads, num_kv_heads, head_dim, kv, _ = family
     rng = np.random.default_rng([n, context, seed])
     pages = -(-context // 64)
     tables = (
@@ -55,8 +56,8 @@ def make_case(kind: str, family: tuple, n: int, context: int, seed: int = 0) -> 
             n - 1
         )  # short sequences beside a long one: some splits have no page
     q = 2 * rng.standard_normal((n, num_heads, head_dim)).astype(np.float32)
-    k_pages = rng.standard_normal((tables.size, num_kv_heads, head_dim, 64)).astype(kv_dtype)
-    v_pages = rng.standard_normal((tables.size, num_kv_heads, 64, head_dim)).astype(kv_dtype)
+    k_pages = rng.standard_normal((tables.size, num_kv_heads, head_dim, 64)).astype(kv.storage)
+    v_pages = rng.standard_normal((tables.size, num_kv_heads, 64, head_dim)).astype(kv.storage)
     for row, table in enumerate(tables):
         last = slots[row] if kind == "decode" else slots.max()
         k_pages[table[last // 64], :, :, last % 64 + 1 :] = np.nan

@@ -12,7 +12,8 @@ from tree_cases import make_tree
 
 from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree
-from minicpm_mlc.ops.formats.kv import bfloat16_bits, read_definition
+from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits, bfloat16_numbers
+from minicpm_mlc.ops.formats.kv import BF16, F16, KVFormat
 from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
 
 NAN = 0x7FC0
@@ -46,7 +47,7 @@ def pools_of(
 def rounded(q: np.ndarray) -> np.ndarray:
     """Queries as the kernel multiplies them."""
     scale = np.float32(np.log2(np.e) / np.sqrt(q.shape[-1]))
-    return (bfloat16_bits(q * scale).astype(np.uint32) << 16).view(np.float32) / scale
+    return bfloat16_numbers(bfloat16_bits(q * scale)) / scale
 
 
 @here
@@ -54,12 +55,12 @@ def rounded(q: np.ndarray) -> np.ndarray:
 def test_attention_rounds_queries_and_weights_and_nothing_else(heads, kv_heads, head_dim):
     shape = heads, kv_heads, head_dim
     calls = [
-        compiled(builder(*shape, "bfloat16", 16, bf16_dot=True))
+        compiled(builder(*shape, BF16, 16, bf16_dot=True))
         for builder in (attend_prefill, attend_decode)
     ]
     for tokens in LENGTHS:
         stored, table = pools_of(tokens, kv_heads, head_dim)
-        read = [np.nan_to_num(pool) for pool in read_definition(*stored)]
+        read = [np.nan_to_num(pool) for pool in BF16.read(*stored)]
         n = min(tokens, 20)
         q = 2 * np.random.default_rng(0).standard_normal((n, heads, head_dim), dtype=np.float32)
         slots = np.arange(tokens - n, tokens, dtype=np.int32)
@@ -80,10 +81,10 @@ def test_a_row_of_a_tree_is_the_decoded_row_of_its_path_bit_for_bit():
         np.empty((20, heads * head_dim), np.float32),
         np.empty((1, heads * head_dim), np.float32),
     )
-    compiled(attend_tree(heads, kv_heads, head_dim, "bfloat16", 16, bf16_dot=True))(
+    compiled(attend_tree(heads, kv_heads, head_dim, BF16, 16, bf16_dot=True))(
         q, *stored, table, np.array([100], np.int32), tree.ancestors, out
     )
-    decode = compiled(attend_decode(heads, kv_heads, head_dim, "bfloat16", 16, bf16_dot=True))
+    decode = compiled(attend_decode(heads, kv_heads, head_dim, BF16, 16, bf16_dot=True))
     for node, path in enumerate(tree.paths):
         slots = np.array([*range(100), *(100 + at for at in path)])
         keys, values = (np.full_like(pool, NAN) for pool in stored)
@@ -107,16 +108,14 @@ def test_a_row_of_a_tree_is_the_decoded_row_of_its_path_bit_for_bit():
     "cpu, there",
     [("znver4", True), ("sapphirerapids", True), ("x86-64-v4", False), ("x86-64-v3", False)],
 )
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kv", [BF16, F16])
 def test_the_instruction_is_used_where_the_processor_and_the_cache_have_bfloat16(
-    cpu: str, there: bool, kv_dtype: str
+    cpu: str, there: bool, kv: KVFormat
 ):
     target = CpuTarget.of(cpu)
-    kernel: Any = target.kernels.attend_decode(4, 2, 64, kv_dtype).with_attr(
-        "global_symbol", "main"
-    )
+    kernel: Any = target.kernels.attend_decode(4, 2, 64, kv).with_attr("global_symbol", "main")
     assembly = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target()).mod.inspect_source(
         "asm"
     )
-    assert ("vdpbf16ps" in assembly) == (there and kv_dtype == "bfloat16")
-    assert ("vcvtneps2bf16" in assembly) == (there and kv_dtype == "bfloat16")
+    assert ("vdpbf16ps" in assembly) == (there and kv is BF16)
+    assert ("vcvtneps2bf16" in assembly) == (there and kv is BF16)

@@ -9,7 +9,6 @@ import pytest
 from op_cases import compiled, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE
 from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
@@ -17,38 +16,37 @@ from minicpm_mlc.ops.cpu.move_rows import move_rows
 from minicpm_mlc.ops.cpu.path_means import path_means, path_means_definition
 from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
 from minicpm_mlc.ops.cpu.segment_means import segment_means, segment_means_definition
-from minicpm_mlc.ops.formats.kv import key_shape, read_definition, write_definition
+from minicpm_mlc.ops.formats.kv import BF16, F16, F32, INT8, KV_FORMATS, KVFormat
 
 HEADS = (8, 2, 64)
 TOKENS, PAGES = 200, 4
 ALLOWED = {
-    "float32": 1e-11,
-    "float16": 1e-6,
-    "bfloat16": 1e-4,
-    "int8": 5e-4,
+    F32: 1e-11,
+    F16: 1e-6,
+    BF16: 1e-4,
+    INT8: 5e-4,
 }  # NMSE of attention over exact keys
-FORMATS = list(ALLOWED)
+FORMATS = list(KV_FORMATS.values())
 
 
-def empty_pools(kv_dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def empty_pools(kv: KVFormat) -> tuple[np.ndarray, np.ndarray]:
     """Pools whose slots hold what no test may see."""
     _, kv_heads, head_dim = HEADS
-    fill = 0x7FFF if kv_dtype == "bfloat16" else 77 if kv_dtype == "int8" else np.nan
-    storage = KV_STORAGE[kv_dtype]
-    k_pages = np.full((PAGES, *key_shape(kv_dtype, kv_heads, head_dim)), fill, storage)
-    if kv_dtype == "int8":
-        k_pages[:, :, head_dim:] = np.float32(np.nan).tobytes()[3]
-    return k_pages, np.full((PAGES, kv_heads, 64, head_dim), fill, storage)
+    k_pages, v_pages = kv.empty(PAGES, kv_heads, head_dim)
+    for pool in (k_pages, v_pages):
+        pool[...] = {BF16: 0x7FFF, INT8: 77}.get(kv, np.nan)
+    k_pages[:, :, head_dim:] = np.float32(np.nan).tobytes()[3]
+    return k_pages, v_pages
 
 
-def filled_pools(kv_dtype: str, size: float = 1.0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def filled_pools(kv: KVFormat, size: float = 1.0) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Pools of 200 random tokens in pages 3, 1, 0, 2, and the same tokens in float32."""
     rng = np.random.default_rng(0)
-    stored, exact = empty_pools(kv_dtype), empty_pools("float32")
+    stored, exact = empty_pools(kv), empty_pools(F32)
     for slot in range(TOKENS):
         k, v = size * rng.standard_normal((2, HEADS[1], HEADS[2])).astype(np.float32)
-        for pools in (stored, exact):
-            write_definition(*pools, [3, 1, 0, 2][slot // 64], slot % 64, k, v)
+        for fmt, pools in ((kv, stored), (F32, exact)):
+            fmt.write(*pools, [3, 1, 0, 2][slot // 64], slot % 64, k, v)
     return list(stored), list(exact)
 
 
@@ -56,14 +54,14 @@ TABLE = np.array([[3, 1, 0, 2]], np.int32)
 
 
 @pytest.mark.parametrize("kind", ["zero", "tiny", "ordinary", "huge"])
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_a_written_token_reads_as_the_definition_says(kv_dtype: str, kind: str):
+@pytest.mark.parametrize("kv", FORMATS)
+def test_a_written_token_reads_as_the_definition_says(kv: KVFormat, kind: str):
     heads, kv_heads, head_dim = HEADS
     size = {
         "zero": 0.0,
         "tiny": 1e-35,
         "ordinary": 1.0,
-        "huge": 6e4 if kv_dtype == "float16" else 1e38,
+        "huge": 6e4 if kv is F16 else 1e38,
     }[kind]
     rng = np.random.default_rng(1)
     qkv = (size * rng.uniform(-1, 1, (3, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
@@ -71,95 +69,87 @@ def test_a_written_token_reads_as_the_definition_says(kv_dtype: str, kind: str):
         np.repeat([1.0, 0.0], head_dim // 2).astype(np.float32), (3, 1)
     )  # no rotation
     slots = np.array([63, 64, 130], np.int32)
-    got, expected = empty_pools(kv_dtype), empty_pools(kv_dtype)
+    got, expected = empty_pools(kv), empty_pools(kv)
     q = np.zeros((3, heads, head_dim), np.float32)
-    compiled(rope_append(*HEADS, kv_dtype, batched=False))(qkv, cos_sin, slots, TABLE, *got, q)
-    rope_append_definition(qkv, cos_sin, slots, TABLE, *expected, heads)
+    compiled(rope_append(*HEADS, kv, batched=False))(qkv, cos_sin, slots, TABLE, *got, q)
+    rope_append_definition(qkv, cos_sin, slots, TABLE, *expected, heads, kv)
     pages, places = TABLE[0, slots // 64], slots % 64
-    for ours, theirs, axis in zip(
-        read_definition(*got), read_definition(*expected), (3, 2), strict=True
-    ):
+    for ours, theirs, axis in zip(kv.read(*got), kv.read(*expected), (3, 2), strict=True):
         written = (
             np.moveaxis(ours, axis, 1)[pages, places],
             np.moveaxis(theirs, axis, 1)[pages, places],
         )
         np.testing.assert_allclose(
-            *written, rtol=1e-6, atol=size * (1 / 127 if kv_dtype == "int8" else 1e-7)
+            *written, rtol=1e-6, atol=size * (1 / 127 if kv is INT8 else 1e-7)
         )
         ours_left, theirs_left = (np.moveaxis(x, axis, 1).copy() for x in (ours, theirs))
         ours_left[pages, places] = theirs_left[pages, places] = 0
         np.testing.assert_array_equal(ours_left, theirs_left)
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_rows_of_int8_round_to_the_nearest_of_their_largest(kv_dtype: str):
-    stored, exact = filled_pools(kv_dtype)
-    for got, expected in zip(read_definition(*stored), exact, strict=True):
+@pytest.mark.parametrize("kv", FORMATS)
+def test_rows_of_int8_round_to_the_nearest_of_their_largest(kv: KVFormat):
+    stored, exact = filled_pools(kv)
+    for got, expected in zip(kv.read(*stored), exact, strict=True):
         seen = np.isfinite(expected)
         error = np.abs(got[seen] - expected[seen]).max() / np.abs(expected[seen]).max()
-        assert (
-            error
-            <= {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 0.5 / 127}[kv_dtype]
-        )
+        assert error <= {F32: 0, F16: 2**-11, BF16: 2**-8, INT8: 0.5 / 127}[kv]
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_attention_reads_every_format(kv_dtype: str):
-    stored, exact = filled_pools(kv_dtype)
-    (keys, values), read = exact, read_definition(*stored)
+@pytest.mark.parametrize("kv", FORMATS)
+def test_attention_reads_every_format(kv: KVFormat):
+    stored, exact = filled_pools(kv)
+    (keys, values), read = exact, kv.read(*stored)
     rng = np.random.default_rng(2)
     q = rng.standard_normal((10, *HEADS[::2])).astype(np.float32)
     slots = np.arange(TOKENS - 10, TOKENS, dtype=np.int32)
     out = np.full((10, HEADS[0] * HEADS[2]), np.nan, np.float32)
     for builder, tables in ((attend_prefill, TABLE), (attend_decode, np.tile(TABLE, (10, 1)))):
-        compiled(builder(*HEADS, kv_dtype, 16))(q, *stored, tables, slots, out)
+        compiled(builder(*HEADS, kv, 16))(q, *stored, tables, slots, out)
         assert nmse(out, attend_definition(q, *read, tables, slots)) < 1e-11
-        assert nmse(out, attend_definition(q, keys, values, tables, slots)) < ALLOWED[kv_dtype]
+        assert nmse(out, attend_definition(q, keys, values, tables, slots)) < ALLOWED[kv]
     selected = np.tile(np.array([0, 2, 3, -1], np.int32), (10, HEADS[1], 1))
-    compiled(attend_blocks(*HEADS, kv_dtype, 4, True, 16))(q, *stored, tables, slots, selected, out)
+    compiled(attend_blocks(*HEADS, kv, 4, True, 16))(q, *stored, tables, slots, selected, out)
     assert nmse(out, attend_blocks_definition(q, *read, tables, slots, selected)) < 1e-11
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_trees_read_every_format(kv_dtype: str):
-    stored, _ = filled_pools(kv_dtype)
+@pytest.mark.parametrize("kv", FORMATS)
+def test_trees_read_every_format(kv: KVFormat):
+    stored, _ = filled_pools(kv)
     tree = make_tree(TOKENS - 20, 20, 0)
     base, ancestors = np.array([tree.base], np.int32), tree.ancestors
     q = np.random.default_rng(3).standard_normal((20, *HEADS[::2])).astype(np.float32)
     out = np.full((20, HEADS[0] * HEADS[2]), np.nan, np.float32)
-    compiled(attend_tree(*HEADS, kv_dtype, 16))(q, *stored, TABLE, base, ancestors, out)
-    assert (
-        nmse(out, attend_tree_definition(q, *read_definition(*stored), TABLE, base, ancestors))
-        < 1e-11
-    )
+    compiled(attend_tree(*HEADS, kv, 16))(q, *stored, TABLE, base, ancestors, out)
+    assert nmse(out, attend_tree_definition(q, *kv.read(*stored), TABLE, base, ancestors)) < 1e-11
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_means_are_of_the_keys_as_they_are_read(kv_dtype: str):
-    stored, _ = filled_pools(kv_dtype)
-    keys, _ = read_definition(*stored)
+@pytest.mark.parametrize("kv", FORMATS)
+def test_means_are_of_the_keys_as_they_are_read(kv: KVFormat):
+    stored, _ = filled_pools(kv)
+    keys, _ = kv.read(*stored)
     slots = np.arange(TOKENS - 5, dtype=np.int32)
     means, expected = np.zeros((2, PAGES, HEADS[1], 4, HEADS[2]), np.float32)
-    compiled(segment_means(*HEADS[1:], kv_dtype, batched=False))(slots, TABLE, stored[0], means)
+    compiled(segment_means(*HEADS[1:], kv, batched=False))(slots, TABLE, stored[0], means)
     segment_means_definition(slots, TABLE, keys, expected)
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     tree = make_tree(TOKENS - 20, 20, 0, deep=True)
     got = np.full((20, 2, HEADS[1], 4, HEADS[2]), np.nan, np.float32)
     arguments = TABLE, np.array([tree.base], np.int32), tree.ancestors
-    compiled(path_means(*HEADS[1:], kv_dtype))(stored[0], means, *arguments, got)
+    compiled(path_means(*HEADS[1:], kv))(stored[0], means, *arguments, got)
     np.testing.assert_allclose(
         got, path_means_definition(keys, means, *arguments), rtol=1e-5, atol=1e-6
     )
 
 
-@pytest.mark.parametrize("kv_dtype", FORMATS)
-def test_moved_rows_keep_their_scales(kv_dtype: str):
-    stored, _ = filled_pools(kv_dtype)
-    before = read_definition(*(pool.copy() for pool in stored))
-    compiled(move_rows(*HEADS[1:], kv_dtype))(
+@pytest.mark.parametrize("kv", FORMATS)
+def test_moved_rows_keep_their_scales(kv: KVFormat):
+    stored, _ = filled_pools(kv)
+    before = kv.read(*(pool.copy() for pool in stored))
+    compiled(move_rows(*HEADS[1:], kv))(
         np.array([70, 150], np.int32), np.array([20, 21], np.int32), TABLE, *stored
     )
-    keys, values = read_definition(*stored)
+    keys, values = kv.read(*stored)
     np.testing.assert_array_equal(
         keys[3, :, :, 20:22], np.stack([before[0][1, :, :, 6], before[0][0, :, :, 22]], -1)
     )

@@ -7,11 +7,10 @@ import pytest
 from op_cases import compiled, nmse
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 from minicpm_mlc.ops.cpu.embed import embed, embed_definition
 from minicpm_mlc.ops.cpu.linear import CACHE_ROWS, linear, linear_definition
-from minicpm_mlc.ops.formats.packing import pack, pack_scales
-from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 ROWS = [
     1,
@@ -30,23 +29,19 @@ SHAPES = [
 ]  # one block, odd tiles of columns, padded rows, several tiles
 
 
-def packed(
-    name: str, n: int, k: int, seed: int
-) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
-    """Stored arrays, the weights they stand for, and their format."""
+def packed(name: str, n: int, k: int, seed: int) -> tuple[list[np.ndarray], np.ndarray, Scheme]:
+    """Stored arrays, the weights they stand for, and their scheme."""
     weights = np.random.default_rng(seed).standard_normal((n, k), dtype=np.float32)
     scheme = SCHEMES[name]
-    values, scale = quantize(weights, scheme)
-    stored = pack(values, scheme.bits)
-    scales = stored if scale is None else pack_scales(scale)
-    return [stored, scales], dequantize(values, scale, scheme), WeightFormat.of(scheme)
+    parts = scheme.quantize(weights)
+    return list(scheme.pack(parts).values()), scheme.dequantize(parts), scheme
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_linear_equals_its_definition(name, n, k):
-    stored, weights, fmt = packed(name, n, k, seed=n + k)
-    call = compiled(linear(n, k, fmt, scale=0.25))
+    stored, weights, scheme = packed(name, n, k, seed=n + k)
+    call = compiled(linear(n, k, scheme, scale=0.25))
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
         out = np.full((m, -(-n // 16) * 16), np.nan, np.float32)
@@ -58,8 +53,8 @@ def test_linear_equals_its_definition(name, n, k):
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
 def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
     n, k = 48, 320
-    stored, _, fmt = packed(name, n, k, seed=2)
-    call = compiled(linear(n, k, fmt, residual=True, scale=0.25))
+    stored, _, scheme = packed(name, n, k, seed=2)
+    call = compiled(linear(n, k, scheme, residual=True, scale=0.25))
     rng = np.random.default_rng(0)
     x, residual = (
         rng.standard_normal((CACHE_ROWS + 5, width), dtype=np.float32) for width in (k, n)
@@ -74,8 +69,8 @@ def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
 @pytest.mark.parametrize("name", ["f32", "w4"])
 def test_linear_adds_the_residual(name):
     n, k = 48, 320
-    stored, weights, fmt = packed(name, n, k, seed=1)
-    call = compiled(linear(n, k, fmt, residual=True, scale=0.25))
+    stored, weights, scheme = packed(name, n, k, seed=1)
+    call = compiled(linear(n, k, scheme, residual=True, scale=0.25))
     for m in ROWS:
         rng = np.random.default_rng(m)
         x, residual = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
@@ -89,20 +84,20 @@ def test_linear_reads_scales_of_128_columns():
 
     scheme = replace(SCHEMES["w4"], group=128)
     weights = np.random.default_rng(0).standard_normal((32, 256), dtype=np.float32)
-    values, scale = quantize(weights, scheme)
-    call = compiled(linear(32, 256, WeightFormat.of(scheme)))
+    parts = scheme.quantize(weights)
+    call = compiled(linear(32, 256, scheme))
     for m in (1, 9):
         x = np.random.default_rng(m).standard_normal((m, 256), dtype=np.float32)
         out = np.empty((m, 32), np.float32)
-        call(x, pack(values, 4), pack_scales(scale), out)
-        assert nmse(out, linear_definition(x, dequantize(values, scale, scheme))) <= 1e-11
+        call(x, *scheme.pack(parts).values(), out)
+        assert nmse(out, linear_definition(x, scheme.dequantize(parts))) <= 1e-11
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_embed_equals_its_definition(name):
     vocab, hidden = 67, 96
-    stored, table, fmt = packed(name, vocab, hidden, seed=2)
-    call = compiled(embed(vocab, hidden, fmt, scale=12.0))
+    stored, table, scheme = packed(name, vocab, hidden, seed=2)
+    call = compiled(embed(vocab, hidden, scheme, scale=12.0))
     for n in (1, 2, 65):
         ids = np.random.default_rng(n).integers(0, vocab, n).astype(np.int32)
         out = np.empty((n, hidden), np.float32)
@@ -112,6 +107,6 @@ def test_embed_equals_its_definition(name):
 
 def test_shapes_that_do_not_fit_the_layout_are_refused():
     with pytest.raises(CompileError, match="multiple of 32"):
-        linear(16, 40, WeightFormat.of(SCHEMES["f32"]))
+        linear(16, 40, SCHEMES["f32"])
     with pytest.raises(CompileError, match="multiple of 16"):
-        linear(40, 64, WeightFormat.of(SCHEMES["f32"]), residual=True)
+        linear(40, 64, SCHEMES["f32"], residual=True)

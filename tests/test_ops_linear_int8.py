@@ -10,22 +10,21 @@ import tvm
 from op_cases import compiled, cpu_kernel, nmse
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
 from minicpm_mlc.ops.cpu.embed import embed, embed_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
 from minicpm_mlc.ops.cpu.quantize_rows import (
-    CORRECTION,
     SCALE,
+    SUM,
     quantize_rows,
     quantize_rows_definition,
     quantized_shape,
     rounded_rows_definition,
 )
 from minicpm_mlc.ops.cpu.rms_norm import rms_norm_int8
-from minicpm_mlc.ops.formats.packing import pack, pack_scales
-from minicpm_mlc.ops.formats.weights import WeightFormat
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.rms_norm import RmsNorm
 from minicpm_mlc.targets.cpu import INT8_DOTS, CpuTarget
 
@@ -51,30 +50,26 @@ ROWS = [
 SHAPES = [(16, 32), (33, 160), (48, 1088), (64, 96), (96, 320)]
 
 
-def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, WeightFormat]:
-    """Stored arrays, the weights they stand for, and their format."""
-    scheme = SCHEMES[name]
-    values, scale = quantize(
-        np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32), scheme
-    )
-    assert scale is not None
-    arrays = [pack(values, scheme.bits, "rows16x4"), pack_scales(scale)]
-    return arrays, dequantize(values, scale, scheme), WeightFormat.of(scheme, "rows16x4")
+def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, Scheme]:
+    """Stored arrays, the weights they stand for, and their scheme."""
+    scheme = SCHEMES[name].beside("int8")
+    parts = scheme.quantize(np.random.default_rng(n + k).standard_normal((n, k), dtype=np.float32))
+    return list(scheme.pack(parts).values()), scheme.dequantize(parts), scheme
 
 
-def words_of(x: np.ndarray, zero: int) -> np.ndarray:
+def words_of(x: np.ndarray, factor: int) -> np.ndarray:
     """What quantize_rows writes, by its definition."""
     values, scale = quantize_rows_definition(x)
     words = np.empty(quantized_shape(*x.shape), np.int32)
     words[..., :SCALE] = values.reshape(len(x), -1, 32).view(np.int32)
     words[..., SCALE] = scale.view(np.int32)
-    words[..., CORRECTION] = -zero * values.reshape(len(x), -1, 32).sum(-1, dtype=np.int32)
+    words[..., SUM] = factor * values.reshape(len(x), -1, 32).sum(-1, dtype=np.int32)
     return words
 
 
-@pytest.mark.parametrize("zero", [0, 8, 128])
-def test_quantize_rows_equals_its_definition_bit_by_bit(zero):
-    call = compiled(quantize_rows(96, zero))
+@pytest.mark.parametrize("factor", [0, -8, -128, 1])
+def test_quantize_rows_equals_its_definition_bit_by_bit(factor):
+    call = compiled(quantize_rows(96, factor))
     for m in (1, 9):
         x = np.random.default_rng(m).standard_normal((m, 96), dtype=np.float32)
         x[0, :32] = 0
@@ -82,19 +77,19 @@ def test_quantize_rows_equals_its_definition_bit_by_bit(zero):
         x[0, 64:] *= np.float32(1e-38)
         words = np.empty(quantized_shape(m, 96), np.int32)
         call(x, words)
-        assert np.array_equal(words, words_of(x, zero))
+        assert np.array_equal(words, words_of(x, factor))
 
 
-@pytest.mark.parametrize("zero", [0, 8])
-def test_a_norm_that_quantises_equals_the_two_steps(zero):
-    two, one = compiled(cpu_kernel(RmsNorm(96, 1e-6))), compiled(rms_norm_int8(96, 1e-6, zero))
+@pytest.mark.parametrize("factor", [0, -8])
+def test_a_norm_that_quantises_equals_the_two_steps(factor):
+    two, one = compiled(cpu_kernel(RmsNorm(96, 1e-6))), compiled(rms_norm_int8(96, 1e-6, factor))
     weight = np.random.default_rng(1).standard_normal(96, dtype=np.float32)
     for m in (1, 9, 40):
         x = 5 * np.random.default_rng(m).standard_normal((m, 96), dtype=np.float32)
         exact, words = np.empty_like(x), np.empty(quantized_shape(m, 96), np.int32)
         two(x, weight, exact)
         one(x, weight, words)
-        assert np.array_equal(words, words_of(exact, zero)), m
+        assert np.array_equal(words, words_of(exact, factor)), m
 
 
 def test_rounding_error_is_at_most_half_a_step():
@@ -105,12 +100,12 @@ def test_rounding_error_is_at_most_half_a_step():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_number_that_is_none_stays_visible(bad):
-    arrays, _, fmt = stored("w4", 64, 96)
+    arrays, _, scheme = stored("w4", 64, 96)
     words, out = np.empty(quantized_shape(1, 96), np.int32), np.empty((1, 64), np.float32)
     x = np.ones((1, 96), np.float32)
     x[0, 40] = bad
-    compiled(quantize_rows(96, DOTS[HERE[0]].zero(fmt)))(x, words)
-    compiled(linear_int8(64, 96, fmt, HERE[0]))(words, *arrays, out)
+    compiled(quantize_rows(96, DOTS[HERE[0]].factor(scheme)))(x, words)
+    compiled(linear_int8(64, 96, scheme, HERE[0]))(words, *arrays, out)
     assert not np.isfinite(out).any()
 
 
@@ -118,13 +113,13 @@ def test_a_number_that_is_none_stays_visible(bad):
 @pytest.mark.parametrize("name", ["w8", "w4"])
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_linear_int8_equals_its_definition(dot, name, n, k):
-    arrays, weights, fmt = stored(name, n, k)
-    call = compiled(linear_int8(n, k, fmt, dot, scale=0.25))
+    arrays, weights, scheme = stored(name, n, k)
+    call = compiled(linear_int8(n, k, scheme, dot, scale=0.25))
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
         x[-1, :32] = 0
         out = np.full((m, -(-n // 16) * 16), np.nan, np.float32)
-        call(words_of(x, DOTS[dot].zero(fmt)), *arrays, out)
+        call(words_of(x, DOTS[dot].factor(scheme)), *arrays, out)
         assert nmse(out[:, :n], linear_int8_definition(x, weights, scale=0.25)) <= 1e-11, m
         assert nmse(out[:, :n], linear_definition(x, weights, scale=0.25)) <= 5e-4, m
         assert not out[:, n:].any(), "padding rows are zero weights"
@@ -136,42 +131,39 @@ def test_the_largest_products_do_not_saturate(dot):
     limit.
     """
     for name, low, high in (("w4", 0, 15), ("w8", -127, 127)):
-        arrays, _, fmt = stored(name, 64, 64)
-        bits, dtype = SCHEMES[name].bits, SCHEMES[name].dtype
+        scheme = SCHEMES[name].beside("int8")
         for value in (low, high):
-            values = np.full((64, 64), value, dtype)
-            ones = np.ones((64, 2), np.float16)
+            values = np.full((64, 64), value, scheme.values.dtype)
+            parts = {"weight": values, "scale": np.ones((64, 2), np.float16)}
             x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array(
                 [[1], [-1]], np.float32
             )
             x[:, 40] *= -1
             out = np.empty((2, 64), np.float32)
-            arrays = [pack(values, bits, "rows16x4"), pack_scales(ones)]
-            compiled(linear_int8(64, 64, fmt, dot))(words_of(x, DOTS[dot].zero(fmt)), *arrays, out)
-            assert np.array_equal(
-                out, linear_definition(x, dequantize(values, ones, SCHEMES[name]))
-            )
+            words = words_of(x, DOTS[dot].factor(scheme))
+            compiled(linear_int8(64, 64, scheme, dot))(words, *scheme.pack(parts).values(), out)
+            assert np.array_equal(out, linear_definition(x, scheme.dequantize(parts)))
 
 
 @pytest.mark.parametrize("name", ["w8", "w4"])
 def test_linear_int8_adds_the_residual(name):
     n, k = 96, 320
-    arrays, weights, fmt = stored(name, n, k)
-    call = compiled(linear_int8(n, k, fmt, HERE[0], residual=True, scale=0.25))
+    arrays, weights, scheme = stored(name, n, k)
+    call = compiled(linear_int8(n, k, scheme, HERE[0], residual=True, scale=0.25))
     for m in ROWS:
         rng = np.random.default_rng(m)
         x, residual = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
         out = np.empty((m, n), np.float32)
-        call(words_of(x, DOTS[HERE[0]].zero(fmt)), *arrays, residual, out)
+        call(words_of(x, DOTS[HERE[0]].factor(scheme)), *arrays, residual, out)
         assert nmse(out, linear_int8_definition(x, weights, residual, 0.25)) <= 1e-11, m
 
 
 def test_a_row_is_the_same_whatever_rows_are_beside_it():
-    arrays, _, fmt = stored("w4", 96, 1088)
-    call = compiled(linear_int8(96, 1088, fmt, HERE[0]))
+    arrays, _, scheme = stored("w4", 96, 1088)
+    call = compiled(linear_int8(96, 1088, scheme, HERE[0]))
     words = words_of(
         np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32),
-        DOTS[HERE[0]].zero(fmt),
+        DOTS[HERE[0]].factor(scheme),
     )
     together = np.empty((15, 96), np.float32)
     call(words, *arrays, together)
@@ -183,8 +175,8 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it():
 
 @pytest.mark.parametrize("name", ["w8", "w4"])
 def test_embed_reads_the_layout_of_int8_activations(name):
-    arrays, table, fmt = stored(name, 67, 96)
-    call = compiled(embed(67, 96, fmt, scale=12.0))
+    arrays, table, scheme = stored(name, 67, 96)
+    call = compiled(embed(67, 96, scheme, scale=12.0))
     ids = np.arange(67, dtype=np.int32)[::-1].copy()
     out = np.empty((67, 96), np.float32)
     call(ids, *arrays, out)
@@ -204,10 +196,10 @@ def test_embed_reads_the_layout_of_int8_activations(name):
 @pytest.mark.parametrize("name", ["w8", "w4"])
 def test_every_processor_family_gets_its_instruction(dot, triple, cpu, instruction, name):
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
-    fmt = WeightFormat.of(SCHEMES[name], "rows16x4")
+    scheme = SCHEMES[name].beside("int8")
     functions = {
-        "linear": linear_int8(64, 64, fmt, dot),
-        "quantize": quantize_rows(64, DOTS[dot].zero(fmt)),
+        "linear": linear_int8(64, 64, scheme, dot),
+        "quantize": quantize_rows(64, DOTS[dot].factor(scheme)),
     }
     module = tvm.IRModule(
         {key: function.with_attr("global_symbol", key) for key, function in functions.items()}
@@ -216,8 +208,8 @@ def test_every_processor_family_gets_its_instruction(dot, triple, cpu, instructi
 
 
 def test_shapes_that_do_not_fit_the_layout_are_refused():
-    fmt = WeightFormat.of(SCHEMES["w4"], "rows16x4")
+    scheme = SCHEMES["w4"].beside("int8")
     with pytest.raises(CompileError, match="multiple of 32"):
-        quantize_rows(40, 8)
+        quantize_rows(40, -8)
     with pytest.raises(CompileError, match="multiple of 16"):
-        linear_int8(40, 64, fmt, "avx2", residual=True)
+        linear_int8(40, 64, scheme, "avx2", residual=True)

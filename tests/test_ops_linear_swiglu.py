@@ -39,10 +39,16 @@ SHAPES = [
 
 
 def fused(intermediate: int, k: int, name: str, dot: str):
-    """The operator and what belongs to it: (call, stored arrays, weights, format, zero)."""
-    arrays, weights, fmt = stored(name, 2 * intermediate, k)
-    zero = DOTS[dot].zero(fmt)
-    return compiled(linear_swiglu_int8(intermediate, k, fmt, dot, zero)), arrays, weights, fmt, zero
+    """The operator and what belongs to it: (call, stored arrays, weights, scheme, factor)."""
+    arrays, weights, scheme = stored(name, 2 * intermediate, k)
+    factor = DOTS[dot].factor(scheme)
+    return (
+        compiled(linear_swiglu_int8(intermediate, k, scheme, dot, factor)),
+        arrays,
+        weights,
+        scheme,
+        factor,
+    )
 
 
 @pytest.mark.parametrize("dot", HERE)
@@ -50,14 +56,14 @@ def fused(intermediate: int, k: int, name: str, dot: str):
 def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_exact_product(
     dot, name, intermediate, k
 ):
-    call, arrays, weights, fmt, zero = fused(intermediate, k, name, dot)
+    call, arrays, weights, scheme, factor = fused(intermediate, k, name, dot)
     product, activate = (
-        compiled(linear_int8(2 * intermediate, k, fmt, dot)),
+        compiled(linear_int8(2 * intermediate, k, scheme, dot)),
         compiled(cpu_kernel(Swiglu(intermediate))),
     )
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
-        words, out = words_of(x, zero), np.empty(quantized_shape(m, intermediate), np.int32)
+        words, out = words_of(x, factor), np.empty(quantized_shape(m, intermediate), np.int32)
         gate_up, activated = (
             np.empty((m, 2 * intermediate), np.float32),
             np.empty((m, intermediate), np.float32),
@@ -65,7 +71,7 @@ def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_ex
         product(words, *arrays, gate_up)
         activate(gate_up, activated)
         call(words, *arrays, out)
-        assert np.array_equal(out, words_of(activated, zero)), m
+        assert np.array_equal(out, words_of(activated, factor)), m
         assert nmse(rounded(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, (
             m
         )  # a tie may round either way
@@ -81,8 +87,8 @@ def rounded(words: np.ndarray) -> np.ndarray:
 
 
 def test_a_row_is_the_same_whatever_rows_are_beside_it():
-    call, arrays, _, _, zero = fused(96, 1088, "w4", HERE[0])
-    words = words_of(np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32), zero)
+    call, arrays, _, _, factor = fused(96, 1088, "w4", HERE[0])
+    words = words_of(np.random.default_rng(0).standard_normal((15, 1088), dtype=np.float32), factor)
     together, alone = (np.empty(quantized_shape(m, 96), np.int32) for m in (15, 1))
     call(words, *arrays, together)
     for row in range(15):
@@ -91,6 +97,6 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it():
 
 
 def test_an_intermediate_size_that_cuts_a_group_is_refused():
-    _, _, fmt = stored("w4", 96, 32)
+    _, _, scheme = stored("w4", 96, 32)
     with pytest.raises(CompileError, match="multiple of 32"):
-        linear_swiglu_int8(48, 32, fmt, HERE[0], 8)
+        linear_swiglu_int8(48, 32, scheme, HERE[0], -8)

@@ -16,9 +16,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
 from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
+from minicpm_mlc.ops.formats.kv import F16, F32, KVFormat
 from minicpm_mlc.ops.rope_angles import RopeAngles, rope_angles_definition
 
-FAMILIES = [(16, 2, 64, "float16"), (4, 4, 128, "float32")]
+FAMILIES = [(16, 2, 64, F16), (4, 4, 128, F32)]
 
 
 def inv_freq(head_dim: int) -> np.ndarray:
@@ -26,18 +27,18 @@ def inv_freq(head_dim: int) -> np.ndarray:
 
 
 @cache
-def append(num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool):
-    return compiled(rope_append(num_heads, num_kv_heads, head_dim, kv_dtype, batched))
+def append(num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool):
+    return compiled(rope_append(num_heads, num_kv_heads, head_dim, kv, batched))
 
 
 def append_case(family: tuple, n: int, first: int, batched: bool):
     """qkv, cos_sin, slots, page_tables, k_pages, v_pages, with shuffled pages and used pools."""
-    num_heads, num_kv_heads, head_dim, kv_dtype = family
+    num_heads, num_kv_heads, head_dim, kv = family
     rng = np.random.default_rng(n)
     pages = (first + n) // 64 + 1
     tables = rng.permutation(pages * n if batched else pages).astype(np.int32).reshape(-1, pages)
     slots = rng.integers(0, first + n, n) if batched else np.arange(first, first + n)
-    pool = rng.standard_normal((tables.size, num_kv_heads, head_dim, 64)).astype(kv_dtype)
+    pool = rng.standard_normal((tables.size, num_kv_heads, head_dim, 64)).astype(kv.storage)
     qkv = rng.standard_normal((n, (num_heads + 2 * num_kv_heads) * head_dim)).astype(np.float32)
     cos_sin = rope_angles_definition(slots, inv_freq(head_dim)).astype(np.float32)
     return qkv, cos_sin, slots.astype(np.int32), tables, pool, pool.transpose(0, 1, 3, 2).copy()
@@ -65,12 +66,12 @@ def test_append_rotates_and_writes_only_its_slots(family: tuple, batched: bool, 
     qkv, cos_sin, slots, tables, k_pages, v_pages = append_case(family, n, first, batched)
     expected_k, expected_v = k_pages.astype(np.float64), v_pages.astype(np.float64)
     expected_q = rope_append_definition(
-        qkv, cos_sin, slots, tables, expected_k, expected_v, family[0]
+        qkv, cos_sin, slots, tables, expected_k, expected_v, family[0], family[3]
     )
     q = np.zeros((n, family[0], family[2]), np.float32)
     append(*family, batched)(qkv, cos_sin, slots, tables, k_pages, v_pages, q)
     assert nmse(q, expected_q) < 1e-12
-    tolerance = 1e-7 if family[3] == "float32" else 1e-3
+    tolerance = 1e-7 if family[3] is F32 else 1e-3
     np.testing.assert_allclose(k_pages, expected_k, rtol=tolerance, atol=1e-6)
     np.testing.assert_allclose(v_pages, expected_v, rtol=tolerance, atol=1e-6)
 
@@ -89,7 +90,7 @@ class Append(nn.Module):
     ):
         q = nn.Tensor.placeholder([qkv.shape[0], 4, 128], "float32")
         return op.tensor_ir_inplace_op(
-            rope_append(4, 4, 128, "float32", batched=False),
+            rope_append(4, 4, 128, F32, batched=False),
             "rope_append",
             [qkv, cos_sin, slots, tables, k, v],
             inplace_indices=[4, 5, -1],
@@ -118,7 +119,7 @@ def test_relax_call_updates_both_pools_in_place():
     device: Any = tvm.cpu()
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     result = relax.VirtualMachine(executable, device)["forward"](*tensors)
-    expected_q = rope_append_definition(*arrays, num_heads=4)
+    expected_q = rope_append_definition(*arrays, num_heads=4, kv=F32)
     assert nmse(result[2].numpy(), expected_q) < 1e-12
     for pool, expected in zip(
         tensors[4:], arrays[4:], strict=True

@@ -30,6 +30,7 @@ from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_defin
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks
 from minicpm_mlc.ops.cpu.segment_means import segment_means
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.formats.kv import BF16, F16, F32
 from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
@@ -41,7 +42,7 @@ BEYOND = [
     700,
     1280,
 ]  # tokens more than the budget holds: the last row leaves blocks out
-ALLOWED = {"float32": 1e-7, "float16": 1e-4, "bfloat16": 1e-4}
+ALLOWED = {F32: 1e-7, F16: 1e-4, BF16: 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_kernels_select_and_attend_as_the_definition_does(family: Family, batche
                 assert kind not in ("periodic", "equal"), tokens
                 swaps += 1
                 expected = attend_blocks_definition(q, k, v, table[None], positions, selected)
-            assert nmse(attended, expected) <= ALLOWED[family.kv_dtype], (kind, tokens)
+            assert nmse(attended, expected) <= ALLOWED[family.kv], (kind, tokens)
             selecting += len(table) > budget.blocks
     assert selecting == len(KINDS) * len(BEYOND) and swaps <= 1
 
@@ -153,7 +154,7 @@ def test_decode_equals_the_prefill_row_for_any_chunk():
     "budget,batched", [(Budget(3, 2, 1), False), (Budget(64, 32, 1), True)], ids=str
 )
 def test_sparse_is_dense_wherever_the_budget_holds_every_block(budget: Budget, batched: bool):
-    family = Family(8, 2, 64, "float16", 4, budget)
+    family = Family(8, 2, 64, F16, 4, budget)
     tokens = min(64 * budget.blocks, 1000)
     sequence = make_sequence("random", family, tokens)
     positions = np.arange(0, tokens, 13).astype(np.int32)
@@ -161,7 +162,7 @@ def test_sparse_is_dense_wherever_the_budget_holds_every_block(budget: Budget, b
     sparse = sparse_attention(family, sequence, q, positions, batched)[0]
     args = (q, sequence.k_pages, sequence.v_pages, sequence.page_table[None], positions)
     dense = np.full_like(sparse, np.nan)
-    compiled(attend_prefill(*family.heads, family.kv_dtype, family.tile))(*args, dense)
+    compiled(attend_prefill(*family.heads, family.kv, family.tile))(*args, dense)
     assert nmse(sparse, dense) < 1e-11
     assert nmse(sparse, attend_definition(*args)) < 1e-11
 
@@ -214,7 +215,7 @@ class SparseLayer(nn.Module):
         family, budget, n, p = self.family, self.family.budget, q.shape[0], tables.shape[1]
         heads, kv_heads, head_dim = family.heads
         means = op.tensor_ir_inplace_op(
-            segment_means(kv_heads, head_dim, family.kv_dtype, batched=True),
+            segment_means(kv_heads, head_dim, family.kv, batched=True),
             "segment_means",
             [slots, tables, k, means],
             inplace_indices=[3],
@@ -228,7 +229,7 @@ class SparseLayer(nn.Module):
         selected = op.tensor_ir_op(selector, "select_blocks", [pooled, slots], out)
         out = nn.Tensor.placeholder([n, heads * head_dim], "float32")
         attender = attend_blocks(
-            *family.heads, family.kv_dtype, budget.blocks, batched=True, tile_vectors=family.tile
+            *family.heads, family.kv, budget.blocks, batched=True, tile_vectors=family.tile
         )
         attended = op.tensor_ir_op(
             attender, "attend_blocks", [q, k, v, tables, slots, selected], out

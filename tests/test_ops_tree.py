@@ -14,13 +14,14 @@ from tree_cases import Tree, make_tree
 from minicpm_mlc.ops.cpu.attend import attend_decode
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
 from minicpm_mlc.ops.cpu.move_rows import move_rows, move_rows_definition
+from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.formats.tree import path_tables_definition
 
-FAMILIES = [  # heads, kv heads, head_dim, KV dtype, register tile: groups of 1, 3, 8 and 16
-    (2, 2, 96, "float32", 4),
-    (3, 1, 64, "float16", 8),
-    (16, 2, 64, "float32", 8),
-    (32, 2, 128, "float16", 8),
+FAMILIES = [  # heads, kv heads, head_dim, KV format, register tile: groups of 1, 3, 8 and 16
+    (2, 2, 96, F32, 4),
+    (3, 1, 64, F16, 8),
+    (16, 2, 64, F32, 8),
+    (32, 2, 128, F16, 8),
 ]
 TREES = [
     *(
@@ -42,14 +43,14 @@ def kernel(builder, family: tuple):
 
 def make_case(family: tuple, tree: Tree) -> list[np.ndarray]:
     """q, k_pages, v_pages, page_table, base, ancestors; NaN in the slots behind the tree."""
-    num_heads, num_kv_heads, head_dim, kv_dtype, _ = family
+    num_heads, num_kv_heads, head_dim, kv, _ = family
     rng = np.random.default_rng([tree.base, len(tree.parents)])
     used = tree.base + len(tree.parents)
     pages = -(-used // 64)
     table = rng.permutation(pages).astype(np.int32)
     q = 2 * rng.standard_normal((len(tree.parents), num_heads, head_dim)).astype(np.float32)
-    k_pages = rng.standard_normal((pages, num_kv_heads, head_dim, 64)).astype(kv_dtype)
-    v_pages = rng.standard_normal((pages, num_kv_heads, 64, head_dim)).astype(kv_dtype)
+    k_pages = rng.standard_normal((pages, num_kv_heads, head_dim, 64)).astype(kv.storage)
+    v_pages = rng.standard_normal((pages, num_kv_heads, 64, head_dim)).astype(kv.storage)
     k_pages[table[-1], :, :, (used - 1) % 64 + 1 :] = np.nan
     v_pages[table[-1], :, (used - 1) % 64 + 1 :] = np.nan
     return [q, k_pages, v_pages, table[None], np.array([tree.base], np.int32), tree.ancestors]
@@ -88,7 +89,7 @@ def test_moved_rows_are_the_bits_that_were_there():
     sources = np.array([120, 122, 123, 129, 140, 183], np.int32)
     slots = np.arange(120, 126).astype(np.int32)
     keys, values = k_pages.copy(), v_pages.copy()
-    compiled(move_rows(2, 64, "float32"))(sources, slots, table, keys, values)
-    move_rows_definition(sources, slots, table, k_pages, v_pages)
+    compiled(move_rows(2, 64, F32))(sources, slots, table, keys, values)
+    move_rows_definition(sources, slots, table, k_pages, v_pages, F32)
     np.testing.assert_array_equal(keys, k_pages)
     np.testing.assert_array_equal(values, v_pages)

@@ -40,12 +40,10 @@ TREES = [
 def tree_kernel(operator: str, family: Family):
     heads, kv_heads, head_dim = family.heads
     if operator == "means":
-        return compiled(path_means(kv_heads, head_dim, family.kv_dtype))
+        return compiled(path_means(kv_heads, head_dim, family.kv))
     if operator == "score":
         return compiled(score_tree(heads, kv_heads, head_dim, family.tile))
-    return compiled(
-        attend_tree_blocks(*family.heads, family.kv_dtype, family.budget.blocks, family.tile)
-    )
+    return compiled(attend_tree_blocks(*family.heads, family.kv, family.budget.blocks, family.tile))
 
 
 def behind(tree: Tree, family: Family) -> Sequence:

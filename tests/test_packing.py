@@ -7,16 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.ops.formats.packing import (
-    pack,
-    pack_scales,
-    packed_scales_shape,
-    packed_shape,
-    unpack,
-    unpack_scales,
-)
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.packing import deinterleave, interleave
+from minicpm_mlc.ops.formats.weights.values import Values
 
 DTYPES = {32: np.float32, 16: np.uint16, 8: np.int8, 4: np.uint8}
+STORED: dict[int, Values] = {
+    bits: SCHEMES[name].values for bits, name in {32: "f32", 16: "bf16", 8: "w8", 4: "w4"}.items()
+}
+
+
+def pack(original: np.ndarray, bits: int, layout: str = "rows16") -> np.ndarray:
+    return STORED[bits].pack(original, layout)
+
+
+def unpack(packed: np.ndarray, rows: int, bits: int, layout: str = "rows16") -> np.ndarray:
+    return STORED[bits].unpack(packed, rows, layout)
 
 
 def values(rows: int, columns: int, bits: int, seed: int = 0) -> np.ndarray:
@@ -29,7 +35,7 @@ def values(rows: int, columns: int, bits: int, seed: int = 0) -> np.ndarray:
 def test_unpack_inverts_pack(rows, groups, bits, seed):
     original = values(rows, 32 * groups, bits, seed)
     packed = pack(original, bits)
-    assert packed.shape == packed_shape(rows, 32 * groups, bits)
+    assert packed.shape == STORED[bits].shape(rows, 32 * groups, "rows16")
     assert packed.dtype == original.dtype
     assert np.array_equal(unpack(packed, rows, bits), original)
 
@@ -39,7 +45,7 @@ def test_unpack_inverts_pack(rows, groups, bits, seed):
 def test_unpack_inverts_pack_of_quads(rows, groups, bits, seed):
     original = values(rows, 32 * groups, bits, seed)
     packed = pack(original, bits, "rows16x4")
-    assert packed.shape == packed_shape(rows, 32 * groups, bits, "rows16x4")
+    assert packed.shape == STORED[bits].shape(rows, 32 * groups, "rows16x4")
     assert packed.dtype == original.dtype
     assert packed.flags.c_contiguous
     assert np.array_equal(unpack(packed, rows, bits, "rows16x4"), original)
@@ -49,9 +55,9 @@ def test_unpack_inverts_pack_of_quads(rows, groups, bits, seed):
 @settings(derandomize=True, max_examples=30, deadline=None)
 def test_unpack_scales_inverts_pack_scales(rows, groups):
     scale = np.random.default_rng(rows).standard_normal((rows, groups)).astype(np.float16)
-    packed = pack_scales(scale)
-    assert packed.shape == packed_scales_shape(rows, 32 * groups, 32)
-    assert np.array_equal(unpack_scales(packed, rows), scale)
+    packed = interleave(scale)
+    assert packed.shape == SCHEMES["w4"].tensors(rows, 32 * groups)[1].shape
+    assert np.array_equal(deinterleave(packed, rows), scale)
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8])
@@ -92,3 +98,20 @@ def test_padding_rows_are_zero_weights(bits, zero):
     packed = pack(values(17, 32, bits), bits)
     assert packed.shape[0] == 2
     assert (packed[1, :, 1:] == zero).all()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+def test_a_scheme_stores_what_it_says_and_reads_it_back(name, activations):
+    scheme = SCHEMES[name].beside(activations)
+    parts = scheme.quantize(np.random.default_rng(0).standard_normal((50, 96), np.float32))
+    stored, tensors = scheme.pack(parts), scheme.tensors(50, 96)
+    assert [(t.name, t.shape, t.dtype, t.nbytes) for t in tensors] == [
+        (key, array.shape, array.dtype.name, array.nbytes) for key, array in stored.items()
+    ]
+    back = scheme.unpack(stored, 50)
+    assert list(back) == list(parts)
+    assert all(np.array_equal(back[key], parts[key]) for key in parts)
+    for tensor in tensors:
+        numbers = scheme.random(tensor.name, tensor.shape)
+        assert (numbers.shape, numbers.dtype) == (tensor.shape, tensor.dtype)

@@ -9,21 +9,22 @@ from types import SimpleNamespace
 import pytest
 
 from minicpm_mlc.bench import plot as module
-from minicpm_mlc.bench.decode import BenchError, Report, Row
+from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.plot import PlotError, bench_both_gears, plot
 from minicpm_mlc.bench.reports import Reports
+from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
 from minicpm_mlc.compile.config.model_config import SparseConfig
 
 MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 
 
-def report(speed: float) -> Report:
+def report(speed: float) -> SpeedReport:
     rows = [
-        Row(phase, depth, 8, (speed / (1 + depth),))
+        SpeedRow(phase, depth, 8, (speed / (1 + depth),))
         for phase in ("prefill", "decode")
         for depth in (0, 1024)
     ]
-    return Report("tiny", "w4", "a processor", 2, 2048, "minicpm-mlc bench", 1e9, rows)
+    return SpeedReport("tiny", "w4", "a processor", 2, 2048, "minicpm-mlc bench", 1e9, rows)
 
 
 def test_the_svg_names_gears_phases_and_machine(tmp_path):

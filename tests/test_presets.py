@@ -16,6 +16,13 @@ from minicpm_mlc.compile.config import rope_lists
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.config.rope_lists import FACTORS_8B_128K, FACTORS_41_8B_128K
+from minicpm_mlc.compile.model.registry import (
+    count_parameters,
+    published_tensors,
+    read_config,
+    sparse_settings,
+    with_context,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ def test_rope_angles_at_position_5_are_the_published_ones(pair, cos, sin):
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
-    assert PRESETS[name].parameters == parameters
+    assert count_parameters(PRESETS[name]) == parameters
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ def test_scalings_per_model():
 
 
 def test_minicpm5_queries_are_wider_than_its_hidden_state():
-    assert PRESETS["MiniCPM5-1B"].tensor_shapes()["model.layers.0.self_attn.q_proj.weight"] == (
+    assert published_tensors(PRESETS["MiniCPM5-1B"])["model.layers.0.self_attn.q_proj.weight"] == (
         2048,
         1536,
     )
@@ -98,12 +105,12 @@ def test_preset_is_consistent_and_survives_the_manifest(config):
 def test_longer_contexts_take_the_published_128k_lists():
     for name, longer in (("MiniCPM4-8B", FACTORS_8B_128K), ("MiniCPM4.1-8B", FACTORS_41_8B_128K)):
         preset = PRESETS[name]
-        assert preset.with_context(preset.max_position_embeddings) is preset
-        extended = preset.with_context(100_000)
+        assert with_context(preset, preset.max_position_embeddings) is preset
+        extended = with_context(preset, 100_000)
         assert extended.rope_factors == longer and extended.max_position_embeddings == 131072
         assert extended.rope_attention_scale == 1.0
         with pytest.raises(ConfigError, match="131072"):
-            preset.with_context(131073)
+            with_context(preset, 131073)
 
 
 @pytest.mark.parametrize("kind", ["native", "128K"])
@@ -114,10 +121,10 @@ def test_configs_as_published_or_edited_as_the_readme_says_reach_128k(name: str,
     assert published.rope_factors != PRESETS[name].rope_factors, (
         "the decimals are not the formula's floats"
     )
-    read = ModelConfig.from_dict(config_json(published), name)
+    read = read_config(config_json(published), name)
     assert read == published
-    extended = read.with_context(131072)
-    assert extended == PRESETS[name].with_context(131072)
+    extended = with_context(read, 131072)
+    assert extended == with_context(PRESETS[name], 131072)
     np.testing.assert_allclose(
         extended.rope_factors, PUBLISHED_ROPE[name]["128K"], rtol=1e-15, atol=0
     )
@@ -127,10 +134,10 @@ def test_configs_as_published_or_edited_as_the_readme_says_reach_128k(name: str,
 def test_a_list_of_another_model_reaches_no_further():
     strange = [*PUBLISHED_ROPE["MiniCPM4-8B"]["native"][:-1], 31.1]
     with pytest.raises(ConfigError, match="reaches 32768 tokens"):
-        replace(PRESETS["MiniCPM4-8B"], rope_factors=tuple(strange)).with_context(131072)
+        with_context(replace(PRESETS["MiniCPM4-8B"], rope_factors=tuple(strange)), 131072)
 
 
 def test_only_the_8b_models_were_trained_for_sparse_attention():
-    trained = {name: preset.sparse_attention for name, preset in PRESETS.items()}
+    trained = {name: sparse_settings(preset) for name, preset in PRESETS.items()}
     assert trained["MiniCPM4-8B"] == trained["MiniCPM4.1-8B"] == SparseConfig()
     assert trained["MiniCPM4-0.5B"] is trained["MiniCPM5-1B"] is None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
-from minicpm_mlc.compile.quantize import SCHEMES, dequantize, quantize
+from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 W4, W8 = SCHEMES["w4"], SCHEMES["w8"]
 F16_TINY = 2.0**-24  # smallest step of f16: scales below half of it are zero
@@ -24,21 +25,21 @@ def normal(rows: int = 64, columns: int = 256) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
 
 
-def per_weight(scale: np.ndarray, scheme) -> np.ndarray:
+def restored(weights: np.ndarray, scheme: Scheme) -> np.ndarray:
+    return scheme.dequantize(scheme.quantize(weights))
+
+
+def per_weight(scale: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.repeat(np.abs(scale.astype(np.float64)), scheme.group, axis=1)
 
 
 @given(WEIGHTS)
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_w8_error_is_at_most_half_a_step(weights):
-    values, scale = quantize(weights, W8)
-    assert (
-        scale is not None
-        and scale.dtype == np.float16
-        and values.dtype == np.int8
-        and values.min() >= -127
-    )
-    error = np.abs(dequantize(values, scale, W8).astype(np.float64) - weights)
+    parts = W8.quantize(weights)
+    values, scale = parts["weight"], parts["scale"]
+    assert scale.dtype == np.float16 and values.dtype == np.int8 and values.min() >= -127
+    error = np.abs(W8.dequantize(parts).astype(np.float64) - weights)
     rounded_scale = 127 * (
         per_weight(scale, W8) * 2**-11 + F16_TINY / 2
     )  # the largest weight, when the scale was rounded down
@@ -48,15 +49,11 @@ def test_w8_error_is_at_most_half_a_step(weights):
 @given(WEIGHTS)
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_w4_error_is_at_most_half_a_step_where_not_clipped(weights):
-    values, scale = quantize(weights, W4)
-    assert (
-        scale is not None
-        and scale.dtype == np.float16
-        and values.dtype == np.uint8
-        and values.max() <= 15
-    )
+    parts = W4.quantize(weights)
+    values, scale = parts["weight"], parts["scale"]
+    assert scale.dtype == np.float16 and values.dtype == np.uint8 and values.max() <= 15
     step = per_weight(scale, W4)
-    error = np.abs(dequantize(values, scale, W4).astype(np.float64) - weights)
+    error = np.abs(W4.dequantize(parts).astype(np.float64) - weights)
     inside = (values > 0) & (values < 15)
     assert (error[inside] <= step[inside] * 0.5001 + 8 * F16_TINY).all()
     assert (
@@ -74,10 +71,8 @@ def test_w4_is_never_worse_than_putting_the_extreme_on_minus_eight(weights):
         np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)), -8, 7
     )
     plain = ((steps * scale - groups).astype(np.float64) ** 2).sum(-1)
-    found = (
-        (dequantize(*quantize(weights, W4), W4).reshape(groups.shape) - groups).astype(np.float64)
-        ** 2
-    ).sum(-1)
+    error = restored(weights, W4).reshape(groups.shape) - groups
+    found = (error.astype(np.float64) ** 2).sum(-1)
     rounding = 1e-6 * (groups.astype(np.float64) ** 2).sum(-1)  # errors are compared in float32
     assert (found <= plain + rounding + 1e-9).all()
 
@@ -88,7 +83,7 @@ def test_weights_already_on_the_grid_come_back_exactly(scheme):
     weights = np.random.default_rng(1).integers(low, high, (32, 64)).astype(np.float32)
     weights[:, ::32] = low  # each group spans the range
     weights *= 2.0**-7
-    assert np.array_equal(dequantize(*quantize(weights, scheme), scheme), weights)
+    assert np.array_equal(restored(weights, scheme), weights)
 
 
 @pytest.mark.parametrize(
@@ -96,18 +91,18 @@ def test_weights_already_on_the_grid_come_back_exactly(scheme):
 )
 def test_normalised_error_on_normal_weights(name, most):
     weights = normal()
-    error = dequantize(*quantize(weights, SCHEMES[name]), SCHEMES[name]) - weights
+    error = restored(weights, SCHEMES[name]) - weights
     assert (error**2).sum() / (weights**2).sum() < most
 
 
 def test_f32_is_kept_as_it_is():
-    values, scale = quantize(normal(), SCHEMES["f32"])
-    assert scale is None and np.array_equal(values, normal())
+    parts = SCHEMES["f32"].quantize(normal())
+    assert list(parts) == ["weight"] and np.array_equal(parts["weight"], normal())
 
 
 def test_bf16_rounds_to_nearest_and_ties_to_even():
     bits = np.array([[0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF818000]], np.uint32)
-    values, _ = quantize(bits.view(np.float32), SCHEMES["bf16"])
+    values = SCHEMES["bf16"].quantize(bits.view(np.float32))["weight"]
     assert values.tolist() == [[0x3F80, 0x3F82, 0x3F81, 0x3F80, 0xBF82]]
 
 
@@ -115,16 +110,16 @@ def test_bf16_rounds_to_nearest_and_ties_to_even():
 def test_zeros_and_tiny_weights_stay_finite(name):
     weights = np.zeros((2, 64), np.float32)
     weights[1] = 1e-9
-    restored = dequantize(*quantize(weights, SCHEMES[name]), SCHEMES[name])
-    assert (restored[0] == 0).all()
-    assert (np.abs(restored[1]) <= 1e-8).all()
+    found = restored(weights, SCHEMES[name])
+    assert (found[0] == 0).all()
+    assert (np.abs(found[1]) <= 1e-8).all()
 
 
 def test_a_wider_group_is_the_same_machinery():
     scheme = replace(W4, group=128)
-    values, scale = quantize(normal(), scheme)
-    assert scale is not None and scale.shape == (64, 2)
-    error = dequantize(values, scale, scheme) - normal()
+    parts = scheme.quantize(normal())
+    assert parts["scale"].shape == (64, 2)
+    error = scheme.dequantize(parts) - normal()
     assert 7.1e-3 < (error**2).mean() < 2e-2
 
 
@@ -134,7 +129,7 @@ def test_weights_that_are_not_finite_are_refused_by_tensor_name(name, bad):
     weights = normal()
     weights[3, 5] = bad
     with pytest.raises(CheckpointError, match=r"tensor layers\.3\.up holds NaN or infinite"):
-        quantize(weights, SCHEMES[name], "layers.3.up")
+        SCHEMES[name].quantize(weights, "layers.3.up")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +141,11 @@ def test_weights_too_large_for_the_scheme_are_refused_by_tensor_name(name, large
     with pytest.raises(
         CheckpointError, match=rf"tensor head holds a weight of .* too large for scheme {name}"
     ):
-        quantize(weights, SCHEMES[name], "head")
+        SCHEMES[name].quantize(weights, "head")
 
 
 def test_columns_that_do_not_split_into_groups_are_refused():
     with pytest.raises(
         CompileError, match="tensor head has 40 columns, not a multiple of scheme w4's group of 32"
     ):
-        quantize(normal(columns=40), W4, "head")
+        W4.quantize(normal(columns=40), "head")

@@ -19,7 +19,7 @@ from minicpm_mlc.runtime_py.chat import repl
 from minicpm_mlc.runtime_py.chat.repl import (
     Screen,
     answer_once,
-    chosen,
+    given_options,
     history_path,
     read_question,
     talk,
@@ -115,13 +115,13 @@ def test_empty_question_is_refused() -> None:
 
 
 def test_only_given_options_count_and_they_are_checked() -> None:
-    assert chosen({"seed": 0, "top_p": None, "stop": (), "think": False}) == {
+    assert given_options({"seed": 0, "top_p": None, "stop": (), "think": False}) == {
         "seed": 0,
         "think": False,
     }
-    assert chosen({"stop": ("a", "b")}) == {"stop": ["a", "b"]}
+    assert given_options({"stop": ("a", "b")}) == {"stop": ["a", "b"]}
     with pytest.raises(SamplingError, match="min_p"):
-        chosen({"min_p": 3.0})
+        given_options({"min_p": 3.0})
 
 
 def test_question_comes_from_the_option_or_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

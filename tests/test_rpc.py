@@ -25,7 +25,7 @@ from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.rpc import server as server_module
-from minicpm_mlc.runtime_py.rpc.client import Remote, RemoteLibrary, connect
+from minicpm_mlc.runtime_py.rpc.client import RemoteLibrary, RemoteMachine, connect
 from minicpm_mlc.runtime_py.rpc.message import PROTOCOL, pack, unpack
 from minicpm_mlc.runtime_py.rpc.server import run_server
 from minicpm_mlc.runtime_py.rpc.store import Store
@@ -55,8 +55,8 @@ def started(folder: Path) -> tuple[str, queue.Queue[str]]:
 
 
 @pytest.fixture(scope="module")
-def remote(server: str) -> Iterator[Remote]:
-    yield Remote(server, KEY)
+def remote(server: str) -> Iterator[RemoteMachine]:
+    yield RemoteMachine(server, KEY)
 
 
 @pytest.mark.parametrize("speculate", ["off", "ngram"])
@@ -79,9 +79,9 @@ def test_files_travel_once(bundle, remote):
     assert steps == []
 
 
-def connect_beside(remote: Remote, progress: Any) -> Remote:
+def connect_beside(remote: RemoteMachine, progress: Any) -> RemoteMachine:
     """The same connection with another progress: the server takes one client at a time."""
-    beside = object.__new__(Remote)
+    beside = object.__new__(RemoteMachine)
     beside.__dict__.update(remote.__dict__, _progress=progress)
     return beside
 
@@ -186,7 +186,7 @@ def test_a_wrong_key_gets_no_session(tmp_path):
     address, said = started(tmp_path)
     assert address.startswith("127.0.0.1:")
     with pytest.raises(EngineError, match=r"no connection to .* with this key"):
-        Remote(address, "another")
+        RemoteMachine(address, "another")
     assert said.empty() and not list(tmp_path.iterdir())
 
 
@@ -195,14 +195,14 @@ def test_a_second_client_is_told_that_the_server_is_busy_and_the_next_is_served(
 ):
     monkeypatch.setattr(server_module, "LEAVING_SECONDS", 0.01)
     address, _ = started(tmp_path)
-    first = Remote(address, KEY)
+    first = RemoteMachine(address, KEY)
     for _ in range(2):
         with pytest.raises(EngineError, match=f"{address} is busy with another client; .*--port"):
-            Remote(address, KEY)
+            RemoteMachine(address, KEY)
     assert first.call("hello")[0]["protocol"] == PROTOCOL  # undisturbed
     monkeypatch.setattr(server_module, "LEAVING_SECONDS", 60)
     del first
-    assert Remote(address, KEY).cores >= 1
+    assert RemoteMachine(address, KEY).cores >= 1
 
 
 def test_messages_keep_values_and_arrays():

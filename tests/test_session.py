@@ -13,7 +13,7 @@ from minicpm_mlc.base.errors import ContextError, SamplingError
 from minicpm_mlc.runtime_py.chat.session import (
     COMMANDS,
     SETTINGS,
-    Session,
+    ChatSession,
     SessionError,
     join_lines,
     needs_more,
@@ -33,9 +33,9 @@ class Recorder:
         return "\n".join(text for text, k in self.pieces if k == kind)
 
 
-def session(**engine_fields: Any) -> tuple[Session, Recorder]:
+def session(**engine_fields: Any) -> tuple[ChatSession, Recorder]:
     recorder = Recorder()
-    return Session(FakeEngine(**engine_fields), recorder), recorder
+    return ChatSession(FakeEngine(**engine_fields), recorder), recorder
 
 
 def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
@@ -111,7 +111,7 @@ def test_an_answer_cut_off_inside_its_thinking_says_both() -> None:
 
 
 def test_reset_keeps_the_system_prompt() -> None:
-    chat = Session(FakeEngine(), Recorder(), system="Be brief.")
+    chat = ChatSession(FakeEngine(), Recorder(), system="Be brief.")
     chat.handle("Hi")
     chat.handle("/reset")
     assert chat.messages == [{"role": "system", "content": "Be brief."}]
@@ -198,9 +198,9 @@ def test_stop_is_one_text_unless_it_is_a_list() -> None:
 
 def test_bad_options_are_refused_before_the_first_question() -> None:
     with pytest.raises(SamplingError, match="top_p"):
-        Session(FakeEngine(), Recorder(), {"top_p": 2.0})
+        ChatSession(FakeEngine(), Recorder(), {"top_p": 2.0})
     with pytest.raises(SessionError, match="no setting"):
-        Session(FakeEngine(), Recorder(), {"topp": 1.0})
+        ChatSession(FakeEngine(), Recorder(), {"topp": 1.0})
 
 
 def test_saved_session_comes_back(tmp_path: Path) -> None:

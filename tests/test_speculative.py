@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_library import EOS, FIRST_WORD, TOKENIZER, VOCAB, FakeLibrary, manifest, token
+from fake_library import EOS, FIRST_WORD, TOKENIZER, VOCAB, FakeLibrary, token, use_fake_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import BundleError, EngineError, SamplingError
-from minicpm_mlc.bundle.manifest import Bundle
-from minicpm_mlc.runtime_py import engine as engine_module
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 
@@ -74,10 +72,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engi
     )
 
     def make(say: Any = None, **options: Any) -> Engine:
-        monkeypatch.setattr(
-            engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest())
-        )
-        monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: FakeLibrary(say))
+        use_fake_library(monkeypatch, lambda: FakeLibrary(say))
         return Engine(tmp_path, **options)
 
     return make
@@ -131,8 +126,7 @@ def test_tokens_cache_and_figures_are_those_of_plain_decoding(
 )
 def test_random_trees_change_nothing(seed, hit, temperature, tokens, context) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), manifest()))
-        patch.setattr(engine_module, "open_library", lambda bundle, threads: FakeLibrary())
+        use_fake_library(patch)
         plain, engine = Engine("", context=context), Engine("", context=context)
     for one in (plain, engine):
         one.__dict__["tokenizer"] = NoText()
@@ -212,7 +206,7 @@ def test_a_new_call_while_an_old_stream_lies_inside_a_tree(build) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupt_in_the_model_does_no_harm(build, monkeypatch, call: str, after: bool) -> None:
     engine = certain(build(), Oracle(0).say)
-    library = engine._model._library
+    library = engine.library
     original = getattr(library, call)
 
     def interrupted(*args: Any) -> Any:

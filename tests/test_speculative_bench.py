@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_library import EOS, FIRST_WORD, TOKENIZER, FakeLibrary, manifest
+from fake_library import EOS, FIRST_WORD, TOKENIZER, FakeLibrary, use_fake_library
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.bench import watch
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.replay import Record
-from minicpm_mlc.bench.speculation import Report, bench_speculation
+from minicpm_mlc.bench.speculation import SpeculationReport, bench_speculation
 from minicpm_mlc.bench.tasks import OWN, read_prompts
 from minicpm_mlc.bench.watch import Watch
-from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.runtime_py import engine as engine_module
 from minicpm_mlc.runtime_py.engine import Engine
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
 from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
 
@@ -41,10 +40,8 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [2, EOS], "do_sample": False})
     )
-    made = manifest(max_context=800, target={"device": "cpu"})
-    monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), made))
     library = FakeLibrary(lambda history: FIRST_WORD + len(history) % 5)
-    monkeypatch.setattr(engine_module, "open_library", lambda bundle, threads: library)
+    use_fake_library(monkeypatch, lambda: library, max_context=800)
     return tmp_path
 
 
@@ -54,7 +51,7 @@ def prompts(tmp_path: Path) -> Path:
     return tmp_path / "prompts.txt"
 
 
-def bench(bundle: Path, speculate: str = "ngram", **options: Any) -> Report:
+def bench(bundle: Path, speculate: str = "ngram", **options: Any) -> SpeculationReport:
     return bench_speculation(
         bundle, speculate, **{"new_tokens": 40, "repeats": 1, "threads": 1} | options
     )
@@ -133,7 +130,7 @@ def test_a_record_of_nothing_is_not_written(
 def test_empty_answers_are_said_to_be_that(
     bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "open_library", lambda *_: FakeLibrary(lambda history: EOS))
+    use_fake_library(monkeypatch, lambda: FakeLibrary(lambda history: EOS), max_context=800)
     with pytest.raises(BenchError, match="the model's own answers: every answer is empty"):
         bench(bundle, prompt_file=prompts)
 
@@ -216,17 +213,21 @@ def test_only_compiled_functions_are_timed_by_gear_and_in_the_draft_bundle_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taking = ticking(monkeypatch)
-    base = SimpleNamespace(_decode=[taking(1), taking(10)], _commit=taking(100), decode=taking(5))
-    small = SimpleNamespace(_prefill=(taking(1000),), prefill=taking(5))
-    drafters = {"draft": ModelDrafter(small, None, 8), "ngram": object()}  # type: ignore[arg-type]
+    decode, commit, prefill = [taking(1), taking(10)], [taking(100)], [taking(1000)]
+    base = watched({"decode": decode, "commit": commit}, decode=taking(5))
+    small = watched({"prefill": prefill}, prefill=taking(5))
+    model = SimpleNamespace(cache=SimpleNamespace(library=small))
+    drafters = {"draft": ModelDrafter(model, 8), "ngram": object()}  # type: ignore[arg-type]
     seen = Watch(SimpleNamespace(library=base, drafters=drafters))  # type: ignore[arg-type]
-    assert (
-        base._decode[0](7) == "(7,)"
-        and base._decode[1]() == base._commit() == small._prefill[0]() == "()"
-    )
+    assert decode[0](7) == "(7,)" and decode[1]() == commit[0]() == prefill[0]() == "()"
     base.decode()
     small.prefill()
     assert seen.seconds == 1111
+
+
+def watched(functions: dict[str, Any], **methods: Any) -> Any:
+    """A library in this process."""
+    return SimpleNamespace(local=SimpleNamespace(functions=functions), **methods)
 
 
 def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any]) -> None:
@@ -237,8 +238,9 @@ def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any])
         "MiniCPM4.1-8B", "w4", sparse=SparseConfig(topk=2, window_size=64, dense_len=256)
     ).path
     with Engine(path, threads=1) as engine:
-        names = [name for name in watch.COMPILED if hasattr(engine.library, name)]
-    assert names == ["_prefill", "_decode", "_verify", "_commit"]
+        assert engine.library.local
+        names = list(engine.library.local.functions)
+    assert names == ["prefill", "decode", "verify", "commit"]
     report = bench_speculation(path, "ngram", new_tokens=24, repeats=1, threads=1, tree_size=9)
     assert all(row.python is not None and 0 < row.python < 1 for row in report.rows)
     assert report.rows[0].stats.accept_length > 2
@@ -247,9 +249,9 @@ def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any])
 def test_where_functions_do_not_wait_pythons_share_is_left_out(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = manifest(max_context=800, target={"device": "cuda"})
-    monkeypatch.setattr(engine_module, "read_bundle", lambda path: Bundle(Path(path), made))
-    monkeypatch.setattr(engine_module, "free_memory", lambda device: 1 << 30)
+    library = FakeLibrary(lambda history: FIRST_WORD + len(history) % 5)
+    use_fake_library(monkeypatch, lambda: library, max_context=800, target={"device": "cuda"})
+    monkeypatch.setattr(LocalMachine, "free_memory", lambda machine, device: 1 << 30)
     report = bench(bundle)
     assert [row.python for row in report.rows] == [None] * 3
     assert "%  " in report.plain() and not any(

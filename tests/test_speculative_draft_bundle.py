@@ -10,6 +10,7 @@ from fake_library import FIRST_WORD, PAGE, VOCAB, FakeLibrary
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
 from minicpm_mlc.runtime_py.speculative.tree import Draft
 
@@ -26,8 +27,9 @@ class Reader:
 
     def __init__(self, context: int = 2000) -> None:
         self.library = FakeLibrary(guess)
-        self.model = CachedModel(self.library, context, PAGE, Gears("dense", None, 0, PAGE))
-        self.drafter = ModelDrafter(self.library, self.model, 256)
+        cache = PagedCache(self.library, context)
+        self.model = CachedModel(cache, context, Gears("dense", None, 0, PAGE))
+        self.drafter = ModelDrafter(self.model, 256)
 
     def draft(
         self, length: int, read: int | None, text: np.ndarray = TEXT, depth: int = 3, top_k: int = 1

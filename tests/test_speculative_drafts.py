@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlc.runtime_py.speculative.expand import Guesses, best_tokens, expand
 from minicpm_mlc.runtime_py.speculative.ngram import (
-    LONGEST,
+    LONGEST_SUFFIX,
     NgramDrafter,
     continuation,
     longest_suffix,
@@ -103,7 +103,7 @@ def test_the_longest_repeated_suffix_is_found() -> None:
     ends, length = longest_suffix(history)
     assert (ends.tolist(), length) == ([3, 7], 2)
     assert longest_suffix(np.array([1, 2, 3], np.int32))[1] == 0
-    assert longest_suffix(np.tile(np.arange(12, dtype=np.int32), 2))[1] == LONGEST
+    assert longest_suffix(np.tile(np.arange(12, dtype=np.int32), 2))[1] == LONGEST_SUFFIX
 
 
 def test_a_text_that_runs_out_is_taken_to_repeat() -> None:

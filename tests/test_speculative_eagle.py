@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlc.runtime_py.draft_model import Proposed
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
-from minicpm_mlc.runtime_py.speculative.eagle import READ, EagleDrafter
+from minicpm_mlc.runtime_py.speculative.eagle import READ_TOKENS, EagleDrafter
 
 PAGE = 16
 MISSING = (0.0, 0.0)
@@ -121,7 +121,7 @@ def test_of_a_long_text_the_last_pages_are_read(parts, chunks: list[int]) -> Non
     for n in chunks:
         drafter.cached(text.grow(n))
     draft(drafter)
-    begin = (1000 - READ) // PAGE * PAGE
+    begin = (1000 - READ_TOKENS) // PAGE * PAGE
     assert (
         head.read[-1] == 999
         and head.read == list(range(head.read[0], 1000))

@@ -14,7 +14,7 @@ from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.runtime_py.speculative.costs import Acceptance, Average, Costs
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Backoff, Policy, Round
-from minicpm_mlc.runtime_py.speculative.tree import FEW, Draft, Tree
+from minicpm_mlc.runtime_py.speculative.tree import FREE_ROWS, Draft, Tree
 
 AUTO = Speculation()
 
@@ -164,7 +164,7 @@ def test_a_draft_model_that_pays_sees_more_of_a_long_text() -> None:
 def test_a_draft_model_that_is_asked_for_reads_all() -> None:
     policy = Policy(["draft"])
     assert policy.plan("draft", Speculation("draft")).read is None
-    assert policy.plan("draft", AUTO).read == FEW
+    assert policy.plan("draft", AUTO).read == FREE_ROWS
 
 
 def test_what_was_read_on_demand_does_not_keep_auto_from_trying() -> None:

@@ -11,7 +11,7 @@ from minicpm_mlc.base.errors import EngineError, MiniCPMError
 from minicpm_mlc.cli import main
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.inspect.trace import count_reads, trace
-from minicpm_mlc.runtime_py.chat.session import blocks_read
+from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 DOCUMENT = "<b>lamp & key</b> of Dee " * 40
@@ -176,17 +176,17 @@ def test_a_full_context_shows_its_blocks(bundle):
     with Engine(bundle, context=640, attention="sparse") as engine:
         engine.chat(question_of(engine, 630), temperature=0)
         assert engine.stats.finish_reason == "context" and engine.stats.context_used == 640
-        assert all("times: " in line for line in blocks_read(engine))
+        assert all("times: " in line for line in block_lines(engine))
 
 
 def test_a_sparse_answer_that_chose_nothing_says_why(bundle):
     with Engine(bundle, context=1024, attention="sparse") as engine:
         engine.chat(question_of(engine, 630), max_tokens=1)
-        assert blocks_read(engine) == [
+        assert block_lines(engine) == [
             "sparse attention: an answer's first token comes from the prompt's pass, whose "
             "choices are not kept"
         ]
         engine.chat(question_of(engine, 300), max_tokens=3)
-        assert blocks_read(engine) == [
+        assert block_lines(engine) == [
             "sparse attention: nothing was left to the scores; 5 of 5 blocks were read"
         ]

@@ -12,15 +12,16 @@ from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.library import Library
+from minicpm_mlc.runtime_py.library import LocalLibrary
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 CONTEXT = 640
 
 
 @pytest.fixture(scope="module")
-def library(tiny_bundle) -> Library:
-    return Library(read_bundle(tiny_bundle("MiniCPM4.1-8B", sparse=SPARSE).path), threads=2)
+def library(tiny_bundle) -> LocalLibrary:
+    return LocalLibrary(read_bundle(tiny_bundle("MiniCPM4.1-8B", sparse=SPARSE).path), threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def ids(library) -> list[int]:
     return np.random.default_rng(0).integers(3, library.vocab_size, CONTEXT).tolist()
 
 
-def cached(library: Library, ids: list[int], attention: str) -> CachedModel:
-    model = CachedModel(library, CONTEXT, 64, Gears.of(library.manifest, attention))
+def cached(library: LocalLibrary, ids: list[int], attention: str) -> CachedModel:
+    model = CachedModel(
+        PagedCache(library, CONTEXT), CONTEXT, Gears.of(library.manifest, attention)
+    )
     for _ in model.prefill(ids, 64):
         pass
     return model
@@ -48,7 +51,7 @@ def pools_of(model: CachedModel) -> list[np.ndarray]:
     segments.
     """
     length, table = len(model), model.sequence.page_table
-    arrays = [np.from_dlpack(pool)[table] for pool in model._pools.tensors]
+    arrays = [np.from_dlpack(pool)[table] for pool in model.cache.pools.tensors]
     keys, values, means = (arrays[i : i + 2] for i in (0, 2, 4))  # of two layers
     kept = [np.concatenate(page, -1)[..., :length] for page in keys]
     kept += [np.concatenate(page, -2)[:, :length] for page in values]
@@ -56,11 +59,11 @@ def pools_of(model: CachedModel) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def int8_library(tiny_bundle) -> Library:
+def int8_library(tiny_bundle) -> LocalLibrary:
     bundle = read_bundle(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path)
     if bundle.manifest.activations != "int8":
         pytest.skip("this processor has no int8 dot products")
-    return Library(bundle, threads=2)
+    return LocalLibrary(bundle, threads=2)
 
 
 CASES = [(base, attention) for base in (1, 62, 130) for attention in ("dense", "sparse")]
@@ -84,7 +87,7 @@ def test_a_verified_node_has_the_logits_of_decoding_its_path_bit_for_bit(
 
 
 def check_commit(
-    library: Library, ids: list[int], base: int, attention: str, nodes: int, deep: bool
+    library: LocalLibrary, ids: list[int], base: int, attention: str, nodes: int, deep: bool
 ) -> None:
     """A committed path leaves the pools, and goes on to the logits, of decoding it."""
     model, tree = cached(library, ids[:base], attention), make_tree(base, nodes, 1, deep)

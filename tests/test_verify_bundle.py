@@ -18,10 +18,13 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.compile.kernel_cases import _SAMPLES, RecordedKernels
-from minicpm_mlc.compile.model.minicpm import MiniCPM
+from minicpm_mlc.compile.kernel_cases import _SAMPLES, kernel_cases
+from minicpm_mlc.compile.kernels import Kernels
+from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.compile.pipeline import export
+from minicpm_mlc.ops.formats.kv import F16
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
@@ -97,18 +100,18 @@ def test_one_wrong_number_anywhere_is_found(bundle, library):
 def test_every_kernel_of_a_library_has_cases(device, scheme):
     target = get_target(device)
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
-    kernels = RecordedKernels(target.kernels)
-    precision = Precision(SCHEMES[scheme], SCHEMES[scheme], "float16", activations)
-    model = MiniCPM(kernels, tiny_config("MiniCPM4.1-8B", sparse=SPARSE), precision)  # type: ignore[arg-type]
-    module, *_ = model.export_tvm(spec=model.call_specs())
-    cases = kernels.cases(module)
+    kernels = Kernels(target.traits, target.kernels)
+    precision = Precision(SCHEMES[scheme], SCHEMES[scheme], F16, activations)
+    config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
+    module, _ = export(build_model(config, precision, kernels=kernels))
+    cases = kernel_cases(kernels, module)
     named = {
         variable.name_hint
         for variable, function in module.functions_items()
         if isinstance(function, tvm.tirx.PrimFunc)
     }
     assert {case.kernel for case in cases} == named
-    assert to_bytes(cases) == to_bytes(kernels.cases(module))
+    assert to_bytes(cases) == to_bytes(kernel_cases(kernels, module))
     assert len(to_bytes(cases)) < 800_000
 
 
@@ -143,7 +146,7 @@ def test_tokens_of_another_device_are_held_against_these(bundle, library, tmp_pa
 
 
 def test_the_command_names_what_is_wrong_and_ends_with_status_1(monkeypatch):
-    row = verify.Row("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
+    row = verify.OperatorResult("attend_decode", 1, float("nan"), 1e-5, 0.0, False)
     report = VerifyReport(
         "MiniCPM", "a phone", [row, replace(row, operator="embed", nmse=0.0, passed=True)], {}
     )

@@ -11,7 +11,7 @@ import pytest
 
 from minicpm_mlc.bench.decode import Row, Stopwatch
 from minicpm_mlc.bench.roofline import Limits
-from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.registry import read_config_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 vs_llama, sides, shapes = (
@@ -127,7 +127,7 @@ SHAPES = [("MiniCPM4-0.5B", None, True), ("MiniCPM4.1-8B", 4, False), ("MiniCPM5
 def test_a_shape_reads_back_from_its_config(tmp_path, preset, layers, sparse):
     config = shapes.shape(preset, layers, sparse)
     source = shapes.write_source(config, tmp_path)
-    assert ModelConfig.from_folder(source) == config
+    assert read_config_folder(source) == config
     assert layers is None or config.num_layers == layers
     assert (config.sparse is not None) == (sparse or "8B" in preset)
 

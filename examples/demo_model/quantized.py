@@ -14,8 +14,8 @@ EXTREMES = (-8.0, -8.375, -7.625, -8.75, -7.25, -9.125, -6.875, -9.5, -6.5)
 
 @torch.no_grad()
 def w4(weight: Tensor) -> Tensor:
-    """The float32 weights [n, k] that the scheme w4 (minicpm_mlc/compile/quantize.py) stands
-    for.
+    """The float32 weights [n, k] that the scheme w4 stands for, as
+    minicpm_mlc/ops/formats/weights/schemes/w4.py defines it.
     """
     groups = weight.unflatten(-1, (-1, GROUP))
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 ATTENTION = ("auto", "dense", "sparse")  # auto is sparse from the model's dense_len tokens on
 COMPILED_ATTENTION = ("auto", "dense")  # dense leaves the sparse kernels out
-WEIGHT_SCHEMES = ("f32", "f16", "bf16", "w8", "w4")  # the names of ops/formats' schemes
-KV_FORMATS = ("f32", "f16", "bf16", "int8")  # how keys and values are stored
+KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops/formats/kv)
 ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
 PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux")

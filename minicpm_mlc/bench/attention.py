@@ -18,14 +18,14 @@ import tvm
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.decode import BenchError, need_positive
 from minicpm_mlc.bench.limits import memory_reader
-from minicpm_mlc.bench.random_cache import fill_page
+from minicpm_mlc.bench.random_cache import fill_pages
 from minicpm_mlc.bench.timing import compiled, medians
-from minicpm_mlc.bundle.manifest import KV_DTYPES, KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
 from minicpm_mlc.ops.cpu.peak import STEPS
-from minicpm_mlc.ops.formats.kv import key_shape
+from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
@@ -138,7 +138,7 @@ def bench_attention(
     need_positive(repeats=repeats, threads=count)
     _check(depths, prompt_tokens)
     bandwidth = memory_reader(count).best / 1e9
-    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats, KV_DTYPES[kv])
+    bench = _Bench(PRESETS[MODEL], SparseConfig(), max(depths), repeats, KV_FORMATS[kv])
     rows = [bench.compare("decode", context, 1) for context in depths]
     rows += [bench.compare("prefill", max(depths), n) for n in prompt_tokens if n]
     command = (
@@ -170,7 +170,7 @@ class _Bench:
     """Compiled operators and random pools of one layer."""
 
     def __init__(
-        self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv_dtype: str
+        self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv: KVFormat
     ) -> None:
         self.config = config
         self.sparse = sparse
@@ -185,8 +185,8 @@ class _Bench:
         shape = (heads, kv_heads, width)
         both = {"prefill": False, "decode": True}
         dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
-        self.arithmetic = "bfloat16" if kernels.bf16_dot and kv_dtype == "bfloat16" else "float32"
-        self.dense = {kind: _compiled(build(*shape, kv_dtype)) for kind, build in dense.items()}
+        self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(kernels.bf16_dot) else "float32"
+        self.dense = {kind: _compiled(build(*shape, kv)) for kind, build in dense.items()}
         self.score = {
             k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()
         }
@@ -194,17 +194,14 @@ class _Bench:
             kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks)
         )
         self.attend = {
-            k: _compiled(kernels.attend_blocks(*shape, kv_dtype, self.budget, batched=b))
+            k: _compiled(kernels.attend_blocks(*shape, kv, self.budget, batched=b))
             for k, b in both.items()
         }
-        means = _compiled(kernels.segment_means(kv_heads, width, kv_dtype, batched=False))
-        rng = np.random.default_rng(0)
-        storage = np.dtype(KV_STORAGE[kv_dtype])
-        self.keys = reserve((pages, *key_shape(kv_dtype, kv_heads, width)), storage)
-        self.values = reserve((pages, kv_heads, PAGE_SIZE, width), storage)
-        for kind, pool in (("k", self.keys), ("v", self.values)):
-            for page in pool:
-                fill_page(page, kind, rng)
+        means = _compiled(kernels.segment_means(kv_heads, width, kv, batched=False))
+        rng, storage = np.random.default_rng(0), np.dtype(kv.storage)
+        self.keys = reserve((pages, *kv.key_shape(kv_heads, width)), storage)
+        self.values = reserve((pages, *kv.value_shape(kv_heads, width)), storage)
+        fill_pages(kv, self.keys, self.values, np.arange(pages), rng)
         self.means = _aligned(np.zeros((pages, kv_heads, 4, width), np.float32))
         self.tables = _aligned(rng.permutation(pages).astype(np.int32)[None])
         means(

@@ -7,29 +7,27 @@ for every repeat.
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import MemoryReader
+from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
 from minicpm_mlc.bundle.manifest import READ_KERNEL, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.runtime_py.defaults import largest_context
-from minicpm_mlc.runtime_py.engine import Engine, free_memory
+from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.memory import HostMemory
+from minicpm_mlc.runtime_py.protocols import Library, Machine
 
 WARM_UP_TOKENS = 16
 GEARS = ("dense", "sparse")
@@ -43,9 +41,16 @@ class BenchError(MiniCPMError):
 class Model(Protocol):
     """What a benchmark drives: an Engine, or llama.cpp in bench/vs_llama.py."""
 
-    def prefill(self, token_ids: Sequence[int]) -> Any: ...
-    def decode(self, token_id: int) -> Any: ...
-    def truncate(self, length: int) -> None: ...
+    def prefill(self, token_ids: Sequence[int]) -> Any:
+        """Appends tokens to the cache; returns the last one's logits, float32 [vocab]."""
+        ...
+
+    def decode(self, token_id: int) -> Any:
+        """Appends one token; returns its logits, float32 [vocab]."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Cuts the cache back to its first `length` tokens."""
 
 
 Filler = Callable[[int], None]  # brings a model's cache to this many tokens without computing them
@@ -76,7 +81,7 @@ class Traffic:
             + keys_and_values * min(depth, read * self.gears.block_size)
         )
 
-    def attention(self, row: Row) -> str:
+    def attention(self, row: SpeedRow) -> str:
         """The gears of a row's calls: one prefill, or a decode step per token."""
         lengths = [
             row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))
@@ -85,31 +90,19 @@ class Traffic:
         return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only.
-
-    `attention` is the gear that ran, both where it shifted on the way.
-    """
-
-    phase: str
-    depth: int
-    tokens: int
-    samples: tuple[float, ...]
-    gb_per_second: float | None = None
-    attention: str = ""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return statistics.median(self.samples)
-
-
 class Side(Protocol):
     """A model that times itself."""
 
-    def fill(self, depth: int) -> None: ...
-    def prefill_seconds(self, tokens: int) -> float: ...
-    def decode_seconds(self, tokens: int) -> float: ...
+    def fill(self, depth: int) -> None:
+        """Brings the cache to `depth` tokens."""
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """What a prefill of so many more tokens takes; the cache is then cut back."""
+        ...
+
+    def decode_seconds(self, tokens: int) -> float:
+        """What it takes to decode so many more tokens one by one; the cache is then cut back."""
+        ...
 
 
 class Stopwatch:
@@ -135,10 +128,12 @@ class Stopwatch:
         self.depth = depth
 
     def prefill_seconds(self, tokens: int) -> float:
+        """What a prefill of so many random tokens takes."""
         token_ids = self._tokens(tokens)
         return self._seconds(lambda: self.model.prefill(token_ids))
 
     def decode_seconds(self, tokens: int) -> float:
+        """What it takes to decode so many random tokens one by one."""
         token_ids = self._tokens(tokens)
         return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
 
@@ -168,9 +163,11 @@ class GearSide(Stopwatch):
 
     def __init__(self, engine: Engine, attention: str, filler: Filler | None = None):
         super().__init__(engine, engine.vocab_size, filler=filler)
-        self.engine, self.attention = engine, attention
+        self.engine = engine
+        self.attention = attention
 
     def fill(self, depth: int) -> None:
+        """Brings the shared cache to `depth` tokens, in this gear."""
         self.engine.shift(self.attention)
         self.depth = len(self.engine.cached_tokens)
         super().fill(depth)
@@ -187,7 +184,7 @@ def measure(
     new_tokens: int,
     repeats: int,
     before_each: Callable[[], None] = lambda: None,
-) -> dict[str, list[Row]]:
+) -> dict[str, list[SpeedRow]]:
     """Time every side at every depth, taking turns repeat by repeat so that a shared machine
     disturbs all alike.
 
@@ -198,7 +195,7 @@ def measure(
         *(("prefill", tokens) for tokens in prompt_tokens if tokens),
         *([("decode", new_tokens)] if new_tokens else []),
     ]
-    rows: dict[str, list[Row]] = {name: [] for name in sides}
+    rows: dict[str, list[SpeedRow]] = {name: [] for name in sides}
     for depth in sorted(set(depths)):
         for side in sides.values():
             side.fill(depth)
@@ -211,11 +208,11 @@ def measure(
                 for name, side in sides.items():
                     samples[name].append(tokens / getattr(side, f"{phase}_seconds")(tokens))
             for name in sides:
-                rows[name].append(Row(phase, depth, tokens, tuple(samples[name])))
+                rows[name].append(SpeedRow(phase, depth, tokens, tuple(samples[name])))
     return rows
 
 
-def with_traffic(row: Row, traffic: Traffic) -> Row:
+def with_traffic(row: SpeedRow, traffic: Traffic) -> SpeedRow:
     """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values
     of i + 1 new tokens too.
     """
@@ -236,88 +233,13 @@ def run_bench(
     repeats: int = 3,
     filler: Filler | None = None,
     before_each: Callable[[], None] = lambda: None,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """Prefill each of `prompt_tokens` and decode `new_tokens` tokens at each depth, `repeats` times
     each.
     """
     sides = {"": Stopwatch(model, vocab_size, filler=filler)}
     rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, before_each)[""]
     return [with_traffic(row, traffic) for row in rows]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per
-    second; None for a GPU's.
-    """
-
-    name: str
-    scheme: str
-    device: str
-    threads: int
-    context: int
-    command: str
-    bandwidth: float | None
-    rows: list[Row] = field(default_factory=list)
-
-    def head(self) -> str:
-        parts = [
-            f"{self.name} {self.scheme} on {self.device}",
-            f"{self.threads} threads",
-            f"context {self.context}",
-        ]
-        parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
-        return f"{', '.join(parts)}\n{self.command}"
-
-    def cells(self) -> list[list[str]]:
-        head = [
-            "phase",
-            "attention",
-            "depth",
-            "tokens",
-            "tokens/s",
-            "lowest",
-            "highest",
-            "GB/s",
-            "of memory",
-        ]
-        return [head, *map(self._line, self.rows)]
-
-    def _line(self, row: Row) -> list[str]:
-        speeds = [
-            f"{speed:.1f}" for speed in (row.tokens_per_second, min(row.samples), max(row.samples))
-        ]
-        return [
-            row.phase,
-            row.attention,
-            f"{row.depth}",
-            f"{row.tokens}",
-            *speeds,
-            *bandwidth_cells(row, self.bandwidth),
-        ]
-
-    def plain(self) -> str:
-        return f"{self.head()}\n\n{plain_table(self.cells())}"
-
-    def markdown(self) -> str:
-        title, command = self.head().splitlines()
-        return f"{title}\n\n`{command}`\n\n{markdown_table(self.cells())}"
-
-    def json(self) -> str:
-        rows = [asdict(row) | {"tokens_per_second": row.tokens_per_second} for row in self.rows]
-        return json.dumps(asdict(self) | {"rows": rows}, indent=2)
-
-
-def bandwidth_cells(row: Row, bandwidth: float | None) -> list[str]:
-    """GB/s and its share of the memory's `bandwidth` (bytes/s), if known; empty for prefill, which
-    arithmetic bounds.
-    """
-    if row.gb_per_second is None:
-        return ["", ""]
-    return [
-        f"{row.gb_per_second:.1f}",
-        f"{row.gb_per_second * 1e9 / bandwidth:.0%}" if bandwidth else "",
-    ]
 
 
 def room_needed(depths: Sequence[int], prompt_tokens: Sequence[int], new_tokens: int) -> int:
@@ -346,14 +268,14 @@ def need_room(
     manifest: Manifest,
     depths: Sequence[int],
     context: int,
-    free: Callable[[str], int] = free_memory,
+    machine: Machine | None = None,
 ) -> None:
     """Raises BenchError where `context` tokens, those behind the deepest among them, exceed the
-    model or free memory.
-
-    `free` tells a device's, in bytes.
+    model or free memory of `machine`; None: this one.
     """
-    fits, behind = largest_context(manifest, free(manifest.target["device"])), context - max(depths)
+    free = (machine or LocalMachine()).free_memory(manifest.target["device"])
+    fits = largest_context(manifest, free)
+    behind = context - max(depths)
     if context > fits:
         hint = (
             f"give --depth {fits - behind} or less"
@@ -388,8 +310,8 @@ def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
 
 
 def _means_per_token(manifest: Manifest) -> int:
-    shape = manifest.kv_layout.get("means")
-    return manifest.model["num_layers"] * math.prod(shape) * 4 // manifest.page_size if shape else 0
+    means = [entry.bytes for entry in manifest.state if entry.name == "means"]
+    return sum(means) // manifest.page_size
 
 
 def bench_bundle(
@@ -401,9 +323,9 @@ def bench_bundle(
     threads: int | None = None,
     attention: str = "auto",
     random_cache: bool = False,
-    remote: Any = None,
-) -> Report:
-    """Benchmark a bundle on this machine or a `remote` one (rpc/client.py).
+    remote: Machine | None = None,
+) -> SpeedReport:
+    """Benchmark a bundle on this machine or a `remote` one.
 
     `threads` None means the physical cores, `attention` is the engine's.
 
@@ -427,28 +349,29 @@ def bench_gears(
     repeats: int = 3,
     threads: int | None = None,
     random_cache: bool = False,
-    remote: Any = None,
-) -> dict[str, Report]:
+    remote: Machine | None = None,
+) -> dict[str, SpeedReport]:
     """The same in each of `gears` of one engine, taking turns on one cache; `option` is what asked
     for them.
     """
-    if threads is None:
-        threads = int(remote.cores) if remote else physical_cores()
+    machine: Machine = remote or LocalMachine()
+    threads = machine.cores if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
-    if remote and random_cache:
+    if random_cache and not machine.shares_memory:
         raise BenchError(
             "--random-cache: the cache of another machine can't be filled; leave out "
             "--random-cache or --rpc"
         )
     context = room_needed(depths, prompt_tokens, new_tokens)
-    need_room(Manifest.load(path), depths, context, remote.free_memory if remote else free_memory)
+    need_room(Manifest.load(path), depths, context, machine)
     with Engine(
         path, context=context, threads=threads, attention=gears[0], remote=remote
     ) as engine:
         bundle = Bundle(engine.path, engine.manifest)
-        traffic, device = bundle_traffic(bundle, engine.gears), engine.library.memory.name
+        traffic = bundle_traffic(bundle, engine.gears)
+        device = engine.library.device_name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
-        reader = _memory_reader(engine)
+        reader = _memory_reader(engine.library)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
         sides = {gear: GearSide(engine, gear, filler) for gear in gears}
         rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
@@ -457,22 +380,22 @@ def bench_gears(
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} "
         f"--repeats {repeats} "
         f"--threads {threads} {option}{' --random-cache' if random_cache else ''}"
-        f"{f' --rpc {remote.address} --key KEY' if remote else ''}"
+        f"{machine.options}"
     )
-    name, scheme = bundle.manifest.name, bundle.manifest.scheme
-    bandwidth, reports = reader.best if reader else None, {}
+    manifest = bundle.manifest
+    bandwidth = reader.best if reader else None
+    reports = {}
     for gear in gears:
-        traffic = replace(traffic, gears=Gears.of(bundle.manifest, gear))
+        traffic = replace(traffic, gears=Gears.of(manifest, gear))
         full = [with_traffic(row, traffic) for row in rows[gear]]
-        reports[gear] = Report(name, scheme, device, threads, context, command, bandwidth, full)
+        told = (manifest.name, manifest.scheme, device, threads, context, command, bandwidth)
+        reports[gear] = SpeedReport(*told, full)
     return reports
 
 
-def _memory_reader(engine: Engine) -> MemoryReader | None:
+def _memory_reader(library: Library) -> MemoryReader | None:
     """By the library's own kernel; None where its kernels run on a GPU or another machine."""
-    library = engine._model._library
-    return (
-        MemoryReader(library.kernel(READ_KERNEL))
-        if isinstance(getattr(library, "memory", None), HostMemory)
-        else None
-    )
+    local = library.local
+    if local is None or not isinstance(local.memory, HostMemory):
+        return None
+    return MemoryReader(local.kernel(READ_KERNEL))

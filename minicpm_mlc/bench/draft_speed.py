@@ -12,15 +12,17 @@ import tvm
 
 from minicpm_mlc.bench.timing import compiled, medians
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.parameters import Precision, layer_parameters
-from minicpm_mlc.compile.quantize import SCHEMES
+from minicpm_mlc.compile.model.registry import draft_config_like, eagles
+from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
-from minicpm_mlc.ops.formats.weights import LANES, WeightFormat
+from minicpm_mlc.ops.formats.kv import F16
+from minicpm_mlc.ops.formats.weights import LANES, SCHEMES
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import CpuTarget
 
+KIND = "eagle2"
 SCHEME = SCHEMES["w4"]
 ROWS = 4  # nodes of a level: draft_top_k by default
 REPEATS = 15
@@ -36,10 +38,9 @@ def measure_draft_speed(config: ModelConfig, size: int) -> dict[str, Any]:
     """
     threads = physical_cores()
     use_threads(threads)
-    hidden = config.hidden_size
-    precision = Precision(SCHEME, SCHEME, "float16")
-    shapes = [(p.rows, p.columns) for p in layer_parameters(config, "", "", precision) if p.columns]
-    layer = [_product(n, k) for n, k in [(hidden, 2 * hidden), *shapes]]
+    hidden, precision = config.hidden_size, Precision(SCHEME, SCHEME, F16)
+    eagle = eagles()[KIND].part(draft_config_like(config, KIND), precision)
+    layer = [_product(w.rows, w.columns) for _, w in eagle.weights() if w.columns]
     heads = [_product(n, hidden) for n in (config.vocab_size, size)]
     levels = [lambda head=head: [run() for run in (*layer, head)] for head in heads]
     seconds = medians([*heads, *levels], REPEATS)
@@ -54,20 +55,17 @@ def _saved(whole: float, listed: float) -> dict[str, float]:
 def _product(n: int, k: int) -> Callable[[], Any]:
     """One product of ROWS rows with n x k weights. Its speed doesn't depend on the numbers."""
     target = CpuTarget.of("native")
-    fmt = WeightFormat.of(SCHEME, "rows16x4" if target.int8_dot else "rows16")
-    linear = target.kernels.linear_int8 if fmt.int8 else target.kernels.linear
-    run = compiled(linear(n, k, fmt))
+    scheme = SCHEME.beside("int8" if target.int8_dot else "f32")
+    linear = target.kernels.linear_int8 if scheme.int8 else target.kernels.linear
+    run = compiled(linear(n, k, scheme))
     x = (
         _filled(quantized_shape(ROWS, k), "int32", 0)
-        if fmt.int8
+        if scheme.int8
         else _filled((ROWS, k), "float32", 0)
     )
-    weights, scales = (
-        _filled(fmt.weight_shape(n, k), fmt.dtype, 1),
-        _filled(fmt.scale_shape(n, k), fmt.scale_dtype, 1),
-    )
+    weight = [_filled(tensor.shape, tensor.dtype, 1) for tensor in scheme.tensors(n, k)]
     out = _filled((ROWS, -(-n // LANES) * LANES), "float32", 0)
-    return lambda: run(x, weights, scales, out)
+    return lambda: run(x, *weight, out)
 
 
 def _filled(shape: tuple[int, ...], dtype: str, number: int) -> Any:

@@ -205,7 +205,7 @@ def bench_operators(
     return Reports(reports)
 
 
-def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow]]:
+def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[OperatorRow]]:
     """Seconds of a decode step at the engine's cached length, and its operators, the slowest
     first.
     """
@@ -228,7 +228,9 @@ def decode_operators(engine: Any, repeats: int) -> tuple[float, list[OperatorRow
 
 
 def observe(
-    engine: Any, step: Callable[[], Any], look: Callable[[str, Sequence[Any]], None] | None = None
+    engine: Engine,
+    step: Callable[[], Any],
+    look: Callable[[str, Sequence[Any]], None] | None = None,
 ) -> list[float]:
     """Seconds of every operator call of one step, in order; `look` is shown each call's name and
     arguments.
@@ -246,7 +248,8 @@ def observe(
             started[0] = time.perf_counter()
         return 0  # run the function
 
-    library = engine.library
+    library = engine.library.local
+    assert library, "operators are watched in this process alone"
     library.instrument(report)
     try:
         step()
@@ -310,19 +313,11 @@ def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Op
 def _linear(
     args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
 ) -> tuple[str, Cost]:
-    """x, weight, scales, ..., output. Where scales stand apart, each is of 32 weights; otherwise
-    the weight is its own.
-    """
-    weight = shapes[1]
-    scale = shapes[2]
-    out = shapes[-1]
-    integer = weight != scale
-    weights = math.prod(scale) * 32 if integer else math.prod(weight)
-    bytes_moved = sum(sizes) - (0 if integer else sizes[2])
-    rows = out[0]
-    outputs = weight[0] * ROWS
+    """x, the weight's tensors, ..., output. x is float32 [m, k], or words [m, k / 32, 10]."""
     int8 = str(args[0].dtype) == "int32"
-    return f"{weights // outputs} -> {outputs}", Cost(bytes_moved, 2 * rows * weights, int8)
+    inputs, outputs = shapes[0][1] * (32 if int8 else 1), shapes[1][0] * ROWS
+    operations = 2 * shapes[0][0] * inputs * outputs
+    return f"{inputs} -> {outputs}", Cost(sum(sizes), operations, int8)
 
 
 def _attention_operations(shapes: list[tuple[int, ...]], pools: set[int], pages: int) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_whole
-from minicpm_mlc.bench.decode import GEARS, Report, bench_gears
+from minicpm_mlc.bench.decode import GEARS, bench_gears
 from minicpm_mlc.bench.reports import Reports
+from minicpm_mlc.bench.speed_report import SpeedReport
 from minicpm_mlc.bundle.manifest import Manifest
 
 
@@ -39,7 +40,7 @@ def bench_both_gears(path: str | Path, svg: str | Path, **options: Any) -> Repor
     return Reports(reports)
 
 
-def plot(reports: dict[str, Report], manifest: Manifest, path: str | Path) -> None:
+def plot(reports: dict[str, SpeedReport], manifest: Manifest, path: str | Path) -> None:
     """Draw one line per phase and gear. `reports` are the gears' benchmarks by name. Raises
     PlotError.
     """

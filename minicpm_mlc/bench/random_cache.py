@@ -7,25 +7,26 @@ context then, its most expensive case.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
-from minicpm_mlc.bundle.manifest import SCALE_ROWS
+from minicpm_mlc.bundle.state import pool_places
+from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.runtime_py.engine import Engine
 
-SCALE = 0.01  # of int8 keys and values
 MEAN = 0.25  # deviation of the mean of 16 normal numbers
+PAGES = 64  # filled at once
 
 
-def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
+def fill_cache(engine: Engine, depth: int, seed: int = 0) -> None:
     """Bring `engine`'s cache to `depth` tokens of random keys and values; the tokens themselves
     count as zeros.
 
     Raises BundleError where the cache isn't in this process's memory.
     """
-    manifest, model = engine.manifest, engine._model
+    manifest = engine.manifest
+    model = engine.model
     device = manifest.target["device"]
     if not DEVICE_RUNTIMES[device].in_process:
         raise BundleError(
@@ -36,30 +37,26 @@ def fill_cache(engine: Any, depth: int, seed: int = 0) -> None:
     engine.truncate(0)
     model.sequence.reserve(depth)
     model.sequence.append([0] * depth)
-    rng = np.random.default_rng(seed)
-    kinds = [
-        kind
-        for kind in ("k", "v", "means")
-        if kind in manifest.kv_layout
-        for _ in range(manifest.model["num_layers"])
-    ]
-    for kind, tensor in zip(kinds, model._pools.tensors, strict=True):
-        pool = np.from_dlpack(tensor)
-        for page in model.sequence.page_table:
-            fill_page(pool[page], kind, rng)
+    rng, kv = np.random.default_rng(seed), KVFormat.of_dtype(manifest.kv_dtype)
+    tensors = map(np.from_dlpack, model.cache.pools.tensors)
+    pools = dict(zip(pool_places(manifest.state), tensors, strict=True))
+    for (name, layer), pool in pools.items():
+        if name == "keys":
+            fill_pages(kv, pool, pools["values", layer], model.sequence.page_table, rng)
+        elif name == "means":
+            for page in model.sequence.page_table:
+                pool[page] = MEAN * rng.standard_normal(pool.shape[1:], np.float32)
 
 
-def fill_page(page: np.ndarray, kind: str, rng: np.random.Generator) -> None:
-    """Random numbers for one page of a pool of "k", "v" or "means", in its format
-    (ops/formats/kv.py).
-    """
-    numbers = rng.standard_normal(page.shape, np.float32)
-    if page.dtype == np.uint16:  # bfloat16's bits
-        page[...] = numbers.view(np.uint32) >> 16
-    elif page.dtype != np.int8:
-        page[...] = numbers * (MEAN if kind == "means" else 1)
-    else:
-        page[...] = np.clip(numbers / SCALE, -127, 127)
-        if kind == "k":
-            scales = np.full((len(page), 2 * SCALE_ROWS, page.shape[-1] // 4), SCALE, np.float32)
-            page[:, -2 * SCALE_ROWS :] = scales.view(np.int8)
+def fill_pages(
+    kv: KVFormat,
+    k_pages: np.ndarray,
+    v_pages: np.ndarray,
+    pages: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Random keys and values in these `pages` int [n] of one layer's pools."""
+    _, kv_heads, _, head_dim = v_pages.shape
+    for start in range(0, len(pages), PAGES):
+        part = pages[start : start + PAGES]
+        k_pages[part], v_pages[part] = kv.random_pages(rng, len(part), kv_heads, head_dim)

@@ -15,6 +15,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_text
+from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Round
 from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
@@ -37,6 +38,7 @@ class Model:
     """The model itself."""
 
     def next(self, steps: Steps, sampled: int) -> int:
+        """What it said."""
         return sampled
 
 
@@ -47,6 +49,7 @@ class Script:
         self._token_ids = iter(token_ids)
 
     def next(self, steps: Steps, sampled: int) -> int:
+        """The text's next token. Raises StopIteration at its end."""
         return next(self._token_ids)
 
 
@@ -64,6 +67,7 @@ class Record:
     source: str = ""
 
     def add(self, round: Round) -> None:
+        """Keeps a tree that was verified, and its path."""
         self.trees.append(list(round.draft.tree.parents))
         self.paths.append(list(round.path))
 
@@ -128,13 +132,16 @@ class Replay:
             for tree in record.trees
         ]
         self._rounds = itertools.cycle(zip(drafts, record.paths, strict=True))
-        self._drafter, self._vocab_size = drafter, vocab_size
+        self._drafter = drafter
+        self._vocab_size = vocab_size
         self._path: list[int] = []
 
     def begin(self) -> None:
+        """A call begins."""
         self._drafter.begin()
 
-    def cached(self, model: Any) -> None:
+    def cached(self, model: CachedModel) -> None:
+        """Tokens were appended to the model's sequence."""
         self._drafter.cached(model)
 
     def draft(

@@ -9,11 +9,19 @@ from typing import Protocol
 
 
 class Printed(Protocol):
-    """A report, in the forms that it is printed in."""
+    """A report in the forms that a command prints."""
 
-    def plain(self) -> str: ...
-    def markdown(self) -> str: ...
-    def json(self) -> str: ...
+    def plain(self) -> str:
+        """For a terminal."""
+        ...
+
+    def markdown(self) -> str:
+        """As a Markdown table."""
+        ...
+
+    def json(self) -> str:
+        """One JSON object."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,15 +31,15 @@ class Reports:
     reports: Mapping[str, Printed]
 
     def plain(self) -> str:
-        """The reports for a terminal, an empty line between them."""
+        """For a terminal."""
         return "\n\n".join(report.plain() for report in self.reports.values())
 
     def markdown(self) -> str:
-        """The reports as Markdown."""
+        """As Markdown tables."""
         return "\n\n".join(report.markdown() for report in self.reports.values())
 
     def json(self) -> str:
-        """One JSON object with the reports by name."""
+        """One JSON object, the reports by their names."""
         return json.dumps(
             {name: json.loads(report.json()) for name, report in self.reports.items()}, indent=2
         )

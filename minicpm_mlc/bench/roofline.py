@@ -61,7 +61,7 @@ class MemoryReader:
         self._arguments = [HostMemory().tensor(array) for array in (buffer, sums)]
 
     def sample(self, passes: int = 1) -> None:
-        """Read the buffer `passes` times; the fastest pass may raise `best`."""
+        """Goes through the buffer `passes` times."""
         for _ in range(passes):
             start = time.perf_counter()
             self._read(*self._arguments)

@@ -40,7 +40,7 @@ class Run:
 
 
 @dataclass
-class Row:
+class SpeculationRow:
     """One kind of prompt. Samples are tokens per second of all its prompts, of each repeat."""
 
     prompts: str
@@ -49,9 +49,8 @@ class Row:
     plain: list[float]
     speculated: list[float]
     changed: int  # prompts whose answer was another than plain decoding's
-    python: (
-        float | None
-    )  # share of the time with speculation outside compiled functions; None where they don't wait
+    # share of the time with speculation outside compiled functions; None where they don't wait
+    python: float | None
     stats: SpeculationStats
 
     @property
@@ -60,6 +59,7 @@ class Row:
         return statistics.median(b / a for a, b in zip(self.plain, self.speculated, strict=True))
 
     def cells(self) -> list[str]:
+        """The row's cells below HEAD."""
         stats = self.stats
         seconds = [
             stats.draft_seconds,
@@ -112,7 +112,7 @@ HEAD = [
 
 
 @dataclass
-class Report:
+class SpeculationReport:
     """The benchmark and how to repeat it.
 
     Draft, verify, commit and choose are shares of the time spent on trees. "python" is the share of
@@ -126,21 +126,25 @@ class Report:
     device: str
     threads: int
     command: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SpeculationRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def head(self) -> str:
+        """What was measured, in one line."""
         return f"{self.name} {self.scheme} on {self.device}, {self.threads} threads"
 
     def plain(self) -> str:
+        """For a terminal."""
         notes = "\n".join(self._notes())
         return f"{self.head()}\n{self.command}\n\n{plain_table(self._cells())}\n{notes}"
 
     def markdown(self) -> str:
+        """As a Markdown table."""
         notes = "\n".join(f"- {note}" for note in self._notes())
         return f"{self.head()}\n\n`{self.command}`\n\n{markdown_table(self._cells())}\n\n{notes}"
 
     def json(self) -> str:
+        """One JSON object."""
         rows = [
             asdict(row) | {"speed_up": row.speed_up, "accepted_shares": row.stats.accepted_shares}
             for row in self.rows
@@ -166,7 +170,7 @@ def bench_speculation(
     replay: str | Path | None = None,
     record: str | Path | None = None,
     **sizes: int | None,
-) -> Report:
+) -> SpeculationReport:
     """Answers every prompt plainly and with speculation, greedily, in turns.
 
     Always measured: a text that is copied word for word, one that is copied with changes, and one
@@ -197,10 +201,10 @@ def bench_speculation(
         kinds |= own_tasks(engine, prompt_file) if prompt_file else {}
         _check_room(engine, kinds, new_tokens)
         bench = _Bench(engine, options, new_tokens, repeats)
-        report = Report(
+        report = SpeculationReport(
             engine.manifest.name,
             engine.manifest.scheme,
-            engine.library.memory.name,
+            engine.library.device_name,
             threads,
             command,
         )
@@ -283,7 +287,9 @@ def _write(record: Record, source: str, path: str | Path) -> str:
 
 class _Bench:
     def __init__(self, engine: Engine, options: Speculation, new_tokens: int, repeats: int) -> None:
-        self.engine, self.repeats, self.new_tokens = engine, repeats, new_tokens
+        self.engine = engine
+        self.repeats = repeats
+        self.new_tokens = new_tokens
         self.options: dict[str, Any] = asdict(options)
         self.record = Record(
             options.speculate, draft_depth=options.draft_depth, draft_top_k=options.draft_top_k
@@ -292,7 +298,7 @@ class _Bench:
         # whether a compiled function returns when it is done
         self.waits = DEVICE_RUNTIMES[engine.manifest.target["device"]].in_process
 
-    def row(self, name: str, tasks: Sequence[Task]) -> Row:
+    def row(self, name: str, tasks: Sequence[Task]) -> SpeculationRow:
         """Each prompt of one kind, plain and speculated beside each other, after one round to warm
         up.
         """
@@ -322,7 +328,7 @@ class _Bench:
             run.seconds for _, run in runs
         )
         python = 1 - compiled if self.waits else None
-        return Row(
+        return SpeculationRow(
             name,
             len(tasks),
             sum(len(run.token_ids) for _, run in runs),
@@ -334,13 +340,15 @@ class _Bench:
 
     def _answer(self, task: Task, options: dict[str, Any]) -> Run:
         self.engine.truncate(0)
-        author, answer = task.author(), []
+        author = task.author()
+        answer = []
         sampler = Sampler(SamplingParams(temperature=0), self.engine.vocab_size)
         with self.engine.steps(
             task.prompt, max_tokens=self.new_tokens + 1, temperature=0, **options
         ) as (steps, logits):
             steps.on_round = self.record.add if isinstance(author, Model) else None
-            start, self.watch.seconds = time.perf_counter(), 0.0
+            start = time.perf_counter()
+            self.watch.seconds = 0.0
             with suppress(StopIteration):
                 while len(answer) < self.new_tokens:
                     token = author.next(steps, sampler.sample(logits))

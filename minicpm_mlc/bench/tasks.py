@@ -35,7 +35,8 @@ def given_tasks(vocab_size: int, new_tokens: int) -> dict[str, list[Task]]:
     nothing can guess.
     """
     random = np.random.default_rng(0)
-    low, high = min(100, vocab_size // 2), vocab_size
+    low = min(100, vocab_size // 2)
+    high = vocab_size
     text, other = (random.integers(low, high, COPIED).tolist() for _ in range(2))
     edited = [other[i] if i % CHANGED == CHANGED - 1 else token for i, token in enumerate(text)]
     unknown = random.integers(low, high, 2 * COPIED).tolist()

@@ -21,7 +21,7 @@ def compiled(kernel: Any) -> Callable[..., None]:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
+    """What one call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

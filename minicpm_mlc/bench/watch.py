@@ -9,19 +9,10 @@ from typing import Any
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
 
-COMPILED = (
-    "_prefill",
-    "_decode",
-    "_verify",
-    "_commit",
-    "_draft_extend",
-    "_draft_step",
-)  # of a Library, some by gear
-
 
 class Watch:
-    """Times the compiled functions of an engine, and of its draft bundle. `seconds` may be set back
-    to 0.
+    """Times the compiled functions of an engine, and of its draft bundle, where they are in this
+    process. `seconds` may be set back to 0.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -32,15 +23,9 @@ class Watch:
             if isinstance(drafter, ModelDrafter)
         ]
         for library in (engine.library, *drafts):
-            for name in COMPILED:
-                found = getattr(library, name, None)
-                if found is not None:
-                    timed = (
-                        [self._timed(call) for call in found]
-                        if isinstance(found, list | tuple)
-                        else self._timed(found)
-                    )
-                    setattr(library, name, timed)
+            if library.local:
+                for calls in library.local.functions.values():
+                    calls[:] = [self._timed(call) for call in calls]
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:

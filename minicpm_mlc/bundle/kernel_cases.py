@@ -88,7 +88,7 @@ class Case:
 def word_values(words: np.ndarray) -> np.ndarray:
     """What words int32 [m, groups, 10] of quantize_rows stand for, float64 [m, groups, 33].
 
-    They are the values and, made about as large as one, the correction for the weights' zero point.
+    They are the values and, made about as large as one, the multiple of their sum.
     """
     scale = words[..., 8:9].view(np.float32).astype(np.float64)
     integers = np.ascontiguousarray(words[..., :8]).view(np.int8)

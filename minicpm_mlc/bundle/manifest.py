@@ -17,27 +17,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.base.files import cache_file, read_json, remember, sha256_of
 from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
+from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 4  # functions of the compiled library
+ABI = 5  # functions of the compiled library
+SEGMENTS = 4  # of 16 tokens in a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
 SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
-KV_DTYPES = {
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "int8": "int8",
-}  # by the names of --kv
-KV_STORAGE = {
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "uint16",
-    "int8": "int8",
-}  # pools, by kv_dtype
-# of an int8 key page's 64 bytes each: its tokens' 64 float32 scales; as many follow for their
-# values
-SCALE_ROWS = 4
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
 READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/peak.py)
@@ -46,7 +33,6 @@ WEIGHT_LAYOUTS = {
     "f32": "rows16",
     "int8": "rows16x4",
 }  # of integer weights, by the activations that meet them
-SHORTEST_CONTEXT = 1024  # tokens, the first line of a memory table
 MANIFEST = "manifest.json"
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
 REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
@@ -54,16 +40,11 @@ REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
 _NESTED = {
     "target": {"device": str, "triple": str, "cpu": str, "features": list},
     "memory": {"weights": int, "kv_per_token": int, "activations": int},
-    "kv_layout": {"k": list, "v": list},
+    "model": {"num_layers": int},
 }
 _FILE = {"bytes": int, "sha256": str}
 _DRAFT_COUNTS = ("layers", "features", "hidden", "vocab", "top_k")
-_DRAFT = {"kind": str, "scheme": str, "kv_layout": dict} | dict.fromkeys(_DRAFT_COUNTS, int)
-
-
-def key_rows(kv_dtype: str, head_dim: int) -> int:
-    """Rows of a key page: head_dim, and those of an int8 page's scales."""
-    return head_dim + (2 * SCALE_ROWS if kv_dtype == "int8" else 0)
+_DRAFT = {"kind": str, "scheme": str, "state": list} | dict.fromkeys(_DRAFT_COUNTS, int)
 
 
 @dataclass(frozen=True)
@@ -72,10 +53,10 @@ class Manifest:
     in ABI order.
 
     `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is
-    how those weights are interleaved (ops/formats/packing.py), the layout that the library was
-    compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of the
-    features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`) it
-    proposes after each row, and its pools.
+    how those weights are interleaved (ops/formats/weights/packing.py), the layout that the library
+    was compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of
+    the features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`)
+    it proposes after each row, and its own state table. `state` is the model's (bundle/state.py).
     """
 
     name: str
@@ -84,7 +65,7 @@ class Manifest:
     target: dict[str, Any]
     model: dict[str, Any]
     kv_dtype: str
-    kv_layout: dict[str, list[int]]
+    state: list[StateEntry]
     max_context: int
     prefill_chunk: int
     params: list[str]
@@ -117,22 +98,27 @@ class Manifest:
         """
         return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether there is state per sequence, which can't be taken back to an earlier token."""
+        return bytes_per("sequence", self._tables) > 0
+
+    @property
+    def _tables(self) -> list[StateEntry]:
+        """All entries, the draft head's too."""
+        return [*self.state, *(self.draft["state"] if self.draft else [])]
+
     def memory_need(self, context: int) -> int:
-        """Bytes to run with `context` tokens: weights, KV cache in whole pages, activations."""
+        """Bytes to run one sequence of `context` tokens: weights, its pools in whole pages,
+        activations.
+        """
         pages = -(-context // self.page_size)
         return (
             self.memory["weights"]
             + pages * self.page_size * self.memory["kv_per_token"]
+            + bytes_per("sequence", self._tables)
             + self.memory["activations"]
         )
-
-
-def context_lengths(longest: int) -> list[int]:
-    """The lines of a memory table, in tokens: 1024, 2048, ... and the longest."""
-    lengths = []
-    while SHORTEST_CONTEXT << len(lengths) < longest:
-        lengths.append(SHORTEST_CONTEXT << len(lengths))
-    return [*lengths, longest]
 
 
 @dataclass(frozen=True)
@@ -221,7 +207,24 @@ def _parse(data: Any, folder: Path) -> Manifest:
     for name, entry in data["files"].items():
         if not is_plain_name(name) or not _has(entry, _FILE):
             raise _damaged(folder, f"files: {name}")
-    return Manifest(**data)
+    return Manifest(**_with_tables(folder, data))
+
+
+def _with_tables(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields with their state tables read."""
+    table = _state_table(folder, "state", data["state"], data["model"]["num_layers"])
+    draft = data["draft"]
+    if draft is not None:
+        own = _state_table(folder, "draft: state", draft["state"], draft["layers"])
+        draft = draft | {"state": own}
+    return data | {"state": table, "draft": draft}
+
+
+def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> list[StateEntry]:
+    try:
+        return parse_table(value, num_layers)
+    except ValueError as error:
+        raise _damaged(folder, f"{what}: {error}") from None
 
 
 def _types(kind: Any) -> tuple[type, ...]:

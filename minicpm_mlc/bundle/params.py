@@ -12,7 +12,6 @@ from minicpm_mlc.bundle.manifest import REPAIR, Bundle, is_plain_name
 
 TENSOR_CACHE = "tensor-cache.json"
 DRAFT_IDS = "draft-ids.npy"
-_STORED_AS = {"float32": "f4", "float16": "f2", "bfloat16": "u2", "int8": "i1", "uint8": "u1"}
 
 
 def load_params(bundle: Bundle) -> list[np.ndarray]:
@@ -31,6 +30,11 @@ def load_params(bundle: Bundle) -> list[np.ndarray]:
             f"{bundle.path / TENSOR_CACHE} doesn't describe the weights ({type(error).__name__}: "
             f"{error}); {REPAIR}"
         ) from error
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """How NumPy sees a dtype of tensor-cache.json: bfloat16, which it lacks, as uint16 bits."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
 def load_draft_ids(bundle: Bundle) -> np.ndarray:
@@ -55,4 +59,4 @@ def _map_shard(bundle: Bundle, shard: dict[str, Any]) -> list[tuple[dict[str, An
 def _view(data: np.ndarray, record: dict[str, Any]) -> np.ndarray:
     start = record["byteOffset"]
     stored = data[start : start + record["nbytes"]]
-    return stored.view(np.dtype("<" + _STORED_AS[record["dtype"]])).reshape(record["shape"])
+    return stored.view(numpy_dtype(record["dtype"])).reshape(record["shape"])

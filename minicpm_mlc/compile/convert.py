@@ -9,22 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.progress import Progress, no_progress
-from minicpm_mlc.compile.checkpoint import Checkpoint
-from minicpm_mlc.compile.quantize import Scheme, quantize
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.ops.formats.packing import (
-    LANES,
-    pack,
-    pack_scales,
-    packed_scales_shape,
-    packed_shape,
-)
+from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
+
+if TYPE_CHECKING:  # a checkpoint is checked against parameters
+    from minicpm_mlc.compile.checkpoint import Checkpoint
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
@@ -34,8 +31,6 @@ MAX_THREADS = 4  # each holds about 8 blocks
 class Param:
     """One parameter: the rows of `sources` stacked, [rows, columns] in `scheme`; columns 0 is an
     f32 vector.
-
-    `layout` is how its rows are interleaved (ops/formats/packing.py).
     """
 
     name: str
@@ -43,7 +38,6 @@ class Param:
     rows: int
     columns: int
     scheme: Scheme
-    layout: str = "rows16"
 
     @property
     def weights(self) -> int:
@@ -52,18 +46,15 @@ class Param:
 
 
 def stored_tensors(param: Param) -> list[StoredTensor]:
-    """What is written for `param`, in order: NAME.weight and, where the scheme has scales,
-    NAME.scale.
+    """What is written for `param`, in order: NAME.weight, and NAME.scale and what else the scheme
+    stores.
     """
-    scheme = param.scheme
     if not param.columns:
         return [StoredTensor(f"{param.name}.weight", (param.rows,), "float32")]
-    shape = packed_shape(param.rows, param.columns, scheme.bits, param.layout)
-    values = StoredTensor(f"{param.name}.weight", shape, scheme.dtype)
-    if not scheme.group:
-        return [values]
-    scales = packed_scales_shape(param.rows, param.columns, scheme.group)
-    return [values, StoredTensor(f"{param.name}.scale", scales, "float16")]
+    return [
+        StoredTensor(f"{param.name}.{tensor.name}", tensor.shape, tensor.written_as)
+        for tensor in param.scheme.tensors(param.rows, param.columns)
+    ]
 
 
 def stored_bytes(params: Iterable[Param]) -> int:
@@ -135,38 +126,39 @@ def _write(
     names = [tensor.name for tensor in stored_tensors(param)]
     if not param.columns:
         vector = _stacked_rows(param, checkpoint, 0, param.rows)
-        values, _ = quantize(vector[:, None], param.scheme, param.name)
-        return shards.add(names[0], count.watch([values.reshape(-1)]))
-    scales: list[np.ndarray] = []
-    shards.add(names[0], count.watch(_packed_blocks(param, checkpoint, pool, scales)))
-    if scales:
-        shards.add(names[1], count.watch(scales))
+        parts = param.scheme.quantize(vector[:, None], param.name)
+        return shards.add(names[0], count.watch([parts["weight"].reshape(-1)]))
+    others: dict[str, list[np.ndarray]] = {name: [] for name in names[1:]}
+    shards.add(names[0], count.watch(_packed_blocks(param, checkpoint, pool, others)))
+    for name, blocks in others.items():
+        shards.add(name, count.watch(blocks))
 
 
 def _packed_blocks(
-    param: Param, checkpoint: Checkpoint, pool: ThreadPoolExecutor, scales: list[np.ndarray]
+    param: Param,
+    checkpoint: Checkpoint,
+    pool: ThreadPoolExecutor,
+    others: dict[str, list[np.ndarray]],
 ) -> Iterator[np.ndarray]:
-    """Packed values block by block; the scales gather in `scales`, since they follow all values on
-    disk.
+    """Packed values block by block; the other tensors' blocks gather in `others`, since they follow
+    all values on disk.
     """
 
-    def pack_block(start: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def pack_block(start: int) -> Parts:
         rows = _stacked_rows(param, checkpoint, start, min(start + step, param.rows))
-        values, scale = quantize(rows, param.scheme, param.name)
-        return pack(
-            values, param.scheme.bits, param.layout
-        ), None if scale is None else pack_scales(scale)
+        return param.scheme.pack(param.scheme.quantize(rows, param.name))
 
     step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
-    for values, scale in _map_ahead(pool, pack_block, range(0, param.rows, step)):
-        if scale is not None:
-            scales.append(scale)
-        yield values
+    for packed in _map_ahead(pool, pack_block, range(0, param.rows, step)):
+        for name, block in packed.items():
+            if name != "weight":
+                others[f"{param.name}.{name}"].append(block)
+        yield packed["weight"]
 
 
 def _map_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[int], tuple], items: Iterable[int]
-) -> Iterator[tuple]:
+    pool: ThreadPoolExecutor, work: Callable[[int], Parts], items: Iterable[int]
+) -> Iterator[Parts]:
     """pool.map that runs only a few items ahead of the consumer, so results can't pile up in
     memory.
     """

@@ -1,26 +1,29 @@
-"""IRModule -> passes -> library. Every operator is a finished PrimFunc, so nothing is fused or
-scheduled here.
+"""A model -> IRModule -> passes -> libraries. Every operator is a finished PrimFunc, so nothing is
+fused or scheduled here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.relax import transform
+from tvm.relax.frontend import nn
 
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.kernel_cases import kernel_cases
-from minicpm_mlc.compile.model.drafting import DraftingMiniCPM
-from minicpm_mlc.compile.model.kernels import Kernels
-from minicpm_mlc.compile.model.minicpm import MiniCPM
+from minicpm_mlc.compile.kernels import Kernels
+from minicpm_mlc.compile.model.decoder import Decoder
+from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
+from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
@@ -40,49 +43,77 @@ PASSES = [
 ]
 
 
-def build_library(
+@dataclass(frozen=True)
+class Program:
+    """A model's functions and kernels, not yet lowered. `params`: the names of the parameters that
+    they take, in their order.
+    """
+
+    module: tvm.IRModule
+    params: list[str]
+    target: Target
+    kernels: Kernels
+
+    def cases(self) -> list[Case]:
+        """Calls to check each kernel with, and what comes out."""
+        return kernel_cases(self.kernels, self.module)
+
+    def write(self, folder: Path, prefix: str) -> None:
+        """Lower it, and write the target's libraries into `folder`.
+
+        In a static library the symbols begin with `prefix`, by which an app finds them.
+        """
+        for library in self.target.libraries:
+            naming = [prefixed(prefix)] if is_static(library) else []
+            lowered = _compiled(self.module, self.target, [*PASSES, *naming])
+            self.target.export(lowered, str(folder / library))
+
+
+def build_program(
     config: ModelConfig,
     precision: Precision,
     target: Target,
     prefill_chunk: int,
-    folder: Path,
-    prefix: str,
     draft: tuple[DraftConfig, Precision] | None = None,
-) -> tuple[list[str], list[Case]]:
-    """Compile the model, with a draft head or without, and write the target's libraries into
-    `folder`.
-
-    In a static library the modules' symbols begin with `prefix`, by which an app finds them.
-
-    Returns the parameters' names in the order it takes them, and cases to check its kernels with.
+) -> Program:
+    """The model's functions for a target, with a draft head or without, planned for prefills of up
+    to `prefill_chunk` rows.
     """
     rounding = precision.activations == "int8"
     traits = target.traits if rounding else target.traits.exact()
     builders = target.kernels if rounding else target.kernels.exact()
-    kernels: Any = Kernels(traits, builders)
-    base = (kernels, config, precision)
-    model = DraftingMiniCPM(*base, *draft) if draft else MiniCPM(*base)
-    module, params, *_ = model.export_tvm(spec=model.call_specs())
+    kernels = Kernels(traits, builders)
+    module, params = export(build_model(config, precision, draft, kernels))
     if target.has_read_kernel:
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)
-    module = _bound(
-        module,
-        {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES, "t": MAX_TREE_NODES},
-    )
-    for library in target.libraries:
-        naming = [prefixed(prefix)] if is_static(library) else []
-        target.export(_compiled(module, target, [*PASSES, *naming]), str(folder / library))
-    return [name for name, _ in params], kernel_cases(kernels, module)
+    limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
+    return Program(_bound(module, limits | {"t": MAX_TREE_NODES}), params, target, kernels)
 
 
-def _compiled(module: Any, target: Target, passes: list[Any]) -> Any:
+def export(model: Decoder) -> tuple[tvm.IRModule, list[str]]:
+    """The model's functions with the kernels that they call, and their parameters' names in order.
+
+    The tree of parts is no nn.Module, so its parameters and functions are hung into one.
+    """
+    root = nn.Module()
+    for name, tensor in model.tensors().items():
+        setattr(root, name, tensor)
+    exported = functions(model)
+    for name, (function, _) in exported.items():
+        setattr(root, name, function)
+    arguments: Any = {name: dict(spec) for name, (_, spec) in exported.items()}
+    module, params, *_ = root.export_tvm(spec=arguments)
+    return module, [name for name, _ in params]
+
+
+def _compiled(module: tvm.IRModule, target: Target, passes: list[Any]) -> Any:
     lowering = tvm.transform.Sequential(passes)
     return tvm.compile(
         module, target.tvm_target(), relax_pipeline=lowering, tir_pipeline=target.tir_pipeline()
     )
 
 
-def _bound(module: Any, limits: dict[str, int]) -> Any:
+def _bound(module: tvm.IRModule, limits: dict[str, int]) -> tvm.IRModule:
     """Tell the memory planner the largest value of each dynamic dimension."""
     for name, function in module.functions_items():
         if isinstance(function, relax.Function):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.params import numpy_dtype
 from minicpm_mlc.compile.writer import BundleFile, BundleWriter
 
 ALIGNMENT = 64  # one cache line and the widest vector: mapped weights are used in place
 SHARD_CAP = 32 << 20
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

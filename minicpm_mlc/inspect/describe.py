@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table
+from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, context_lengths
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
-SCHEMES = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+if TYPE_CHECKING:  # what a bundle needs comes without the compiler
+    from minicpm_mlc.compile.config.model_config import ModelConfig
+
+COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
 class NotFoundError(MiniCPMError):
@@ -74,9 +78,9 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from minicpm_mlc.compile.config.model_config import ModelConfig
+    from minicpm_mlc.compile.model.registry import read_config_folder
 
-    config = ModelConfig.from_folder(path)
+    config = read_config_folder(path)
     return {
         "kind": "checkpoint",
         "name": config.name,
@@ -85,7 +89,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def _weights(path: Path, config: Any) -> int | str:
+def _weights(path: Path, config: ModelConfig) -> int | str:
     """Bytes of the stored tensors, or what is wrong with them."""
     from minicpm_mlc.compile.checkpoint import open_checkpoint
 
@@ -95,25 +99,34 @@ def _weights(path: Path, config: Any) -> int | str:
         return str(error)
 
 
-def _forecast(config: Any) -> dict[str, Any]:
+def _forecast(config: ModelConfig) -> dict[str, Any]:
     """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on
     top.
     """
     from minicpm_mlc.compile.convert import stored_bytes
-    from minicpm_mlc.compile.parameters import Precision, parameters, pool_bytes_per_token
-    from minicpm_mlc.compile.quantize import SCHEMES as ALL
+    from minicpm_mlc.compile.model.registry import build_model, count_parameters, sparse_settings
+    from minicpm_mlc.compile.parameters import Precision
+    from minicpm_mlc.compile.state import attention_state, bytes_per_token
+    from minicpm_mlc.ops.formats.kv import F16
+    from minicpm_mlc.ops.formats.weights import SCHEMES
 
     weights = {
-        name: stored_bytes(parameters(config, Precision(ALL[name], ALL[name], "float16")))
-        for name in SCHEMES
+        name: stored_bytes(
+            build_model(config, Precision(SCHEMES[name], SCHEMES[name], F16)).parameters()
+        )
+        for name in COMPARED
     }
-    config = replace(config, sparse=config.sparse_attention)
-    per_token = pool_bytes_per_token(config, "float16")
+    config = replace(config, sparse=sparse_settings(config))
+    per_token = bytes_per_token(attention_state(config, F16))
     rows = [
         {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
         for n in context_lengths(config.max_position_embeddings)
     ]
-    return {"parameters": config.parameters, "model": _facts(config.to_dict()), "memory": rows}
+    return {
+        "parameters": count_parameters(config),
+        "model": _facts(config.to_dict()),
+        "memory": rows,
+    }
 
 
 def _facts(model: dict[str, Any]) -> dict[str, Any]:

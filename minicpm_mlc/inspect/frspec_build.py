@@ -14,6 +14,7 @@ from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
+from minicpm_mlc.compile.model.registry import read_config_folder
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many
@@ -168,7 +169,7 @@ def _config(folder: Path) -> ModelConfig | None:
     """A bundle's or a checkpoint's, None beside a tokenizer alone."""
     if (folder / MANIFEST).is_file():
         return ModelConfig.from_manifest(Manifest.load(folder).model)
-    return ModelConfig.from_folder(folder) if (folder / "config.json").is_file() else None
+    return read_config_folder(folder) if (folder / "config.json").is_file() else None
 
 
 def _special_ids(tokenizer: Any) -> list[int]:

@@ -85,10 +85,11 @@ def _answer(
     """
     engine.truncate(0)
     engine.prefill(prompt)
-    engine.truncate(
-        len(prompt) - 1
-    )  # its last row is computed again as a decode step, which tells what it reads
-    answer, steps, token = [], [], prompt[-1]
+    # the last row is computed again as a decode step, which tells what it reads
+    engine.truncate(len(prompt) - 1)
+    answer = []
+    steps = []
+    token = prompt[-1]
     while len(answer) < max_tokens and len(prompt) + len(answer) <= engine.context:
         token = int(engine.decode(token).argmax())
         if token in engine.eos_token_ids:

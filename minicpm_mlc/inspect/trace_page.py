@@ -54,7 +54,8 @@ def as_html(trace: Trace) -> str:
     dense = html.escape("".join(trace.answer[: trace.dense]))
     rules = "".join(_rules(i, share.mean(0), forced) for i, (share, forced) in enumerate(views))
     maps = "".join(_map(i, _shades(share, forced)) for i, (share, forced) in enumerate(views))
-    total, always = views[0][0].mean(0).tolist(), views[0][1].tolist()
+    total = views[0][0].mean(0).tolist()
+    always = views[0][1].tolist()
     text = "".join(map(_passage, range(len(total)), trace.blocks, total, always))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Blocks read</title><style>{STYLE}"

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
@@ -45,14 +45,15 @@ def build(operator: Operator, traits: Traits) -> PrimFunc:
             builder.func_attr(ATTRS)
             handles = {name: builder.arg(f"{name}_handle", T.handle()) for name in arguments}
             names = [d for each in arguments.values() for d in each.shape if isinstance(d, str)]
-            dims = {name: T.int64() for name in dict.fromkeys(names)}
+            dims: dict[Any, Any] = {name: T.int64() for name in dict.fromkeys(names)}
             buffers = [
                 T.match_buffer(handles[name], tuple(dims.get(d, d) for d in each.shape), each.dtype)
                 for name, each in arguments.items()
             ]
             opened = [traits.opened(buffer) for buffer in buffers]
             body(operator, traits, Dims(**dims), *opened)
-    return ir.get()
+    kernel: Any = ir.get()
+    return kernel
 
 
 def has_kernel(kind: type[Operator], traits: Traits) -> bool:

@@ -214,5 +214,10 @@ def from_json(value: Mapping[str, Any]) -> Operator:
     """The record that `to_json` described. Raises KeyError for an operator that is not there."""
     kind = records_in(value["file"])[value["operator"]]
     hints = get_type_hints(kind)
-    named = {name: getattr(hints.get(name), "named", None) for name in value["fields"]}
-    return kind(**{k: named[k](v) if named[k] else v for k, v in value["fields"].items()})
+
+    def own(name: str, stored: Any) -> Any:
+        """A field's value; a format's class gives the format of a name."""
+        named = getattr(hints.get(name), "named", None)
+        return named(stored) if named else stored
+
+    return kind(**{name: own(name, stored) for name, stored in value["fields"].items()})

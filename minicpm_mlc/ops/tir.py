@@ -1,26 +1,39 @@
-"""TVM's script builder as `T`, and the types of what it builds. TVM is loaded at first use, so that
-records and formats can be read without it.
+"""TVM's script builder `T`, imported when a kernel is built: what only describes a format can then
+be imported without TVM.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+Expr = Any  # a TIR expression; TVM's own union type says no more than this
+Buffer = Any  # a TIR buffer, or one of float16 seen as float32 (ops/gpu/half.py)
 
 if TYPE_CHECKING:
     from tvm.script import tirx as T
 else:
 
-    class _Lazy:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("tvm.script.tirx"), name)
+    class _ScriptBuilder:
+        """The module tvm.script.tirx, which it imports for the first name that it is asked for."""
 
-    T = _Lazy()
+        def __getattr__(self, name: str) -> Any:
+            from tvm.script import tirx
+
+            return getattr(tirx, name)
+
+    T = _ScriptBuilder()
 
 # hand-written loops: no pass may touch them
 ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}
 # a running maximum before any number; finite, so that LOWEST - LOWEST is 0 and not NaN
 LOWEST = -3e38
 
-Expr = Any  # a TIR expression; TVM's own union type says no more than this
-Buffer = Any  # a TIR buffer, or what stands for one
+
+def typed(dtype: str, lanes: int) -> str:
+    """The dtype of a vector of so many lanes; one lane is a scalar."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """The scalar in every lane; one lane is a scalar."""
+    return value if lanes == 1 else T.broadcast(value, lanes)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.formats.packing import LANES
+from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.operator import Argument, Operator, gives, takes
 from minicpm_mlc.ops.samples import Draw, Sample, sample
 

@@ -1,54 +1,70 @@
-"""The compiled functions together with one cached sequence: tokens go in, logits come out."""
+"""A library's functions over one sequence of a paged cache: tokens go in, logits come out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.kv_cache import PagePool, Sequence
+from minicpm_mlc.runtime_py.kv_cache import Sequence
 from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
 @dataclass(frozen=True)
 class VerifiedTree:
-    """The tree that was verified last, after `length` cached tokens; `places` are its nodes' slots,
-    from there on.
+    """The tree of n nodes that was verified last, after `length` cached tokens.
+
+    Node i lies at slot length + places[i]. `selected`: per layer the blocks that each node read,
+    int32 [n, kv_heads, budget].
     """
 
     length: int
-    token_ids: np.ndarray
-    parents: np.ndarray
-    places: np.ndarray
+    token_ids: np.ndarray  # int [n]
+    parents: np.ndarray  # int [n]
+    places: np.ndarray  # int [n]
     selected: tuple[np.ndarray, ...]
 
 
 class CachedModel:
     """Appends tokens to one sequence. A call that fails or is interrupted leaves the sequence as it
-    was before.
+    was before; a recurrent one is then empty.
+
+    `selected` is what the last decode read, if sparsely: per layer the blocks, int32 [kv_heads,
+    budget]; after a commit, of each of its rows. `features` float32 [rows, F] are those of the last
+    call's rows, where the bundle has a draft head.
     """
 
-    def __init__(self, library: Any, context: int, page_size: int, gears: Gears) -> None:
-        num_pages = -(-context // page_size)
-        self.sequence = Sequence(PagePool(num_pages, page_size), context)
+    def __init__(self, cache: PagedCache, context: int, gears: Gears) -> None:
+        """An empty sequence on the pages of `cache`, of at most `context` tokens."""
+        self.cache = cache
+        self.sequence = Sequence(cache.pages, context, cache.library.manifest.recurrent)
         self.gears = gears
-        self.selected: list[
-            np.ndarray
-        ] = []  # what the last decode read: per layer the blocks, [kv_heads, budget]
-        self.features: np.ndarray | None = (
-            None  # float32 [rows, F]: of the last call's rows, where there is a draft head
-        )
+        self.selected: list[np.ndarray] = []
+        self.features: np.ndarray | None = None
         self._tree: VerifiedTree | None = None
-        self._library = library
-        self._pools = library.new_pools(num_pages)
+        self._library = cache.library
+        self._pools = cache.pools
 
     def __len__(self) -> int:
         return len(self.sequence)
+
+    def fork(self) -> CachedModel:
+        """A second sequence that begins with this one's full pages, shared: neither writes into
+        them.
+        """
+        other = CachedModel(self.cache, self.sequence.context, self.gears)
+        other.sequence = self.sequence.fork()
+        return other
+
+    def free(self) -> None:
+        """Forgets all tokens and gives the pages back to the cache."""
+        self.sequence.truncate(0)
 
     def prefill(
         self, token_ids: list[int], chunk: int, all_rows: bool = False
@@ -63,16 +79,17 @@ class CachedModel:
             part = token_ids[start : start + chunk]
             rows = np.arange(0 if all_rows else len(part) - 1, len(part), dtype=np.int32)
             slots = self.sequence.reserve(len(part))
-            out = self._library.prefill(
-                np.array(part, np.int32),
-                slots,
-                slots,
-                self.sequence.page_table,
-                rows,
-                self._pools,
-                sparse,
-            )
-            self.sequence.append(part)
+            with self._advancing():
+                out = self._library.prefill(
+                    np.array(part, np.int32),
+                    slots,
+                    slots,
+                    self.sequence.page_table,
+                    rows,
+                    self._pools,
+                    sparse,
+                )
+                self.sequence.append(part)
             self.features = out.features
             yield start + len(part), out.logits
 
@@ -82,11 +99,24 @@ class CachedModel:
         tables = self.sequence.page_table[None, :]
         sparse = self.gears.sparse(len(self) + 1)
         row = np.array([token_id], np.int32)
-        out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
+        with self._advancing():
+            out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
+            self.sequence.append([token_id])
         self.selected = [blocks[0] for blocks in out.selected]
         self.features = out.features
-        self.sequence.append([token_id])
         return out.logits[0]
+
+    @contextmanager
+    def _advancing(self) -> Iterator[None]:
+        """Around a call that appends tokens. One that breaks off may have changed a recurrent
+        state, so the sequence starts again; of pages, what lies behind its end doesn't matter.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.sequence.recurrent:
+                self.sequence.truncate(0)
+            raise
 
     def verify(
         self, token_ids: Ids[int], parents: Ids[int]
@@ -100,15 +130,16 @@ class CachedModel:
 
         Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32
         [n, F]. Raises ContextError where n more tokens don't fit the context, ValueError for a tree
-        of another form.
+        of another form, or where the model's state can't go back.
         """
+        if self.sequence.recurrent:
+            raise ValueError("the model keeps state per sequence: its tokens can only be decoded")
         depths, masks = tree_shape(parents)
         sparse = np.array([self.gears.sparse(len(self) + int(depth) + 1) for depth in depths])
         slots = self.sequence.reserve(len(depths))
         order = places = np.arange(len(depths))
-        if (
-            sparse.any() and not sparse.all()
-        ):  # a sparse node's dense ancestors are computed before it
+        if sparse.any() and not sparse.all():
+            # a sparse node's dense ancestors are computed before it
             order = np.argsort(sparse, kind="stable")
             places = np.argsort(order)
             _, masks = tree_shape(
@@ -139,7 +170,8 @@ class CachedModel:
         `features` are then those of the path's nodes. Raises ValueError for nodes that are no such
         path.
         """
-        tree, path = self._tree, np.asarray(nodes)
+        tree = self._tree
+        path = np.asarray(nodes)
         if tree is None or tree.length != len(self):
             raise ValueError("no tree was verified after the cached tokens; call verify first")
         if not len(path) or (tree.parents[path] != [-1, *path[:-1]]).any():
@@ -155,7 +187,8 @@ class CachedModel:
     def _verify(self, rows: list[np.ndarray], sparse: bool) -> Outputs:
         """Nodes of one gear: their token ids, positions, slots and ancestor masks."""
         token_ids, positions, slots, ancestors = rows
-        base, table = np.array([len(self)], np.int32), self.sequence.page_table
+        base = np.array([len(self)], np.int32)
+        table = self.sequence.page_table
         return self._library.verify(
             token_ids, positions, slots, base, table, ancestors, self._pools, sparse
         )

@@ -67,7 +67,7 @@ def default_sampling(folder: Path) -> SamplingParams:
         return SamplingParams(**given)
     except SamplingError as error:
         path = folder / "generation_config.json"
-        raise BundleError(f"{path}: {error}; mend the checkpoint's and compile again") from None
+        raise BundleError(f"{path}: {error}; fix the checkpoint's and compile again") from None
 
 
 def eos_token_ids(bundle: Bundle) -> frozenset[int]:

@@ -6,26 +6,30 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.base.files import cache_file, remember
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases
 from minicpm_mlc.bundle.manifest import Bundle
+from minicpm_mlc.runtime_py.engine import Engine
+from minicpm_mlc.runtime_py.kernel_check import Checked
+from minicpm_mlc.runtime_py.protocols import Library
 
 BUDGET = 0.25  # seconds: no case is begun later
 LARGEST = 4 << 20  # bytes of a case's arguments
 
 
-def check_device(engine: Any) -> None:
+def check_device(engine: Engine) -> None:
     """Try some kernels of an engine's bundle, once per library, device and driver version; nothing
     if it holds no cases.
 
     Raises BundleError, with the command that tells more, when one computes wrong or doesn't run.
     """
-    library, bundle = engine.library, Bundle(engine.path, engine.manifest)
+    library = engine.library
+    bundle = Bundle(engine.path, engine.manifest)
     if KERNEL_CASES not in bundle.manifest.files:
         return
     file = None
@@ -36,19 +40,21 @@ def check_device(engine: Any) -> None:
     for result in _checked(library, bundle.path):
         if not result.passed:
             raise BundleError(
-                f"{library.memory.name} computes {result.operator} wrong (NMSE "
+                f"{library.device_name} computes {result.operator} wrong (NMSE "
                 f"{result.nmse:.1e}, limit {result.limit:.0e}), "
                 f"so no answer of it can be trusted; see: minicpm-mlc verify {bundle.path}"
             )
     with suppress(OSError):  # only a saving of time
         if file:
-            remember(file, json.dumps({"device": library.memory.identity}))
+            remember(file, json.dumps({"device": library.device_identity}))
 
 
-def _key(library: Any, bundle: Bundle) -> bytes:
-    files, manifest = bundle.manifest.files, bundle.manifest
+def _key(library: Library, bundle: Bundle) -> bytes:
+    """What distinguishes a device, its driver and a library from others."""
+    manifest = bundle.manifest
+    files = manifest.files
     parts = [
-        library.memory.identity,
+        library.device_identity,
         manifest.tvm,
         files[manifest.library]["sha256"],
         files[KERNEL_CASES]["sha256"],
@@ -56,7 +62,7 @@ def _key(library: Any, bundle: Bundle) -> bytes:
     return "\n".join(parts).encode()
 
 
-def _checked(library: Any, folder: Path) -> Any:
+def _checked(library: Library, folder: Path) -> Iterator[Checked]:
     """Results of the smallest case of every operator, until the time is up."""
     start = time.perf_counter()
     for case in smallest(load_cases(folder)):

@@ -1,15 +1,16 @@
-"""An EAGLE head over one cached sequence: the base's features go in, the likeliest next tokens come
-out.
+"""An EAGLE head over one cached sequence: the base's features go in, the likeliest next tokens
+come out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minicpm_mlc.runtime_py.kv_cache import Sequence
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
@@ -31,17 +32,17 @@ class DraftModel:
     depth at a time.
     """
 
-    def __init__(
-        self, library: Any, sequence: Sequence, num_pages: int, window: int | None = None
-    ) -> None:
-        """`sequence`: the base's. `window`: how many tokens before the tree the head sees, at
-        least; None: all.
+    def __init__(self, cache: PagedCache, sequence: Sequence, window: int | None = None) -> None:
+        """`sequence`: the base's, on pages of `cache`. `window`: how many tokens before the tree
+        the head sees, at least; None: all.
         """
         self.window = window
-        self._library, self._sequence = library, sequence
-        self._pools = library.new_draft_pools(num_pages)
-        self._chunk: int = library.manifest.prefill_chunk
-        self._begin, self._rows = 0, 0  # the rows that are cached; they begin with a page
+        self._library = cache.library
+        self._sequence = sequence
+        self._pools = cache.draft_pools
+        self._chunk = cache.library.manifest.prefill_chunk
+        self._begin = 0  # the first cached row; it begins a page
+        self._rows = 0  # the row after the last cached one
         self._first = 0  # the first row that is seen
         self._masks: list[int] = []  # of the draft tree's nodes
 
@@ -59,25 +60,28 @@ class DraftModel:
 
         Returns what comes after the root, one row, and the hidden state to step from.
         """
-        end, page = len(self._sequence), self._sequence.pool.page_size
+        end = len(self._sequence)
+        page = self._sequence.pool.page_size
         start = end - len(features)
         if not 0 <= start < end:
             raise ValueError(f"features of {len(features)} tokens for a sequence of {end}")
         seen = max(0, end - self.window) // page * page if self.window else 0
         if start < seen:
-            features, start, self._begin = features[seen - start :], seen, seen
-        elif (
-            not self._begin <= start <= self._rows
-        ):  # a gap: rows of no features fill up its last page
+            features = features[seen - start :]
+            start = self._begin = seen
+        elif not self._begin <= start <= self._rows:
+            # a gap: rows of no features fill up its last page
             self._begin = start // page * page
             missing = np.zeros((start - self._begin, features.shape[1]), np.float32)
-            features, start = np.concatenate([missing, features]), self._begin
-        self._first, self._rows, self._masks = max(self._begin, seen), end, []
+            features = np.concatenate([missing, features])
+            start = self._begin
+        self._first = max(self._begin, seen)
+        self._rows = end
+        self._masks = []
         tokens = np.array([*self._sequence.tokens[start + 1 :], root], np.int32)
         parts = [slice(at, at + self._chunk) for at in range(0, end - start, self._chunk)]
-        return [self._extend(tokens[part], features[part], start + part.start) for part in parts][
-            -1
-        ]
+        proposed = [self._extend(tokens[p], features[p], start + p.start) for p in parts]
+        return proposed[-1]
 
     def step(self, token_ids: Ids[int], hidden: np.ndarray, parents: Ids[int]) -> Proposed:
         """Runs n more nodes of a draft tree.
@@ -90,7 +94,8 @@ class DraftModel:
         ValueError for more than 64 nodes in all.
         """
         depths, masks = tree_shape(parents, self._masks)
-        base, old = len(self._sequence), len(self._masks)
+        base = len(self._sequence)
+        old = len(self._masks)
         slots = self._sequence.reserve(old + len(masks))[old:] - self._first
         tree = np.array([base - self._first], np.int32), self._table, mask_words(masks)
         rows = np.array(token_ids, np.int32), np.asarray(hidden, np.float32), base + depths, slots

@@ -70,16 +70,17 @@ class Gears:
         """bool [blocks]: those of the first `blocks` that a sparse row at `position` reads whatever
         the scores.
         """
-        numbers, own = np.arange(blocks), position // self.block_size
+        numbers = np.arange(blocks)
+        own = position // self.block_size
         return (
             (own < self.budget)
             | (numbers < self.init_blocks)
             | (numbers >= own - self.window_blocks)
         )
 
-    def chosen(self, selected: list[np.ndarray]) -> np.ndarray:
-        """The blocks, int32, that scores chose in rows' lists (i32 [..., budget], ascending, then
-        -1): the rest are forced.
+    def chosen_by_score(self, selected: list[np.ndarray]) -> np.ndarray:
+        """Of rows' lists of blocks (int32 [..., budget], ascending, then -1) those that were chosen
+        by score, int32 [n]; the others are forced.
         """
         rows = np.concatenate(selected).reshape(-1, self.budget)
         rows = rows[rows[:, -1] >= self.budget]  # in the others every block has a place

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError
 from minicpm_mlc.bundle.kernel_cases import WORDS, Case, Expected, word_values
+from minicpm_mlc.runtime_py.protocols import KernelAccess
 
 UNWRITTEN = 0x77  # of every byte of an output: finite as a float, and far from any answer
 REPEATS = 3
@@ -34,15 +34,14 @@ class Checked:
         return self.nmse <= self.limit
 
 
-def check(library: Any, case: Case, timed: bool = True) -> Checked:
-    """Run a case where the library runs. `library` needs kernel(name) and memory.
+def check(library: KernelAccess, case: Case, timed: bool = True) -> Checked:
+    """Run a case on a library of this process, `timed` or once.
 
     Raises BundleError if the kernel doesn't run at all, DeviceError if the device fails.
     """
     inputs = [tiled.array() for tiled in case.inputs]
-    wanted = [
-        _wanted(inputs, e) for e in case.expected
-    ]  # before the call, which may write into the inputs
+    # before the call, which may write into the inputs
+    wanted = [_wanted(inputs, expected) for expected in case.expected]
     arguments = [*inputs, *(_unwritten(e) for e in case.expected if e.places is None)]
     tensors = [library.memory.tensor(array) for array in arguments]
 
@@ -74,9 +73,11 @@ def _wanted(inputs: Sequence[np.ndarray], expected: Expected) -> np.ndarray:
 
 
 def _unwritten(expected: Expected) -> np.ndarray:
-    shape, dtype = expected.values.shape, expected.values.tile.dtype
+    shape = expected.values.shape
+    dtype = expected.values.tile.dtype
     if expected.words:
-        shape, dtype = (*shape[:-1], WORDS), np.dtype(np.int32)
+        shape = (*shape[:-1], WORDS)
+        dtype = np.dtype(np.int32)
     return (
         np.full(int(np.prod(shape)) * dtype.itemsize, UNWRITTEN, np.uint8)
         .view(dtype)

@@ -23,6 +23,7 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
+        """How many pages have no owner."""
         return len(self._free)
 
     def take(self) -> int:
@@ -38,9 +39,11 @@ class PagePool:
         return page
 
     def share(self, page: int) -> None:
+        """Gives a page that is in use one more owner."""
         self.owners[page] += 1
 
     def release(self, page: int) -> None:
+        """Takes one owner from a page; without any it is free again."""
         self.owners[page] -= 1
         if self.owners[page] == 0:
             self._free.append(page)
@@ -51,10 +54,13 @@ class Sequence:
     them.
     """
 
-    def __init__(self, pool: PagePool, context: int) -> None:
-        """`context`: the most tokens that it may ever hold."""
+    def __init__(self, pool: PagePool, context: int, recurrent: bool = False) -> None:
+        """`context`: the most tokens that it may ever hold. `recurrent`: the model also keeps state
+        of the sequence as a whole, which can't go back to an earlier token.
+        """
         self.pool = pool
         self.context = context
+        self.recurrent = recurrent
         self.tokens: list[int] = []
         self._table = np.zeros(-(-context // pool.page_size), np.int32)
         self._num_pages = 0
@@ -100,8 +106,11 @@ class Sequence:
         """Forgets the tokens from `length` on; returns how many are kept.
 
         A page with another owner is never written again, so a cut inside one drops that page whole.
+        A recurrent sequence that is cut at all is cut to nothing.
         """
         length = min(length, len(self.tokens))
+        if self.recurrent and length < len(self.tokens):
+            length = 0
         pages = -(-length // self.pool.page_size)
         if length % self.pool.page_size and self.pool.owners[self._table[pages - 1]] > 1:
             pages -= 1
@@ -117,8 +126,12 @@ class Sequence:
         return self.truncate(common_prefix(self.tokens, token_ids))
 
     def fork(self) -> Sequence:
-        """A second sequence that begins with this one's full pages, shared."""
-        other = Sequence(self.pool, self.context)
+        """A second sequence that begins with this one's full pages, shared; a recurrent one begins
+        with nothing.
+        """
+        other = Sequence(self.pool, self.context, self.recurrent)
+        if self.recurrent:
+            return other
         other._num_pages = len(self.tokens) // self.pool.page_size
         other._table[: other._num_pages] = self._table[: other._num_pages]
         other.tokens = self.tokens[: other._num_pages * self.pool.page_size]

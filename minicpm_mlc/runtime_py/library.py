@@ -8,7 +8,7 @@ import ctypes
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -17,35 +17,36 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import KV_STORAGE, MAX_DECODE_SEQUENCES, Bundle
+from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.machine import CORES
-from minicpm_mlc.runtime_py.memory import open_memory
-from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.memory import Memory, open_memory
+from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
 @dataclass(frozen=True)
 class Pools:
-    """All layers' keys, then values, then segment means: tensors [num_pages, ...]. A page costs
-    memory once written.
-    """
+    """Tensors in the order of a state table. A page costs memory once written."""
 
     tensors: Any
     bytes: int
 
 
-class Library:
-    """The functions of a bundle's library, its parameters mapped from the bundle's files."""
+class LocalLibrary(Library):
+    """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         load_runtime()
-        self.memory = open_memory(bundle.manifest.target["device"])
+        self.memory: Memory = open_memory(bundle.manifest.target["device"])
+        self.device_name = self.memory.name
+        self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
         try:
@@ -61,48 +62,44 @@ class Library:
         self.memory.start(vm)
         self.threads = threads
         use_threads(threads)
-        self._module, self._vm = module, vm
+        self._module = module
+        self._vm = vm
         self._arrays = load_params(bundle)  # keeps the maps alive
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
-        gears = ("", "_sparse") if bundle.manifest.dense_len is not None else ("",)
-        kinds = ("prefill", "decode", "verify")
-        self._prefill, self._decode, self._verify = (
-            [vm[kind + gear] for gear in gears] for kind in kinds
-        )
-        self._commit = vm["commit"]
-        if bundle.manifest.draft:
-            self._draft_extend, self._draft_step = vm["draft_extend"], vm["draft_step"]
+        gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
+        verifies = not self.manifest.recurrent  # such a model checks no trees
+        kinds = ("prefill", "decode", *(("verify",) if verifies else ()))
+        self.functions: dict[str, list[Callable[..., Any]]] = {
+            kind: [vm[kind + gear] for gear in gears] for kind in kinds
+        }
+        if verifies:
+            self.functions[COMMIT] = [vm[COMMIT]]
+        if self.manifest.draft:
+            self.functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
             self.draft_ids = load_draft_ids(bundle)
 
+    @property
+    def local(self) -> KernelAccess:
+        """Itself."""
+        return self
+
     def new_pools(self, num_pages: int) -> Pools:
-        """Pools of `num_pages` pages. The memory is reserved; the system commits it as pages are
-        written.
+        """Pools of `num_pages` pages, and of one sequence where the model keeps state per sequence.
+        The memory is reserved; the system commits it as pages are written.
         """
-        return self._new_pools(
-            self.manifest.kv_layout, self.manifest.model["num_layers"], num_pages
-        )
+        return self._new_pools(self.manifest.state, num_pages)
 
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
         assert self.manifest.draft
-        return self._new_pools(
-            self.manifest.draft["kv_layout"], self.manifest.draft["layers"], num_pages
-        )
+        return self._new_pools(self.manifest.draft["state"], num_pages)
 
-    def _new_pools(self, layout: dict[str, list[int]], num_layers: int, num_pages: int) -> Pools:
-        kinds = [
-            (
-                layout[kind],
-                np.dtype("float32" if kind == "means" else KV_STORAGE[self.manifest.kv_dtype]),
-            )
-            for kind in ("k", "v", "means")
-            if kind in layout
-        ]
-        shapes = [((num_pages, *shape), dtype) for shape, dtype in kinds for _ in range(num_layers)]
+    def _new_pools(self, table: Table, num_pages: int) -> Pools:
+        shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 
-    def kernel(self, name: str) -> Any:
+    def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`."""
         return self._module.get_function(name, query_imports=True)
 
@@ -110,134 +107,26 @@ class Library:
         """Run a kernel case. Raises BundleError if the kernel doesn't run at all."""
         return check(self, case, timed)
 
-    def instrument(self, report: Any) -> None:
+    def instrument(self, report: Callable[..., int] | None) -> None:
         """Have report(function, name, before, result, *arguments) -> 0 called around every
         operator; None ends it.
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
-    def prefill(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        page_table: np.ndarray,
-        logit_rows: np.ndarray,
-        pools: Pools,
-        sparse: bool = False,
-    ) -> Outputs:
-        """One chunk of one sequence, all arrays int32 -> logits of the rows that `logit_rows`
-        names, features of all.
-        """
-        if len(token_ids) > self.manifest.prefill_chunk:
-            raise ContextError(
-                f"a chunk of {len(token_ids)} rows; the library holds {self.manifest.prefill_chunk}"
-            )
-        rows = (token_ids, positions, slots, page_table[None, :], logit_rows)
-        return self._outputs(self._run(self._prefill[sparse], rows, pools.tensors, self._params))
-
-    def decode(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        page_tables: np.ndarray,
-        pools: Pools,
-        sparse: bool = False,
-    ) -> Outputs:
-        """One row of each of b sequences, page_tables int32 [b, p]."""
-        if len(token_ids) > MAX_DECODE_SEQUENCES:
-            raise ContextError(
-                f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}"
-            )
-        rows = (token_ids, positions, slots, page_tables)
-        return self._outputs(self._run(self._decode[sparse], rows, pools.tensors, self._params))
-
-    def verify(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        base: np.ndarray,
-        page_table: np.ndarray,
-        ancestors: np.ndarray,
-        pools: Pools,
-        sparse: bool = False,
-    ) -> Outputs:
-        """Nodes of a token tree whose slots begin at base int32 [1].
-
-        `slots` are contiguous. A node sees the slots before the base, and of the tree those whose
-        bits (slot - base) its mask, int32 [n, 2], low word first, has.
-        """
-        rows = (token_ids, positions, slots, base, page_table[None, :], ancestors)
-        return self._outputs(self._run(self._verify[sparse], rows, pools.tensors, self._params))
-
-    def commit(
-        self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools
-    ) -> None:
-        """Moves the cached rows at `sources`, ascending, to `slots`, contiguous and none after its
-        source.
-        """
-        self._run(self._commit, (sources, slots, page_table[None, :]), pools.tensors)
-
-    def draft_extend(
-        self,
-        token_ids: np.ndarray,
-        features: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        page_table: np.ndarray,
-        logit_rows: np.ndarray,
-        pools: Pools,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The draft head over rows of one sequence, each the base's features float32 [n, F] and the
-        token after it.
-
-        Returns the likeliest ids of the head's vocabulary int32 [m, k], the likeliest first, their
-        log-probabilities float32 [m, k], and hidden states float32 [m, H], of the rows named.
-        """
-        rows = (token_ids, features, positions, slots, page_table[None, :], logit_rows)
-        ids, values, hidden = map(
-            self.memory.array, self._run(self._draft_extend, rows, pools.tensors, self._params)
-        )
-        return ids, values, hidden
-
-    def draft_step(
-        self,
-        token_ids: np.ndarray,
-        hidden: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        base: np.ndarray,
-        page_table: np.ndarray,
-        ancestors: np.ndarray,
-        pools: Pools,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The draft head over nodes of a draft tree that begins at slot base; `hidden` float32 [n,
-        H] are its own.
-
-        A node sees what `verify` lets it see. Returns what draft_extend does, of all nodes.
-        """
-        rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
-        ids, values, hidden = map(
-            self.memory.array, self._run(self._draft_step, rows, pools.tensors, self._params)
-        )
-        return ids, values, hidden
-
-    def _run(self, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *rest: Any) -> Any:
+    def run(
+        self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
+    ) -> list[np.ndarray]:
         """One call of a compiled function, on this library's number of threads."""
         use_threads(self.threads)
-        return self.memory.call(function, *self.memory.arguments(arrays), *rest)
-
-    def _outputs(self, result: Any) -> Outputs:
-        """Of a function that returns logits, then features if there is a draft head, then blocks if
-        it is sparse.
-        """
-        logits, *rest = map(
-            self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result]
+        arguments = self.memory.arguments(rows)
+        function = self.functions[kind][sparse]
+        if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
+            self.memory.call(function, *arguments, pools.tensors)
+            return []
+        result = self.memory.call(function, *arguments, pools.tensors, self._params)
+        return list(
+            map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
         )
-        features = rest.pop(0) if self.manifest.draft else None
-        return Outputs(logits[:, : self.vocab_size], features, tuple(rest))
 
 
 @cache

@@ -29,9 +29,8 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     seed: int | None  # same seed, same text
     speculate: str | None  # "auto" (the default), "off", or a drafter: see Speculation
-    tree_size: (
-        int | None
-    )  # nodes of a draft tree; None: chosen by what was measured, as the next two
+    # nodes of a draft tree; None: chosen by what was measured, as the next two
+    tree_size: int | None
     draft_depth: int | None
     draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
@@ -89,9 +88,8 @@ class Stats:
     blocks_read: int = 0  # of 64 tokens, by the last token in each layer and KV head
     blocks: int = 0  # that there were
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
-    finish_reason: str | None = (
-        None  # "stop", "length" or "context"; None while it runs or when it was abandoned
-    )
+    # "stop", "length" or "context"; None while it runs or when it was abandoned
+    finish_reason: str | None = None
 
     @property
     def prefill_rate(self) -> float:

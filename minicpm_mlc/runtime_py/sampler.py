@@ -48,6 +48,7 @@ class SamplingParams:
 
     @property
     def penalises(self) -> bool:
+        """Whether any penalty is on."""
         return (
             self.repetition_penalty != 1
             or self.presence_penalty != 0
@@ -134,7 +135,9 @@ class Sampler:
             return logits
         scores = logits.astype(np.float64)
         ids = np.flatnonzero(self._seen)
-        seen, counts, penalty = scores[ids], self._counts[ids], self.params.repetition_penalty
+        seen = scores[ids]
+        counts = self._counts[ids]
+        penalty = self.params.repetition_penalty
         seen = np.where(seen < 0, seen * penalty, seen / penalty)
         scores[ids] = (
             seen
@@ -171,7 +174,8 @@ def _cut_tail(
     from rounding). The whole distribution is float32, which only its sum and that first choice
     depend on; the chosen are float64.
     """
-    largest, top_p = scores.max(), params.top_p
+    largest = scores.max()
+    top_p = params.top_p
     rough = np.subtract(scores, largest, dtype=np.float32)
     rough /= np.float32(params.temperature)
     np.exp(rough, out=rough)
@@ -179,15 +183,19 @@ def _cut_tail(
     likely = np.flatnonzero(
         rough >= np.float32(max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p))
     )
-    ids, weights = ids[likely], _weights(scores[likely], largest, params.temperature)
+    ids = ids[likely]
+    weights = _weights(scores[likely], largest, params.temperature)
     if params.min_p:
-        ids, weights = ids[weights >= params.min_p], weights[weights >= params.min_p]
+        ids = ids[weights >= params.min_p]
+        weights = weights[weights >= params.min_p]
     probs = weights / total
     if len(probs) > _FEW:
         head = probs > np.partition(probs, -_FEW)[-_FEW]
         if probs[head].sum() > top_p + 1e-6:  # the cut lies among these few
-            ids, probs = ids[head], probs[head]
+            ids = ids[head]
+            probs = probs[head]
     order = np.argsort(-probs, kind="stable")
-    ids, probs = ids[order], probs[order]
+    ids = ids[order]
+    probs = probs[order]
     kept = np.cumsum(probs) - probs < top_p if top_p < 1 else slice(None)
     return ids[kept], probs[kept] / probs[kept].sum()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,13 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import plain_table
 from minicpm_mlc.bundle.kernel_cases import load_cases
-from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.kernel_check import Checked
-from minicpm_mlc.runtime_py.machine import physical_cores
+from minicpm_mlc.runtime_py.local_machine import LocalMachine
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.protocols import Library, Machine
 
 PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
 GENERATION_LIMIT = (
@@ -31,8 +32,8 @@ GENERATION_LIMIT = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """The cases of one operator: the worst NMSE of all, its limit, and the time of all its
+class OperatorResult:
+    """The cases of one operator: the worst NMSE of all, its limit, and the seconds of all its
     calls.
     """
 
@@ -52,7 +53,7 @@ class VerifyReport:
 
     name: str
     device: str
-    rows: list[Row]
+    rows: list[OperatorResult]
     tokens: dict[str, list[int]]
     expected: dict[str, list[int]] | None = None
 
@@ -75,6 +76,7 @@ class VerifyReport:
             )
 
     def plain(self) -> str:
+        """A table for a terminal."""
         cells = [["operator", "cases", "NMSE", "limit", "ms", ""]]
         for row in self.rows:
             numbers = [
@@ -92,6 +94,7 @@ class VerifyReport:
         return f"{self.name} on {self.device}\n\n{plain_table(cells)}{match}"
 
     def json(self) -> str:
+        """One JSON object, which `expect` of another run reads."""
         return json.dumps(asdict(self) | {"failed": self.failed}, indent=1)
 
 
@@ -100,27 +103,25 @@ def verify_bundle(
     *,
     threads: int | None = None,
     expect: str | Path | None = None,
-    remote: Any = None,
+    remote: Machine | None = None,
     progress: Progress = no_progress,
 ) -> VerifyReport:
     """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's
     device.
 
     `expect` is the JSON report of the same model on another device, whose tokens this one must
-    give; `threads` None means the physical cores; `remote` is another machine (rpc/client.py).
+    give; `threads` None means the physical cores; `remote` is another machine, None this one.
     Raises BundleError for a bundle that doesn't load, or a kernel that doesn't run.
     """
-    from minicpm_mlc.runtime_py.library import Library
-
-    bundle = remote.read_bundle(path) if remote else read_bundle(path)
-    count: int = threads or (remote.cores if remote else physical_cores())
+    machine: Machine = remote or LocalMachine()
+    bundle = machine.read_bundle(path)
     expected = None if expect is None else _expected_tokens(Path(expect))
-    library = remote.open_library(bundle, count) if remote else Library(bundle, count)
+    library = machine.open_library(bundle, threads or machine.cores)
     return verify_library(library, bundle, expected, progress)
 
 
 def verify_library(
-    library: Any,
+    library: Library,
     bundle: Bundle,
     expected: dict[str, list[int]] | None = None,
     progress: Progress = no_progress,
@@ -131,33 +132,38 @@ def verify_library(
     for done, case in enumerate(cases, 1):
         checked.append(library.check(case))
         progress("kernels", done, len(cases))
-    rows, tokens = _rows(checked), {}
+    rows = _rows(checked)
+    tokens: dict[str, list[int]] = {}
     for gear, model in _models(library, bundle.manifest):
         progress("generation", len(tokens), 2)
         start = time.perf_counter()
         nmse, tokens[gear] = _generation(model, bundle.manifest)
         seconds = time.perf_counter() - start
         rows.append(
-            Row(f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT)
+            OperatorResult(
+                f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT
+            )
         )
     progress("generation", 2, 2)
-    return VerifyReport(bundle.manifest.name, library.memory.identity, rows, tokens, expected)
+    return VerifyReport(bundle.manifest.name, library.device_identity, rows, tokens, expected)
 
 
-def _rows(checked: list[Checked]) -> list[Row]:
+def _rows(checked: list[Checked]) -> list[OperatorResult]:
     rows = []
     for operator, group in groupby(sorted(checked, key=lambda c: c.operator), lambda c: c.operator):
         cases = list(group)
         worst = max(cases, key=lambda c: c.nmse if c.nmse == c.nmse else np.inf)
-        passed, seconds = all(case.passed for case in cases), sum(case.seconds for case in cases)
-        rows.append(Row(operator, len(cases), worst.nmse, worst.limit, seconds, passed))
+        passed = all(case.passed for case in cases)
+        seconds = sum(case.seconds for case in cases)
+        rows.append(OperatorResult(operator, len(cases), worst.nmse, worst.limit, seconds, passed))
     return rows
 
 
-def _models(library: Any, manifest: Manifest) -> Iterator[tuple[str, CachedModel]]:
+def _models(library: Library, manifest: Manifest) -> Iterator[tuple[str, CachedModel]]:
     gears = ["dense", "sparse"] if manifest.dense_len is not None else ["dense"]
     for gear in gears:
-        yield gear, CachedModel(library, PROMPT + NEW, manifest.page_size, Gears.of(manifest, gear))
+        cache = PagedCache(library, PROMPT + NEW)
+        yield gear, CachedModel(cache, PROMPT + NEW, Gears.of(manifest, gear))
 
 
 def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int]]:
@@ -175,14 +181,10 @@ def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int
     chunks = [
         rows.copy() for _, rows in model.prefill(tokens, manifest.prefill_chunk, all_rows=True)
     ]
-    once, stepwise = (
-        np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64),
-        np.array(decoded, np.float64),
-    )
-    return float(((stepwise - once) ** 2).sum() / (once**2).sum()), [
-        *tokens[PROMPT:],
-        int(decoded[-1].argmax()),
-    ]
+    once = np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64)
+    stepwise = np.array(decoded, np.float64)
+    nmse = float(((stepwise - once) ** 2).sum() / (once**2).sum())
+    return nmse, [*tokens[PROMPT:], int(decoded[-1].argmax())]
 
 
 def _expected_tokens(path: Path) -> dict[str, list[int]]:

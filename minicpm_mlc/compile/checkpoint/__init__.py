@@ -15,6 +15,8 @@ from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
 from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
+from minicpm_mlc.compile.model.registry import published_tensors
 
 __all__ = [
     "Checkpoint",
@@ -27,7 +29,6 @@ __all__ = [
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Checkpoint(Protocol):
@@ -80,7 +81,7 @@ def open_checkpoint(folder: str | Path, config: ModelConfig) -> Checkpoint:
         raise CheckpointError(
             f"{path} is not a folder; give the folder that holds config.json and the weights"
         )
-    shapes = config.tensor_shapes()
+    shapes = published_tensors(config)
     found = find_tensors(path)
     check_tensors(path, found, shapes, optional=[HEAD] if config.tie_word_embeddings else [])
     if config.tie_word_embeddings and HEAD in found:

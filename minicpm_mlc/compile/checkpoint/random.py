@@ -6,23 +6,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Protocol
 
 import numpy as np
 
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
+from minicpm_mlc.compile.model.registry import published_tensors
+
 _PERIOD = 1_048_573  # prime, so that rows of any width start at different places of the block
-
-
-class Shapes(Protocol):
-    """What is needed of a config."""
-
-    @property
-    def scale_emb(self) -> float: ...
-    @property
-    def logit_scale(self) -> float: ...
-    @property
-    def parameters(self) -> int: ...
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
 
 class RandomCheckpoint:
@@ -32,10 +24,10 @@ class RandomCheckpoint:
     tensor's name and scaled so that activations and logits stay near 1.
     """
 
-    def __init__(self, config: Shapes, seed: int = 0):
+    def __init__(self, config: ModelConfig | DraftConfig, seed: int = 0):
         self._config = config
         self._seed = seed
-        self._shapes = config.tensor_shapes()
+        self._shapes = published_tensors(config)
         self._block = np.random.default_rng(seed).standard_normal(_PERIOD, dtype=np.float32)
 
     def names(self) -> list[str]:
@@ -47,7 +39,7 @@ class RandomCheckpoint:
     @property
     def bytes(self) -> int:
         """What the same checkpoint would weigh in bf16."""
-        return 2 * self._config.parameters
+        return 2 * sum(math.prod(shape) for shape in self._shapes.values())
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """float32 rows [start:stop) of a tensor, as a reader of real files gives them."""
@@ -63,9 +55,9 @@ class RandomCheckpoint:
         return flat.reshape(-1, width)
 
     def _deviation(self, name: str, inputs: int) -> float:
-        if name == "model.embed_tokens.weight":
+        if name == EMBEDDING:
             return 1 / self._config.scale_emb
-        head = 1 / self._config.logit_scale if name == "lm_head.weight" else 1.0
+        head = 1 / self._config.logit_scale if name == HEAD else 1.0
         return head / math.sqrt(inputs)
 
 

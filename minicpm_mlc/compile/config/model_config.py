@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from minicpm_mlc.base.errors import CheckpointError, ConfigError
-from minicpm_mlc.base.files import read_json
-from minicpm_mlc.compile.config.keys import Keys, read_fields
-from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT, longer_list
+from minicpm_mlc.base.errors import ConfigError
+from minicpm_mlc.compile.config.keys import Keys
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,9 @@ class LayerConfig(Protocol):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A dense MiniCPM4-family decoder: Llama, with the muP scalings when `model_type` is
-    "minicpm4".
+    """A decoder of any model: `model_type` names the file in compile/model that builds it.
+
+    The muP scalings are 1 unless the model has them, `sparse` is None unless it has InfLLM-v2.
     """
 
     name: str
@@ -145,11 +143,11 @@ class ModelConfig:
     rope_attention_scale: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    scale_emb: float
-    scale_depth: float | None
-    dim_model_base: float | None
     bos_token_id: int
     eos_token_ids: tuple[int, ...]
+    scale_emb: float = 1.0
+    scale_depth: float | None = None
+    dim_model_base: float | None = None
     sparse: SparseConfig | None = None
 
     def __post_init__(self) -> None:
@@ -177,29 +175,6 @@ class ModelConfig:
                 raise ConfigError(
                     f"config.json: {key} {token} is outside the vocabulary of {self.vocab_size}"
                 )
-
-    @classmethod
-    def from_dict(cls, raw: object, name: str) -> ModelConfig:
-        """From a parsed config.json. Raises ConfigError naming the key that is missing, mistyped or
-        not implemented.
-        """
-        values = read_fields(raw)
-        sparse = values.pop("sparse")
-        return cls(
-            name=name, sparse=None if sparse is None else SparseConfig.from_dict(sparse), **values
-        )
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """From a checkpoint folder. Raises CheckpointError when it is no folder, ConfigError for
-        its config.json.
-        """
-        path = Path(folder)
-        if not path.is_dir():
-            raise CheckpointError(
-                f"{path} is not a folder; give the folder that holds config.json and the weights"
-            )
-        return cls.from_dict(_read_json(path / "config.json"), path.resolve().name)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields for the manifest; `from_manifest` gives back an equal config."""
@@ -241,77 +216,6 @@ class ModelConfig:
             np.float32
         )
 
-    @property
-    def sparse_attention(self) -> SparseConfig | None:
-        """The settings to run InfLLM-v2 with, None for a model that was not trained for it.
-
-        The 8B models were, and ship without a `sparse_config`: they get the published one. Their
-        mark is the 16 query heads of 128 that share a key; MiniCPM4-0.5B and MiniCPM5 have 8.
-        """
-        trained = (
-            self.model_type == "minicpm4"
-            and self.num_heads == 16 * self.num_kv_heads
-            and self.head_dim == 128
-        )
-        return self.sparse or (SparseConfig() if trained else None)
-
-    def with_context(self, length: int) -> ModelConfig:
-        """This model for contexts up to `length` tokens, with the published longer RoPE list where
-        there is one.
-
-        Raises ConfigError for a length that no published list covers.
-        """
-        if length <= self.max_position_embeddings:
-            return self
-        longer = longer_list(self.rope_factors) if self.model_type == "minicpm4" else None
-        reach = LONGER_CONTEXT if longer else self.max_position_embeddings
-        if longer is None or length > reach:
-            raise ConfigError(
-                f"--context {length}: {self.name} reaches {reach} tokens; ask for no more"
-            )
-        return replace(self, max_position_embeddings=reach, rope_factors=longer)
-
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of keys and values that one token adds over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the checkpoint holds; a tied embedding counts once."""
-        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the checkpoint by its published name, in layer order; linears are [out,
-        in].
-        """
-        hidden, inner = self.hidden_size, self.intermediate_size
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "post_attention_layernorm": (hidden,),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, hidden)
-        }
-        for i in range(self.num_layers):
-            shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return read_json(path, ConfigError, "download it again")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path.parent} has no config.json; it is not a checkpoint folder"
-        ) from None

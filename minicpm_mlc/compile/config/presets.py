@@ -65,9 +65,6 @@ _MINICPM5_1B = ModelConfig(
     rope_attention_scale=1.0,
     max_position_embeddings=131072,
     tie_word_embeddings=False,
-    scale_emb=1.0,
-    scale_depth=None,
-    dim_model_base=None,
     bos_token_id=0,
     eos_token_ids=(1, 130073),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Expected, Tiled
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.kernel_cases.sample import (
     ELEMENTWISE,
     EXACT,
@@ -31,7 +31,7 @@ from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.segment_means import SEGMENTS, segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
-from minicpm_mlc.ops.formats.kv import key_shape, read_definition, write_definition
+from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES, ancestor_masks
 
 TABLE = [4, 0, 3, 2]  # pages of a sequence, of the five there are
@@ -47,24 +47,17 @@ SCORED = 131  # pages whose scores are compared: more than a selection has
 class Pools:
     """Keys and values as kernels take them, and what they stand for, float64."""
 
-    def __init__(self, kv_heads: int, head_dim: int, kv_dtype: str) -> None:
+    def __init__(self, kv_heads: int, head_dim: int, kv: KVFormat) -> None:
         self.pages, self.kv_heads, self.head_dim = 1 + max(TABLE), kv_heads, head_dim
-        keys = np.zeros(
-            (self.pages, *key_shape(kv_dtype, kv_heads, head_dim)), KV_STORAGE[kv_dtype]
-        )
-        values = np.zeros((self.pages, kv_heads, PAGE_SIZE, head_dim), keys.dtype)
         numbers = _repeated(2, self.pages, PAGE_SIZE, kv_heads, head_dim).array()
-        for page in range(self.pages):
-            for slot in range(PAGE_SIZE):
-                write_definition(
-                    keys, values, page, slot, numbers[0, page, slot], numbers[1, page, slot]
-                )
-        period = keys.shape[2] if kv_dtype == "int8" else PERIOD  # scales lie behind int8 keys
+        k, v = numbers.swapaxes(2, 3)  # [pages, kv_heads, 64, d]
+        keys, values = kv.pack(k.swapaxes(2, 3), v)
+        period = keys.shape[2] if kv.scale_rows else PERIOD  # scales lie behind the keys
         self.stored = [
             Tiled(keys[:, :, :period], keys.shape),
             Tiled(values[..., :PERIOD], values.shape),
         ]
-        self.read = read_definition(keys, values)
+        self.read = kv.read(keys, values)
 
     def queries(self, n: int, num_heads: int) -> Tiled:
         return _repeated(n, num_heads, self.head_dim)
@@ -110,8 +103,8 @@ def _attend(
     yield new([q, *pools.stored, table, ids(*SLOTS)], answer, _limit(kernels, shape[2]))
 
 
-def _limit(kernels: Any, kv_dtype: str) -> float:
-    return ROUNDED if kernels.bf16_dot and kv_dtype == "bfloat16" else SUMS
+def _limit(kernels: Any, kv: KVFormat) -> float:
+    return ROUNDED if kv.multiplied_as_bfloat16(kernels.bf16_dot) else SUMS
 
 
 def attend_blocks(
@@ -119,17 +112,17 @@ def attend_blocks(
     num_heads: int,
     kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     budget: int,
     batched: bool,
 ) -> Iterator[Sample]:
-    pools, table = new_pools(kv_heads, head_dim, kv_dtype), tables(batched)
+    pools, table = new_pools(kv_heads, head_dim, kv), tables(batched)
     q, selected = pools.queries(2, num_heads), _selected(SLOTS, kv_heads, budget)
     answer = attend_blocks_definition(q.array(), *pools.read, table.tile, np.array(SLOTS), selected)
     yield new(
         [q, *pools.stored, table, ids(*SLOTS), Tiled.whole(selected)],
         answer,
-        _limit(kernels, kv_dtype),
+        _limit(kernels, kv),
     )
 
 
@@ -153,9 +146,9 @@ def attend_tree(kernels: Any, num_heads: int, *shape: Any) -> Iterator[Sample]:
 
 
 def attend_tree_blocks(
-    kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, budget: int
+    kernels: Any, num_heads: int, kv_heads: int, head_dim: int, kv: KVFormat, budget: int
 ) -> Iterator[Sample]:
-    pools, (table, base, ancestors) = new_pools(kv_heads, head_dim, kv_dtype), _tree()
+    pools, (table, base, ancestors) = new_pools(kv_heads, head_dim, kv), _tree()
     q, selected = (
         pools.queries(len(PARENTS), num_heads),
         _selected([BASE + depth for depth in DEPTHS], kv_heads, budget),
@@ -166,7 +159,7 @@ def attend_tree_blocks(
     yield new(
         [q, *pools.stored, table, base, ancestors, Tiled.whole(selected)],
         answer,
-        _limit(kernels, kv_dtype),
+        _limit(kernels, kv),
     )
 
 
@@ -185,14 +178,14 @@ def path_means(_: Any, *shape: Any) -> Iterator[Sample]:
 def score_blocks(
     _: Any, num_heads: int, kv_heads: int, head_dim: int, batched: bool
 ) -> Iterator[Sample]:
-    pools, table = new_pools(kv_heads, head_dim, "float32"), tables(batched)
+    pools, table = new_pools(kv_heads, head_dim, F32), tables(batched)
     q, means = pools.queries(2, num_heads), pools.means
     answer = score_blocks_definition(q.array(), means.tile, table.tile, np.array(SLOTS))
     yield new([q, means, table, ids(*SLOTS)], answer)
 
 
 def score_tree(_: Any, num_heads: int, kv_heads: int, head_dim: int) -> Iterator[Sample]:
-    pools, (table, base, _ancestors) = new_pools(kv_heads, head_dim, "float32"), _tree()
+    pools, (table, base, _ancestors) = new_pools(kv_heads, head_dim, F32), _tree()
     q, means, positions = (
         pools.queries(len(PARENTS), num_heads),
         pools.means,
@@ -215,10 +208,10 @@ def select_blocks(
 
 
 def segment_means(
-    _: Any, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+    _: Any, kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
 ) -> Iterator[Sample]:
     pools, table, slots = (
-        new_pools(kv_heads, head_dim, kv_dtype),
+        new_pools(kv_heads, head_dim, kv),
         tables(batched),
         [79, 255] if batched else [62, 63, 79, 127],
     )
@@ -230,17 +223,19 @@ def segment_means(
 
 
 def rope_append(
-    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
 ) -> Iterator[Sample]:
     """Of numbers with few digits, so that every format stores exactly one answer."""
-    pools, table, slots = new_pools(kv_heads, head_dim, kv_dtype), tables(batched), ids(*SLOTS)
+    pools, table, slots = new_pools(kv_heads, head_dim, kv), tables(batched), ids(*SLOTS)
     width = (num_heads + 2 * kv_heads) * head_dim
     qkv = Tiled(np.rint(16 * normal(2, min(width, 193))) / np.float32(16), (2, width))
     cos_sin = Tiled.whole(
         np.random.default_rng(3).choice(np.array([-1, -0.5, 0.5, 1], np.float32), (2, head_dim))
     )
     pages = pools.copies()
-    q = rope_append_definition(qkv.array(), cos_sin.tile, slots.tile, table.tile, *pages, num_heads)
+    q = rope_append_definition(
+        qkv.array(), cos_sin.tile, slots.tile, table.tile, *pages, num_heads, kv
+    )
     written = [
         changed(4 + i, pool.array(), page)
         for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
@@ -250,29 +245,11 @@ def rope_append(
 
 
 def move_rows(_: Any, *shape: Any) -> Iterator[Sample]:
-    pools, (table, *_tree_arguments) = new_pools(*shape), _tree()
+    pools, table = new_pools(*shape), tables(False)
     sources, slots, pages = ids(BASE, 130, 200), ids(BASE, BASE + 1, BASE + 2), pools.copies()
-    _move(sources.tile, slots.tile, table.tile, *pages)
+    move_rows_definition(sources.tile, slots.tile, table.tile, *pages, shape[-1])
     moved = [
         changed(3 + i, pool.array(), page)
         for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
     ]
     yield Sample(EXACT, [sources, slots, table, *pools.stored], moved)
-
-
-def _move(
-    sources: np.ndarray, slots: np.ndarray, table: np.ndarray, keys: np.ndarray, values: np.ndarray
-) -> None:
-    """move_rows_definition, for int8 of the scales behind the keys too: seen as a pool of their
-    own, one row of each kind.
-    """
-    head_dim = values.shape[-1]
-    move_rows_definition(sources, slots, table, keys[:, :, :head_dim], values)
-    if keys.dtype == np.int8:
-        scales = (
-            np.ascontiguousarray(keys[:, :, head_dim:])
-            .view(np.float32)
-            .reshape(*keys.shape[:2], 2, PAGE_SIZE)
-        )
-        move_rows_definition(sources, slots, table, scales, np.zeros_like(values))
-        keys[:, :, head_dim:] = scales.view(np.int8).reshape(*keys.shape[:2], -1, PAGE_SIZE)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend_page import LOWEST, Block, Page, Shape, attend_page
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.formats import kv as kv_format
+from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.tir import T
 
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
 FEW_TOKENS = 8  # a prefill this short goes by decode's tasks
@@ -51,7 +51,7 @@ def attend_definition(
     return out.reshape(n, heads * head_dim)
 
 
-def paged(shape: Shape, kv_dtype: str, body: Callable[..., None]) -> Any:
+def paged(shape: Shape, kv: KVFormat, body: Callable[..., None]) -> Any:
     """The PrimFunc (q, k_pages, v_pages, page_tables, slots) -> out that both kinds of attention
     share.
     """
@@ -72,9 +72,7 @@ def paged(shape: Shape, kv_dtype: str, body: Callable[..., None]) -> Any:
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
@@ -87,7 +85,7 @@ def attend_prefill(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     tile_vectors: int = 4,
     bf16_dot: bool = False,
 ) -> Any:
@@ -97,22 +95,18 @@ def attend_prefill(
     Row r sees the slots up to slots[r]. `tile_vectors` accumulators of 16 lanes must fit the
     registers beside their operands: 8 hide the latency of AVX-512, 4 are what AVX2 and NEON hold.
     """
-    shape = Shape.of(
-        num_heads, num_kv_heads, head_dim, kv_dtype, BLOCK_ROWS, tile_vectors, bf16_dot
-    )
+    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv, BLOCK_ROWS, tile_vectors, bf16_dot)
     group = shape.group
 
     def attend(
         n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any
     ) -> None:
-        if (
-            group < shape.rows
-            # then a block's tiles hold heads of several tokens, and a short prefill has blocks enough
-        ):
+        # A block's tiles then hold heads of several tokens, and a short prefill has blocks enough.
+        if group < shape.rows:
             return attend_by_blocks(n, q, pools, page_tables, slots, out)
         with T.If(n <= FEW_TOKENS):
             with T.Then():
-                attend_each(shape, n, q, pools, lambda _: (page_tables, 0), slots, out)
+                attend_each(shape, kv, n, q, pools, lambda _: (page_tables, 0), slots, out)
             with T.Else():
                 attend_by_blocks(n, q, pools, page_tables, slots, out)
 
@@ -143,7 +137,7 @@ def attend_prefill(
                 place, following = (
                     page_at(page_tables, 0, at) for at in (number, T.min(number + 1, final))
                 )
-                page = Page(pools, place, kv_head, following)
+                page = Page(kv, pools, place, kv_head, following)
                 attend_page(shape, block, tiles, number * PAGE_SIZE, page)
             with T.serial(here) as row:
                 at = T.Bind(start + row)
@@ -154,7 +148,7 @@ def attend_prefill(
                         out, vector.load(block.output, row, j) * factor, at // group, column + j
                     )
 
-    return paged(shape, kv_dtype, attend)
+    return paged(shape, kv, attend)
 
 
 def page_at(page_tables: Any, table: Any, number: Any) -> Any:
@@ -261,6 +255,7 @@ def attend_in_splits(
 
 def attend_each(
     shape: Shape,
+    kv: KVFormat,
     n: Any,
     q: Any,
     pools: tuple[Any, Any],
@@ -283,7 +278,7 @@ def attend_each(
                 place, following = (
                     page_at(*table_of(row), at) for at in (number, T.min(number + 1, end - 1))
                 )
-                visit(number, Page(pools, place, kv_head, following))
+                visit(number, Page(kv, pools, place, kv_head, following))
 
         return attend_row(shape, q, slots[row], row, kv_head, visit_all)
 
@@ -296,7 +291,7 @@ def attend_decode(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     tile_vectors: int = 4,
     bf16_dot: bool = False,
 ) -> Any:
@@ -311,7 +306,7 @@ def attend_decode(
         num_heads,
         num_kv_heads,
         head_dim,
-        kv_dtype,
+        kv,
         num_heads // num_kv_heads,
         tile_vectors,
         bf16_dot,
@@ -320,6 +315,6 @@ def attend_decode(
     def attend(
         b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any
     ) -> None:
-        attend_each(shape, b, q, pools, lambda row: (page_tables, row), slots, out)
+        attend_each(shape, kv, b, q, pools, lambda row: (page_tables, row), slots, out)
 
-    return paged(shape, kv_dtype, attend)
+    return paged(shape, kv, attend)

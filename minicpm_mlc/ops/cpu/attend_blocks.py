@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend import (
@@ -21,7 +20,8 @@ from minicpm_mlc.ops.cpu.attend import (
     page_at,
 )
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
-from minicpm_mlc.ops.formats import kv as kv_format
+from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.tir import T
 
 
 def attend_blocks_definition(
@@ -64,7 +64,7 @@ def attend_blocks(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     budget: int,
     batched: bool,
     tile_vectors: int = 4,
@@ -82,7 +82,7 @@ def attend_blocks(
         num_heads,
         num_kv_heads,
         head_dim,
-        kv_dtype,
+        kv,
         num_heads // num_kv_heads,
         tile_vectors,
         bf16_dot,
@@ -110,7 +110,7 @@ def attend_blocks(
                             selected[row, kv_head, T.min(begin + step + 1, budget - 1)], 0
                         )
                         places = (page_at(page_tables, table, at) for at in (number, following))
-                        visit(number, Page(pools, next(places), kv_head, next(places)))
+                        visit(number, Page(kv, pools, next(places), kv_head, next(places)))
 
             return attend_row(shape, q, slots[row], row, kv_head, visit_all)
 
@@ -147,9 +147,7 @@ def attend_blocks(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")

@@ -20,13 +20,11 @@ from math import e, log2, sqrt
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.formats import kv as kv_format
-from minicpm_mlc.ops.formats.kv import KEYS, VALUES
-from minicpm_mlc.ops.tir import LOWEST
+from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.tir import LOWEST, T
 
 CACHE_LINE = 64  # bytes
 
@@ -119,7 +117,7 @@ class Shape:
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        kv_dtype: str,
+        kv: KVFormat,
         most_rows: int,
         tile_vectors: int,
         bf16_dot: bool,
@@ -134,7 +132,7 @@ class Shape:
         columns = max(
             c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0
         )
-        paired = bf16_dot and kv_dtype == "bfloat16" and columns > 1
+        paired = kv.multiplied_as_bfloat16(bf16_dot) and columns > 1
         return Shape(
             num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if paired else Float32()
         )
@@ -241,6 +239,7 @@ def multiply_tile(
 class Page:
     """One page of the pools, and the pool's page that is read after it, if that is known."""
 
+    kv: KVFormat
     pools: tuple[Any, Any]
     place: Any
     kv_head: Any
@@ -256,14 +255,16 @@ class Page:
 
     def _load(self, pool: Any, row: Any, at: Any, n: int) -> Any:
         if n == vector.LANES:
-            return kv_format.load(pool, self.place, self.kv_head, row, at)
+            return self.kv.cpu_load(pool, self.place, self.kv_head, row, at)
         return pool[self.place, self.kv_head, row, T.ramp(at, 1, n)]
 
     def scaled(self, x: Any, which: int, sixteen: Any) -> Any:
         """x times the scales of its 16 tokens' keys or values, in a format that has them."""
-        if not kv_format.has_scales(self.pools):
-            return x
-        return x * kv_format.scales(self.pools, which, self.place, self.kv_head, sixteen)
+        head_dim = int(self.pools[1].shape[-1])
+        scales = self.kv.cpu_scales(
+            self.pools[0], head_dim, which, self.place, self.kv_head, sixteen
+        )
+        return x if scales is None else x * scales
 
     def fetch_values(self, at: Any, count: int) -> None:
         """Ask for elements at .. at + count - 1 of this page's values."""

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend import (
@@ -27,7 +26,7 @@ from minicpm_mlc.ops.cpu.attend import (
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.formats import kv as kv_format
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import (
     MASK_WORDS,
     MAX_NODES,
@@ -36,6 +35,7 @@ from minicpm_mlc.ops.formats.tree import (
     path_tables_definition,
     paths_definition,
 )
+from minicpm_mlc.ops.tir import T
 
 
 def attend_tree_definition(
@@ -87,7 +87,7 @@ def attend_tree(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     tile_vectors: int = 4,
     bf16_dot: bool = False,
 ) -> Any:
@@ -102,7 +102,7 @@ def attend_tree(
         num_heads,
         num_kv_heads,
         head_dim,
-        kv_dtype,
+        kv,
         num_heads // num_kv_heads,
         tile_vectors,
         bf16_dot,
@@ -114,9 +114,7 @@ def attend_tree(
         def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
             path = Path.of(page_table, base, ancestors, row)
             begin, end = share_of(T.Bind(T.Cast("int64", path.slot // PAGE_SIZE + 1)), split)
-            return attend_path(
-                shape, kv_dtype, q, pools, path, row, kv_head, _each_page(begin, end)
-            )
+            return attend_path(shape, kv, q, pools, path, row, kv_head, _each_page(begin, end))
 
         last = (
             T.Cast("int64", base[0]) + MAX_NODES - 1
@@ -139,9 +137,7 @@ def attend_tree(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
         base = T.match_buffer(base_handle, (m,), "int32")
         ancestors = T.match_buffer(ancestors_handle, (n, MASK_WORDS), "int32")
@@ -155,7 +151,7 @@ def attend_tree_blocks(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    kv_dtype: str,
+    kv: KVFormat,
     budget: int,
     tile_vectors: int = 4,
     bf16_dot: bool = False,
@@ -169,7 +165,7 @@ def attend_tree_blocks(
         num_heads,
         num_kv_heads,
         head_dim,
-        kv_dtype,
+        kv,
         num_heads // num_kv_heads,
         tile_vectors,
         bf16_dot,
@@ -196,7 +192,7 @@ def attend_tree_blocks(
                     with T.If(number >= 0), T.Then():
                         visit(number)
 
-            return attend_path(shape, kv_dtype, q, pools, path, row, kv_head, visit_all)
+            return attend_path(shape, kv, q, pools, path, row, kv_head, visit_all)
 
         attend_in_splits(shape, n, splits, attend_split, out)
 
@@ -217,9 +213,7 @@ def attend_tree_blocks(
         p = T.int64()
         num_pages = T.int64()
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
         base = T.match_buffer(base_handle, (m,), "int32")
         ancestors = T.match_buffer(ancestors_handle, (n, MASK_WORDS), "int32")
@@ -240,7 +234,7 @@ def _each_page(begin: Any, end: Any) -> Callable[[Callable[[Any], None]], None]:
 
 def attend_path(
     shape: Shape,
-    kv_dtype: str,
+    kv: KVFormat,
     q: Any,
     pools: tuple[Any, Any],
     path: Path,
@@ -251,7 +245,7 @@ def attend_path(
     """One row's heads of one KV head over the pages of its own sequence that each_number calls its
     argument with.
     """
-    scratch = TailPages.allocate(shape.head_dim, kv_dtype)
+    scratch = TailPages.allocate(shape.head_dim, kv)
 
     def visit_all(visit: Visit) -> None:
         def visit_number(number: Any) -> None:
@@ -259,9 +253,9 @@ def attend_path(
                 with T.Then():
                     following = T.min(number + 1, path.tail)
                     places = (page_at(path.page_table, 0, at) for at in (number, following))
-                    visit(number, Page(pools, next(places), kv_head, next(places)))
+                    visit(number, Page(kv, pools, next(places), kv_head, next(places)))
                 with T.Else():
-                    visit(number, Page(scratch.gather(path, number, kv_head, pools), 0, 0))
+                    visit(number, Page(kv, scratch.gather(path, number, kv_head, pools), 0, 0))
 
         each_number(visit_number)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm.script import tirx as T
+
+from minicpm_mlc.ops.tir import T
 
 PAIRS = 16  # that one instruction multiplies
 FUNCTIONS = """

@@ -13,6 +13,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
+from minicpm_mlc.ops.formats.weights.values import Values
+from minicpm_mlc.ops.tir import Expr
+
+SATURATED = 1 << 15  # what a 16-bit sum must stay below
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -43,33 +49,39 @@ class Int8Dot:
     together: int = 1
     paired: int = 1
 
-    def zero(self, fmt: Any) -> int:
-        """What the weights are too large by when they meet the activations; see quantize_rows."""
-        return 8 if fmt.name == "w4" else 0
+    def zero(self, values: Values) -> int:
+        """What the weights are too large by when they meet the activations."""
+        return values.zero
 
-    def unpack(self, fmt: Any, load: Any) -> list[Any]:
-        """The group's eight registers of weights; load(i) is the i-th stored register."""
-        if fmt.name != "w4":
-            return [load(i) for i in range(8)]
-        nibbles = []
-        for stored in map(load, range(4)):
-            nibbles += [
-                T.Bind(stored & self._bytes(15)),
-                T.Bind(T.shift_right(stored, self._bytes(4))),
-            ]
-        return nibbles
+    def factor(self, scheme: Scheme) -> int:
+        """What quantize_rows multiplies the sum of a group's activations by, to be read where a
+        scheme needs it: it starts the integer product, or meets the group's minimum.
+        """
+        return 1 if scheme.has_minimum else -self.zero(scheme.values)
+
+    def start(self, scheme: Scheme, word: Expr) -> Expr:
+        """What the integer product starts from, given that word."""
+        if not scheme.has_minimum:
+            return word
+        zero = self.zero(scheme.values)
+        return word * -zero if zero else T.int32(0)
+
+    def unpack(self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int) -> list[Expr]:
+        """A group's eight registers of weights, from a row of the block on."""
+        return scheme.values.registers(stored["weight"], block, g, 4 * row, 4 * self.rows)
 
     def groups(
-        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
     ) -> list[list[Any]]:
         """Of each block of weights, of each activation row, int32[rows]: its correction + the sum
         of all 32 products.
         """
         return [
-            [self.group(fmt, weights, x.words, x.correction) for x in inputs] for weights in blocks
+            [self.group(values, weights, x.words, x.correction) for x in inputs]
+            for weights in blocks
         ]
 
-    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
         """`groups` of one block and one row."""
         raise NotImplementedError
 
@@ -97,12 +109,12 @@ class Int8Dot:
 class VpDpBusd(Int8Dot):
     """AVX-512 VNNI and AVX-VNNI: four unsigned times signed products, added to 32 bits."""
 
-    def zero(self, fmt: Any) -> int:
-        return 8 if fmt.name == "w4" else 128
+    def zero(self, values: Values) -> int:
+        return values.zero if values.unsigned else values.zero + 128
 
-    def unpack(self, fmt: Any, load: Any) -> list[Any]:
-        weights = super().unpack(fmt, load)
-        if fmt.name == "w4":
+    def unpack(self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int) -> list[Expr]:
+        weights = super().unpack(scheme, stored, block, g, row)
+        if scheme.values.unsigned:
             return weights
         return [
             T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128))
@@ -110,7 +122,7 @@ class VpDpBusd(Int8Dot):
         ]
 
     def groups(
-        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
     ) -> list[list[Any]]:
         """Sums take turns, as a product waits for the one before it of its own sum."""
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
@@ -131,21 +143,26 @@ class PMAddUbsW(Int8Dot):
     """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of
     those to 32.
 
-    Nibbles can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15. Bytes meet as |w|
-    and sign(w) x, 2 * 128 * 127 < 2**15: exact as well.
+    Small unsigned weights can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15.
+    Larger ones can't within a pair, 2 * 127 * 127 < 2**15, nor can signed ones, which meet as |w|
+    and sign(w) x.
     """
 
-    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
         start = T.broadcast(correction, self.rows)
-        if fmt.name == "w4":
+        if values.unsigned and 2 * len(weights) * values.largest * 127 < SATURATED:
             pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
             return start + self._quads(reduce(lambda a, b: a + b, pairs))
-        return reduce(lambda a, b: a + b, map(self._signed, weights, words), start)
+        product = self._unsigned if values.unsigned else self._signed
+        return reduce(lambda a, b: a + b, map(product, weights, words), start)
 
     def peak_step(self, total: Any) -> Any:
         pairs = T.reinterpret(total, dtype=self._type(16))
         pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
         return T.reinterpret(pairs, dtype=self._type(32))
+
+    def _unsigned(self, weight: Any, word: Any) -> Any:
+        return self._quads(self._pairs(weight, self._splat(word)))
 
     def _signed(self, weight: Any, word: Any) -> Any:
         size = T.reinterpret(
@@ -167,10 +184,11 @@ class PMAddUbsW(Int8Dot):
 class SDot(Int8Dot):
     """Armv8.2 dotprod: four signed products, added to 32 bits."""
 
-    def group(self, fmt: Any, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
         total = T.broadcast(correction, self.rows)
         for weight, word in zip(weights, words, strict=True):
-            weight = T.reinterpret(weight, dtype=self._type(8)) if fmt.name == "w4" else weight
+            if values.unsigned:
+                weight = T.reinterpret(weight, dtype=self._type(8))
             total = _intrinsic(
                 "llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word)
             )
@@ -192,10 +210,10 @@ class SmMlA(SDot):
     """
 
     def groups(
-        self, fmt: Any, blocks: list[list[Any]], inputs: list[Activations]
+        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
     ) -> list[list[Any]]:
         if len(inputs) < self.together:
-            return super().groups(fmt, blocks, inputs)
+            return super().groups(values, blocks, inputs)
         first, second = inputs
         words = [_joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3]) for i in range(0, 8, 2)]
         pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]

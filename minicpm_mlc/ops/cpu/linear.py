@@ -9,7 +9,11 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.cpu.kernel import kernel
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
+from minicpm_mlc.ops.formats.weights.packing import blocks_of
+from minicpm_mlc.ops.tir import Buffer, Expr
 
 # x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
 TILE_ROWS = 6
@@ -31,20 +35,19 @@ def linear_definition(
 class _Linear:
     """The loops of one shape; the buffers are set when a PrimFunc's signature is known."""
 
-    x: Any
-    w: Any
-    s: Any
-    residual: Any
-    out: Any
-    m: Any
+    x: Buffer
+    stored: Stored
+    residual: Buffer | None
+    out: Buffer
+    m: Expr
 
-    def __init__(self, n: int, k: int, fmt: WeightFormat, scale: float) -> None:
+    def __init__(self, n: int, k: int, scheme: Scheme, scale: float) -> None:
         if k % GROUP:
             raise CompileError(
                 f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}"
             )
-        self.k, self.fmt, self.scale = k, fmt, scale
-        self.blocks = -(-n // LANES)
+        self.k, self.scheme, self.scale = k, scheme, scale
+        self.blocks = blocks_of(n)
         self.columns = next(c for c in (TILE_COLUMNS, 96, 64, 32) if k % c == 0)
 
     def emit(self) -> None:
@@ -62,25 +65,32 @@ class _Linear:
         total = vector.registers(1)
         vector.store(total, vector.splat(0.0), 0)
         with T.serial(self.k // GROUP) as g:
-            if self.fmt.group:
-                vector.store(
-                    total,
-                    vector.load(total, 0) + self.scaled(self.group_sum(row, block, g), block, g),
-                    0,
-                )
+            if self.scheme.group:
+                value = self.group_product(row, block, g)
+                vector.store(total, vector.load(total, 0) + value, 0)
             else:
                 for half in (0, 1):
                     for j in range(GROUP // 2):
-                        product = self.factor(row, g, half, j) * self.weights(block, g, j)[half]
+                        product = self.factor(row, g, half, j) * self.numbers(block, g, j)[half]
                         vector.store(total, vector.load(total, 0) + product, 0)
         vector.store(self.out, self.finish(vector.load(total, 0), row, block), row, block * LANES)
+
+    def group_product(self, row: Any, block: Any, g: Any) -> Any:
+        """One row times a group of columns: scale * (x * numbers) + minimum * (sum of x)."""
+        product, terms = self.group_sum(row, block, g), self.terms(block, g)
+        scaled = product * terms.scale
+        if terms.minimum is None:
+            return scaled
+        first, second = (vector.load(self.x, row, g * GROUP + half) for half in (0, 16))
+        total = vector.fold(lambda a, b: a + b, T.Bind(first + second))
+        return scaled + vector.splat(total) * terms.minimum
 
     def group_sum(self, row: Any, block: Any, g: Any) -> Any:
         """Unpack, multiply, add; four sums hide the latency of the additions."""
         sums: list[Any] = [None] * 4
         for j in range(GROUP // 2):
-            for half, weight in enumerate(self.weights(block, g, j)):
-                product = self.factor(row, g, half, j) * weight
+            for half, number in enumerate(self.numbers(block, g, j)):
+                product = self.factor(row, g, half, j) * number
                 at = half * 2 + j % 2
                 sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
         return (sums[0] + sums[1]) + (sums[2] + sums[3])
@@ -107,8 +117,9 @@ class _Linear:
         """tile[j] = float32 weights of column c * columns + j."""
         with T.serial(self.columns // GROUP) as i, T.serial(GROUP // 2) as j:
             g = T.Bind(c * (self.columns // GROUP) + i)
-            for half, weight in enumerate(self.weights(block, g, j)):
-                vector.store(tile, self.scaled(weight, block, g), i * GROUP + half * 16 + j, 0)
+            for half, number in enumerate(self.numbers(block, g, j)):
+                weight = self.terms(block, g).weight(number)
+                vector.store(tile, weight, i * GROUP + half * 16 + j, 0)
 
     def multiply(self, tile: Any, first: Any, rows: int, block: Any, c: Any) -> None:
         """out[first : first + rows] += x @ tile; the last tile of columns applies the epilogue."""
@@ -134,15 +145,11 @@ class _Linear:
                 for r in range(rows):
                     vector.store(self.out, vector.load(acc, r * LANES), first + r, block * LANES)
 
-    def weights(self, block: Any, g: Any, j: Any) -> tuple[Any, Any]:
-        return self.fmt.pair(self.w, block, g, j, T.ramp(0, 1, LANES), LANES)
+    def numbers(self, block: Any, g: Any, j: Any) -> tuple[Any, Any]:
+        return self.scheme.pair(self.stored, block, g, j, T.ramp(0, 1, LANES), LANES)
 
-    def scaled(self, value: Any, block: Any, g: Any) -> Any:
-        return (
-            value * self.fmt.scale(self.s, block, g, T.ramp(0, 1, LANES), LANES)
-            if self.fmt.group
-            else value
-        )
+    def terms(self, block: Any, g: Any) -> Terms:
+        return self.scheme.terms(self.stored, block, g, T.ramp(0, 1, LANES), LANES)
 
     def finish(self, value: Any, row: Any, block: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
@@ -153,46 +160,29 @@ class _Linear:
         )
 
 
-def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
-    """PrimFunc (x f32[m, k], weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
+def linear(n: int, k: int, scheme: Scheme, *, residual: bool = False, scale: float = 1.0) -> Any:
+    """PrimFunc (x f32[m, k], the weight's tensors[, residual f32[m, n]]) -> f32[m, padded n].
 
-    Weight and scales are packed as `fmt` says. n is padded to a multiple of 16; with a residual it
-    must be one. Raises CompileError for shapes that don't fit the layout.
+    n is padded to a multiple of 16; with a residual it must be one. Raises CompileError for shapes
+    that don't fit the layout.
     """
-    loops = _Linear(n, k, fmt, scale)
+    loops = _Linear(n, k, scheme, scale)
     width = loops.blocks * LANES
     if residual and n != width:
         raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
+    stored = scheme.arguments(n, k)
 
-    def emit(x: Any, w: Any, s: Any, res: Any, out: Any, m: Any) -> None:
-        loops.x, loops.w, loops.s, loops.residual, loops.out, loops.m = x, w, s, res, out, m
+    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
+        *others, loops.out = rest
+        loops.m, loops.x = dims.m, x
+        loops.stored = dict(zip(stored, others, strict=False))
+        loops.residual = others[-1] if residual else None
         loops.emit()
 
-    @T.prim_func(private=True)
-    def linear(x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        m = T.int64()
-        x = T.match_buffer(x_handle, (m, k), "float32")
-        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
-        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
-        out = T.match_buffer(out_handle, (m, width), "float32")
-        emit(x, w, s, None, out, m)
-
-    @T.prim_func(private=True)
-    def linear_residual(
-        x_handle: T.handle,
-        w_handle: T.handle,
-        s_handle: T.handle,
-        residual_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr(vector.ATTRS)
-        m = T.int64()
-        x = T.match_buffer(x_handle, (m, k), "float32")
-        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
-        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
-        res = T.match_buffer(residual_handle, (m, width), "float32")
-        out = T.match_buffer(out_handle, (m, width), "float32")
-        emit(x, w, s, res, out, m)
-
-    return linear_residual if residual else linear
+    arguments = {
+        "x": ("float32", "m", k),
+        **stored,
+        **({"residual": ("float32", "m", n)} if residual else {}),
+        "out": ("float32", "m", width),
+    }
+    return kernel("linear_residual" if residual else "linear", arguments, emit)

@@ -13,14 +13,18 @@ from tvm.script import tirx as T
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations
+from minicpm_mlc.ops.cpu.kernel import kernel
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.quantize_rows import (
-    CORRECTION,
     SCALE,
+    SUM,
     quantized_shape,
     rounded_rows_definition,
 )
-from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
+from minicpm_mlc.ops.formats.weights.packing import blocks_of
+from minicpm_mlc.ops.tir import Buffer, Expr
 
 CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
@@ -53,17 +57,16 @@ class LinearInt8:
     `totals` [rows, columns] holds the sums between two runs of columns; here it is the output.
     """
 
-    x: Any
-    w: Any
-    s: Any
-    residual: Any
-    totals: Any
-    m: Any
+    x: Buffer
+    stored: Stored
+    residual: Buffer | None
+    totals: Buffer
+    m: Expr
 
-    def __init__(self, n: int, k: int, fmt: WeightFormat, dot: str, scale: float) -> None:
-        self.groups, self.fmt, self.dot, self.scale = k // GROUP, fmt, DOTS[dot], scale
+    def __init__(self, n: int, k: int, scheme: Scheme, dot: str, scale: float) -> None:
+        self.groups, self.scheme, self.dot, self.scale = k // GROUP, scheme, DOTS[dot], scale
         self.runs = -(-self.groups // CACHE_GROUPS)
-        self.blocks = -(-n // LANES)
+        self.blocks = blocks_of(n)
         self.tasks = -(
             -self.blocks // STREAMS
         )  # task t has the blocks t, t + tasks, t + 2 tasks, ...
@@ -160,38 +163,41 @@ class LinearInt8:
             for r in range(0, rows, self.dot.together):
                 beside = range(r, min(r + self.dot.together, rows))
                 inputs = [self.activations(first + row, g) for row in beside]
-                products = self.dot.groups(self.fmt, [unpacked for _, unpacked in weights], inputs)
-                for i, (scale, _) in enumerate(weights):
+                unpacked = [registers for _, registers in weights]
+                products = self.dot.groups(self.scheme.values, unpacked, inputs)
+                for i, (terms, _) in enumerate(weights):
                     for row, product in zip(beside, products[i], strict=True):
-                        self.add(
-                            total, (i * rows + row) * LANES + part, first + row, g, scale, product
-                        )
+                        at = (i * rows + row) * LANES + part
+                        self.add(total, at, first + row, g, terms, product)
 
     def prefetch(self, block: Any, g: Any, ahead: int) -> None:
-        stored = 8 // self.fmt.columns_per_element
-        for i in range(stored):
-            vector.prefetch(self.w, block, g * stored + i + ahead // 64, 0)
+        weight = self.stored["weight"]
+        lines = int(weight.shape[1]) // self.groups
+        for i in range(lines):
+            vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
 
-    def weights(self, block: Any, g: Any, part: int) -> tuple[Any, list[Any]]:
-        """Scales and unpacked weights of one register of rows."""
-        width, stored = self.dot.rows, 8 // self.fmt.columns_per_element
-        scale = self.s[block, g * GROUP // self.fmt.group, T.ramp(part, 1, width)]
-        quads = T.ramp(4 * part, 1, 4 * width)
-        unpacked = self.dot.unpack(self.fmt, lambda i: T.Bind(self.w[block, g * stored + i, quads]))
-        return T.Bind(T.Cast(f"float32x{width}", scale)), unpacked
+    def weights(self, block: Any, g: Any, part: int) -> tuple[Terms, list[Any]]:
+        """Terms and unpacked weights of one register of rows."""
+        width = self.dot.rows
+        unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
+        terms = self.scheme.terms(self.stored, block, g, T.ramp(part, 1, width), width)
+        return terms.bound(), unpacked
 
-    def add(self, total: Any, at: int, row: Any, g: Any, scale: Any, product: Any) -> None:
-        """total[at...] += x scale * w scale * integer product."""
+    def add(self, total: Any, at: int, row: Any, g: Any, terms: Terms, product: Any) -> None:
+        """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
         width = self.dot.rows
         x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
-        value = T.Cast(f"float32x{width}", product) * T.Bind(scale * x_scale)
+        value = T.Cast(f"float32x{width}", product) * T.Bind(terms.scale * x_scale)
+        if terms.minimum is not None:
+            x_sum = T.broadcast(T.Cast("float32", self.x[row, g, SUM]), width)
+            value = value + terms.minimum * T.Bind(x_sum * x_scale)
         T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
     def activations(self, row: Any, g: Any) -> Activations:
         def word(i: int, n: int) -> Any:
             return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
 
-        return Activations(word, self.x[row, g, CORRECTION])
+        return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM]))
 
     def finish(self, value: Any, row: Any, column: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
@@ -199,50 +205,31 @@ class LinearInt8:
 
 
 def linear_int8(
-    n: int, k: int, fmt: WeightFormat, dot: str, *, residual: bool = False, scale: float = 1.0
+    n: int, k: int, scheme: Scheme, dot: str, *, residual: bool = False, scale: float = 1.0
 ) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales[, residual f32[m, n]]) ->
-    f32[m, padded n].
+    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, the weight's stored tensors[, residual
+    f32[m, n]]) -> f32[m, padded n].
 
-    `fmt` is w4 or w8 in the layout rows16x4, `dot` a name of int8_dot.DOTS. n is padded to a
+    `scheme` is laid out for int8 activations, `dot` a name of int8_dot.DOTS. n is padded to a
     multiple of 16; with a residual it must be one. Raises CompileError for shapes that don't fit.
     """
-    loops = LinearInt8(n, k, fmt, dot, scale)
+    loops = LinearInt8(n, k, scheme, dot, scale)
     width = loops.blocks * LANES
     if residual and n != width:
         raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
+    stored = scheme.arguments(n, k)
 
-    def emit(x: Any, w: Any, s: Any, res: Any, out: Any, m: Any) -> None:
-        loops.x, loops.w, loops.s, loops.residual, loops.totals, loops.m = x, w, s, res, out, m
+    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
+        *others, loops.totals = rest
+        loops.m, loops.x = dims.m, x
+        loops.stored = dict(zip(stored, others, strict=False))
+        loops.residual = others[-1] if residual else None
         loops.emit()
 
-    @T.prim_func(private=True)
-    def linear_int8(
-        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle
-    ):
-        T.func_attr(vector.ATTRS)
-        m = T.int64()
-        x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
-        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
-        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
-        out = T.match_buffer(out_handle, (m, width), "float32")
-        emit(x, w, s, None, out, m)
-
-    @T.prim_func(private=True)
-    def linear_int8_residual(
-        x_handle: T.handle,
-        w_handle: T.handle,
-        s_handle: T.handle,
-        residual_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr(vector.ATTRS)
-        m = T.int64()
-        x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
-        w = T.match_buffer(w_handle, fmt.weight_shape(n, k), fmt.dtype)
-        s = T.match_buffer(s_handle, fmt.scale_shape(n, k), fmt.scale_dtype)
-        res = T.match_buffer(residual_handle, (m, width), "float32")
-        out = T.match_buffer(out_handle, (m, width), "float32")
-        emit(x, w, s, res, out, m)
-
-    return linear_int8_residual if residual else linear_int8
+    arguments = {
+        "x": ("int32", *quantized_shape("m", k)),
+        **stored,
+        **({"residual": ("float32", "m", n)} if residual else {}),
+        "out": ("float32", "m", width),
+    }
+    return kernel("linear_int8_residual" if residual else "linear_int8", arguments, emit)

@@ -12,7 +12,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.kernel import kernel
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, LinearInt8, linear_int8_definition
 from minicpm_mlc.ops.cpu.quantize_rows import (
     quantize_group,
@@ -20,8 +20,10 @@ from minicpm_mlc.ops.cpu.quantize_rows import (
     rounded_rows_definition,
 )
 from minicpm_mlc.ops.cpu.swiglu import activated
-from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.swiglu import swiglu_definition
+from minicpm_mlc.ops.tir import Buffer
 
 HALVES = GROUP // LANES  # weight blocks of gate, and of up, per task
 FEW_ROWS = 3  # their totals fill less than the 1 KiB that TVM leaves on the stack
@@ -43,9 +45,9 @@ class _LinearSwiglu(LinearInt8):
 
     first: Any
 
-    def __init__(self, intermediate: int, k: int, fmt: WeightFormat, dot: str, zero: int) -> None:
-        super().__init__(2 * intermediate, k, fmt, dot, 1.0)
-        self.tasks, self.zero = intermediate // GROUP, zero
+    def __init__(self, intermediate: int, k: int, scheme: Scheme, dot: str, factor: int) -> None:
+        super().__init__(2 * intermediate, k, scheme, dot, 1.0)
+        self.tasks, self.factor = intermediate // GROUP, factor
 
     def emit_into(self, out: Any) -> None:
         """Few rows apart: their totals fit the stack. From TVM's pool a decode step's would cost 15
@@ -73,7 +75,7 @@ class _LinearSwiglu(LinearInt8):
                 )
             with T.serial(rows) as row:
                 halves = [activated(self.totals, row, 2 * i * LANES, LANES) for i in range(HALVES)]
-                quantize_group(halves, self.zero, out, self.first + row, task)
+                quantize_group(halves, self.factor, out, self.first + row, task)
 
     def gate_or_up(self, i: Any, block: Any, half: Any) -> tuple[Any, Any]:
         """Gate's block (i = 0) or up's, and the column of its totals."""
@@ -83,33 +85,30 @@ class _LinearSwiglu(LinearInt8):
         return row - self.first, column
 
 
-def linear_swiglu_int8(intermediate: int, k: int, fmt: WeightFormat, dot: str, zero: int) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, weight, scales) -> int32[m, intermediate/32,
-    10], the same way.
+def linear_swiglu_int8(intermediate: int, k: int, scheme: Scheme, dot: str, factor: int) -> Any:
+    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, the weight's stored tensors) -> int32[m,
+    intermediate/32, 10], the same way.
 
-    The weight is [2 * intermediate, k], gate first, as linear_int8 takes it; `zero` is that of the
-    next product's weights. Raises CompileError when intermediate isn't a multiple of 32.
+    The weight is [2 * intermediate, k], gate first, as linear_int8 takes it; `factor` is that of
+    quantize_rows before the next product. Raises CompileError when intermediate isn't a multiple
+    of 32.
     """
     if intermediate % GROUP:
         raise CompileError(
             f"intermediate_size is {intermediate}; int8 activations need a multiple of {GROUP}"
         )
-    loops = _LinearSwiglu(intermediate, k, fmt, dot, zero)
+    loops = _LinearSwiglu(intermediate, k, scheme, dot, factor)
+    stored = scheme.arguments(2 * intermediate, k)
 
-    def emit(x: Any, w: Any, s: Any, out: Any, m: Any) -> None:
-        loops.x, loops.w, loops.s, loops.residual, loops.m = x, w, s, None, m
+    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
+        *tensors, out = rest
+        loops.m, loops.x, loops.residual = dims.m, x, None
+        loops.stored = dict(zip(stored, tensors, strict=True))
         loops.emit_into(out)
 
-    @T.prim_func(private=True)
-    def linear_swiglu_int8(
-        x_handle: T.handle, w_handle: T.handle, s_handle: T.handle, out_handle: T.handle
-    ):
-        T.func_attr(vector.ATTRS)
-        m = T.int64()
-        x = T.match_buffer(x_handle, quantized_shape(m, k), "int32")
-        w = T.match_buffer(w_handle, fmt.weight_shape(2 * intermediate, k), fmt.dtype)
-        s = T.match_buffer(s_handle, fmt.scale_shape(2 * intermediate, k), fmt.scale_dtype)
-        out = T.match_buffer(out_handle, quantized_shape(m, intermediate), "int32")
-        emit(x, w, s, out, m)
-
-    return linear_swiglu_int8
+    arguments = {
+        "x": ("int32", *quantized_shape("m", k)),
+        **stored,
+        "out": ("int32", *quantized_shape("m", intermediate)),
+    }
+    return kernel("linear_swiglu_int8", arguments, emit)

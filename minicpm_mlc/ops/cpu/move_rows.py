@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.formats import kv as kv_format
-from minicpm_mlc.ops.formats.kv import copy_key
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import copy_vectors
+from minicpm_mlc.ops.tir import T
 
 
 def move_rows_definition(
@@ -24,19 +23,19 @@ def move_rows_definition(
     page_table: np.ndarray,
     k_pages: np.ndarray,
     v_pages: np.ndarray,
+    kv: KVFormat,
 ) -> None:
     """Copy keys and values of each sources[r] to slots[r], in order of r, in place.
 
     sources and slots [m], both ascending, sources[r] >= slots[r]; page_table [1, p];
-    k_pages [pages, kv_heads, d, 64], v_pages [pages, kv_heads, 64, d].
+    both pools as the format stores them.
     """
     for source, slot in zip(sources, slots, strict=True):
         to, at = page_table[0, slot // PAGE_SIZE], page_table[0, source // PAGE_SIZE]
-        k_pages[to, :, :, slot % PAGE_SIZE] = k_pages[at, :, :, source % PAGE_SIZE]
-        v_pages[to, :, slot % PAGE_SIZE] = v_pages[at, :, source % PAGE_SIZE]
+        kv.move(k_pages, v_pages, (to, slot % PAGE_SIZE), (at, source % PAGE_SIZE))
 
 
-def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
+def move_rows(num_kv_heads: int, head_dim: int, kv: KVFormat) -> Any:
     """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools
     in place.
     """
@@ -52,7 +51,7 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
             )
             t, s = T.Bind(slots[r] % PAGE_SIZE), T.Bind(sources[r] % PAGE_SIZE)
             with T.serial(num_kv_heads) as head:
-                copy_key(k_pages, k_pages, head_dim, (to, head, t), (at, head, s))
+                kv.cpu_copy_key(k_pages, k_pages, head_dim, (to, head, t), (at, head, s))
                 copy_vectors(v_pages, v_pages, head_dim, (to, head, t), (at, head, s))
 
     @T.prim_func(private=True)
@@ -70,9 +69,7 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         sources = T.match_buffer(sources_handle, (m,), "int32")
         slots = T.match_buffer(slots_handle, (m,), "int32")
         page_table = T.match_buffer(page_table_handle, (1, p), "int32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         move(m, sources, slots, page_table, *pools)
 
     return move_rows

@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS, write_mean
-from minicpm_mlc.ops.formats.kv import key_shape
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import (
     MASK_WORDS,
     TAIL_PAGES,
@@ -24,6 +23,7 @@ from minicpm_mlc.ops.formats.tree import (
     gather_keys,
     path_tables_definition,
 )
+from minicpm_mlc.ops.tir import T
 
 
 def path_means_definition(
@@ -54,7 +54,7 @@ def path_means_definition(
     return means
 
 
-def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
+def path_means(num_kv_heads: int, head_dim: int, kv: KVFormat) -> Any:
     """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base
     i32[m], ancestors i32[n, 2]) -> f32[n, 2, k, 4, d], as in path_means_definition.
     """
@@ -70,14 +70,14 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         out: Any,
     ):
         path = Path.of(page_table, base, ancestors, row)
-        keys = T.alloc_buffer((1, *key_shape(kv_dtype, 1, head_dim)), KV_STORAGE[kv_dtype])
+        keys = T.alloc_buffer((1, *kv.key_shape(1, head_dim)), kv.storage)
         with T.serial(TAIL_PAGES) as tail:
             number = T.Bind(path.tail + tail)
             finished = T.Bind(
                 T.max(T.min((path.slot + 1 - number * PAGE_SIZE) // SEGMENT_SIZE, SEGMENTS), 0)
             )
             with T.If(finished > 0), T.Then():
-                gather_keys(keys, head_dim, path, number, kv_head, k_pages)
+                gather_keys(kv, keys, head_dim, path, number, kv_head, k_pages)
             with T.serial(SEGMENTS) as segment, T.If(segment < finished):
                 with T.Then(), T.If(number * PAGE_SIZE + (segment + 1) * SEGMENT_SIZE <= path.base):
                     with T.Then():
@@ -89,7 +89,7 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
                                 [row, tail, kv_head, segment, i],
                             )
                     with T.Else():
-                        write_mean(out, keys, head_dim, segment, (row, tail, kv_head), (0, 0))
+                        write_mean(kv, out, keys, head_dim, segment, (row, tail, kv_head), (0, 0))
                 with T.Else(), T.serial(head_dim) as i:
                     T.buffer_store(out, T.float32(0), [row, tail, kv_head, segment, i])
 
@@ -107,11 +107,7 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         m = T.int64()
         p = T.int64()
         num_pages = T.int64()
-        k_pages = T.match_buffer(
-            k_pages_handle,
-            (num_pages, *key_shape(kv_dtype, num_kv_heads, head_dim)),
-            KV_STORAGE[kv_dtype],
-        )
+        k_pages = kv.match_keys(k_pages_handle, num_pages, num_kv_heads, head_dim)
         k_means = T.match_buffer(
             k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32"
         )

@@ -1,8 +1,9 @@
 """quantize_rows: float32 activations to int8, one scale per row and group of 32 columns.
 
 A group is ten int32 words that a kernel broadcasts one by one: eight of four int8 values each, the
-scale's float32 bits, and -zero * (sum of the values), which takes a zero point of `zero` in the
-weights out of the integer product.
+scale's float32 bits, and factor * (sum of the values). The factor is what the weights need
+(ops/cpu/int8_dot.py): one that takes their zero point out of the integer product, or 1, where the
+sum meets their minimum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.weights import GROUP
 
 WORDS = 10  # int32 per group
-SCALE, CORRECTION = 8, 9  # their places in it
+SCALE, SUM = 8, 9  # their places in it
 LARGEST = 127  # of an int8 value: symmetric, so that a value can change its sign
 SMALLEST = 2.0**-100  # a group below it is zeros: 127 / |x| would overflow
 
@@ -46,7 +47,7 @@ def quantized_shape(m: Any, k: int) -> tuple[Any, int, int]:
     return m, k // GROUP, WORDS
 
 
-def quantize_rows(k: int, zero: int) -> Any:
+def quantize_rows(k: int, factor: int) -> Any:
     """PrimFunc (x f32[m, k]) -> int32[m, k/32, 10]. A NaN or infinity becomes its group's scale.
 
     Raises CompileError when k isn't a multiple of 32.
@@ -60,7 +61,7 @@ def quantize_rows(k: int, zero: int) -> Any:
         def row(r: Any) -> None:
             with T.serial(k // GROUP) as g:
                 quantize_group(
-                    [vector.load(x, r, g * GROUP + half) for half in (0, 16)], zero, out, r, g
+                    [vector.load(x, r, g * GROUP + half) for half in (0, 16)], factor, out, r, g
                 )
 
         vector.spread(m, row, serial_below=8)
@@ -76,7 +77,7 @@ def quantize_rows(k: int, zero: int) -> Any:
     return quantize_rows
 
 
-def quantize_group(halves: list[Any], zero: int, out: Any, r: Any, g: Any) -> None:
+def quantize_group(halves: list[Any], factor: int, out: Any, r: Any, g: Any) -> None:
     """Emit the ten words of row r, group g, whose 32 values are two vectors."""
     halves = [T.Bind(half) for half in halves]
     bits = [
@@ -98,4 +99,4 @@ def quantize_group(halves: list[Any], zero: int, out: Any, r: Any, g: Any) -> No
     total = vector.fold(
         lambda a, b: a + b, T.Bind(vector.load(held, 16) + vector.load(held, 32))
     )  # exact: small wholes
-    T.buffer_store(out, T.Cast("int32", total * T.float32(-zero)), [r, g, CORRECTION])
+    T.buffer_store(out, T.Cast("int32", total * T.float32(factor)), [r, g, SUM])

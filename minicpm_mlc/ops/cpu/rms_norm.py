@@ -29,8 +29,8 @@ def rms_norm(
     vector.spread(dims.n, row, serial_below=16)
 
 
-def rms_norm_int8(hidden: int, eps: float, zero: int) -> Any:
-    """rms_norm followed by quantize_rows(hidden, zero): PrimFunc (x f32[n, hidden], weight
+def rms_norm_int8(hidden: int, eps: float, sum_factor: int) -> Any:
+    """rms_norm followed by quantize_rows(hidden, sum_factor): PrimFunc (x f32[n, hidden], weight
     f32[hidden]) -> its int32 words.
     """
     groups = vector.vectors_in(hidden, "the norm's width") * vector.LANES // GROUP
@@ -41,7 +41,7 @@ def rms_norm_int8(hidden: int, eps: float, zero: int) -> Any:
             with T.serial(groups) as g:
                 quantize_group(
                     [_normed(x, weight, factor, r, g * GROUP + half) for half in (0, 16)],
-                    zero,
+                    sum_factor,
                     out,
                     r,
                     g,

@@ -18,12 +18,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.formats import kv as kv_format
-from minicpm_mlc.ops.formats.kv import KEYS, VALUES
+from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.tir import T
 
 
 def rotate_definition(x: np.ndarray, cos_sin: np.ndarray) -> np.ndarray:
@@ -41,6 +40,7 @@ def rope_append_definition(
     k_pages: np.ndarray,
     v_pages: np.ndarray,
     num_heads: int,
+    kv: KVFormat,
 ) -> np.ndarray:
     """Returns rotated q, float64 [n, heads, d]; writes k and v of each row into the pools in place.
 
@@ -54,12 +54,12 @@ def rope_append_definition(
     k = rotate_definition(k, cos_sin)
     for row, slot in enumerate(slots):
         page = page_tables[row if len(page_tables) > 1 else 0, slot // PAGE_SIZE]
-        kv_format.write_definition(k_pages, v_pages, page, slot % PAGE_SIZE, k[row], v[row])
+        kv.write(k_pages, v_pages, page, slot % PAGE_SIZE, k[row], v[row])
     return rotate_definition(q, cos_sin)
 
 
 def rope_append(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
 ) -> Any:
     """PrimFunc (qkv f32[n, (h + 2k) d], cos_sin f32[n, d], slots i32[n], page_tables i32[s, p],
     k_pages [pages, k, d, 64], v_pages [pages, k, 64, d]) -> q f32[n, h, d]; both pools in place.
@@ -78,18 +78,6 @@ def rope_append(
         )
         return T.Bind(first * cos - second * sin), T.Bind(second * cos + first * sin)
 
-    def to_storage(
-        vectors: list[Any], k_pages: Any, which: int, page: Any, head: Any, offset: Any
-    ) -> list[Any]:
-        """One token's key or value as the pools hold it; its scale, if the format has one, is
-        stored here.
-        """
-        if kv_dtype != "int8":
-            return [kv_format.stored(x, KV_STORAGE[kv_dtype]) for x in vectors]
-        integers, scale = kv_format.quantized(vectors)
-        kv_format.put_scale(k_pages, scale, head_dim, which, page, head, offset)
-        return integers
-
     def append(
         n: Any, qkv: Any, cos_sin: Any, slots: Any, page_tables: Any, pools: Any, q: Any
     ) -> None:
@@ -99,7 +87,7 @@ def rope_append(
             table = r if batched else 0
             page = T.Bind(T.Cast("int64", page_tables[table, slots[r] // PAGE_SIZE]))
             offset = T.Bind(T.Cast("int64", slots[r] % PAGE_SIZE))
-            key = T.alloc_buffer((head_dim,), KV_STORAGE[kv_dtype])
+            key = T.alloc_buffer((head_dim,), kv.storage)
             with T.serial(num_heads) as head:
                 for j in range(vectors):
                     first, second = rotate(qkv, cos_sin, r, head * head_dim, j)
@@ -113,8 +101,8 @@ def rope_append(
                 ]
                 keys = [first for first, _ in pairs] + [second for _, second in pairs]
                 values = [T.Bind(vector.load(qkv, r, column + j * 16)) for j in range(2 * vectors)]
-                keys = to_storage(keys, k_pages, KEYS, page, head, offset)
-                values = to_storage(values, k_pages, VALUES, page, head, offset)
+                keys = kv.cpu_stored(keys, k_pages, KEYS, (page, head, offset))
+                values = kv.cpu_stored(values, k_pages, VALUES, (page, head, offset))
                 for j, value in enumerate(values):
                     T.buffer_store(v_pages, value, [page, head, offset, T.ramp(j * 16, 1, 16)])
                 for j, vector_of_key in enumerate(keys):
@@ -143,9 +131,7 @@ def rope_append(
         cos_sin = T.match_buffer(cos_sin_handle, (n, head_dim), "float32")
         slots = T.match_buffer(slots_handle, (n,), "int32")
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        pools = kv_format.pools(
-            k_pages_handle, v_pages_handle, num_pages, kv_dtype, num_kv_heads, head_dim
-        )
+        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
         q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
         append(n, qkv, cos_sin, slots, page_tables, pools, q)
 

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.tir import T
 
 SPLIT_PAGES = 32  # the least work worth a split of its own in decode: 10 us
 MAX_SPLITS = 16

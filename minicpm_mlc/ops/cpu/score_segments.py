@@ -14,13 +14,11 @@ from itertools import product
 from math import e, log2, sqrt
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.tir import LOWEST
+from minicpm_mlc.ops.tir import LOWEST, T
 
 
 @dataclass(frozen=True)

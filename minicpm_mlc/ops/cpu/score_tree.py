@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
@@ -16,6 +15,7 @@ from minicpm_mlc.ops.cpu.score_blocks import Call, score_blocks_definition
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES
+from minicpm_mlc.ops.tir import T
 
 
 def score_tree_definition(

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.formats import kv as kv_format
+from minicpm_mlc.ops.formats.kv import KEYS, KVFormat
+from minicpm_mlc.ops.tir import T
 
 
 def segment_means_definition(
@@ -40,6 +40,7 @@ def segment_means_definition(
 
 
 def write_mean(
+    kv: KVFormat,
     k_means: Any,
     k_pages: Any,
     head_dim: int,
@@ -50,14 +51,14 @@ def write_mean(
     """k_means[*to, segment, :] = the mean of a segment of the keys k_pages[*at], of int8 keys as
     they are read.
     """
-    scales = kv_format.segment_scales(k_pages, head_dim, *at, segment)
+    scales = kv.cpu_scales(k_pages, head_dim, KEYS, *at, segment)
     with T.serial(head_dim) as i:
-        keys = kv_format.load(k_pages, *at, i, segment * SEGMENT_SIZE)
+        keys = kv.cpu_load(k_pages, *at, i, segment * SEGMENT_SIZE)
         total = vector.fold(lambda a, b: a + b, T.Bind(keys if scales is None else keys * scales))
         T.buffer_store(k_means, total * T.float32(1 / SEGMENT_SIZE), [*to, segment, i])
 
 
-def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+def segment_means(num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool) -> Any:
     """PrimFunc (slots i32[n], page_tables i32[s, p], k_pages [pages, k, d, 64], k_means f32[pages,
     k, 4, d] in place).
 
@@ -73,7 +74,7 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
                 page = T.Bind(T.Cast("int64", page_tables[r if batched else 0, slot // PAGE_SIZE]))
                 segment = T.Bind(T.Cast("int64", slot % PAGE_SIZE // SEGMENT_SIZE))
                 with T.serial(num_kv_heads) as head:
-                    write_mean(k_means, k_pages, head_dim, segment, (page, head), (page, head))
+                    write_mean(kv, k_means, k_pages, head_dim, segment, (page, head), (page, head))
 
         vector.spread(n, row, serial_below=64)
 
@@ -91,11 +92,7 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
         num_pages = T.int64()
         slots = T.match_buffer(slots_handle, (n,), "int32")
         page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        k_pages = T.match_buffer(
-            k_pages_handle,
-            (num_pages, *kv_format.key_shape(kv_dtype, num_kv_heads, head_dim)),
-            KV_STORAGE[kv_dtype],
-        )
+        k_pages = kv.match_keys(k_pages_handle, num_pages, num_kv_heads, head_dim)
         k_means = T.match_buffer(
             k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32"
         )

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from math import log, log2, pi
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops import tir
+from minicpm_mlc.ops.tir import Expr, T
 
 LANES = 16
-Expr = Any  # a TIR expression; TVM's own union type says no more than this
 ATTRS = tir.ATTRS  # of kernels that write their own heads
 
 # minimax fit of 2**f on [-0.5, 0.5] that is exact at 0, relative error 1e-7

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
 
-from minicpm_mlc.bundle.manifest import KV_STORAGE, PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.formats.kv import copy_key, key_shape
+from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.tir import T
 
 MAX_NODES = 64
 MASK_WORDS = MAX_NODES // 32
@@ -126,14 +126,16 @@ def copy_vectors(
 class TailPages:
     """Scratch for one gathered page of one KV head, shaped as a pool of one page and head."""
 
+    kv: KVFormat
     k_pages: Any
     v_pages: Any
 
     @staticmethod
-    def allocate(head_dim: int, kv_dtype: str) -> TailPages:
+    def allocate(head_dim: int, kv: KVFormat) -> TailPages:
         return TailPages(
-            T.alloc_buffer((1, *key_shape(kv_dtype, 1, head_dim)), KV_STORAGE[kv_dtype]),
-            T.alloc_buffer((1, 1, PAGE_SIZE, head_dim), KV_STORAGE[kv_dtype]),
+            kv,
+            T.alloc_buffer((1, *kv.key_shape(1, head_dim)), kv.storage),
+            T.alloc_buffer((1, *kv.value_shape(1, head_dim)), kv.storage),
         )
 
     def gather(
@@ -141,7 +143,7 @@ class TailPages:
     ) -> tuple[Any, Any]:
         """Fill the scratch with page `number` of the row's sequence; returned as pools."""
         head_dim = int(self.v_pages.shape[-1])
-        gather_keys(self.k_pages, head_dim, path, number, kv_head, pools[0])
+        gather_keys(self.kv, self.k_pages, head_dim, path, number, kv_head, pools[0])
 
         def copy_page(page: Any) -> None:
             with T.serial(PAGE_SIZE) as t:
@@ -155,7 +157,7 @@ class TailPages:
 
 
 def gather_keys(
-    target: Any, head_dim: int, path: Path, number: Any, kv_head: Any, k_pages: Any
+    kv: KVFormat, target: Any, head_dim: int, path: Path, number: Any, kv_head: Any, k_pages: Any
 ) -> None:
     """target, a key page of one head, = the keys of page `number` of the row's sequence, with their
     scales.
@@ -166,6 +168,6 @@ def gather_keys(
             copy_vectors(target, k_pages, PAGE_SIZE, (0, 0, i), (page, kv_head, i))
 
     def copy_slot(to: Any, page: Any, at: Any) -> None:
-        copy_key(target, k_pages, head_dim, (0, 0, to), (page, kv_head, at))
+        kv.cpu_copy_key(target, k_pages, head_dim, (0, 0, to), (page, kv_head, at))
 
     path.each_gathered(number, copy_page, copy_slot)

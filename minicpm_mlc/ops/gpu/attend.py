@@ -13,10 +13,8 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
-from minicpm_mlc.ops.formats.kv import KEYS, VALUES
+from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
@@ -30,7 +28,7 @@ from minicpm_mlc.ops.gpu.kernel import (
 )
 from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
-from minicpm_mlc.ops.tir import LOWEST
+from minicpm_mlc.ops.tir import LOWEST, T
 
 SPLIT_PAGES = 8  # the least work worth a workgroup of its own
 MAX_SPLITS = 32
@@ -47,7 +45,7 @@ class Heads:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    kv_dtype: str
+    kv: KVFormat
 
     @property
     def group(self) -> int:
@@ -68,10 +66,10 @@ class Heads:
 
     @property
     def pools(self) -> dict[str, tuple]:
-        return pool_arguments(self.num_kv_heads, self.head_dim, self.kv_dtype)
+        return pool_arguments(self.num_kv_heads, self.head_dim, self.kv)
 
     def opened(self, k_pages: Any, v_pages: Any) -> Pools:
-        return Pools(self.kv_dtype, self.head_dim, k_pages, v_pages)
+        return Pools(self.kv, self.head_dim, k_pages, v_pages)
 
     @property
     def query(self) -> tuple:
@@ -330,12 +328,12 @@ def attend_decode(*shape: Any) -> Any:
 
 
 def attend_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int, batched: bool
+    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, budget: int, batched: bool
 ) -> Any:
     """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected
     i32[n, k, budget])
     -> f32[n, h * d]."""
-    return _attend_rows(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), batched, budget)
+    return _attend_rows(Heads(num_heads, num_kv_heads, head_dim, kv), batched, budget)
 
 
 def _attend_rows(heads: Heads, batched: bool, budget: int | None = None) -> Any:
@@ -375,10 +373,10 @@ def attend_tree(*shape: Any) -> Any:
 
 
 def attend_tree_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, budget: int
+    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, budget: int
 ) -> Any:
     """The same over each row's selected blocks, selected i32[n, k, budget] as the last argument."""
-    return _attend_paths(Heads(num_heads, num_kv_heads, head_dim, kv_dtype), budget)
+    return _attend_paths(Heads(num_heads, num_kv_heads, head_dim, kv), budget)
 
 
 def _attend_paths(heads: Heads, budget: int | None = None) -> Any:

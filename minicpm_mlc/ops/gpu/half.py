@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.script import tirx as T
+
+from minicpm_mlc.ops.tir import T
 
 EXPONENT_SHIFT = 112 << 23  # between the exponents' offsets, 127 and 15
 SMALLEST_NORMAL = 0x400  # float16 bits

@@ -7,12 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from tvm.script import tirx as T
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as builder
-
 from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
-from minicpm_mlc.ops.tir import ATTRS
+from minicpm_mlc.ops.tir import ATTRS, T
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
@@ -27,6 +23,9 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
 
     The elements of float16 buffers are read as float32, and written with `store`.
     """
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as builder
+
     with IRBuilder() as ir:
         with builder.prim_func(is_private=True):
             builder.func_name(name)

@@ -1,8 +1,8 @@
 """linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them
 in shared tiles.
 
-Weights are unpacked as words (ops/gpu/words.py), scales are widened to float32 once for the threads
-that share them.
+Weights are unpacked as words (ops/gpu/words.py), scales and minimums are widened to float32 once
+for the threads that share them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.formats.weights import GROUP, LANES, WeightFormat
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
+from minicpm_mlc.ops.formats.weights.packing import blocks_of
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     THREADS,
@@ -26,6 +28,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.words import Words
+from minicpm_mlc.ops.tir import Buffer, Expr
 
 FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
 CHUNK = 16  # groups of columns whose scales lie in shared memory at once
@@ -38,13 +41,12 @@ DOWN = (
 )  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
 
 
-def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: float = 1.0) -> Any:
-    """PrimFunc (x f32[m, k], weight, scales[, residual f32[m, n]]) -> f32[m, padded n].
+def linear(n: int, k: int, scheme: Scheme, *, residual: bool = False, scale: float = 1.0) -> Any:
+    """PrimFunc (x f32[m, k], the weight's tensors[, residual f32[m, n]]) -> f32[m, padded n].
 
-    Weight and scales are packed as `fmt` says. Raises CompileError for shapes that don't fit the
-    layout.
+    Raises CompileError for shapes that don't fit the layout.
     """
-    blocks = -(-n // LANES)
+    blocks, stored = blocks_of(n), scheme.arguments(n, k)
     if k % GROUP:
         raise CompileError(
             f"a linear layer has {k} inputs; the GPU kernels need a multiple of {GROUP}"
@@ -52,16 +54,17 @@ def linear(n: int, k: int, fmt: WeightFormat, *, residual: bool = False, scale: 
     if residual and n != blocks * LANES:
         raise CompileError(f"a residual of {n} columns; the GPU kernels need a multiple of {LANES}")
 
-    def emit(dims: Any, x: Any, w: Any, s: Any, *rest: Any) -> None:
-        *added, out = rest
+    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
+        *others, out = rest
+        weight = dict(zip(stored, others, strict=False))
         m = T.Bind(T.Cast("int32", dims.m))
-        product = Product(k, blocks, scale, m, x, s, Words(fmt, w, blocks, k), added, out)
-        _each_size(product, FEW_ROWS)
+        words = Words(scheme, weight["weight"], blocks, k)
+        added = others[len(stored) :]
+        _each_size(Product(k, blocks, scale, m, x, scheme, weight, words, added, out), FEW_ROWS)
 
     arguments = {
         "x": ("float32", "m", k),
-        "w": (fmt.dtype, *fmt.weight_shape(n, k)),
-        "s": (fmt.scale_dtype, *fmt.scale_shape(n, k)),
+        **stored,
         **({"residual": ("float32", "m", n)} if residual else {}),
         "out": ("float32", "m", blocks * LANES),
     }
@@ -88,12 +91,13 @@ class Product:
     k: int
     blocks: int
     scale: float
-    m: Any
-    x: Any
-    s: Any
+    m: Expr
+    x: Buffer
+    scheme: Scheme
+    stored: Stored
     words: Words
-    added: list[Any]
-    out: Any
+    added: list[Buffer]
+    out: Buffer
 
     def streamed(self, rows: int) -> None:
         """A workgroup takes 16 rows of W by `rows` of x; a thread every 128th word, whose rows of W
@@ -105,14 +109,11 @@ class Product:
             at = [
                 T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)
             ]  # the last row fills up
-            q, sums, scales = (
-                T.Bind(thread % words.across),
-                registers(held, value=0.0),
-                shared((CHUNK * LANES,)),
-            )
+            q, sums = T.Bind(thread % words.across), registers(held, value=0.0)
+            terms = self._shared_terms()
             with T.serial(-(-self.k // GROUP // CHUNK)) as chunk:
                 groups = T.Bind(T.min(self.k // GROUP - chunk * CHUNK, CHUNK))
-                self._stage_scales(scales, block, chunk, groups, thread)
+                self._stage(terms, block, chunk, groups, thread)
                 with strided(groups * words.per_group, thread) as i:
                     g, step = T.Bind(i // words.per_group), T.Bind(i // words.across % words.steps)
                     columns = words.unpacked(block, T.Bind(chunk * CHUNK * words.per_group + i))
@@ -120,9 +121,8 @@ class Product:
                         column = T.Bind((chunk * CHUNK + g) * GROUP + half * 16 + step)
                         xs = [T.Bind(self.x[row, column]) for row in at]
                         for lane, value in enumerate(values):
-                            weight = T.Bind(
-                                self._scaled(value, scales, g * LANES + q * words.rows + lane)
-                            )
+                            place = g * LANES + q * words.rows + lane
+                            weight = T.Bind(_at(terms, place).weight(value))
                             for r in range(rows):
                                 accumulate(sums, r * words.rows + lane, xs[r] * weight)
             parts = self._summed(sums, held, thread)
@@ -133,17 +133,23 @@ class Product:
                 )
                 self._write(first + i // LANES, block * LANES + lane, parts[place])
 
-    def _stage_scales(self, scales: Any, block: Any, chunk: Any, groups: Any, thread: Any) -> None:
-        """scales[16 g + lane] of a chunk's groups, behind barriers."""
-        if self.words.fmt.group:
-            barrier()  # the chunk before has been read
-            with strided(groups * LANES, thread) as i:
-                g = T.Bind(chunk * CHUNK + i // LANES)
-                T.buffer_store(scales, self.words.fmt.scale(self.s, block, g, i % LANES, 1), [i])
-            barrier()
+    def _shared_terms(self) -> Terms:
+        """Shared memory for the terms of a chunk's groups, at 16 g + lane."""
+        present = (bool(self.scheme.group), self.scheme.has_minimum)
+        return Terms(*(shared((CHUNK * LANES,)) if there else None for there in present))
 
-    def _scaled(self, value: Any, scales: Any, place: Any) -> Any:
-        return value * scales[place] if self.words.fmt.group else value
+    def _stage(self, terms: Terms, block: Any, chunk: Any, groups: Any, thread: Any) -> None:
+        """Fill it, behind barriers."""
+        if not self.scheme.group:
+            return
+        barrier()  # the chunk before has been read
+        with strided(groups * LANES, thread) as i:
+            g = T.Bind(chunk * CHUNK + i // LANES)
+            read = self.scheme.terms(self.stored, block, g, i % LANES)
+            for buffer, term in ((terms.scale, read.scale), (terms.minimum, read.minimum)):
+                if buffer is not None:
+                    T.buffer_store(buffer, term, [i])
+        barrier()
 
     def _summed(self, sums: Any, held: int, thread: Any) -> Any:
         """Shared memory whose places 128 i + q hold register i's sum over the threads q, q +
@@ -203,7 +209,7 @@ class Product:
         """A group of columns of four blocks, scaled; neighbouring threads write to different
         banks.
         """
-        words, fmt = self.words, self.words.fmt
+        words = self.words
         with strided(TILE_BLOCKS * words.per_group, thread) as i:
             q, b = T.Bind(i % words.across), T.Bind(i // words.across % TILE_BLOCKS)
             step = T.Bind(i // (words.across * TILE_BLOCKS))
@@ -211,7 +217,13 @@ class Product:
             columns = words.unpacked(block, T.Bind(g * words.per_group + step * words.across + q))
             for lane in range(words.rows):
                 row = T.Bind(q * words.rows + lane)
-                scale = fmt.scale(self.s, block, g, row, 1) if fmt.group else None
+                terms = self.scheme.terms(self.stored, block, g, row)
                 for half, values in enumerate(columns):
-                    value = values[lane] if scale is None else values[lane] * scale
+                    value = terms.weight(values[lane])
                     T.buffer_store(right, value, [(half * 16 + step) * TILE + b * LANES + row])
+
+
+def _at(terms: Terms, place: Expr) -> Terms:
+    """The terms at a place of their buffers."""
+    buffers = (terms.scale, terms.minimum)
+    return Terms(*(None if buffer is None else buffer[place] for buffer in buffers))

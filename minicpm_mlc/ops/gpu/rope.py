@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.kv import KEYS, VALUES
+from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
-from minicpm_mlc.ops.gpu.pools import Pools, int8_scale, pool_arguments
+from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
+from minicpm_mlc.ops.tir import T
 
 
 def rope_append(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
+    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
 ) -> Any:
     """PrimFunc (qkv f32[n, (h + 2k) d], cos_sin f32[n, d], slots i32[n], page_tables i32[s, p],
     k_pages [pages, k, d, 64], v_pages [pages, k, 64, d]) -> q f32[n, h, d]; both pools in place.
@@ -32,7 +31,7 @@ def rope_append(
         v_pages: Any,
         q: Any,
     ) -> None:
-        pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
+        pools = Pools(kv, head_dim, k_pages, v_pages)
         with workgroups(dims.n * all_heads) as (group, thread):
             row, head = T.Bind(group // all_heads), T.Bind(group % all_heads)
             page = T.Bind(
@@ -67,8 +66,8 @@ def rope_append(
                             pools.put_value(page, kv_head, component, offset, x * factor)
 
             factor = T.float32(1)
-            if kv_dtype == "int8":
-                scale, factor = int8_scale(pair, half, thread)
+            if scaling := kv.gpu_scale(pair, half, thread):
+                scale, factor = scaling
                 with T.If(T.And(thread.equal(0), head >= num_heads)), T.Then():
                     pools.put_scale(T.Select(rotates, KEYS, VALUES), page, kv_head, offset, scale)
             with strided(half, thread) as i:
@@ -80,13 +79,13 @@ def rope_append(
         "cos_sin": ("float32", "n", head_dim),
         "slots": ("int32", "n"),
         "page_tables": ("int32", "s", "p"),
-        **pool_arguments(num_kv_heads, head_dim, kv_dtype),
+        **pool_arguments(num_kv_heads, head_dim, kv),
         "q": ("float32", "n", num_heads, head_dim),
     }
     return kernel("rope_append", arguments, emit)
 
 
-def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool) -> Any:
+def segment_means(num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool) -> Any:
     """PrimFunc (slots i32[n], page_tables i32[s, p], k_pages [pages, k, d, 64], k_means f32[pages,
     k, 4, d] in place).
 
@@ -94,7 +93,7 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
     """
 
     def emit(dims: Any, slots: Any, page_tables: Any, k_pages: Any, k_means: Any) -> None:
-        pools = Pools(kv_dtype, head_dim, k_pages)
+        pools = Pools(kv, head_dim, k_pages)
         with workgroups(dims.n * num_kv_heads) as (group, thread):
             row, head = T.Bind(group // num_kv_heads), T.Bind(group % num_kv_heads)
             slot = T.Bind(slots[row])
@@ -122,13 +121,13 @@ def segment_means(num_kv_heads: int, head_dim: int, kv_dtype: str, batched: bool
     arguments = {
         "slots": ("int32", "n"),
         "page_tables": ("int32", "s", "p"),
-        "k_pages": pool_arguments(num_kv_heads, head_dim, kv_dtype)["k_pages"],
+        "k_pages": pool_arguments(num_kv_heads, head_dim, kv)["k_pages"],
         "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
     }
     return kernel("segment_means", arguments, emit)
 
 
-def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
+def move_rows(num_kv_heads: int, head_dim: int, kv: KVFormat) -> Any:
     """PrimFunc (sources i32[m], slots i32[m], page_table i32[1, p], k_pages, v_pages), both pools
     in place.
 
@@ -136,7 +135,7 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
     """
 
     def emit(_: Any, sources: Any, slots: Any, page_table: Any, k_pages: Any, v_pages: Any) -> None:
-        pools = Pools(kv_dtype, head_dim, k_pages, v_pages)
+        pools = Pools(kv, head_dim, k_pages, v_pages)
         with (
             workgroups(num_kv_heads) as (head, thread),
             strided(head_dim, thread) as i,
@@ -152,6 +151,6 @@ def move_rows(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
         "sources": ("int32", "m"),
         "slots": ("int32", "m"),
         "page_table": ("int32", 1, "p"),
-        **pool_arguments(num_kv_heads, head_dim, kv_dtype),
+        **pool_arguments(num_kv_heads, head_dim, kv),
     }
     return kernel("move_rows", arguments, emit)

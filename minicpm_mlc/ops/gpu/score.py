@@ -10,10 +10,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.kv import KEYS
+from minicpm_mlc.ops.formats.kv import KEYS, KVFormat
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
@@ -29,7 +27,7 @@ from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.score_spread import Spread
 from minicpm_mlc.ops.gpu.sequence import Path
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
-from minicpm_mlc.ops.tir import LOWEST
+from minicpm_mlc.ops.tir import LOWEST, T
 
 
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool) -> Any:
@@ -194,7 +192,7 @@ class Scorer:
         return score[0]
 
 
-def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
+def path_means(num_kv_heads: int, head_dim: int, kv: KVFormat) -> Any:
     """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base
     i32[m], ancestors i32[n, 2]) -> f32[n, 2, k, 4, d]: each row's means of pages base[0] // 64 and
     the next, 0 where unfinished.
@@ -203,7 +201,7 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
     def emit(
         dims: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any
     ) -> None:
-        pools = Pools(kv_dtype, head_dim, k_pages)
+        pools = Pools(kv, head_dim, k_pages)
         with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
             row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
             path = Path(page_table, base, ancestors, row, thread)
@@ -228,7 +226,7 @@ def path_means(num_kv_heads: int, head_dim: int, kv_dtype: str) -> Any:
                 T.buffer_store(out, mean[0], [row, s // SEGMENTS, head, s % SEGMENTS, i])
 
     arguments = {
-        "k_pages": pool_arguments(num_kv_heads, head_dim, kv_dtype)["k_pages"],
+        "k_pages": pool_arguments(num_kv_heads, head_dim, kv)["k_pages"],
         "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
         "page_table": ("int32", 1, "p"),
         "base": ("int32", "m"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.gpu.kernel import (
@@ -18,6 +16,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
+from minicpm_mlc.ops.tir import T
 
 THREADS = 64
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
+from minicpm_mlc.ops.tir import T
 
 Place = Callable[[Any], tuple[Any, Any]]  # of a token in a page: (page in the pools, offset)
 

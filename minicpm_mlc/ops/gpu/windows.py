@@ -6,11 +6,10 @@ from collections.abc import Callable
 from math import log
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import registers
+from minicpm_mlc.ops.tir import T
 
 THREADS = 64  # few, as each has its own sums of every head in shared memory
 SMALLEST = -126 * log(2)  # a head's score below this counts as 0

@@ -94,7 +94,8 @@ def _strftime_now(form: str) -> str:
 
 
 def _join_limited(pieces: Iterable[str], origin: str) -> str:
-    parts, size = [], 0
+    parts = []
+    size = 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
@@ -128,10 +129,8 @@ def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8"), str(file)
-    found, origin = (
-        config.get("chat_template"),
-        f"chat_template in {folder / 'tokenizer_config.json'}",
-    )
+    found = config.get("chat_template")
+    origin = f"chat_template in {folder / 'tokenizer_config.json'}"
     if isinstance(found, list):
         named = {
             entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)

@@ -1,5 +1,5 @@
-"""The terminal: prompt_toolkit reads, rich writes, Session does the talking. Also one question from
-a pipe.
+"""The terminal: prompt_toolkit reads, rich writes, ChatSession does the talking. Also one question
+from a pipe.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.session import (
-    Session,
+    ChatSession,
     SessionError,
-    blocks_read,
     check_options,
     needs_more,
     stats_line,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
+
+    from minicpm_mlc.runtime_py.engine import Engine
 
 STYLES = {"thinking": "dim", "answer": None, "note": "dim", "error": "red"}
 # A model's text must not drive the terminal: control characters other than tab and line feed are
@@ -72,7 +74,7 @@ class Screen:
 
 
 def talk(
-    engine: Any,
+    engine: Engine,
     *,
     options: dict[str, Any],
     system: str | None = None,
@@ -81,7 +83,7 @@ def talk(
 ) -> None:
     """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal."""
     screen = Screen(Console(), hide_thinking)
-    session = Session(engine, screen, options, system, screen.on_prefill, show_blocks)
+    session = ChatSession(engine, screen, options, system, screen.on_prefill, show_blocks)
     prompt = _prompt_session(history_path())
     screen("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "note")
     more = True
@@ -95,7 +97,7 @@ def talk(
 
 
 def answer_once(
-    engine: Any,
+    engine: Engine,
     question: str,
     *,
     options: dict[str, Any],
@@ -143,10 +145,10 @@ def answer_once(
     if with_stats:
         print(stats_line(engine.stats), file=sys.stderr)
     if show_blocks:
-        print(*blocks_read(engine), sep="\n", file=sys.stderr)
+        print(*block_lines(engine), sep="\n", file=sys.stderr)
 
 
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
     """The command line's options that were given, checked. Raises SamplingError or SessionError."""
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if "stop" in given:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_text
-from minicpm_mlc.runtime_py.chat.block_reads import most_read
+from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 
 if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.engine import Engine
     from minicpm_mlc.runtime_py.request import Stats
 
 # (text, kind): kind is "thinking", "answer" or "end" (of an answer) while one streams, else "note"
@@ -107,25 +108,6 @@ def _gear(stats: Stats) -> str:
     )
 
 
-def blocks_read(engine: Any) -> list[str]:
-    """What --show-blocks prints: the blocks chosen most, or why there are none."""
-    return most_read(engine) or [_none_chosen(engine.stats)]
-
-
-def _none_chosen(stats: Stats) -> str:
-    if stats.attention == "dense":
-        return "dense attention: every block was read"
-    if not stats.decode_steps:
-        return (
-            "sparse attention: an answer's first token comes from the prompt's pass, whose "
-            "choices are not kept"
-        )
-    return (
-        f"sparse attention: nothing was left to the scores; {stats.blocks_read} of "
-        f"{stats.blocks} blocks were read"
-    )
-
-
 def stats_line(stats: Stats) -> str:
     """One line: tokens and speed of prefill (cached tokens cost nothing) and decode, and how full
     the context is.
@@ -154,20 +136,19 @@ def needs_more(text: str) -> bool:
 
 
 @dataclass
-class Session:
+class ChatSession:
     """Messages and settings of one conversation with `engine`.
 
     `handle` never raises for what a user can mistype: every command's error is one line of kind
     "error".
     """
 
-    engine: Any
+    engine: Engine
     write: Writer
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
-    on_prefill: Callable[[int, int], None] | None = (
-        None  # (tokens done, tokens to do) while a prompt is read
-    )
+    # (tokens done, tokens to do), called while a prompt is read
+    on_prefill: Callable[[int, int], None] | None = None
     show_blocks: bool = False  # after each answer, the blocks that it read most
     messages: list[Message] = field(init=False)
 
@@ -194,7 +175,8 @@ class Session:
             MiniCPMError: from the engine, e.g. a full context; the conversation stays as it was.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        answer, stopped = "", False
+        answer = ""
+        stopped = False
         try:
             with closing(
                 self.engine.chat_events(turn, on_prefill=self.on_prefill, **self.options)
@@ -213,9 +195,9 @@ class Session:
 
     def _after_answer(self, answer: str, stopped: bool) -> None:
         self.write(stats_line(self.engine.stats), "note")
-        for line in blocks_read(self.engine) if self.show_blocks else []:
+        for line in block_lines(self.engine) if self.show_blocks else []:
             self.write(line, "note")
-        finish = getattr(self.engine.stats, "finish_reason", None)
+        finish = self.engine.stats.finish_reason
         kept = "what was said is kept" if answer else "without an answer the question is not kept"
         if stopped:
             self.write(f"stopped; {kept}", "note")
@@ -305,22 +287,23 @@ class Session:
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load FILE")
         saved = _read_saved(path)
-        self.messages, self.options = saved["messages"], saved["options"]
+        self.messages = saved["messages"]
+        self.options = saved["options"]
         self.write(f"loaded {len(self.messages)} messages from {path}", "note")
 
 
-COMMANDS: dict[str, tuple[Callable[[Session, str], None], str, str]] = {
-    "help": (Session._help, "/help", "this list"),
+COMMANDS: dict[str, tuple[Callable[[ChatSession, str], None], str, str]] = {
+    "help": (ChatSession._help, "/help", "this list"),
     "reset": (
-        Session._reset,
+        ChatSession._reset,
         "/reset",
         "forget the conversation, keep the settings and the system prompt",
     ),
-    "stats": (Session._stats, "/stats", "numbers of the last answer"),
-    "save": (Session._save, "/save FILE", "write the conversation to a JSON file"),
-    "load": (Session._load, "/load FILE", "go on with a saved conversation"),
+    "stats": (ChatSession._stats, "/stats", "numbers of the last answer"),
+    "save": (ChatSession._save, "/save FILE", "write the conversation to a JSON file"),
+    "load": (ChatSession._load, "/load FILE", "go on with a saved conversation"),
     "set": (
-        Session._set,
+        ChatSession._set,
         "/set NAME VALUE",
         "change a setting, or set it back to default; /set alone lists them",
     ),

@@ -69,7 +69,8 @@ class ChatTemplate:
         folder = Path(folder)
         config = read_tokenizer_config(folder / "tokenizer_config.json")
         source, origin = find_template(folder, config)
-        bos, eos = _token_text(config.get("bos_token")), _token_text(config.get("eos_token"))
+        bos = _token_text(config.get("bos_token"))
+        eos = _token_text(config.get("eos_token"))
         return cls(source, bos, eos, config.get("add_bos_token") is not False, origin)
 
     @property
@@ -187,7 +188,8 @@ def check_message(message: Message, index: int = 0) -> Message:
             f"message {index}: expected a dict with exactly 'role' and 'content', got "
             f"{message!r:.200}"
         )
-    role, content = message["role"], message["content"]
+    role = message["role"]
+    content = message["content"]
     if role not in ROLES:
         raise TemplateError(f"message {index}: role {role!r:.80} is none of {', '.join(ROLES)}")
     if not isinstance(content, str):
@@ -231,7 +233,8 @@ def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
     """
     if not text:
         return []
-    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    before = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = True
     try:
         return tokenizer.encode(text, add_special_tokens=False).ids
     finally:

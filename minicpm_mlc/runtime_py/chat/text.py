@@ -77,7 +77,8 @@ class StopStrings:
 
     def finish(self) -> str:
         """What was held back, when no more text comes."""
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         return held
 
 

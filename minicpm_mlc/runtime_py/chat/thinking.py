@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN = "<think>"
+CLOSE = "</think>"
 
 Event = tuple[str, str]  # (kind, text), kind is "thinking" or "answer"
 
@@ -64,7 +65,8 @@ class ThinkSplitter:
         """The held-back rest, when no more text comes. Trailing white space of an unclosed block is
         dropped.
         """
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         if self._state == "thinking":
             held = (held.lstrip() if self._fresh else held).rstrip()
             return [("thinking", held)] if held else []
@@ -75,7 +77,8 @@ class ThinkSplitter:
     def _start(self) -> None:
         body = self._held.lstrip()
         if body.startswith(OPEN):
-            self._held, self._state = body[len(OPEN) :], "thinking"
+            self._held = body[len(OPEN) :]
+            self._state = "thinking"
         elif not OPEN.startswith(body):
             self._state = "answer"
 
@@ -88,7 +91,10 @@ class ThinkSplitter:
             events.append(("thinking", keep))
             self._fresh = False
         if close:
-            self._held, self._state, self._fresh, self._closed = after, "answer", True, True
+            self._held = after
+            self._state = "answer"
+            self._fresh = True
+            self._closed = True
         else:
             self._held = self._held[len(keep) :]
 
@@ -97,7 +103,8 @@ class ThinkSplitter:
             self._held = self._held.lstrip()
         if self._held:
             events.append(("answer", self._held))
-            self._held, self._fresh = "", False
+            self._held = ""
+            self._fresh = False
 
 
 def _safe_length(text: str) -> int:

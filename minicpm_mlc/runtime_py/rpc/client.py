@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,30 @@ from minicpm_mlc.base.errors import EngineError, MiniCPMError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.bundle.host import Host
 from minicpm_mlc.bundle.kernel_cases import Case, to_bytes
-from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, read_bundle
+from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, read_bundle
 from minicpm_mlc.bundle.params import load_draft_ids
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked
 from minicpm_mlc.runtime_py.library import Pools, load_runtime
-from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.protocols import Library
 from minicpm_mlc.runtime_py.rpc.message import CALL, LAST_PORT, PROTOCOL, pack, unpack
 
 BLOCK = 1 << 20  # bytes of one upload message
 
 
-class Remote:
-    """A connection. `cores` are the machine's physical ones."""
+class RemoteMachine:
+    """A connection to a machine (a protocols.Machine) whose server listens at `address`,
+    HOST:PORT.
+    """
+
+    shares_memory = False
 
     def __init__(self, address: str, key: str, progress: Progress = no_progress) -> None:
         """Raises EngineError when nobody answers at HOST:PORT, not to this key or version, or
         another client is served.
         """
-        self.address, self._progress = address, progress
+        self.address = address
+        self._progress = progress
         host, port = _parts(address)
         load_runtime()
         try:
@@ -46,10 +50,16 @@ class Remote:
                 f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this "
                 "version there"
             )
-        here = hello["host"]
-        features = None if here["features"] is None else frozenset(here["features"])
-        self.host, self.tvm = Host(here["system"], here["machine"], features), str(hello["tvm"])
+        there = hello["host"]
+        features = None if there["features"] is None else frozenset(there["features"])
+        self.host = Host(there["system"], there["machine"], features)
+        self.tvm = str(hello["tvm"])
         self.cores = int(hello["cores"])
+
+    @property
+    def options(self) -> str:
+        """Address and key as they are given, the key itself left out."""
+        return f" --rpc {self.address} --key KEY"
 
     def call(
         self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any
@@ -89,10 +99,8 @@ class Remote:
         """
         names = {entry["sha256"]: name for name, entry in bundle.manifest.files.items()}
         missing: dict[str, int] = self.call("missing", wanted=list(names))[0]["missing"]
-        total, done = (
-            sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing),
-            sum(missing.values()),
-        )
+        total = sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing)
+        done = sum(missing.values())
         for sha256, start in missing.items():
             with open(bundle.path / names[sha256], "rb") as file:
                 file.seek(start)
@@ -100,7 +108,8 @@ class Remote:
                     self.call(
                         "write", [np.frombuffer(block, np.uint8)], sha256=sha256, offset=start
                     )
-                    start, done = start + len(block), done + len(block)
+                    start += len(block)
+                    done += len(block)
                     self._progress("upload", done, total)
             self.call("finish", sha256=sha256)
 
@@ -110,76 +119,63 @@ def connect(
     key: str | None,
     bundles: Sequence[str | Path | None] = (),
     progress: Progress = no_progress,
-) -> Remote:
+) -> RemoteMachine:
     """A connection to HOST:PORT, and these bundles uploaded. Raises EngineError, BundleError."""
     if not address or not key:
         raise EngineError("--rpc and --key belong together; minicpm-mlc rpc-server prints both")
-    remote = Remote(address, key, progress)
+    machine = RemoteMachine(address, key, progress)
     for path in filter(None, bundles):
-        remote.upload(remote.read_bundle(path))
-    return remote
+        machine.upload(machine.read_bundle(path))
+    return machine
 
 
-class RemoteLibrary:
-    """What Library is, on another machine: pools and weights lie there, rows and logits travel."""
+class RemoteLibrary(Library):
+    """A bundle's library on another machine: pools and weights lie there, rows and logits
+    travel.
+    """
 
-    def __init__(self, remote: Remote, bundle: Bundle, threads: int) -> None:
+    def __init__(self, machine: RemoteMachine, bundle: Bundle, threads: int) -> None:
         manifest = np.frombuffer((bundle.path / MANIFEST).read_bytes(), np.uint8)
-        opened, _ = remote.call("open", [manifest], threads=threads)
-        self.manifest: Manifest = bundle.manifest
+        opened, _ = machine.call("open", [manifest], threads=threads)
+        self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        name, identity = (f"{opened[kind]} at {remote.address}" for kind in ("name", "identity"))
-        self.memory = SimpleNamespace(name=name, identity=identity)
-        self._remote, self._number = remote, opened["number"]
+        self.device_name = f"{opened['name']} at {machine.address}"
+        self.device_identity = f"{opened['identity']} at {machine.address}"
+        self._machine = machine
+        self._number: int = opened["number"]
         if bundle.manifest.draft:
             self.draft_ids = load_draft_ids(bundle)
 
+    @property
+    def local(self) -> None:
+        """None: neither its tensors nor its kernels are in this process."""
+        return None
+
     def new_pools(self, num_pages: int) -> Pools:
-        """As Library's; `tensors` is their number there."""
+        """Pools of `num_pages` pages, there."""
         return self._new_pools(num_pages, draft=False)
 
     def new_draft_pools(self, num_pages: int) -> Pools:
+        """The same for the draft head's layer."""
         return self._new_pools(num_pages, draft=True)
 
     def _new_pools(self, num_pages: int, draft: bool) -> Pools:
-        made, _ = self._remote.call("new_pools", library=self._number, pages=num_pages, draft=draft)
+        """Pools whose `tensors` are their number there."""
+        request = {"library": self._number, "pages": num_pages, "draft": draft}
+        made, _ = self._machine.call("new_pools", **request)
         return Pools(made["number"], made["bytes"])
 
-    def prefill(self, *arguments: Any) -> Outputs:
-        """As Library's, like all that follow."""
-        return self._outputs("prefill", *arguments)
-
-    def decode(self, *arguments: Any) -> Outputs:
-        return self._outputs("decode", *arguments)
-
-    def verify(self, *arguments: Any) -> Outputs:
-        return self._outputs("verify", *arguments)
-
-    def _outputs(self, kind: str, *arguments: Any) -> Outputs:
-        """arguments: arrays, pools, whether rows are sparse."""
-        *rows, pools, sparse = arguments if isinstance(arguments[-1], bool) else (*arguments, False)
-        place = {"library": self._number, "pools": pools.tensors, "sparse": sparse}
-        said, (logits, *rest) = self._remote.call(kind, rows, **place)
-        features = rest.pop(0) if said["features"] else None
-        return Outputs(logits, features, tuple(rest))
-
-    def commit(self, *arguments: Any) -> None:
-        self._rows("commit", *arguments)
-
-    def draft_extend(self, *arguments: Any) -> tuple[np.ndarray, ...]:
-        return self._rows("draft_extend", *arguments)
-
-    def draft_step(self, *arguments: Any) -> tuple[np.ndarray, ...]:
-        return self._rows("draft_step", *arguments)
-
-    def _rows(self, kind: str, *arguments: Any) -> tuple[np.ndarray, ...]:
-        *rows, pools = arguments
-        return tuple(self._remote.call(kind, rows, library=self._number, pools=pools.tensors)[1])
+    def run(
+        self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
+    ) -> list[np.ndarray]:
+        """One round trip: the rows go there, what the function returns comes back."""
+        state = {"library": self._number, "pools": pools.tensors, "sparse": sparse}
+        return self._machine.call(kind, rows, **state)[1]
 
     def check(self, case: Case, timed: bool = True) -> Checked:
-        """Run a kernel case there."""
+        """Run a kernel case there. Raises BundleError if the kernel doesn't run at all."""
         data = np.frombuffer(to_bytes([case]), np.uint8)
-        return Checked(**self._remote.call("check", [data], library=self._number, timed=timed)[0])
+        return Checked(**self._machine.call("check", [data], library=self._number, timed=timed)[0])
 
 
 def _parts(address: str) -> tuple[str, int]:

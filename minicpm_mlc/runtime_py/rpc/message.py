@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PROTOCOL = 2  # raised when a message's meaning changes
+PROTOCOL = 3  # raised when a message's meaning changes
 LAST_PORT = 65535
 CALL = "minicpm_mlc.rpc.call"  # the server's one function: bytes -> bytes
 

@@ -52,8 +52,8 @@ def run_server(
         raise EngineError(
             f"{host}:{port} can't be listened at ({error.strerror}); try another --port"
         ) from None
-    served = Served(place)
-    with listening, served:
+    client = ClientProcess(place)
+    with listening, client:
         address = "{}:{}".format(*listening.getsockname()[:2])
         say(
             f"listening at {address}; a client: minicpm-mlc chat BUNDLE --rpc {address} --key {key}"
@@ -61,20 +61,22 @@ def run_server(
         while clients is None or clients > 0:
             connection, peer = listening.accept()
             with connection:
-                if _greeted(connection, key, served):
+                if _greeted(connection, key, client):
                     say(f"serving {peer[0]}:{peer[1]}")
-                    served.begin(connection)
+                    client.begin(connection)
                     clients = clients and clients - 1
-        served.wait()
+        client.wait()
 
 
-class Served:
-    """The client that is served, in a process of its own: what it crashes is that one. At the end
-    none is.
+class ClientProcess:
+    """The process that serves the present client, so that a crash ends that process alone. It is
+    killed when the server ends.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._process = folder, None
+        """`folder`: where bundles are kept."""
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> None: ...
 
@@ -84,11 +86,10 @@ class Served:
 
     def begin(self, connection: socket.socket) -> None:
         """Serve a client until it leaves; returns at once."""
-        connection.setsockopt(
-            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-        )  # one whose network broke leaves at last
+        # so that a client whose network broke leaves at last
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         arguments = [str(connection.fileno()), str(self._folder)]
-        command = [sys.executable, "-m", "minicpm_mlc.runtime_py.rpc.session", *arguments]
+        command = [sys.executable, "-m", "minicpm_mlc.runtime_py.rpc.client_handler", *arguments]
         self._process = subprocess.Popen(command, pass_fds=[connection.fileno()])
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -98,8 +99,8 @@ class Served:
         return False
 
 
-def _greeted(connection: socket.socket, key: str, served: Served) -> bool:
-    """Whether the client knows the key and none is served before it; it is told."""
+def _greeted(connection: socket.socket, key: str, before: ClientProcess) -> bool:
+    """Whether the client knows the key and the one before it has left; it is told."""
     connection.settimeout(HANDSHAKE_SECONDS)
     with suppress(OSError, struct.error, UnicodeDecodeError):
         magic, length = struct.unpack("<ii", _received(connection, 8))
@@ -107,7 +108,7 @@ def _greeted(connection: socket.socket, key: str, served: Served) -> bool:
             return False
         given = _received(connection, length)
         right = hmac.compare_digest(given, f"client:{key}".encode())
-        answer = MISMATCH if not right else MAGIC if served.wait(LEAVING_SECONDS) else BUSY
+        answer = MISMATCH if not right else MAGIC if before.wait(LEAVING_SECONDS) else BUSY
         connection.sendall(struct.pack("<i", answer))
         if answer == MAGIC:
             name = b"server:minicpm-mlc"

@@ -21,7 +21,8 @@ class Store:
     """Below one folder: files/<sha256>, and bundles/<sha256 of the manifest>."""
 
     def __init__(self, folder: Path) -> None:
-        self._files, self._bundles = folder / "files", folder / "bundles"
+        self._files = folder / "files"
+        self._bundles = folder / "bundles"
         for place in (self._files, self._bundles):
             place.mkdir(parents=True, exist_ok=True)
 

@@ -10,25 +10,26 @@ import numpy as np
 
 from minicpm_mlc.runtime_py.speculative.tree import Draft
 
-MAX_DEPTH = 16
-KEEP = 0.9  # weight of the past in a moving average
-HICCUP = 3.0  # times what is expected
-SLOPE = 0.1  # of a decode step: what a row more costs as long as only one width was measured
+MAX_LEVELS = 16  # of a draft tree
+PAST_WEIGHT = 0.9  # of the past in a moving average
+OUTLIER_RATIO = 3.0  # a sample counts at most this many times what is expected
+SLOPE_STEPS = 0.1  # decode steps that one more row costs while only one number of rows was measured
 
 
 @dataclass
 class Average:
-    """A moving average of seconds; a sample counts at most HICCUP times the average, so that no
-    hiccup decides.
+    """A moving average of seconds; a sample counts at most OUTLIER_RATIO times the average, so that
+    no outlier decides.
     """
 
     value: float = 0.0
     samples: int = 0
 
     def add(self, sample: float) -> None:
+        """Counts a sample, in seconds."""
         self.samples += 1
-        keep = min(KEEP, 1 - 1 / self.samples)
-        highest = HICCUP * self.value if self.value else sample
+        keep = min(PAST_WEIGHT, 1 - 1 / self.samples)
+        highest = OUTLIER_RATIO * self.value if self.value else sample
         self.value = keep * self.value + (1 - keep) * min(sample, highest)
 
 
@@ -46,7 +47,7 @@ class Costs:
         A library takes memory when a size is new, and a draft must not look bad for that.
         """
         if nodes not in self._verify and self.decode.samples:
-            seconds = min(seconds, HICCUP * float(self.verify(np.array([nodes]))[0]))
+            seconds = min(seconds, OUTLIER_RATIO * float(self.verify(np.array([nodes]))[0]))
         self._verify.setdefault(nodes, Average()).add(seconds)
         return seconds
 
@@ -57,8 +58,9 @@ class Costs:
         points = {1: self.decode.value} | {
             n: average.value for n, average in sorted(self._verify.items())
         }
-        known, seconds = np.array(list(points), float), np.maximum.accumulate(list(points.values()))
-        slope = SLOPE * self.decode.value
+        known = np.array(list(points), float)
+        seconds = np.maximum.accumulate(list(points.values()))
+        slope = SLOPE_STEPS * self.decode.value
         if len(known) > 2:
             slope = max(
                 (seconds[-1] - seconds[1]) / (known[-1] - known[1]), 0.01 * self.decode.value
@@ -75,21 +77,21 @@ class Acceptance:
         """`prior`: the chance of each level, times what the drafter says, before anything was
         seen.
         """
-        self._accepted = prior ** np.arange(MAX_DEPTH + 1)
-        self._said = np.ones(MAX_DEPTH + 1)
-        self._drafted = np.zeros(MAX_DEPTH + 1)
+        self._accepted = prior ** np.arange(MAX_LEVELS + 1)
+        self._said = np.ones(MAX_LEVELS + 1)
+        self._drafted = np.zeros(MAX_LEVELS + 1)
         self._prior = 1.0  # the weight that the prior has left
 
     def add(self, draft: Draft, accepted: int) -> None:
         """A tree was verified and followed `accepted` levels down."""
         said = np.bincount(draft.tree.depths, draft.reach)
-        self._prior *= KEEP
+        self._prior *= PAST_WEIGHT
         for total, sample in (
             (self._said, said),
             (self._accepted, np.arange(len(said)) <= accepted),
             (self._drafted, 1),
         ):
-            total *= KEEP
+            total *= PAST_WEIGHT
             total[: len(said)] += sample
 
     def reach(self, draft: Draft) -> np.ndarray:
@@ -105,7 +107,7 @@ class Acceptance:
         return np.array(reach)
 
     def survival(self) -> np.ndarray:
-        """The share of drafts that were accepted down to each depth, float64 [MAX_DEPTH + 1]."""
+        """The share of drafts that were accepted down to each depth, float64 [MAX_LEVELS + 1]."""
         shares = np.minimum(self._accepted / (self._drafted + self._prior), 1.0)
         return np.minimum.accumulate(self._continued(shares))
 
@@ -113,7 +115,7 @@ class Acceptance:
         """Values by depth; those of depths that were not drafted lately go on as from the two
         before them.
         """
-        for depth in range(2, MAX_DEPTH + 1):
+        for depth in range(2, MAX_LEVELS + 1):
             if self._drafted[depth] < 1:
                 values[depth] = values[depth - 1] ** 2 / max(values[depth - 2], 1e-9)
         return values

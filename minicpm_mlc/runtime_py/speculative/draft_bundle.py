@@ -6,13 +6,13 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
+from minicpm_mlc.runtime_py.protocols import Library
 from minicpm_mlc.runtime_py.speculative.expand import Guesses, best_tokens, expand
 from minicpm_mlc.runtime_py.speculative.tree import Draft
 
@@ -24,17 +24,24 @@ class ModelDrafter:
     on distances alone.
     """
 
-    def __init__(self, library: Any, model: CachedModel, chunk: int) -> None:
-        self.library, self._model, self._chunk = library, model, chunk
+    def __init__(self, model: CachedModel, chunk: int) -> None:
+        """`chunk`: tokens of the text that are read at once."""
+        self._model = model
+        self._chunk = chunk
         self._first = 0  # the token of the text that the cache begins with
         self._known = 0  # cached tokens that are known to be the text's
+
+    @property
+    def library(self) -> Library:
+        """The smaller bundle's compiled functions."""
+        return self._model.cache.library
 
     def begin(self) -> None:
         """The text may be another one now."""
         self._known = 0
 
     def cached(self, model: CachedModel) -> None:
-        pass
+        """Reads the text only when it drafts."""
 
     def draft(
         self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
@@ -47,7 +54,8 @@ class ModelDrafter:
         """
         if depth >= self._model.sequence.context:
             return None
-        start, unread = time.perf_counter(), self._unread(history, depth, read)
+        start = time.perf_counter()
+        unread = self._unread(history, depth, read)
         logits = [rows for _, rows in self._model.prefill(unread, self._chunk)][-1][-1]
         self._known += len(unread)
         seconds = time.perf_counter() - start
@@ -71,7 +79,8 @@ class ModelDrafter:
         """What is to be appended to the cache, at least the last token; the rest of it is the
         text's from then on.
         """
-        sequence, n = self._model.sequence, len(history)
+        sequence = self._model.sequence
+        n = len(history)
         read = n if read is None else min(read, n)
         if read + depth > sequence.context:
             read = sequence.context // 2  # so that there is room to follow the text
@@ -85,7 +94,8 @@ class ModelDrafter:
             or seen + depth > sequence.context
             or sees_more
         ):
-            self._first, self._known = n - read, 0
+            self._first = n - read
+            self._known = 0
         self._known = sequence.truncate(self._known)
         return history[self._first + self._known :].tolist()
 

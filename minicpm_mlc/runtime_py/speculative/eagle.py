@@ -14,10 +14,11 @@ from minicpm_mlc.runtime_py.speculative.expand import Guesses, expand
 from minicpm_mlc.runtime_py.speculative.tree import Draft
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
-WINDOW = 1024  # tokens that the head sees; MiniCPM4's report has it help both speed and acceptance
-# tokens at least of a longer text that it reads at once; reading all 1024 has 2 % more accepted, on
-# the demo
-READ = 64
+# that the head sees: MiniCPM4's report finds that a window helps both speed and acceptance
+WINDOW_TOKENS = 1024
+# of a longer text that the head reads at once, at least; on the demo, reading all 1024 has 2 % more
+# guesses accepted
+READ_TOKENS = 64
 
 
 class EagleDrafter:
@@ -28,19 +29,18 @@ class EagleDrafter:
     """
 
     def __init__(self, head: DraftModel, model: CachedModel) -> None:
-        self._head, self._model = head, model
+        self._head = head
+        self._model = model
         self._page = model.sequence.pool.page_size
-        self._most = READ + self._page
+        self._most = READ_TOKENS + self._page
         self._features = np.empty((0, 0), np.float32)
         self._rows = 0  # of them that are kept
         self._end = 0  # tokens that the model had when the last ones came
         self._read = 0  # rows that the head has
-        self._tokens: list[
-            int
-        ] = []  # the text as it was followed, with the root that was drafted from last
-        self._shared: int | None = (
-            None  # tokens of a new call's text that are known to be those; None: no new call
-        )
+        # the text as it was followed, with the root that was drafted from last
+        self._tokens: list[int] = []
+        # how many of them a new call's text is known to begin with; None: no new call
+        self._shared: int | None = None
 
     def begin(self) -> None:
         """The sequence was cut to what a new prompt shares with it, and calls before may have
@@ -51,19 +51,21 @@ class EagleDrafter:
         self._end = min(self._end, self._shared)
 
     def cached(self, model: CachedModel) -> None:
-        features, end = model.features, len(model)
+        """Keeps the features of the tokens that were appended."""
+        features = model.features
+        end = len(model)
         assert features is not None
         self._follow()
         if self._end != end - len(features):
             self._rows = 0  # tokens in between were not seen here
         self._end = end
         features = features[-self._most :]
-        n, rows = len(features), self._rows
+        n = len(features)
+        rows = self._rows
         if rows + n > len(self._features):
             rows = self._make_room(n, features.shape[1])
-        self._features[rows : rows + n] = (
-            features  # a copy: the library's memory is free for the next call
-        )
+        # a copy: the library's memory is free for the next call
+        self._features[rows : rows + n] = features
         self._rows = rows + n
 
     def _follow(self) -> None:
@@ -92,17 +94,16 @@ class EagleDrafter:
         return keep
 
     def _unread(self) -> np.ndarray:
-        """The features to read: all, or of many those from READ tokens back on, and what is before
-        them in their page.
+        """The features to read, float32 [n, F]: all, or of many those of the last READ_TOKENS
+        tokens and what is before them in their page.
         """
         lacking = self._end - self._read
         n = min(lacking, self._rows)
         if n > self._most:
-            n = self._end - (self._end - READ) // self._page * self._page
+            n = self._end - (self._end - READ_TOKENS) // self._page * self._page
         unread = self._features[self._rows - n : self._rows]
-        if (
-            n == lacking - 1
-        ):  # a row whose next token is another one now: better without features than a gap
+        if n == lacking - 1:
+            # a row whose next token is another one now: better without features than a gap
             unread = np.concatenate([np.zeros_like(unread[:1]), unread])
         return unread
 
@@ -117,7 +118,8 @@ class EagleDrafter:
         if not self._rows or self._end != len(self._model) or not room:
             return None
         root = int(history[-1])
-        start, unread = time.perf_counter(), self._unread()
+        start = time.perf_counter()
+        unread = self._unread()
         proposed = self._head.extend(root, unread)
         seconds = time.perf_counter() - start
         self._read = self._end
@@ -132,7 +134,8 @@ class _HeadWalk:
     """The head's hidden states of one level, from which the next goes on."""
 
     def __init__(self, head: DraftModel, hidden: np.ndarray) -> None:
-        self._head, self._hidden = head, hidden
+        self._head = head
+        self._hidden = hidden
         self._first = -1  # number of the level's first node; the row that `extend` gave is no node
 
     def step(self, token_ids: list[int], rows: list[int]) -> Guesses:

@@ -16,7 +16,7 @@ Guesses = tuple[np.ndarray, np.ndarray]
 # (tokens of the beam, the row of the previous call that each came from) -> what comes after each
 Step = Callable[[list[int], list[int]], Guesses]
 
-BLOCKS = 32  # of columns; a group has one column of each
+GROUP_COLUMNS = 32  # columns of a group, spread evenly over the vocabulary
 
 
 def expand(
@@ -31,15 +31,17 @@ def expand(
     """
     first_values, first_tokens = (part[0, :top_k].tolist() for part in after)
     top_k = len(first_tokens)
-    values, tokens, parents = (
-        [0.0, *first_values],
-        [root, *first_tokens],
-        [-1, *[0] * top_k],
-    )  # by node; the root is 0
-    beam, first, levels = list(range(1, top_k + 1)), 1, 1  # `first` node of the last level
+    # by node; the root is 0
+    values = [0.0, *first_values]
+    tokens = [root, *first_tokens]
+    parents = [-1, *[0] * top_k]
+    beam = list(range(1, top_k + 1))
+    first = 1  # node of the last level
+    levels = 1
     while levels < depth and values[beam[0]] >= log(max(floor, 1e-30)):
         guesses = step([tokens[node] for node in beam], [(node - first) // top_k for node in beam])
-        first, levels = len(tokens), levels + 1
+        first = len(tokens)
+        levels = levels + 1
         for node, more, after_node in zip(
             beam, *(part[:, :top_k].tolist() for part in guesses), strict=True
         ):
@@ -67,15 +69,16 @@ def best_tokens(logits: np.ndarray, k: int) -> Guesses:
     sorted.
     """
     n, vocab = logits.shape
-    k, width = min(k, vocab), vocab // BLOCKS
+    k = min(k, vocab)
+    width = vocab // GROUP_COLUMNS
     if width <= k:
         columns = np.broadcast_to(np.arange(vocab), (n, vocab))
     else:
-        groups = logits[:, : width * BLOCKS].reshape(n, BLOCKS, width).max(1)
+        groups = logits[:, : width * GROUP_COLUMNS].reshape(n, GROUP_COLUMNS, width).max(1)
         best = np.argpartition(groups, width - k, axis=1)[:, width - k :]
-        columns = (best[:, :, None] + width * np.arange(BLOCKS)).reshape(n, -1)
-        if width * BLOCKS < vocab:
-            rest = np.arange(width * BLOCKS, vocab)
+        columns = (best[:, :, None] + width * np.arange(GROUP_COLUMNS)).reshape(n, -1)
+        if width * GROUP_COLUMNS < vocab:
+            rest = np.arange(width * GROUP_COLUMNS, vocab)
             columns = np.concatenate([columns, np.broadcast_to(rest, (n, len(rest)))], 1)
     rows = np.arange(n)[:, None]
     found = logits[rows, columns]

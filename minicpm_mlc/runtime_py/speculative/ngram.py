@@ -1,5 +1,5 @@
-"""Prompt lookup: what followed the last time these tokens stood in the prompt or the answer. No
-model is asked.
+"""Prompt lookup: guesses what followed the same tokens earlier in the prompt or the answer, without
+a model.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import numpy as np
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
 
-LONGEST = 8  # tokens of a suffix that are compared
-CANDIDATES = 4  # earlier places whose continuations make one tree
-KINDS = (1, 2, 4, 6)  # shortest suffix of each kind of draft
+LONGEST_SUFFIX = 8  # tokens that are compared
+MAX_PLACES = 4  # earlier ones whose continuations make one tree
+KIND_SUFFIXES = (1, 2, 4, 6)  # tokens of the shortest suffix of each kind of draft
 
 
 class NgramDrafter:
     """Guesses from the text so far alone."""
 
     def begin(self) -> None:
-        pass
+        """Nothing is kept between calls."""
 
     def cached(self, model: CachedModel) -> None:
-        pass
+        """The history that `draft` is given has all that counts."""
 
     def draft(
         self,
@@ -41,23 +41,26 @@ class NgramDrafter:
         if not len(ends):
             return None
         rows = [
-            continuation(history, int(end), depth) for end in ends[::-1][: min(top_k, CANDIDATES)]
+            continuation(history, int(end), depth) for end in ends[::-1][: min(top_k, MAX_PLACES)]
         ]
-        return merge(int(history[-1]), rows, sum(length >= shortest for shortest in KINDS) - 1)
+        return merge(
+            int(history[-1]), rows, sum(length >= shortest for shortest in KIND_SUFFIXES) - 1
+        )
 
 
 def longest_suffix(history: np.ndarray) -> tuple[np.ndarray, int]:
     """(earlier places where the longest repeated suffix ends, ascending; its length, at most
-    LONGEST).
+    LONGEST_SUFFIX).
     """
     ends = np.flatnonzero(history[:-1] == history[-1])
     length = 1 if len(ends) else 0
-    while 0 < length < LONGEST:
+    while 0 < length < LONGEST_SUFFIX:
         longer = ends[ends >= length]
         longer = longer[history[longer - length] == history[-1 - length]]
         if not len(longer):
             break
-        ends, length = longer, length + 1
+        ends = longer
+        length = length + 1
     return ends, length
 
 
@@ -73,7 +76,9 @@ def continuation(history: np.ndarray, end: int, depth: int) -> list[int]:
 
 def merge(root: int, rows: list[list[int]], kind: int = 0) -> Draft:
     """One tree of several guesses; a node's chance is the share of them that go through it."""
-    tokens, parents, counts = [root], [-1], [len(rows)]
+    tokens = [root]
+    parents = [-1]
+    counts = [len(rows)]
     children: dict[tuple[int, int], int] = {}
     for row in rows:
         node = 0

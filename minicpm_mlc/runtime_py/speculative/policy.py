@@ -11,33 +11,39 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minicpm_mlc.runtime_py.speculative.costs import KEEP, MAX_DEPTH, Acceptance, Average, Costs
+from minicpm_mlc.runtime_py.speculative.costs import (
+    MAX_LEVELS,
+    PAST_WEIGHT,
+    Acceptance,
+    Average,
+    Costs,
+)
 from minicpm_mlc.runtime_py.speculative.options import Speculation
-from minicpm_mlc.runtime_py.speculative.tree import FEW, Draft
+from minicpm_mlc.runtime_py.speculative.tree import FREE_ROWS, Draft
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
-SHARE = (
-    0.005  # of the decoding time: what trying something that did not pay may cost in the long run
-)
-EARLY = 0.05  # what it may cost at first
-# decode steps that one try is believed to have lost; what took longer was slow for being first
-MOST = 4
-SELDOM = 0.001  # what it may cost where even drafts that were accepted whole would not pay
-FREE = 0.003  # of a decode step: a drafter that loses no more is asked at every token
-SWITCH = 1.1  # one drafter is left for another that is this times as fast
-MIN_GAIN = 1.02  # a tree must be expected to be this times as fast as decoding
-REFRESH = 64  # rounds after which a plain step is measured again, at most
-# rounds for each plain step that was measured, after which another is; the first ones may be slow
-SOON = 2
-PRIORS = {"ngram": (0.3, 0.5, 0.7, 0.85)}  # by kind of draft; a model's own chances are believed
-TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}
-SIZES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
-EXPLORE = 4  # nodes of a tree that is not expected to pay
-TRY_DEPTH = 2  # levels of a drafter that has not paid yet
-RECHOOSE = 4  # rounds after which the best depth is chosen anew
-FOLLOW = 128  # tokens that a drafter has seen, at least, before it is asked again
-READ = 64  # tokens of a text that a draft model reads until it has paid
-READING = 0.125  # of what it saved: what reading more of the text may take
+# What trying a drafter that did not pay may cost, as a share of the decoding time: in the long run,
+# at first, and where even drafts that were accepted whole would not pay.
+TRIES_SHARE = 0.005
+FIRST_TRIES_SHARE = 0.05
+HOPELESS_SHARE = 0.001
+# decode steps that one try counts as lost at most; what took longer was slow for being the first
+MAX_LOSS_STEPS = 4
+FREE_LOSS_STEPS = 0.003  # decode steps: a drafter that loses no more is asked at every token
+SWITCH_RATIO = 1.1  # one drafter is left for another that is this times as fast
+MIN_SPEED_UP = 1.02  # a tree must be expected to be this times as fast as decoding
+REFRESH_ROUNDS = 64  # at most this many rounds after a plain step was measured, another one is
+ROUNDS_PER_STEP = 2  # the same per plain step measured so far, because the first ones may be slow
+# the chance of each level, by kind of draft; what a model says of its own guesses is believed
+PRIOR_CHANCES = {"ngram": (0.3, 0.5, 0.7, 0.85)}
+TOP_K = {"ngram": 4, "eagle": 4, "draft": 1}  # guesses after a token
+TREE_NODES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56, 64])
+EXPLORE_NODES = 4  # of a tree that is not expected to pay
+TRY_LEVELS = 2  # of a drafter that has not paid yet
+RECHOOSE_ROUNDS = 4  # after which the best depth is chosen again
+FOLLOW_TOKENS = 128  # that a drafter has seen, at least, before it is asked again
+READ_TOKENS = 64  # of a text that a draft model reads until it has paid
+READING_SHARE = 0.125  # of the seconds that it saved: what reading more of the text may take
 
 
 @dataclass
@@ -56,21 +62,27 @@ class Backoff:
 
     def lost(self, steps: float, hopeless: bool = False) -> None:
         """A try cost so many decode steps more than plain decoding would have."""
-        soonest, latest = (steps / SELDOM,) * 2 if hopeless else (steps / EARLY, steps / SHARE)
-        self.wait, self.waited = max(1, round(min(max(2 * self.wait, soonest), latest))), 0
+        soonest, latest = (
+            (steps / HOPELESS_SHARE,) * 2
+            if hopeless
+            else (steps / FIRST_TRIES_SHARE, steps / TRIES_SHARE)
+        )
+        self.wait = max(1, round(min(max(2 * self.wait, soonest), latest)))
+        self.waited = 0
 
     def won(self) -> None:
-        self.wait, self.waited = 1, 0
+        """A try paid: it is due again at the next token."""
+        self.wait = 1
+        self.waited = 0
 
 
 @dataclass
 class Arm:
     """What is known of one drafter."""
 
-    gain: float = 0.0  # seconds that asking it saves where the text is read, a moving average
-    saved: float = (
-        0.0  # seconds, reading taken off; half of what one answer left counts in the next
-    )
+    gain: float = 0.0  # seconds that asking it saves once the text is read, a moving average
+    # seconds saved less those of reading; half of what one answer left counts in the next
+    saved: float = 0.0
     asked: int = 0
     tries: Backoff = field(default_factory=Backoff)
     level: Average = field(default_factory=Average)  # seconds of drafting one level
@@ -78,11 +90,10 @@ class Arm:
     round: Average = field(default_factory=Average)  # seconds of one round
     tokens: Average = field(default_factory=Average)  # that a round gives
     nodes: Average = field(default_factory=Average)
-    depth: int = 0  # that pays best, chosen anew from time to time
+    depth: int = 0  # that pays best, chosen again from time to time
     acceptance: dict[int, Acceptance] = field(default_factory=dict)  # by kind of draft
-    checks: dict[int, Backoff] = field(
-        default_factory=dict
-    )  # of drafts that are not expected to pay
+    # of drafts that are not expected to pay, by kind
+    checks: dict[int, Backoff] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -97,9 +108,8 @@ class Plan:
     depth: int
     top_k: int
     floor: float = 0.0  # chance below which another level is not worth its time
-    read: int | None = (
-        None  # tokens to read first at most, where the drafter may choose; None: as it likes
-    )
+    # most tokens to read first, where the drafter has a choice; None: as many as it likes
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Policy:
         decode = self.costs.decode.value
         for name, arm in self.arms.items():
             if decode and arm.saved < 0 and arm.reading.samples and self._worth(arm):
-                arm.gain = max(arm.saved, -MOST * decode)
+                arm.gain = max(arm.saved, -MAX_LOSS_STEPS * decode)
                 self._note_loss(name)
             arm.saved = max(0.0, arm.saved / 2)
         self._cold = True
@@ -157,14 +167,12 @@ class Policy:
 
     def drafters(self, options: Speculation) -> list[str]:
         """Whom to ask at this token, in this order; asked once a token that isn't slept through."""
-        if (
-            options.speculate == "off" or options.tree_size == 1
-        ):  # a tree of its root alone is a plain step
-            return []
-        chosen_sizes = options.tree_size is not None
+        if options.speculate == "off" or options.tree_size == 1:
+            return []  # a tree of its root alone is a plain step
+        size_is_given = options.tree_size is not None
         measured = self.costs.decode.samples
-        if measured < 2 or self._since_decode >= min(REFRESH, SOON * measured):
-            return [options.speculate] if chosen_sizes and options.speculate != "auto" else []
+        if measured < 2 or self._since_decode >= min(REFRESH_ROUNDS, ROUNDS_PER_STEP * measured):
+            return [options.speculate] if size_is_given and options.speculate != "auto" else []
         if options.speculate != "auto":
             return [options.speculate]
         names = [name for name, arm in self.arms.items() if self._worth(arm) or arm.tries.due()]
@@ -177,8 +185,10 @@ class Policy:
         following the text.
         """
         left = {name: arm.tries.wait - arm.tries.waited for name, arm in self.arms.items()}
-        self._asleep = max(0, min(left.values(), default=REFRESH) - 1)
-        self._following = [name for name, tokens in left.items() if tokens - self._asleep < FOLLOW]
+        self._asleep = max(0, min(left.values(), default=REFRESH_ROUNDS) - 1)
+        self._following = [
+            name for name, tokens in left.items() if tokens - self._asleep < FOLLOW_TOKENS
+        ]
         for arm in self.arms.values():
             arm.tries.waited += self._asleep
 
@@ -186,12 +196,13 @@ class Policy:
         """How deep and how wide to draft: as asked, else what is expected to give most tokens per
         second.
         """
-        arm, top_k = self.arms[name], options.draft_top_k or TOP_K[name]
+        arm = self.arms[name]
+        top_k = options.draft_top_k or TOP_K[name]
         if name == "ngram":
-            return Plan(options.draft_depth or MAX_DEPTH, top_k)
+            return Plan(options.draft_depth or MAX_LEVELS, top_k)
         trying = options.speculate == "auto" and arm.gain <= 0
         depth = min(
-            options.draft_depth or (TRY_DEPTH if trying else self._best_depth(arm)),
+            options.draft_depth or (TRY_LEVELS if trying else self._best_depth(arm)),
             1 + MAX_NODES // top_k,
         )
         fixed = options.draft_depth is not None or not self.costs.decode.value
@@ -206,15 +217,16 @@ class Policy:
         if name != "draft" or options.speculate != "auto":
             return None
         if not arm.reading.samples:
-            return FEW
-        paid = READING * arm.saved / max(arm.reading.value, 1e-9) if self._worth(arm) else 0.0
-        return max(READ, int(paid))
+            return FREE_ROWS
+        paid = READING_SHARE * arm.saved / max(arm.reading.value, 1e-9) if self._worth(arm) else 0.0
+        return max(READ_TOKENS, int(paid))
 
     def cut(self, name: str, draft: Draft, options: Speculation, room: int) -> Draft | None:
         """The part of a draft that is worth verifying, of at most `room` nodes; None: decode
         plainly.
         """
-        forced, arm = options.speculate != "auto", self.arms[name]
+        forced = options.speculate != "auto"
+        arm = self.arms[name]
         draft = draft.likeliest(MAX_NODES)
         limit = min(room, len(draft.tree), options.tree_size or MAX_NODES)
         if limit < 2:
@@ -222,15 +234,15 @@ class Policy:
         if options.tree_size is not None:
             return draft.likeliest(limit)
         reach = self._acceptance(arm, name, draft.kind).reach(draft)
-        sizes = SIZES[(SIZES <= limit) & (SIZES > 1)]
+        sizes = TREE_NODES[(TREE_NODES <= limit) & (TREE_NODES > 1)]
         tokens = np.cumsum(np.sort(reach)[::-1])[sizes - 1]
         seconds = self.costs.verify(sizes)
         best = int(np.argmax(tokens / (seconds + arm.level.value)))
-        pays = tokens[best] * self.costs.decode.value >= MIN_GAIN * seconds[best]
+        pays = tokens[best] * self.costs.decode.value >= MIN_SPEED_UP * seconds[best]
         if pays or forced:
             return draft.likeliest(int(sizes[best]), reach)
         if arm.checks.setdefault(draft.kind, Backoff()).due():
-            return draft.likeliest(min(EXPLORE, limit), reach)
+            return draft.likeliest(min(EXPLORE_NODES, limit), reach)
         return None
 
     def prefers_another(self, name: str, draft: Draft) -> bool:
@@ -241,7 +253,7 @@ class Policy:
         expected = self._acceptance(self.arms[name], name, draft.kind).reach(draft).sum()
         rate = expected / float(self.costs.verify(np.array([len(draft.tree)]))[0])
         return any(
-            self.arms[other].rate > SWITCH * rate
+            self.arms[other].rate > SWITCH_RATIO * rate
             for other in later
             if self._worth(self.arms[other])
         )
@@ -251,9 +263,8 @@ class Policy:
         if self._cold:
             self._cold = False
             return
-        if (
-            2 * seconds < self.costs.decode.value
-        ):  # what was measured before was held up, and no gain over it was one
+        if 2 * seconds < self.costs.decode.value:
+            # what was measured before was held up, so no gain over it was real
             self.costs.decode = Average()
             for arm in self.arms.values():
                 arm.gain = min(arm.gain, 0.0)
@@ -268,7 +279,9 @@ class Policy:
         levels = draft.levels - (draft.reading > 0)
         if levels:
             arm.level.add((seconds - draft.reading) / levels)
-        if draft.read_tokens >= FEW and arm.asked:  # the first time is slow for being the first
+        if (
+            draft.read_tokens >= FREE_ROWS and arm.asked
+        ):  # the first time is slow for being the first
             arm.reading.add(draft.read_seconds / draft.read_tokens)
         arm.saved -= draft.reading
 
@@ -278,7 +291,8 @@ class Policy:
 
     def finished(self, round: Round) -> None:
         """A tree was verified and its path committed."""
-        arm, decode = self.arms[round.drafter], self.costs.decode.value
+        arm = self.arms[round.drafter]
+        decode = self.costs.decode.value
         self._since_decode += 1
         spent = self.costs.verified(
             len(round.draft.tree), round.verify_seconds + round.other_seconds
@@ -292,7 +306,7 @@ class Policy:
             return
         saved = (round.accepted + 1) * decode - spent
         check = arm.checks.setdefault(round.draft.kind, Backoff())
-        check.won() if saved > 0 else check.lost(min(MOST, -saved / decode))
+        check.won() if saved > 0 else check.lost(min(MAX_LOSS_STEPS, -saved / decode))
         self._note_gain(round.drafter, saved - drafting)
 
     def describe(self) -> str:
@@ -311,12 +325,13 @@ class Policy:
         )
 
     def _note_gain(self, name: str, gain: float) -> None:
-        arm, decode = self.arms[name], self.costs.decode.value
+        arm = self.arms[name]
+        decode = self.costs.decode.value
         arm.saved += gain
-        gain = max(gain, -MOST * decode)
+        gain = max(gain, -MAX_LOSS_STEPS * decode)
         was_good = self._worth(arm)
         arm.asked += 1
-        keep = min(KEEP, 1 - 1 / arm.asked)
+        keep = min(PAST_WEIGHT, 1 - 1 / arm.asked)
         arm.gain = gain if gain > 0 and not was_good else keep * arm.gain + (1 - keep) * gain
         if not decode:
             return
@@ -328,9 +343,8 @@ class Policy:
     def _note_loss(self, name: str) -> None:
         """The next try has to wait for what this one cost, and for what it will have to read."""
         arm = self.arms[name]
-        arm.tries.lost(
-            (READ * arm.reading.value - arm.gain) / self.costs.decode.value, self._hopeless(name)
-        )
+        lost = READ_TOKENS * arm.reading.value - arm.gain
+        arm.tries.lost(lost / self.costs.decode.value, self._hopeless(name))
 
     def _hopeless(self, name: str) -> bool:
         """Whether even chains that are accepted whole are not worth the time of a drafter that runs
@@ -339,28 +353,28 @@ class Policy:
         arm = self.arms[name]
         if name == "ngram" or arm.level.samples < 2:
             return False
-        depths = np.arange(1, MAX_DEPTH // 2 + 1)
+        depths = np.arange(1, MAX_LEVELS // 2 + 1)
         seconds = depths * arm.level.value + self.costs.verify(depths + 1)
-        return bool(((depths + 1) * self.costs.decode.value < MIN_GAIN * seconds).all())
+        return bool(((depths + 1) * self.costs.decode.value < MIN_SPEED_UP * seconds).all())
 
     def _worth(self, arm: Arm) -> bool:
-        return arm.gain >= -FREE * self.costs.decode.value
+        return arm.gain >= -FREE_LOSS_STEPS * self.costs.decode.value
 
     def _acceptance(self, arm: Arm, name: str, kind: int) -> Acceptance:
         if kind not in arm.acceptance:
-            priors = PRIORS.get(name)
+            priors = PRIOR_CHANCES.get(name)
             arm.acceptance[kind] = Acceptance(priors[kind] if priors else 1.0)
         return arm.acceptance[kind]
 
     def _best_depth(self, arm: Arm) -> int:
-        """Of 1 to MAX_DEPTH / 2 levels, those with most tokens per second; before anything was
+        """Of 1 to MAX_LEVELS / 2 levels, those with most tokens per second; before anything was
         measured, 4.
         """
         if not arm.acceptance:
             return 4
-        if arm.depth and arm.round.samples % RECHOOSE:
+        if arm.depth and arm.round.samples % RECHOOSE_ROUNDS:
             return arm.depth
-        depths = np.arange(1, MAX_DEPTH // 2 + 1)
+        depths = np.arange(1, MAX_LEVELS // 2 + 1)
         tokens = np.cumsum(arm.acceptance[0].survival())[depths]
         seconds = depths * arm.level.value + self.costs.verify(
             np.array([max(2.0, arm.nodes.value)])

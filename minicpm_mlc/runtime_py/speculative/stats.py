@@ -54,7 +54,8 @@ class SpeculationStats:
     def merge(self, other: SpeculationStats) -> None:
         """Adds another call's figures."""
         for part in fields(self):
-            mine, theirs = getattr(self, part.name), getattr(other, part.name)
+            mine = getattr(self, part.name)
+            theirs = getattr(other, part.name)
             if isinstance(mine, list):
                 padded = itertools.zip_longest(mine, theirs, fillvalue=0)
                 setattr(self, part.name, [a + b for a, b in padded])

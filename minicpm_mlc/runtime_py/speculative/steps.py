@@ -72,12 +72,17 @@ class Steps:
         block_reads: np.ndarray,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts what scores
-        chose.
+        """`limit`: tokens that the call may give. `block_reads` int64 [blocks] counts the blocks
+        that were chosen by score.
         """
-        self._model, self._drafters, self._policy = model, drafters, policy
-        self._options, self._stats, self._clock = options, stats, clock
-        self._history, self._block_reads = History(), block_reads
+        self._model = model
+        self._drafters = drafters
+        self._policy = policy
+        self._options = options
+        self._stats = stats
+        self._clock = clock
+        self._history = History()
+        self._block_reads = block_reads
         self._drafting = bool(drafters) and options.speculate != "off"
         self._left = limit or model.sequence.context
         self._walk: _Walk | None = None
@@ -105,9 +110,8 @@ class Steps:
         """
         self.cached()
         if self._drafting:
-            self._history.up_to(
-                self._model.sequence.tokens, 0
-            )  # a long prompt is copied here, not in the first step
+            # a long prompt is copied here, not in the first step
+            self._history.up_to(self._model.sequence.tokens, 0)
 
     def next(self, token_id: int) -> np.ndarray:
         """Logits float32 [vocab] after one more token."""
@@ -123,10 +127,8 @@ class Steps:
 
     def settle(self) -> None:
         """Keeps the path that was followed; nothing else of the tree survives."""
-        walk, self._walk = (
-            self._walk,
-            None,
-        )  # forgotten first: an interrupted commit is not made twice
+        walk = self._walk
+        self._walk = None  # forgotten first, so that an interrupted commit is not made twice
         if walk is None:
             return
         start = self._clock()
@@ -157,8 +159,8 @@ class Steps:
 
     def _count_reads(self) -> None:
         if selected := self._model.selected:
-            chosen = self._model.gears.chosen(selected)
-            self._block_reads += np.bincount(chosen, minlength=len(self._block_reads))
+            blocks = self._model.gears.chosen_by_score(selected)
+            self._block_reads += np.bincount(blocks, minlength=len(self._block_reads))
 
     def _speculated(self, token_id: int) -> np.ndarray:
         if self._policy.sleeps(self._options):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-FEW = 16  # rows that take about as long as one
+FREE_ROWS = 16  # that take about as long as one row
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Draft:
         """Seconds of reading that no level is charged for; few rows take about as long as one and
         count as a level.
         """
-        return self.read_seconds if self.read_tokens > FEW else 0.0
+        return self.read_seconds if self.read_tokens > FREE_ROWS else 0.0
 
     def likeliest(self, size: int, reach: np.ndarray | None = None) -> Draft:
         """The draft cut to its `size` likeliest nodes, the likeliest first, ties to the lower

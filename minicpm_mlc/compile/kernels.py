@@ -1,15 +1,20 @@
-"""A target's operators as a model calls them."""
+"""A target's operators as a model calls them.
+
+TVM is imported where it is called, so that models can be described without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm.relax.frontend.nn import Tensor, op
-from tvm.tirx import PrimFunc
-
-from minicpm_mlc.ops.build import Traits, build
 from minicpm_mlc.ops.operator import Argument, Operator, all_records
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend.nn import Tensor
+    from tvm.tirx import PrimFunc
+
+    from minicpm_mlc.ops.build import Traits
 
 
 class Kernels:
@@ -29,6 +34,10 @@ class Kernels:
         """`dims`: dynamic dimensions that no input has. Raises ValueError for inputs of a shape
         that is not the operator's.
         """
+        from tvm.relax.frontend.nn import Tensor, op
+
+        from minicpm_mlc.ops.build import build
+
         kernel = build(operator, self.traits)
         self.operators.append((kernel, operator))
         sizes = _sizes(operator, inputs) | dims
@@ -45,6 +54,8 @@ class Kernels:
         """The operators that have no record yet."""
 
         def build_and_note(*args: Any, **options: Any) -> Any:
+            from minicpm_mlc.ops.build import build
+
             if operator in (records := all_records()):
                 record = records[operator](*args, **options)
                 self.operators.append((build(record, self.traits), record))
@@ -77,6 +88,8 @@ def _sizes(operator: Operator, inputs: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _placeholder(argument: Argument, sizes: dict[str, Any]) -> Tensor:
+    from tvm.relax.frontend.nn import Tensor
+
     shape = [sizes[d] if isinstance(d, str) else d for d in argument.shape]
     return Tensor.placeholder(shape, argument.dtype)
 

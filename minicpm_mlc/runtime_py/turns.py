@@ -1,4 +1,4 @@
-"""One call at a time: a later call ends a stream that was left lying, never one that another thread
+"""One call at a time: a call ends an older stream of its own thread, never one that another thread
 reads.
 """
 
@@ -10,21 +10,22 @@ from contextlib import contextmanager
 
 from minicpm_mlc.base.errors import EngineError
 
+Check = Callable[[], None]  # raises EngineError once another call has taken the turn
 
-class Exclusive:
-    """Hands out turns."""
+
+class Turns:
+    """Hands out turns, one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: tuple[int, object] | None = None  # (thread, turn)
 
     @contextmanager
-    def turn(self) -> Iterator[Callable[[], None]]:
-        """Yields a check to call after any pause: it raises EngineError if another call took over
-        meanwhile.
+    def turn(self) -> Iterator[Check]:
+        """Takes the turn; yields a check to call after any pause.
 
-        A call from the same thread takes over, for whoever makes it isn't reading the older stream
-        any more. One from another thread is refused with EngineError.
+        A call from the thread that has the turn takes it over, because that thread has stopped
+        reading the older stream. A call from another thread raises EngineError.
         """
         turn = object()
         with self._lock:

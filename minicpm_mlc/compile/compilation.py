@@ -1,0 +1,59 @@
+"""What is compiled, when everything is chosen, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.compile.config.draft_config import DraftConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.convert import Param, stored_tensors
+from minicpm_mlc.compile.make_manifest import make_manifest, with_draft
+from minicpm_mlc.compile.model.registry import build_model
+from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.targets import Target
+
+if TYPE_CHECKING:
+    from minicpm_mlc.compile.pipeline import Program  # imports TVM
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A model for a target, for up to `longest` tokens of context and `chunk` rows of a prefill.
+
+    `draft`: a draft head, and how it is stored.
+    """
+
+    config: ModelConfig
+    precision: Precision
+    target: Target
+    longest: int
+    chunk: int
+    draft: tuple[DraftConfig, Precision] | None = None
+
+    @cached_property
+    def params(self) -> list[Param]:
+        """What is converted, in the library's order."""
+        return build_model(self.config, self.precision, self.draft).parameters()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest, but for its files and the names of the stored tensors."""
+        made = make_manifest(
+            self.config, self.precision, self.target, self.params, self.longest, self.chunk
+        )
+        return with_draft(made, *self.draft, self.params) if self.draft else made
+
+    def program(self) -> Program:
+        """The functions to lower. Raises AssertionError if they take other parameters than are
+        converted.
+        """
+        from minicpm_mlc.compile.pipeline import build_program
+
+        program = build_program(self.config, self.precision, self.target, self.chunk, self.draft)
+        stored = [tensor.name for param in self.params for tensor in stored_tensors(param)]
+        if program.params != stored:
+            raise AssertionError("the library takes other parameters than those converted")
+        return program

@@ -1,0 +1,101 @@
+"""RoPE in a config.json: its base, the factors of LongRoPE, and the length that they reach."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minicpm_mlc.base.errors import ConfigError
+from minicpm_mlc.compile.config.keys import Keys, is_positive
+
+
+def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
+    """RoPE from `rope_scaling` (published configs) or `rope_parameters` (newer transformers)."""
+    scaling, parameters = keys.take("rope_scaling", None), keys.take("rope_parameters", None)
+    if scaling and parameters and scaling != parameters:
+        raise ConfigError(
+            f"{keys.where}: rope_scaling and rope_parameters are both given and differ; keep one"
+        )
+    rope = Keys(
+        parameters or scaling or {},
+        f"{keys.where}: {'rope_parameters' if parameters else 'rope_scaling'}",
+    )
+    theta = keys.positive("rope_theta", rope.left.get("rope_theta", 10000.0))
+    if rope.positive("rope_theta", theta) != theta:
+        raise ConfigError(
+            f"{keys.where}: rope_theta is {theta} at the top and another value in {rope.where}"
+        )
+    original = keys.take("original_max_position_embeddings", None)
+    kind = _rope_type(rope)
+    _accept(rope, "partial_rotary_factor", (1.0,))
+    if kind == "default":
+        _accept(rope, "factor", (1.0,))
+        longest = keys.integer("max_position_embeddings")
+        factors, scale = (1.0,) * (head_dim // 2), 1.0
+    else:
+        original = rope.take("original_max_position_embeddings", original)
+        longest = keys.integer("max_position_embeddings", original)
+        factors, scale = _longrope(
+            rope, head_dim, longest, longest if original is None else original
+        )
+    rope.finish()
+    return {
+        "rope_theta": theta,
+        "rope_factors": factors,
+        "rope_attention_scale": scale,
+        "max_position_embeddings": longest,
+    }
+
+
+def _rope_type(rope: Keys) -> str:
+    known = {"longrope": "longrope", "su": "longrope", "default": "default"}
+    kinds = [
+        kind for kind in (rope.take("rope_type", None), rope.take("type", None)) if kind is not None
+    ]
+    if not kinds and not rope.left.keys() - {"rope_theta"}:
+        return "default"
+    found = {known.get(str(kind)) for kind in kinds} or {None}
+    kind = found.pop()
+    if kind is None or found:
+        raise rope.refuse(
+            "rope_type", kinds, "longrope, su or default (no other scaling is implemented)"
+        )
+    return kind
+
+
+def _longrope(
+    rope: Keys, head_dim: int, longest: int, original: int
+) -> tuple[tuple[float, ...], float]:
+    """Factors, and the scale of cos and sin: sqrt(1 + ln(longest/original) / ln(original)), arXiv
+    2402.13753.
+    """
+    if type(original) is not int or original < 2:
+        raise rope.refuse(
+            "original_max_position_embeddings", original, "a whole number of at least 2"
+        )
+    short, long = rope.take("short_factor"), rope.take("long_factor")
+    for key, factors in (("short_factor", short), ("long_factor", long)):
+        if not isinstance(factors, list) or not all(is_positive(f) for f in factors):
+            raise ConfigError(f"{rope.where}: {key} must be a list of positive numbers")
+        if len(factors) != head_dim // 2:
+            raise ConfigError(
+                f"{rope.where}: {key} has {len(factors)} factors, expected {head_dim // 2}, half "
+                "of head_dim"
+            )
+    if short != long:
+        raise ConfigError(
+            f"{rope.where}: short_factor and long_factor differ, which is not implemented"
+        )
+    ratio = max(1.0, longest / original)
+    scale = math.sqrt(1 + math.log(ratio) / math.log(original))
+    _accept(rope, "factor", (1.0, ratio))
+    _accept(rope, "attention_factor", (scale,))
+    return tuple(float(f) for f in short), scale
+
+
+def _accept(rope: Keys, key: str, values: tuple[float, ...]) -> None:
+    found = rope.take(key, None)
+    if found is not None and not (
+        is_positive(found) and any(math.isclose(found, v) for v in values)
+    ):
+        raise rope.refuse(key, found, " or ".join(f"{v:.6g}" for v in dict.fromkeys(values)))

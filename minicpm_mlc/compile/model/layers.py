@@ -1,0 +1,225 @@
+"""The layers of a decoder: linears, norms, attention over paged pools, the gated MLP.
+
+x = x + residual_scale * attention(rms_norm(x))
+x = x + residual_scale * mlp(rms_norm(x))
+
+x is the residual stream, float32 [n, hidden_size]. Names of published tensors are given where a
+weight is declared; `at` is what the names of a layer's tensors begin with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minicpm_mlc.compile.model.calls import call, call_in_place, call_words
+from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
+from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.swiglu import Swiglu
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend.nn import Tensor
+    from tvm.tirx import PrimFunc
+
+
+class Linear(Weight):
+    """(residual or 0) + scale * x @ W^T."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Mapping[str, int],
+        columns: int,
+        *,
+        scale: float = 1.0,
+        residual: bool = False,
+        scheme: Scheme | None = None,
+    ) -> None:
+        super().__init__(plan, sources, columns, scheme)
+        self.scale = scale
+        self.residual = residual
+
+    def __call__(self, x: Tensor, *residual: Tensor) -> Tensor:
+        """x [n, columns] float32, or quantised by the operator before -> float32 [n, rows], padded
+        to whole blocks of rows.
+        """
+        kernels = self.plan.kernels
+        linear = kernels.linear_int8 if self.int8 else kernels.linear
+        kernel = linear(
+            self.rows, self.columns, self.scheme, residual=self.residual, scale=self.scale
+        )
+        if self.int8 and x.dtype == "float32":
+            x = self.quantized(x)
+        width = -(-self.rows // LANES) * LANES
+        return call(kernel, "linear", [x, *self.stored(), *residual], (x.shape[0], width))
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """x float32 [n, columns] as int8 weights take it."""
+        kernel = self.plan.kernels.quantize_rows(self.columns, self.scheme)
+        return call_words(kernel, "quantize_rows", [x], x.shape[0], self.columns)
+
+
+class RMSNorm(Vector):
+    """x / rms(x) * weight, over the residual stream."""
+
+    def __init__(self, plan: Plan, source: str, *, before_linears: bool = False) -> None:
+        """`before_linears`: only linears read it, so that it is quantised where they want it so."""
+        super().__init__(plan, source, plan.config.hidden_size)
+        self.quantising = before_linears and plan.int8
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [n, hidden_size] -> the same shape, or int8 words."""
+        kernels = self.plan.kernels
+        shape = (self.rows, self.plan.config.rms_norm_eps)
+        if self.quantising:
+            kernel = kernels.rms_norm_int8(*shape, self.plan.scheme)
+            return call_words(kernel, "rms_norm_int8", [x, self.values], x.shape[0], self.rows)
+        return kernels(RmsNorm(*shape), x, self.values)
+
+
+Pools = dict[str, "Tensor"]  # one layer's, by their names in the state table
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every layer of one call shares: its rows' positions, angles and slots, their sequences'
+    page tables, and whether they are decode rows (one per sequence) and read blocks sparsely. Rows
+    of a token tree have its first slot and their ancestor masks."""
+
+    positions: Tensor
+    cos_sin: Tensor
+    slots: Tensor
+    page_tables: Tensor
+    decode: bool
+    sparse: bool
+    tree: tuple[Tensor, Tensor] | None
+
+
+class Attention(Part):
+    """Grouped-query attention over paged pools; writes its keys and values, then reads all up to
+    its slot.
+    """
+
+    def __init__(self, plan: Plan, at: str, inputs: int | None = None) -> None:
+        """`inputs`: columns of its input, where they aren't the residual stream's."""
+        c = plan.config
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        projections = {"q": queries, "k": keys, "v": keys}
+        self.plan = plan
+        self.heads = (c.num_heads, c.num_kv_heads, c.head_dim)
+        self.kv = plan.precision.kv
+        self.qkv = Linear(
+            plan,
+            {f"{at}.{name}_proj.weight": rows for name, rows in projections.items()},
+            inputs or c.hidden_size,
+        )
+        self.out = Linear(
+            plan,
+            {f"{at}.o_proj.weight": c.hidden_size},
+            queries,
+            scale=c.residual_scale,
+            residual=True,
+        )
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
+    ) -> Tensor:
+        """x as linears want it -> residual + residual_scale * attention(x), float32.
+
+        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
+        reads.
+        """
+        q, pools = self.append(self.project(x), pools, batch)
+        return self.out(self.attend(q, pools, batch, selected), residual)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of every row, side by side, before RoPE."""
+        return self.qkv(x)
+
+    def append(self, qkv: Tensor, pools: Pools, batch: Batch) -> tuple[Tensor, Pools]:
+        """Turns queries and keys, and writes keys and values to their slots -> queries float32
+        [n, heads, head_dim], and the pools.
+        """
+        keys, values = pools["keys"], pools["values"]
+        kernel = self.plan.kernels.rope_append(*self.heads, self.kv, batched=batch.decode)
+        args = [qkv, batch.cos_sin, batch.slots, batch.page_tables, keys, values]
+        queries = ((qkv.shape[0], self.heads[0], self.heads[2]), "float32")
+        keys, values, q = call_in_place(kernel, "rope_append", args, [4, 5], [queries])
+        return q, pools | {"keys": keys, "values": values}
+
+    def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
+        """What each query reads of all keys up to its slot, float32 [n, heads * head_dim]."""
+        kernels = self.plan.kernels
+        build, place = kernels.attend_prefill, (batch.slots,)
+        if batch.tree:
+            build, place = kernels.attend_tree, batch.tree
+        elif batch.decode:
+            build = kernels.attend_decode
+        args = [q, pools["keys"], pools["values"], batch.page_tables, *place]
+        return self.attended(build(*self.heads, self.kv), args)
+
+    def attended(self, kernel: PrimFunc, args: list[Tensor]) -> Tensor:
+        """What an attention kernel writes, float32 [n, heads * head_dim]; args begin with q."""
+        return call(kernel, "attend", args, (args[0].shape[0], self.heads[0] * self.heads[2]))
+
+    def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
+        """Moves a token tree's accepted rows to their slots -> the pools."""
+        keys, values = pools["keys"], pools["values"]
+        kernel = self.plan.kernels.move_rows(*self.heads[1:], self.kv)
+        args = [sources, slots, page_table, keys, values]
+        keys, values = call_in_place(kernel, "move_rows", args, [3, 4])
+        return pools | {"keys": keys, "values": values}
+
+
+class MLP(Part):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, plan: Plan, at: str) -> None:
+        c = plan.config
+        sources = dict.fromkeys(
+            (f"{at}.gate_proj.weight", f"{at}.up_proj.weight"), c.intermediate_size
+        )
+        self.plan = plan
+        self.gate_up = Linear(plan, sources, c.hidden_size)
+        self.down = Linear(
+            plan,
+            {f"{at}.down_proj.weight": c.hidden_size},
+            c.intermediate_size,
+            scale=c.residual_scale,
+            residual=True,
+        )
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x as linears want it -> residual + residual_scale * mlp(x), float32."""
+        return self.down(self.gated(x), residual)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """silu(gate) * up, as linears want it."""
+        kernels, width = self.plan.kernels, self.plan.config.intermediate_size
+        if self.plan.int8:
+            kernel = kernels.linear_swiglu_int8(width, self.gate_up.columns, self.gate_up.scheme)
+            args = [x, *self.gate_up.stored()]
+            return call_words(kernel, "linear_swiglu_int8", args, x.shape[0], width)
+        return kernels(Swiglu(width), self.gate_up(x))
+
+
+class Layer(Part):
+    """One decoder layer."""
+
+    def __init__(self, plan: Plan, at: str) -> None:
+        self.input_norm = RMSNorm(plan, f"{at}.input_layernorm.weight", before_linears=True)
+        self.attention = self.attention_part(plan, f"{at}.self_attn")
+        self.mlp_norm = RMSNorm(plan, f"{at}.post_attention_layernorm.weight", before_linears=True)
+        self.mlp = MLP(plan, f"{at}.mlp")
+
+    def attention_part(self, plan: Plan, at: str) -> Attention:
+        """The layer's attention; a model with another one overrides this."""
+        return Attention(plan, at)
+
+    def __call__(self, x: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
+        """The residual stream before the layer -> after it, float32 [n, hidden_size]."""
+        x = self.attention(self.input_norm(x), x, pools, batch, selected)
+        return self.mlp(self.mlp_norm(x), x)

@@ -1,0 +1,97 @@
+"""InfLLM-v2, the sparse attention of MiniCPM4: a query reads a fixed number of blocks of 64 tokens.
+
+Blocks are scored by the means of their 16-token segments, and only the best are attended to
+(ops/sparse_attention.py has the definition). Below `dense_len` the same layer attends to all
+tokens; the means are written in both gears, so that shifting costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minicpm_mlc.bundle.manifest import SEGMENTS
+from minicpm_mlc.compile.config.model_config import SparseConfig
+from minicpm_mlc.compile.model.calls import call, call_in_place
+from minicpm_mlc.compile.model.layers import Attention, Batch, Pools
+from minicpm_mlc.compile.model.parts import Plan
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend.nn import Tensor
+
+
+class SparseAttention(Attention):
+    """Attention with one more pool, the segment means, float32."""
+
+    def __init__(self, plan: Plan, at: str, sparse: SparseConfig) -> None:
+        super().__init__(plan, at)
+        self.sparse = sparse
+        self.local = sparse.window_size // sparse.block_size
+        self.budget = sparse.topk + self.local
+
+    def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
+        """What each query reads, of its selected blocks where the batch is sparse."""
+        keys, means = pools["keys"], pools["means"]
+        if not batch.tree:  # a tree's segments are means of its paths, and are never stored
+            means = self.update(keys, means, batch.slots, batch.page_tables, batch.decode)
+        if not batch.sparse:
+            return super().attend(q, pools, batch, selected)
+        blocks = self.blocks(q, keys, means, batch)
+        selected.append(blocks)
+        return self.attend_blocks(q, keys, pools["values"], blocks, batch)
+
+    def attend_blocks(
+        self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, batch: Batch
+    ) -> Tensor:
+        """What each query reads of its blocks, float32 [n, heads * head_dim]."""
+        kernels, shape = self.plan.kernels, (*self.heads, self.kv, self.budget)
+        if batch.tree:
+            kernel, place = kernels.attend_tree_blocks(*shape), batch.tree
+        else:
+            kernel, place = kernels.attend_blocks(*shape, batched=batch.decode), (batch.slots,)
+        return self.attended(kernel, [q, keys, values, batch.page_tables, *place, blocks])
+
+    def update(
+        self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
+    ) -> Tensor:
+        """Writes the means of the segments that these slots finish -> the pool of means."""
+        kernel = self.plan.kernels.segment_means(*self.heads[1:], self.kv, batched=decode)
+        return call_in_place(kernel, "segment_means", [slots, page_tables, keys, means], [3])
+
+    def blocks(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
+        """The blocks that each row reads, int32 [n, kv_heads, budget], ascending, then -1."""
+        kernel = self.plan.kernels.select_blocks(
+            self.heads[1], self.sparse.topk, self.local, self.sparse.init_blocks
+        )
+        args = [self.scores(q, keys, means, batch), batch.positions]
+        shape = (q.shape[0], self.heads[1], self.budget)
+        return call(kernel, "select_blocks", args, shape, "int32")
+
+    def scores(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
+        """The score of each page for each key/value head, float32 [n, kv_heads, pages]."""
+        kernels, shape = self.plan.kernels, (q.shape[0], self.heads[1], batch.page_tables.shape[1])
+        if batch.tree:
+            kernel, base = kernels.score_tree(*self.heads), batch.tree[0]
+            path_means = self.path_means(keys, means, batch.page_tables, *batch.tree)
+            args = [q, means, path_means, batch.page_tables, batch.positions, base]
+        else:
+            kernel = kernels.score_blocks(*self.heads, batched=batch.decode)
+            args = [q, means, batch.page_tables, batch.positions]
+        return call(kernel, "score_blocks", args, shape)
+
+    def path_means(
+        self, keys: Tensor, means: Tensor, page_tables: Tensor, base: Tensor, ancestors: Tensor
+    ) -> Tensor:
+        """The means of the last segments of each node's path, float32 [n, TAIL_PAGES, kv_heads,
+        SEGMENTS, head_dim].
+        """
+        from minicpm_mlc.ops.formats.tree import TAIL_PAGES  # imports TVM
+
+        kernel = self.plan.kernels.path_means(*self.heads[1:], self.kv)
+        shape = (ancestors.shape[0], TAIL_PAGES, self.heads[1], SEGMENTS, self.heads[2])
+        return call(kernel, "path_means", [keys, means, page_tables, base, ancestors], shape)
+
+    def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
+        """Also writes the means of the segments that the moved rows finish."""
+        pools = super().commit(sources, slots, page_table, pools)
+        keys, means = pools["keys"], pools["means"]
+        return pools | {"means": self.update(keys, means, slots, page_table, decode=False)}

@@ -1,0 +1,82 @@
+"""The functions of a library, and the shapes and dtypes of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.relax.frontend.nn import spec
+
+from minicpm_mlc.bundle.state import Table
+from minicpm_mlc.compile.model.decoder import Decoder
+from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
+from minicpm_mlc.ops.formats.tree import MASK_WORDS
+
+Arguments = dict[str, Any]  # as TVM's `export_tvm` takes them
+Functions = dict[str, tuple[Callable[..., Any], Arguments]]
+
+PARAMS: Arguments = {"$": {"param_mode": "packed", "effect_mode": "none"}}
+NO_PARAMS: Arguments = {"$": {"param_mode": "none", "effect_mode": "none"}}
+ONE_TABLE: Arguments = {"page_table": spec.Tensor([1, "p"], "int32")}
+TABLES: Arguments = {"page_tables": spec.Tensor(["b", "p"], "int32")}
+
+
+def functions(model: Decoder) -> Functions:
+    """Every function of the model's library by its name."""
+    return model_functions(model) | (draft_functions(model, model.draft) if model.draft else {})
+
+
+def model_functions(model: Decoder) -> Functions:
+    """Those of the base, in each gear that it has."""
+    pools = pool_arguments(model.state)
+    rows = "token_ids positions slots"
+    kinds = {
+        "prefill": ids("n", rows) | ONE_TABLE | ids("m", "logit_rows"),
+        "decode": ids("b", rows) | TABLES,
+        "verify": ids("t", rows) | tree_arguments("t"),
+    }
+    gears = ("", "_sparse") if model.config.sparse else ("",)
+    called = {
+        kind + gear: (getattr(model, kind + gear), arguments | pools | PARAMS)
+        for kind, arguments in kinds.items()
+        for gear in gears
+    }
+    commit = ids("t", "sources slots") | ONE_TABLE | pools | NO_PARAMS
+    return called | {"commit": (model.commit, commit)}
+
+
+def draft_functions(model: Decoder, draft: Eagle) -> Functions:
+    """Those of the draft head."""
+    calls = EagleCalls(model, draft)
+    pools = pool_arguments(draft.state)
+    features = {"features": spec.Tensor(["n", draft.config.feature_width], "float32")}
+    hidden = {"hidden": spec.Tensor(["t", draft.config.hidden_size], "float32")}
+    extend = ids("n", "token_ids") | features | ids("n", "positions slots") | ONE_TABLE
+    step = ids("t", "token_ids") | hidden | ids("t", "positions slots") | tree_arguments("t")
+    return {
+        "draft_extend": (calls.draft_extend, extend | ids("m", "logit_rows") | pools | PARAMS),
+        "draft_step": (calls.draft_step, step | pools | PARAMS),
+    }
+
+
+def ids(n: str, names: str) -> Arguments:
+    """Arguments that are rows of int32."""
+    return {name: spec.Tensor([n], "int32") for name in names.split()}
+
+
+def tree_arguments(n: str) -> Arguments:
+    """Arguments that place n nodes of a token tree."""
+    ancestors = {"ancestors": spec.Tensor([n, MASK_WORDS], "int32")}
+    return {"base": spec.Tensor([1], "int32")} | ONE_TABLE | ancestors
+
+
+def pool_arguments(table: Table) -> Arguments:
+    """The argument that is all pools, in the table's order."""
+    rows = {"page": "num_pages", "sequence": "num_sequences"}
+    return {
+        "pools": [
+            spec.Tensor([rows[entry.per], *entry.shape], entry.dtype)
+            for entry in table
+            for _ in entry.layers
+        ]
+    }

@@ -1,0 +1,207 @@
+"""What a weight scheme is: how a matrix [n, k] is quantised, stored, and read back in kernels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+
+from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.packing import (
+    QUADS,
+    ROWS16,
+    blocks_of,
+    deinterleave,
+    interleave,
+)
+from minicpm_mlc.ops.formats.weights.values import Values
+from minicpm_mlc.ops.tir import Buffer, Expr, T, typed
+
+Parts = dict[str, np.ndarray]  # a matrix's arrays by their names, "weight" the first
+Stored = Mapping[str, Buffer]  # the same as a kernel's arguments
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a stored matrix. Kernels see `dtype`; tensor-cache.json says `written_as`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    written_as: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory and on disk."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class GroupTensor:
+    """One number for each row and `columns` columns; random ones lie within `usual`."""
+
+    name: str
+    dtype: str
+    columns: int
+    usual: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What makes weights of a group's numbers: scale * number + minimum, as far as they are
+    there.
+    """
+
+    scale: Expr | None = None
+    minimum: Expr | None = None
+
+    def bound(self) -> Terms:
+        """The same, computed once here."""
+        terms = (self.scale, self.minimum)
+        return Terms(*(None if term is None else T.Bind(term) for term in terms))
+
+    def weight(self, number: Expr) -> Expr:
+        """The weight of a number."""
+        scaled = number if self.scale is None else number * self.scale
+        return scaled if self.minimum is None else scaled + self.minimum
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """One way to store a matrix: w = scale * number + minimum, for each row and group of columns.
+
+    `group`: columns that share a scale, a whole number of 32; 0 without scales. `layout`: how rows
+    are interleaved (packing.py), rows16 for float32 arithmetic, rows16x4 for int8 activations.
+    """
+
+    name: ClassVar[str]
+    values: ClassVar[Values]
+    has_minimum: ClassVar[bool] = False
+    group: int = 0
+    layout: str = ROWS16
+
+    @property
+    def takes_int8(self) -> bool:
+        """Whether activations rounded to int8 can meet it (ops/cpu/linear_int8.py)."""
+        return self.values.takes_int8
+
+    @property
+    def int8(self) -> bool:
+        """Whether it is laid out for them."""
+        return self.layout == QUADS
+
+    def beside(self, activations: str) -> Scheme:
+        """The scheme as it is laid out where these activations ("f32" or "int8") meet it."""
+        return replace(self, layout=WEIGHT_LAYOUTS[activations if self.takes_int8 else "f32"])
+
+    @property
+    def group_tensors(self) -> tuple[GroupTensor, ...]:
+        """What is stored beside the values."""
+        scale = GroupTensor("scale", "float16", self.group, usual=(0.004, 0.02))
+        minimum = GroupTensor("minimum", "float16", self.group, usual=(-0.1, 0.02))
+        return ((scale,) if self.group else ()) + ((minimum,) if self.has_minimum else ())
+
+    def tensors(self, n: int, k: int) -> list[StoredTensor]:
+        """The stored tensors of a matrix [n, k], in the order that kernels take them."""
+        values = self.values
+        shape = values.shape(n, k, self.layout)
+        return [
+            StoredTensor("weight", shape, values.dtype, values.written_as),
+            *(
+                StoredTensor(t.name, (blocks_of(n), k // t.columns, LANES), t.dtype, t.dtype)
+                for t in self.group_tensors
+            ),
+        ]
+
+    def arguments(self, n: int, k: int) -> dict[str, tuple]:
+        """The stored tensors as a kernel's arguments: (dtype, *shape) by name."""
+        return {tensor.name: (tensor.dtype, *tensor.shape) for tensor in self.tensors(n, k)}
+
+    @abstractmethod
+    def quantize(self, weights: np.ndarray, name: str = "weights") -> Parts:
+        """float32 [n, k] -> values [n, k] and group tensors [n, k / columns].
+
+        Raises CheckpointError naming the tensor whose weights are not finite or too large for the
+        scheme, CompileError where k isn't a multiple of the group.
+        """
+
+    def dequantize(self, parts: Parts, dtype: type = np.float32) -> np.ndarray:
+        """The weights [n, k] that `quantize`'s result stands for: the scheme's definition."""
+        numbers = self.values.numbers(parts["weight"]).astype(dtype)
+        if not self.group:
+            return numbers
+        groups = numbers.reshape(len(numbers), -1, self.group)
+        weights = groups * parts["scale"].astype(dtype)[..., None]
+        if self.has_minimum:
+            weights += parts["minimum"].astype(dtype)[..., None]
+        return weights.reshape(numbers.shape)
+
+    def pack(self, parts: Parts) -> Parts:
+        """Parts as `quantize` makes them -> as they are stored."""
+        packed = {name: interleave(part) for name, part in parts.items() if name != "weight"}
+        return {"weight": self.values.pack(parts["weight"], self.layout)} | packed
+
+    def unpack(self, stored: Parts, rows: int) -> Parts:
+        """Inverse of `pack`, of so many rows."""
+        parts = {name: deinterleave(p, rows) for name, p in stored.items() if name != "weight"}
+        return {"weight": self.values.unpack(stored["weight"], rows, self.layout)} | parts
+
+    def random(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Random elements of the stored tensor `name`, the same each time."""
+        if name == "weight":
+            return self.values.random(np.random.default_rng(0), shape)
+        number, tensor = next(
+            pair for pair in enumerate(self.group_tensors) if pair[1].name == name
+        )
+        rng = np.random.default_rng(1 + number)
+        return rng.uniform(*tensor.usual, shape).astype(tensor.dtype)
+
+    def pair(
+        self, stored: Stored, block: Expr, g: Expr, j: Expr, lane: Expr, lanes: int = 1
+    ) -> tuple[Expr, Expr]:
+        """float32 numbers of columns 32 g + j and 32 g + 16 + j of a lane, or of a vector of
+        them.
+        """
+        return self.values.pair(stored["weight"], block, g, j, lane, lanes, self.layout)
+
+    def terms(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int = 1) -> Terms:
+        """Scale and minimum of columns 32 g .. 32 g + 31 of a lane, or of a vector of them."""
+        return Terms(
+            self.scale(stored, block, g, lane, lanes) if self.group else None,
+            self.minimum(stored, block, g, lane, lanes) if self.has_minimum else None,
+        )
+
+    def scale(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
+        """float32 scale; a scheme with two levels of scales multiplies them here."""
+        return self._group_number(stored["scale"], block, g, lane, lanes)
+
+    def minimum(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
+        """float32 minimum; a scheme with zero points makes it of them and the scale here."""
+        return self._group_number(stored["minimum"], block, g, lane, lanes)
+
+    def _group_number(self, tensor: Buffer, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
+        return T.Cast(typed("float32", lanes), tensor[block, g * GROUP // self.group, lane])
+
+
+def require_finite(weights: np.ndarray, name: str) -> None:
+    """Raises CheckpointError for a NaN or an infinity: either always reaches the sum."""
+    if not np.isfinite(weights.sum(dtype=np.float64)):
+        raise CheckpointError(
+            f"tensor {name} holds NaN or infinite weights: the checkpoint is damaged, download "
+            "it again"
+        )
+
+
+def too_large(weights: np.ndarray, scheme: str, name: str) -> CheckpointError:
+    """The error of a tensor that a scheme can't hold."""
+    largest = float(np.abs(weights).max())
+    return CheckpointError(
+        f"tensor {name} holds a weight of {largest:g}, too large for scheme {scheme}: use "
+        "--quant f32"
+    )

@@ -1,0 +1,1 @@
+"""One file per weight scheme: `SCHEME`, of the file's name."""

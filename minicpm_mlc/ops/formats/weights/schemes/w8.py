@@ -1,0 +1,27 @@
+"""w8: 8 bits a weight, symmetric around zero, and an f16 scale for each group of 32 columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpm_mlc.ops.formats.weights.base import Parts
+from minicpm_mlc.ops.formats.weights.groups import GroupScheme, steps
+from minicpm_mlc.ops.formats.weights.int8 import Int8Values
+
+
+@dataclass(frozen=True)
+class W8(GroupScheme):
+    """w = scale * value, value = round(w / scale) in -127..127."""
+
+    name = "w8"
+    values = Int8Values()
+
+    def quantize_groups(self, groups: np.ndarray) -> Parts:
+        largest = np.maximum(groups.max(0), -groups.min(0))
+        scale = (largest / 127).astype(np.float16)
+        return {"weight": steps(groups, scale, -127, 127).astype(np.int8), "scale": scale}
+
+
+SCHEME = W8()

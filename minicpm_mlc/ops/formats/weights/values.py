@@ -1,0 +1,101 @@
+"""How the values of a matrix, one per weight, lie in memory, and the TIR that reads them back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights.packing import (
+    QUAD,
+    QUADS,
+    blocks_of,
+    deinterleave,
+    deinterleave_quads,
+    interleave,
+    interleave_quads,
+)
+from minicpm_mlc.ops.tir import Buffer, Expr, T
+
+REGISTERS = GROUP // QUAD  # of int8 weights in a group
+# the bits of 2**23, which take a small integer as their last ones: cheaper than a conversion
+MAGIC = 0x4B000000
+
+
+class Values(ABC):
+    """One kind of stored value. This base stores an element per value, as it is.
+
+    `number` below is what a value stands for, before its group's scale and minimum.
+    """
+
+    bits: ClassVar[int]  # of a value
+    dtype: ClassVar[str]  # of a stored element
+    written_as: ClassVar[str]  # its name in tensor-cache.json, where bfloat16 has one
+    columns: ClassVar[int] = 1  # of one row, in a stored element
+    takes_int8: ClassVar[bool] = False  # whether int8 activations can meet them, by `registers`
+    unsigned: ClassVar[bool] = False  # then: whether registers hold 0..largest
+    largest: ClassVar[int] = 127  # or -largest..largest, both within int8
+    zero: int = 0  # the integer of the number 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in a 32-bit word of the layout rows16."""
+        return 4 // np.dtype(self.dtype).itemsize
+
+    def shape(self, rows: int, columns: int, layout: str) -> tuple[int, int, int]:
+        """Stored shape of a matrix [rows, columns]."""
+        quad = QUAD if layout == QUADS else 1
+        return blocks_of(rows), columns // (self.columns * quad), quad * LANES
+
+    def pack(self, values: np.ndarray, layout: str) -> np.ndarray:
+        """Values [n, k] -> stored elements; padding rows hold the number 0."""
+        return (interleave_quads if layout == QUADS else interleave)(values, self.zero)
+
+    def unpack(self, packed: np.ndarray, rows: int, layout: str) -> np.ndarray:
+        """Inverse of `pack`: stored elements -> values [rows, k]."""
+        return (deinterleave_quads if layout == QUADS else deinterleave)(packed, rows)
+
+    @abstractmethod
+    def numbers(self, values: np.ndarray) -> np.ndarray:
+        """The numbers of values [n, k], float32, exactly."""
+
+    @abstractmethod
+    def random(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Random stored elements."""
+
+    @abstractmethod
+    def pair(
+        self, stored: Buffer, block: Expr, g: Expr, j: Expr, lane: Expr, lanes: int, layout: str
+    ) -> tuple[Expr, Expr]:
+        """float32 numbers of columns 32 g + j and 32 g + 16 + j, j < 16.
+
+        Of one lane (a row of the block) or, in the layout rows16, of a vector of them.
+        """
+
+    @abstractmethod
+    def word(self, word: Expr) -> list[list[Expr]]:
+        """float32 numbers in a uint32 of the layout rows16: for each of its columns, which lie 16
+        apart, its rows'.
+        """
+
+    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
+        """The integers of a group in the layout rows16x4: eight vectors of `width` bytes from byte
+        `first` on, which hold four columns each, in order.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
+
+def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
+    """(quad, byte) of a row's column in the layout rows16x4."""
+    return column // QUAD, lane * QUAD + column % QUAD
+
+
+def small_integer(word: Expr, shift: int, mask: int, zero: int) -> Expr:
+    """The float32 of some bits of a uint32, less `zero`."""
+    bits = T.bitwise_and(T.shift_right(word, T.uint32(shift)), T.uint32(mask))
+    return T.Bind(
+        T.reinterpret(T.Bind(T.bitwise_or(bits, T.uint32(MAGIC))), dtype="float32")
+        - T.float32(2**23 + zero)
+    )

@@ -1,0 +1,169 @@
+"""One request, from its prompt's token ids to tokens and text."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+
+import numpy as np
+
+from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
+from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
+from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.runtime_py.request import Request, Stats
+from minicpm_mlc.runtime_py.sampler import Sampler
+from minicpm_mlc.runtime_py.speculative.policy import Policy
+from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
+from minicpm_mlc.runtime_py.turns import Check
+
+
+class Generation:
+    """Answers one request on one cached sequence, once: by `pieces` of text, by `tokens`, or step
+    by step while `running`.
+
+    `stats` are its figures, updated while it runs; `block_reads` int64 [blocks] counts, over its
+    decode steps, how often each block of the sequence was chosen by its score.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        model: CachedModel,
+        drafters: Mapping[str, Drafter],
+        policy: Policy,
+        turn: Callable[[Generation], AbstractContextManager[Check]],
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        prefill_chunk: int,
+    ) -> None:
+        """`turn` lets it run: it may compute on `model` while it is inside. `prefill_chunk`: prompt
+        tokens that are computed at once.
+        """
+        context = model.sequence.context
+        self.request = request
+        self.stats = Stats(prompt_tokens=len(request.token_ids), context=context)
+        self.block_reads = np.zeros(-(-context // model.sequence.pool.page_size), np.int64)
+        self.steps = Steps(
+            model,
+            drafters,
+            policy,
+            request.speculation,
+            request.max_tokens,
+            self.stats.speculation,
+            self.block_reads,
+        )
+        self._model = model
+        self._turn = turn
+        self._sampler = Sampler(request.sampling, vocab_size, request.token_ids)
+        self._eos_token_ids = eos_token_ids
+        self._prefill_chunk = prefill_chunk
+        self._forced: deque[int] = deque()  # tokens that come before what the model would say
+
+    def pieces(self, tokenizer: Tokenizer, budget: ThinkBudget | None = None) -> Generator[str]:
+        """A piece of text for each token, often empty, up to a stop string. A spent budget closes
+        the think block.
+        """
+        text = TextStream(tokenizer, self.request.token_ids)
+        stops = StopStrings(self.request.stop)
+        if budget and budget.start():
+            self._forced.extend(tokenizer.encode_middle(CLOSING))
+            budget = None
+        with closing(self.tokens()) as tokens:
+            for token_id in tokens:
+                piece = stops.feed(text.feed(token_id))
+                if budget and budget.spend(piece, text.at_border):
+                    self._forced.extend(tokenizer.encode_middle(CLOSING))
+                    budget = None
+                yield piece
+                if stops.stopped:
+                    break
+            else:
+                yield stops.feed(text.finish())
+        if stops.stopped:
+            self.stats.finish_reason = "stop"
+        else:
+            yield stops.finish()
+
+    def tokens(self) -> Generator[int]:
+        """Token ids up to an end token or a limit.
+
+        Raises EngineError if another call took the turn since the last token.
+        """
+        stats = self.stats
+        with self.running() as (check, logits):
+            while stats.finish_reason is None:
+                with stats.timing("decode_seconds"):
+                    token_id = (
+                        self._forced.popleft() if self._forced else self._sampler.sample(logits)
+                    )
+                if token_id in self._eos_token_ids:
+                    stats.finish_reason = "stop"
+                    return
+                self._sampler.accept(token_id)
+                stats.generated_tokens += 1
+                yield token_id
+                check()
+                stats.finish_reason = self._limit_reached()
+                if stats.finish_reason is None:
+                    logits = self._decode(token_id)
+
+    @contextmanager
+    def running(self) -> Iterator[tuple[Check, np.ndarray]]:
+        """Takes the turn and computes the prompt; yields the turn's check and the logits float32
+        [vocab] after the prompt.
+
+        At the end the cache holds what plain decoding would have left there.
+        """
+        with self._turn(self) as check:
+            try:
+                yield check, self._prefill(check)
+            finally:
+                # refused: the sequence belongs to another call by now, or the engine is closed
+                with suppress(EngineError):
+                    check()
+                    with self.stats.timing("decode_seconds"):
+                        self.steps.close()
+
+    def _prefill(self, check: Check) -> np.ndarray:
+        """Computes what the cache lacks of the prompt, at least its last token; returns that one's
+        logits, float32 [vocab].
+        """
+        request = self.request
+        stats = self.stats
+        stats.cached_tokens = self._model.sequence.reuse(request.token_ids[:-1])
+        self.steps.begin()
+        new = request.token_ids[stats.cached_tokens :]
+        last = np.empty((0, 0))
+        with stats.timing("prefill_seconds"):
+            for done, logits in self._model.prefill(new, self._prefill_chunk):
+                last = logits
+                self.steps.prefilled()
+                self._note_context()
+                if request.on_prefill:
+                    request.on_prefill(done, len(new))
+                    check()
+        return last[-1]
+
+    def _decode(self, token_id: int) -> np.ndarray:
+        """Logits float32 [vocab] after one more token."""
+        with self.stats.timing("decode_seconds"):
+            logits = self.steps.next(token_id)
+        self.stats.decode_steps += 1
+        self._note_context()
+        return logits
+
+    def _note_context(self) -> None:
+        stats = self.stats
+        gears = self._model.gears
+        length = stats.context_used = len(self.steps)
+        stats.attention = "sparse" if gears.sparse(length) else "dense"
+        stats.blocks_read, stats.blocks = gears.blocks(length)
+
+    def _limit_reached(self) -> str | None:
+        if self.stats.generated_tokens == self.request.max_tokens:
+            return "length"
+        return "context" if len(self.steps) == self._model.sequence.context else None
