@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minicpm_mlc import Engine
+from minicpm_mlc.base.choices import ATTENTION
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.decode import BenchError, need_depths, need_positive, need_room
 from minicpm_mlc.bench.limits import measure_limits, memory_reader
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bundle.manifest import MAX_TREE_NODES, Manifest
-from minicpm_mlc.runtime_py.gears import ATTENTION
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 ROOM = 128  # tokens of context beside the depth

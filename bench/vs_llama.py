@@ -24,6 +24,7 @@ from pathlib import Path
 from shapes import shape, write_source
 from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, ours
 
+from minicpm_mlc.base.choices import ATTENTION
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench import decode as bench
@@ -34,7 +35,7 @@ from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
-from minicpm_mlc.runtime_py.gears import ATTENTION, Gears
+from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"

@@ -1,5 +1,5 @@
-"""The command line: one command per verb, no logic. Only click and the errors are imported before a
-verb runs.
+"""The command line: one command per verb, no logic. Only click, the choices and the errors are
+imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minicpm_mlc import __version__
+from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
 
-ATTENTION = click.Choice(["auto", "dense", "sparse"])
+ATTENTION = click.Choice(choices.ATTENTION)
 SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
-SPECULATE = click.Choice(["auto", "off", "eagle", "ngram", "draft"])
-ACTIVATIONS = click.Choice(["auto", "int8", "f32"])
-PLATFORMS = click.Choice(["android", "ios", "macos", "linux"])
-KV = click.Choice(["f32", "f16", "bf16", "int8"])
+KV = click.Choice(choices.KV_NAMES)
+SPECULATE = click.Choice(choices.SPECULATE)
 
 
 class Numbers(click.ParamType):
@@ -97,7 +96,7 @@ def main() -> None:
 )
 @click.option(
     "--activations",
-    type=ACTIVATIONS,
+    type=click.Choice(choices.ACTIVATIONS),
     default="auto",
     help="What meets w4 and w8 weights; auto is int8 where fast.",
 )
@@ -107,7 +106,7 @@ def main() -> None:
 @click.option("--context", type=int, help="Longest context, in tokens.  [default: the model's]")
 @click.option(
     "--attention",
-    type=click.Choice(["auto", "dense"]),
+    type=click.Choice(choices.COMPILED_ATTENTION),
     default="auto",
     help="dense leaves out sparse kernels.",
 )
@@ -146,10 +145,10 @@ def compile_command(
     **options: Any,
 ) -> None:
     """Compile the checkpoint folder SOURCE into a bundle."""
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
 
-    with progress() as report:
+    with show_progress() as report:
         result = compile_model(
             source,
             scheme=quant,
@@ -199,10 +198,10 @@ def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMac
     """The machine that --rpc names, with these bundles uploaded; None: this one."""
     if rpc is None and key is None:
         return None
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.rpc.client import connect
 
-    with progress() as report:
+    with show_progress() as report:
         return connect(rpc, key, bundles, report)
 
 
@@ -394,7 +393,7 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     if mode == "attention_only":
         from minicpm_mlc.bench.attention import bench_attention as measure
     elif mode == "operators":
-        from minicpm_mlc.bench.bench_operators import bench_operators as measure
+        from minicpm_mlc.bench.operators import bench_operators as measure
     elif mode == "speculate":
         from minicpm_mlc.bench.speculation import bench_speculation as measure
     elif mode == "plot":
@@ -423,11 +422,11 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
 
     Status 1 and the operator's name if one is wrong.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
     remote = _remote(rpc, key, bundle)
-    with progress() as report:
+    with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
     click.echo(result.json() if as_json else result.plain())
     result.raise_if_failed()
@@ -460,7 +459,13 @@ def rpc_server(**options: Any) -> None:
     **_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip")
 )
 @click.argument("bundle", type=click.Path())
-@click.option("--for", "platform", type=PLATFORMS, required=True, help="Where it will run.")
+@click.option(
+    "--for",
+    "platform",
+    type=click.Choice(choices.PACKAGE_PLATFORMS),
+    required=True,
+    help="Where it will run.",
+)
 @click.option(
     "-o",
     "--out",
@@ -471,10 +476,10 @@ def package(bundle: str, platform: str, out: str | None) -> None:
     """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each
     time.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile.package import package_bundle
 
-    with progress() as report:
+    with show_progress() as report:
         result = package_bundle(bundle, platform, out, report)
     click.echo(result)
 
@@ -525,6 +530,7 @@ class Source(click.Path):
     """A path whose absence is told with what to give."""
 
     def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What to give for an option that was left out."""
         return (
             "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer "
             "./MiniCPM4-8B"
@@ -556,10 +562,10 @@ def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_
     Prints how much of the text held out they cover, and what the list saves a draft head on this
     machine's CPU.
     """
-    from minicpm_mlc.base.progress import progress
+    from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.inspect.frspec_build import as_text, build_and_time
 
-    with progress() as report:
+    with show_progress() as report:
         result = build_and_time(text, size, tokenizer, out, report)
     _print(result, as_text, as_json)
 

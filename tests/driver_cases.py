@@ -34,7 +34,8 @@ static PFN_vkVoidFunction find(VkDevice device, const char* name) {
   return strcmp(name, NAME) ? device_function(device, name) : (PFN_vkVoidFunction)FUNCTION;
 }
 PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char* name) {
-  if (!instance_function) instance_function = dlsym(dlopen("libvulkan.so.1", RTLD_NOW), "vkGetInstanceProcAddr");
+  void* library = dlopen("libvulkan.so.1", RTLD_NOW);
+  if (!instance_function) instance_function = dlsym(library, "vkGetInstanceProcAddr");
   PFN_vkVoidFunction found = instance_function(instance, name);
   if (strcmp(name, "vkGetDeviceProcAddr")) return found;
   device_function = (PFN_vkGetDeviceProcAddr)found;
@@ -64,17 +65,21 @@ static void other_memory(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperti
   }
 }
 PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char* name) {
-  if (!instance_function) instance_function = dlsym(dlopen("libvulkan.so.1", RTLD_NOW), "vkGetInstanceProcAddr");
+  void* library = dlopen("libvulkan.so.1", RTLD_NOW);
+  if (!instance_function) instance_function = dlsym(library, "vkGetInstanceProcAddr");
   PFN_vkVoidFunction found = instance_function(instance, name);
-  if (!strcmp(name, "vkGetPhysicalDeviceProperties2")) return properties = (void*)found, (void*)other_properties;
-  if (!strcmp(name, "vkGetPhysicalDeviceMemoryProperties2")) return memory = (void*)found, (void*)other_memory;
+  if (!strcmp(name, "vkGetPhysicalDeviceProperties2"))
+    return properties = (void*)found, (void*)other_properties;
+  if (!strcmp(name, "vkGetPhysicalDeviceMemoryProperties2"))
+    return memory = (void*)found, (void*)other_memory;
   return found;
 }
 """,
     "opencl": """
 #include <CL/cl.h>
 #include <dlfcn.h>
-cl_int clGetDeviceInfo(cl_device_id device, cl_device_info what, size_t size, void* value, size_t* used) {
+cl_int clGetDeviceInfo(
+    cl_device_id device, cl_device_info what, size_t size, void* value, size_t* used) {
   cl_int (*ask)(cl_device_id, cl_device_info, size_t, void*, size_t*) =
       dlsym(dlopen("libOpenCL.so.1", RTLD_NOW), "clGetDeviceInfo");
   cl_int status = ask(device, what, size, value, used);

@@ -67,7 +67,8 @@ extern "C" int __tvm_ffi_{self.name}(void*, const Any* arguments, int, Any*) {{
   for (int i = 0; i < {n + 2}; ++i) values[i] = arguments[i].value;
   {packed}
   if (shim::run(values[{n}], values[{n + 1}], {str(backwards).lower()}, body)) return 0;
-  TVMFFIErrorSetRaisedFromCStr("RuntimeError", "{self.name}: threads wait at a barrier that others don't reach");
+  TVMFFIErrorSetRaisedFromCStr(
+      "RuntimeError", "{self.name}: threads wait at a barrier that others don't reach");
   return -1;
 }}
 """

@@ -36,7 +36,9 @@ static int kernel(void* self, const Any* arguments, int32_t count, Any* result) 
   for (int i = 0; i < 6; ++i) launched[1 + i] = arguments[i].value;
   return 0;
 }
-__attribute__((constructor)) static void add(void) { TVMFFIEnvModRegisterSystemLibSymbol(NAME, kernel); }
+__attribute__((constructor)) static void add(void) {
+  TVMFFIEnvModRegisterSystemLibSymbol(NAME, kernel);
+}
 """  # stands in for the GPU's: it notes what it is launched with
 PROGRAM = """
 import ctypes, json, sys
@@ -50,12 +52,15 @@ processor, kernels = tvm_ffi.get_global_func("device_api.cpu"), tvm_ffi.system_l
 tvm_ffi.register_global_func("device_api.opencl", lambda: processor())
 tvm_ffi.register_global_func("ffi.Module.load_from_bytes.opencl", lambda _: kernels)
 norm = tvm_ffi.system_lib(prefix).get_function(prefix + "rms_norm", query_imports=True)
-place = memory.DeviceMemory(memory.DEVICES["opencl"])
-x, weight, out = (place.tensor(np.ones(shape, np.float32)) for shape in ((5, hidden), (hidden,), (5, hidden)))
+place = memory.DeviceMemory(memory.DEVICE_RUNTIMES["opencl"].dlpack)
+shapes = (5, hidden), (hidden,), (5, hidden)
+x, weight, out = (place.tensor(np.ones(shape, np.float32)) for shape in shapes)
 norm(x, weight, out)
 launched = list((ctypes.c_int64 * 7).in_dll(app, "launched"))
 try: norm(x, x, out)
-except ValueError as error: print(json.dumps([launched, [t.data_ptr() for t in (x, weight, out)], str(error)]))
+except ValueError as error:
+    pointers = [tensor.data_ptr() for tensor in (x, weight, out)]
+    print(json.dumps([launched, pointers, str(error)]))
 """
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 

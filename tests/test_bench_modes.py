@@ -14,7 +14,7 @@ from minicpm_mlc.cli import main
 
 FUNCTIONS = {
     "attention_only": ("minicpm_mlc.bench.attention", "bench_attention"),
-    "operators": ("minicpm_mlc.bench.bench_operators", "bench_operators"),
+    "operators": ("minicpm_mlc.bench.operators", "bench_operators"),
     "speculate": ("minicpm_mlc.bench.speculation", "bench_speculation"),
     "plot": ("minicpm_mlc.bench.plot", "bench_both_gears"),
     "": ("minicpm_mlc.bench.decode", "bench_bundle"),

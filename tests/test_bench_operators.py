@@ -11,14 +11,14 @@ from tvm import relax
 
 from minicpm_mlc import Engine
 from minicpm_mlc.bench import decode as bench
-from minicpm_mlc.bench.bench_operators import bench_operators
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.operators import (
-    Call,
     Cost,
+    OperatorCall,
     OperatorReport,
     OperatorRow,
     aggregate,
+    bench_operators,
     decode_operators,
     observe,
     operator_of,
@@ -99,9 +99,9 @@ def test_a_random_cache_is_deep_finite_and_the_same_each_time(engine):
 
 def test_calls_of_one_operator_and_shape_are_one_row_the_slowest_first():
     calls = [
-        Call("linear", "4 -> 8", Cost(100, 64)),
-        Call("norm", "", Cost(10)),
-        Call("linear", "4 -> 8", Cost(100, 64)),
+        OperatorCall("linear", "4 -> 8", Cost(100, 64)),
+        OperatorCall("norm", "", Cost(10)),
+        OperatorCall("linear", "4 -> 8", Cost(100, 64)),
     ]
     rows = aggregate(calls, [[1.0, 5.0, 2.0], [2.0, 6.0, 2.0], [9.0, 7.0, 9.0]])
     assert [(row.operator, row.calls, row.seconds, row.bytes, row.operations) for row in rows] == [

@@ -18,6 +18,7 @@ import minicpm_mlc.bench.decode
 import minicpm_mlc.compile
 import minicpm_mlc.runtime_py.device_check
 import minicpm_mlc.runtime_py.engine
+from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.base.progress import Bars
 from minicpm_mlc.bundle.manifest import Manifest
@@ -71,6 +72,12 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Example: minicpm-mlc") == len(VERBS)
+
+
+def test_the_formats_that_kv_offers_are_those_that_exist() -> None:
+    from minicpm_mlc.ops.formats.kv import KV_FORMATS
+
+    assert choices.KV_NAMES == tuple(KV_FORMATS)
 
 
 def test_verbs_are_listed_in_the_order_of_use() -> None:
@@ -323,12 +330,11 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import minicpm_mlc.inspect.devices as devices
-    from minicpm_mlc.targets import DEVICES
+    from minicpm_mlc.targets import DEVICE_OPTIONS, base, cuda
 
     found = json.loads(run("devices", "--json").stdout)
     assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
-    assert [device["device"] for device in found["devices"]] == list(DEVICES)
+    assert [device["device"] for device in found["devices"]] == list(DEVICE_OPTIONS)
     shown = run("devices").stdout
     assert found["devices"][0]["native"] in shown and "sm_87       Jetson Orin" in shown
     for device in found["devices"]:
@@ -343,8 +349,8 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
         "one tensor         up to what the device reaches, 128.0 MiB or more" in shown
         and "; no subgroups" in shown
     )
-    monkeypatch.setattr(devices, "_installed", lambda name: name != "ziglang")
-    monkeypatch.setattr(devices, "has_compiler", lambda archs: False)
+    monkeypatch.setattr(base, "_installed", lambda name: name != "ziglang")
+    monkeypatch.setattr(cuda, "has_compiler", lambda archs: False)
     found = {
         device["device"]: device
         for device in json.loads(run("devices", "--json").stdout)["devices"]

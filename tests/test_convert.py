@@ -162,7 +162,9 @@ def test_tvm_loads_the_shards(tmp_path):
 
 def test_progress_ends_at_the_total(tmp_path):
     seen = []
-    write(tmp_path / "b", params_of("w4"), progress=lambda done, total: seen.append((done, total)))
+    write(
+        tmp_path / "b", params_of("w4"), progress=lambda _, *seen_so_far: seen.append(seen_so_far)
+    )
     total = stored_bytes(params_of("w4"))
     assert seen == sorted(seen) and seen[-1] == (total, total)
 

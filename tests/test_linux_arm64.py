@@ -37,7 +37,8 @@ from minicpm_mlc import Engine
 from minicpm_mlc.bundle.host import this_host
 bundle, messages = sys.argv[1], json.loads(sys.argv[2])
 with Engine(bundle, context=1024, threads=2) as engine:
-    texts = [engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0) for m in messages]
+    chats = [[{"role": "user", "content": message}] for message in messages]
+    texts = [engine.chat(chat, max_tokens=64, temperature=0) for chat in chats]
     logits = engine.logits(engine.tokenize(messages[0]))[-1].tolist()
     sparse = engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)
 print(json.dumps([this_host().machine, texts, logits, sparse]))

@@ -21,7 +21,7 @@ from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.ops.gpu.kernel import barrier, kernel, shared, workgroups
-from minicpm_mlc.targets import DEVICES
+from minicpm_mlc.targets import DEVICE_OPTIONS
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.metal import MetalTarget
 
@@ -74,7 +74,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, 
     """
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEVICES, "metal", replace(DEVICES["metal"], platform=None, cpu="native"))
+        patch.setitem(
+            DEVICE_OPTIONS, "metal", replace(DEVICE_OPTIONS["metal"], platform=None, cpu="native")
+        )
         for device in ("cpu", "metal"):
             compile_model(DEMO, folder / device, device=device, scheme="f32", prefill_chunk=256)
     with (

@@ -199,10 +199,12 @@ def test_a_runtime_that_tvm_has_itself_stays():
     """The library is loaded beside it, and registers nothing."""
     code = """
 import minicpm_mlc_native
-names = [f"{kind}.{device}" for kind in ("device_api", "ffi.Module.load_from_bytes") for device in ("opencl", "vulkan")]
+kinds, devices = ("device_api", "ffi.Module.load_from_bytes"), ("opencl", "vulkan")
+names = [f"{kind}.{device}" for kind in kinds for device in devices]
 for name in names: tvm_ffi.register_global_func(name, lambda *_: 7)
 minicpm_mlc_native.load()
-print([tvm_ffi.get_global_func(name)() for name in names], tvm_ffi.get_global_func("minicpm.vulkan.counters", True))
+own = tvm_ffi.get_global_func("minicpm.vulkan.counters", True)
+print([tvm_ffi.get_global_func(name)() for name in names], own)
 """
     assert in_new_process(code) == "[7, 7, 7, 7] None\n"
 

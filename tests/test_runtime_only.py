@@ -10,9 +10,11 @@ import sys
 PROGRAM = """
 import sys
 
+REFUSED = {"torch", "transformers", "tvm", "minicpm_mlc.compile", "minicpm_mlc.ops"}
+
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers"} or name in {"tvm", "minicpm_mlc.compile", "minicpm_mlc.ops"}:
+        if name.split(".")[0] in {"torch", "transformers"} or name in REFUSED:
             raise ImportError(f"{name} is not on this device")
 
 def real_spec_of_tvm(find_spec):
@@ -26,8 +28,9 @@ sys.meta_path.insert(0, Refuse())
 from minicpm_mlc import Engine
 with Engine(sys.argv[1], context=256) as engine:
     ids = engine.tokenize("hello")
-    print(len(engine.generate(ids, max_tokens=5, temperature=0)) >= 0, engine.logits(ids).shape[0] == len(ids))
-print([name for name in ("tvm", "torch", "transformers", "minicpm_mlc.compile") if sys.modules.get(name)])
+    answer = engine.generate(ids, max_tokens=5, temperature=0)
+    print(len(answer) >= 0, engine.logits(ids).shape[0] == len(ids))
+print([name for name in sorted(REFUSED) if sys.modules.get(name)])
 """
 
 

@@ -12,10 +12,12 @@ from elf import AARCH64, X86_64, read_shared_object
 
 import minicpm_mlc.bundle.host as host
 from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import open_memory
-from minicpm_mlc.targets import DEVICES, get_target
+from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
 from minicpm_mlc.targets.embed import changed, string
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
 
@@ -24,13 +26,13 @@ MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
 ALL = "cpu, linux-arm64, cuda, opencl, vulkan, android, metal, ios"
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", DEVICE_OPTIONS)
 def test_every_device_has_a_target_that_llvm_knows(device):
-    for gpu in (None, *DEVICES[device].gpus):
+    for gpu in (None, *DEVICE_OPTIONS[device].gpus):
         target = get_target(device, gpu=gpu)
         tvm_target = target.tvm_target()
         assert (tvm_target.host or tvm_target).attrs["mtriple"] == target.triple
-        assert target.describe()["device"] == (gpu or DEVICES[device].gpu or "cpu")
+        assert target.describe()["device"] == (gpu or DEVICE_OPTIONS[device].device)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_a_device_that_is_not_here_is_refused_with_what_it_needs(device, needs, 
         tvm_device.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file"))
     )
     monkeypatch.setattr(
-        "minicpm_mlc.runtime_py.memory.tvm_ffi.get_global_func", lambda *_, **__: None
+        "minicpm_mlc.runtime_py.tvm_device.tvm_ffi.get_global_func", lambda *_, **__: None
     )
     with pytest.raises(BundleError, match=f"TVM.*; it takes {needs}"):
         open_memory(device)
@@ -152,3 +154,15 @@ def test_arm_features_come_from_the_kernels_bits(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: type("C", (), {"getauxval": Ask()})())
     assert host._hwcap_features() == {"neon", "dotprod", "i8mm"}
+
+
+def test_what_a_bundle_for_elsewhere_advises_is_a_device_for_that_system():
+    for system, device in host.DEVICE_OF_SYSTEM.items():
+        assert host.system_of(DEVICE_OPTIONS[device].system.triple) == system
+    assert {option.device for option in DEVICE_OPTIONS.values()} == set(DEVICE_RUNTIMES)
+
+
+@pytest.mark.parametrize("device", DEVICE_RUNTIMES)
+def test_a_devices_number_is_dlpacks(device):
+    names = {kind.name.lower(): int(kind) for kind in tvm_ffi.DLDeviceType}
+    assert DEVICE_RUNTIMES[device].dlpack == names[f"kdl{device}"]

@@ -37,7 +37,8 @@ TRAINING_SAMPLES = 12000
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
-{%- if message['role'] == 'assistant' and '</think>' in content and not (loop.last and not add_generation_prompt) -%}
+{%- if message['role'] == 'assistant' and '</think>' in content and not \
+(loop.last and not add_generation_prompt) -%}
 {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
 {%- endif -%}
 {{- '<|im_start|>' + message['role'] + '\\n' + content + '<|im_end|>\\n' -}}

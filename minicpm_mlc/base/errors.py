@@ -1,5 +1,5 @@
-"""Every mistake a user can mend. The message says what was seen, what was expected and what to type
-next.
+"""Every mistake that a user can fix. The message says what was seen, what was expected and what to
+type next.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+Progress = Callable[[str, int, int], None]  # a stage's name, how much of it is done, its total
 
 
 class Bars:
@@ -69,6 +72,10 @@ class Lines:
             )
 
 
-def progress() -> Bars | Lines:
-    """What suits standard error."""
+def no_progress(stage: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
+
+def show_progress() -> Bars | Lines:
+    """Bars if standard error is a terminal, lines otherwise."""
     return Bars() if sys.stderr.isatty() else Lines()

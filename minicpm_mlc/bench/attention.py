@@ -50,7 +50,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Row:
+class AttentionRow:
     """One comparison; milliseconds are medians per call of all rows, shares are of the dense
     kernel's.
     """
@@ -68,6 +68,7 @@ class Row:
 
     @property
     def speed_up(self) -> float:
+        """How many times as fast the sparse kernels are."""
         return self.dense_ms / self.sparse_ms
 
 
@@ -80,16 +81,18 @@ class AttentionReport:
     command: str
     bandwidth: float
     peak: float
-    rows: list[Row]
+    rows: list[AttentionRow]
     kv: str = "f16"  # as keys and values are stored
     arithmetic: str = "float32"  # that the peak is of
 
     def cells(self) -> list[list[str]]:
+        """The table: COLUMNS, then a line per row."""
         return [COLUMNS, *(self._line(row) for row in self.rows)]
 
-    def _line(self, r: Row) -> list[str]:
+    def _line(self, r: AttentionRow) -> list[str]:
         parts = " + ".join(f"{part:.2f}" for part in r.parts_ms)
-        of_bandwidth, of_peak = r.dense_gb_per_second / self.bandwidth, r.dense_gflops / self.peak
+        of_bandwidth = r.dense_gb_per_second / self.bandwidth
+        of_peak = r.dense_gflops / self.peak
         rates = [f"{r.dense_gb_per_second:.1f}", f"{r.dense_gflops:.0f}"]
         rates += [f"{r.dense_ms * of_bandwidth:.2f}", f"{r.dense_ms * of_peak:.2f}"]
         rates += [f"{100 * max(of_bandwidth, of_peak):.0f} %"]
@@ -98,6 +101,7 @@ class AttentionReport:
         return [r.phase, str(r.context), str(r.rows), *shares, *times, *rates]
 
     def head(self) -> str:
+        """Two lines: the machine with its limits, and the command."""
         return (
             f"{self.device}, {self.threads} threads, {MODEL}'s heads, {self.kv} keys and values; "
             "measured here: "
@@ -105,12 +109,15 @@ class AttentionReport:
         )
 
     def plain(self) -> str:
+        """The report for a terminal."""
         return f"{self.head()}\n\n{plain_table(self.cells())}"
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         return f"{self.head()}\n\n{markdown_table(self.cells())}"
 
     def json(self) -> str:
+        """The report as one JSON object."""
         return json.dumps(asdict(self))
 
 
@@ -165,13 +172,18 @@ class _Bench:
     def __init__(
         self, config: ModelConfig, sparse: SparseConfig, context: int, repeats: int, kv: KVFormat
     ) -> None:
-        self.config, self.sparse, self.repeats = config, sparse, repeats
-        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.config = config
+        self.sparse = sparse
+        self.repeats = repeats
+        heads = config.num_heads
+        kv_heads = config.num_kv_heads
+        width = config.head_dim
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
         self.kernels = kernels = CpuTarget.of("native").kernels
-        shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
+        shape = (heads, kv_heads, width)
+        both = {"prefill": False, "decode": True}
         dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
         self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(kernels.bf16_dot) else "float32"
         self.dense = {kind: _compiled(build(*shape, kv)) for kind, build in dense.items()}
@@ -199,7 +211,7 @@ class _Bench:
             self.means,
         )
 
-    def compare(self, phase: str, context: int, n: int) -> Row:
+    def compare(self, phase: str, context: int, n: int) -> AttentionRow:
         """The last n rows at `context` tokens, dense and sparse in turn."""
         c = self.config
         q = _aligned(
@@ -221,7 +233,7 @@ class _Bench:
         windows = self.sparse.num_windows(context) + self.sparse.num_coarse_windows(context)
         work = 4 * c.num_heads * c.head_dim * context * n
         moved = (self.keys[0].nbytes + self.values[0].nbytes) * context / PAGE_SIZE
-        return Row(
+        return AttentionRow(
             phase,
             context,
             n,

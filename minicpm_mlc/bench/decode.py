@@ -18,9 +18,9 @@ import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.bench.random_cache import fill_cache
-from minicpm_mlc.bench.roofline import READ_KERNEL, MemoryReader
+from minicpm_mlc.bench.roofline import MemoryReader
 from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
-from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.bundle.manifest import READ_KERNEL, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.runtime_py.defaults import largest_context
 from minicpm_mlc.runtime_py.engine import Engine

@@ -10,15 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench.decode import READS, need_depths, need_positive, need_room
+from minicpm_mlc.bench.limits import measure_limits, memory_reader
+from minicpm_mlc.bench.random_cache import fill_cache
+from minicpm_mlc.bench.reports import Reports
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.runtime_py.engine import Engine
+from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 COLUMNS = [
     "operator",
@@ -31,14 +39,12 @@ COLUMNS = [
     "GFLOP/s",
     "of arithmetic",
 ]
-OWN = (
-    "vm.builtin.",
-    "shape_func",
-)  # the virtual machine's own functions, and those that compute shapes for it
-NUMBERED = re.compile(
-    r"(.*?(?:_int8)?)\d*"
-)  # TVM numbers equal names from the second on; int8 is no number
+# the virtual machine's own functions, and those that compute shapes for it
+OWN = ("vm.builtin.", "shape_func")
+# TVM numbers equal names from the second on; int8 is no number
+NUMBERED = re.compile(r"(.*?(?:_int8)?)\d*")
 WARM_UP_STEPS = 3
+ROOM = 64  # tokens of context beside the depth
 ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
 
@@ -53,7 +59,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Call:
+class OperatorCall:
     """One call of the step: the library's name of the operator, its shape, its cost."""
 
     operator: str
@@ -115,6 +121,7 @@ class OperatorReport:
         )
 
     def cells(self) -> list[list[str]]:
+        """The table: COLUMNS, then a line per operator and one for the time between them."""
         rest = self.between_seconds
         between = [
             "between operators",
@@ -138,13 +145,16 @@ class OperatorReport:
         return [row.operator, row.shape, f"{row.calls}", *times, *shares]
 
     def plain(self) -> str:
+        """The report for a terminal."""
         return f"{self.head()}\n\n{plain_table(self.cells())}"
 
     def markdown(self) -> str:
+        """The report as Markdown."""
         title, limits, command = self.head().splitlines()
         return f"{title}. {limits}.\n\n`{command}`\n\n{markdown_table(self.cells())}"
 
     def json(self) -> str:
+        """The report as one JSON object; times in seconds."""
         return json.dumps(asdict(self) | {"between_seconds": self.between_seconds}, indent=2)
 
 
@@ -153,6 +163,46 @@ def _rate(amount: int, seconds: float, limit: float) -> list[str]:
     return (
         [f"{amount / seconds / 1e9:.1f}", f"{amount / seconds / limit:.0%}"] if amount else ["", ""]
     )
+
+
+def bench_operators(
+    path: str | Path,
+    depths: Sequence[int] = (0, 1024),
+    repeats: int = 3,
+    threads: int | None = None,
+    attention: str = "auto",
+) -> Reports:
+    """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None
+    means the physical cores.
+
+    Raises BenchError for counts and depths that are impossible or too deep, BundleError for the
+    bundle.
+    """
+    threads = physical_cores() if threads is None else threads
+    need_positive(repeats=repeats, threads=threads)
+    need_depths(depths)
+    context = max(depths) + ROOM
+    need_room(Manifest.load(path), depths, context)
+    reader = memory_reader(threads)
+    limits = measure_limits(threads, reader)
+    reports = {}
+    with Engine(path, context=context, threads=threads, attention=attention) as engine:
+        for depth in depths:
+            fill_cache(engine, depth)
+            seconds, rows = decode_operators(engine, repeats)
+            reader.sample(READS)
+            limits = replace(limits, bandwidth=reader.best)
+            gear = "sparse" if engine.gears.sparse(depth + 1) else "dense"
+            command = (
+                f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} "
+                f"--repeats {repeats} "
+                f"--threads {threads} --attention {attention}"
+            )
+            name = f"{engine.manifest.name} {engine.manifest.scheme}"
+            reports[f"depth {depth}"] = OperatorReport(
+                name, cpu_name(), depth, gear, seconds, limits, command, rows
+            )
+    return Reports(reports)
 
 
 def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[OperatorRow]]:
@@ -169,7 +219,7 @@ def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[Operator
         return seconds
 
     pages = engine.gears.blocks(depth + 1)
-    calls: list[Call] = []
+    calls: list[OperatorCall] = []
     for _ in range(WARM_UP_STEPS):
         calls.clear()
         observe(engine, step, lambda name, args: calls.append(described(name, args, *pages)))
@@ -208,7 +258,7 @@ def observe(
     return seconds
 
 
-def aggregate(calls: list[Call], times: Sequence[list[float]]) -> list[OperatorRow]:
+def aggregate(calls: list[OperatorCall], times: Sequence[list[float]]) -> list[OperatorRow]:
     """Calls of one operator and shape together; `times` holds the seconds of each call for every
     repeat.
     """
@@ -217,7 +267,8 @@ def aggregate(calls: list[Call], times: Sequence[list[float]]) -> list[OperatorR
     for kind in kinds:
         places = [i for i, call in enumerate(calls) if call == kind]
         seconds = statistics.median(sum(repeat[i] for i in places) for repeat in times)
-        n, cost = len(places), kind.cost
+        n = len(places)
+        cost = kind.cost
         rows.append(
             OperatorRow(
                 kind.operator,
@@ -238,7 +289,7 @@ def operator_of(name: str) -> str:
     return found[1] if found else name
 
 
-def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Call:
+def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> OperatorCall:
     """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring
     the means of all.
     """
@@ -246,17 +297,17 @@ def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> Ca
     shapes = [tuple(map(int, getattr(arg, "shape", ()))) for arg in args]
     sizes = [_nbytes(arg) for arg in args]
     if operator.startswith("linear"):
-        return Call(operator, *_linear(args, shapes, sizes))
+        return OperatorCall(operator, *_linear(args, shapes, sizes))
     pools = {i for i, shape in enumerate(shapes) if len(shape) == 4}
     moved = sum(size for i, size in enumerate(sizes) if i not in pools)
     if operator.startswith(("attend", "score")):
         read = pages_read if operator.startswith("attend") else pages
         cached = sum(sizes[i] // shapes[i][0] * read for i in pools)
         operations = _attention_operations(shapes, pools, read)
-        return Call(operator, f"{read} of {pages} pages", Cost(moved + cached, operations))
+        return OperatorCall(operator, f"{read} of {pages} pages", Cost(moved + cached, operations))
     if operator.startswith("embed"):
-        return Call(operator, "", Cost())  # one row of its table
-    return Call(operator, "", Cost(moved))
+        return OperatorCall(operator, "", Cost())  # one row of its table
+    return OperatorCall(operator, "", Cost(moved))
 
 
 def _linear(

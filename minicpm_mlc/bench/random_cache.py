@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.state import pool_places
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.runtime_py.engine import Engine
@@ -26,7 +27,8 @@ def fill_cache(engine: Engine, depth: int, seed: int = 0) -> None:
     """
     manifest = engine.manifest
     model = engine.model
-    if (device := manifest.target["device"]) != "cpu":
+    device = manifest.target["device"]
+    if not DEVICE_RUNTIMES[device].in_process:
         raise BundleError(
             f"random numbers can't be written into the cache of {device}: --operators works for "
             "--device cpu alone, "

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.files import write_text
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Round
@@ -100,7 +101,7 @@ class Record:
 
     def write(self, path: str | Path) -> None:
         """As one JSON object."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(asdict(self)) + "\n")
 
 
 def _is_whole(trees: Any, paths: Any) -> bool:

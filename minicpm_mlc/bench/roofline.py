@@ -13,7 +13,6 @@ import numpy as np
 
 from minicpm_mlc.runtime_py.memory import HostMemory, reserve
 
-READ_KERNEL = "read_peak"  # in every CPU's library (ops/cpu/peak.py)
 BUFFER_BYTES = 512 << 20  # far larger than any last-level cache
 TASKS = 64  # small enough that a slow core doesn't hold up the others
 LANES = 16  # int32 in a row of the buffer

@@ -19,6 +19,7 @@ from minicpm_mlc.bench.decode import BenchError, need_positive
 from minicpm_mlc.bench.replay import Model, Record
 from minicpm_mlc.bench.tasks import OWN, Task, given_tasks, own_tasks, replayed_tasks
 from minicpm_mlc.bench.watch import Watch
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.machine import physical_cores
 from minicpm_mlc.runtime_py.sampler import Sampler, SamplingParams
@@ -295,7 +296,7 @@ class _Bench:
         )
         self.watch = Watch(engine)
         # whether a compiled function returns when it is done
-        self.waits = engine.manifest.target.get("device") == "cpu"
+        self.waits = DEVICE_RUNTIMES[engine.manifest.target["device"]].in_process
 
     def row(self, name: str, tasks: Sequence[Task]) -> SpeculationRow:
         """Each prompt of one kind, plain and speculated beside each other, after one round to warm

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+
 # LLVM feature -> /proc/cpuinfo flag. Only instruction sets that a compiler emits; LLVM's lists also
 # hold tuning hints.
 _SAME_NAME = (
@@ -40,7 +42,8 @@ FLAGS = {name: name for name in _SAME_NAME.split()} | {
     "dotprod": "asimddp",
 }
 # LLVM feature -> (getauxval's type, bit) as in the kernel's arch/arm64/include/uapi/asm/hwcap.h
-_HWCAP, _HWCAP2 = 16, 26
+_HWCAP = 16
+_HWCAP2 = 26
 ARM_BITS = {
     "neon": (_HWCAP, 1),
     "lse": (_HWCAP, 8),
@@ -53,15 +56,9 @@ ARM_BITS = {
     "i8mm": (_HWCAP2, 13),
     "bf16": (_HWCAP2, 14),
 }
-RUNNABLE = ("cpu", "cuda", "metal", "opencl", "vulkan")
-MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-BESIDE_LINUX = ("cuda", "opencl", "vulkan")
-DEVICES = {
-    ("android", "aarch64"): "android",
-    ("darwin", "aarch64"): "metal",
-    ("ios", "aarch64"): "ios",
-}  # to compile for
-SYSTEMS = {
+MACHINE_ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}  # Linux's name of each
+SYSTEM_WORDS = {  # of LLVM's triples, the system that each stands for; the first that occurs counts
+    "android": "android",
     "linux": "linux",
     "darwin": "darwin",
     "macos": "darwin",
@@ -69,6 +66,8 @@ SYSTEMS = {
     "windows": "windows",
     "mingw": "windows",
 }
+# by system, the value of --device whose bundles run there on arm64; Linux has one per machine
+DEVICE_OF_SYSTEM = {"android": "android", "darwin": "metal", "ios": "ios"}
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,13 @@ def mismatch(target: dict[str, Any], host: Host) -> str | None:
     """Why a library for `target` {device, triple, cpu, features} can't run on `host`, or None if it
     can.
     """
-    if target["device"] not in RUNNABLE:
+    if target["device"] not in DEVICE_RUNTIMES:
         return (
             f"it was compiled for device {target['device']}, and this version runs "
-            f"{' and '.join(RUNNABLE)}"
+            f"{' and '.join(DEVICE_RUNTIMES)}"
         )
-    system, machine = system_of(target["triple"]), _machine(target["triple"].split("-")[0])
+    system = system_of(target["triple"])
+    machine = _machine(target["triple"].split("-")[0])
     if (system, machine) != (host.system, host.machine):
         return (
             f"it was compiled for {machine} {system}, and this machine is {host.machine} "
@@ -115,17 +115,23 @@ def compile_options(host: Host, device: str) -> str:
     """The options of `minicpm-mlc compile`, given here, for a bundle that runs on `host`: on
     `device` if that has one.
     """
-    here, gpu = this_host(), device if device in BESIDE_LINUX else None
+    here = this_host()
+    runtime = DEVICE_RUNTIMES.get(device)
+    gpu = device if runtime and runtime.beside_linux else None
     if host.system == "linux" and host.machine == here.machine:
-        level = (
-            f"x86-64-v{3 if 'avx2' in (host.features or ()) else 2}"
-            if host.machine == "x86_64"
-            else "generic"
-        )
-        return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else level}"
+        return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else _level(host)}"
     if (host.system, host.machine) == ("linux", "aarch64"):
         return f"--device linux-arm64{f' --gpu {gpu}' if gpu else ''}"
-    return f"--device {DEVICES.get((host.system, host.machine), 'DEVICE; minicpm-mlc devices lists them')}"
+    if host.machine == "aarch64" and host.system in DEVICE_OF_SYSTEM:
+        return f"--device {DEVICE_OF_SYSTEM[host.system]}"
+    return "--device DEVICE; minicpm-mlc devices lists them"
+
+
+def _level(host: Host) -> str:
+    """A processor of `--cpu` whose code runs on `host`."""
+    if host.machine != "x86_64":
+        return "generic"
+    return "x86-64-v3" if "avx2" in (host.features or ()) else "x86-64-v2"
 
 
 def missing_features(features: list[str], host: Host) -> list[str]:
@@ -136,14 +142,12 @@ def missing_features(features: list[str], host: Host) -> list[str]:
 
 
 def _machine(name: str) -> str:
-    return MACHINES.get(name.lower(), name.lower())
+    return MACHINE_ALIASES.get(name.lower(), name.lower())
 
 
 def system_of(triple: str) -> str:
-    """The operating system of an LLVM triple."""
-    if "android" in triple:
-        return "android"
-    return next((system for word, system in SYSTEMS.items() if word in triple), "unknown")
+    """The operating system of an LLVM triple, or of one of its words alone, such as macos."""
+    return next((system for word, system in SYSTEM_WORDS.items() if word in triple), "unknown")
 
 
 def _hwcap_features() -> frozenset[str]:
@@ -151,7 +155,8 @@ def _hwcap_features() -> frozenset[str]:
     machine's.
     """
     ask = ctypes.CDLL(None).getauxval
-    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+    ask.argtypes = [ctypes.c_ulong]
+    ask.restype = ctypes.c_ulong
     return frozenset(name for name, (kind, bit) in ARM_BITS.items() if ask(kind) >> bit & 1)
 
 

@@ -4,7 +4,6 @@ on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.base.files import cache_file, remember
+from minicpm_mlc.base.files import cache_file, read_json, remember, sha256_of
 from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 
@@ -24,8 +23,11 @@ FORMAT = 1  # layout of the bundle folder
 ABI = 5  # functions of the compiled library
 SEGMENTS = 4  # of 16 tokens in a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
+SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
+READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/peak.py)
 MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
 WEIGHT_LAYOUTS = {
     "f32": "rows16",
@@ -51,10 +53,10 @@ class Manifest:
     in ABI order.
 
     `activations` ("f32" or "int8") is what meets integer weights in a linear; `weight_layout` is
-    how those weights are interleaved (ops/formats/weights/packing.py), the layout that the library was
-    compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of the
-    features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`) it
-    proposes after each row, and its own state table. `state` is the model's (bundle/state.py).
+    how those weights are interleaved (ops/formats/weights/packing.py), the layout that the library
+    was compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of
+    the features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`)
+    it proposes after each row, and its own state table. `state` is the model's (bundle/state.py).
     """
 
     name: str
@@ -164,13 +166,9 @@ def _read(folder: Path) -> Any:
             f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder"
         )
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
+        return read_json(folder / MANIFEST, BundleError, REPAIR)
     except FileNotFoundError:
         raise BundleError(_not_a_bundle(folder)) from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / MANIFEST} isn't JSON ({error}); {REPAIR}") from None
-    except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} can't be read: {error.strerror}") from None
 
 
 def _not_a_bundle(folder: Path) -> str:
@@ -286,18 +284,10 @@ def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
 
 def _check_hashes(bundle: Bundle) -> None:
     for name, entry in bundle.manifest.files.items():
-        if _sha256(bundle.path / name) != entry["sha256"]:
+        if sha256_of(bundle.path / name) != entry["sha256"]:
             raise BundleError(
                 f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _verified_file(bundle: Bundle) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.files import read_json
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.mlc_chat_config import TOKENIZER_FILES, mlc_chat_config
 from minicpm_mlc.compile.writer import BundleWriter
@@ -23,7 +22,11 @@ def add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifest
     )
     for name, path in present.items():
         bundle.add_file(name, path)
-    contents = {name: _read_json(path) for name, path in present.items() if name.endswith(".json")}
+    contents = {
+        name: read_json(path, CheckpointError, "download it again")
+        for name, path in present.items()
+        if name.endswith(".json")
+    }
     described = mlc_chat_config(
         manifest,
         contents.get("config.json", {}),
@@ -32,10 +35,3 @@ def add_companions(bundle: BundleWriter, folder: Path | None, manifest: Manifest
         [name for name in present if name in TOKENIZER_FILES],
     )
     bundle.add_json("mlc-chat-config.json", described)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from None

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
@@ -35,8 +34,6 @@ from minicpm_mlc.targets import get_target
 
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
@@ -86,7 +83,7 @@ def compile_model(
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> CompileResult:
     """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
     bundle.
@@ -114,7 +111,7 @@ def compile_model(
     if not dry_run:
         needed = result.weights + LIBRARY_BYTES
         with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-            _write(bundle, compilation, opened, head, progress or (lambda stage, done, total: None))
+            _write(bundle, compilation, opened, head, progress)
     return result
 
 
@@ -136,17 +133,17 @@ def _write(
     compilation: Compilation,
     opened: _Opened,
     head: DraftHead | None,
-    report: Progress,
+    progress: Progress,
 ) -> None:
     """Everything that is in a bundle. The library is built first, as it tells whether it takes what
     is converted.
     """
     program = compilation.program()
     weights = opened.with_head(head)
-    names = convert(compilation.params, weights, bundle, progress=partial(report, "weights"))
-    report("library", 0, 1)
+    names = convert(compilation.params, weights, bundle, progress=progress)
+    progress("library", 0, 1)
     _add_library(bundle, program, compilation.manifest)
-    report("library", 1, 1)
+    progress("library", 1, 1)
     add_companions(bundle, opened.folder, compilation.manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))

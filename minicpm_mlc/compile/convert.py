@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.ops.formats.weights import LANES
@@ -24,8 +25,6 @@ if TYPE_CHECKING:  # a checkpoint is checked against parameters
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,14 @@ def convert(
     checkpoint: Checkpoint,
     bundle: BundleWriter,
     *,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     threads: int | None = None,
 ) -> list[str]:
     """Quantise, pack and write every parameter into `bundle`; returns the stored names in the
     library's ABI order.
 
-    `progress(done, total)` counts stored bytes. Same input, same bytes, whatever `threads`.
+    `progress` counts stored bytes, as the stage "weights". Same input, same bytes, whatever
+    `threads`.
     """
     for param in params:
         _check_sources(param, checkpoint)
@@ -93,15 +93,14 @@ class _Counter:
     """Passes chunks through and reports how many bytes went by."""
 
     total: int
-    progress: Progress | None
+    progress: Progress
     done: int = 0
 
     def watch(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for chunk in chunks:
             yield chunk
             self.done += chunk.nbytes
-            if self.progress:
-                self.progress(self.done, self.total)
+            self.progress("weights", self.done, self.total)
 
 
 def _check_sources(param: Param, checkpoint: Checkpoint) -> None:

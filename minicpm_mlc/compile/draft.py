@@ -4,13 +4,13 @@ which tokens it proposes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError
+from minicpm_mlc.base.files import read_json
 from minicpm_mlc.compile.checkpoint import (
     Checkpoint,
     RandomCheckpoint,
@@ -203,10 +203,8 @@ def _offsets(file: SafetensorsFile, name: str, size: int) -> np.ndarray:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path, ConfigError, "download it again")
     except FileNotFoundError:
         raise ConfigError(
             f"{path.parent} has no config.json; download it beside the draft head's weights"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read as JSON: {error}") from None

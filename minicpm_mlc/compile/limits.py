@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from minicpm_mlc.base.choices import COMPILED_ATTENTION
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.base.text import human_bytes
+from minicpm_mlc.base.text import any_of, human_bytes
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.model.registry import sparse_settings
@@ -22,9 +23,10 @@ def choose_sparse(config: ModelConfig, attention: str, longest: int) -> SparseCo
     """What to compile in for up to `longest` tokens: "auto" is what the model was trained for,
     "dense" nothing. Raises CompileError.
     """
-    if attention not in ("auto", "dense"):
+    if attention not in COMPILED_ATTENTION:
         raise CompileError(
-            f"--attention {attention}: choose auto or dense; a chat can force sparse attention"
+            f"--attention {attention}: choose {any_of(COMPILED_ATTENTION)}; a chat can force "
+            "sparse attention"
         )
     sparse = sparse_settings(config) if attention == "auto" else None
     if sparse and (sparse.block_size != PAGE_SIZE or sparse.use_nope):

@@ -18,28 +18,15 @@ from pathlib import Path
 from typing import IO
 
 from minicpm_mlc.base.errors import BundleError, CompileError
-from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.files import BLOCK_BYTES, write_whole
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
-from minicpm_mlc.bundle.host import system_of
+from minicpm_mlc.bundle.host import DEVICE_OF_SYSTEM, system_of
 from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
 from minicpm_mlc.compile.package_readme import readme
 
-PLATFORMS = {
-    "android": "android",
-    "ios": "ios",
-    "macos": "darwin",
-    "linux": "linux",
-}  # and the triple's system
-DEVICES = {"android": "android", "ios": "ios", "macos": "metal", "linux": "cpu"}  # one that fits
-LICENSED = (
-    "minicpm-mlc",
-    "apache-tvm",
-    "apache-tvm-ffi",
-)  # what the library is made with and run by
-BLOCK = 1 << 20
+LICENSED = ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")  # makes the library, and runs it
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -55,23 +42,26 @@ class Entry:
 
     @staticmethod
     def of(name: str, content: bytes) -> Entry:
+        """A file of these bytes."""
         return Entry(name, content, len(content), hashlib.sha256(content).hexdigest())
 
     def open(self) -> IO[bytes]:
-        return (
-            io.BytesIO(self.content)
-            if isinstance(self.content, bytes)
-            else open(self.content, "rb")
-        )
+        """Its content from the start. Raises OSError."""
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
+        return open(self.content, "rb")
 
 
-class Reader:
-    """What tarfile and shutil read from: counts and hashes on the way."""
+class CheckedFile:
+    """A file that tarfile and zipfile read from: counts and hashes on the way."""
 
     def __init__(self, file: IO[bytes], read: Callable[[int], None]) -> None:
-        self._file, self._digest, self._read = file, hashlib.sha256(), read
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._read = read
 
-    def read(self, size: int = BLOCK) -> bytes:
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
+        """The next bytes, at most `size`."""
         block = self._file.read(size)
         self._digest.update(block)
         self._read(len(block))
@@ -86,7 +76,7 @@ class Reader:
 
 
 def package_bundle(
-    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress | None = None
+    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress = no_progress
 ) -> str:
     """Write the archive, which `out` calls .zip or .tar; returns what was written, in words.
 
@@ -106,13 +96,15 @@ def package_bundle(
             f"-o {target}: expected a name that ends in {' or '.join(WRITERS)}; nothing is "
             "compressed"
         )
-    write, entries = WRITERS[target.suffix], list(_entries(folder, manifest, platform))
-    total, done = sum(entry.size for entry in entries), 0
+    write = WRITERS[target.suffix]
+    entries = list(_entries(folder, manifest, platform))
+    total = sum(entry.size for entry in entries)
+    done = 0
 
     def count(size: int) -> None:
         nonlocal done
         done += size
-        if progress and size:
+        if size:
             progress("package", done, total)
 
     try:
@@ -127,12 +119,14 @@ def package_bundle(
 
 
 def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
-    system, triple = system_of(manifest.target["triple"]), manifest.target["triple"]
-    if system != PLATFORMS[platform]:
+    system = system_of(manifest.target["triple"])
+    triple = manifest.target["triple"]
+    if system != system_of(platform):
+        device = DEVICE_OF_SYSTEM.get(system_of(platform), "cpu")
         raise CompileError(
             f"{folder} was compiled for {manifest.target['device']} on {triple}, which doesn't "
             f"fit --for {platform}; "
-            f"compile one that does: minicpm-mlc compile CHECKPOINT --device {DEVICES[platform]}"
+            f"compile one that does: minicpm-mlc compile CHECKPOINT --device {device}"
         )
 
 
@@ -158,9 +152,8 @@ def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]
 
 def _licences() -> Iterator[Entry]:
     for name in LICENSED:
-        found = importlib.metadata.distributions(
-            name=name
-        )  # a checkout may stand before what is installed
+        # all of the name: a checkout may stand before what is installed
+        found = importlib.metadata.distributions(name=name)
         files = (file for distribution in found for file in distribution.files or [])
         texts = {
             file.name: file
@@ -181,7 +174,7 @@ def _write_tar(path: Path, root: str, entries: list[Entry], count: Callable[[int
             info = tarfile.TarInfo(f"{root}/{entry.name}")
             info.size = entry.size
             with entry.open() as file:
-                reader = Reader(file, count)
+                reader = CheckedFile(file, count)
                 archive.addfile(info, reader)  # type: ignore[arg-type]
                 reader.check(entry)
 
@@ -190,9 +183,11 @@ def _write_zip(path: Path, root: str, entries: list[Entry], count: Callable[[int
     with zipfile.ZipFile(path, "w") as archive:
         for entry in entries:
             info = zipfile.ZipInfo(f"{root}/{entry.name}", EPOCH)
-            info.create_system, info.external_attr, info.file_size = 3, 0o100644 << 16, entry.size
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            info.file_size = entry.size
             with entry.open() as file, archive.open(info, "w") as stored:
-                reader = Reader(file, count)
+                reader = CheckedFile(file, count)
                 while block := reader.read():
                     stored.write(block)
                 reader.check(entry)

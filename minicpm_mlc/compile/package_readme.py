@@ -16,16 +16,17 @@ _PYTHON = """## With Python
 """
 _RUNTIME = """## With TVM's runtime alone
 
-`{library}` needs TVM's runtime {tvm} and no Python. Load the module, ask it for `vm_load_executable`, initialise the virtual
-machine with `vm_initialization`, and call `prefill` and `decode`: their arguments, and the tensors that hold all state,
-are described in docs/architecture.md of minicpm-mlc. `manifest.json` lists the weights in the order that they take
+`{library}` needs TVM's runtime {tvm} and no Python. Load the module, ask it for
+`vm_load_executable`, initialise the virtual machine with `vm_initialization`, and call `prefill`
+and `decode`: their arguments, and the tensors that hold all state, are described in
+docs/architecture.md of minicpm-mlc. `manifest.json` lists the weights in the order that they take
 (`params`); `tensor-cache.json` says where each lies.
 """
 _APP = """## In an MLC app
 
-`mlc-chat-config.json`, `tensor-cache.json` and the tokenizer's files are in MLC's layout, so the app's own code reads
-them. The library's functions are minicpm-mlc's, not those of MLC's engine: the app links `{library}`{static} with TVM's
-runtime and drives it as described below.
+`mlc-chat-config.json`, `tensor-cache.json` and the tokenizer's files are in MLC's layout, so the
+app's own code reads them. The library's functions are minicpm-mlc's, not those of MLC's engine: the
+app links `{library}`{static} with TVM's runtime and drives it as described below.
 """
 _STATIC = " (statically: {archives})"
 _ORDER = {
@@ -49,7 +50,8 @@ Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 
 - `{name}/`: the bundle, copied to the device as it is
 - `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`
-- `licenses/`: of minicpm-mlc, and of TVM and its FFI, which run the library. The weights have the licence of their model.
+- `licenses/`: of minicpm-mlc, and of TVM and its FFI, which run the library. The weights have the
+  licence of their model.
 """
     parts = (
         part.format(name=name, library=manifest.library, tvm=manifest.tvm, static=static)

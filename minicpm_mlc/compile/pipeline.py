@@ -13,9 +13,8 @@ from tvm import relax
 from tvm.relax import transform
 from tvm.relax.frontend import nn
 
-from minicpm_mlc.bench.roofline import READ_KERNEL
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES
+from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.kernel_cases import kernel_cases
@@ -27,7 +26,6 @@ from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
 from minicpm_mlc.targets import Target
-from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.link import is_static
 
 PASSES = [
@@ -86,7 +84,7 @@ def build_program(
     builders = target.kernels if rounding else target.kernels.exact()
     kernels = Kernels(traits, builders)
     module, params = export(build_model(config, precision, draft, kernels))
-    if isinstance(target, CpuTarget):
+    if target.has_read_kernel:
         module[READ_KERNEL] = target.kernels.read_peak().with_attr("global_symbol", READ_KERNEL)
     limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
     return Program(_bound(module, limits | {"t": MAX_TREE_NODES}), params, target, kernels)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from minicpm_mlc.base.choices import ACTIVATIONS
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.ops.formats.weights import SCHEMES
@@ -48,13 +50,12 @@ def _kv_format(wanted: str) -> KVFormat:
 
 
 def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
-    if wanted not in ("auto", "int8", "f32"):
-        raise CompileError(f"--activations {wanted}: choose auto, int8 or f32")
+    if wanted not in ACTIVATIONS:
+        raise CompileError(f"--activations {wanted}: choose {any_of(ACTIVATIONS)}")
     if wanted == "int8" and not integer_weights:
         raise CompileError(
             "--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32"
         )
     if wanted == "int8" and not target.int8_dot:
-        who = f"{target.cpu} has" if target.device == "cpu" else f"kernels for {target.device} have"
-        raise CompileError(f"--activations int8: {who} no int8 dot products; use --activations f32")
+        raise CompileError(f"--activations int8: {target.no_int8_dot}; use --activations f32")
     return "int8" if wanted != "f32" and integer_weights and target.int8_dot else "f32"

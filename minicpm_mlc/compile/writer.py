@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.base.files import read_blocks
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, is_plain_name
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -129,7 +129,7 @@ class BundleWriter:
     def add_file(self, name: str, content: bytes | Path) -> None:
         """Add a whole file, from bytes or copied from a path."""
         file = self.create(name)
-        for block in [content] if isinstance(content, bytes) else _blocks(content):
+        for block in [content] if isinstance(content, bytes) else read_blocks(content):
             file.write(block)
         file.close()
 
@@ -211,12 +211,6 @@ class BundleWriter:
 
 def _escape(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            yield block
 
 
 def _alive(pid: int) -> bool:

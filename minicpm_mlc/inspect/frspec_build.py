@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
@@ -18,8 +19,6 @@ from minicpm_mlc.compile.model.registry import read_config_folder
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many
 BATCH = 256  # lines encoded at once
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)

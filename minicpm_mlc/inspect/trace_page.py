@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import EngineError
-from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.files import write_text
 from minicpm_mlc.inspect.trace import Trace
 
 NOTE = (
@@ -77,7 +77,7 @@ def as_html(trace: Trace) -> str:
 def write_page(path: str | Path, page: str) -> None:
     """Write the page whole or not at all. Raises EngineError."""
     try:
-        write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+        write_text(path, page)
     except OSError as error:
         raise EngineError(
             f"{path} can't be written: {error.strerror}; choose another file with -o"

@@ -14,11 +14,7 @@ from tvm.script.ir_builder import tirx as builder
 from tvm.tirx import PrimFunc
 
 from minicpm_mlc.ops.operator import Operator, file_of, operator_name
-from minicpm_mlc.ops.tir import Buffer
-
-# hand-written loops: no pass may touch them
-ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}
-
+from minicpm_mlc.ops.tir import ATTRS, Buffer
 
 Dims = SimpleNamespace  # a kernel's dynamic dimensions by name, int64 each
 

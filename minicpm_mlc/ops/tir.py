@@ -23,6 +23,11 @@ else:
 
     T = _ScriptBuilder()
 
+# hand-written loops: no pass may touch them
+ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}
+# a running maximum before any number; finite, so that LOWEST - LOWEST is 0 and not NaN
+LOWEST = -3e38
+
 
 def typed(dtype: str, lanes: int) -> str:
     """The dtype of a vector of so many lanes; one lane is a scalar."""

@@ -4,11 +4,11 @@ tokens.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import BundleError, ContextError, SamplingError
+from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 
@@ -82,16 +82,7 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}); compile the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise BundleError(
-            f"{path} holds {type(config).__name__}, expected an object; compile the checkpoint "
-            "again"
-        )
-    return config
+    return read_json_object(path, BundleError, "compile the checkpoint again")
 
 
 def _gb(size: int) -> str:

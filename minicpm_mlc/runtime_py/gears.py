@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicpm_mlc.base.choices import ATTENTION
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.bundle.manifest import Manifest
-
-ATTENTION = ("auto", "dense", "sparse")
 
 
 @dataclass(frozen=True)

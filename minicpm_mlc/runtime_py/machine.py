@@ -44,7 +44,8 @@ def physical_cores() -> int:
 def available_memory() -> int:
     """Bytes that can be taken without swapping."""
     free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
+    limit = _read(CGROUP / "memory.max")
+    used = _read(CGROUP / "memory.current")
     return (
         min(free, int(limit) - int(used) + _file_cache())
         if limit.isdigit() and used.isdigit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -13,23 +12,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError
-from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
+from minicpm_mlc.runtime_py.tvm_device import load_device_runtime
 
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 SMALL = 4096  # bytes that are sooner copied to a tensor than made one
 POOLED_ALLOCATOR = 2
-CPU = tvm_ffi.DLDeviceType.kDLCPU
-DEVICES = {
-    "cpu": CPU,
-    "cuda": tvm_ffi.DLDeviceType.kDLCUDA,
-    "metal": tvm_ffi.DLDeviceType.kDLMetal,
-    "opencl": tvm_ffi.DLDeviceType.kDLOpenCL,
-    "vulkan": tvm_ffi.DLDeviceType.kDLVulkan,
-}
-EXISTS, NAME, DRIVER, TOTAL, FREE = 0, 5, 12, 14, 15  # TVM's numbers of a device's attributes
-MEND = (
+CPU = DEVICE_RUNTIMES["cpu"].dlpack
+# TVM's numbers of a device's attributes
+EXISTS = 0
+NAME = 5
+DRIVER = 12
+TOTAL = 14
+FREE = 15
+TRY_AGAIN = (
     "start the program again; if it fails again try a smaller --context, a newer driver, or "
     "compile for --device cpu"
 )
@@ -43,7 +41,9 @@ class Memory(Protocol):
     name: str
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The device's name, and its driver's version where it has one."""
+        ...
 
     @property
     def free(self) -> int:
@@ -81,39 +81,19 @@ def open_memory(device: str) -> Memory:
     """The memory of a bundle's device. Raises BundleError when the device, its driver or its
     runtime is missing.
     """
-    if device == "cpu":
+    runtime = DEVICE_RUNTIMES[device]
+    if runtime.in_process:
         return HostMemory()
-    _load_runtime(device)
-    if not _attribute(DEVICES[device], EXISTS):
+    load_device_runtime(device)
+    if not _attribute(runtime.dlpack, EXISTS):
         raise BundleError(
             f"no {device} device was found; install its driver, or compile for --device cpu"
         )
-    return DeviceMemory(DEVICES[device])
+    return DeviceMemory(runtime.dlpack)
 
 
-def _attribute(device_type: Any, which: int) -> Any:
-    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(int(device_type), 0, which)
-
-
-def _load_runtime(device: str) -> None:
-    """TVM's wheel has a runtime for some devices; minicpm-mlc-native brings the others."""
-    api = f"device_api.{device}"
-    if tvm_ffi.get_global_func(api, allow_missing=True):
-        return
-    if device in tvm_device.NEEDS:
-        return tvm_device.load_device_runtime(device)
-    try:
-        importlib.import_module("minicpm_mlc_native").load()
-    except (ImportError, OSError) as error:
-        raise BundleError(
-            f"the runtime for {device} is missing ({error}); in a checkout, try: make native"
-        ) from error
-    if not tvm_ffi.get_global_func(api, allow_missing=True):
-        raise BundleError(
-            f"minicpm-mlc-native was built without {device}, whose headers were missing; "
-            "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall "
-            "--no-deps ./native"
-        )
+def _attribute(device_type: int, which: int) -> Any:
+    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device_type, 0, which)
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -142,7 +122,8 @@ class Staging:
 
     def _hold(self, kind: tuple[tuple[int, ...], np.dtype], nbytes: int) -> tuple[np.ndarray, Any]:
         if nbytes > self._memory.nbytes:
-            self._memory, self._tensors = reserve((2 * nbytes,), np.dtype(np.uint8)), {}
+            self._memory = reserve((2 * nbytes,), np.dtype(np.uint8))
+            self._tensors = {}
         held = np.ndarray(*kind, buffer=self._memory)
         self._tensors[kind] = held, tvm_ffi.from_dlpack(held)
         return self._tensors[kind]
@@ -159,18 +140,23 @@ class HostMemory:
 
     @property
     def free(self) -> int:
+        """Bytes that can be taken without swapping."""
         return available_memory()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call compiled code."""
         return function(*arguments)
 
     def start(self, vm: Any) -> None:
+        """Tell the virtual machine where it works."""
         vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new tensor of zeros; its memory is not touched yet."""
         return tvm_ffi.from_dlpack(reserve(shape, dtype))
 
     def tensor(self, array: np.ndarray) -> Any:
+        """An array as a tensor: the same memory where it is aligned, a copy elsewhere."""
         if not _is_aligned(array):
             aligned = reserve(array.shape, array.dtype)
             aligned[...] = array
@@ -178,6 +164,7 @@ class HostMemory:
         return tvm_ffi.from_dlpack(array)
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
+        """The arrays of one call as tensors, which last until the next one."""
         return [self._argument(place, array) for place, array in enumerate(arrays)]
 
     def _argument(self, place: int, array: np.ndarray) -> Any:
@@ -186,6 +173,7 @@ class HostMemory:
         return self._staging[place].copy(array)
 
     def array(self, tensor: Any) -> np.ndarray:
+        """A tensor's memory as an array."""
         return np.from_dlpack(tensor)
 
 
@@ -196,8 +184,10 @@ def _is_aligned(array: np.ndarray) -> bool:
 class DeviceMemory:
     """Memory that only kernels see: everything is copied there and back."""
 
-    def __init__(self, device_type: Any) -> None:
-        self._type, self._device = device_type, tvm_ffi.device(int(device_type), 0)
+    def __init__(self, device_type: int) -> None:
+        """`device_type`: DLPack's number of the device's kind, whose runtime is loaded."""
+        self._type = device_type
+        self._device = tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -211,31 +201,37 @@ class DeviceMemory:
         return own if own is not None else min(available_memory(), total or available_memory())
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what uses the device. Raises DeviceError with what its runtime says."""
         try:
             return function(*arguments)
         except RuntimeError as error:
             raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
 
     def start(self, vm: Any) -> None:
+        """Tell the virtual machine where it works."""
         self.call(
             vm["vm_initialization"], self._type, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR
         )  # the host is the last
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new tensor on the device, of any values. Raises DeviceError."""
         return self.call(
             self._new, tvm_ffi.Shape(shape), tvm_ffi.dtype(str(dtype)), self._device, None
         )
 
     def tensor(self, array: np.ndarray) -> Any:
+        """An array copied to the device. Raises DeviceError."""
         array = np.ascontiguousarray(array)
         tensor = self.zeros(array.shape, array.dtype)
         self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return tensor
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
+        """The arrays copied to the device. Raises DeviceError."""
         return list(map(self.tensor, arrays))
 
     def array(self, tensor: Any) -> np.ndarray:
+        """A tensor's values, copied from the device. Raises DeviceError."""
         array = np.empty(tuple(tensor.shape), np.dtype(str(tensor.dtype)))
         self.call(self._read, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array
@@ -246,4 +242,4 @@ def _explained(said: str) -> str:
     after a semicolon.
     """
     said = re.sub(r"^Check failed: .* is false: ", "", said.strip())
-    return said if "; " in said else f"{said}; {MEND}"
+    return said if "; " in said else f"{said}; {TRY_AGAIN}"

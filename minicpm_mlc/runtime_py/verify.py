@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import plain_table
 from minicpm_mlc.bundle.kernel_cases import load_cases
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
@@ -28,8 +29,6 @@ PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
 GENERATION_LIMIT = (
     1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
 )
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def verify_bundle(
     threads: int | None = None,
     expect: str | Path | None = None,
     remote: Machine | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> VerifyReport:
     """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's
     device.
@@ -125,19 +124,18 @@ def verify_library(
     library: Library,
     bundle: Bundle,
     expected: dict[str, list[int]] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> VerifyReport:
     """The same for a library that is open already."""
-    report = progress or (lambda stage, done, total: None)
     cases = load_cases(bundle.path)
     checked = []
     for done, case in enumerate(cases, 1):
         checked.append(library.check(case))
-        report("kernels", done, len(cases))
+        progress("kernels", done, len(cases))
     rows = _rows(checked)
     tokens: dict[str, list[int]] = {}
     for gear, model in _models(library, bundle.manifest):
-        report("generation", len(tokens), 2)
+        progress("generation", len(tokens), 2)
         start = time.perf_counter()
         nmse, tokens[gear] = _generation(model, bundle.manifest)
         seconds = time.perf_counter() - start
@@ -146,7 +144,7 @@ def verify_library(
                 f"generation, {gear}", 1, nmse, GENERATION_LIMIT, seconds, nmse <= GENERATION_LIMIT
             )
         )
-    report("generation", 2, 2)
+    progress("generation", 2, 2)
     return VerifyReport(bundle.manifest.name, library.device_identity, rows, tokens, expected)
 
 

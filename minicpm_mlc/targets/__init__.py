@@ -1,13 +1,6 @@
-"""One file per device: what to compile for, how to link, what is needed to run."""
+"""One file per device: what to compile for and how to link; the registry lists `--device`."""
 
-from minicpm_mlc.targets.registry import (
-    DEVICES,
-    GPUS,
-    Device,
-    Target,
-    find_device,
-    get_target,
-    gpu_class,
-)
+from minicpm_mlc.targets.base import Target
+from minicpm_mlc.targets.registry import DEVICE_OPTIONS, DeviceOption, get_target
 
-__all__ = ["DEVICES", "GPUS", "Device", "Target", "find_device", "get_target", "gpu_class"]
+__all__ = ["DEVICE_OPTIONS", "DeviceOption", "Target", "get_target"]

@@ -8,24 +8,23 @@ import importlib
 import platform
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, link
 
-PEAK_VECTORS = (
-    10  # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
-)
+# independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
+PEAK_VECTORS = 10
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
-INT8_DOTS = (
-    "avx512vnni",
-    "avxvnni",
-    "avx2",
-    "i8mm",
-    "dotprod",
-)  # features with int8 dot products, the fastest first
+# features with int8 dot products, the fastest first
+INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")
+LEVELS = {  # processors that `--cpu` names besides this machine's, the oldest first
+    "x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"),
+    "aarch64": ("generic", "cortex-a76", "neoverse-n1"),
+}
 
 
 @dataclass(frozen=True)
@@ -159,16 +158,36 @@ class CpuTarget:
     cpu: str
     attributes: tuple[str, ...]
     features: tuple[str, ...]
-    device: str = "cpu"
+    device: ClassVar[str] = "cpu"
+    has_read_kernel: ClassVar[bool] = True
+
+    @staticmethod
+    def missing() -> list[str]:
+        """The commands that install what compiling takes and is not here."""
+        return missing_to_compile()
+
+    @staticmethod
+    def facts() -> dict[str, Any]:
+        """This processor as the compiler sees it, and which common levels also run here: what
+        `minicpm-mlc devices` tells, ready for JSON.
+        """
+        native = CpuTarget.of("native")
+        present = this_host().features or frozenset()
+        levels = {
+            name: set(CpuTarget.of(name).features) <= present
+            for name in LEVELS[native.platform.machine]
+        }
+        return {"native": native.cpu, "features": list(native.features), "levels": levels}
 
     @classmethod
     def of(cls, cpu: str, platform_name: str | None = None) -> CpuTarget:
-        """`native`, a level such as x86-64-v3, or any processor LLVM knows; the platform None is
-        Linux on this machine.
+        """`native`, a level such as x86-64-v3, or any processor that LLVM knows; the platform None
+        is Linux on this machine.
 
         Raises CompileError for a processor that the platform can't have.
         """
-        here, native = platform.machine(), cpu == "native"
+        here = platform.machine()
+        native = cpu == "native"
         there = PLATFORMS.get(platform_name or here)
         if there is None:
             raise CompileError(
@@ -184,13 +203,13 @@ class CpuTarget:
         present = this_host().features
         if not native or present is None:
             return cls(there, name, (), tuple(sorted(used)))
-        hidden = tuple(
-            f"-{f}" for f in sorted(used - present)
-        )  # a virtual machine may hide what its processor has
+        # a virtual machine may hide what its processor has
+        hidden = tuple(f"-{feature}" for feature in sorted(used - present))
         return cls(there, name, hidden, tuple(sorted(used & present)))
 
     @property
     def triple(self) -> str:
+        """LLVM's name of the processor's kind and the system."""
         return self.platform.triple
 
     @property
@@ -206,6 +225,7 @@ class CpuTarget:
 
     @property
     def kernels(self) -> CpuKernels:
+        """The operators, built for this processor."""
         return CpuKernels(
             8 if "avx512f" in self.features else 4, self.int8_dot, BF16_DOT in self.features
         )
@@ -214,6 +234,11 @@ class CpuTarget:
     def int8_dot(self) -> str | None:
         """The feature for linears with int8 activations, None where the processor has none."""
         return next((feature for feature in INT8_DOTS if feature in self.features), None)
+
+    @property
+    def no_int8_dot(self) -> str:
+        """Why `int8_dot` is None, for a message."""
+        return f"{self.cpu} has no int8 dot products"
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.targets.cuda_compiler import fat_binary
+from minicpm_mlc.targets.cpu import CpuTarget
+from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, fat_binary, has_compiler
 from minicpm_mlc.targets.embed import Reader, string, with_changed_imports
 from minicpm_mlc.targets.gpu_target import GpuTarget
 
@@ -30,13 +31,27 @@ class CudaTarget(GpuTarget):
 
     archs: tuple[str, ...]
     device: ClassVar[str] = "cuda"
+    architectures: ClassVar[dict[str, str]] = ARCHS
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 1024,
         "thread_warp_size": 32,
         "max_shared_memory_per_block": 49152,
     }
 
+    @classmethod
+    def beside(cls, host: CpuTarget, arch: str | None) -> CudaTarget:
+        """Beside a processor, for the architectures of `--arch`. Raises CompileError as
+        parse_archs does.
+        """
+        return cls(host, parse_archs(arch))
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """The commands that install what compiling takes and is not here."""
+        return super().missing() + ([] if has_compiler(tuple(ARCHS)) else [GET_NVRTC])
+
     def tvm_target(self) -> Any:
+        """The target as TVM's compiler takes it."""
         import tvm
 
         # TVM's own compilation needs a driver, or leaves CUDA source in the library; so it always
@@ -46,9 +61,13 @@ class CudaTarget(GpuTarget):
         return tvm.target.Target(target, host=self.host.tvm_target())
 
     def describe(self) -> dict[str, Any]:
+        """What the manifest records."""
         return super().describe() | {"archs": list(self.archs)}
 
     def export(self, executable: Any, library: str) -> None:
+        """Write what TVM compiled to the library of this name, machine code in it. Raises
+        CompileError as fat_binary does.
+        """
         pack = with_changed_imports(self._compiled, self.host.platform)
         executable.export_library(library, fcompile=self.link, fpack_imports=pack)
 

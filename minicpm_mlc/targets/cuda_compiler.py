@@ -59,7 +59,8 @@ def fat_binary(source: str, archs: tuple[str, ...], compiler: Compiler | None = 
 
 
 def _image(run: Compiler, source: str, arch: str, ptx: bool) -> Image:
-    code, sm = run(source, arch, ptx), int(arch.removeprefix("sm_"))
+    code = run(source, arch, ptx)
+    sm = int(arch.removeprefix("sm_"))
     if not ptx:
         return Image(ELF, sm, code)
     found = re.search(rb"^\.version (\d+)\.(\d+)", code, re.MULTILINE)
@@ -149,7 +150,8 @@ def nvrtc(source: str, arch: str, ptx: bool) -> bytes:
     """Compile with NVRTC."""
     path = nvrtc_library()
     assert path, "find_compiler looked for it"
-    library, program = _load_nvrtc(path), ctypes.c_void_p()
+    library = _load_nvrtc(path)
+    program = ctypes.c_void_p()
     _check(
         library.nvrtcCreateProgram(
             ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None

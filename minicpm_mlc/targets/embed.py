@@ -85,18 +85,22 @@ class Reader:
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data = data
+        self.at = 0
 
     def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
         if self.at + count > len(self.data):
             raise ValueError(f"packed imports end within {count} bytes at {self.at}")
         self.at += count
         return self.data[self.at - count : self.at]
 
     def number(self) -> int:
+        """The next number."""
         return struct.unpack("<Q", self.take(8))[0]
 
     def string(self) -> bytes:
+        """The next string."""
         return self.take(self.number())
 
 

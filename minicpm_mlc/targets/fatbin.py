@@ -10,14 +10,18 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-MAGIC, VERSION = 0xBA55ED50, 1
-PTX, ELF = 1, 2
+MAGIC = 0xBA55ED50
+VERSION = 1
+PTX = 1
+ELF = 2
 IMAGE_VERSION = 0x101
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, sizes of header and data; compressed size, place of options; version, sm; name's
 # place and length; flags
 _IMAGE = struct.Struct("<HHIQIIHHIIIQ16x")
-_FLAGS, _WITH_COMPATIBILITY = 0x11, 0x1000000  # 64 bits, Linux
+# 64 bits, Linux
+_FLAGS = 0x11
+_WITH_COMPATIBILITY = 0x1000000
 _CUBIN_ABI = (8, 1)  # minor, major of the machine code's version
 _COMPATIBILITY = ".nv.compat"  # a section of machine code from sm_100 on, repeated in front of it
 
@@ -89,7 +93,8 @@ def unpack(data: bytes) -> list[Image]:
     """
     if len(data) < _HEADER.size or _HEADER.unpack_from(data)[:3] != (MAGIC, VERSION, _HEADER.size):
         raise ValueError("not a CUDA fat binary")
-    images, at = [], _HEADER.size
+    images = []
+    at = _HEADER.size
     while at < len(data):
         kind, _, header, size, compressed, _, minor, major, sm, *_ = _IMAGE.unpack_from(data, at)
         if compressed or at + header + size > len(data):

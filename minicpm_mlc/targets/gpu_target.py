@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.gpu import GpuKernels, gpu_pipeline
 
@@ -16,20 +17,46 @@ class GpuTarget:
     that kind.
 
     `buffer_bytes`: how much of one tensor every such device reaches; None: all of it.
+    `architectures` are what `--arch` may name, each with the GPUs that have it.
     """
 
     host: CpuTarget
     device: ClassVar[str]
     limits: ClassVar[dict[str, int]]
     buffer_bytes: ClassVar[int | None] = None
-    int8_dot: ClassVar[None] = None
+    architectures: ClassVar[dict[str, str]] = {}
+    has_read_kernel: ClassVar[bool] = False
+
+    @classmethod
+    def beside(cls, host: CpuTarget, arch: str | None) -> GpuTarget:
+        """The GPU beside a processor. `arch` is what `--arch` names, None without the option or
+        for kinds that have no architectures.
+        """
+        return cls(host)
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """The commands that install what compiling takes and is not here."""
+        return missing_to_compile()
+
+    @classmethod
+    def facts(cls) -> dict[str, Any]:
+        """What `minicpm-mlc devices` tells of the kind, ready for JSON; bytes are bytes."""
+        archs = {"archs": cls.architectures} if cls.architectures else {}
+        return {
+            "limits": cls.limits,
+            "buffer_bytes": cls.buffer_bytes,
+            "subgroups": False,
+        } | archs
 
     @property
     def cpu(self) -> str:
+        """LLVM's name of the processor."""
         return self.host.cpu
 
     @property
     def triple(self) -> str:
+        """LLVM's name of the processor's kind and the system."""
         return self.host.triple
 
     @property
@@ -44,7 +71,18 @@ class GpuTarget:
 
     @property
     def kernels(self) -> GpuKernels:
+        """The operators, built for GPUs."""
         return GpuKernels()
+
+    @property
+    def int8_dot(self) -> None:
+        """Kernels multiply float32."""
+        return None
+
+    @property
+    def no_int8_dot(self) -> str:
+        """Why `int8_dot` is None, for a message."""
+        return f"kernels for {self.device} have no int8 dot products"
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

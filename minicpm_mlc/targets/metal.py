@@ -25,6 +25,7 @@ class MetalTarget(GpuTarget):
     }
 
     def tvm_target(self) -> Any:
+        """The target as TVM's compiler takes it."""
         _use_precise_functions()
         return super().tvm_target()
 

@@ -1,87 +1,107 @@
-"""The devices: which system and processor each one's code runs on, and with which GPU beside it."""
+"""The values of `--device`: which system and processor each one's code runs on, and with which GPU
+beside it.
+"""
 
 from __future__ import annotations
 
+import platform as this_machine
 from dataclasses import dataclass
+from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+from minicpm_mlc.targets.base import Target
 from minicpm_mlc.targets.cpu import CpuTarget
-from minicpm_mlc.targets.cuda import CudaTarget, parse_archs
+from minicpm_mlc.targets.cuda import CudaTarget
 from minicpm_mlc.targets.gpu_target import GpuTarget
+from minicpm_mlc.targets.link import PLATFORMS, Platform
 from minicpm_mlc.targets.metal import MetalTarget
 from minicpm_mlc.targets.opencl import OpenCLTarget
 from minicpm_mlc.targets.vulkan import VulkanTarget
 
-Target = CpuTarget | GpuTarget  # what the compiler asks of a device is what both have
-
 GPUS: dict[str, type[GpuTarget]] = {
-    "opencl": OpenCLTarget,
-    "vulkan": VulkanTarget,
-    "metal": MetalTarget,
+    kind.device: kind for kind in (CudaTarget, OpenCLTarget, VulkanTarget, MetalTarget)
 }
 
 
 @dataclass(frozen=True)
-class Device:
-    """A choice of `--device`. `platform` None is Linux on this machine, `gpu` None the processor
-    itself.
+class DeviceOption:
+    """A value of `--device`; `note` says what its bundles are for.
 
-    `cpu` is the processor unless another is named, `gpus` are the other choices of `--gpu`; `note`
-    says what its bundles are for, `needs` what runs them.
+    `platform` None is Linux on this machine, `gpu` None the processor itself. `cpu` is the
+    processor unless another is named, `gpus` are the other values of `--gpu`. `app`: what runs the
+    bundles, where that is not this package.
     """
 
-    platform: str | None
-    gpu: str | None
-    cpu: str
     note: str
-    needs: str
+    platform: str | None = None
+    gpu: str | None = None
+    cpu: str = "native"
     gpus: tuple[str, ...] = ()
+    app: str | None = None
+
+    @property
+    def system(self) -> Platform:
+        """Where its libraries run."""
+        return PLATFORMS[self.platform or this_machine.machine()]
+
+    @property
+    def device(self) -> str:
+        """The device that its bundles name, unless another GPU is chosen."""
+        return self.gpu or CpuTarget.device
+
+    @property
+    def needs(self) -> str:
+        """What runs its bundles, for people."""
+        return self.app or DEVICE_RUNTIMES[self.device].needs
+
+    def missing(self) -> list[str]:
+        """The commands that install what compiling takes and is not here."""
+        return (GPUS[self.gpu] if self.gpu else CpuTarget).missing()
+
+    def facts(self) -> dict[str, Any]:
+        """What `minicpm-mlc devices` tells beside the rest, ready for JSON."""
+        if self.gpu:
+            return GPUS[self.gpu].facts()
+        return {} if self.platform or self.missing() else CpuTarget.facts()
 
 
-_ANDROID = "arm64 Android 7 or later: model.so, and model.tar to link in an app"
-_IOS = "iOS 16 or later: model.a to link in an app"
 _APP = "an app with TVM's runtime for the GPU"
-_BESIDE = ("cuda", "opencl", "vulkan")
-_PIP = "pip install minicpm-mlc"
-_NATIVE = "minicpm-mlc-native (in a checkout: make native) and a driver"
-_DRIVER = "NVIDIA's driver of the 580 series or later, pip install 'nvidia-cuda-runtime>=13,<14'"
-_MACOS = "macOS 13 or later on Apple silicon; the system compiles the kernels"
-DEVICES = {
-    "cpu": Device(
-        None, None, "native", "this machine's processor, or another one that --cpu names", _PIP
+DEVICE_OPTIONS = {
+    "cpu": DeviceOption("this machine's processor, or another one that --cpu names"),
+    "linux-arm64": DeviceOption(
+        "arm64 Linux; with --gpu, a GPU beside it",
+        platform="aarch64",
+        cpu="generic",
+        gpus=tuple(name for name in GPUS if DEVICE_RUNTIMES[name].beside_linux),
     ),
-    "linux-arm64": Device(
-        "aarch64", None, "generic", "arm64 Linux; with --gpu, a GPU beside it", _PIP, _BESIDE
+    "cuda": DeviceOption("NVIDIA GPUs; machine code for those that --arch names", gpu="cuda"),
+    "opencl": DeviceOption("OpenCL 1.2; the driver compiles the kernels", gpu="opencl"),
+    "vulkan": DeviceOption(
+        "Vulkan 1.1 with 8- and 16-bit numbers in storage buffers", gpu="vulkan"
     ),
-    "cuda": Device(
-        None, "cuda", "native", "NVIDIA GPUs; machine code for those that --arch names", _DRIVER
+    "android": DeviceOption(
+        "arm64 Android 7 or later: model.so, and model.tar to link in an app",
+        platform="android",
+        gpu="opencl",
+        cpu="generic",
+        gpus=("vulkan",),
+        app=_APP,
     ),
-    "opencl": Device(
-        None, "opencl", "native", "OpenCL 1.2; the driver compiles the kernels", _NATIVE
+    "metal": DeviceOption(
+        "macOS 13 or later on Apple silicon; the system compiles the kernels",
+        platform="macos",
+        gpu="metal",
+        cpu="apple-a14",
     ),
-    "vulkan": Device(
-        None,
-        "vulkan",
-        "native",
-        "Vulkan 1.1 with 8- and 16-bit numbers in storage buffers",
-        _NATIVE,
+    "ios": DeviceOption(
+        "iOS 16 or later: model.a to link in an app",
+        platform="ios",
+        gpu="metal",
+        cpu="apple-a12",
+        app=_APP,
     ),
-    "android": Device("android", "opencl", "generic", _ANDROID, _APP, ("vulkan",)),
-    "metal": Device("macos", "metal", "apple-a14", _MACOS, _PIP),
-    "ios": Device("ios", "metal", "apple-a12", _IOS, _APP),
 }
-
-
-def find_device(device: str) -> Device:
-    """Raises CompileError with the devices that exist."""
-    if device not in DEVICES:
-        raise CompileError(f"--device {device}: not a device; there is {', '.join(DEVICES)}")
-    return DEVICES[device]
-
-
-def gpu_class(gpu: str) -> type[GpuTarget]:
-    """The target's class of a GPU that a device names."""
-    return CudaTarget if gpu == "cuda" else GPUS[gpu]
 
 
 def get_target(
@@ -93,17 +113,16 @@ def get_target(
     `cpu` None: this machine's processor where it is the device or beside it, else one whose code
     runs on all of its kind.
     """
-    found = find_device(device)
-    if gpu is not None and gpu not in found.gpus and gpu != found.gpu:
-        choices = ", ".join(filter(None, (found.gpu, *found.gpus)))
-        raise CompileError(
-            f"--gpu {gpu}: for --device {device} "
-            + (f"choose {choices}" if choices else "there is none")
-        )
-    kind = gpu or found.gpu
-    if arch is not None and kind != "cuda":
+    if device not in DEVICE_OPTIONS:
+        there = ", ".join(DEVICE_OPTIONS)
+        raise CompileError(f"--device {device}: not a device; there is {there}")
+    option = DEVICE_OPTIONS[device]
+    if gpu is not None and gpu not in option.gpus and gpu != option.gpu:
+        choices = ", ".join(filter(None, (option.gpu, *option.gpus)))
+        advice = f"choose {choices}" if choices else "there is none"
+        raise CompileError(f"--gpu {gpu}: for --device {device} {advice}")
+    kind = gpu or option.gpu
+    if arch is not None and not (kind and GPUS[kind].architectures):
         raise CompileError(f"--arch {arch}: only CUDA has it; use --device cuda")
-    host = CpuTarget.of(cpu or found.cpu, found.platform)
-    if kind is None:
-        return host
-    return CudaTarget(host, parse_archs(arch)) if kind == "cuda" else GPUS[kind](host)
+    host = CpuTarget.of(cpu or option.cpu, option.platform)
+    return GPUS[kind].beside(host, arch) if kind else host

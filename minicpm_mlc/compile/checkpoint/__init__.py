@@ -4,7 +4,6 @@ opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -137,12 +137,8 @@ def _follow_index(index: Path) -> dict[str, SafetensorsFile]:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        places = json.loads(index.read_bytes())["weight_map"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{index} isn't a JSON object with a weight_map; download it again"
-        ) from None
+    advice = "it must be an object with a weight_map; download it again"
+    places = read_json_object(index, CheckpointError, advice).get("weight_map")
     if not isinstance(places, dict) or not all(_is_file_name(name) for name in places.values()):
         raise CheckpointError(f"{index}: weight_map must map tensors to names of files beside it")
     return places

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -53,8 +54,8 @@ class SafetensorsFile:
             raise self._error(f"tensor {name} is {entry.dtype}, expected BF16, F16 or F32")
         stored = self._map[entry.start : entry.start + entry.nbytes].view(STORED[entry.dtype])
         picked = stored.reshape(entry.shape)[start:stop]
-        if entry.dtype == "BF16":  # bf16 is the upper half of a float32
-            return (picked.astype(np.uint32) << 16).view(np.float32)
+        if entry.dtype == "BF16":
+            return bfloat16_numbers(picked)
         return picked.astype(np.float32)
 
     def raw(self, name: str) -> np.ndarray:

@@ -129,7 +129,8 @@ class Attention(Part):
     ) -> Tensor:
         """x as linears want it -> residual + residual_scale * attention(x), float32.
 
-        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer reads.
+        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
+        reads.
         """
         q, pools = self.append(self.project(x), pools, batch)
         return self.out(self.attend(q, pools, batch, selected), residual)

@@ -6,7 +6,6 @@ A model is added by adding its file: every module here with a `DECLARATION` is f
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import pkgutil
 from functools import cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
+from minicpm_mlc.base.files import read_json
 from minicpm_mlc.compile import model as package
 from minicpm_mlc.compile.config.draft_config import UNUSED, DraftConfig, base_fields, draft_fields
 from minicpm_mlc.compile.config.keys import HARMLESS, Keys, shown
@@ -77,13 +77,11 @@ def read_config_folder(folder: str | Path) -> ModelConfig:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path, ConfigError, "download it again")
     except FileNotFoundError:
         raise ConfigError(
             f"{path.parent} has no config.json; it is not a checkpoint folder"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read as JSON: {error}") from None
 
 
 def _model_type(keys: Keys) -> str:

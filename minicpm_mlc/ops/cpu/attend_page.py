@@ -24,10 +24,9 @@ import numpy as np
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import LOWEST, T
 
 CACHE_LINE = 64  # bytes
-LOWEST = -3e38  # a running maximum before any key; finite, so that LOWEST - LOWEST is 0 and not NaN
 
 
 class Float32:

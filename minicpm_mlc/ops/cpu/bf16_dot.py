@@ -15,12 +15,12 @@ from minicpm_mlc.ops.tir import T
 
 PAIRS = 16  # that one instruction multiplies
 FUNCTIONS = """
-define linkonce_odr <16 x float> @minicpm_bf16_dot(<16 x float> %sum, \
-<32 x i16> %a, <32 x i16> %b) alwaysinline {
+define linkonce_odr <16 x float> @minicpm_bf16_dot(\
+<16 x float> %sum, <32 x i16> %a, <32 x i16> %b) alwaysinline {
   %x = bitcast <32 x i16> %a to <32 x bfloat>
   %y = bitcast <32 x i16> %b to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, \
-<32 x bfloat> %x, <32 x bfloat> %y)
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(\
+<16 x float> %sum, <32 x bfloat> %x, <32 x bfloat> %y)
   ret <16 x float> %r
 }
 define linkonce_odr <16 x i16> @minicpm_bf16_round(<16 x float> %x) alwaysinline {

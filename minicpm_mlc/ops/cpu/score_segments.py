@@ -18,9 +18,7 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.tir import T
-
-LOWEST = -3e38  # finite, so that LOWEST - LOWEST is 0
+from minicpm_mlc.ops.tir import LOWEST, T
 
 
 @dataclass(frozen=True)

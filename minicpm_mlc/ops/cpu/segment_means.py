@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.kv import KEYS, KVFormat
 from minicpm_mlc.ops.tir import T
-
-SEGMENTS = 4  # segments of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
-SEGMENT_SIZE = PAGE_SIZE // SEGMENTS
 
 
 def segment_means_definition(

@@ -15,11 +15,10 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.cpu.vector import LANES
-from minicpm_mlc.ops.tir import Buffer, Expr, T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 from minicpm_mlc.ops.top_k import TopK
 
 BLOCK = 64  # columns
-LOWEST = -3e38  # below every logit
 LOG_TERMS = (1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9)  # of atanh(s) / s, in s**2
 
 

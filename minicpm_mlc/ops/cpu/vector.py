@@ -12,13 +12,11 @@ from math import log, log2, pi
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops import tir
 from minicpm_mlc.ops.tir import Expr, T
 
 LANES = 16
-ATTRS = {
-    "tirx.noalias": True,
-    "tirx.is_scheduled": True,
-}  # hand-written loops: no pass may touch them
+ATTRS = tir.ATTRS  # of kernels that write their own heads
 
 # minimax fit of 2**f on [-0.5, 0.5] that is exact at 0, relative error 1e-7
 EXP2_COEFFICIENTS = (1.0, 0.6931470037, 0.2402224243, 0.05550733581, 0.009671512991, 0.001326472731)

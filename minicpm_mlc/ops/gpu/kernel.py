@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from minicpm_mlc.ops.cpu.vector import ATTRS
 from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import ATTRS, T
 
 THREADS = 128  # of a workgroup: what every GPU takes
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.gpu.kernel import accumulate, kernel, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments

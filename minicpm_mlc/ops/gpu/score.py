@@ -10,9 +10,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from minicpm_mlc.ops.cpu.attend_page import LOWEST
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import KEYS, KVFormat
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
 from minicpm_mlc.ops.gpu.half import constant
@@ -29,7 +27,7 @@ from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.score_spread import Spread
 from minicpm_mlc.ops.gpu.sequence import Path
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import LOWEST, T
 
 
 def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool) -> Any:

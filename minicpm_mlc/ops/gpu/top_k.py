@@ -18,10 +18,9 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.traits import GpuTraits
-from minicpm_mlc.ops.tir import Buffer, Expr, T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 from minicpm_mlc.ops.top_k import TopK
 
-LOWEST = -3e38  # below every logit
 THREADS = 128
 
 

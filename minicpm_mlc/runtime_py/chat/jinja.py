@@ -14,6 +14,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.base.files import read_json_object
 
 # MiniCPM4's published form: each turn between markers, no default system prompt, no BOS inside.
 CHATML = (
@@ -118,15 +119,7 @@ def read_tokenizer_config(path: Path) -> dict[str, Any]:
     """tokenizer_config.json as a dict; empty when there is no such file."""
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TemplateError(
-            f"{path} is not JSON ({error}); copy it again from the checkpoint"
-        ) from error
-    if not isinstance(config, dict):
-        raise TemplateError(f"{path} holds {type(config).__name__}, expected an object")
-    return config
+    return read_json_object(path, TemplateError, "copy it again from the checkpoint")
 
 
 def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:

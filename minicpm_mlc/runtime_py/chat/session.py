@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.files import write_text
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
 from minicpm_mlc.runtime_py.sampler import SamplingParams
-from minicpm_mlc.runtime_py.speculative.options import SPECULATE, Speculation
+from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ class ChatSession:
             "options": self.options,
         }
         text = json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
-        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         self.write(f"saved {len(self.messages)} messages to {path}", "note")
 
     def _load(self, argument: str) -> None:

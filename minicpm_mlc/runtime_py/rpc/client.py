@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from minicpm_mlc.base import errors
 from minicpm_mlc.base.errors import EngineError, MiniCPMError
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.bundle.host import Host
 from minicpm_mlc.bundle.kernel_cases import Case, to_bytes
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, read_bundle
@@ -22,8 +23,6 @@ from minicpm_mlc.runtime_py.rpc.message import CALL, LAST_PORT, PROTOCOL, pack, 
 
 BLOCK = 1 << 20  # bytes of one upload message
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-
 
 class RemoteMachine:
     """A connection to a machine (a protocols.Machine) whose server listens at `address`,
@@ -32,12 +31,12 @@ class RemoteMachine:
 
     shares_memory = False
 
-    def __init__(self, address: str, key: str, progress: Progress | None = None) -> None:
+    def __init__(self, address: str, key: str, progress: Progress = no_progress) -> None:
         """Raises EngineError when nobody answers at HOST:PORT, not to this key or version, or
         another client is served.
         """
         self.address = address
-        self._progress = progress or (lambda stage, done, total: None)
+        self._progress = progress
         host, port = _parts(address)
         load_runtime()
         try:
@@ -119,7 +118,7 @@ def connect(
     address: str | None,
     key: str | None,
     bundles: Sequence[str | Path | None] = (),
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> RemoteMachine:
     """A connection to HOST:PORT, and these bundles uploaded. Raises EngineError, BundleError."""
     if not address or not key:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.files import sha256_of
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
 
@@ -54,11 +55,7 @@ class Store:
         """
         partial = self._partial(sha256)
         partial.touch()
-        digest = hashlib.sha256()
-        with open(partial, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != sha256:
+        if sha256_of(partial) != sha256:
             partial.unlink()
             raise BundleError("a file was damaged on its way; start the upload again")
         partial.rename(self._file(sha256))

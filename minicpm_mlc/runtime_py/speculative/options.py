@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.bundle.manifest import MAX_DRAFT_TOP_K
 from minicpm_mlc.runtime_py.sampler import check_count
 from minicpm_mlc.runtime_py.speculative.costs import MAX_LEVELS
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
-SPECULATE = ("auto", "off", "eagle", "ngram", "draft")
 _LIMITS = {"tree_size": MAX_NODES, "draft_depth": MAX_LEVELS, "draft_top_k": MAX_DRAFT_TOP_K}
 
 

@@ -67,6 +67,7 @@ KINDS = "iufb"
 
 
 def node_type(node: Any) -> Scalar:
+    """The type of the numbers that an expression gives."""
     return scalar(str(node.ty.dtype))
 
 
@@ -90,12 +91,14 @@ class Expressions(Values):
         found = self.known(key)
         if found is None:
             method = getattr(self, f"_{type(node).__name__}", None)
-            reads, found = self._reads, method(node) if method else self._operator(node)
+            reads = self._reads
+            found = method(node) if method else self._operator(node)
             if self._reads == reads:
                 self.scopes[-1][key] = found
         return found
 
     def bind(self, variable: Any, value: int) -> None:
+        """Give a TIR variable its value, in the innermost scope."""
         self.scopes[-1][handle(variable)] = value
 
     def label(self, name: int) -> None:
@@ -106,7 +109,8 @@ class Expressions(Values):
         """Call one arm or the other, each in its own scope. Returns (what it returned, the block it
         ended in) of both.
         """
-        labels, merge = [self.module.new_id() for _ in arms], self.module.new_id()
+        labels = [self.module.new_id() for _ in arms]
+        merge = self.module.new_id()
         self.append("SelectionMerge", 0, merge, 0)
         self.append("BranchConditional", 0, condition, *labels)
         results = []
@@ -123,7 +127,9 @@ class Expressions(Values):
         name = type(node).__name__
         if name not in ARITHMETIC and name not in EXTENDED and name not in COMPARISONS:
             raise Unsupported(f"{name} expressions")
-        a, b, t = self.value(node.a), self.value(node.b), node_type(node.a)
+        a = self.value(node.a)
+        b = self.value(node.b)
+        t = node_type(node.a)
         table = ARITHMETIC.get(name) or EXTENDED.get(name) or COMPARISONS[name]
         if KINDS.index(t.kind) >= len(table):
             raise Unsupported(f"{name} of {t.kind}{t.bits}")
@@ -139,7 +145,9 @@ class Expressions(Values):
         """The remainder of a division that rounds towards zero; SRem has no defined result for
         negative numbers.
         """
-        a, b, t = self.value(node.a), self.value(node.b), node_type(node)
+        a = self.value(node.a)
+        b = self.value(node.b)
+        t = node_type(node)
         if t.kind != "i":
             return self.emit("UMod" if t.kind == "u" else "FRem", self.type(t), a, b)
         quotient = self.emit("SDiv", self.type(t), a, b)
@@ -187,11 +195,13 @@ class Expressions(Values):
         return memory.load(self, self.array(node.source), self.index(node.indices))
 
     def array(self, buffer: Any) -> Array:
+        """The array that a TIR buffer is. Raises Unsupported for one that was not declared."""
         if handle(buffer) not in self.arrays:
             raise Unsupported(f"the buffer {buffer.name}, which is declared nowhere")
         return self.arrays[handle(buffer)]
 
     def index(self, indices: Any) -> int:
+        """The flat index of an access. Raises Unsupported for more than one dimension."""
         if len(indices) != 1:
             raise Unsupported(
                 f"buffers of {len(indices)} dimensions; FlattenBuffer makes them flat"
@@ -243,7 +253,9 @@ class Expressions(Values):
         return self.value(x)
 
     def _call_reinterpret(self, node: Any, x: Any) -> int:
-        source, to, value = node_type(x), node_type(node), self.value(x)
+        source = node_type(x)
+        to = node_type(node)
+        value = self.value(x)
         if source.whole and to.whole and source.bits == to.bits:
             return self.cast(value, source, to)
         if self.bits(source) != source.bits or self.bits(to) != to.bits or source.bits != to.bits:

@@ -12,9 +12,14 @@ from minicpm_mlc.targets.vulkan.expressions import Expressions, handle, node_typ
 from minicpm_mlc.targets.vulkan.memory import Arguments, Array
 from minicpm_mlc.targets.vulkan.values import BOOL, INT32, Features, Unsupported, scalar
 
-SERIAL, UNROLLED = 0, 3  # kinds of For
+# kinds of For
+SERIAL = 0
+UNROLLED = 3
 WORKGROUP = 2  # SPIR-V's scope
-ACQUIRE_RELEASE, WORKGROUP_MEMORY, UNIFORM_MEMORY = 0x8, 0x100, 0x40  # SPIR-V's memory semantics
+# SPIR-V's memory semantics
+ACQUIRE_RELEASE = 0x8
+WORKGROUP_MEMORY = 0x100
+UNIFORM_MEMORY = 0x40
 SEMANTICS = {
     "shared": ACQUIRE_RELEASE | WORKGROUP_MEMORY,
     "global": ACQUIRE_RELEASE | WORKGROUP_MEMORY | UNIFORM_MEMORY,
@@ -43,14 +48,17 @@ class Kernel(Expressions):
 
     def __init__(self, name: str, function: Any, target: Any) -> None:
         super().__init__(Features.of(target))
-        self.name, self.function = name, function
+        self.name = name
+        self.function = function
         self.tags = [str(tag) for tag in function.attrs["tirx.kernel_launch_params"]]
         self.shared_limit = int(target.attrs["max_shared_memory_per_block"])
-        self.shared_bytes, self.local_size = 0, [1, 1, 1]
+        self.shared_bytes = 0
+        self.local_size = [1, 1, 1]
         self.arguments = Arguments(self)
         self.statement: Any = None
 
     def shader(self) -> Shader:
+        """The kernel as SPIR-V. Raises CompileError, with the statement, where there is no way."""
         try:
             self._take_arguments()
             self.run(self.function.body)
@@ -86,6 +94,7 @@ class Kernel(Expressions):
             self.bind(parameter, value)
 
     def run(self, statement: Any) -> None:
+        """Emit a statement. Raises Unsupported."""
         name = type(statement).__name__
         if name != "SeqStmt":
             self.statement = statement
@@ -95,6 +104,7 @@ class Kernel(Expressions):
         method(statement)
 
     def scoped(self, statement: Any) -> None:
+        """Emit a statement whose values are known within it alone."""
         self.scopes.append({})
         self.run(statement)
         self.scopes.pop()
@@ -117,7 +127,8 @@ class Kernel(Expressions):
 
     def _run_DeclBuffer(self, statement: Any) -> None:
         """A view of an argument."""
-        buffer, data = statement.buffer, statement.data
+        buffer = statement.buffer
+        data = statement.data
         if handle(data) not in self.arguments.bindings or str(buffer.elem_offset) != "0":
             raise Unsupported("a buffer that is no argument from its start")
         array = self.arguments.array(
@@ -126,8 +137,10 @@ class Kernel(Expressions):
         self.arrays[handle(buffer)] = array
 
     def _run_AllocBuffer(self, statement: Any) -> None:
-        buffer, t = statement.buffer, scalar(str(statement.buffer.dtype))
-        length, scope = int(buffer.shape[0]), str(buffer.scope())
+        buffer = statement.buffer
+        t = scalar(str(statement.buffer.dtype))
+        length = int(buffer.shape[0])
+        scope = str(buffer.scope())
         if scope not in ("shared", "local"):
             raise Unsupported(f"an array in {scope} memory")
         if scope == "shared":
@@ -154,7 +167,8 @@ class Kernel(Expressions):
         if statement.kind not in (SERIAL, UNROLLED) or statement.step is not None:
             raise Unsupported(f"a loop of kind {statement.kind} with step {statement.step}")
         t = node_type(statement.loop_var)
-        type, begin = self.type(t), self.value(statement.min)
+        type = self.type(t)
+        begin = self.value(statement.min)
         end = self.emit("IAdd", type, begin, self.value(statement.extent))
         header, body, follow, merge, count, after = (self.module.new_id() for _ in range(6))
         before = self.block
@@ -228,12 +242,14 @@ class Kernel(Expressions):
 
     def _run_workgroup(self, statement: Any) -> None:
         """Workgroups in one row, which the launch may have cut into several, the last not full."""
-        number, columns = self.type(INT32), self._component("NumWorkgroups", 0)
+        number = self.type(INT32)
+        columns = self._component("NumWorkgroups", 0)
         above = self.emit("IMul", number, self._component("WorkgroupId", 1), columns)
         self._bind_index(
             statement, self.emit("IAdd", number, above, self._component("WorkgroupId", 0))
         )
-        t, extent = node_type(statement.node.var), statement.value
+        t = node_type(statement.node.var)
+        extent = statement.value
         limit = self.cast(self.value(extent), node_type(extent), t)
         inside = self.emit("SLessThan", self.type(BOOL), self.value(statement.node.var), limit)
         self.branch(inside, (lambda: self.run(statement.body), lambda: None))

@@ -38,7 +38,8 @@ class Arguments:
     def array(self, binding: int, dtype: Scalar) -> Array:
         """A pointer's memory as elements of one type."""
         if (binding, dtype) not in self.arrays:
-            values, module = self.values, self.values.module
+            values = self.values
+            module = self.values.module
             elements = module.runtime_array(values.stored(dtype), max(dtype.bits, 8) // 8)
             variable = module.block("StorageBuffer", (elements,), [0])
             self._bind(variable, binding)
@@ -54,7 +55,8 @@ class Arguments:
         self.scalars = len(dtypes)
         if not dtypes:
             return []
-        values, storage = self.values, "Uniform" if self.uniform else "PushConstant"
+        values = self.values
+        storage = "Uniform" if self.uniform else "PushConstant"
         types = tuple(values.type(t) for t in dtypes)
         if BOOL in dtypes or any(t.bits < 32 for t in dtypes):
             raise Unsupported("scalar arguments of fewer than 32 bits")
@@ -94,6 +96,7 @@ def element(values: Values, array: Array, index: int) -> int:
 
 
 def load(values: Values, array: Array, index: int) -> int:
+    """The number at an index of an array, as wide as registers hold it."""
     pointer = element(values, array, index)
     if array.storage == "StorageBuffer":
         return values.widen(values.append("Load", values.stored(array.dtype), pointer), array.dtype)
@@ -101,6 +104,7 @@ def load(values: Values, array: Array, index: int) -> int:
 
 
 def store(values: Values, array: Array, index: int, value: int) -> None:
+    """Write a number to an index of an array, as narrow as the array holds it."""
     pointer = element(values, array, index)
     if array.storage == "StorageBuffer":
         value = values.narrow(value, array.dtype)

@@ -8,7 +8,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MAGIC, VERSION = 0x07230203, 0x00010300  # SPIR-V 1.3, what Vulkan 1.1 takes
+MAGIC = 0x07230203
+VERSION = 0x00010300  # SPIR-V 1.3, what Vulkan 1.1 takes
 
 OPCODES = {
     "Extension": 10,
@@ -180,6 +181,7 @@ class Instruction:
     operands: tuple[int, ...]
 
     def words(self) -> list[int]:
+        """The instruction as 32-bit words."""
         ids = [i for i in (self.type, self.result) if i]
         return [
             (1 + len(ids) + len(self.operands)) << 16 | OPCODES[self.opcode],
@@ -212,10 +214,12 @@ class Module:
         self.start = self.new_id()  # the label of the function's first block
 
     def new_id(self) -> int:
+        """An id that nothing else has."""
         self._last += 1
         return self._last
 
     def require(self, capability: str, extension: str | None = None) -> None:
+        """Declare that the module needs a capability, and the extension that brings it."""
         self._capabilities[capability] = None
         if extension:
             self._extensions[extension] = None
@@ -237,12 +241,15 @@ class Module:
         return self.declare("Constant", value & 0xFFFFFFFF, type=self.integer())
 
     def pointer(self, storage: str, to: int) -> int:
+        """The type of pointers to the type `to` in a storage class."""
         return self.declare("TypePointer", STORAGE[storage], to)
 
     def array(self, element: int, length: int) -> int:
+        """The type of arrays of `length` elements."""
         return self.declare("TypeArray", element, self.number(length))
 
     def decorate(self, target: int, decoration: str, *operands: int) -> None:
+        """Attach a decoration to an id."""
         self._decorations.append(
             Instruction("Decorate", 0, 0, (target, DECORATIONS[decoration], *operands))
         )
@@ -283,7 +290,8 @@ class Module:
 
     def words(self, name: str, local_size: tuple[int, int, int]) -> list[int]:
         """The module with its one entry point."""
-        void, entry = self.declare("TypeVoid"), self.new_id()
+        void = self.declare("TypeVoid")
+        entry = self.new_id()
         function = Instruction("Function", void, entry, (0, self.declare("TypeFunction", void)))
         head = [Instruction("Capability", 0, 0, (CAPABILITIES[c],)) for c in self._capabilities]
         head += [Instruction("Extension", 0, 0, tuple(text(e))) for e in self._extensions]

@@ -24,7 +24,9 @@ def sine(values: Values, x: int, quarter_turns: int = 0) -> int:
 
 class _Sine:
     def __init__(self, values: Values) -> None:
-        self.values, self.word, self.float = values, values.type(INT32), values.type(FLOAT32)
+        self.values = values
+        self.word = values.type(INT32)
+        self.float = values.type(FLOAT32)
 
     def at(self, x: int, quarter_turns: int) -> int:
         number = self.values.module.number

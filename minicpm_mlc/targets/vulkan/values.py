@@ -29,14 +29,19 @@ class Scalar(NamedTuple):
 
     @property
     def whole(self) -> bool:
+        """Whether it is an integer."""
         return self.kind in "iu"
 
     @property
     def small(self) -> bool:
+        """Whether it is an integer that registers hold as one of 32 bits."""
         return self.whole and self.bits < 32
 
 
-BOOL, INT32, UINT32, FLOAT32 = Scalar("b", 1), Scalar("i", 32), Scalar("u", 32), Scalar("f", 32)
+BOOL = Scalar("b", 1)
+INT32 = Scalar("i", 32)
+UINT32 = Scalar("u", 32)
+FLOAT32 = Scalar("f", 32)
 
 
 @cache
@@ -71,6 +76,7 @@ class Features:
 
     @classmethod
     def of(cls, target: Any) -> Features:
+        """Those that a TVM target declares."""
         return cls(
             **{field.name: bool(target.attrs.get(field.name, False)) for field in fields(cls)}
         )
@@ -82,10 +88,12 @@ class Values:
     """
 
     def __init__(self, features: Features) -> None:
-        self.features, self.module = features, Module()
+        self.features = features
+        self.module = Module()
         self.scopes: list[dict[Any, int]] = [{}]
 
     def known(self, key: Any) -> int | None:
+        """The value that was computed for a key in a region around this place, if there is one."""
         return next((scope[key] for scope in reversed(self.scopes) if key in scope), None)
 
     def emit(self, opcode: str, type: int, *operands: int) -> int:
@@ -106,6 +114,7 @@ class Values:
         return result
 
     def glsl(self, name: str, type: int, *operands: int) -> int:
+        """The value of an instruction of GLSL's extended set."""
         return self.emit("ExtInst", type, self.module.glsl, GLSL[name], *operands)
 
     def bits(self, t: Scalar) -> int:
@@ -151,6 +160,7 @@ class Values:
         return self.module.declare("TypeFloat", 16) if t == Scalar("f", 16) else self.type(t)
 
     def constant(self, t: Scalar, value: float) -> int:
+        """The id of a constant."""
         if t == BOOL:
             return self.module.declare(
                 "ConstantTrue" if value else "ConstantFalse", type=self.type(t)

@@ -1,0 +1,12 @@
+"""What the options with a fixed set of values take. The command line offers these names, and the
+functions behind it refuse others with them.
+"""
+
+from __future__ import annotations
+
+ATTENTION = ("auto", "dense", "sparse")  # auto is sparse from the model's dense_len tokens on
+COMPILED_ATTENTION = ("auto", "dense")  # dense leaves the sparse kernels out
+KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops/formats/kv)
+ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
+SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
+PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux")

@@ -1,0 +1,91 @@
+"""What a target is: all that the compiler asks about a device."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any, ClassVar, Protocol
+
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+
+COMPILER = {  # distributions that compiling takes on every device, and how each is installed
+    "apache-tvm": "pip install apache-tvm==0.27.0.post1",
+    "ziglang": "pip install ziglang",
+}
+
+
+class Target(Protocol):
+    """A device to compile for, with the processor that launches its kernels.
+
+    `device` is its name in bundle/devices.py. `has_read_kernel`: whether its libraries hold
+    READ_KERNEL, as the memory that this one reads is the processor's.
+    """
+
+    device: ClassVar[str]
+    has_read_kernel: ClassVar[bool]
+
+    @property
+    def cpu(self) -> str:
+        """LLVM's name of the processor."""
+        ...
+
+    @property
+    def triple(self) -> str:
+        """LLVM's name of the processor's kind and the system."""
+        ...
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The files that a bundle gets; the first is the one that Python loads."""
+        ...
+
+    @property
+    def traits(self) -> CpuTraits | GpuTraits:
+        """What its kernels may assume."""
+        ...
+
+    @property
+    def kernels(self) -> Any:
+        """The operators, built for this device."""
+        ...
+
+    @property
+    def int8_dot(self) -> str | None:
+        """What multiplies int8 activations; None where nothing does."""
+        ...
+
+    @property
+    def no_int8_dot(self) -> str:
+        """Why `int8_dot` is None, for a message."""
+        ...
+
+    def tvm_target(self) -> Any:
+        """The target as TVM's compiler takes it, a tvm.target.Target."""
+        ...
+
+    def tir_pipeline(self) -> str:
+        """TVM's name of the passes that lower its kernels."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records, checked when the bundle is loaded."""
+        ...
+
+    def export(self, executable: Any, library: str) -> None:
+        """Write what TVM compiled to the library of this name, the same bytes each time. Raises
+        CompileError where it can't be linked.
+        """
+        ...
+
+
+def missing_to_compile() -> list[str]:
+    """The commands that install what compiling for any device takes and is not here."""
+    return [command for name, command in COMPILER.items() if not _installed(name)]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
