@@ -28,7 +28,7 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py import device_check, verify
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
-from minicpm_mlc.runtime_py.library import Library
+from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.verify import VerifyReport, verify_library
 from minicpm_mlc.targets import get_target
 
@@ -41,14 +41,14 @@ def bundle(tiny_bundle) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def library(bundle: Bundle) -> Library:
-    return Library(bundle, 1)
+def library(bundle: Bundle) -> LocalLibrary:
+    return LocalLibrary(bundle, 1)
 
 
 class Wrong:
     """A library one of whose kernels writes a wrong number at one place, seeded, of each output."""
 
-    def __init__(self, library: Library, case: Case, seed: int = 0) -> None:
+    def __init__(self, library: LocalLibrary, case: Case, seed: int = 0) -> None:
         self.memory, self._library, self._case, self._rng = (
             library.memory,
             library,
@@ -171,7 +171,7 @@ def test_a_device_is_tried_once_per_library_and_driver(bundle, library, monkeypa
         tried.append(case.operator)
         return check(library, case, timed)
 
-    monkeypatch.setattr(Library, "check", count)
+    monkeypatch.setattr(LocalLibrary, "check", count)
     monkeypatch.setattr(device_check, "BUDGET", 60.0)
     check_device(engine_of(library, bundle))
     once = len(tried)
