@@ -49,12 +49,9 @@ class Wrong:
     """A library one of whose kernels writes a wrong number at one place, seeded, of each output."""
 
     def __init__(self, library: LocalLibrary, case: Case, seed: int = 0) -> None:
-        self.memory, self._library, self._case, self._rng = (
-            library.memory,
-            library,
-            case,
-            np.random.default_rng(seed),
-        )
+        self.memory, self.device_name = library.memory, library.device_name
+        self.device_identity = library.device_identity
+        self._library, self._case, self._rng = library, case, np.random.default_rng(seed)
 
     def kernel(self, name: str) -> Any:
         kernel = self._library.kernel(name)
@@ -178,8 +175,8 @@ def test_a_device_is_tried_once_per_library_and_driver(bundle, library, monkeypa
     assert once == len(set(tried)) > 10
     check_device(engine_of(library, bundle))
     assert len(tried) == once
-    renewed = SimpleNamespace(name="cpu", identity="another driver")
-    again = SimpleNamespace(memory=renewed, check=library.check)
+    renewed = {"device_name": "cpu", "device_identity": "another driver"}
+    again = SimpleNamespace(check=library.check, **renewed)
     check_device(engine_of(again, bundle))
     assert len(tried) == 2 * once
 
