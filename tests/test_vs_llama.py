@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpm_mlc.bench.decode import Row, Stopwatch
+from minicpm_mlc.bench.decode import Stopwatch
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bench.speed_report import SpeedRow
 from minicpm_mlc.compile.model.registry import read_config_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -27,12 +28,12 @@ COMPARISON = vs_llama.Comparison(
     "python bench/vs_llama.py",
     {
         "minicpm-mlc": [
-            Row("prefill", 0, 8, (50.0,)),
-            Row("decode", 0, 8, (10.0, 30.0, 20.0), 20.0),
+            SpeedRow("prefill", 0, 8, (50.0,)),
+            SpeedRow("decode", 0, 8, (10.0, 30.0, 20.0), 20.0),
         ],
         "llama.cpp": [
-            Row("prefill", 0, 8, (100.0,)),
-            Row("decode", 0, 8, (10.0, 40.0, 90.0), 10.0),
+            SpeedRow("prefill", 0, 8, (100.0,)),
+            SpeedRow("decode", 0, 8, (10.0, 40.0, 90.0), 10.0),
         ],
     },
 )
