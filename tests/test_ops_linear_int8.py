@@ -33,6 +33,7 @@ HERE = [dot for dot in INT8_DOTS if dot in FEATURES]
 if "avx512vnni" in FEATURES and "avx512vl" in FEATURES and "avxvnni" not in HERE:
     HERE.append("avxvnni")  # the same instruction under its older encoding
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
+INT8 = [name for name, scheme in SCHEMES.items() if scheme.takes_int8]
 ROWS = [
     1,
     2,
@@ -110,7 +111,7 @@ def test_a_number_that_is_none_stays_visible(bad):
 
 
 @pytest.mark.parametrize("dot", HERE)
-@pytest.mark.parametrize("name", ["w8", "w4"])
+@pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_linear_int8_equals_its_definition(dot, name, n, k):
     arrays, weights, scheme = stored(name, n, k)
@@ -130,11 +131,11 @@ def test_the_largest_products_do_not_saturate(dot):
     """Every weight and activation at its extreme, where 16-bit sums of pairs come closest to their
     limit.
     """
-    for name, low, high in (("w4", 0, 15), ("w8", -127, 127)):
-        scheme = SCHEMES[name].beside("int8")
-        for value in (low, high):
-            values = np.full((64, 64), value, scheme.values.dtype)
-            parts = {"weight": values, "scale": np.ones((64, 2), np.float16)}
+    for scheme in (SCHEMES[name].beside("int8") for name in INT8):
+        largest = scheme.values.largest
+        for value in (0 if scheme.values.unsigned else -largest, largest):
+            parts = {"weight": np.full((64, 64), value, scheme.values.dtype)}
+            parts |= {t.name: np.ones((64, 2), np.float16) for t in scheme.group_tensors}
             x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array(
                 [[1], [-1]], np.float32
             )
@@ -145,7 +146,7 @@ def test_the_largest_products_do_not_saturate(dot):
             assert np.array_equal(out, linear_definition(x, scheme.dequantize(parts)))
 
 
-@pytest.mark.parametrize("name", ["w8", "w4"])
+@pytest.mark.parametrize("name", INT8)
 def test_linear_int8_adds_the_residual(name):
     n, k = 96, 320
     arrays, weights, scheme = stored(name, n, k)
@@ -173,7 +174,7 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it():
         assert np.array_equal(alone[0], together[row])
 
 
-@pytest.mark.parametrize("name", ["w8", "w4"])
+@pytest.mark.parametrize("name", INT8)
 def test_embed_reads_the_layout_of_int8_activations(name):
     arrays, table, scheme = stored(name, 67, 96)
     call = compiled(embed(67, 96, scheme, scale=12.0))
@@ -193,7 +194,7 @@ def test_embed_reads_the_layout_of_int8_activations(name):
         ("i8mm", "aarch64-unknown-linux-gnu", "neoverse-n2", "smmla"),
     ],
 )
-@pytest.mark.parametrize("name", ["w8", "w4"])
+@pytest.mark.parametrize("name", INT8)
 def test_every_processor_family_gets_its_instruction(dot, triple, cpu, instruction, name):
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
     scheme = SCHEMES[name].beside("int8")
