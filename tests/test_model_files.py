@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,15 @@ def nothing_converted(monkeypatch) -> None:
 
 
 def test_models_and_heads_are_found_by_their_files():
-    assert list(models()) == ["minicpm4", "llama"] and list(eagles()) == ["eagle2", "eagle3"]
+    def declared(kind: str) -> list[str]:
+        """The files that say so, in the order of their names."""
+        files = sorted(Path(package.__file__).parent.glob("*.py"))
+        return [f.stem for f in files if f"\nDECLARATION = {kind}(" in f.read_text()]
+
+    own, *others = models()
+    assert own == "minicpm4" and "llama" in others and others == sorted(others)
+    assert sorted(models()) == declared("ModelDeclaration")
+    assert list(eagles()) == declared("EagleDeclaration") == ["eagle2", "eagle3"]
 
 
 def test_an_unknown_model_names_those_that_exist():

@@ -79,12 +79,12 @@ def test_kv_bytes_per_token_in_float16(name, per_token):
 
 
 def test_scalings_per_model():
-    expected = {
+    scaled = {
         "MiniCPM4-0.5B": (0.2857738033, 1 / 4),
         "MiniCPM4-8B": (0.2474873734, 1 / 16),
         "MiniCPM4.1-8B": (0.2474873734, 1 / 16),
-        "MiniCPM5-1B": (1.0, 1.0),
     }
+    expected = dict.fromkeys(PRESETS, (1.0, 1.0)) | scaled
     found = {name: (config.residual_scale, config.logit_scale) for name, config in PRESETS.items()}
     assert {name: pytest.approx(pair, abs=1e-10) for name, pair in expected.items()} == found
 

@@ -69,6 +69,44 @@ _MINICPM5_1B = ModelConfig(
     eos_token_ids=(1, 130073),
 )
 
+_QWEN3_8B = ModelConfig(
+    name="Qwen3-8B",
+    model_type="qwen3",
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_layers=36,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    rope_factors=(1.0,) * 64,
+    rope_attention_scale=1.0,
+    max_position_embeddings=40960,
+    tie_word_embeddings=False,
+    bos_token_id=151643,
+    eos_token_ids=(151645,),
+)
+
+_QWEN3_06B = replace(
+    _QWEN3_8B,
+    name="Qwen3-0.6B",
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_layers=28,
+    num_heads=16,
+    tie_word_embeddings=True,
+)
+
 PRESETS: dict[str, ModelConfig] = {
-    config.name: config for config in (_MINICPM4_05B, _MINICPM4_8B, _MINICPM41_8B, _MINICPM5_1B)
+    config.name: config
+    for config in (
+        _MINICPM4_05B,
+        _MINICPM4_8B,
+        _MINICPM41_8B,
+        _MINICPM5_1B,
+        _QWEN3_06B,
+        _QWEN3_8B,
+    )
 }
