@@ -98,7 +98,7 @@ def main() -> None:
     "--activations",
     type=click.Choice(choices.ACTIVATIONS),
     default="auto",
-    help="What meets w4 and w8 weights; auto is int8 where fast.",
+    help="What meets integer weights; auto is int8 where fast.",
 )
 @click.option(
     "--kv", type=KV, help="How keys and values are stored.  [default: f16; f32 with --quant f32]"

@@ -118,7 +118,7 @@ def attend_prefill(
         with T.parallel(blocks * num_kv_heads) as task:
             kv_head = T.Bind(task % num_kv_heads)
             order = T.Bind(task // num_kv_heads)
-            # threads get runs of tasks: cheap early blocks and dear late ones alternate
+            # threads get runs of tasks: cheap early blocks and expensive late ones alternate
             start = T.Bind(
                 T.Select(order % 2 == 0, order // 2, blocks - 1 - order // 2) * BLOCK_ROWS
             )
