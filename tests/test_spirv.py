@@ -420,7 +420,7 @@ def test_every_operator_is_valid_spirv(tmp_path: Path):
     """
     chosen = {(case.kernel.operator, case.kernel.dtype): case.kernel for case in cases_of("vulkan")}
     functions = {
-        f"{operator}_{i}": chosen[operator, dtype].build(GpuKernels())
+        f"{operator}_{i}": chosen[operator, dtype].build(target())
         for i, (operator, dtype) in enumerate(chosen)
     }
     found = shaders(functions)
