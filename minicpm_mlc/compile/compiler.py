@@ -48,9 +48,11 @@ class CompileResult:
     memory: list[dict[str, int]]  # {"context", "bytes"}
 
     def json(self) -> str:
+        """One JSON object."""
         return json.dumps(asdict(self))
 
     def plain(self) -> str:
+        """The same for people, on a few lines."""
         head = (
             f"{'wrote' if self.written else 'would write'} {self.out}: weights "
             f"{human_bytes(self.weights)}"

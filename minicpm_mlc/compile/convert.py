@@ -97,6 +97,7 @@ class _Counter:
     done: int = 0
 
     def watch(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The chunks as they come, each one's bytes reported once it is used."""
         for chunk in chunks:
             yield chunk
             self.done += chunk.nbytes

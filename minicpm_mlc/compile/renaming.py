@@ -38,4 +38,5 @@ class _Caller(PyExprMutator):
         self.names = names
 
     def visit_global_var_(self, name: Any) -> Any:
+        """The function's new name, where it has one."""
         return self.names.get(name, name)

@@ -38,7 +38,9 @@ class Checkpoint(Protocol):
         """Every tensor, in layer order."""
         ...
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The published shape of a tensor. Raises KeyError for one that is not there."""
+        ...
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """float32 rows [start:stop) of a 1-D or 2-D tensor, in memory of their own."""
@@ -50,7 +52,7 @@ class Checkpoint(Protocol):
         ...
 
 
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(Checkpoint):
     """A folder of safetensors; `files` maps each tensor of the config to the file that holds it."""
 
     def __init__(self, files: dict[str, SafetensorsFile]):

@@ -12,7 +12,7 @@ from minicpm_mlc.compile.model.eagle import DRAFT
 
 
 @dataclass(frozen=True)
-class HeadRows:
+class HeadRows(Checkpoint):
     """A checkpoint whose head is some rows of another's tensor."""
 
     checkpoint: Checkpoint
@@ -43,7 +43,7 @@ class HeadRows:
 
 
 @dataclass(frozen=True)
-class BesideCheckpoint:
+class BesideCheckpoint(Checkpoint):
     """The base's tensors, and the head's by their prefixed names."""
 
     base: Checkpoint

@@ -31,9 +31,11 @@ class RandomCheckpoint:
         self._block = np.random.default_rng(seed).standard_normal(_PERIOD, dtype=np.float32)
 
     def names(self) -> list[str]:
+        """Every tensor, in layer order."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The published shape of a tensor."""
         return self._shapes[name]
 
     @property

@@ -130,6 +130,7 @@ class _Unpickler(pickle.Unpickler):
         self._folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
+        """The few globals that tensors are made of. Raises _RefusedError for any other."""
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         allowed = {
@@ -142,6 +143,7 @@ class _Unpickler(pickle.Unpickler):
         return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, str]:
+        """dtype and place in the archive of one storage. Raises _RefusedError for other objects."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in ITEM_BYTES:
             raise _RefusedError(f"a {kind}")

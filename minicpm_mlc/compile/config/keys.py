@@ -68,6 +68,7 @@ class Keys:
         self.where = where
 
     def refuse(self, key: str, value: object, expected: str) -> ConfigError:
+        """The error of a key whose value is not the expected one."""
         return ConfigError(f"{self.where}: {key} is {shown(value)}, expected {expected}")
 
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
@@ -79,24 +80,28 @@ class Keys:
     def integer(
         self, key: str, default: Any = _REQUIRED, low: int = 1, high: int = 2**31 - 1
     ) -> int:
+        """An integer in [low, high]. Raises ConfigError."""
         value = self.take(key, default)
         if type(value) is not int or not low <= value <= high:
             raise self.refuse(key, value, f"a whole number from {low} to {high}")
         return value
 
     def positive(self, key: str, default: Any = _REQUIRED) -> float:
+        """A positive number, as a float. Raises ConfigError."""
         value = self.take(key, default)
         if not is_positive(value):
             raise self.refuse(key, value, "a positive number")
         return float(value)
 
     def positive_or_null(self, key: str) -> float | None:
+        """A positive number, or None where the file has null. Raises ConfigError."""
         value = self.take(key)
         if value is not None and not is_positive(value):
             raise self.refuse(key, value, "a positive number or null")
         return value
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
+        """True or false. Raises ConfigError."""
         value = self.take(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, value, "true or false")
@@ -134,11 +139,13 @@ def check_fixed(keys: Keys) -> None:
 
 
 def is_positive(value: object) -> bool:
+    """Whether a JSON value is a number that float32 maths can multiply by."""
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-15 <= value <= 1e15
     )
 
 
 def shown(value: object) -> str:
+    """A JSON value as messages show it, in at most 60 characters."""
     text = json.dumps(value, default=repr, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -65,6 +65,7 @@ def default_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def like(base: ModelConfig) -> dict[str, Any]:
+    """A head without a config.json: its own vocabulary, no scalings, the published layers."""
     return {
         "residual_scale": 1.0,
         "own_head": True,

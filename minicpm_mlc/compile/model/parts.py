@@ -113,6 +113,7 @@ class Weight(Part):
 
     @property
     def rows(self) -> int:
+        """Rows of all its published tensors, one below the other."""
         return sum(self.sources.values())
 
     @property

@@ -132,6 +132,7 @@ class TailPages:
 
     @staticmethod
     def allocate(head_dim: int, kv: KVFormat) -> TailPages:
+        """Scratch for one page of one key/value head."""
         return TailPages(
             kv,
             T.alloc_buffer((1, *kv.key_shape(1, head_dim)), kv.storage),

@@ -29,6 +29,7 @@ class _Sine:
         self.float = values.type(FLOAT32)
 
     def at(self, x: int, quarter_turns: int) -> int:
+        """The result's id: sin of x (float32) after so many quarter turns; 1 makes it cos."""
         number = self.values.module.number
         bits = self._whole(
             "BitwiseAnd", self.values.emit("Bitcast", self.word, x), number(0x7FFFFFFF)
