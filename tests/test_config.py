@@ -221,7 +221,7 @@ def test_missing_keys_are_named(key):
         ({"scale_depth": "1.4"}, "scale_depth"),
         ({"scale_emb": math.inf}, "scale_emb is Infinity, expected a positive number"),
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
-        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"model_type": "llama"}, "is not supported"),
         (
             {"model_type": "minicpm", "architectures": ["MiniCPM3ForCausalLM"]},
