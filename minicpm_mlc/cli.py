@@ -4,63 +4,25 @@ imported before a verb runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
-from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
-
-if TYPE_CHECKING:
-    from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
-
-ATTENTION = click.Choice(choices.ATTENTION)
-SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
-KV = click.Choice(choices.KV_NAMES)
-SPECULATE = click.Choice(choices.SPECULATE)
-
-
-class Numbers(click.ParamType):
-    """A list of integers, separated by commas."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        """The numbers of 1,2,3; fails as click does for anything else."""
-        try:
-            return [int(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
-
-
-class Commands(click.Group):
-    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except (MiniCPMError, OSError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("", err=True)
-            ctx.exit(130)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of a user's work."""
-        return list(self.commands)
-
-
-def _example(text: str) -> Any:
-    """Sets the example at the end of a command's help."""
-    return {"epilog": f"Example: {text}", "context_settings": {"show_default": True}}
+from minicpm_mlc.cli_options import (
+    ATTENTION,
+    KV,
+    SCHEMES,
+    SPECULATE,
+    Commands,
+    Numbers,
+    Source,
+    drafting_options,
+    example,
+    remote_machine,
+    rpc_options,
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,7 +31,7 @@ def main() -> None:
     """Compile MiniCPM4 models for a device, and chat with them there."""
 
 
-@main.command("compile", **_example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
+@main.command("compile", **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
 @click.argument("source")
 @click.option(
     "-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]"
@@ -161,53 +123,7 @@ def compile_command(
     click.echo(result.json() if as_json else result.plain())
 
 
-def _drafting(command: Any) -> Any:
-    """The options of speculative decoding."""
-    options = [
-        click.option("--tree-size", type=int, help="Nodes of a draft tree.  [default: what pays]"),
-        click.option(
-            "--draft-depth", type=int, help="Levels of a draft tree.  [default: what pays]"
-        ),
-        click.option(
-            "--draft-top-k",
-            type=int,
-            help="Guesses after a token.  [default: 4; 1 for a draft model]",
-        ),
-        click.option(
-            "--draft-model",
-            type=click.Path(),
-            help="A smaller bundle with the same tokenizer, to draft with.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _rpc(command: Any) -> Any:
-    """The options of a bundle that runs on another machine."""
-    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(
-        command
-    )
-    return click.option(
-        "--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once."
-    )(command)
-
-
-def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
-    """The machine that --rpc names, with these bundles uploaded; None: this one."""
-    if rpc is None and key is None:
-        return None
-    from minicpm_mlc.base.progress import show_progress
-    from minicpm_mlc.runtime_py.rpc.client import connect
-
-    with show_progress() as report:
-        return connect(rpc, key, bundles, report)
-
-
-@main.command(
-    **_example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"')
-)
+@main.command(**example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
 @click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
 @click.option("--system", help="System prompt.")
@@ -246,8 +162,8 @@ def _remote(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMac
     type=SPECULATE,
     help="Guess tokens ahead; the text stays the same.  [default: auto]",
 )
-@_drafting
-@_rpc
+@drafting_options
+@rpc_options
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option(
     "--show-blocks",
@@ -296,7 +212,7 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    with Engine(bundle, remote=_remote(rpc, key, bundle, draft_model), **opened) as engine:
+    with Engine(bundle, remote=remote_machine(rpc, key, bundle, draft_model), **opened) as engine:
         check_device(engine)
         if question is None:
             talk(engine, options=given, **shared)
@@ -306,7 +222,7 @@ def chat(
             )
 
 
-@main.command(**_example("minicpm-mlc inspect MiniCPM4.1-8B"))
+@main.command(**example("minicpm-mlc inspect MiniCPM4.1-8B"))
 @click.argument("source")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(source: str, as_json: bool) -> None:
@@ -319,7 +235,7 @@ def inspect(source: str, as_json: bool) -> None:
     _print(describe.describe(source), describe.as_text, as_json)
 
 
-@main.command(**_example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
+@main.command(**example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
 @click.argument("bundle", type=click.Path(), required=False)
 @click.option(
     "--depth",
@@ -365,7 +281,7 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option(
     "--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter."
 )
-@_drafting
+@drafting_options
 @click.option(
     "--prompt-file",
     type=click.Path(),
@@ -379,7 +295,7 @@ def inspect(source: str, as_json: bool) -> None:
 @click.option(
     "--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted."
 )
-@_rpc
+@rpc_options
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 @click.pass_context
@@ -402,11 +318,11 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     else:
         from minicpm_mlc.bench.decode import bench_bundle as measure
 
-        options["remote"] = _remote(options.pop("rpc"), options.pop("key"), options["path"])
+        options["remote"] = remote_machine(options.pop("rpc"), options.pop("key"), options["path"])
     click.echo(getattr(measure(**options), form or "plain")())
 
 
-@main.command(**_example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
+@main.command(**example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
 @click.argument("bundle", type=click.Path())
 @click.option(
     "--expect",
@@ -414,7 +330,7 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     help="The --json report of another device, whose tokens this one must give.",
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
-@_rpc
+@rpc_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
     """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
@@ -425,14 +341,14 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
-    remote = _remote(rpc, key, bundle)
+    remote = remote_machine(rpc, key, bundle)
     with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
     click.echo(result.json() if as_json else result.plain())
     result.raise_if_failed()
 
 
-@main.command("rpc-server", **_example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
+@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -456,7 +372,7 @@ def rpc_server(**options: Any) -> None:
 
 
 @main.command(
-    **_example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip")
+    **example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip")
 )
 @click.argument("bundle", type=click.Path())
 @click.option(
@@ -485,7 +401,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 
 
 @main.command(
-    **_example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html")
+    **example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html")
 )
 @click.argument("bundle", type=click.Path())
 @click.option(
@@ -516,7 +432,7 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
-FRSPEC = _example(
+FRSPEC = example(
     "minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json"
 )
 
@@ -524,17 +440,6 @@ FRSPEC = _example(
 @main.group(**FRSPEC)
 def frspec() -> None:
     """Lists of the most frequent tokens, for a faster draft head."""
-
-
-class Source(click.Path):
-    """A path whose absence is told with what to give."""
-
-    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """What to give for an option that was left out."""
-        return (
-            "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer "
-            "./MiniCPM4-8B"
-        )
 
 
 @frspec.command("build", **FRSPEC)
@@ -570,7 +475,7 @@ def frspec_build(text: tuple[str, ...], size: int, tokenizer: str, out: str, as_
     _print(result, as_text, as_json)
 
 
-@main.command(**_example("minicpm-mlc devices"))
+@main.command(**example("minicpm-mlc devices"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def devices(as_json: bool) -> None:
     """Show what this machine can compile for, and what is missing."""

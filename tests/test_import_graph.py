@@ -44,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "runtime_py": BELOW_OPS,
     "bench": OPS | {"targets", "compile", "runtime_py"},
     "inspect": OPS | {"targets", "compile", "runtime_py", "bench"},  # frspec build also measures
-    "cli": OPS | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
+    "cli_options": {"base", "ops/formats", "runtime_py"},
+    "cli": {"cli_options"} | OPS | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors
     "__main__": {"cli"},
 }

@@ -1,0 +1,115 @@
+"""What the commands' options share: kinds of values, groups of options, and how errors end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minicpm_mlc.base import choices
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
+
+if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
+
+ATTENTION = click.Choice(choices.ATTENTION)
+SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
+KV = click.Choice(choices.KV_NAMES)
+SPECULATE = click.Choice(choices.SPECULATE)
+
+
+class Numbers(click.ParamType):
+    """A list of integers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """The numbers of 1,2,3; fails as click does for anything else."""
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
+
+
+class Commands(click.Group):
+    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except (MiniCPMError, OSError) as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of a user's work."""
+        return list(self.commands)
+
+
+def example(text: str) -> Any:
+    """Sets the example at the end of a command's help."""
+    return {"epilog": f"Example: {text}", "context_settings": {"show_default": True}}
+
+
+class Source(click.Path):
+    """A path whose absence is told with what to give."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What to give for an option that was left out."""
+        return (
+            "Give the checkpoint or bundle whose tokens are counted, for example --tokenizer "
+            "./MiniCPM4-8B"
+        )
+
+
+def drafting_options(command: Any) -> Any:
+    """The options of speculative decoding."""
+    options = [
+        click.option("--tree-size", type=int, help="Nodes of a draft tree.  [default: what pays]"),
+        click.option(
+            "--draft-depth", type=int, help="Levels of a draft tree.  [default: what pays]"
+        ),
+        click.option(
+            "--draft-top-k",
+            type=int,
+            help="Guesses after a token.  [default: 4; 1 for a draft model]",
+        ),
+        click.option(
+            "--draft-model",
+            type=click.Path(),
+            help="A smaller bundle with the same tokenizer, to draft with.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def rpc_options(command: Any) -> Any:
+    """The options of a bundle that runs on another machine."""
+    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(
+        command
+    )
+    return click.option(
+        "--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once."
+    )(command)
+
+
+def remote_machine(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
+    """The machine that --rpc names, with these bundles uploaded; None: this one."""
+    if rpc is None and key is None:
+        return None
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.runtime_py.rpc.client import connect
+
+    with show_progress() as report:
+        return connect(rpc, key, bundles, report)
