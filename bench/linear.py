@@ -45,7 +45,7 @@ Pass = Callable[[], Any]  # multiplies by every copy of the weights once
 
 
 @dataclass(frozen=True)
-class Row:
+class Speed:
     """Median speed of one side at one shape; `ratio` is the median of the pairwise ratios to the
     first side.
     """
@@ -248,7 +248,7 @@ def measure(
     return seconds
 
 
-def compare(shape: str, args: argparse.Namespace) -> list[Row]:
+def compare(shape: str, args: argparse.Namespace) -> list[Speed]:
     m, n, k = map(int, shape.split("x"))
     nbytes = stored_bytes(n, k, args.scheme)
     copies = max(1, (args.rotate << 20) // (nbytes * min(m, 64)))
@@ -265,15 +265,15 @@ def compare(shape: str, args: argparse.Namespace) -> list[Row]:
     )
     first = next(iter(seconds.values()))
 
-    def row(side: str, times: list[float]) -> Row:
+    def row(side: str, times: list[float]) -> Speed:
         median = statistics.median(times) / copies
         ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
-        return Row(m, n, k, side, nbytes / median / 1e9, 2 * m * n * k / median / 1e9, ratio)
+        return Speed(m, n, k, side, nbytes / median / 1e9, 2 * m * n * k / median / 1e9, ratio)
 
     return [row(*pair) for pair in seconds.items()]
 
 
-def text(device: str, threads: int, rows: list[Row]) -> str:
+def text(device: str, threads: int, rows: list[Speed]) -> str:
     clock = "CPU time" if threads == 1 else "wall time"
     lines = [
         f"{device}, {threads} thread{'s' * (threads > 1)}, {clock}; ratio: speed against the "

@@ -45,7 +45,7 @@ Selection = list[
 
 
 @dataclass
-class Row:
+class Perplexity:
     """One variant; perplexity per gear, overlap and skills as shares."""
 
     variant: str
@@ -121,7 +121,7 @@ def overlap(chosen: Selection, reference: Selection) -> float:
     return same / sum(len(theirs) for theirs in reference)
 
 
-def measure(variants: list[str], args: argparse.Namespace) -> list[Row]:
+def measure(variants: list[str], args: argparse.Namespace) -> list[Perplexity]:
     """A row for each variant; block overlap needs f32 among them, as the first."""
     texts = importlib.import_module("heldout").held_out_text(tokens=args.tokens)
     reference: Selection | None = None
@@ -130,7 +130,7 @@ def measure(variants: list[str], args: argparse.Namespace) -> list[Row]:
         bundle = compiled(variant, args.work)
         with Engine(bundle) as engine:
             ids = ids or [engine.tokenize(text) for text in texts]
-            row = Row(
+            row = Perplexity(
                 variant, engine.manifest.memory["weights"], engine.manifest.memory["kv_per_token"]
             )
         for gear in GEARS:
@@ -153,7 +153,7 @@ def skills(bundle: Path, count: int) -> dict[str, float]:
     )
 
 
-def cells(rows: list[Row]) -> list[list[str]]:
+def cells(rows: list[Perplexity]) -> list[list[str]]:
     names = [name for name in rows[0].skills]
     head = [
         "stored as",
@@ -167,7 +167,7 @@ def cells(rows: list[Row]) -> list[list[str]]:
     return [head, *(line(row, rows[0], names) for row in rows)]
 
 
-def line(row: Row, first: Row, names: list[str]) -> list[str]:
+def line(row: Perplexity, first: Perplexity, names: list[str]) -> list[str]:
     losses = [
         f"{row.perplexity[gear]:.4f} ({row.perplexity[gear] / first.perplexity[gear] - 1:+.2%})"
         for gear in GEARS

@@ -81,7 +81,7 @@ class Case:
 
 
 @dataclass
-class Row:
+class Differences:
     """What became of the prompts of one bundle, drafter and gear."""
 
     prompts: int = 0
@@ -216,7 +216,7 @@ def is_tie(engine: Engine, ids: list[int], plain: list[int], other: list[int]) -
     return abs(float(logits[plain[same]] - logits[other[same]])) < 2 * rounding(engine)
 
 
-def run(case: Case, engine: Engine, row: Row, tokens: int, seed: int) -> None:
+def run(case: Case, engine: Engine, row: Differences, tokens: int, seed: int) -> None:
     """Answers one prompt plainly and with speculation."""
     ids = prompt(engine, case, seed)
     answer(engine, ids, 1, speculate="off")  # both answers begin with the same cache
@@ -245,14 +245,14 @@ def run(case: Case, engine: Engine, row: Row, tokens: int, seed: int) -> None:
         )
 
 
-def total(rows: list[Row]) -> Row:
-    counts = [sum(getattr(row, f.name) for row in rows) for f in fields(Row)[:-1]]
-    return Row(*counts, drift=max((row.drift for row in rows), default=0.0))
+def total(rows: list[Differences]) -> Differences:
+    counts = [sum(getattr(row, f.name) for row in rows) for f in fields(Differences)[:-1]]
+    return Differences(*counts, drift=max((row.drift for row in rows), default=0.0))
 
 
 def check(args: argparse.Namespace) -> int:
     engines, start = Engines(args.work, args.threads), time.monotonic()
-    rows: dict[tuple[str, str, str], Row] = collections.defaultdict(Row)
+    rows: dict[tuple[str, str, str], Differences] = collections.defaultdict(Differences)
     for case in cases(args.prompts, args.seed):
         run(
             case,
@@ -272,7 +272,7 @@ def check(args: argparse.Namespace) -> int:
     return 1 if total(list(rows.values())).different else 0
 
 
-def report(rows: dict[tuple[str, str, str], Row], as_json: bool) -> None:
+def report(rows: dict[tuple[str, str, str], Differences], as_json: bool) -> None:
     if as_json:
         keys = ("bundle", "drafter", "gear")
         found = [(dict(zip(keys, key, strict=True)), row) for key, row in sorted(rows.items())]

@@ -35,7 +35,7 @@ ROOM = 128  # tokens of context beside the depth
 
 
 @dataclass(frozen=True)
-class Row:
+class VerifyRow:
     """Medians in seconds: `rows` decode steps, and one verification of as many nodes."""
 
     depth: int
@@ -55,7 +55,7 @@ class Row:
 HEAD = ["depth", "rows", "decode steps, ms", "one verification, ms", "one decode step, ms", "ratio"]
 
 
-def compare(engine: Engine, depth: int, rows: int, repeats: int) -> Row:
+def compare(engine: Engine, depth: int, rows: int, repeats: int) -> VerifyRow:
     """Both at `depth` cached tokens, which stay as they are."""
     model = engine.model
     chain = list(range(-1, rows - 1))
@@ -72,7 +72,7 @@ def compare(engine: Engine, depth: int, rows: int, repeats: int) -> Row:
         pairs.append((seconds(decode), (engine.truncate(depth), seconds(verify))[1]))
         engine.truncate(depth)
     decoded, verified = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
-    return Row(depth, rows, decoded, verified)
+    return VerifyRow(depth, rows, decoded, verified)
 
 
 def seconds(call: Callable[[], None]) -> float:
