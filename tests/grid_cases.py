@@ -23,17 +23,14 @@ from minicpm_mlc.ops.cpu.embed import embed_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.cpu.linear import linear_definition
 from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
-from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
-from minicpm_mlc.ops.cpu.path_means import path_means_definition
 from minicpm_mlc.ops.cpu.quantize_rows import WORDS
-from minicpm_mlc.ops.cpu.rope import rope_append_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
-from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.formats.kv import F16, F32, KV_FORMATS, KVFormat
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.operator import Operator, all_records
+from minicpm_mlc.ops.path_means import path_means_definition
 from minicpm_mlc.ops.samples import Draw, Sample
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 from minicpm_mlc.targets import Target, get_target
@@ -167,62 +164,6 @@ def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.
     return rng.permutation(pages * (rows if batched else 1)).astype(np.int32).reshape(-1, pages)
 
 
-def appends(rng: np.random.Generator) -> Iterator[Case]:
-    """rope_append and segment_means, which a row's key goes through."""
-    for kv in KV_FORMATS.values():
-        for (heads, kv_heads, d), batched in ((HEADS[0], False), (HEADS[1], True)):
-            append = Kernel(
-                "rope_append", kv.dtype, (heads, kv_heads, d, kv), (("batched", batched),)
-            )
-            mean = Kernel("segment_means", kv.dtype, (kv_heads, d, kv), (("batched", batched),))
-            for n, first in (
-                (1, 0),
-                (2, 62),
-                (7, int(rng.integers(1, 60))),
-                (65, 3),
-                (4, int(rng.integers(60, 120))),
-            ):
-                table = paged(rng, n, (first + n) // 64 + 1, batched)
-                slots = (
-                    rng.integers(0, first + n, n) if batched else np.arange(first, first + n)
-                ).astype(np.int32)
-                qkv, cos_sin = numbers(rng, n, (heads + 2 * kv_heads) * d), numbers(rng, n, d)
-                pools, q = kv.random_pages(rng, table.size, kv_heads, d), empty(n, heads, d)
-                after = [pool.copy() for pool in pools]
-                turned = rope_append_definition(qkv, cos_sin, slots, table, *after, heads, kv)
-                expected = np.concatenate([x.ravel() for x in (*kv.read(*after), turned)])
-                allowed = 1e-12 if kv is F32 else 1e-6  # another way at a tie of the rounding
-                arguments = [qkv, cos_sin, slots, table, *pools, q]
-                yield Case(append, arguments, expected, allowed, partial(appended, kv))
-                ends = (slots | 15) if batched else slots
-                means, expected = np.zeros((2, table.size, kv_heads, 4, d), np.float32)
-                segment_means_definition(ends, table, kv.read(*pools)[0], expected)
-                yield Case(mean, [ends, table, pools[0], means], expected)
-
-
-def appended(kv: KVFormat, arguments: list[np.ndarray]) -> np.ndarray:
-    *_, k_pages, v_pages, q = arguments
-    return np.concatenate([x.ravel() for x in (*kv.read(k_pages, v_pages), q)])
-
-
-def moves(rng: np.random.Generator) -> Iterator[Case]:
-    for kv in KV_FORMATS.values():
-        for _ in range(4):
-            pools, table = kv.random_pages(rng, 3, 2, 64), paged(rng, 1, 3, False)
-            base, m = int(rng.integers(0, 100)), int(rng.integers(1, 20))
-            sources = np.sort(base + rng.choice(60, m, replace=False)).astype(np.int32)
-            slots = np.arange(base, base + m, dtype=np.int32)
-            after = [pool.copy() for pool in pools]
-            move_rows_definition(sources, slots, table, *after, kv)
-            expected = np.concatenate([x.ravel() for x in kv.read(*after)])
-            kernel = Kernel("move_rows", kv.dtype, (2, 64, kv))
-            yield Case(kernel, [sources, slots, table, *pools], expected, 0, partial(moved, kv))
-
-
-def moved(kv: KVFormat, arguments: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([x.ravel() for x in kv.read(*arguments[-2:])])
-
-
 def heads_for(kv: KVFormat) -> list[tuple[int, int, int]]:
     """Both groups for the two formats that every device is asked for, the cheaper one for the
     others.
@@ -335,7 +276,7 @@ def choose(
 
 
 def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
-    """path_means, score_tree and attend_tree_blocks."""
+    """score_tree and attend_tree_blocks."""
     for kv in KV_FORMATS.values():
         heads, kv_heads, d = HEADS[0]
         for _ in range(4):
@@ -348,10 +289,6 @@ def sparse_trees(rng: np.random.Generator) -> Iterator[Case]:
             )
             read = kv.read(*pools)
             expected = path_means_definition(read[0], means, place[0], place[1], tree.ancestors)
-            kernel = Kernel("path_means", kv.dtype, (kv_heads, d, kv))
-            yield Case(
-                kernel, [pools[0], means, *place, tree.ancestors, empty(*expected.shape)], expected
-            )
             q, chosen = (
                 numbers(rng, n, heads, d, scale=2),
                 choose(rng, tree.positions, kv_heads, pages),
@@ -423,8 +360,6 @@ FAMILIES = {
     family.__name__: family
     for family in (
         weights,
-        appends,
-        moves,
         dense,
         trees,
         sparse,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sparse_cases
 from gpu_cases import compiled, needs_opencl
-from op_cases import nmse
+from op_cases import gpu_kernel, nmse
 from sparse_cases import KINDS, Family, make_queries, make_sequence, tables
 from test_ops_attend import make_case
 from tree_cases import make_tree
@@ -18,12 +18,12 @@ from tree_cases import make_tree
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.cpu.path_means import path_means_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.gpu import attend, score, select
+from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
 
 pytestmark = needs_opencl
 DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have besides
@@ -132,7 +132,7 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     q, k_pages = make_queries("random", family, nodes), np.nan_to_num(sequence.k_pages)
     heads, kv_heads = family.heads, family.num_kv_heads
     means = np.zeros((nodes, 2, kv_heads, 4, family.head_dim), np.float32)
-    compiled(score.path_means(*heads[1:], family.kv))(
+    compiled(gpu_kernel(PathMeans(*heads[1:], family.kv)))(
         k_pages, sequence.k_means, table, start, tree.ancestors, means
     )
     expected = path_means_definition(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from sparse_cases import (
     FAMILIES,
     GRID,
@@ -28,9 +28,9 @@ from minicpm_mlc.compile.pipeline import PASSES
 from minicpm_mlc.ops.cpu.attend import attend_definition, attend_prefill
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks
-from minicpm_mlc.ops.cpu.segment_means import segment_means
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
 from minicpm_mlc.ops.formats.kv import BF16, F16, F32
+from minicpm_mlc.ops.segment_means import SegmentMeans
 from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
@@ -215,7 +215,7 @@ class SparseLayer(nn.Module):
         family, budget, n, p = self.family, self.family.budget, q.shape[0], tables.shape[1]
         heads, kv_heads, head_dim = family.heads
         means = op.tensor_ir_inplace_op(
-            segment_means(kv_heads, head_dim, family.kv, batched=True),
+            cpu_kernel(SegmentMeans(kv_heads, head_dim, family.kv, batched=True)),
             "segment_means",
             [slots, tables, k, means],
             inplace_indices=[3],

@@ -24,8 +24,8 @@ from sparse_cases import (
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks, score_blocks_definition
-from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.segment_means import segment_means_definition
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 200])

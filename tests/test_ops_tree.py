@@ -8,14 +8,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.ops.cpu.attend import attend_decode
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
-from minicpm_mlc.ops.cpu.move_rows import move_rows, move_rows_definition
 from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.formats.tree import path_tables_definition
+from minicpm_mlc.ops.move_rows import MoveRows, move_rows_definition
 
 FAMILIES = [  # heads, kv heads, head_dim, KV format, register tile: groups of 1, 3, 8 and 16
     (2, 2, 96, F32, 4),
@@ -89,7 +89,7 @@ def test_moved_rows_are_the_bits_that_were_there():
     sources = np.array([120, 122, 123, 129, 140, 183], np.int32)
     slots = np.arange(120, 126).astype(np.int32)
     keys, values = k_pages.copy(), v_pages.copy()
-    compiled(move_rows(2, 64, F32))(sources, slots, table, keys, values)
+    compiled(cpu_kernel(MoveRows(2, 64, F32)))(sources, slots, table, keys, values)
     move_rows_definition(sources, slots, table, k_pages, v_pages, F32)
     np.testing.assert_array_equal(keys, k_pages)
     np.testing.assert_array_equal(values, v_pages)

@@ -23,6 +23,7 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.formats.kv import F16, INT8
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.rope_append import RopeAppend
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader
 from minicpm_mlc.targets.gpu import GpuKernels
@@ -447,7 +448,7 @@ def test_the_same_kernels_give_the_same_words():
 
 def test_portable_shaders_need_no_more_than_small_numbers_in_memory():
     """Not one capability beyond: no 64-bit numbers, no arithmetic on small ones, no subgroups."""
-    (raw,) = shaders({"main": GpuKernels().rope_append(4, 2, 64, INT8, True)}).values()
+    (raw,) = shaders({"main": gpu_kernel(RopeAppend(4, 2, 64, INT8, True))}).values()
     words = np.frombuffer(raw, np.uint32)[5:]
     capabilities = {
         int(number) for word, number in words[:40].reshape(-1, 2) if word == 2 << 16 | 17

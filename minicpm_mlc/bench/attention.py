@@ -24,8 +24,10 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
+from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.cpu.peak import STEPS
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.ops.segment_means import SegmentMeans
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
@@ -170,11 +172,13 @@ class _Bench:
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
-        self.kernels = kernels = CpuTarget.of("native").kernels
+        target = CpuTarget.of("native")
+        traits, self.kernels = target.traits, target.kernels
+        kernels = self.kernels
         shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
         dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
         self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(kernels.bf16_dot) else "float32"
-        self.dense = {kind: _compiled(build(*shape, kv)) for kind, build in dense.items()}
+        self.dense = {kind: _compiled(make(*shape, kv)) for kind, make in dense.items()}
         self.score = {
             k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()
         }
@@ -185,7 +189,7 @@ class _Bench:
             k: _compiled(kernels.attend_blocks(*shape, kv, self.budget, batched=b))
             for k, b in both.items()
         }
-        means = _compiled(kernels.segment_means(kv_heads, width, kv, batched=False))
+        means = _compiled(build(SegmentMeans(kv_heads, width, kv, False), traits))
         rng, storage = np.random.default_rng(0), np.dtype(kv.storage)
         self.keys = reserve((pages, *kv.key_shape(kv_heads, width)), storage)
         self.values = reserve((pages, *kv.value_shape(kv_heads, width)), storage)

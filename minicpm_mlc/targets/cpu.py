@@ -80,15 +80,6 @@ class CpuKernels:
     def score_tree(self, *shape: Any) -> Any:
         return _build("score_tree", "score_tree", *shape, tile_vectors=self.accumulators)
 
-    def path_means(self, *shape: Any) -> Any:
-        return _build("path_means", "path_means", *shape)
-
-    def move_rows(self, *shape: Any) -> Any:
-        return _build("move_rows", "move_rows", *shape)
-
-    def segment_means(self, *shape: Any, **options: Any) -> Any:
-        return _build("segment_means", "segment_means", *shape, **options)
-
     def select_blocks(self, *shape: Any) -> Any:
         return _build("select_blocks", "select_blocks", *shape)
 
@@ -137,9 +128,6 @@ class CpuKernels:
 
     def read_peak(self) -> Any:
         return _build("peak", "read_peak")
-
-    def rope_append(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "rope_append", *shape, **options)
 
 
 @cache

@@ -44,20 +44,8 @@ class GpuKernels:
     def score_tree(self, *shape: Any) -> Any:
         return _build("score", "score_tree", *shape)
 
-    def path_means(self, *shape: Any) -> Any:
-        return _build("score", "path_means", *shape)
-
     def select_blocks(self, *shape: Any) -> Any:
         return _build("select", "select_blocks", *shape)
-
-    def segment_means(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "segment_means", *shape, **options)
-
-    def move_rows(self, *shape: Any) -> Any:
-        return _build("rope", "move_rows", *shape)
-
-    def rope_append(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "rope_append", *shape, **options)
 
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("rows", "embed", *shape, **options)

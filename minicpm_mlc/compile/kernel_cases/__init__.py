@@ -22,14 +22,10 @@ _SAMPLES: dict[str, Callable[..., Iterator[Sample]]] = {
     "linear": weights.linear,
     "linear_int8": weights.linear_int8,
     "linear_swiglu_int8": weights.linear_swiglu_int8,
-    "move_rows": cached.move_rows,
-    "path_means": cached.path_means,
     "quantize_rows": rows.quantize_rows,
     "rms_norm_int8": rows.rms_norm_int8,
-    "rope_append": cached.rope_append,
     "score_blocks": cached.score_blocks,
     "score_tree": cached.score_tree,
-    "segment_means": cached.segment_means,
     "select_blocks": cached.select_blocks,
 }
 

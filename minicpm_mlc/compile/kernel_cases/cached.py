@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.bundle.kernel_cases import Expected, Tiled
-from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.kernel_cases import Tiled
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.compile.kernel_cases.sample import (
-    ELEMENTWISE,
     EXACT,
     ROUNDED,
     SUMS,
     Sample,
-    changed,
     ids,
     new,
     normal,
@@ -24,12 +22,8 @@ from minicpm_mlc.compile.kernel_cases.sample import (
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
-from minicpm_mlc.ops.cpu.path_means import path_means_definition
-from minicpm_mlc.ops.cpu.rope import rope_append_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
-from minicpm_mlc.ops.cpu.segment_means import SEGMENTS, segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES, ancestor_masks
@@ -168,13 +162,6 @@ def _tree() -> tuple[Tiled, Tiled, Tiled]:
     return tables(False), ids(BASE), Tiled.whole(ancestor_masks(PARENTS))
 
 
-def path_means(_: Any, *shape: Any) -> Iterator[Sample]:
-    pools, (table, base, ancestors) = new_pools(*shape), _tree()
-    means = pools.means
-    answer = path_means_definition(pools.read[0], means.tile, table.tile, base.tile, ancestors.tile)
-    yield new([pools.stored[0], means, table, base, ancestors], answer)
-
-
 def score_blocks(
     _: Any, num_heads: int, kv_heads: int, head_dim: int, batched: bool
 ) -> Iterator[Sample]:
@@ -205,51 +192,3 @@ def select_blocks(
     positions = ids(100, 60 * PAGE_SIZE + 5, SCORED * PAGE_SIZE - 1)
     answer = select_blocks_definition(pooled.tile, positions.tile, topk, window_blocks, init_blocks)
     yield new([pooled, positions], answer, EXACT, "int32")
-
-
-def segment_means(
-    _: Any, kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
-) -> Iterator[Sample]:
-    pools, table, slots = (
-        new_pools(kv_heads, head_dim, kv),
-        tables(batched),
-        [79, 255] if batched else [62, 63, 79, 127],
-    )
-    before = np.zeros((pools.pages, kv_heads, SEGMENTS, head_dim), np.float32)
-    after = before.copy()
-    segment_means_definition(np.array(slots), table.tile, pools.read[0], after)
-    inputs = [ids(*slots), table, pools.stored[0], Tiled.whole(before)]
-    yield Sample(ELEMENTWISE, inputs, [changed(3, before, after)])
-
-
-def rope_append(
-    _: Any, num_heads: int, kv_heads: int, head_dim: int, kv: KVFormat, batched: bool
-) -> Iterator[Sample]:
-    """Of numbers with few digits, so that every format stores exactly one answer."""
-    pools, table, slots = new_pools(kv_heads, head_dim, kv), tables(batched), ids(*SLOTS)
-    width = (num_heads + 2 * kv_heads) * head_dim
-    qkv = Tiled(np.rint(16 * normal(2, min(width, 193))) / np.float32(16), (2, width))
-    cos_sin = Tiled.whole(
-        np.random.default_rng(3).choice(np.array([-1, -0.5, 0.5, 1], np.float32), (2, head_dim))
-    )
-    pages = pools.copies()
-    q = rope_append_definition(
-        qkv.array(), cos_sin.tile, slots.tile, table.tile, *pages, num_heads, kv
-    )
-    written = [
-        changed(4 + i, pool.array(), page)
-        for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
-    ]
-    inputs = [qkv, cos_sin, slots, table, *pools.stored]
-    yield Sample(ELEMENTWISE, inputs, [*written, Expected(6, Tiled.whole(q.astype(np.float32)))])
-
-
-def move_rows(_: Any, *shape: Any) -> Iterator[Sample]:
-    pools, table = new_pools(*shape), tables(False)
-    sources, slots, pages = ids(BASE, 130, 200), ids(BASE, BASE + 1, BASE + 2), pools.copies()
-    move_rows_definition(sources.tile, slots.tile, table.tile, *pages, shape[-1])
-    moved = [
-        changed(3 + i, pool.array(), page)
-        for i, (pool, page) in enumerate(zip(pools.stored, pages, strict=True))
-    ]
-    yield Sample(EXACT, [sources, slots, table, *pools.stored], moved)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minicpm_mlc.bundle.manifest import SEGMENTS
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.compile.model.calls import call, call_in_place
+from minicpm_mlc.compile.model.calls import call
 from minicpm_mlc.compile.model.layers import Attention, Batch, Pools
 from minicpm_mlc.compile.model.parts import Plan
+from minicpm_mlc.ops.path_means import PathMeans
+from minicpm_mlc.ops.segment_means import SegmentMeans
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -54,8 +55,8 @@ class SparseAttention(Attention):
         self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
     ) -> Tensor:
         """Writes the means of the segments that these slots finish -> the pool of means."""
-        kernel = self.plan.kernels.segment_means(*self.heads[1:], self.kv, batched=decode)
-        return call_in_place(kernel, "segment_means", [slots, page_tables, keys, means], [3])
+        operator = SegmentMeans(*self.heads[1:], self.kv, decode)
+        return self.plan.kernels(operator, slots, page_tables, keys, means)
 
     def blocks(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
         """The blocks that each row reads, int32 [n, kv_heads, budget], ascending, then -1."""
@@ -84,11 +85,8 @@ class SparseAttention(Attention):
         """The means of the last segments of each node's path, float32 [n, TAIL_PAGES, kv_heads,
         SEGMENTS, head_dim].
         """
-        from minicpm_mlc.ops.formats.tree import TAIL_PAGES  # imports TVM
-
-        kernel = self.plan.kernels.path_means(*self.heads[1:], self.kv)
-        shape = (ancestors.shape[0], TAIL_PAGES, self.heads[1], SEGMENTS, self.heads[2])
-        return call(kernel, "path_means", [keys, means, page_tables, base, ancestors], shape)
+        operator = PathMeans(*self.heads[1:], self.kv)
+        return self.plan.kernels(operator, keys, means, page_tables, base, ancestors)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
         """Also writes the means of the segments that the moved rows finish."""

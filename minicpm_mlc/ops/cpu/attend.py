@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.attend_page import LOWEST, Block, Page, Shape, attend_page
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape, attend_page
 from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.paged import LOWEST
 from minicpm_mlc.ops.tir import T
 
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import bf16_dot, vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.paged import LOWEST
 from minicpm_mlc.ops.tir import T
 
 CACHE_LINE = 64  # bytes
-LOWEST = -3e38  # a running maximum before any key; finite, so that LOWEST - LOWEST is 0 and not NaN
 
 
 class Float32:

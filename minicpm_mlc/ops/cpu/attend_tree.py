@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend import (
     MAX_SPLITS,
@@ -25,7 +26,6 @@ from minicpm_mlc.ops.cpu.attend import (
 )
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import (
     MASK_WORDS,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.paged import SEGMENT_SIZE
 from minicpm_mlc.ops.tir import T
 
 SPLIT_PAGES = 32  # the least work worth a split of its own in decode: 10 us

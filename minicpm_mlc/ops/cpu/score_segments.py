@@ -15,12 +15,10 @@ from math import e, log2, sqrt
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.paged import LOWEST, SEGMENT_SIZE
 from minicpm_mlc.ops.tir import T
-
-LOWEST = -3e38  # finite, so that LOWEST - LOWEST is 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.score_blocks import Call, score_blocks_definition
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
-from minicpm_mlc.ops.cpu.segment_means import SEGMENTS
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES
 from minicpm_mlc.ops.tir import T
 

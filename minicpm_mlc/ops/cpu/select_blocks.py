@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.tir import T
 
 

@@ -13,8 +13,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from minicpm_mlc.ops.cpu.attend_page import LOWEST
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.gpu.half import constant
@@ -29,6 +28,7 @@ from minicpm_mlc.ops.gpu.kernel import (
 )
 from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
+from minicpm_mlc.ops.paged import LOWEST
 from minicpm_mlc.ops.tir import T
 
 SPLIT_PAGES = 8  # the least work worth a workgroup of its own

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from minicpm_mlc.ops.cpu.vector import ATTRS
 from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
 from minicpm_mlc.ops.tir import T
 
@@ -26,6 +25,8 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
     """
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as builder
+
+    from minicpm_mlc.ops.build import ATTRS
 
     with IRBuilder() as ir:
         with builder.prim_func(is_private=True):

@@ -10,11 +10,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from minicpm_mlc.ops.cpu.attend_page import LOWEST
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.kv import KEYS, KVFormat
-from minicpm_mlc.ops.formats.tree import MASK_WORDS, TAIL_PAGES
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
+from minicpm_mlc.ops.formats.tree import TAIL_PAGES
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -25,10 +22,9 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
 from minicpm_mlc.ops.gpu.score_spread import Spread
-from minicpm_mlc.ops.gpu.sequence import Path
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
+from minicpm_mlc.ops.paged import LOWEST
 from minicpm_mlc.ops.tir import T
 
 
@@ -192,47 +188,3 @@ class Scorer:
         for h in range(self.group):
             accumulate(score, 0, score_of(T.Bind(logits[h] - self.lse[h])))
         return score[0]
-
-
-def path_means(num_kv_heads: int, head_dim: int, kv: KVFormat) -> Any:
-    """PrimFunc (k_pages [pages, k, d, 64], k_means f32[pages, k, 4, d], page_table i32[1, p], base
-    i32[m], ancestors i32[n, 2]) -> f32[n, 2, k, 4, d]: each row's means of pages base[0] // 64 and
-    the next, 0 where unfinished.
-    """
-
-    def emit(
-        dims: Any, k_pages: Any, k_means: Any, page_table: Any, base: Any, ancestors: Any, out: Any
-    ) -> None:
-        pools = Pools(kv, head_dim, k_pages)
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
-            path = Path(page_table, base, ancestors, row, thread)
-            first = T.Bind(path.base // PAGE_SIZE * SEGMENTS)
-            with T.serial(TAIL_PAGES * SEGMENTS) as s, strided(head_dim, thread, THREADS) as i:
-                segment = T.Bind(first + s)
-                mean = registers(1, value=0.0)
-                with T.If((segment + 1) * SEGMENT_SIZE <= path.base):
-                    with T.Then():
-                        T.buffer_store(
-                            mean,
-                            k_means[page_table[0, segment // SEGMENTS], head, s % SEGMENTS, i],
-                            [0],
-                        )
-                    with T.Else(), T.If((segment + 1) * SEGMENT_SIZE <= path.slot + 1), T.Then():
-                        place = path.page(segment // SEGMENTS)
-                        with T.serial(SEGMENT_SIZE) as t:
-                            page, offset = place(T.Bind(s % SEGMENTS * SEGMENT_SIZE + t))
-                            key = pools.key(page, head, i, offset)
-                            accumulate(mean, 0, pools.scaled_by(key, KEYS, page, head, offset))
-                        T.buffer_store(mean, mean[0] * T.float32(1 / SEGMENT_SIZE), [0])
-                T.buffer_store(out, mean[0], [row, s // SEGMENTS, head, s % SEGMENTS, i])
-
-    arguments = {
-        "k_pages": pool_arguments(num_kv_heads, head_dim, kv)["k_pages"],
-        "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
-        "page_table": ("int32", 1, "p"),
-        "base": ("int32", "m"),
-        "ancestors": ("int32", "n", MASK_WORDS),
-        "out": ("float32", "n", TAIL_PAGES, num_kv_heads, SEGMENTS, head_dim),
-    }
-    return kernel("path_means", arguments, emit)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from minicpm_mlc.ops.cpu.attend_page import LOWEST
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -27,6 +25,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
+from minicpm_mlc.ops.paged import LOWEST, SEGMENT_SIZE
 from minicpm_mlc.ops.tir import T
 
 

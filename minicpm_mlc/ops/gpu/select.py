@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,

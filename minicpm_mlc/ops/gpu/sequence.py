@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
 from minicpm_mlc.ops.tir import T

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from math import log
 from typing import Any
 
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import registers
+from minicpm_mlc.ops.paged import SEGMENT_SIZE
 from minicpm_mlc.ops.tir import T
 
 THREADS = 64  # few, as each has its own sums of every head in shared memory
