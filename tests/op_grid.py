@@ -16,8 +16,6 @@ from pathlib import Path
 from gpu_cases import compiled_together, device_named
 from grid_cases import Case, Kernel, RecordKernel, all_cases
 
-from minicpm_mlc.compile.kernel_cases.sample import ROUNDED
-from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.targets import get_target
 
 DEVICES = ("cpu", "opencl", "vulkan")
@@ -58,10 +56,7 @@ def allowed(device: str, case: Case) -> float:
     """
     if isinstance(case.kernel, RecordKernel):
         return case.kernel.record.rounded_limit(case.allowed, get_target(device).traits)
-    formats = [x for x in case.kernel.arguments if isinstance(x, KVFormat)]
-    bf16_dot = get_target(device).kernels.bf16_dot
-    rounded = any(kv.multiplied_as_bfloat16(bf16_dot) for kv in formats)
-    return ROUNDED if rounded and case.kernel.operator.startswith("attend") else case.allowed
+    return case.allowed
 
 
 def table(devices: list[str]) -> str:

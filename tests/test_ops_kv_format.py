@@ -9,9 +9,9 @@ import pytest
 from op_cases import compiled, cpu_kernel, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, attend_definition
+from minicpm_mlc.ops.attend_blocks import AttendBlocks, attend_blocks_definition
+from minicpm_mlc.ops.attend_tree import AttendTree, attend_tree_definition
 from minicpm_mlc.ops.formats.kv import BF16, F16, F32, INT8, KV_FORMATS, KVFormat
 from minicpm_mlc.ops.move_rows import MoveRows
 from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
@@ -104,12 +104,14 @@ def test_attention_reads_every_format(kv: KVFormat):
     q = rng.standard_normal((10, *HEADS[::2])).astype(np.float32)
     slots = np.arange(TOKENS - 10, TOKENS, dtype=np.int32)
     out = np.full((10, HEADS[0] * HEADS[2]), np.nan, np.float32)
-    for builder, tables in ((attend_prefill, TABLE), (attend_decode, np.tile(TABLE, (10, 1)))):
-        compiled(builder(*HEADS, kv, 16))(q, *stored, tables, slots, out)
+    for operator, tables in ((AttendPrefill, TABLE), (AttendDecode, np.tile(TABLE, (10, 1)))):
+        compiled(cpu_kernel(operator(*HEADS, kv), 8))(q, *stored, tables, slots, out)
         assert nmse(out, attend_definition(q, *read, tables, slots)) < 1e-11
         assert nmse(out, attend_definition(q, keys, values, tables, slots)) < ALLOWED[kv]
     selected = np.tile(np.array([0, 2, 3, -1], np.int32), (10, HEADS[1], 1))
-    compiled(attend_blocks(*HEADS, kv, 4, True, 16))(q, *stored, tables, slots, selected, out)
+    compiled(cpu_kernel(AttendBlocks(*HEADS, kv, 4, True), 8))(
+        q, *stored, tables, slots, selected, out
+    )
     assert nmse(out, attend_blocks_definition(q, *read, tables, slots, selected)) < 1e-11
 
 
@@ -120,7 +122,7 @@ def test_trees_read_every_format(kv: KVFormat):
     base, ancestors = np.array([tree.base], np.int32), tree.ancestors
     q = np.random.default_rng(3).standard_normal((20, *HEADS[::2])).astype(np.float32)
     out = np.full((20, HEADS[0] * HEADS[2]), np.nan, np.float32)
-    compiled(attend_tree(*HEADS, kv, 16))(q, *stored, TABLE, base, ancestors, out)
+    compiled(cpu_kernel(AttendTree(*HEADS, kv), 8))(q, *stored, TABLE, base, ancestors, out)
     assert nmse(out, attend_tree_definition(q, *kv.read(*stored), TABLE, base, ancestors)) < 1e-11
 
 

@@ -20,6 +20,7 @@ from op_grid import cases_of
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.attend import AttendDecode
 from minicpm_mlc.ops.formats.kv import F16, INT8
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.ops.rms_norm import RmsNorm
@@ -439,7 +440,7 @@ def test_the_same_kernels_give_the_same_words():
         return shaders(
             {
                 "rows": gpu_kernel(RmsNorm(96, 1e-6)),
-                "heads": GpuKernels().attend_decode(4, 2, 64, F16),
+                "heads": gpu_kernel(AttendDecode(4, 2, 64, F16)),
             }
         )
 

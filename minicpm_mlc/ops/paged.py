@@ -34,7 +34,9 @@ def key_pool(num_kv_heads: int, head_dim: int, kv: KVFormat, role: str = "input"
     return Argument(kv.storage, (POOL, *kv.key_shape(num_kv_heads, head_dim)), role)
 
 
-def kv_pools(num_kv_heads: int, head_dim: int, kv: KVFormat, role: str = "input") -> dict:
+def kv_pools(
+    num_kv_heads: int, head_dim: int, kv: KVFormat, role: str = "input"
+) -> dict[str, Argument]:
     """One layer's keys and values."""
     values = Argument(kv.storage, (POOL, *kv.value_shape(num_kv_heads, head_dim)), role)
     return {"k_pages": key_pool(num_kv_heads, head_dim, kv, role), "v_pages": values}
@@ -50,7 +52,7 @@ def page_tables() -> Argument:
     return takes("int32", "s", "p")
 
 
-def rows_place() -> dict[str, Argument]:
+def row_places() -> dict[str, Argument]:
     """Where rows lie: their page tables and slots."""
     return {"page_tables": page_tables(), "slots": takes("int32", "n")}
 

@@ -23,30 +23,6 @@ class GpuKernels:
     def exact(self) -> GpuKernels:
         return self
 
-    def attend_prefill(self, *shape: Any) -> Any:
-        return _build("attend", "attend_prefill", *shape)
-
-    def attend_decode(self, *shape: Any) -> Any:
-        return _build("attend", "attend_decode", *shape)
-
-    def attend_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("attend", "attend_blocks", *shape, **options)
-
-    def attend_tree(self, *shape: Any) -> Any:
-        return _build("attend", "attend_tree", *shape)
-
-    def attend_tree_blocks(self, *shape: Any) -> Any:
-        return _build("attend", "attend_tree_blocks", *shape)
-
-    def score_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("score", "score_blocks", *shape, **options)
-
-    def score_tree(self, *shape: Any) -> Any:
-        return _build("score", "score_tree", *shape)
-
-    def select_blocks(self, *shape: Any) -> Any:
-        return _build("select", "select_blocks", *shape)
-
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("rows", "embed", *shape, **options)
 

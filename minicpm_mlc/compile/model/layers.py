@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from minicpm_mlc.compile.model.calls import call, call_words
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
+from minicpm_mlc.ops.attend_tree import AttendTree
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.move_rows import MoveRows
@@ -24,7 +26,6 @@ from minicpm_mlc.ops.swiglu import Swiglu
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
-    from tvm.tirx import PrimFunc
 
 
 class Linear(Weight):
@@ -153,18 +154,11 @@ class Attention(Part):
 
     def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
         """What each query reads of all keys up to its slot, float32 [n, heads * head_dim]."""
-        kernels = self.plan.kernels
-        build, place = kernels.attend_prefill, (batch.slots,)
+        operator, place = AttendDecode if batch.decode else AttendPrefill, (batch.slots,)
         if batch.tree:
-            build, place = kernels.attend_tree, batch.tree
-        elif batch.decode:
-            build = kernels.attend_decode
-        args = [q, pools["keys"], pools["values"], batch.page_tables, *place]
-        return self.attended(build(*self.heads, self.kv), args)
-
-    def attended(self, kernel: PrimFunc, args: list[Tensor]) -> Tensor:
-        """What an attention kernel writes, float32 [n, heads * head_dim]; args begin with q."""
-        return call(kernel, "attend", args, (args[0].shape[0], self.heads[0] * self.heads[2]))
+            operator, place = AttendTree, batch.tree
+        cached = pools["keys"], pools["values"], batch.page_tables
+        return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
         """Moves a token tree's accepted rows to their slots -> the pools."""

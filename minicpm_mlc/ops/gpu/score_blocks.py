@@ -1,4 +1,4 @@
-"""InfLLM-v2's scores of blocks from segment means, and the means of token trees' paths.
+"""InfLLM-v2's scores of blocks from segment means.
 
 A prefill has rows enough for all workgroups: each walks its row's means twice, first for the
 log-sum-exp of the coarse windows, then for the fine ones, and computes logits twice instead of
@@ -11,109 +11,54 @@ from math import sqrt
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.tree import TAIL_PAGES
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
-    kernel,
     registers,
     shared,
     strided,
     workgroups,
 )
 from minicpm_mlc.ops.gpu.score_spread import Spread
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
 from minicpm_mlc.ops.paged import LOWEST
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
-def score_blocks(num_heads: int, num_kv_heads: int, head_dim: int, batched: bool) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions
-    i32[n]) -> f32[n, k, p].
+def score_blocks(
+    operator: ScoreBlocks,
+    _: GpuTraits,
+    dims: Dims,
+    q: Buffer,
+    k_means: Buffer,
+    page_tables: Buffer,
+    positions: Buffer,
+    pooled: Buffer,
+) -> None:
+    """Decode spreads each row over workgroups, prefill takes a row and key/value head each."""
+    group, heads = operator.group, operator.num_kv_heads
 
-    Row r uses page table r when `batched` (decode), else the only one (prefill).
-    """
-    group = num_heads // num_kv_heads
+    def means(row: Expr, kv_head: Expr) -> Mean:
+        table = row if operator.batched else 0
 
-    def emit(
-        dims: Any, q: Any, k_means: Any, page_tables: Any, positions: Any, pooled: Any
-    ) -> None:
-        def means(row: Any, kv_head: Any) -> Mean:
-            def mean(segment: Any, i: Any) -> Any:
-                return k_means[
-                    page_tables[row if batched else 0, segment // SEGMENTS],
-                    kv_head,
-                    segment % SEGMENTS,
-                    i,
-                ]
+        def mean(segment: Expr, i: Expr) -> Expr:
+            page = page_tables[table, segment // SEGMENTS]
+            return k_means[page, kv_head, segment % SEGMENTS, i]
 
-            return mean
+        return mean
 
-        if batched:
-            Spread(dims.n, dims.p, num_kv_heads, group, q, positions, pooled, means).emit()
-            return
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, kv_head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
-            scorer = Scorer(group, head_dim, q, row, kv_head, thread, means(row, kv_head))
-            scorer.score(positions[row], dims.p, pooled)
-
-    arguments = {
-        "q": ("float32", "n", num_heads, head_dim),
-        "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
-        "page_tables": ("int32", "s", "p"),
-        "positions": ("int32", "n"),
-        "pooled": ("float32", "n", num_kv_heads, "p"),
-    }
-    return kernel("score_blocks", arguments, emit)
-
-
-def score_tree(num_heads: int, num_kv_heads: int, head_dim: int) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], path_means f32[n, 2, k, 4, d],
-    page_table i32[1, p], positions i32[n], base i32[m]) -> f32[n, k, p].
-
-    Row r's means from page base[0] // 64 on are path_means[r].
-    """
-
-    def emit(
-        dims: Any,
-        q: Any,
-        k_means: Any,
-        path_means: Any,
-        page_table: Any,
-        positions: Any,
-        base: Any,
-        pooled: Any,
-    ) -> None:
-        def means(row: Any, kv_head: Any) -> Mean:
-            first = T.Bind(base[0] // PAGE_SIZE)
-
-            def mean(segment: Any, i: Any) -> Any:
-                number, s = T.Bind(segment // SEGMENTS), segment % SEGMENTS
-                tail = T.Bind(T.min(T.max(number - first, 0), TAIL_PAGES - 1))
-                committed = T.Bind(T.min(number, T.max(first - 1, 0)))
-                return T.if_then_else(
-                    number < first,
-                    k_means[page_table[0, committed], kv_head, s, i],
-                    path_means[row, tail, kv_head, s, i],
-                )
-
-            return mean
-
-        Spread(
-            dims.n, dims.p, num_kv_heads, num_heads // num_kv_heads, q, positions, pooled, means
-        ).emit()
-
-    arguments = {
-        "q": ("float32", "n", num_heads, head_dim),
-        "k_means": ("float32", "num_pages", num_kv_heads, SEGMENTS, head_dim),
-        "path_means": ("float32", "n", TAIL_PAGES, num_kv_heads, SEGMENTS, head_dim),
-        "page_table": ("int32", 1, "p"),
-        "positions": ("int32", "n"),
-        "base": ("int32", "m"),
-        "pooled": ("float32", "n", num_kv_heads, "p"),
-    }
-    return kernel("score_tree", arguments, emit)
+    if operator.batched:
+        Spread(dims.n, dims.p, heads, group, q, positions, pooled, means).emit()
+        return
+    with workgroups(dims.n * heads, THREADS) as (task, thread):
+        row, kv_head = T.Bind(task // heads), T.Bind(task % heads)
+        mean = means(row, kv_head)
+        scorer = Scorer(group, operator.head_dim, q, row, kv_head, thread, mean)
+        scorer.score(positions[row], dims.p, pooled)
 
 
 class Scorer:
