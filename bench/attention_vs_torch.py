@@ -19,6 +19,8 @@ import torch
 import tvm
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.attend import AttendPrefill
+from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
@@ -55,7 +57,7 @@ def main() -> None:
 
 def our_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray):
     target = CpuTarget.of("native")
-    kernel = target.kernels.attend_prefill(HEADS, KV_HEADS, WIDTH, F16).with_attr(
+    kernel = build(AttendPrefill(HEADS, KV_HEADS, WIDTH, F16), target.traits).with_attr(
         "global_symbol", "main"
     )
     run = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target())["main"]

@@ -14,10 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from gpu_cases import compiled_together, device_named
-from grid_cases import Case, Kernel, all_cases
+from grid_cases import Case, Kernel, RecordKernel, all_cases
 
-from minicpm_mlc.compile.kernel_cases.sample import ROUNDED
-from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.targets import get_target
 
 DEVICES = ("cpu", "opencl", "vulkan")
@@ -56,10 +54,9 @@ def allowed(device: str, case: Case) -> float:
     """A case's own limit; that of rounded queries and weights where attention multiplies a bfloat16
     cache as it is.
     """
-    formats = [x for x in case.kernel.arguments if isinstance(x, KVFormat)]
-    bf16_dot = get_target(device).kernels.bf16_dot
-    rounded = any(kv.multiplied_as_bfloat16(bf16_dot) for kv in formats)
-    return ROUNDED if rounded and case.kernel.operator.startswith("attend") else case.allowed
+    if isinstance(case.kernel, RecordKernel):
+        return case.kernel.record.rounded_limit(case.allowed, get_target(device).traits)
+    return case.allowed
 
 
 def table(devices: list[str]) -> str:

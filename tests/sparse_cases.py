@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from op_cases import compiled
+from op_cases import compiled, cpu_kernel
 
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks
-from minicpm_mlc.ops.cpu.score_blocks import score_blocks
-from minicpm_mlc.ops.cpu.segment_means import segment_means
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks
+from minicpm_mlc.ops.attend_blocks import AttendBlocks
 from minicpm_mlc.ops.formats.kv import BF16, F16, F32, KVFormat
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.segment_means import SegmentMeans
+from minicpm_mlc.ops.select_blocks import SelectBlocks
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
 
 BUDGET = Budget(topk=3, window_blocks=2, init_blocks=1)
@@ -114,16 +114,20 @@ def make_queries(kind: str, family: Family, rows: int, seed: int = 0) -> np.ndar
 def kernel(operator: str, family: Family, batched: bool = False):
     budget = family.budget
     if operator == "means":
-        return compiled(segment_means(*family.heads[1:], family.kv, batched))
+        return compiled(cpu_kernel(SegmentMeans(*family.heads[1:], family.kv, batched)))
     if operator == "score":
-        return compiled(score_blocks(*family.heads, batched, family.tile))
+        return compiled(cpu_kernel(ScoreBlocks(*family.heads, batched), family.tile))
     if operator == "select":
         return compiled(
-            select_blocks(
-                family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks
+            cpu_kernel(
+                SelectBlocks(
+                    family.num_kv_heads, budget.topk, budget.window_blocks, budget.init_blocks
+                )
             )
         )
-    return compiled(attend_blocks(*family.heads, family.kv, budget.blocks, batched, family.tile))
+    return compiled(
+        cpu_kernel(AttendBlocks(*family.heads, family.kv, budget.blocks, batched), family.tile)
+    )
 
 
 def tables(sequence: Sequence, rows: int, batched: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.model.registry import read_config, read_config_folder
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 MINICPM = config_json(tiny_config("MiniCPM4-8B"))
 LLAMA = config_json(tiny_config("MiniCPM5-1B"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.select_blocks import select_blocks_definition
 from minicpm_mlc.runtime_py.gears import Gears
 
 GEARS = Gears(

@@ -10,22 +10,27 @@ import numpy as np
 import pytest
 import sparse_cases
 from gpu_cases import compiled, needs_opencl
-from op_cases import nmse
+from op_cases import gpu_kernel, nmse
 from sparse_cases import KINDS, Family, make_queries, make_sequence, tables
 from test_ops_attend import make_case
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.cpu.attend import attend_definition
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.cpu.path_means import path_means_definition
-from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
-from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, attend_definition
+from minicpm_mlc.ops.attend_blocks import AttendBlocks, attend_blocks_definition
+from minicpm_mlc.ops.attend_tree import (
+    AttendTree,
+    AttendTreeBlocks,
+    attend_tree_blocks_definition,
+    attend_tree_definition,
+)
 from minicpm_mlc.ops.formats.kv import F16, F32
-from minicpm_mlc.ops.gpu import attend, score, select
+from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
+from minicpm_mlc.ops.score_blocks import ScoreBlocks, score_blocks_definition
+from minicpm_mlc.ops.score_tree import ScoreTree, score_tree_definition
+from minicpm_mlc.ops.select_blocks import SelectBlocks, select_blocks_definition
 
 pytestmark = needs_opencl
+OPERATORS = {"prefill": AttendPrefill, "decode": AttendDecode, "tree": AttendTree}
 DENSE = [  # heads, kv heads, head_dim, KV dtype, and what the CPU's cases have besides
     (2, 2, 96, F32, 0),
     (3, 1, 64, F16, 0),
@@ -41,19 +46,21 @@ FAMILIES = [  # groups of 16, 4, 1 and 3
 
 @cache
 def dense(kind: str, family: tuple):
-    return compiled(getattr(attend, f"attend_{kind}")(*family[:4]))
+    return compiled(gpu_kernel(OPERATORS[kind](*family[:4])))
 
 
 @cache
 def sparse(operator: str, family: Family, batched: bool = False):
     heads, budget = family.heads, family.budget
     if operator == "score":
-        return compiled(score.score_blocks(*heads, batched))
+        return compiled(gpu_kernel(ScoreBlocks(*heads, batched)))
     if operator == "select":
         return compiled(
-            select.select_blocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks)
+            gpu_kernel(
+                SelectBlocks(heads[1], budget.topk, budget.window_blocks, budget.init_blocks)
+            )
         )
-    return compiled(attend.attend_blocks(*heads, family.kv, budget.blocks, batched))
+    return compiled(gpu_kernel(AttendBlocks(*heads, family.kv, budget.blocks, batched)))
 
 
 @pytest.mark.parametrize("family", DENSE[:2], ids=str)
@@ -132,7 +139,7 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     q, k_pages = make_queries("random", family, nodes), np.nan_to_num(sequence.k_pages)
     heads, kv_heads = family.heads, family.num_kv_heads
     means = np.zeros((nodes, 2, kv_heads, 4, family.head_dim), np.float32)
-    compiled(score.path_means(*heads[1:], family.kv))(
+    compiled(gpu_kernel(PathMeans(*heads[1:], family.kv)))(
         k_pages, sequence.k_means, table, start, tree.ancestors, means
     )
     expected = path_means_definition(
@@ -141,12 +148,12 @@ def test_a_trees_rows_select_and_attend_along_their_paths(family: Family, base: 
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     scored = [q, np.nan_to_num(sequence.k_means), means, table, tree.positions, start]
     pooled = np.full((nodes, kv_heads, table.shape[1]), np.nan, np.float32)
-    compiled(score.score_tree(*heads))(*scored, pooled)
+    compiled(gpu_kernel(ScoreTree(*heads)))(*scored, pooled)
     np.testing.assert_allclose(pooled, score_tree_definition(*scored), rtol=2e-5)
     selected = select_blocks_definition(
         pooled, tree.positions, budget.topk, budget.window_blocks, budget.init_blocks
     )
     attended = [q, k_pages, np.nan_to_num(sequence.v_pages), table, start, tree.ancestors, selected]
     out = np.full((nodes, family.num_heads * family.head_dim), np.nan, np.float32)
-    compiled(attend.attend_tree_blocks(*heads, family.kv, budget.blocks))(*attended, out)
+    compiled(gpu_kernel(AttendTreeBlocks(*heads, family.kv, budget.blocks)))(*attended, out)
     assert nmse(out, attend_tree_blocks_definition(*attended)) < 1e-11

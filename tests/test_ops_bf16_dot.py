@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, attend_definition
+from minicpm_mlc.ops.attend_tree import AttendTree
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits, bfloat16_numbers
 from minicpm_mlc.ops.formats.kv import BF16, F16, KVFormat
 from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
@@ -55,8 +55,8 @@ def rounded(q: np.ndarray) -> np.ndarray:
 def test_attention_rounds_queries_and_weights_and_nothing_else(heads, kv_heads, head_dim):
     shape = heads, kv_heads, head_dim
     calls = [
-        compiled(builder(*shape, BF16, 16, bf16_dot=True))
-        for builder in (attend_prefill, attend_decode)
+        compiled(cpu_kernel(operator(*shape, BF16), 8, bf16_dot=True))
+        for operator in (AttendPrefill, AttendDecode)
     ]
     for tokens in LENGTHS:
         stored, table = pools_of(tokens, kv_heads, head_dim)
@@ -81,10 +81,10 @@ def test_a_row_of_a_tree_is_the_decoded_row_of_its_path_bit_for_bit():
         np.empty((20, heads * head_dim), np.float32),
         np.empty((1, heads * head_dim), np.float32),
     )
-    compiled(attend_tree(heads, kv_heads, head_dim, BF16, 16, bf16_dot=True))(
+    compiled(cpu_kernel(AttendTree(heads, kv_heads, head_dim, BF16), 8, bf16_dot=True))(
         q, *stored, table, np.array([100], np.int32), tree.ancestors, out
     )
-    decode = compiled(attend_decode(heads, kv_heads, head_dim, BF16, 16, bf16_dot=True))
+    decode = compiled(cpu_kernel(AttendDecode(heads, kv_heads, head_dim, BF16), 8, bf16_dot=True))
     for node, path in enumerate(tree.paths):
         slots = np.array([*range(100), *(100 + at for at in path)])
         keys, values = (np.full_like(pool, NAN) for pool in stored)

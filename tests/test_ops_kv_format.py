@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from tree_cases import make_tree
 
-from minicpm_mlc.ops.cpu.attend import attend_decode, attend_definition, attend_prefill
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
-from minicpm_mlc.ops.cpu.move_rows import move_rows
-from minicpm_mlc.ops.cpu.path_means import path_means, path_means_definition
-from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
-from minicpm_mlc.ops.cpu.segment_means import segment_means, segment_means_definition
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, attend_definition
+from minicpm_mlc.ops.attend_blocks import AttendBlocks, attend_blocks_definition
+from minicpm_mlc.ops.attend_tree import AttendTree, attend_tree_definition
 from minicpm_mlc.ops.formats.kv import BF16, F16, F32, INT8, KV_FORMATS, KVFormat
+from minicpm_mlc.ops.move_rows import MoveRows
+from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
+from minicpm_mlc.ops.rope_append import RopeAppend, rope_append_definition
+from minicpm_mlc.ops.segment_means import SegmentMeans, segment_means_definition
 
 HEADS = (8, 2, 64)
 TOKENS, PAGES = 200, 4
@@ -71,7 +71,7 @@ def test_a_written_token_reads_as_the_definition_says(kv: KVFormat, kind: str):
     slots = np.array([63, 64, 130], np.int32)
     got, expected = empty_pools(kv), empty_pools(kv)
     q = np.zeros((3, heads, head_dim), np.float32)
-    compiled(rope_append(*HEADS, kv, batched=False))(qkv, cos_sin, slots, TABLE, *got, q)
+    compiled(cpu_kernel(RopeAppend(*HEADS, kv, batched=False)))(qkv, cos_sin, slots, TABLE, *got, q)
     rope_append_definition(qkv, cos_sin, slots, TABLE, *expected, heads, kv)
     pages, places = TABLE[0, slots // 64], slots % 64
     for ours, theirs, axis in zip(kv.read(*got), kv.read(*expected), (3, 2), strict=True):
@@ -104,12 +104,14 @@ def test_attention_reads_every_format(kv: KVFormat):
     q = rng.standard_normal((10, *HEADS[::2])).astype(np.float32)
     slots = np.arange(TOKENS - 10, TOKENS, dtype=np.int32)
     out = np.full((10, HEADS[0] * HEADS[2]), np.nan, np.float32)
-    for builder, tables in ((attend_prefill, TABLE), (attend_decode, np.tile(TABLE, (10, 1)))):
-        compiled(builder(*HEADS, kv, 16))(q, *stored, tables, slots, out)
+    for operator, tables in ((AttendPrefill, TABLE), (AttendDecode, np.tile(TABLE, (10, 1)))):
+        compiled(cpu_kernel(operator(*HEADS, kv), 8))(q, *stored, tables, slots, out)
         assert nmse(out, attend_definition(q, *read, tables, slots)) < 1e-11
         assert nmse(out, attend_definition(q, keys, values, tables, slots)) < ALLOWED[kv]
     selected = np.tile(np.array([0, 2, 3, -1], np.int32), (10, HEADS[1], 1))
-    compiled(attend_blocks(*HEADS, kv, 4, True, 16))(q, *stored, tables, slots, selected, out)
+    compiled(cpu_kernel(AttendBlocks(*HEADS, kv, 4, True), 8))(
+        q, *stored, tables, slots, selected, out
+    )
     assert nmse(out, attend_blocks_definition(q, *read, tables, slots, selected)) < 1e-11
 
 
@@ -120,7 +122,7 @@ def test_trees_read_every_format(kv: KVFormat):
     base, ancestors = np.array([tree.base], np.int32), tree.ancestors
     q = np.random.default_rng(3).standard_normal((20, *HEADS[::2])).astype(np.float32)
     out = np.full((20, HEADS[0] * HEADS[2]), np.nan, np.float32)
-    compiled(attend_tree(*HEADS, kv, 16))(q, *stored, TABLE, base, ancestors, out)
+    compiled(cpu_kernel(AttendTree(*HEADS, kv), 8))(q, *stored, TABLE, base, ancestors, out)
     assert nmse(out, attend_tree_definition(q, *kv.read(*stored), TABLE, base, ancestors)) < 1e-11
 
 
@@ -130,13 +132,15 @@ def test_means_are_of_the_keys_as_they_are_read(kv: KVFormat):
     keys, _ = kv.read(*stored)
     slots = np.arange(TOKENS - 5, dtype=np.int32)
     means, expected = np.zeros((2, PAGES, HEADS[1], 4, HEADS[2]), np.float32)
-    compiled(segment_means(*HEADS[1:], kv, batched=False))(slots, TABLE, stored[0], means)
+    compiled(cpu_kernel(SegmentMeans(*HEADS[1:], kv, batched=False)))(
+        slots, TABLE, stored[0], means
+    )
     segment_means_definition(slots, TABLE, keys, expected)
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     tree = make_tree(TOKENS - 20, 20, 0, deep=True)
     got = np.full((20, 2, HEADS[1], 4, HEADS[2]), np.nan, np.float32)
     arguments = TABLE, np.array([tree.base], np.int32), tree.ancestors
-    compiled(path_means(*HEADS[1:], kv))(stored[0], means, *arguments, got)
+    compiled(cpu_kernel(PathMeans(*HEADS[1:], kv)))(stored[0], means, *arguments, got)
     np.testing.assert_allclose(
         got, path_means_definition(keys, means, *arguments), rtol=1e-5, atol=1e-6
     )
@@ -146,7 +150,7 @@ def test_means_are_of_the_keys_as_they_are_read(kv: KVFormat):
 def test_moved_rows_keep_their_scales(kv: KVFormat):
     stored, _ = filled_pools(kv)
     before = kv.read(*(pool.copy() for pool in stored))
-    compiled(move_rows(*HEADS[1:], kv))(
+    compiled(cpu_kernel(MoveRows(*HEADS[1:], kv)))(
         np.array([70, 150], np.int32), np.array([20, 21], np.int32), TABLE, *stored
     )
     keys, values = kv.read(*stored)

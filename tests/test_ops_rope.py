@@ -15,9 +15,9 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
-from minicpm_mlc.ops.cpu.rope import rope_append, rope_append_definition
 from minicpm_mlc.ops.formats.kv import F16, F32, KVFormat
 from minicpm_mlc.ops.rope_angles import RopeAngles, rope_angles_definition
+from minicpm_mlc.ops.rope_append import RopeAppend, rope_append_definition
 
 FAMILIES = [(16, 2, 64, F16), (4, 4, 128, F32)]
 
@@ -28,7 +28,7 @@ def inv_freq(head_dim: int) -> np.ndarray:
 
 @cache
 def append(num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, batched: bool):
-    return compiled(rope_append(num_heads, num_kv_heads, head_dim, kv, batched))
+    return compiled(cpu_kernel(RopeAppend(num_heads, num_kv_heads, head_dim, kv, batched)))
 
 
 def append_case(family: tuple, n: int, first: int, batched: bool):
@@ -90,7 +90,7 @@ class Append(nn.Module):
     ):
         q = nn.Tensor.placeholder([qkv.shape[0], 4, 128], "float32")
         return op.tensor_ir_inplace_op(
-            rope_append(4, 4, 128, F32, batched=False),
+            cpu_kernel(RopeAppend(4, 4, 128, F32, batched=False)),
             "rope_append",
             [qkv, cos_sin, slots, tables, k, v],
             inplace_indices=[4, 5, -1],

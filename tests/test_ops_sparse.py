@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from sparse_cases import (
     FAMILIES,
     GRID,
@@ -25,12 +25,12 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op, spec
 
 from minicpm_mlc.compile.pipeline import PASSES
-from minicpm_mlc.ops.cpu.attend import attend_definition, attend_prefill
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks, attend_blocks_definition
-from minicpm_mlc.ops.cpu.score_blocks import score_blocks
-from minicpm_mlc.ops.cpu.segment_means import segment_means
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.attend import AttendPrefill, attend_definition
+from minicpm_mlc.ops.attend_blocks import AttendBlocks, attend_blocks_definition
 from minicpm_mlc.ops.formats.kv import BF16, F16, F32
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.segment_means import SegmentMeans
+from minicpm_mlc.ops.select_blocks import SelectBlocks, select_blocks_definition
 from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
@@ -162,7 +162,7 @@ def test_sparse_is_dense_wherever_the_budget_holds_every_block(budget: Budget, b
     sparse = sparse_attention(family, sequence, q, positions, batched)[0]
     args = (q, sequence.k_pages, sequence.v_pages, sequence.page_table[None], positions)
     dense = np.full_like(sparse, np.nan)
-    compiled(attend_prefill(*family.heads, family.kv, family.tile))(*args, dense)
+    compiled(cpu_kernel(AttendPrefill(*family.heads, family.kv), family.tile))(*args, dense)
     assert nmse(sparse, dense) < 1e-11
     assert nmse(sparse, attend_definition(*args)) < 1e-11
 
@@ -215,21 +215,23 @@ class SparseLayer(nn.Module):
         family, budget, n, p = self.family, self.family.budget, q.shape[0], tables.shape[1]
         heads, kv_heads, head_dim = family.heads
         means = op.tensor_ir_inplace_op(
-            segment_means(kv_heads, head_dim, family.kv, batched=True),
+            cpu_kernel(SegmentMeans(kv_heads, head_dim, family.kv, batched=True)),
             "segment_means",
             [slots, tables, k, means],
             inplace_indices=[3],
             out=nn.Tensor.placeholder(means.shape, "float32"),
         )
         out = nn.Tensor.placeholder([n, kv_heads, p], "float32")
-        scorer = score_blocks(*family.heads, batched=True, tile_vectors=family.tile)
+        scorer = cpu_kernel(ScoreBlocks(*family.heads, batched=True), family.tile)
         pooled = op.tensor_ir_op(scorer, "score_blocks", [q, means, tables, slots], out)
         out = nn.Tensor.placeholder([n, kv_heads, budget.blocks], "int32")
-        selector = select_blocks(kv_heads, budget.topk, budget.window_blocks, budget.init_blocks)
+        selector = cpu_kernel(
+            SelectBlocks(kv_heads, budget.topk, budget.window_blocks, budget.init_blocks)
+        )
         selected = op.tensor_ir_op(selector, "select_blocks", [pooled, slots], out)
         out = nn.Tensor.placeholder([n, heads * head_dim], "float32")
-        attender = attend_blocks(
-            *family.heads, family.kv, budget.blocks, batched=True, tile_vectors=family.tile
+        attender = cpu_kernel(
+            AttendBlocks(*family.heads, family.kv, budget.blocks, batched=True), family.tile
         )
         attended = op.tensor_ir_op(
             attender, "attend_blocks", [q, k, v, tables, slots, selected], out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import nmse
+from op_cases import cpu_kernel, nmse
 from sparse_cases import (
     FAMILIES,
     Family,
@@ -22,10 +22,10 @@ from sparse_cases import (
 )
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
-from minicpm_mlc.ops.cpu.score_blocks import score_blocks, score_blocks_definition
-from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks, select_blocks_definition
+from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.score_blocks import ScoreBlocks, score_blocks_definition
+from minicpm_mlc.ops.segment_means import segment_means_definition
+from minicpm_mlc.ops.select_blocks import SelectBlocks, select_blocks_definition
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 200])
@@ -113,12 +113,12 @@ def test_selection_of_nan_scores_stays_inside_the_sequence():
 
 def test_a_budget_without_room_for_the_own_block_is_refused():
     with pytest.raises(CompileError, match="topk 1 must exceed init_blocks 1"):
-        select_blocks(2, 1, 4, 1)
+        cpu_kernel(SelectBlocks(2, 1, 4, 1))
 
 
 def test_more_heads_than_lanes_are_refused():
     with pytest.raises(CompileError, match="at most 16"):
-        score_blocks(64, 2, 128, batched=True)
+        cpu_kernel(ScoreBlocks(64, 2, 128, batched=True))
 
 
 WINDOW_COUNTS = [  # tokens, windows of 32, windows of 128: spec table T4
@@ -173,7 +173,7 @@ def test_scores_of_a_prefill_chunk_take_less_than_64_mib():
     """
     rows, pages, threads = 2048, 131072 // 64, 16
     pooled = 4 * rows * 2 * pages
-    script = score_blocks(32, 2, 128, batched=False, tile_vectors=8).script()
+    script = cpu_kernel(ScoreBlocks(32, 2, 128, batched=False), 8).script()
     extents = re.findall(r"alloc_buffer\((\(.*?\))(?:, \"\w+\")?\)$", script, re.MULTILINE)
     names = {"p": pages, "T": SimpleNamespace(int64=int)}
     per_task = sum(4 * int(np.prod(eval(extent, names))) for extent in extents)

@@ -8,14 +8,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.ops.cpu.attend import attend_decode
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree, attend_tree_definition
-from minicpm_mlc.ops.cpu.move_rows import move_rows, move_rows_definition
+from minicpm_mlc.ops.attend import AttendDecode
+from minicpm_mlc.ops.attend_tree import AttendTree, attend_tree_definition
 from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.formats.tree import path_tables_definition
+from minicpm_mlc.ops.move_rows import MoveRows, move_rows_definition
 
 FAMILIES = [  # heads, kv heads, head_dim, KV format, register tile: groups of 1, 3, 8 and 16
     (2, 2, 96, F32, 4),
@@ -37,8 +37,8 @@ TREES = [
 
 
 @cache
-def kernel(builder, family: tuple):
-    return compiled(builder(*family))
+def kernel(operator, family: tuple):
+    return compiled(cpu_kernel(operator(*family[:4]), family[4]))
 
 
 def make_case(family: tuple, tree: Tree) -> list[np.ndarray]:
@@ -56,9 +56,9 @@ def make_case(family: tuple, tree: Tree) -> list[np.ndarray]:
     return [q, k_pages, v_pages, table[None], np.array([tree.base], np.int32), tree.ancestors]
 
 
-def attend(builder, family: tuple, arguments: list[np.ndarray]) -> np.ndarray:
+def attend(operator, family: tuple, arguments: list[np.ndarray]) -> np.ndarray:
     out = np.full((len(arguments[0]), family[0] * family[2]), np.nan, np.float32)
-    kernel(builder, family)(*arguments, out)
+    kernel(operator, family)(*arguments, out)
     return out
 
 
@@ -66,19 +66,19 @@ def attend(builder, family: tuple, arguments: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_each_node_sees_the_committed_slots_and_its_own_path(family: tuple, tree: Tree):
     case = make_case(family, tree)
-    got = attend(attend_tree, family, case)
+    got = attend(AttendTree, family, case)
     assert nmse(got, attend_tree_definition(*case)) < 1e-11
     q, k, v, table, _, ancestors = case
     tables, (k, v) = path_tables_definition(tree.base, ancestors, table[0], (k, 3), (v, 2))
-    decoded = attend(attend_decode, family, [q, k, v, tables, tree.positions])
+    decoded = attend(AttendDecode, family, [q, k, v, tables, tree.positions])
     np.testing.assert_array_equal(got, decoded)
 
 
 def test_rows_may_be_only_the_last_nodes_of_a_tree():
     family, tree = FAMILIES[2], make_tree(130, 40, 2)
     q, *rest, ancestors = make_case(family, tree)
-    whole = attend(attend_tree, family, [q, *rest, ancestors])
-    part = attend(attend_tree, family, [q[31:].copy(), *rest, ancestors[31:].copy()])
+    whole = attend(AttendTree, family, [q, *rest, ancestors])
+    part = attend(AttendTree, family, [q[31:].copy(), *rest, ancestors[31:].copy()])
     np.testing.assert_array_equal(part, whole[31:])
 
 
@@ -89,7 +89,7 @@ def test_moved_rows_are_the_bits_that_were_there():
     sources = np.array([120, 122, 123, 129, 140, 183], np.int32)
     slots = np.arange(120, 126).astype(np.int32)
     keys, values = k_pages.copy(), v_pages.copy()
-    compiled(move_rows(2, 64, F32))(sources, slots, table, keys, values)
+    compiled(cpu_kernel(MoveRows(2, 64, F32)))(sources, slots, table, keys, values)
     move_rows_definition(sources, slots, table, k_pages, v_pages, F32)
     np.testing.assert_array_equal(keys, k_pages)
     np.testing.assert_array_equal(values, v_pages)

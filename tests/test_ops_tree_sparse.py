@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 from sparse_cases import (
     FAMILIES,
     THREES,
@@ -22,10 +22,10 @@ from sparse_cases import (
 )
 from tree_cases import Tree, make_tree
 
-from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks, attend_tree_blocks_definition
-from minicpm_mlc.ops.cpu.path_means import path_means, path_means_definition
-from minicpm_mlc.ops.cpu.score_tree import score_tree, score_tree_definition
+from minicpm_mlc.ops.attend_tree import AttendTreeBlocks, attend_tree_blocks_definition
 from minicpm_mlc.ops.formats.tree import path_tables_definition
+from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
+from minicpm_mlc.ops.score_tree import ScoreTree, score_tree_definition
 from minicpm_mlc.ops.sparse_attention import infllm_definition
 
 TREES = [
@@ -41,10 +41,12 @@ TREES = [
 def tree_kernel(operator: str, family: Family):
     heads, kv_heads, head_dim = family.heads
     if operator == "means":
-        return compiled(path_means(kv_heads, head_dim, family.kv))
+        return compiled(cpu_kernel(PathMeans(kv_heads, head_dim, family.kv)))
     if operator == "score":
-        return compiled(score_tree(heads, kv_heads, head_dim, family.tile))
-    return compiled(attend_tree_blocks(*family.heads, family.kv, family.budget.blocks, family.tile))
+        return compiled(cpu_kernel(ScoreTree(heads, kv_heads, head_dim), family.tile))
+    return compiled(
+        cpu_kernel(AttendTreeBlocks(*family.heads, family.kv, family.budget.blocks), family.tile)
+    )
 
 
 def behind(tree: Tree, family: Family) -> Sequence:

@@ -12,8 +12,8 @@ from op_cases import compiled, cpu_kernel
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.attend import AttendDecode
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.attend import attend_decode
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.rope_angles import RopeAngles
 from minicpm_mlc.ops.swiglu import Swiglu
@@ -100,7 +100,7 @@ def test_width_that_leaves_a_vector_partly_filled_is_refused():
 @pytest.mark.parametrize(
     "name,func",
     [
-        ("attend", attend_decode(16, 2, 64, F16)),
+        ("attend", cpu_kernel(AttendDecode(16, 2, 64, F16))),
         ("angles", cpu_kernel(RopeAngles(128))),
         ("swiglu", cpu_kernel(Swiglu(64))),
     ],

@@ -20,12 +20,13 @@ from op_grid import cases_of
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.attend import AttendDecode
 from minicpm_mlc.ops.formats.kv import F16, INT8
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.rope_append import RopeAppend
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader
-from minicpm_mlc.targets.gpu import GpuKernels
 from minicpm_mlc.targets.vulkan import VulkanTarget
 from minicpm_mlc.targets.vulkan.artifact import CONSTANT
 
@@ -438,7 +439,7 @@ def test_the_same_kernels_give_the_same_words():
         return shaders(
             {
                 "rows": gpu_kernel(RmsNorm(96, 1e-6)),
-                "heads": GpuKernels().attend_decode(4, 2, 64, F16),
+                "heads": gpu_kernel(AttendDecode(4, 2, 64, F16)),
             }
         )
 
@@ -447,7 +448,7 @@ def test_the_same_kernels_give_the_same_words():
 
 def test_portable_shaders_need_no_more_than_small_numbers_in_memory():
     """Not one capability beyond: no 64-bit numbers, no arithmetic on small ones, no subgroups."""
-    (raw,) = shaders({"main": GpuKernels().rope_append(4, 2, 64, INT8, True)}).values()
+    (raw,) = shaders({"main": gpu_kernel(RopeAppend(4, 2, 64, INT8, True))}).values()
     words = np.frombuffer(raw, np.uint32)[5:]
     capabilities = {
         int(number) for word, number in words[:40].reshape(-1, 2) if word == 2 << 16 | 17

@@ -24,8 +24,14 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
+from minicpm_mlc.ops.attend_blocks import AttendBlocks
+from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.cpu.peak import STEPS
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.segment_means import SegmentMeans
+from minicpm_mlc.ops.select_blocks import SelectBlocks
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
@@ -181,23 +187,21 @@ class _Bench:
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
-        self.kernels = kernels = CpuTarget.of("native").kernels
-        shape = (heads, kv_heads, width)
-        both = {"prefill": False, "decode": True}
-        dense = {"prefill": kernels.attend_prefill, "decode": kernels.attend_decode}
-        self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(kernels.bf16_dot) else "float32"
-        self.dense = {kind: _compiled(build(*shape, kv)) for kind, build in dense.items()}
-        self.score = {
-            k: _compiled(kernels.score_blocks(*shape, batched=b)) for k, b in both.items()
-        }
+        target = CpuTarget.of("native")
+        traits, self.kernels = target.traits, target.kernels
+        shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
+        dense = {"prefill": AttendPrefill(*shape, kv), "decode": AttendDecode(*shape, kv)}
+        self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(traits.bf16_dot) else "float32"
+        self.dense = {kind: _compiled(build(each, traits)) for kind, each in dense.items()}
+        self.score = {k: _compiled(build(ScoreBlocks(*shape, b), traits)) for k, b in both.items()}
         self.select = _compiled(
-            kernels.select_blocks(kv_heads, sparse.topk, local, sparse.init_blocks)
+            build(SelectBlocks(kv_heads, sparse.topk, local, sparse.init_blocks), traits)
         )
         self.attend = {
-            k: _compiled(kernels.attend_blocks(*shape, kv, self.budget, batched=b))
+            k: _compiled(build(AttendBlocks(*shape, kv, self.budget, b), traits))
             for k, b in both.items()
         }
-        means = _compiled(kernels.segment_means(kv_heads, width, kv, batched=False))
+        means = _compiled(build(SegmentMeans(kv_heads, width, kv, False), traits))
         rng, storage = np.random.default_rng(0), np.dtype(kv.storage)
         self.keys = reserve((pages, *kv.key_shape(kv_heads, width)), storage)
         self.values = reserve((pages, *kv.value_shape(kv_heads, width)), storage)

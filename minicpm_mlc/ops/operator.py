@@ -196,11 +196,13 @@ def file_of(kind: type[Operator]) -> str:
 
 
 def records_in(file: str) -> dict[str, type[Operator]]:
-    """The records of one file of ops/, by the operators' names."""
+    """The records of one file of ops/, by the operators' names. A base of theirs has no
+    definition.
+    """
     module = import_module(f"minicpm_mlc.ops.{file}")
     kinds = (kind for kind in vars(module).values() if isinstance(kind, type))
     found = (k for k in kinds if issubclass(k, Operator) and k is not Operator)
-    own = [k for k in found if k.__module__ == module.__name__]
+    own = [k for k in found if k.__module__ == module.__name__ and k.define is not Operator.define]
     return {operator_name(kind): kind for kind in own}
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
-from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
-from minicpm_mlc.ops.cpu.segment_means import SEGMENTS, segment_means_definition
-from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
+from minicpm_mlc.bundle.manifest import SEGMENTS
+from minicpm_mlc.ops.attend_blocks import attend_blocks_definition
+from minicpm_mlc.ops.score_blocks import score_blocks_definition
+from minicpm_mlc.ops.segment_means import segment_means_definition
+from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 
 @dataclass(frozen=True)

@@ -46,51 +46,6 @@ class CpuKernels:
         """Those that round no activations where they have the choice."""
         return replace(self, bf16_dot=False)
 
-    @property
-    def attention(self) -> dict[str, Any]:
-        """What attention is built for. Accumulators: two vectors for each scalar that is loaded,
-        where there are registers.
-        """
-        return {
-            "tile_vectors": 16 if self.accumulators >= 8 else self.accumulators,
-            "bf16_dot": self.bf16_dot,
-        }
-
-    def attend_prefill(self, *shape: Any) -> Any:
-        return _build("attend", "attend_prefill", *shape, **self.attention)
-
-    def attend_decode(self, *shape: Any) -> Any:
-        return _build("attend", "attend_decode", *shape, **self.attention)
-
-    def attend_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("attend_blocks", "attend_blocks", *shape, **self.attention, **options)
-
-    def attend_tree(self, *shape: Any) -> Any:
-        return _build("attend_tree", "attend_tree", *shape, **self.attention)
-
-    def attend_tree_blocks(self, *shape: Any) -> Any:
-        return _build("attend_tree", "attend_tree_blocks", *shape, **self.attention)
-
-    def score_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build(
-            "score_blocks", "score_blocks", *shape, tile_vectors=self.accumulators, **options
-        )
-
-    def score_tree(self, *shape: Any) -> Any:
-        return _build("score_tree", "score_tree", *shape, tile_vectors=self.accumulators)
-
-    def path_means(self, *shape: Any) -> Any:
-        return _build("path_means", "path_means", *shape)
-
-    def move_rows(self, *shape: Any) -> Any:
-        return _build("move_rows", "move_rows", *shape)
-
-    def segment_means(self, *shape: Any, **options: Any) -> Any:
-        return _build("segment_means", "segment_means", *shape, **options)
-
-    def select_blocks(self, *shape: Any) -> Any:
-        return _build("select_blocks", "select_blocks", *shape)
-
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("embed", "embed", *shape, **options)
 
@@ -136,9 +91,6 @@ class CpuKernels:
 
     def read_peak(self) -> Any:
         return _build("peak", "read_peak")
-
-    def rope_append(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "rope_append", *shape, **options)
 
 
 @cache

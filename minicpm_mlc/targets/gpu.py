@@ -23,42 +23,6 @@ class GpuKernels:
     def exact(self) -> GpuKernels:
         return self
 
-    def attend_prefill(self, *shape: Any) -> Any:
-        return _build("attend", "attend_prefill", *shape)
-
-    def attend_decode(self, *shape: Any) -> Any:
-        return _build("attend", "attend_decode", *shape)
-
-    def attend_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("attend", "attend_blocks", *shape, **options)
-
-    def attend_tree(self, *shape: Any) -> Any:
-        return _build("attend", "attend_tree", *shape)
-
-    def attend_tree_blocks(self, *shape: Any) -> Any:
-        return _build("attend", "attend_tree_blocks", *shape)
-
-    def score_blocks(self, *shape: Any, **options: Any) -> Any:
-        return _build("score", "score_blocks", *shape, **options)
-
-    def score_tree(self, *shape: Any) -> Any:
-        return _build("score", "score_tree", *shape)
-
-    def path_means(self, *shape: Any) -> Any:
-        return _build("score", "path_means", *shape)
-
-    def select_blocks(self, *shape: Any) -> Any:
-        return _build("select", "select_blocks", *shape)
-
-    def segment_means(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "segment_means", *shape, **options)
-
-    def move_rows(self, *shape: Any) -> Any:
-        return _build("rope", "move_rows", *shape)
-
-    def rope_append(self, *shape: Any, **options: Any) -> Any:
-        return _build("rope", "rope_append", *shape, **options)
-
     def embed(self, *shape: Any, **options: Any) -> Any:
         return _build("rows", "embed", *shape, **options)
 

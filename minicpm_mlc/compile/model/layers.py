@@ -13,16 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minicpm_mlc.compile.model.calls import call, call_in_place, call_words
+from minicpm_mlc.compile.model.calls import call, call_words
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
+from minicpm_mlc.ops.attend_tree import AttendTree
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.move_rows import MoveRows
 from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.rope_append import RopeAppend
 from minicpm_mlc.ops.swiglu import Swiglu
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
-    from tvm.tirx import PrimFunc
 
 
 class Linear(Weight):
@@ -143,34 +146,25 @@ class Attention(Part):
         """Turns queries and keys, and writes keys and values to their slots -> queries float32
         [n, heads, head_dim], and the pools.
         """
-        keys, values = pools["keys"], pools["values"]
-        kernel = self.plan.kernels.rope_append(*self.heads, self.kv, batched=batch.decode)
-        args = [qkv, batch.cos_sin, batch.slots, batch.page_tables, keys, values]
-        queries = ((qkv.shape[0], self.heads[0], self.heads[2]), "float32")
-        keys, values, q = call_in_place(kernel, "rope_append", args, [4, 5], [queries])
+        operator = RopeAppend(*self.heads, self.kv, batch.decode)
+        place = batch.slots, batch.page_tables
+        keys, values, q = self.plan.kernels(
+            operator, qkv, batch.cos_sin, *place, pools["keys"], pools["values"]
+        )
         return q, pools | {"keys": keys, "values": values}
 
     def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
         """What each query reads of all keys up to its slot, float32 [n, heads * head_dim]."""
-        kernels = self.plan.kernels
-        build, place = kernels.attend_prefill, (batch.slots,)
+        operator, place = AttendDecode if batch.decode else AttendPrefill, (batch.slots,)
         if batch.tree:
-            build, place = kernels.attend_tree, batch.tree
-        elif batch.decode:
-            build = kernels.attend_decode
-        args = [q, pools["keys"], pools["values"], batch.page_tables, *place]
-        return self.attended(build(*self.heads, self.kv), args)
-
-    def attended(self, kernel: PrimFunc, args: list[Tensor]) -> Tensor:
-        """What an attention kernel writes, float32 [n, heads * head_dim]; args begin with q."""
-        return call(kernel, "attend", args, (args[0].shape[0], self.heads[0] * self.heads[2]))
+            operator, place = AttendTree, batch.tree
+        cached = pools["keys"], pools["values"], batch.page_tables
+        return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
         """Moves a token tree's accepted rows to their slots -> the pools."""
-        keys, values = pools["keys"], pools["values"]
-        kernel = self.plan.kernels.move_rows(*self.heads[1:], self.kv)
-        args = [sources, slots, page_table, keys, values]
-        keys, values = call_in_place(kernel, "move_rows", args, [3, 4])
+        operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
+        keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
 
 

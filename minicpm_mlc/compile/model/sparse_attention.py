@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minicpm_mlc.bundle.manifest import SEGMENTS
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.compile.model.calls import call, call_in_place
 from minicpm_mlc.compile.model.layers import Attention, Batch, Pools
 from minicpm_mlc.compile.model.parts import Plan
+from minicpm_mlc.ops.attend_blocks import AttendBlocks
+from minicpm_mlc.ops.attend_tree import AttendTreeBlocks
+from minicpm_mlc.ops.path_means import PathMeans
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.score_tree import ScoreTree
+from minicpm_mlc.ops.segment_means import SegmentMeans
+from minicpm_mlc.ops.select_blocks import SelectBlocks
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -43,40 +48,32 @@ class SparseAttention(Attention):
         self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, batch: Batch
     ) -> Tensor:
         """What each query reads of its blocks, float32 [n, heads * head_dim]."""
-        kernels, shape = self.plan.kernels, (*self.heads, self.kv, self.budget)
+        shape, cached = (*self.heads, self.kv, self.budget), (keys, values, batch.page_tables)
+        operator, place = AttendBlocks(*shape, batch.decode), (batch.slots,)
         if batch.tree:
-            kernel, place = kernels.attend_tree_blocks(*shape), batch.tree
-        else:
-            kernel, place = kernels.attend_blocks(*shape, batched=batch.decode), (batch.slots,)
-        return self.attended(kernel, [q, keys, values, batch.page_tables, *place, blocks])
+            operator, place = AttendTreeBlocks(*shape), batch.tree
+        return self.plan.kernels(operator, q, *cached, *place, blocks)
 
     def update(
         self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
     ) -> Tensor:
         """Writes the means of the segments that these slots finish -> the pool of means."""
-        kernel = self.plan.kernels.segment_means(*self.heads[1:], self.kv, batched=decode)
-        return call_in_place(kernel, "segment_means", [slots, page_tables, keys, means], [3])
+        operator = SegmentMeans(*self.heads[1:], self.kv, decode)
+        return self.plan.kernels(operator, slots, page_tables, keys, means)
 
     def blocks(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
         """The blocks that each row reads, int32 [n, kv_heads, budget], ascending, then -1."""
-        kernel = self.plan.kernels.select_blocks(
-            self.heads[1], self.sparse.topk, self.local, self.sparse.init_blocks
-        )
-        args = [self.scores(q, keys, means, batch), batch.positions]
-        shape = (q.shape[0], self.heads[1], self.budget)
-        return call(kernel, "select_blocks", args, shape, "int32")
+        limits = self.sparse.topk, self.local, self.sparse.init_blocks
+        scores = self.scores(q, keys, means, batch)
+        return self.plan.kernels(SelectBlocks(self.heads[1], *limits), scores, batch.positions)
 
     def scores(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
         """The score of each page for each key/value head, float32 [n, kv_heads, pages]."""
-        kernels, shape = self.plan.kernels, (q.shape[0], self.heads[1], batch.page_tables.shape[1])
-        if batch.tree:
-            kernel, base = kernels.score_tree(*self.heads), batch.tree[0]
-            path_means = self.path_means(keys, means, batch.page_tables, *batch.tree)
-            args = [q, means, path_means, batch.page_tables, batch.positions, base]
-        else:
-            kernel = kernels.score_blocks(*self.heads, batched=batch.decode)
-            args = [q, means, batch.page_tables, batch.positions]
-        return call(kernel, "score_blocks", args, shape)
+        kernels, places = self.plan.kernels, (batch.page_tables, batch.positions)
+        if not batch.tree:
+            return kernels(ScoreBlocks(*self.heads, batch.decode), q, means, *places)
+        path_means = self.path_means(keys, means, batch.page_tables, *batch.tree)
+        return kernels(ScoreTree(*self.heads), q, means, path_means, *places, batch.tree[0])
 
     def path_means(
         self, keys: Tensor, means: Tensor, page_tables: Tensor, base: Tensor, ancestors: Tensor
@@ -84,11 +81,8 @@ class SparseAttention(Attention):
         """The means of the last segments of each node's path, float32 [n, TAIL_PAGES, kv_heads,
         SEGMENTS, head_dim].
         """
-        from minicpm_mlc.ops.formats.tree import TAIL_PAGES  # imports TVM
-
-        kernel = self.plan.kernels.path_means(*self.heads[1:], self.kv)
-        shape = (ancestors.shape[0], TAIL_PAGES, self.heads[1], SEGMENTS, self.heads[2])
-        return call(kernel, "path_means", [keys, means, page_tables, base, ancestors], shape)
+        operator = PathMeans(*self.heads[1:], self.kv)
+        return self.plan.kernels(operator, keys, means, page_tables, base, ancestors)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
         """Also writes the means of the segments that the moved rows finish."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.attend_page import LOWEST, Block, Page, Shape, attend_page
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape, attend_page
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KVFormat
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
 FEW_TOKENS = 8  # a prefill this short goes by decode's tasks
@@ -25,130 +26,76 @@ SPLIT_PAGES = 4  # the least work worth a split of its own in decode
 MAX_SPLITS = 16
 
 
-def attend_definition(
-    q: np.ndarray,
-    k_pages: np.ndarray,
-    v_pages: np.ndarray,
-    page_tables: np.ndarray,
-    slots: np.ndarray,
-) -> np.ndarray:
-    """softmax(q k^T / sqrt(d)) v over the slots 0..slots[r] of row r's page table, float64 [n,
-    heads * d].
-
-    q [n, heads, d]; k_pages [pages, kv_heads, d, 64], v_pages [pages, kv_heads, 64, d];
-    page_tables [n, p] (decode), or [1, p] shared by all rows (prefill).
-    """
-    n, heads, head_dim = q.shape
-    grouped = q.astype(np.float64).reshape(n, k_pages.shape[1], -1, head_dim) / np.sqrt(head_dim)
-    out = np.zeros(grouped.shape)
-    for row, slot in enumerate(slots):
-        table = page_tables[row if len(page_tables) > 1 else 0][: slot // PAGE_SIZE + 1]
-        keys = np.concatenate(k_pages[table], -1)[..., : slot + 1].astype(np.float64)
-        values = np.concatenate(v_pages[table], -2)[:, : slot + 1].astype(np.float64)
-        scores = grouped[row] @ keys
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[row] = weights / weights.sum(-1, keepdims=True) @ values
-    return out.reshape(n, heads * head_dim)
-
-
-def paged(shape: Shape, kv: KVFormat, body: Callable[..., None]) -> Any:
-    """The PrimFunc (q, k_pages, v_pages, page_tables, slots) -> out that both kinds of attention
-    share.
-    """
-    num_heads, num_kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-
-    @T.prim_func(private=True)
-    def attend(
-        q_handle: T.handle,
-        k_pages_handle: T.handle,
-        v_pages_handle: T.handle,
-        page_tables_handle: T.handle,
-        slots_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        s = T.int64()
-        p = T.int64()
-        num_pages = T.int64()
-        q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        pools = kv.match_pools(k_pages_handle, v_pages_handle, num_pages, num_kv_heads, head_dim)
-        page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        slots = T.match_buffer(slots_handle, (n,), "int32")
-        out = T.match_buffer(out_handle, (n, num_heads * head_dim), "float32")
-        body(n, q, pools, page_tables, slots, out)
-
-    return shape.arithmetic.finish(attend)
-
-
 def attend_prefill(
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv: KVFormat,
-    tile_vectors: int = 4,
-    bf16_dot: bool = False,
-) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h
-    * d].
-
-    Row r sees the slots up to slots[r]. `tile_vectors` accumulators of 16 lanes must fit the
-    registers beside their operands: 8 hide the latency of AVX-512, 4 are what AVX2 and NEON hold.
-    """
-    shape = Shape.of(num_heads, num_kv_heads, head_dim, kv, BLOCK_ROWS, tile_vectors, bf16_dot)
-    group = shape.group
-
-    def attend(
-        n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any
-    ) -> None:
+    operator: AttendPrefill,
+    traits: CpuTraits,
+    dims: Dims,
+    q: Buffer,
+    k_pages: Buffer,
+    v_pages: Buffer,
+    page_tables: Buffer,
+    slots: Buffer,
+    out: Buffer,
+) -> None:
+    """A task owns 64 rows; of a short prefill, a row."""
+    shape, kv = Shape.of(operator, traits, BLOCK_ROWS), operator.kv
+    pools = k_pages, v_pages
+    with shape.arithmetic.functions():
         # A block's tiles then hold heads of several tokens, and a short prefill has blocks enough.
-        if group < shape.rows:
-            return attend_by_blocks(n, q, pools, page_tables, slots, out)
-        with T.If(n <= FEW_TOKENS):
+        if shape.group < shape.rows:
+            attend_by_blocks(shape, kv, dims.n, q, pools, page_tables, slots, out)
+            return
+        with T.If(dims.n <= FEW_TOKENS):
             with T.Then():
-                attend_each(shape, kv, n, q, pools, lambda _: (page_tables, 0), slots, out)
+                attend_each(shape, kv, dims.n, q, pools, lambda _: (page_tables, 0), slots, out)
             with T.Else():
-                attend_by_blocks(n, q, pools, page_tables, slots, out)
+                attend_by_blocks(shape, kv, dims.n, q, pools, page_tables, slots, out)
 
-    def attend_by_blocks(
-        n: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any
-    ) -> None:
-        rows = T.Bind(n * group)
-        blocks = T.Bind((rows + BLOCK_ROWS - 1) // BLOCK_ROWS)
-        with T.parallel(blocks * num_kv_heads) as task:
-            kv_head = T.Bind(task % num_kv_heads)
-            order = T.Bind(task // num_kv_heads)
-            # threads get runs of tasks: cheap early blocks and expensive late ones alternate
-            start = T.Bind(
-                T.Select(order % 2 == 0, order // 2, blocks - 1 - order // 2) * BLOCK_ROWS
+
+def attend_by_blocks(
+    shape: Shape,
+    kv: KVFormat,
+    n: Expr,
+    q: Buffer,
+    pools: tuple[Buffer, Buffer],
+    page_tables: Buffer,
+    slots: Buffer,
+    out: Buffer,
+) -> None:
+    """A task owns 64 rows of a key/value head and walks all their pages."""
+    group, head_dim, num_kv_heads = shape.group, shape.head_dim, shape.num_kv_heads
+    rows = T.Bind(n * group)
+    blocks = T.Bind((rows + BLOCK_ROWS - 1) // BLOCK_ROWS)
+    with T.parallel(blocks * num_kv_heads) as task:
+        kv_head = T.Bind(task % num_kv_heads)
+        order = T.Bind(task // num_kv_heads)
+        # threads get runs of tasks: cheap early blocks and expensive late ones alternate
+        start = T.Bind(T.Select(order % 2 == 0, order // 2, blocks - 1 - order // 2) * BLOCK_ROWS)
+        here = T.Bind(T.min(rows - start, BLOCK_ROWS))
+        tiles = T.Bind((here + shape.rows - 1) // shape.rows)
+        block = Block.allocate(shape, BLOCK_ROWS)
+        last = T.alloc_buffer((1,), "int32")
+        T.buffer_store(last, 0, [0])
+        with T.serial(tiles * shape.rows) as row:
+            at = T.Bind(start + T.min(row, here - 1))
+            slot = T.Bind(slots[at // group])
+            block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
+            T.buffer_store(last, T.max(last[0], slot), [0])
+        final = T.Bind(last[0] // PAGE_SIZE)
+        with T.serial(final + 1) as number:
+            place, following = (
+                page_at(page_tables, 0, at) for at in (number, T.min(number + 1, final))
             )
-            here = T.Bind(T.min(rows - start, BLOCK_ROWS))
-            tiles = T.Bind((here + shape.rows - 1) // shape.rows)
-            block = Block.allocate(shape, BLOCK_ROWS)
-            last = T.alloc_buffer((1,), "int32")
-            T.buffer_store(last, 0, [0])
-            with T.serial(tiles * shape.rows) as row:
-                at = T.Bind(start + T.min(row, here - 1))
-                slot = T.Bind(slots[at // group])
-                block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
-                T.buffer_store(last, T.max(last[0], slot), [0])
-            final = T.Bind(last[0] // PAGE_SIZE)
-            with T.serial(final + 1) as number:
-                place, following = (
-                    page_at(page_tables, 0, at) for at in (number, T.min(number + 1, final))
+            page = Page(kv, pools, place, kv_head, following)
+            attend_page(shape, block, tiles, number * PAGE_SIZE, page)
+        with T.serial(here) as row:
+            at = T.Bind(start + row)
+            factor = T.Bind(vector.splat(T.float32(1) / block.sum_of(row)))
+            column = (kv_head * group + at % group) * head_dim
+            for j in range(0, head_dim, vector.LANES):
+                vector.store(
+                    out, vector.load(block.output, row, j) * factor, at // group, column + j
                 )
-                page = Page(kv, pools, place, kv_head, following)
-                attend_page(shape, block, tiles, number * PAGE_SIZE, page)
-            with T.serial(here) as row:
-                at = T.Bind(start + row)
-                factor = T.Bind(vector.splat(T.float32(1) / block.sum_of(row)))
-                column = (kv_head * group + at % group) * head_dim
-                for j in range(0, head_dim, vector.LANES):
-                    vector.store(
-                        out, vector.load(block.output, row, j) * factor, at // group, column + j
-                    )
-
-    return paged(shape, kv, attend)
 
 
 def page_at(page_tables: Any, table: Any, number: Any) -> Any:
@@ -288,33 +235,21 @@ def attend_each(
 
 
 def attend_decode(
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv: KVFormat,
-    tile_vectors: int = 4,
-    bf16_dot: bool = False,
-) -> Any:
-    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h
-    * d].
-
-    One row per sequence, which sees the slots up to slots[r] of its own page table. Each sequence
-    is cut into up to 16 equal splits of pages, so that one long sequence keeps every core busy.
-    `tile_vectors`: as in attend_prefill.
+    operator: AttendDecode,
+    traits: CpuTraits,
+    dims: Dims,
+    q: Buffer,
+    k_pages: Buffer,
+    v_pages: Buffer,
+    page_tables: Buffer,
+    slots: Buffer,
+    out: Buffer,
+) -> None:
+    """Each sequence is cut into up to 16 equal splits of pages, so that one long sequence keeps
+    every core busy.
     """
-    shape = Shape.of(
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        kv,
-        num_heads // num_kv_heads,
-        tile_vectors,
-        bf16_dot,
-    )
-
-    def attend(
-        b: Any, q: Any, pools: tuple[Any, Any], page_tables: Any, slots: Any, out: Any
-    ) -> None:
-        attend_each(shape, kv, b, q, pools, lambda row: (page_tables, row), slots, out)
-
-    return paged(shape, kv, attend)
+    shape, pools = Shape.of(operator, traits, operator.group), (k_pages, v_pages)
+    with shape.arithmetic.functions():
+        attend_each(
+            shape, operator.kv, dims.n, q, pools, lambda row: (page_tables, row), slots, out
+        )

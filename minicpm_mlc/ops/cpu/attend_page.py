@@ -14,6 +14,7 @@ Scores are kept in units of log2, so that the exponential is exp2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from math import e, log2, sqrt
@@ -21,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.attend import Attention
 from minicpm_mlc.ops.cpu import bf16_dot, vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.tir import LOWEST, T
 
@@ -53,9 +56,9 @@ class Float32:
     def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
         return total + left * right
 
-    def finish(self, kernel: Any) -> Any:
-        """The PrimFunc with what its instructions need."""
-        return kernel
+    def functions(self) -> AbstractContextManager[None]:
+        """Around a kernel's body: what its instructions need."""
+        return nullcontext()
 
 
 class Bf16Pairs(Float32):
@@ -92,8 +95,8 @@ class Bf16Pairs(Float32):
     def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
         return bf16_dot.dot(total, left, right)
 
-    def finish(self, kernel: Any) -> Any:
-        return bf16_dot.with_functions(kernel)
+    def functions(self) -> AbstractContextManager[None]:
+        return bf16_dot.functions()
 
 
 Load = Callable[
@@ -113,29 +116,23 @@ class Shape:
     arithmetic: Float32
 
     @staticmethod
-    def of(
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        kv: KVFormat,
-        most_rows: int,
-        tile_vectors: int,
-        bf16_dot: bool,
-    ) -> Shape:
-        """A tile of at most `tile_vectors` accumulators, as many of them rows as there is use for.
+    def of(operator: Attention, traits: CpuTraits, most_rows: int) -> Shape:
+        """A tile of as many accumulators as the registers hold beside their operands (8 hide the
+        latency of AVX-512, 4 are what AVX2 and NEON hold), as many of them rows as there is use
+        for.
 
-        `bf16_dot`: pages of bfloat16 are multiplied as they are, where the tile is two vectors wide
-            or more.
+        A processor with dot products of bfloat16 multiplies pages of it as they are, where the tile
+        is two vectors wide or more.
         """
+        head_dim, vectors = operator.head_dim, traits.attention_vectors
         vector.vectors_in(head_dim, "head_dim")
-        rows = min(8, most_rows, tile_vectors)
+        rows = min(8, most_rows, vectors)
         columns = max(
-            c for c in (1, 2, 4) if c * rows <= tile_vectors and head_dim % (c * vector.LANES) == 0
+            c for c in (1, 2, 4) if c * rows <= vectors and head_dim % (c * vector.LANES) == 0
         )
-        paired = kv.multiplied_as_bfloat16(bf16_dot) and columns > 1
-        return Shape(
-            num_heads, num_kv_heads, head_dim, rows, columns, Bf16Pairs() if paired else Float32()
-        )
+        paired = operator.kv.multiplied_as_bfloat16(traits.bf16_dot) and columns > 1
+        heads = operator.num_heads, operator.num_kv_heads, head_dim
+        return Shape(*heads, rows, columns, Bf16Pairs() if paired else Float32())
 
     @property
     def group(self) -> int:

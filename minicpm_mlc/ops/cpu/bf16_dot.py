@@ -62,9 +62,7 @@ def interleaved(a: Any, b: Any) -> list[Any]:
     ]
 
 
-def with_functions(kernel: Any) -> Any:
-    """A PrimFunc that calls them, with their text for LLVM."""
+def functions() -> Any:
+    """`with functions():` around the body of a kernel that calls them gives LLVM their text."""
     text = tvm.ir.StringImm(FUNCTIONS)
-    return kernel.with_body(
-        tvm.tirx.AttrStmt(tvm.tirx.IntImm("int32", 0), "pragma_import_llvm", text, kernel.body)
-    )
+    return T.attr(tvm.tirx.IntImm("int32", 0), "pragma_import_llvm", text)

@@ -5,6 +5,7 @@ are held against.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tvm.script import tirx as T
@@ -28,12 +29,14 @@ def multiply_add_peak(vectors: int) -> Any:
 def bf16_peak(vectors: int) -> Any:
     """The same of bfloat16 pairs, two multiply-adds a lane: every step adds 2."""
     ones = T.broadcast(T.uint16(0x3F80), 2 * vector.LANES)
-    return bf16_dot.with_functions(_chains(vectors, lambda value: bf16_dot.dot(value, ones, ones)))
+    return _chains(vectors, lambda value: bf16_dot.dot(value, ones, ones), bf16_dot.functions)
 
 
-def _chains(vectors: int, step: Callable[[Any], Any]) -> Any:
+def _chains(
+    vectors: int, step: Callable[[Any], Any], functions: Callable[[], Any] = nullcontext
+) -> Any:
     def run(threads: Any, out: Any) -> None:
-        with T.parallel(threads) as thread:
+        with functions(), T.parallel(threads) as thread:
             held = vector.registers(vectors)
             for i in range(vectors):
                 vector.store(held, vector.splat(float(i)), i * vector.LANES)

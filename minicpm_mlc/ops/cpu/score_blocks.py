@@ -9,100 +9,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from minicpm_mlc.bundle.manifest import SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
+from minicpm_mlc.ops.tir import Buffer, T
 
 SPLIT_PAGES = 32  # the least work worth a split of its own in decode: 10 us
 MAX_SPLITS = 16
 AHEAD = 8  # pages between the one multiplied and the one asked for: the memory's latency
 
 
-def score_blocks_definition(
-    q: np.ndarray,
-    k_means: np.ndarray,
-    page_tables: np.ndarray,
-    positions: np.ndarray,
-    page_size: int = PAGE_SIZE,
-) -> np.ndarray:
-    """Pooled scores, float64 [n, kv_heads, p]; blocks without a finished window, and those past the
-    query's own, get 0.
-
-    q [n, heads, d]; k_means [pages, kv_heads, 4, d]; page_tables [n, p], or [1, p]; positions [n].
-    With K1[j] = (M[j] + M[j+1]) / 2 and K2[j] = mean(M[4j .. 4j+7]), both only of keys up to the
-    position, a window's score is s[j] = sum over the group's heads of exp(q K1[j] / sqrt(d) -
-    logsumexp of q K2 / sqrt(d)); a block's is the largest of the five windows that touch it. Scores
-    have float32's range: a head's below 2^-126 counts as 0.
+def score_blocks(operator: ScoreBlocks, traits: CpuTraits, dims: Dims, *buffers: Buffer) -> None:
+    """Decode splits each row over threads, prefill takes a few rows a task. Raises CompileError for
+    groups of more than 16 heads.
     """
-    segment = page_size // SEGMENTS
-    kv_heads, head_dim = k_means.shape[1], k_means.shape[-1]
-    pooled = np.zeros((len(q), kv_heads, page_tables.shape[1]))
-    for row, position in enumerate(positions):
-        windows, coarse = (int(position) + 1) // segment - 1, (int(position) + 1) // page_size - 1
-        if coarse <= 0:
-            continue
-        table = page_tables[row if len(page_tables) > 1 else 0][: windows // SEGMENTS + 1]
-        means = k_means[table].astype(np.float64).swapaxes(1, 2).reshape(-1, kv_heads, head_dim)
-        queries = q[row].astype(np.float64).reshape(kv_heads, -1, head_dim) / np.sqrt(head_dim)
-        logits = np.einsum("kgd,jkd->kgj", queries, means[: windows + 1])
-        fine = (logits[..., :-1] + logits[..., 1:]) / 2
-        pages = (
-            logits[..., : (coarse + 1) * SEGMENTS].reshape(*logits.shape[:2], -1, SEGMENTS).sum(-1)
-        )
-        lse = np.logaddexp.reduce((pages[..., :-1] + pages[..., 1:]) / (2 * SEGMENTS), axis=-1)
-        exponents = np.minimum(fine - lse[..., None], 700.0)
-        scores = np.where(exponents < np.log(2.0**-126), 0.0, np.exp(exponents)).sum(1)
-        scores[scores > np.finfo(np.float32).max] = np.inf
-        for block in range(windows // SEGMENTS + 1):
-            touching = scores[:, max(0, SEGMENTS * block - 1) : SEGMENTS * block + SEGMENTS]
-            pooled[row, :, block] = touching.max(-1, initial=0.0)
-    return pooled
-
-
-def score_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, batched: bool, tile_vectors: int = 4
-) -> Any:
-    """PrimFunc (q f32[n, h, d], k_means f32[pages, k, 4, d], page_tables i32[s, p], positions
-    i32[n]) -> f32[n, k, p].
-
-    As in score_blocks_definition. Row r uses page table r when `batched` (decode; each row is split
-    over threads), else the only one (prefill). `tile_vectors`: accumulators of 16 lanes that fit
-    the registers. Raises CompileError for groups of more than 16 heads.
-    """
-    lanes = Lanes.of(num_heads // num_kv_heads, batched, tile_vectors)
-    tile_pages = 2 if tile_vectors >= 2 * SEGMENTS * lanes.vectors else 1
-
-    def emit(*arguments: Any) -> None:
-        call = Call(lanes, tile_pages, num_kv_heads, *arguments)
-        (call.decode if batched else call.prefill)()
-
-    @T.prim_func(private=True)
-    def score_blocks(
-        q_handle: T.handle,
-        k_means_handle: T.handle,
-        page_tables_handle: T.handle,
-        positions_handle: T.handle,
-        pooled_handle: T.handle,
-    ):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        s = T.int64()
-        p = T.int64()
-        num_pages = T.int64()
-        q = T.match_buffer(q_handle, (n, num_heads, head_dim), "float32")
-        k_means = T.match_buffer(
-            k_means_handle, (num_pages, num_kv_heads, SEGMENTS, head_dim), "float32"
-        )
-        page_tables = T.match_buffer(page_tables_handle, (s, p), "int32")
-        positions = T.match_buffer(positions_handle, (n,), "int32")
-        pooled = T.match_buffer(pooled_handle, (n, num_kv_heads, p), "float32")
-        emit(n, p, q, k_means, page_tables, positions, pooled)
-
-    return score_blocks
+    lanes = Lanes.of(operator.group, operator.batched, traits.accumulators)
+    tile_pages = 2 if traits.accumulators >= 2 * SEGMENTS * lanes.vectors else 1
+    call = Call(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers)
+    (call.decode if operator.batched else call.prefill)()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from math import e, log2, sqrt
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.cpu.segment_means import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.tir import LOWEST, T
 
 

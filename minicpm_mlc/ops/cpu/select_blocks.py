@@ -10,93 +10,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.rope import PAGE_SIZE
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.select_blocks import SelectBlocks
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
-def select_blocks_definition(
-    pooled: np.ndarray,
-    positions: np.ndarray,
-    topk: int,
-    window_blocks: int,
-    init_blocks: int,
-    block_size: int = PAGE_SIZE,
-) -> np.ndarray:
-    """int32 [n, kv_heads, topk + window_blocks]: ascending block numbers, then -1 where there are
-    fewer blocks.
+def select_blocks(
+    operator: SelectBlocks,
+    _: CpuTraits,
+    dims: Dims,
+    pooled: Buffer,
+    positions: Buffer,
+    selected: Buffer,
+) -> None:
+    """A row and key/value head a task."""
+    budget, free, first = operator.budget, operator.free, operator.init_blocks
+    local = operator.window_blocks
 
-    pooled [n, kv_heads, p], positions [n]. Blocks up to the query's own one, qb, compete: the first
-    `init_blocks` and those from qb - window_blocks on always win, the rest go by score, ties to the
-    lower block.
-    """
-    budget = topk + window_blocks
-    selected = np.full((*pooled.shape[:2], budget), -1, np.int32)
-    for row, position in enumerate(positions):
-        own = position // block_size
-        blocks = np.arange(own + 1)
-        forced = (blocks < init_blocks) | (blocks >= own - window_blocks)
-        for head, scores in enumerate(pooled[row, :, : own + 1]):
-            best = np.lexsort((blocks, -scores, ~forced))[:budget]
-            selected[row, head, : len(best)] = np.sort(best)
-    return selected
-
-
-def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Any:
-    """PrimFunc (pooled f32[n, k, p], positions i32[n]) -> selected i32[n, k, topk + window_blocks].
-
-    As in select_blocks_definition. Scores must not be negative. Raises CompileError where topk
-    leaves no room for the initial blocks and the query's own.
-    """
-    if topk <= init_blocks:
-        raise CompileError(
-            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own "
-            "block has no place"
-        )
-    budget = topk + window_blocks
-    free = topk - init_blocks - 1
-
-    def select(row: Any, head: Any, pooled: Any, positions: Any, selected: Any) -> None:
+    def select(row: Expr, head: Expr) -> None:
         own = T.Bind(positions[row] // PAGE_SIZE)
 
-        def put(place: Any, block: Any) -> None:
+        def put(place: Expr, block: Expr) -> None:
             T.buffer_store(selected, block, [row, head, place])
 
         with T.If(own < budget):
             with T.Then(), T.serial(budget) as place:
                 put(place, T.Select(place <= own, place, -1))
             with T.Else():
-                with T.serial(init_blocks) as block:
+                with T.serial(first) as block:
                     put(block, block)
                 if free:
-                    candidates = Candidates(
-                        pooled, row, head, init_blocks, T.Bind(own - window_blocks)
-                    )
-                    candidates.collect(free, put)
-                with T.serial(window_blocks + 1) as block:
-                    put(init_blocks + free + block, own - window_blocks + block)
+                    Candidates(pooled, row, head, first, T.Bind(own - local)).collect(free, put)
+                with T.serial(local + 1) as block:
+                    put(first + free + block, own - local + block)
 
-    @T.prim_func(private=True)
-    def select_blocks(
-        pooled_handle: T.handle, positions_handle: T.handle, selected_handle: T.handle
-    ):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        p = T.int64()
-        pooled = T.match_buffer(pooled_handle, (n, num_kv_heads, p), "float32")
-        positions = T.match_buffer(positions_handle, (n,), "int32")
-        selected = T.match_buffer(selected_handle, (n, num_kv_heads, budget), "int32")
-        each_row_and_head(
-            n,
-            num_kv_heads,
-            lambda row, head: select(row, head, pooled, positions, selected),
-            serial_below=8,
-        )
-
-    return select_blocks
+    each_row_and_head(dims.n, operator.num_kv_heads, select, serial_below=8)
 
 
 def each_row_and_head(

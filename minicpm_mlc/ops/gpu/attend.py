@@ -9,31 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import sqrt
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
-from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
-    kernel,
     registers,
     shared,
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.pools import Pools, pool_arguments
-from minicpm_mlc.ops.gpu.sequence import Paged, Path, Place, Sequence
-from minicpm_mlc.ops.tir import LOWEST, T
+from minicpm_mlc.ops.gpu.pools import Pools
+from minicpm_mlc.ops.gpu.sequence import Paged, Place, Sequence
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 SPLIT_PAGES = 8  # the least work worth a workgroup of its own
 MAX_SPLITS = 32
 
-Visit = Callable[[Any], None]  # of a page's number in the sequence, or -1
+Visit = Callable[[Expr], None]  # of a page's number in the sequence, or -1
+VisitAll = Callable[[Expr, Expr, Sequence, Expr, Expr, Visit], None]
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,13 @@ class Heads:
         """Threads that share a head's scores of a page."""
         return max(1, min(PAGE_SIZE, self.threads // self.group))
 
-    @property
-    def pools(self) -> dict[str, tuple]:
-        return pool_arguments(self.num_kv_heads, self.head_dim, self.kv)
+    @staticmethod
+    def of(operator: Attention) -> Heads:
+        heads = operator.num_heads, operator.num_kv_heads, operator.head_dim
+        return Heads(*heads, operator.kv)
 
-    def opened(self, k_pages: Any, v_pages: Any) -> Pools:
+    def opened(self, k_pages: Buffer, v_pages: Buffer) -> Pools:
         return Pools(self.kv, self.head_dim, k_pages, v_pages)
-
-    @property
-    def query(self) -> tuple:
-        return ("float32", "n", self.num_heads, self.head_dim)
-
-    @property
-    def output(self) -> tuple:
-        return ("float32", "n", self.num_heads * self.head_dim)
 
 
 class Fold:
@@ -219,7 +213,7 @@ class Call:
     pools: Pools
     out: Any
     sequence: Callable[[Any, Any], Sequence]
-    visit: Callable[[Any, Any, Sequence, Any, Any, Visit], None]
+    visit: VisitAll
 
     def whole(self) -> None:
         """Every row in one piece."""
@@ -313,106 +307,24 @@ def selected_pages(
         fold_page(T.Bind(selected[row, kv_head, begin + step]))
 
 
-def attend_prefill(*shape: Any) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[1, p], slots i32[n]) -> f32[n, h
-    * d].
-    """
-    return _attend_rows(Heads(*shape), batched=False)
+def attend_prefill(operator: AttendPrefill, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+    """Every row in one piece."""
+    call_of(operator, dims, buffers, False, all_pages).whole()
 
 
-def attend_decode(*shape: Any) -> Any:
-    """PrimFunc (q f32[b, h, d], k_pages, v_pages, page_tables i32[b, p], slots i32[b]) -> f32[b, h
-    * d].
-    """
-    return _attend_rows(Heads(*shape), batched=True)
+def attend_decode(operator: AttendDecode, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+    """Every row in splits."""
+    call_of(operator, dims, buffers, True, all_pages).in_splits(splits_for(dims.p))
 
 
-def attend_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, budget: int, batched: bool
-) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_tables i32[s, p], slots i32[n], selected
-    i32[n, k, budget])
-    -> f32[n, h * d]."""
-    return _attend_rows(Heads(num_heads, num_kv_heads, head_dim, kv), batched, budget)
+def call_of(
+    operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], batched: bool, visit: VisitAll
+) -> Call:
+    """The launch over rows that have slots of their own, by AttendPrefill's buffers."""
+    q, k_pages, v_pages, page_tables, slots, out = buffers
 
+    def sequence(row: Expr, _: Expr) -> Paged:
+        return Paged(page_tables, row if batched else 0, slots, row)
 
-def _attend_rows(heads: Heads, batched: bool, budget: int | None = None) -> Any:
-    def emit(
-        dims: Any, q: Any, k_pages: Any, v_pages: Any, page_tables: Any, slots: Any, *rest: Any
-    ) -> None:
-        *selected, out = rest
-        call = Call(
-            heads,
-            dims.n,
-            q,
-            heads.opened(k_pages, v_pages),
-            out,
-            sequence=lambda row, thread: Paged(page_tables, row if batched else 0, slots, row),
-            visit=partial(selected_pages, *selected) if selected else all_pages,
-        )
-        call.in_splits(
-            splits_for(T.int64(budget) if budget else dims.p)
-        ) if batched else call.whole()
-
-    arguments = {
-        "q": heads.query,
-        **heads.pools,
-        "page_tables": ("int32", "s", "p"),
-        "slots": ("int32", "n"),
-        **_selected(heads, budget),
-        "out": heads.output,
-    }
-    return kernel("attend", arguments, emit)
-
-
-def attend_tree(*shape: Any) -> Any:
-    """PrimFunc (q f32[n, h, d], k_pages, v_pages, page_table i32[1, p], base i32[m], ancestors
-    i32[n, 2]) -> f32[n, h * d].
-    """
-    return _attend_paths(Heads(*shape))
-
-
-def attend_tree_blocks(
-    num_heads: int, num_kv_heads: int, head_dim: int, kv: KVFormat, budget: int
-) -> Any:
-    """The same over each row's selected blocks, selected i32[n, k, budget] as the last argument."""
-    return _attend_paths(Heads(num_heads, num_kv_heads, head_dim, kv), budget)
-
-
-def _attend_paths(heads: Heads, budget: int | None = None) -> Any:
-    def emit(
-        dims: Any,
-        q: Any,
-        k_pages: Any,
-        v_pages: Any,
-        page_table: Any,
-        base: Any,
-        ancestors: Any,
-        *rest: Any,
-    ) -> None:
-        *selected, out = rest
-        call = Call(
-            heads,
-            dims.n,
-            q,
-            heads.opened(k_pages, v_pages),
-            out,
-            sequence=lambda row, thread: Path(page_table, base, ancestors, row, thread),
-            visit=partial(selected_pages, *selected) if selected else all_pages,
-        )
-        call.in_splits(splits_for(T.int64(budget) if budget else dims.p))
-
-    arguments = {
-        "q": heads.query,
-        **heads.pools,
-        "page_table": ("int32", 1, "p"),
-        "base": ("int32", "m"),
-        "ancestors": ("int32", "n", MASK_WORDS),
-        **_selected(heads, budget),
-        "out": heads.output,
-    }
-    return kernel("attend_tree", arguments, emit)
-
-
-def _selected(heads: Heads, budget: int | None) -> dict[str, tuple]:
-    return {"selected": ("int32", "n", heads.num_kv_heads, budget)} if budget else {}
+    heads = Heads.of(operator)
+    return Call(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)

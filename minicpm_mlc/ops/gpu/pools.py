@@ -8,14 +8,6 @@ from minicpm_mlc.ops.gpu.half import HalfBuffer
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
-def pool_arguments(num_kv_heads: int, head_dim: int, kv: KVFormat) -> dict[str, tuple]:
-    """The pools of one layer, as arguments of a kernel."""
-    return {
-        "k_pages": (kv.storage, "num_pages", *kv.key_shape(num_kv_heads, head_dim)),
-        "v_pages": (kv.storage, "num_pages", *kv.value_shape(num_kv_heads, head_dim)),
-    }
-
-
 class Pools:
     """The elements of both pools by page, KV head, component and place; scaled ones without their
     scale.

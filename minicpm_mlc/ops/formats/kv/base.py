@@ -119,20 +119,6 @@ class KVFormat:
 
     # ---- CPU kernels
 
-    def match_keys(self, handle: Expr, num_pages: Expr, kv_heads: int, head_dim: int) -> Buffer:
-        """The pool of keys as a buffer of a PrimFunc, from its handle."""
-        return T.match_buffer(
-            handle, (num_pages, *self.key_shape(kv_heads, head_dim)), self.storage
-        )
-
-    def match_pools(
-        self, keys: Expr, values: Expr, num_pages: Expr, kv_heads: int, head_dim: int
-    ) -> tuple[Buffer, Buffer]:
-        """Both pools as buffers of a PrimFunc, from their handles."""
-        matched = self.match_keys(keys, num_pages, kv_heads, head_dim)
-        shape = num_pages, *self.value_shape(kv_heads, head_dim)
-        return matched, T.match_buffer(values, shape, self.storage)
-
     def cpu_load(self, pool: Buffer, *index: Expr) -> Expr:
         """16 elements from `index` on along the last axis, as float32, without their scales."""
         return vector.load(pool, *index)

@@ -5,68 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
-    kernel,
     registers,
     shared,
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.select_blocks import SelectBlocks
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 THREADS = 64
 
 
-def select_blocks(num_kv_heads: int, topk: int, window_blocks: int, init_blocks: int) -> Any:
-    """PrimFunc (pooled f32[n, k, p], positions i32[n]) -> selected i32[n, k, topk + window_blocks].
+def select_blocks(
+    operator: SelectBlocks,
+    _: GpuTraits,
+    dims: Dims,
+    pooled: Buffer,
+    positions: Buffer,
+    selected: Buffer,
+) -> None:
+    """A row and key/value head a workgroup."""
+    budget, free, initial = operator.budget, operator.free, operator.init_blocks
+    local, heads = operator.window_blocks, operator.num_kv_heads
+    with workgroups(dims.n * heads, THREADS) as (task, thread):
+        row, head = T.Bind(task // heads), T.Bind(task % heads)
+        own = T.Bind(positions[row] // PAGE_SIZE)
+        # OpenCL wants shared memory outside of branches
+        counts = shared((THREADS,), "int32"), shared((THREADS,), "int32")
 
-    Scores must not be negative. Raises CompileError where topk leaves no room for the query's own
-    block.
-    """
-    if topk <= init_blocks:
-        raise CompileError(
-            f"sparse_config: topk {topk} must exceed init_blocks {init_blocks}, or a query's own "
-            "block has no place"
-        )
-    budget, free = topk + window_blocks, topk - init_blocks - 1
+        def put(place: Expr, block: Expr) -> None:
+            T.buffer_store(selected, block, [row, head, place])
 
-    def emit(dims: Any, pooled: Any, positions: Any, selected: Any) -> None:
-        with workgroups(dims.n * num_kv_heads, THREADS) as (task, thread):
-            row, head = T.Bind(task // num_kv_heads), T.Bind(task % num_kv_heads)
-            own = T.Bind(positions[row] // PAGE_SIZE)
-            counts = (
-                shared((THREADS,), "int32"),
-                shared((THREADS,), "int32"),
-            )  # OpenCL wants them outside of branches
-
-            def put(place: Any, block: Any) -> None:
-                T.buffer_store(selected, block, [row, head, place])
-
-            with T.If(own < budget):
-                with T.Then(), strided(budget, thread, THREADS) as place:
-                    put(place, T.Select(place <= own, place, -1))
-                with T.Else():
-                    with strided(init_blocks, thread, THREADS) as block:
-                        put(block, block)
-                    with strided(window_blocks + 1, thread, THREADS) as block:
-                        put(init_blocks + free + block, own - window_blocks + block)
-                    if free:
-                        scores = pooled, row, head
-                        rest = Candidates(
-                            scores, counts, thread, init_blocks, T.Bind(own - window_blocks)
-                        )
-                        rest.collect(free, put)
-
-    arguments = {
-        "pooled": ("float32", "n", num_kv_heads, "p"),
-        "positions": ("int32", "n"),
-        "selected": ("int32", "n", num_kv_heads, budget),
-    }
-    return kernel("select_blocks", arguments, emit)
+        with T.If(own < budget):
+            with T.Then(), strided(budget, thread, THREADS) as place:
+                put(place, T.Select(place <= own, place, -1))
+            with T.Else():
+                with strided(initial, thread, THREADS) as block:
+                    put(block, block)
+                with strided(local + 1, thread, THREADS) as block:
+                    put(initial + free + block, own - local + block)
+                if free:
+                    scores = pooled, row, head
+                    rest = Candidates(scores, counts, thread, initial, T.Bind(own - local))
+                    rest.collect(free, put)
 
 
 class Candidates:

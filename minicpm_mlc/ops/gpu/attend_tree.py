@@ -1,0 +1,45 @@
+"""Attention of a token tree's rows, dense and over selected blocks, in splits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from minicpm_mlc.ops.attend import Attention
+from minicpm_mlc.ops.attend_tree import AttendTree, AttendTreeBlocks
+from minicpm_mlc.ops.build import Dims
+from minicpm_mlc.ops.gpu.attend import (
+    Call,
+    Heads,
+    VisitAll,
+    all_pages,
+    selected_pages,
+    splits_for,
+)
+from minicpm_mlc.ops.gpu.sequence import Path
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.tir import Buffer, Expr, T
+
+
+def attend_tree(operator: AttendTree, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+    """Over the whole path."""
+    _call(operator, dims, buffers, all_pages).in_splits(splits_for(dims.p))
+
+
+def attend_tree_blocks(
+    operator: AttendTreeBlocks, _: GpuTraits, dims: Dims, *buffers: Buffer
+) -> None:
+    """Over the list."""
+    *shared, selected, out = buffers
+    call = _call(operator, dims, (*shared, out), partial(selected_pages, selected))
+    call.in_splits(splits_for(T.int64(operator.budget)))
+
+
+def _call(operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], visit: VisitAll) -> Call:
+    """The launch over a tree's rows, by AttendTree's buffers."""
+    q, k_pages, v_pages, page_table, base, ancestors, out = buffers
+
+    def sequence(row: Expr, thread: Expr) -> Path:
+        return Path(page_table, base, ancestors, row, thread)
+
+    heads = Heads.of(operator)
+    return Call(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)
