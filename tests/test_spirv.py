@@ -25,9 +25,9 @@ from minicpm_mlc.ops.formats.kv import F16, INT8
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.ops.rms_norm import RmsNorm
 from minicpm_mlc.ops.rope_append import RopeAppend
+from minicpm_mlc.targets import get_target
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader
-from minicpm_mlc.targets.gpu import GpuKernels
 from minicpm_mlc.targets.vulkan import VulkanTarget
 from minicpm_mlc.targets.vulkan.artifact import CONSTANT
 
@@ -422,7 +422,7 @@ def test_every_operator_is_valid_spirv(tmp_path: Path):
     """
     chosen = {(case.kernel.operator, case.kernel.dtype): case.kernel for case in cases_of("vulkan")}
     functions = {
-        f"{operator}_{i}": chosen[operator, dtype].build(GpuKernels())
+        f"{operator}_{i}": chosen[operator, dtype].build(get_target("vulkan"))
         for i, (operator, dtype) in enumerate(chosen)
     }
     found = shaders(functions)
