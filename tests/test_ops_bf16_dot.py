@@ -12,6 +12,7 @@ from tree_cases import make_tree
 
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, attend_definition
 from minicpm_mlc.ops.attend_tree import AttendTree
+from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits, bfloat16_numbers
 from minicpm_mlc.ops.formats.kv import BF16, F16, KVFormat
 from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
@@ -113,7 +114,9 @@ def test_the_instruction_is_used_where_the_processor_and_the_cache_have_bfloat16
     cpu: str, there: bool, kv: KVFormat
 ):
     target = CpuTarget.of(cpu)
-    kernel: Any = target.kernels.attend_decode(4, 2, 64, kv).with_attr("global_symbol", "main")
+    kernel: Any = build(AttendDecode(4, 2, 64, kv), target.traits).with_attr(
+        "global_symbol", "main"
+    )
     assembly = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target()).mod.inspect_source(
         "asm"
     )

@@ -45,7 +45,7 @@ def build(operator: Operator, traits: Traits) -> PrimFunc:
             builder.func_attr(ATTRS)
             handles = {name: builder.arg(f"{name}_handle", T.handle()) for name in arguments}
             names = [d for each in arguments.values() for d in each.shape if isinstance(d, str)]
-            dims: dict[Any, Any] = {name: T.int64() for name in dict.fromkeys(names)}
+            dims: dict[Any, Any] = {n: IRBuilder.name(n, T.int64()) for n in dict.fromkeys(names)}
             buffers = [
                 T.match_buffer(handles[name], tuple(dims.get(d, d) for d in each.shape), each.dtype)
                 for name, each in arguments.items()
