@@ -165,10 +165,9 @@ def test_every_chunk_size_and_decode_give_the_same_logits(tiny, form):
         assert np.abs(np.stack(decoded) - expected[4:]).max() <= 1e-4
 
 
-def test_the_norms_of_heads_decide_the_logits(tiny):
+def test_the_norms_of_heads_decide_the_logits():
     """So that the comparisons above would see them missing."""
-    _, model = tiny("untied")
-    ids = prompt(50)
+    model, ids = tiny_model(**UNTIED).double(), prompt(50)
     with_norms = expected_logits(model, ids)
     for name, weight in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):

@@ -21,7 +21,7 @@ from minicpm_mlc.ops.head_norm import HeadNorm
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
-# What absent keys mean in the published configuration class, where llama's have other defaults.
+# what absent keys mean in the published configuration class, not in llama's
 DEFAULTS = {"head_dim": 128, "num_key_value_heads": 32, "use_sliding_window": False}
 
 
