@@ -11,32 +11,24 @@ from typing import Any
 import numpy as np
 from op_cases import nmse
 from sparse_cases import Family, make_queries
-from test_ops_linear import packed
-from test_ops_linear_int8 import stored, words_of
 from tree_cases import Tree, make_tree
 
 from minicpm_mlc.ops.build import build, has_kernel
 from minicpm_mlc.ops.cpu.attend import attend_definition
 from minicpm_mlc.ops.cpu.attend_blocks import attend_blocks_definition
 from minicpm_mlc.ops.cpu.attend_tree import attend_tree_blocks_definition, attend_tree_definition
-from minicpm_mlc.ops.cpu.embed import embed_definition
-from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.linear_int8 import linear_int8_definition
 from minicpm_mlc.ops.cpu.move_rows import move_rows_definition
 from minicpm_mlc.ops.cpu.path_means import path_means_definition
-from minicpm_mlc.ops.cpu.quantize_rows import WORDS
 from minicpm_mlc.ops.cpu.rope import rope_append_definition
 from minicpm_mlc.ops.cpu.score_blocks import score_blocks_definition
 from minicpm_mlc.ops.cpu.score_tree import score_tree_definition
 from minicpm_mlc.ops.cpu.segment_means import segment_means_definition
 from minicpm_mlc.ops.cpu.select_blocks import select_blocks_definition
 from minicpm_mlc.ops.formats.kv import F16, F32, KV_FORMATS, KVFormat
-from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.operator import Operator, all_records
 from minicpm_mlc.ops.samples import Draw, Sample
 from minicpm_mlc.ops.sparse_attention import Budget, all_segment_means
-from minicpm_mlc.targets import Target, get_target
+from minicpm_mlc.targets import Target
 
 ROWS = (1, 2, 3, 4, 7, 8, 9, 16, 33, 65)
 HEADS = [(4, 2, 64), (16, 1, 128)]  # heads, KV heads, head_dim: groups of 2 and 16
@@ -80,7 +72,7 @@ class RecordKernel:
         return build(self.record, target.traits)
 
     def is_there(self, target: Target) -> bool:
-        return has_kernel(type(self.record), target.traits)
+        return has_kernel(type(self.record), target.traits) and self.record.fits(target.traits)
 
 
 @dataclass(frozen=True)
@@ -108,58 +100,6 @@ def numbers(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.nda
 
 def empty(*shape: int, dtype: str = "float32") -> np.ndarray:
     return np.full(shape, np.nan if dtype == "float32" else -9, dtype)
-
-
-def weights(rng: np.random.Generator) -> Iterator[Case]:
-    """Operators that read packed weights."""
-    for name in SCHEMES:
-        for n, k, residual in ((33, 96, False), (80, 1056, True), (160, 256, False)):
-            stored, exact, scheme = packed(name, n, k, seed=n)
-            kernel = Kernel(
-                "linear", name, (n, k, scheme), (("residual", residual), ("scale", 0.25))
-            )
-            for m in (1, *rng.choice(ROWS[1:], 5, replace=False).tolist()):
-                x, added = numbers(rng, m, k), numbers(rng, m, n)
-                expected = np.pad(
-                    linear_definition(x, exact, added if residual else None, 0.25),
-                    ((0, 0), (0, -n % 16)),
-                )
-                yield Case(
-                    kernel,
-                    [x, *stored, *([added] if residual else []), empty(*expected.shape)],
-                    expected,
-                )
-        stored, exact, scheme = packed(name, 67, 96, seed=1)
-        for n in rng.choice(ROWS, 4, replace=False).tolist():
-            ids = rng.integers(0, 67, n).astype(np.int32)
-            expected = embed_definition(ids, exact, 12.0)
-            yield Case(
-                Kernel("embed", name, (67, 96, scheme), (("scale", 12.0),)),
-                [ids, *stored, empty(n, 96)],
-                expected,
-            )
-
-
-def integers(rng: np.random.Generator) -> Iterator[Case]:
-    """Operators on activations rounded to int8."""
-    if (dot := get_target("cpu").int8_dot) is None:
-        return
-    for name in (name for name in SCHEMES if SCHEMES[name].takes_int8):
-        for n, k, residual in ((33, 96, False), (80, 1056, True)):
-            arrays, exact, scheme = stored(name, n, k)
-            factor, options = DOTS[dot].factor(scheme), (("residual", residual), ("scale", 0.25))
-            for m in (1, *rng.choice(ROWS[1:], 4, replace=False).tolist()):
-                x, added = numbers(rng, m, k), numbers(rng, m, n)
-                words, out = words_of(x, factor), empty(m, k // 32, WORDS, dtype="int32")
-                yield Case(Kernel("quantize_rows", name, (k, scheme)), [x, out], words, 0)
-                expected = np.pad(
-                    linear_int8_definition(x, exact, added if residual else None, 0.25),
-                    ((0, 0), (0, -n % 16)),
-                )
-                arguments = [words, *arrays, *([added] if residual else []), empty(*expected.shape)]
-                yield Case(
-                    Kernel("linear_int8", name, (n, k, scheme), options), arguments, expected
-                )
 
 
 def paged(rng: np.random.Generator, rows: int, pages: int, batched: bool) -> np.ndarray:
@@ -422,7 +362,6 @@ def record_case(record: Operator, sample: Sample) -> Case:
 FAMILIES = {
     family.__name__: family
     for family in (
-        weights,
         appends,
         moves,
         dense,
@@ -430,7 +369,6 @@ FAMILIES = {
         sparse,
         sparse_trees,
         selections,
-        integers,
     )
 } | {name: partial(records_of, kind) for name, kind in all_records().items()}
 

@@ -92,40 +92,6 @@ class CpuKernels:
     def select_blocks(self, *shape: Any) -> Any:
         return _build("select_blocks", "select_blocks", *shape)
 
-    def embed(self, *shape: Any, **options: Any) -> Any:
-        return _build("embed", "embed", *shape, **options)
-
-    def linear(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear", "linear", *shape, **options)
-
-    def linear_int8(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear_int8", "linear_int8", *shape, self.int8_dot, **options)
-
-    def quantize_rows(self, columns: int, scheme: Any) -> Any:
-        """The activations as linear_int8 takes them beside weights of this scheme."""
-        return _build("quantize_rows", "quantize_rows", columns, self.sum_factor(scheme))
-
-    def rms_norm_int8(self, hidden: int, eps: float, scheme: Any) -> Any:
-        """RMSNorm and quantize_rows in one."""
-        return _build("rms_norm", "rms_norm_int8", hidden, eps, self.sum_factor(scheme))
-
-    def linear_swiglu_int8(self, intermediate: int, columns: int, scheme: Any) -> Any:
-        """The gate and up product, SwiGLU and quantize_rows in one."""
-        return _build(
-            "linear_swiglu",
-            "linear_swiglu_int8",
-            intermediate,
-            columns,
-            scheme,
-            self.int8_dot,
-            self.sum_factor(scheme),
-        )
-
-    def sum_factor(self, scheme: Any) -> int:
-        """What quantize_rows multiplies sums by beside weights of this scheme."""
-        dots = importlib.import_module("minicpm_mlc.ops.cpu.int8_dot").DOTS
-        return dots[self.int8_dot].factor(scheme)
-
     def multiply_add_peak(self) -> Any:
         return _build("peak", "multiply_add_peak", PEAK_VECTORS)
 

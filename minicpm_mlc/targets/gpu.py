@@ -59,14 +59,8 @@ class GpuKernels:
     def rope_append(self, *shape: Any, **options: Any) -> Any:
         return _build("rope", "rope_append", *shape, **options)
 
-    def embed(self, *shape: Any, **options: Any) -> Any:
-        return _build("rows", "embed", *shape, **options)
-
     def read_peak(self) -> Any:
         return _build("peak", "read_peak")
-
-    def linear(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear", "linear", *shape, **options)
 
 
 @cache

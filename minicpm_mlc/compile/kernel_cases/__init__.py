@@ -8,7 +8,7 @@ from typing import Any
 from tvm.tirx import PrimFunc
 
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.compile.kernel_cases import cached, rows, weights
+from minicpm_mlc.compile.kernel_cases import cached
 from minicpm_mlc.compile.kernel_cases.records import cases_of
 from minicpm_mlc.compile.kernel_cases.sample import Sample
 
@@ -18,14 +18,8 @@ _SAMPLES: dict[str, Callable[..., Iterator[Sample]]] = {
     "attend_prefill": cached.attend_prefill,
     "attend_tree": cached.attend_tree,
     "attend_tree_blocks": cached.attend_tree_blocks,
-    "embed": weights.embed,
-    "linear": weights.linear,
-    "linear_int8": weights.linear_int8,
-    "linear_swiglu_int8": weights.linear_swiglu_int8,
     "move_rows": cached.move_rows,
     "path_means": cached.path_means,
-    "quantize_rows": rows.quantize_rows,
-    "rms_norm_int8": rows.rms_norm_int8,
     "rope_append": cached.rope_append,
     "score_blocks": cached.score_blocks,
     "score_tree": cached.score_tree,

@@ -24,13 +24,6 @@ def call(kernel: PrimFunc, name: str, args: list[Tensor], shape: Shape, dtype="f
     return op.tensor_ir_op(kernel, name, args, Tensor.placeholder(shape, dtype))
 
 
-def call_words(kernel: PrimFunc, name: str, args: list[Tensor], rows: Any, columns: int) -> Tensor:
-    """Calls a kernel that writes [rows, columns] quantised as linear_int8 takes them, int32."""
-    from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
-
-    return call(kernel, name, args, quantized_shape(rows, columns), "int32")
-
-
 def call_in_place(
     kernel: PrimFunc,
     name: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.gpu.half import HalfBuffer
 from minicpm_mlc.ops.tir import Buffer
 
@@ -20,6 +21,9 @@ class GpuTraits:
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
         return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
+
+    def sum_factor(self, scheme: Scheme) -> None:
+        """None: GPUs multiply no int8."""
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations: these never do."""
