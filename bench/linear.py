@@ -20,7 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import numpy as np
 
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.operator import Operator
 
 SHAPES = [
     "1x1024x1024",
@@ -73,19 +74,20 @@ class Kernels:
         self.out = random_tensor((m, -(-n // 16) * 16), "float32")
 
     def float32(self) -> Pass:
-        from minicpm_mlc.ops.cpu.linear import linear
+        from minicpm_mlc.ops.linear import Linear
 
-        call, weights = build(linear(self.n, self.k, self.scheme)), self.weights(self.scheme)
+        call, weights = build(Linear(self.n, self.k, self.scheme)), self.weights(self.scheme)
         return lambda: [call(self.x, *weight, self.out) for weight in weights]
 
     def int8(self, dot: str) -> Pass:
         from minicpm_mlc.ops.cpu.int8_dot import DOTS
-        from minicpm_mlc.ops.cpu.linear_int8 import linear_int8
-        from minicpm_mlc.ops.cpu.quantize_rows import quantize_rows, quantized_shape
+        from minicpm_mlc.ops.linear_int8 import LinearInt8
+        from minicpm_mlc.ops.quantize_rows import QuantizeRows, quantized_shape
 
         scheme = self.scheme.beside("int8")
-        call, weights = build(linear_int8(self.n, self.k, scheme, dot)), self.weights(scheme)
-        quantize = build(quantize_rows(self.k, DOTS[dot].factor(scheme)))
+        factor, weights = DOTS[dot].factor(scheme), self.weights(scheme)
+        call = build(LinearInt8(self.n, self.k, scheme, sum_factor=factor), dot)
+        quantize = build(QuantizeRows(self.k, factor))
         words = random_tensor(quantized_shape(self.m, self.k), "int32")
         return lambda: [
             (quantize(self.x, words), call(words, *weight, self.out)) for weight in weights
@@ -112,9 +114,13 @@ def native() -> Any:
     return get_target("cpu", "native")
 
 
-def build(function: Any) -> Callable[..., None]:
+def build(operator: Operator, dot: str | None = None) -> Callable[..., None]:
+    """The operator's kernel for this machine; int8 products go by the feature `dot`."""
     import tvm
 
+    from minicpm_mlc.ops.build import build as kernel
+
+    function = kernel(operator, replace(native().traits, int8_dot=dot))
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     return tvm.compile(module, native().tvm_target())["main"]
 

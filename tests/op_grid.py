@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from gpu_cases import compiled_together, device_named
-from grid_cases import Case, Kernel, RecordKernel, all_cases
+from grid_cases import Case, Kernel, all_cases
 
 from minicpm_mlc.targets import get_target
 
@@ -54,9 +54,7 @@ def allowed(device: str, case: Case) -> float:
     """A case's own limit; that of rounded queries and weights where attention multiplies a bfloat16
     cache as it is.
     """
-    if isinstance(case.kernel, RecordKernel):
-        return case.kernel.record.rounded_limit(case.allowed, get_target(device).traits)
-    return case.allowed
+    return case.kernel.record.rounded_limit(case.allowed, get_target(device).traits)
 
 
 def table(devices: list[str]) -> str:
@@ -85,8 +83,7 @@ generated shapes, the number of cases and the worst normalised mean squared erro
 float64 definition. `dtype` is that of the stored weights or of the key/value cache; arithmetic is
 float32, and int8 where the operator's name says so. On a CPU with AVX-512 BF16, attention over a
 bfloat16 cache rounds queries and softmax weights to bfloat16. A dash: the device's kernel set does
-without. `opencl` ran on PoCL, `vulkan` on Mesa's lavapipe. The CPU's `rms_norm_int8` and
-`linear_swiglu_int8`, which round what they fuse, have tests of their own.
+without. `opencl` ran on PoCL, `vulkan` on Mesa's lavapipe.
 
 """
 

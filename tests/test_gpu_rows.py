@@ -14,8 +14,8 @@ from tvm.script import tirx as T
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.half import constant
 from minicpm_mlc.ops.gpu.kernel import kernel, store, workgroups
-from minicpm_mlc.ops.gpu.linear import linear
 from minicpm_mlc.ops.gpu.peak import read_peak
+from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 
 pytestmark = needs_opencl
@@ -38,15 +38,15 @@ def test_the_bandwidth_kernel_reads_every_word():
 def test_linear_padding_rows_are_zero_weights():
     stored, _, fmt = packed("w4", 33, 128, seed=0)
     out = np.full((20, 48), np.nan, np.float32)
-    compiled(linear(33, 128, fmt))(np.ones((20, 128), np.float32), *stored, out)
+    compiled(gpu_kernel(Linear(33, 128, fmt)))(np.ones((20, 128), np.float32), *stored, out)
     assert not out[:, 33:].any()
 
 
 def test_linear_refuses_shapes_that_do_not_fit():
     with pytest.raises(CompileError, match="multiple of 32"):
-        linear(16, 40, packed("f32", 16, 32, 0)[2])
+        gpu_kernel(Linear(16, 40, packed("f32", 16, 32, 0)[2]))
     with pytest.raises(CompileError, match="multiple of 16"):
-        linear(33, 128, packed("f32", 33, 128, 0)[2], residual=True)
+        gpu_kernel(Linear(33, 128, packed("f32", 33, 128, 0)[2], residual=True))
 
 
 def test_every_float16_is_read_exactly_and_written_to_the_nearest():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
+from op_cases import compiled, cpu_kernel, nmse
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.embed import embed, embed_definition
-from minicpm_mlc.ops.cpu.linear import CACHE_ROWS, linear, linear_definition
+from minicpm_mlc.ops.cpu.linear import CACHE_ROWS
+from minicpm_mlc.ops.embed import Embed, embed_definition
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.linear import Linear, linear_definition
 
 ROWS = [
     1,
@@ -41,7 +42,7 @@ def packed(name: str, n: int, k: int, seed: int) -> tuple[list[np.ndarray], np.n
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_linear_equals_its_definition(name, n, k):
     stored, weights, scheme = packed(name, n, k, seed=n + k)
-    call = compiled(linear(n, k, scheme, scale=0.25))
+    call = compiled(cpu_kernel(Linear(n, k, scheme, scale=0.25)))
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
         out = np.full((m, -(-n // 16) * 16), np.nan, np.float32)
@@ -54,7 +55,7 @@ def test_linear_equals_its_definition(name, n, k):
 def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
     n, k = 48, 320
     stored, _, scheme = packed(name, n, k, seed=2)
-    call = compiled(linear(n, k, scheme, residual=True, scale=0.25))
+    call = compiled(cpu_kernel(Linear(n, k, scheme, residual=True, scale=0.25)))
     rng = np.random.default_rng(0)
     x, residual = (
         rng.standard_normal((CACHE_ROWS + 5, width), dtype=np.float32) for width in (k, n)
@@ -70,7 +71,7 @@ def test_a_row_is_the_same_bit_for_bit_whatever_rows_are_beside_it(name):
 def test_linear_adds_the_residual(name):
     n, k = 48, 320
     stored, weights, scheme = packed(name, n, k, seed=1)
-    call = compiled(linear(n, k, scheme, residual=True, scale=0.25))
+    call = compiled(cpu_kernel(Linear(n, k, scheme, residual=True, scale=0.25)))
     for m in ROWS:
         rng = np.random.default_rng(m)
         x, residual = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
@@ -85,7 +86,7 @@ def test_linear_reads_scales_of_128_columns():
     scheme = replace(SCHEMES["w4"], group=128)
     weights = np.random.default_rng(0).standard_normal((32, 256), dtype=np.float32)
     parts = scheme.quantize(weights)
-    call = compiled(linear(32, 256, scheme))
+    call = compiled(cpu_kernel(Linear(32, 256, scheme)))
     for m in (1, 9):
         x = np.random.default_rng(m).standard_normal((m, 256), dtype=np.float32)
         out = np.empty((m, 32), np.float32)
@@ -97,7 +98,7 @@ def test_linear_reads_scales_of_128_columns():
 def test_embed_equals_its_definition(name):
     vocab, hidden = 67, 96
     stored, table, scheme = packed(name, vocab, hidden, seed=2)
-    call = compiled(embed(vocab, hidden, scheme, scale=12.0))
+    call = compiled(cpu_kernel(Embed(vocab, hidden, scheme, scale=12.0)))
     for n in (1, 2, 65):
         ids = np.random.default_rng(n).integers(0, vocab, n).astype(np.int32)
         out = np.empty((n, hidden), np.float32)
@@ -107,6 +108,6 @@ def test_embed_equals_its_definition(name):
 
 def test_shapes_that_do_not_fit_the_layout_are_refused():
     with pytest.raises(CompileError, match="multiple of 32"):
-        linear(16, 40, SCHEMES["f32"])
+        cpu_kernel(Linear(16, 40, SCHEMES["f32"]))
     with pytest.raises(CompileError, match="multiple of 16"):
-        linear(40, 64, SCHEMES["f32"], residual=True)
+        cpu_kernel(Linear(40, 64, SCHEMES["f32"], residual=True))

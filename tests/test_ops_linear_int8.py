@@ -4,28 +4,28 @@ processor has.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tvm
 from op_cases import compiled, cpu_kernel, nmse
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.embed import embed, embed_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8, linear_int8_definition
-from minicpm_mlc.ops.cpu.quantize_rows import (
-    SCALE,
-    SUM,
-    quantize_rows,
-    quantize_rows_definition,
-    quantized_shape,
-    rounded_rows_definition,
-)
-from minicpm_mlc.ops.cpu.rms_norm import rms_norm_int8
+from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS
+from minicpm_mlc.ops.embed import Embed, embed_definition
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
-from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.linear import linear_definition
+from minicpm_mlc.ops.linear_int8 import LinearInt8, linear_int8_definition
+from minicpm_mlc.ops.quantize_rows import (
+    QuantizeRows,
+    quantized_shape,
+    rounded_rows_definition,
+    words_of,
+)
+from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
 from minicpm_mlc.targets.cpu import INT8_DOTS, CpuTarget
 
 FEATURES = CpuTarget.of("native").features
@@ -58,14 +58,14 @@ def stored(name: str, n: int, k: int) -> tuple[list[np.ndarray], np.ndarray, Sch
     return list(scheme.pack(parts).values()), scheme.dequantize(parts), scheme
 
 
-def words_of(x: np.ndarray, factor: int) -> np.ndarray:
-    """What quantize_rows writes, by its definition."""
-    values, scale = quantize_rows_definition(x)
-    words = np.empty(quantized_shape(*x.shape), np.int32)
-    words[..., :SCALE] = values.reshape(len(x), -1, 32).view(np.int32)
-    words[..., SCALE] = scale.view(np.int32)
-    words[..., SUM] = factor * values.reshape(len(x), -1, 32).sum(-1, dtype=np.int32)
-    return words
+def linear_int8(n: int, k: int, scheme: Scheme, dot: str, **options: Any) -> tvm.tirx.PrimFunc:
+    """The kernel that multiplies by one of the processor's dot products."""
+    operator = LinearInt8(n, k, scheme, sum_factor=DOTS[dot].factor(scheme), **options)
+    return cpu_kernel(operator, int8_dot=dot)
+
+
+def quantize_rows(columns: int, factor: int) -> tvm.tirx.PrimFunc:
+    return cpu_kernel(QuantizeRows(columns, factor))
 
 
 @pytest.mark.parametrize("factor", [0, -8, -128, 1])
@@ -83,7 +83,10 @@ def test_quantize_rows_equals_its_definition_bit_by_bit(factor):
 
 @pytest.mark.parametrize("factor", [0, -8])
 def test_a_norm_that_quantises_equals_the_two_steps(factor):
-    two, one = compiled(cpu_kernel(RmsNorm(96, 1e-6))), compiled(rms_norm_int8(96, 1e-6, factor))
+    two, one = (
+        compiled(cpu_kernel(RmsNorm(96, 1e-6))),
+        compiled(cpu_kernel(RmsNormInt8(96, 1e-6, factor))),
+    )
     weight = np.random.default_rng(1).standard_normal(96, dtype=np.float32)
     for m in (1, 9, 40):
         x = 5 * np.random.default_rng(m).standard_normal((m, 96), dtype=np.float32)
@@ -177,7 +180,7 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it():
 @pytest.mark.parametrize("name", INT8)
 def test_embed_reads_the_layout_of_int8_activations(name):
     arrays, table, scheme = stored(name, 67, 96)
-    call = compiled(embed(67, 96, scheme, scale=12.0))
+    call = compiled(cpu_kernel(Embed(67, 96, scheme, scale=12.0)))
     ids = np.arange(67, dtype=np.int32)[::-1].copy()
     out = np.empty((67, 96), np.float32)
     call(ids, *arrays, out)
@@ -214,3 +217,11 @@ def test_shapes_that_do_not_fit_the_layout_are_refused():
         quantize_rows(40, -8)
     with pytest.raises(CompileError, match="multiple of 16"):
         linear_int8(40, 64, scheme, "avx2", residual=True)
+
+
+def test_words_for_other_products_are_refused():
+    scheme = SCHEMES["w4"].beside("int8")
+    with pytest.raises(CompileError, match="need another factor of sums than 1"):
+        cpu_kernel(LinearInt8(48, 64, scheme, sum_factor=1), int8_dot="avx2")
+    with pytest.raises(CompileError, match="products of None"):
+        cpu_kernel(LinearInt8(48, 64, scheme, sum_factor=-8))

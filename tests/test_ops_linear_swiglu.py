@@ -7,18 +7,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from op_cases import compiled, cpu_kernel, nmse
-from test_ops_linear_int8 import HERE, stored, words_of
+from test_ops_linear_int8 import HERE, linear_int8, stored
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, linear_int8
-from minicpm_mlc.ops.cpu.linear_swiglu import (
-    FEW_ROWS,
-    linear_swiglu_int8,
-    linear_swiglu_int8_definition,
-)
-from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
+from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS
+from minicpm_mlc.ops.cpu.linear_swiglu import FEW_ROWS
+from minicpm_mlc.ops.linear import linear_definition
+from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8, linear_swiglu_int8_definition
+from minicpm_mlc.ops.quantize_rows import numbers_of, quantized_shape, words_of
 from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
@@ -43,7 +40,7 @@ def fused(intermediate: int, k: int, name: str, dot: str):
     arrays, weights, scheme = stored(name, 2 * intermediate, k)
     factor = DOTS[dot].factor(scheme)
     return (
-        compiled(linear_swiglu_int8(intermediate, k, scheme, dot, factor)),
+        compiled(cpu_kernel(LinearSwigluInt8(intermediate, k, scheme, factor), int8_dot=dot)),
         arrays,
         weights,
         scheme,
@@ -72,18 +69,10 @@ def test_equals_the_three_steps_bit_by_bit_and_its_definition_and_is_near_the_ex
         activate(gate_up, activated)
         call(words, *arrays, out)
         assert np.array_equal(out, words_of(activated, factor)), m
-        assert nmse(rounded(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, (
+        assert nmse(numbers_of(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, (
             m
         )  # a tie may round either way
-        assert nmse(rounded(out), swiglu_definition(linear_definition(x, weights))) <= 5e-4, m
-
-
-def rounded(words: np.ndarray) -> np.ndarray:
-    """The numbers that quantised rows stand for."""
-    scale = words[..., 8:9].view(np.float32)
-    return (np.ascontiguousarray(words[..., :8]).view(np.int8) * scale.astype(np.float64)).reshape(
-        len(words), -1
-    )
+        assert nmse(numbers_of(out), swiglu_definition(linear_definition(x, weights))) <= 5e-4, m
 
 
 def test_a_row_is_the_same_whatever_rows_are_beside_it():
@@ -99,4 +88,4 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it():
 def test_an_intermediate_size_that_cuts_a_group_is_refused():
     _, _, scheme = stored("w4", 96, 32)
     with pytest.raises(CompileError, match="multiple of 32"):
-        linear_swiglu_int8(48, 32, scheme, HERE[0], -8)
+        cpu_kernel(LinearSwigluInt8(48, 32, scheme, -8), int8_dot=HERE[0])

@@ -25,7 +25,6 @@ from minicpm_mlc.ops.formats.kv import F16, INT8
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, kernel, registers, shared, workgroups
 from minicpm_mlc.ops.rms_norm import RmsNorm
 from minicpm_mlc.ops.rope_append import RopeAppend
-from minicpm_mlc.targets import get_target
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.embed import Reader
 from minicpm_mlc.targets.vulkan import VulkanTarget

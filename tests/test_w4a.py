@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from op_cases import compiled, cpu_kernel, nmse
-from test_ops_linear_int8 import HERE, words_of
-from test_ops_linear_swiglu import fused, rounded
+from test_ops_linear_int8 import HERE, linear_int8
+from test_ops_linear_swiglu import fused
 
 from minicpm_mlc.base.errors import CheckpointError
-from minicpm_mlc.ops.cpu.linear_int8 import linear_int8
-from minicpm_mlc.ops.cpu.linear_swiglu import linear_swiglu_int8_definition
-from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
 from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.linear_swiglu import linear_swiglu_int8_definition
+from minicpm_mlc.ops.quantize_rows import numbers_of, quantized_shape, words_of
 from minicpm_mlc.ops.swiglu import Swiglu
 
 W4A, W4 = SCHEMES["w4a"], SCHEMES["w4"]
@@ -88,4 +87,4 @@ def test_gate_and_up_meet_it_in_one_kernel(dot):
         activate(gate_up, exact)
         call(words, *arrays, out)
         assert np.array_equal(out, words_of(exact, factor)), m
-        assert nmse(rounded(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, m
+        assert nmse(numbers_of(out), linear_swiglu_int8_definition(x, weights)) < 1e-5, m

@@ -11,21 +11,18 @@ from dataclasses import dataclass
 import gpu_cases
 import numpy as np
 import pytest
-from op_cases import compiled, nmse
-from test_ops_linear_int8 import HERE, words_of
+from op_cases import compiled, cpu_kernel, gpu_kernel, nmse
+from test_ops_linear_int8 import HERE, linear_int8
 
-from minicpm_mlc.ops.cpu import embed as cpu_embed
-from minicpm_mlc.ops.cpu import linear as cpu_linear
-from minicpm_mlc.ops.cpu.embed import embed_definition
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.linear_int8 import linear_int8, linear_int8_definition
+from minicpm_mlc.ops.embed import Embed, embed_definition
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Parts
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme, steps
 from minicpm_mlc.ops.formats.weights.int8 import Int8Values
-from minicpm_mlc.ops.gpu import linear as gpu_linear
-from minicpm_mlc.ops.gpu import rows as gpu_rows
+from minicpm_mlc.ops.linear import Linear, linear_definition
+from minicpm_mlc.ops.linear_int8 import linear_int8_definition
+from minicpm_mlc.ops.quantize_rows import words_of
 
 N, K, ROWS = 48, 320, (1, 3, 19, 70)
 
@@ -60,16 +57,16 @@ def matrix(activations: str) -> tuple[Minimums, list[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "compile_here, linear",
+    "compile_here, kernel",
     [
-        (compiled, cpu_linear.linear),
-        pytest.param(gpu_cases.compiled, gpu_linear.linear, marks=gpu_cases.needs_opencl),
+        (compiled, cpu_kernel),
+        pytest.param(gpu_cases.compiled, gpu_kernel, marks=gpu_cases.needs_opencl),
     ],
     ids=["cpu", "opencl"],
 )
-def test_linear_adds_the_minimums(compile_here, linear):
+def test_linear_adds_the_minimums(compile_here, kernel):
     scheme, stored, weights = matrix("f32")
-    call = compile_here(linear(N, K, scheme, scale=0.25))
+    call = compile_here(kernel(Linear(N, K, scheme, scale=0.25)))
     for m in ROWS:
         x = np.random.default_rng(m).standard_normal((m, K), dtype=np.float32)
         out = np.empty((m, N), np.float32)
@@ -89,18 +86,18 @@ def test_int8_products_add_the_minimums(dot):
 
 
 @pytest.mark.parametrize(
-    "compile_here, embed, activations",
+    "compile_here, kernel, activations",
     [
-        (compiled, cpu_embed.embed, "f32"),
-        (compiled, cpu_embed.embed, "int8"),
-        pytest.param(gpu_cases.compiled, gpu_rows.embed, "f32", marks=gpu_cases.needs_opencl),
+        (compiled, cpu_kernel, "f32"),
+        (compiled, cpu_kernel, "int8"),
+        pytest.param(gpu_cases.compiled, gpu_kernel, "f32", marks=gpu_cases.needs_opencl),
     ],
     ids=["cpu", "cpu-int8", "opencl"],
 )
-def test_embed_adds_the_minimums(compile_here, embed, activations):
+def test_embed_adds_the_minimums(compile_here, kernel, activations):
     scheme, stored, table = matrix(activations)
     ids, out = np.arange(N, dtype=np.int32)[::-1].copy(), np.empty((N, K), np.float32)
-    compile_here(embed(N, K, scheme, scale=12.0))(ids, *stored, out)
+    compile_here(kernel(Embed(N, K, scheme, scale=12.0)))(ids, *stored, out)
     assert nmse(out, embed_definition(ids, table, 12.0)) <= 1e-13
 
 

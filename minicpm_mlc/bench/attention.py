@@ -27,14 +27,14 @@ from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.attend_blocks import AttendBlocks
 from minicpm_mlc.ops.build import build
-from minicpm_mlc.ops.cpu.peak import STEPS
+from minicpm_mlc.ops.cpu.peak import PEAK_VECTORS, STEPS, bf16_peak, multiply_add_peak
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.segment_means import SegmentMeans
 from minicpm_mlc.ops.select_blocks import SelectBlocks
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
-from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
+from minicpm_mlc.targets.cpu import CpuTarget
 
 MODEL = "MiniCPM4.1-8B"
 COLUMNS = [
@@ -187,9 +187,9 @@ class _Bench:
         pages = -(-context // PAGE_SIZE)
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
-        target = CpuTarget.of("native")
-        traits, self.kernels = target.traits, target.kernels
-        shape, both = (heads, kv_heads, width), {"prefill": False, "decode": True}
+        traits = CpuTarget.of("native").traits
+        shape = (heads, kv_heads, width)
+        both = {"prefill": False, "decode": True}
         dense = {"prefill": AttendPrefill(*shape, kv), "decode": AttendDecode(*shape, kv)}
         self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(traits.bf16_dot) else "float32"
         self.dense = {kind: _compiled(build(each, traits)) for kind, each in dense.items()}
@@ -253,7 +253,7 @@ class _Bench:
     def peak(self, threads: int) -> float:
         """GFLOP/s of multiply-adds on registers alone, of the kind that attention makes."""
         paired = self.arithmetic == "bfloat16"
-        kernel = _compiled(self.kernels.bf16_peak() if paired else self.kernels.multiply_add_peak())
+        kernel = _compiled((bf16_peak if paired else multiply_add_peak)(PEAK_VECTORS))
         out = _aligned(np.zeros((threads, 16), np.float32))
         seconds = min(medians([lambda: kernel(out)], 5))
         return threads * STEPS * PEAK_VECTORS * 16 * (4 if paired else 2) / seconds / 1e9

@@ -14,9 +14,12 @@ from minicpm_mlc.bench.timing import compiled, medians
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import draft_config_like, eagles
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.ops.cpu.quantize_rows import quantized_shape
+from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.formats.weights import LANES, SCHEMES
+from minicpm_mlc.ops.linear import Linear
+from minicpm_mlc.ops.linear_int8 import LinearInt8
+from minicpm_mlc.ops.quantize_rows import quantized_shape
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
@@ -54,10 +57,13 @@ def _saved(whole: float, listed: float) -> dict[str, float]:
 
 def _product(n: int, k: int) -> Callable[[], Any]:
     """One product of ROWS rows with n x k weights. Its speed doesn't depend on the numbers."""
-    target = CpuTarget.of("native")
-    scheme = SCHEME.beside("int8" if target.int8_dot else "f32")
-    linear = target.kernels.linear_int8 if scheme.int8 else target.kernels.linear
-    run = compiled(linear(n, k, scheme))
+    traits = CpuTarget.of("native").traits
+    scheme = SCHEME.beside("int8" if traits.int8_dot else "f32")
+    factor = traits.sum_factor(scheme)
+    operator = (
+        Linear(n, k, scheme) if factor is None else LinearInt8(n, k, scheme, sum_factor=factor)
+    )
+    run = compiled(build(operator, traits))
     x = (
         _filled(quantized_shape(ROWS, k), "int32", 0)
         if scheme.int8

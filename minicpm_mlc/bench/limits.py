@@ -9,10 +9,17 @@ import tvm
 
 from minicpm_mlc.bench.roofline import Limits, MemoryReader
 from minicpm_mlc.bench.timing import compiled, seconds
-from minicpm_mlc.ops.cpu.peak import STEPS, int8_operations
+from minicpm_mlc.ops.cpu.peak import (
+    PEAK_VECTORS,
+    STEPS,
+    int8_operations,
+    int8_peak,
+    multiply_add_peak,
+    read_peak,
+)
 from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.memory import reserve
-from minicpm_mlc.targets.cpu import PEAK_VECTORS, CpuTarget
+from minicpm_mlc.targets.cpu import CpuTarget
 
 FLOAT32_OPERATIONS = 2 * 16  # a multiply-add in 16 lanes
 PASSES = 5
@@ -21,7 +28,7 @@ PASSES = 5
 def memory_reader(threads: int) -> MemoryReader:
     """What measures this machine's memory with `threads` threads, sampled a few times."""
     use_threads(threads)
-    reader = MemoryReader(compiled(CpuTarget.of("native").kernels.read_peak()))
+    reader = MemoryReader(compiled(read_peak()))
     reader.sample(PASSES)
     return reader
 
@@ -30,11 +37,11 @@ def measure_limits(threads: int, reader: MemoryReader) -> Limits:
     """All limits with `threads` threads; memory's is the reader's best."""
     use_threads(threads)
     target = CpuTarget.of("native")
-    float32 = _rate(target.kernels.multiply_add_peak(), "float32", threads, FLOAT32_OPERATIONS)
+    float32 = _rate(multiply_add_peak(PEAK_VECTORS), "float32", threads, FLOAT32_OPERATIONS)
     dot = target.int8_dot
-    int8 = (
-        _rate(target.kernels.int8_peak(), "int32", threads, int8_operations(dot)) if dot else None
-    )
+    int8 = None
+    if dot:
+        int8 = _rate(int8_peak(PEAK_VECTORS, dot), "int32", threads, int8_operations(dot))
     return Limits(threads, reader.best, float32, int8)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minicpm_mlc.ops.operator import Argument, Operator, all_records
+from minicpm_mlc.ops.operator import Argument, Operator
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
@@ -24,10 +24,8 @@ class Kernels:
     A state has to be used as it is returned, or the call is removed as dead code.
     """
 
-    def __init__(self, traits: Traits, builders: Any) -> None:
+    def __init__(self, traits: Traits) -> None:
         self.traits = traits
-        self.builders = builders
-        self.built: list[tuple[Any, str, tuple[Any, ...], dict[str, Any]]] = []
         self.operators: list[tuple[PrimFunc, Operator]] = []  # every kernel that was called
 
     def __call__(self, operator: Operator, *inputs: Tensor, **dims: Any) -> Any:
@@ -49,22 +47,6 @@ class Kernels:
         places = [*states, *(-1 for _ in made)]
         given, name = list(inputs), operator.name
         return op.tensor_ir_inplace_op(kernel, name, given, places, _alone([*updated, *made]))
-
-    def __getattr__(self, operator: str) -> Any:
-        """The operators that have no record yet."""
-
-        def build_and_note(*args: Any, **options: Any) -> Any:
-            from minicpm_mlc.ops.build import build
-
-            if operator in (records := all_records()):
-                record = records[operator](*args, **options)
-                self.operators.append((build(record, self.traits), record))
-                return self.operators[-1][0]
-            kernel = getattr(self.builders, operator)(*args, **options)
-            self.built.append((kernel, operator, args, options))
-            return kernel
-
-        return build_and_note
 
     def operator_of(self, kernel: PrimFunc) -> Operator | None:
         """The operator that a kernel was built for here."""

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 from tvm.tirx import PrimFunc
 
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.operator import Operator, file_of, operator_name
 from minicpm_mlc.ops.tir import ATTRS, Buffer
 
@@ -26,6 +27,12 @@ class Traits(Protocol):
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it."""
+        ...
+
+    def sum_factor(self, scheme: Scheme) -> int | None:
+        """What quantize_rows multiplies sums by beside weights of this scheme; None where the
+        device multiplies no int8.
+        """
         ...
 
 

@@ -130,6 +130,10 @@ class Operator:
         """What a table of operators tells calls of one name apart by."""
         return ""
 
+    def fits(self, traits: Any) -> bool:
+        """Whether a kind of device that has the operator can have this record's kernel."""
+        return True
+
     def outcome(self, arguments: Sequence[np.ndarray]) -> np.ndarray:
         """What counts of the arguments after a call, as one array: here the last argument."""
         return arguments[-1]
@@ -179,9 +183,12 @@ class Operator:
         return [*after, *(array.astype(argument.dtype) for array, argument in outputs)]
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` makes an equal record of; formats go by their names."""
+        """What `from_json` makes an equal record of; formats go by their keys or names."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        values = {name: getattr(value, "name", value) for name, value in own.items()}
+        values = {
+            name: getattr(value, "key", getattr(value, "name", value))
+            for name, value in own.items()
+        }
         return {"file": file_of(type(self)), "operator": self.name, "fields": values}
 
 

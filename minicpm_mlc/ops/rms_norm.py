@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from minicpm_mlc.bundle.kernel_cases import word_values
 from minicpm_mlc.ops.operator import Argument, Operator, gives, takes
+from minicpm_mlc.ops.quantize_rows import FACTORS, ROUNDED, gives_words, words_of
 from minicpm_mlc.ops.samples import Draw, Sample, sample
 
 
@@ -41,3 +44,25 @@ class RmsNorm(Operator):
     @classmethod
     def variants(cls) -> Iterator[RmsNorm]:
         yield from (cls(width, 1e-6) for width in (32, 96, 1056))
+
+
+@dataclass(frozen=True)
+class RmsNormInt8(RmsNorm):
+    """RmsNorm and QuantizeRows with this `sum_factor` in one."""
+
+    limit: ClassVar[float] = ROUNDED
+    grid_limit: ClassVar[float] = ROUNDED
+    sum_factor: int
+
+    def arguments(self) -> dict[str, Argument]:
+        return super().arguments() | {"out": gives_words(self.hidden, rows="n")}
+
+    def define(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return words_of(super().define(x, weight).astype(np.float32), self.sum_factor)
+
+    def outcome(self, arguments: Any) -> np.ndarray:
+        return word_values(arguments[-1])
+
+    @classmethod
+    def variants(cls) -> Iterator[RmsNormInt8]:
+        yield from (cls(width, 1e-6, factor) for width in (96, 1056) for factor in FACTORS)

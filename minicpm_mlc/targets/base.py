@@ -45,11 +45,6 @@ class Target(Protocol):
         ...
 
     @property
-    def kernels(self) -> Any:
-        """The operators, built for this device."""
-        ...
-
-    @property
     def int8_dot(self) -> str | None:
         """What multiplies int8 activations; None where nothing does."""
         ...

@@ -4,10 +4,8 @@ linked.
 
 from __future__ import annotations
 
-import importlib
 import platform
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
@@ -16,8 +14,6 @@ from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, link
 
-# independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
-PEAK_VECTORS = 10
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")
@@ -25,79 +21,6 @@ LEVELS = {  # processors that `--cpu` names besides this machine's, the oldest f
     "x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"),
     "aarch64": ("generic", "cortex-a76", "neoverse-n1"),
 }
-
-
-@dataclass(frozen=True)
-class CpuKernels:
-    """The operators as the CPU wants them; equal calls share one PrimFunc.
-
-    `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
-        `int8_dot`: the feature
-    whose dot products the linears with int8 activations use, if there is one. `bf16_dot`: whether
-    attention multiplies a bfloat16 cache as it is, which rounds queries and softmax weights to
-    bfloat16.
-    """
-
-    accumulators: int
-    int8_dot: str | None = None
-    bf16_dot: bool = False
-
-    def exact(self) -> CpuKernels:
-        """Those that round no activations where they have the choice."""
-        return replace(self, bf16_dot=False)
-
-    def embed(self, *shape: Any, **options: Any) -> Any:
-        return _build("embed", "embed", *shape, **options)
-
-    def linear(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear", "linear", *shape, **options)
-
-    def linear_int8(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear_int8", "linear_int8", *shape, self.int8_dot, **options)
-
-    def quantize_rows(self, columns: int, scheme: Any) -> Any:
-        """The activations as linear_int8 takes them beside weights of this scheme."""
-        return _build("quantize_rows", "quantize_rows", columns, self.sum_factor(scheme))
-
-    def rms_norm_int8(self, hidden: int, eps: float, scheme: Any) -> Any:
-        """RMSNorm and quantize_rows in one."""
-        return _build("rms_norm", "rms_norm_int8", hidden, eps, self.sum_factor(scheme))
-
-    def linear_swiglu_int8(self, intermediate: int, columns: int, scheme: Any) -> Any:
-        """The gate and up product, SwiGLU and quantize_rows in one."""
-        return _build(
-            "linear_swiglu",
-            "linear_swiglu_int8",
-            intermediate,
-            columns,
-            scheme,
-            self.int8_dot,
-            self.sum_factor(scheme),
-        )
-
-    def sum_factor(self, scheme: Any) -> int:
-        """What quantize_rows multiplies sums by beside weights of this scheme."""
-        dots = importlib.import_module("minicpm_mlc.ops.cpu.int8_dot").DOTS
-        return dots[self.int8_dot].factor(scheme)
-
-    def multiply_add_peak(self) -> Any:
-        return _build("peak", "multiply_add_peak", PEAK_VECTORS)
-
-    def bf16_peak(self) -> Any:
-        return _build("peak", "bf16_peak", PEAK_VECTORS)
-
-    def int8_peak(self) -> Any:
-        return _build("peak", "int8_peak", PEAK_VECTORS, self.int8_dot)
-
-    def read_peak(self) -> Any:
-        return _build("peak", "read_peak")
-
-
-@cache
-def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
-    return getattr(importlib.import_module(f"minicpm_mlc.ops.cpu.{module}"), operator)(
-        *shape, **options
-    )
 
 
 @dataclass(frozen=True)
@@ -174,13 +97,6 @@ class CpuTarget:
         """What its kernels may assume."""
         accumulators = 8 if "avx512f" in self.features else 4
         return CpuTraits(accumulators, self.int8_dot, BF16_DOT in self.features)
-
-    @property
-    def kernels(self) -> CpuKernels:
-        """The operators, built for this processor."""
-        return CpuKernels(
-            8 if "avx512f" in self.features else 4, self.int8_dot, BF16_DOT in self.features
-        )
 
     @property
     def int8_dot(self) -> str | None:

@@ -1,43 +1,11 @@
-"""What GPU targets share: their kernels, and the passes that lower kernels whose barriers are
-written out.
-"""
+"""The passes that lower GPU kernels, whose barriers are written out."""
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 PIPELINE = "minicpm_gpu"  # TVM's name for gpu_pipeline, once it is registered
-
-
-@dataclass(frozen=True)
-class GpuKernels:
-    """The operators as GPUs want them; equal calls share one PrimFunc. Layouts are the CPU's,
-    activations float32.
-    """
-
-    bf16_dot: ClassVar[bool] = False
-
-    def exact(self) -> GpuKernels:
-        return self
-
-    def embed(self, *shape: Any, **options: Any) -> Any:
-        return _build("rows", "embed", *shape, **options)
-
-    def read_peak(self) -> Any:
-        return _build("peak", "read_peak")
-
-    def linear(self, *shape: Any, **options: Any) -> Any:
-        return _build("linear", "linear", *shape, **options)
-
-
-@cache
-def _build(module: str, operator: str, *shape: Any, **options: Any) -> Any:
-    return getattr(importlib.import_module(f"minicpm_mlc.ops.gpu.{module}"), operator)(
-        *shape, **options
-    )
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
-from minicpm_mlc.targets.gpu import GpuKernels, gpu_pipeline
+from minicpm_mlc.targets.gpu import gpu_pipeline
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class GpuTarget:
     def traits(self) -> GpuTraits:
         """What its kernels may assume."""
         return GpuTraits()
-
-    @property
-    def kernels(self) -> GpuKernels:
-        """The operators, built for GPUs."""
-        return GpuKernels()
 
     @property
     def int8_dot(self) -> None:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.model.calls import call, constant
+from minicpm_mlc.compile.model.calls import constant
 from minicpm_mlc.compile.model.layers import Batch, Layer, Linear, Pools, RMSNorm
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
+from minicpm_mlc.ops.embed import Embed
 from minicpm_mlc.ops.gather_rows import GatherRows
 from minicpm_mlc.ops.rope_angles import RopeAngles
 
@@ -202,11 +203,8 @@ class Decoder(Part):
     def embedded(self, token_ids: Tensor) -> Tensor:
         """Embeddings f32[n, hidden], scaled."""
         c = self.config
-        kernel = self.plan.kernels.embed(
-            c.vocab_size, c.hidden_size, self.embedding.scheme, scale=c.scale_emb
-        )
-        args = [token_ids, *self.embedding.stored()]
-        return call(kernel, "embed", args, (token_ids.shape[0], c.hidden_size))
+        operator = Embed(c.vocab_size, c.hidden_size, self.embedding.scheme, c.scale_emb)
+        return self.plan.kernels(operator, token_ids, *self.embedding.stored())
 
     def gathered(self, states: Tensor, rows: Tensor) -> Tensor:
         """Some rows of f32[n, hidden]."""

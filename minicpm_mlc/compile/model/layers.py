@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minicpm_mlc.compile.model.calls import call, call_words
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
+from minicpm_mlc.ops import linear
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.attend_tree import AttendTree
-from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.linear_int8 import LinearInt8
+from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.move_rows import MoveRows
-from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.quantize_rows import QuantizeRows
+from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
 from minicpm_mlc.ops.rope_append import RopeAppend
 from minicpm_mlc.ops.swiglu import Swiglu
 
@@ -49,20 +51,15 @@ class Linear(Weight):
         """x [n, columns] float32, or quantised by the operator before -> float32 [n, rows], padded
         to whole blocks of rows.
         """
-        kernels = self.plan.kernels
-        linear = kernels.linear_int8 if self.int8 else kernels.linear
-        kernel = linear(
-            self.rows, self.columns, self.scheme, residual=self.residual, scale=self.scale
-        )
-        if self.int8 and x.dtype == "float32":
-            x = self.quantized(x)
-        width = -(-self.rows // LANES) * LANES
-        return call(kernel, "linear", [x, *self.stored(), *residual], (x.shape[0], width))
-
-    def quantized(self, x: Tensor) -> Tensor:
-        """x float32 [n, columns] as int8 weights take it."""
-        kernel = self.plan.kernels.quantize_rows(self.columns, self.scheme)
-        return call_words(kernel, "quantize_rows", [x], x.shape[0], self.columns)
+        kernels, shape = self.plan.kernels, (self.rows, self.columns, self.scheme)
+        epilogue = {"residual": self.residual, "scale": self.scale}
+        if not self.int8:
+            return kernels(linear.Linear(*shape, **epilogue), x, *self.stored(), *residual)
+        factor = self.plan.sum_factor(self.scheme)
+        if x.dtype == "float32":
+            x = kernels(QuantizeRows(self.columns, factor), x)
+        operator = LinearInt8(*shape, **epilogue, sum_factor=factor)
+        return kernels(operator, x, *self.stored(), *residual)
 
 
 class RMSNorm(Vector):
@@ -78,8 +75,8 @@ class RMSNorm(Vector):
         kernels = self.plan.kernels
         shape = (self.rows, self.plan.config.rms_norm_eps)
         if self.quantising:
-            kernel = kernels.rms_norm_int8(*shape, self.plan.scheme)
-            return call_words(kernel, "rms_norm_int8", [x, self.values], x.shape[0], self.rows)
+            factor = self.plan.sum_factor(self.plan.scheme)
+            return kernels(RmsNormInt8(*shape, factor), x, self.values)
         return kernels(RmsNorm(*shape), x, self.values)
 
 
@@ -194,9 +191,10 @@ class MLP(Part):
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
         if self.plan.int8:
-            kernel = kernels.linear_swiglu_int8(width, self.gate_up.columns, self.gate_up.scheme)
-            args = [x, *self.gate_up.stored()]
-            return call_words(kernel, "linear_swiglu_int8", args, x.shape[0], width)
+            gate_up = self.gate_up
+            factor = self.plan.sum_factor(gate_up.scheme)
+            operator = LinearSwigluInt8(width, gate_up.columns, gate_up.scheme, factor)
+            return kernels(operator, x, *gate_up.stored())
         return kernels(Swiglu(width), self.gate_up(x))
 
 

@@ -43,6 +43,14 @@ class Plan:
         assert self.target_kernels is not None, "parts built without kernels can't be run"
         return self.target_kernels
 
+    def sum_factor(self, scheme: Scheme) -> int:
+        """What the target's quantize_rows multiplies sums by beside weights of this scheme. Raises
+        AssertionError where the target multiplies no int8.
+        """
+        factor = self.kernels.traits.sum_factor(scheme)
+        assert factor is not None, "the target multiplies no int8"
+        return factor
+
     @property
     def scheme(self) -> Scheme:
         """How linears are stored."""

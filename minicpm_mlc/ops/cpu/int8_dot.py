@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import Values
-from minicpm_mlc.ops.tir import Expr
+from minicpm_mlc.ops.tir import Expr, T
 
 SATURATED = 1 << 15  # what a 16-bit sum must stay below
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.kernel import kernel
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
-from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
+from minicpm_mlc.ops.formats.weights.base import Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
+from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 # x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
@@ -22,33 +24,40 @@ CACHE_ROWS = 252  # x rows that visit an unpacked tile: 126 KiB stay in L2; a mu
 GEMV_ROWS = 4  # below this many rows, weights go straight from memory into the dot products
 
 
-def linear_definition(
-    x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
-) -> np.ndarray:
-    """(residual or 0) + scale * x @ w^T. x [m, k], w [n, k] dequantised, residual [m, n] -> float64
-    [m, n].
-    """
-    product = scale * (x.astype(np.float64) @ w.astype(np.float64).T)
-    return product if residual is None else residual.astype(np.float64) + product
+def linear(operator: Linear, _: CpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
+    """Raises CompileError for shapes that don't fit the layout."""
+    if operator.k % GROUP:
+        raise CompileError(
+            f"a linear layer has {operator.k} inputs; the CPU kernels need a multiple of {GROUP}"
+        )
+    require_whole_residual(operator)
+    _Loops(operator, dims.m, x, rest).emit()
 
 
-class _Linear:
-    """The loops of one shape; the buffers are set when a PrimFunc's signature is known."""
+def require_whole_residual(operator: Linear) -> None:
+    """Raises CompileError for a residual that does not fill the output."""
+    if operator.residual and operator.n != operator.width:
+        raise CompileError(
+            f"a residual of {operator.n} columns; the CPU kernels need a multiple of {LANES}"
+        )
 
-    x: Buffer
-    stored: Stored
-    residual: Buffer | None
-    out: Buffer
-    m: Expr
 
-    def __init__(self, n: int, k: int, scheme: Scheme, scale: float) -> None:
-        if k % GROUP:
-            raise CompileError(
-                f"a linear layer has {k} inputs; the CPU kernels need a multiple of {GROUP}"
-            )
-        self.k, self.scheme, self.scale = k, scheme, scale
-        self.blocks = blocks_of(n)
-        self.columns = next(c for c in (TILE_COLUMNS, 96, 64, 32) if k % c == 0)
+def arguments_of(operator: Linear, rest: Sequence[Buffer]) -> tuple[Stored, Buffer | None, Buffer]:
+    """What follows x: the weight's stored tensors, the residual if there is one, the output."""
+    *others, out = rest
+    stored = dict(zip(operator.scheme.arguments(operator.n, operator.k), others, strict=False))
+    return stored, others[-1] if operator.residual else None, out
+
+
+class _Loops:
+    """The loops of one call."""
+
+    def __init__(self, operator: Linear, m: Expr, x: Buffer, rest: Sequence[Buffer]) -> None:
+        self.k, self.scheme, self.scale = operator.k, operator.scheme, operator.scale
+        self.m, self.x = m, x
+        self.stored, self.residual, self.out = arguments_of(operator, rest)
+        self.blocks = blocks_of(operator.n)
+        self.columns = next(c for c in (TILE_COLUMNS, 96, 64, 32) if self.k % c == 0)
 
     def emit(self) -> None:
         """One task per block of 16 output columns."""
@@ -158,31 +167,3 @@ class _Linear:
             if self.residual is None
             else vector.load(self.residual, row, block * LANES) + value
         )
-
-
-def linear(n: int, k: int, scheme: Scheme, *, residual: bool = False, scale: float = 1.0) -> Any:
-    """PrimFunc (x f32[m, k], the weight's tensors[, residual f32[m, n]]) -> f32[m, padded n].
-
-    n is padded to a multiple of 16; with a residual it must be one. Raises CompileError for shapes
-    that don't fit the layout.
-    """
-    loops = _Linear(n, k, scheme, scale)
-    width = loops.blocks * LANES
-    if residual and n != width:
-        raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
-    stored = scheme.arguments(n, k)
-
-    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
-        *others, loops.out = rest
-        loops.m, loops.x = dims.m, x
-        loops.stored = dict(zip(stored, others, strict=False))
-        loops.residual = others[-1] if residual else None
-        loops.emit()
-
-    arguments = {
-        "x": ("float32", "m", k),
-        **stored,
-        **({"residual": ("float32", "m", n)} if residual else {}),
-        "out": ("float32", "m", width),
-    }
-    return kernel("linear_residual" if residual else "linear", arguments, emit)

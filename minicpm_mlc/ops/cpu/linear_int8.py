@@ -7,23 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations
-from minicpm_mlc.ops.cpu.kernel import kernel
-from minicpm_mlc.ops.cpu.linear import linear_definition
-from minicpm_mlc.ops.cpu.quantize_rows import (
-    SCALE,
-    SUM,
-    quantized_shape,
-    rounded_rows_definition,
-)
+from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations, Int8Dot
+from minicpm_mlc.ops.cpu.linear import arguments_of, require_whole_residual
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
+from minicpm_mlc.ops.linear_int8 import LinearInt8
+from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
+from minicpm_mlc.ops.quantize_rows import SCALE, SUM
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
@@ -37,22 +34,38 @@ AHEAD = {
 }  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
 
 
-def linear_int8_definition(
-    x: np.ndarray, w: np.ndarray, residual: np.ndarray | None = None, scale: float = 1.0
-) -> np.ndarray:
-    """linear_definition with x [m, k] rounded to int8 as quantize_rows does; w [n, k] dequantised
-    -> float64 [m, n].
-    """
-    return linear_definition(rounded_rows_definition(x), w, residual, scale)
-
-
 BlockAt = Callable[
     [Any], tuple[Any, Any]
 ]  # of a task's i-th stream: its weight block, and the column of its totals
 
 
-class LinearInt8:
-    """The loops of one shape; the buffers are set when a PrimFunc's signature is known.
+def linear_int8(
+    operator: LinearInt8, traits: CpuTraits, dims: Dims, x: Buffer, *rest: Buffer
+) -> None:
+    """Raises CompileError for shapes that don't fit the layout, and for words that the processor's
+    products can't take.
+    """
+    require_whole_residual(operator)
+    loops = Int8Loops(operator.n, operator.k, operator.scheme, dot_of(operator, traits))
+    loops.m, loops.x, loops.scale = dims.m, x, operator.scale
+    loops.stored, loops.residual, loops.totals = arguments_of(operator, rest)
+    loops.emit()
+
+
+def dot_of(operator: LinearInt8 | LinearSwigluInt8, traits: CpuTraits) -> Int8Dot:
+    """The dot products of the processor. Raises CompileError where they can't take the operator's
+    words.
+    """
+    if traits.int8_dot is None or not operator.fits(traits):
+        raise CompileError(
+            f"{operator.name}: products of {traits.int8_dot} need another factor of sums than "
+            f"{operator.sum_factor} beside weights of {operator.scheme.name}"
+        )
+    return DOTS[traits.int8_dot]
+
+
+class Int8Loops:
+    """The loops of one shape; its user sets the buffers.
 
     `totals` [rows, columns] holds the sums between two runs of columns; here it is the output.
     """
@@ -62,9 +75,10 @@ class LinearInt8:
     residual: Buffer | None
     totals: Buffer
     m: Expr
+    scale: float = 1.0
 
-    def __init__(self, n: int, k: int, scheme: Scheme, dot: str, scale: float) -> None:
-        self.groups, self.scheme, self.dot, self.scale = k // GROUP, scheme, DOTS[dot], scale
+    def __init__(self, n: int, k: int, scheme: Scheme, dot: Int8Dot) -> None:
+        self.groups, self.scheme, self.dot = k // GROUP, scheme, dot
         self.runs = -(-self.groups // CACHE_GROUPS)
         self.blocks = blocks_of(n)
         self.tasks = -(
@@ -202,34 +216,3 @@ class LinearInt8:
     def finish(self, value: Any, row: Any, column: Any) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
         return value if self.residual is None else vector.load(self.residual, row, column) + value
-
-
-def linear_int8(
-    n: int, k: int, scheme: Scheme, dot: str, *, residual: bool = False, scale: float = 1.0
-) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, the weight's stored tensors[, residual
-    f32[m, n]]) -> f32[m, padded n].
-
-    `scheme` is laid out for int8 activations, `dot` a name of int8_dot.DOTS. n is padded to a
-    multiple of 16; with a residual it must be one. Raises CompileError for shapes that don't fit.
-    """
-    loops = LinearInt8(n, k, scheme, dot, scale)
-    width = loops.blocks * LANES
-    if residual and n != width:
-        raise CompileError(f"a residual of {n} columns; the CPU kernels need a multiple of {LANES}")
-    stored = scheme.arguments(n, k)
-
-    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
-        *others, loops.totals = rest
-        loops.m, loops.x = dims.m, x
-        loops.stored = dict(zip(stored, others, strict=False))
-        loops.residual = others[-1] if residual else None
-        loops.emit()
-
-    arguments = {
-        "x": ("int32", *quantized_shape("m", k)),
-        **stored,
-        **({"residual": ("float32", "m", n)} if residual else {}),
-        "out": ("float32", "m", width),
-    }
-    return kernel("linear_int8_residual" if residual else "linear_int8", arguments, emit)

@@ -8,46 +8,53 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.cpu.kernel import kernel
-from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, LinearInt8, linear_int8_definition
-from minicpm_mlc.ops.cpu.quantize_rows import (
-    quantize_group,
-    quantized_shape,
-    rounded_rows_definition,
-)
+from minicpm_mlc.ops.build import Dims
+from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, Int8Loops, dot_of
+from minicpm_mlc.ops.cpu.quantize_rows import quantize_group
 from minicpm_mlc.ops.cpu.swiglu import activated
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
-from minicpm_mlc.ops.formats.weights.base import Scheme
-from minicpm_mlc.ops.swiglu import swiglu_definition
+from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.tir import Buffer
 
 HALVES = GROUP // LANES  # weight blocks of gate, and of up, per task
 FEW_ROWS = 3  # their totals fill less than the 1 KiB that TVM leaves on the stack
 
 
-def linear_swiglu_int8_definition(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """x [m, k] and w [2 I, k] dequantised, gate first -> float64 [m, I], what the rounded SwiGLU
-    stands for.
+def linear_swiglu_int8(
+    operator: LinearSwigluInt8, traits: CpuTraits, dims: Dims, x: Buffer, *rest: Buffer
+) -> None:
+    """Raises CompileError when intermediate isn't a multiple of 32, and for words that the
+    processor's products can't take.
     """
-    return rounded_rows_definition(
-        swiglu_definition(linear_int8_definition(x, w)).astype(np.float32)
-    )
+    intermediate, scheme = operator.intermediate, operator.scheme
+    if intermediate % GROUP:
+        raise CompileError(
+            f"intermediate_size is {intermediate}; int8 activations need a multiple of {GROUP}"
+        )
+    loops = _Loops(operator, traits)
+    *tensors, out = rest
+    loops.m, loops.x, loops.residual = dims.m, x, None
+    names = scheme.arguments(2 * intermediate, operator.k)
+    loops.stored = dict(zip(names, tensors, strict=True))
+    loops.emit_into(out)
 
 
-class _LinearSwiglu(LinearInt8):
+class _Loops(Int8Loops):
     """`totals` of a task: one part's rows of gate's and up's 32 columns, 16 of gate, 16 of up, and
     so on.
     """
 
     first: Any
 
-    def __init__(self, intermediate: int, k: int, scheme: Scheme, dot: str, factor: int) -> None:
-        super().__init__(2 * intermediate, k, scheme, dot, 1.0)
-        self.tasks, self.factor = intermediate // GROUP, factor
+    def __init__(self, operator: LinearSwigluInt8, traits: CpuTraits) -> None:
+        rows, dot = 2 * operator.intermediate, dot_of(operator, traits)
+        super().__init__(rows, operator.k, operator.scheme, dot)
+        self.tasks = operator.intermediate // GROUP
+        self.factor = operator.sum_factor
 
     def emit_into(self, out: Any) -> None:
         """Few rows apart: their totals fit the stack. From TVM's pool a decode step's would cost 15
@@ -83,32 +90,3 @@ class _LinearSwiglu(LinearInt8):
 
     def total_at(self, row: Any, column: Any) -> tuple[Any, Any]:
         return row - self.first, column
-
-
-def linear_swiglu_int8(intermediate: int, k: int, scheme: Scheme, dot: str, factor: int) -> Any:
-    """PrimFunc (x int32[m, k/32, 10] of quantize_rows, the weight's stored tensors) -> int32[m,
-    intermediate/32, 10], the same way.
-
-    The weight is [2 * intermediate, k], gate first, as linear_int8 takes it; `factor` is that of
-    quantize_rows before the next product. Raises CompileError when intermediate isn't a multiple
-    of 32.
-    """
-    if intermediate % GROUP:
-        raise CompileError(
-            f"intermediate_size is {intermediate}; int8 activations need a multiple of {GROUP}"
-        )
-    loops = _LinearSwiglu(intermediate, k, scheme, dot, factor)
-    stored = scheme.arguments(2 * intermediate, k)
-
-    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
-        *tensors, out = rest
-        loops.m, loops.x, loops.residual = dims.m, x, None
-        loops.stored = dict(zip(stored, tensors, strict=True))
-        loops.emit_into(out)
-
-    arguments = {
-        "x": ("int32", *quantized_shape("m", k)),
-        **stored,
-        "out": ("int32", *quantized_shape("m", intermediate)),
-    }
-    return kernel("linear_swiglu_int8", arguments, emit)

@@ -13,6 +13,8 @@ from tvm.script import tirx as T
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 
+# independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
+PEAK_VECTORS = 10
 STEPS = 2_000_000  # per thread: some hundredths of a second
 READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
 

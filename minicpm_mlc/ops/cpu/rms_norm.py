@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.quantize_rows import quantize_group, quantized_shape
+from minicpm_mlc.ops.cpu.quantize_rows import quantize_group
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP
-from minicpm_mlc.ops.rms_norm import RmsNorm
+from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 
@@ -29,36 +27,19 @@ def rms_norm(
     vector.spread(dims.n, row, serial_below=16)
 
 
-def rms_norm_int8(hidden: int, eps: float, sum_factor: int) -> Any:
-    """rms_norm followed by quantize_rows(hidden, sum_factor): PrimFunc (x f32[n, hidden], weight
-    f32[hidden]) -> its int32 words.
-    """
-    groups = vector.vectors_in(hidden, "the norm's width") * vector.LANES // GROUP
+def rms_norm_int8(
+    operator: RmsNormInt8, _: CpuTraits, dims: Dims, x: Buffer, weight: Buffer, out: Buffer
+) -> None:
+    """A row a task."""
+    vectors = vector.vectors_in(operator.hidden, "the norm's width")
 
-    def normalise(n: Any, x: Any, weight: Any, out: Any) -> None:
-        def row(r: Any) -> None:
-            factor = _factor(x, r, hidden, eps)
-            with T.serial(groups) as g:
-                quantize_group(
-                    [_normed(x, weight, factor, r, g * GROUP + half) for half in (0, 16)],
-                    sum_factor,
-                    out,
-                    r,
-                    g,
-                )
+    def row(r: Expr) -> None:
+        factor = _factor(x, r, operator.hidden, operator.eps)
+        with T.serial(vectors * vector.LANES // GROUP) as g:
+            halves = [_normed(x, weight, factor, r, g * GROUP + half) for half in (0, 16)]
+            quantize_group(halves, operator.sum_factor, out, r, g)
 
-        vector.spread(n, row, serial_below=8)
-
-    @T.prim_func(private=True)
-    def rms_norm_int8(x_handle: T.handle, weight_handle: T.handle, out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        x = T.match_buffer(x_handle, (n, hidden), "float32")
-        weight = T.match_buffer(weight_handle, (hidden,), "float32")
-        out = T.match_buffer(out_handle, quantized_shape(n, hidden), "int32")
-        normalise(n, x, weight, out)
-
-    return rms_norm_int8
+    vector.spread(dims.n, row, serial_below=8)
 
 
 def _factor(x: Buffer, r: Expr, hidden: int, eps: float) -> Expr:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.tir import Buffer
 
 
@@ -26,6 +28,12 @@ class CpuTraits:
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: as it is."""
         return buffer
+
+    def sum_factor(self, scheme: Scheme) -> int | None:
+        """What quantize_rows multiplies sums by beside weights of this scheme; None where the
+        processor multiplies no int8.
+        """
+        return None if self.int8_dot is None else DOTS[self.int8_dot].factor(scheme)
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""

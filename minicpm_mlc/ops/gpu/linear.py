@@ -13,6 +13,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
@@ -21,13 +22,14 @@ from minicpm_mlc.ops.gpu.kernel import (
     THREADS,
     accumulate,
     barrier,
-    kernel,
     registers,
     shared,
     strided,
     workgroups,
 )
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.words import Words
+from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
@@ -41,34 +43,22 @@ DOWN = (
 )  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
 
 
-def linear(n: int, k: int, scheme: Scheme, *, residual: bool = False, scale: float = 1.0) -> Any:
-    """PrimFunc (x f32[m, k], the weight's tensors[, residual f32[m, n]]) -> f32[m, padded n].
-
-    Raises CompileError for shapes that don't fit the layout.
-    """
-    blocks, stored = blocks_of(n), scheme.arguments(n, k)
+def linear(operator: Linear, _: GpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
+    """Raises CompileError for shapes that don't fit the layout."""
+    n, k, scheme = operator.n, operator.k, operator.scheme
     if k % GROUP:
         raise CompileError(
             f"a linear layer has {k} inputs; the GPU kernels need a multiple of {GROUP}"
         )
-    if residual and n != blocks * LANES:
+    if operator.residual and n != operator.width:
         raise CompileError(f"a residual of {n} columns; the GPU kernels need a multiple of {LANES}")
-
-    def emit(dims: Any, x: Buffer, *rest: Buffer) -> None:
-        *others, out = rest
-        weight = dict(zip(stored, others, strict=False))
-        m = T.Bind(T.Cast("int32", dims.m))
-        words = Words(scheme, weight["weight"], blocks, k)
-        added = others[len(stored) :]
-        _each_size(Product(k, blocks, scale, m, x, scheme, weight, words, added, out), FEW_ROWS)
-
-    arguments = {
-        "x": ("float32", "m", k),
-        **stored,
-        **({"residual": ("float32", "m", n)} if residual else {}),
-        "out": ("float32", "m", blocks * LANES),
-    }
-    return kernel("linear_residual" if residual else "linear", arguments, emit)
+    *others, out = rest
+    weight, blocks = dict(zip(scheme.arguments(n, k), others, strict=False)), blocks_of(n)
+    added = others[len(weight) :]
+    m = T.Bind(T.Cast("int32", dims.m))
+    words = Words(scheme, weight["weight"], blocks, k)
+    product = Product(k, blocks, operator.scale, m, x, scheme, weight, words, added, out)
+    _each_size(product, FEW_ROWS)
 
 
 def _each_size(product: Product, sizes: tuple[tuple[int, int], ...]) -> None:

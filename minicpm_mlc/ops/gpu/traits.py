@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.tir import Buffer
 
 
@@ -21,6 +22,9 @@ class GpuTraits:
         from minicpm_mlc.ops.gpu.half import HalfBuffer  # imports TVM
 
         return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
+
+    def sum_factor(self, scheme: Scheme) -> None:
+        """None: GPUs multiply no int8."""
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations: these never do."""

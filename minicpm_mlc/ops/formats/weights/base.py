@@ -12,7 +12,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
-from minicpm_mlc.ops.formats.weights import GROUP, LANES
+from minicpm_mlc.ops.formats.weights import GROUP, LANES, SCHEMES
 from minicpm_mlc.ops.formats.weights.packing import (
     QUADS,
     ROWS16,
@@ -85,6 +85,17 @@ class Scheme(ABC):
     has_minimum: ClassVar[bool] = False
     group: int = 0
     layout: str = ROWS16
+
+    @property
+    def key(self) -> str:
+        """Name, group and layout, of which `named` makes the same scheme."""
+        return f"{self.name}:{self.group}:{self.layout}"
+
+    @classmethod
+    def named(cls, key: str) -> Scheme:
+        """The scheme of a key. Raises KeyError for a name that is not there."""
+        name, group, layout = key.split(":")
+        return replace(SCHEMES[name], group=int(group), layout=layout)
 
     @property
     def takes_int8(self) -> bool:

@@ -1,15 +1,32 @@
-"""From an operator's samples to the cases that a bundle holds."""
+"""Cases for every kernel of a library, from the samples of its operator.
+
+`minicpm-mlc verify` runs them on a device, where no definition is at hand.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm.tirx import PrimFunc
 
 from minicpm_mlc.bundle.kernel_cases import Case, Expected, Tiled, word_values
 from minicpm_mlc.ops.operator import Argument, Operator
 from minicpm_mlc.ops.samples import Draw, Sample
+
+if TYPE_CHECKING:
+    from minicpm_mlc.compile.kernels import Kernels
+
+
+def kernel_cases(kernels: Kernels, module: Any) -> list[Case]:
+    """Cases of the PrimFuncs in an IRModule, under the names they have there."""
+    cases: list[Case] = []
+    for variable, function in module.functions_items():
+        record = kernels.operator_of(function) if isinstance(function, PrimFunc) else None
+        if record:
+            cases += cases_of(variable.name_hint, record, kernels.traits)
+    return cases
 
 
 def cases_of(kernel: str, operator: Operator, traits: Any) -> Iterator[Case]:
