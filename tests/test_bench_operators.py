@@ -7,14 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from op_cases import cpu_kernel
-from tvm import relax
 
 from minicpm_mlc import Engine
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.operators import (
-    Cost,
     OperatorCall,
     OperatorReport,
     OperatorRow,
@@ -22,12 +19,13 @@ from minicpm_mlc.bench.operators import (
     bench_operators,
     decode_operators,
     observe,
-    operator_of,
+    records_of,
 )
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.compile.config.model_config import SparseConfig
-from minicpm_mlc.ops.rms_norm import RmsNormInt8
+from minicpm_mlc.ops.operator import Cost
+from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
 
 SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 
@@ -160,25 +158,12 @@ def test_nothing_is_between_operators_that_took_longer_than_the_step():
     assert json.loads(REPORT.json())["between_seconds"] == pytest.approx(2e-3)
 
 
-@pytest.mark.parametrize(
-    "name, operator",
-    [
-        ("linear", "linear"),
-        ("linear12", "linear"),
-        ("rms_norm_int8", "rms_norm_int8"),
-        ("rms_norm_int81", "rms_norm_int8"),
-        ("linear_swiglu_int812", "linear_swiglu_int8"),
-    ],
-)
-def test_only_the_number_of_a_kernel_is_not_part_of_its_operator(name, operator):
-    assert operator_of(name) == operator
-
-
-def test_kernels_are_numbered_as_operator_of_takes_them_to_be():
-    builder = relax.BlockBuilder()
-    kernels = [cpu_kernel(RmsNormInt8(32 * n, 1e-6, 0)) for n in range(1, 13)]
-    names = [builder.add_func(kernel, "rms_norm_int8").name_hint for kernel in kernels]
-    assert len(set(names)) == 12 and {operator_of(name) for name in names} == {"rms_norm_int8"}
+def test_a_kernel_is_known_by_what_it_was_compiled_for(engine):
+    records = records_of(engine.path)
+    assert {"rope_append", "attend_decode"} <= {record.name for record in records.values()}
+    model = engine.manifest.model
+    norm = next(each for each in records.values() if isinstance(each, RmsNorm | RmsNormInt8))
+    assert norm.hidden == model["hidden_size"]
 
 
 def test_operators_have_their_names_and_computing_shapes_is_none(engine):

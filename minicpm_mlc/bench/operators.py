@@ -8,8 +8,6 @@ step is timed without that too.
 from __future__ import annotations
 
 import json
-import math
-import re
 import shlex
 import statistics
 import time
@@ -24,7 +22,9 @@ from minicpm_mlc.bench.limits import measure_limits, memory_reader
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.reports import Reports
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bundle.kernel_cases import load_cases
 from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.ops.operator import Cost, Extent, Operator, from_json
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
@@ -41,21 +41,9 @@ COLUMNS = [
 ]
 # the virtual machine's own functions, and those that compute shapes for it
 OWN = ("vm.builtin.", "shape_func")
-# TVM numbers equal names from the second on; int8 is no number
-NUMBERED = re.compile(r"(.*?(?:_int8)?)\d*")
 WARM_UP_STEPS = 3
 ROOM = 64  # tokens of context beside the depth
-ROWS = 16  # interleaved in a packed weight: its shape begins with the number of such blocks
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one call must move and compute. `int8`: its products are of int8 numbers."""
-
-    bytes: int = 0
-    operations: int = 0
-    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,10 +207,15 @@ def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[Operator
         return seconds
 
     pages = engine.gears.blocks(depth + 1)
+    records = records_of(Path(engine.path))
     calls: list[OperatorCall] = []
+
+    def look(kernel: str, args: Sequence[Any]) -> None:
+        calls.append(described(records[kernel], args, *pages))
+
     for _ in range(WARM_UP_STEPS):
         calls.clear()
-        observe(engine, step, lambda name, args: calls.append(described(name, args, *pages)))
+        observe(engine, step, look)
     plain, times = zip(*((step(), observe(engine, step)) for _ in range(repeats)), strict=True)
     return statistics.median(plain), aggregate(calls, times)
 
@@ -283,53 +276,16 @@ def aggregate(calls: list[OperatorCall], times: Sequence[list[float]]) -> list[O
     return sorted(rows, key=lambda row: -row.seconds)
 
 
-def operator_of(name: str) -> str:
-    """The operator's name without the number that the library's kernel has."""
-    found = NUMBERED.fullmatch(name)
-    return found[1] if found else name
+def records_of(bundle: Path) -> dict[str, Operator]:
+    """What each kernel of a bundle's library was compiled for, by the kernel's name."""
+    cases = {case.kernel: case for case in load_cases(bundle)}
+    return {kernel: from_json(case.record) for kernel, case in cases.items()}
 
 
-def described(name: str, args: Sequence[Any], pages_read: int, pages: int) -> OperatorCall:
-    """The call of operator `name`; attention reads `pages_read` of the sequence's `pages`, scoring
-    the means of all.
+def described(record: Operator, args: Sequence[Any], blocks_read: int, blocks: int) -> OperatorCall:
+    """The call of an operator in a step whose attention reads `blocks_read` of the sequence's
+    `blocks`.
     """
-    operator = operator_of(name)
-    shapes = [tuple(map(int, getattr(arg, "shape", ()))) for arg in args]
-    sizes = [_nbytes(arg) for arg in args]
-    if operator.startswith("linear"):
-        return OperatorCall(operator, *_linear(args, shapes, sizes))
-    pools = {i for i, shape in enumerate(shapes) if len(shape) == 4}
-    moved = sum(size for i, size in enumerate(sizes) if i not in pools)
-    if operator.startswith(("attend", "score")):
-        read = pages_read if operator.startswith("attend") else pages
-        cached = sum(sizes[i] // shapes[i][0] * read for i in pools)
-        operations = _attention_operations(shapes, pools, read)
-        return OperatorCall(operator, f"{read} of {pages} pages", Cost(moved + cached, operations))
-    if operator.startswith("embed"):
-        return OperatorCall(operator, "", Cost())  # one row of its table
-    return OperatorCall(operator, "", Cost(moved))
-
-
-def _linear(
-    args: Sequence[Any], shapes: list[tuple[int, ...]], sizes: list[int]
-) -> tuple[str, Cost]:
-    """x, the weight's tensors, ..., output. x is float32 [m, k], or words [m, k / 32, 10]."""
-    int8 = str(args[0].dtype) == "int32"
-    inputs, outputs = shapes[0][1] * (32 if int8 else 1), shapes[1][0] * ROWS
-    operations = 2 * shapes[0][0] * inputs * outputs
-    return f"{inputs} -> {outputs}", Cost(sum(sizes), operations, int8)
-
-
-def _attention_operations(shapes: list[tuple[int, ...]], pools: set[int], pages: int) -> int:
-    """A multiply-add per query head, pool and number of a page's head; keys and values, or
-    means.
-    """
-    heads = shapes[0][1]
-    return sum(2 * heads * pages * math.prod(shapes[i][2:]) for i in pools)
-
-
-def _nbytes(arg: Any) -> int:
-    if not hasattr(arg, "shape"):
-        return 0
-    bits = int(str(arg.dtype).lstrip("abcdefghijklmnopqrstuvwxyz"))
-    return math.prod(map(int, arg.shape)) * bits // 8
+    shapes = [tuple(map(int, arg.shape)) for arg in args]
+    extent = Extent(record.dims(shapes), blocks_read, blocks)
+    return OperatorCall(record.name, record.shape_label(extent), record.cost(extent))

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,11 +71,12 @@ class Expected:
 @dataclass(frozen=True, eq=False)
 class Case:
     """One call of a kernel on inputs, then outputs. NMSE above `limit` is an error; 0 means that
-    every bit counts.
+    every bit counts. `record`: what the kernel was compiled for, as Operator.to_json says it.
     """
 
     kernel: str
     operator: str
+    record: Mapping[str, Any]
     limit: float
     inputs: Sequence[Tiled]
     expected: Sequence[Expected]
@@ -110,6 +112,7 @@ def to_bytes(cases: Sequence[Case]) -> bytes:
         {
             "kernel": case.kernel,
             "operator": case.operator,
+            "record": case.record,
             "limit": case.limit,
             "inputs": [tiled(value) for value in case.inputs],
             "expected": [
@@ -158,4 +161,5 @@ def _case(entry: dict, arrays: np.lib.npyio.NpzFile) -> Case:
         for argument, values, places, words in entry["expected"]
     ]
     inputs = [tiled(value) for value in entry["inputs"]]
-    return Case(entry["kernel"], entry["operator"], entry["limit"], inputs, expected)
+    names = entry["kernel"], entry["operator"], entry["record"]
+    return Case(*names, entry["limit"], inputs, expected)
