@@ -142,7 +142,7 @@ def _tiny_source(folder: Path) -> Path:
 def _compile_peak(path: Path, options: dict[str, str]) -> None:
     import tvm
 
-    from minicpm_mlc.ops.gpu.peak import read_peak
+    from minicpm_mlc.ops.gpu.speed_limits import read_peak
 
     target = get_target(**options)
     module = tvm.IRModule({"read_peak": read_peak().with_attr("global_symbol", "read_peak")})

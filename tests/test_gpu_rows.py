@@ -12,9 +12,9 @@ from test_ops_linear import packed
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import kernel, store, workgroups
-from minicpm_mlc.ops.gpu.peak import read_peak
+from minicpm_mlc.ops.gpu.speed_limits import read_peak
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[1] / PACKAGE
 TOOLS = {
     "ops.tir": "ops tools",
     "ops.cpu.vector": "ops/cpu tools",
-    "ops.gpu.half": "ops/gpu tools",
+    "ops.gpu.float16_bits": "ops/gpu tools",
     "ops.gpu.kernel": "ops/gpu tools",
 }
 # Formats hold the TIR that reads them on a CPU and on a GPU, so they may use the tools of both.

@@ -8,15 +8,15 @@ from op_cases import compiled
 
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bundle.host import this_host
-from minicpm_mlc.ops.cpu import peak
+from minicpm_mlc.ops.cpu import speed_limits
 
 VECTORS = 3
 
 
 def test_read_peak_reads_every_row_once():
-    x = np.random.default_rng(0).integers(-9, 9, (7 * peak.READ_STREAMS * 5, 16), np.int32)
+    x = np.random.default_rng(0).integers(-9, 9, (7 * speed_limits.READ_STREAMS * 5, 16), np.int32)
     out = np.zeros((7, 16), np.int32)
-    compiled(peak.read_peak())(x, out)
+    compiled(speed_limits.read_peak())(x, out)
     assert np.array_equal(out.sum(axis=0), x.sum(axis=0))
 
 
@@ -24,19 +24,19 @@ def test_read_peak_reads_every_row_once():
 def test_int8_peak_makes_every_step(monkeypatch, dot):
     if dot not in (this_host().features or ()):
         pytest.skip(f"this processor has no {dot}")
-    monkeypatch.setattr(peak, "STEPS", 100)
+    monkeypatch.setattr(speed_limits, "STEPS", 100)
     out = np.zeros((2, 16), np.int32)
-    compiled(peak.int8_peak(VECTORS, dot))(out)
-    width = peak.DOTS[dot].rows
-    words = peak.DOTS[dot].products() // (4 * width)
+    compiled(speed_limits.int8_peak(VECTORS, dot))(out)
+    width = speed_limits.DOTS[dot].rows
+    words = speed_limits.DOTS[dot].products() // (4 * width)
     assert (
         out[:, :width] == sum(range(VECTORS)) + VECTORS * 100 * 3 * words
     ).all()  # each: four weights of 1 meet 3, 0, 0, 0
 
 
 def test_int8_operations_are_four_pairs_per_lane_and_twice_that_in_a_matrix_product():
-    assert peak.int8_operations("avx512vnni") == 2 * 4 * 16
-    assert peak.int8_operations("i8mm") == 2 * peak.int8_operations("dotprod")
+    assert speed_limits.int8_operations("avx512vnni") == 2 * 4 * 16
+    assert speed_limits.int8_operations("i8mm") == 2 * speed_limits.int8_operations("dotprod")
 
 
 def test_limits_name_only_what_the_processor_has():

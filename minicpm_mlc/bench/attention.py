@@ -27,7 +27,7 @@ from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.attend_blocks import AttendBlocks
 from minicpm_mlc.ops.build import build
-from minicpm_mlc.ops.cpu.peak import PEAK_VECTORS, STEPS, bf16_peak, multiply_add_peak
+from minicpm_mlc.ops.cpu.speed_limits import PEAK_VECTORS, STEPS, bf16_peak, multiply_add_peak
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.segment_means import SegmentMeans

@@ -9,7 +9,7 @@ import tvm
 
 from minicpm_mlc.bench.roofline import Limits, MemoryReader
 from minicpm_mlc.bench.timing import compiled, seconds
-from minicpm_mlc.ops.cpu.peak import (
+from minicpm_mlc.ops.cpu.speed_limits import (
     PEAK_VECTORS,
     STEPS,
     int8_operations,

@@ -26,7 +26,7 @@ SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_str
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
-READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/peak.py)
+READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/speed_limits.py)
 MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
 WEIGHT_LAYOUTS = {
     "f32": "rows16",

@@ -25,7 +25,7 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
-from minicpm_mlc.ops.cpu.peak import read_peak
+from minicpm_mlc.ops.cpu.speed_limits import read_peak
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 Expr = Any  # a TIR expression; TVM's own union type says no more than this
-Buffer = Any  # a TIR buffer, or one of float16 seen as float32 (ops/gpu/half.py)
+Buffer = Any  # a TIR buffer, or one of float16 seen as float32 (ops/gpu/float16_bits.py)
 
 if TYPE_CHECKING:
     from tvm.script import tirx as T

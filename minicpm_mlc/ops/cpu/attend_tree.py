@@ -26,7 +26,7 @@ from minicpm_mlc.ops.cpu.attend import (
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KVFormat
-from minicpm_mlc.ops.formats.tree import MAX_NODES, Path, TailPages
+from minicpm_mlc.ops.formats.tree import MAX_NODES, TailPages, TreePath
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
@@ -49,7 +49,7 @@ def attend_tree(
     with shape.arithmetic.functions():
 
         def attend_split(row: Expr, kv_head: Expr, split: Expr) -> Block:
-            path = Path.of(page_table, base, ancestors, row)
+            path = TreePath.of(page_table, base, ancestors, row)
             begin, end = share_of(T.Bind(T.Cast("int64", path.slot // PAGE_SIZE + 1)), split)
             return attend_path(shape, kv, q, pools, path, row, kv_head, _each_page(begin, end))
 
@@ -80,7 +80,7 @@ def attend_tree_blocks(
     with shape.arithmetic.functions():
 
         def attend_split(row: Expr, kv_head: Expr, split: Expr) -> Block:
-            path = Path.of(page_table, base, ancestors, row)
+            path = TreePath.of(page_table, base, ancestors, row)
             begin, end = T.Bind(budget * split // splits), T.Bind(budget * (split + 1) // splits)
 
             def visit_all(visit: Callable[[Expr], None]) -> None:
@@ -107,7 +107,7 @@ def attend_path(
     kv: KVFormat,
     q: Any,
     pools: tuple[Any, Any],
-    path: Path,
+    path: TreePath,
     row: Any,
     kv_head: Any,
     each_number: Callable[[Callable[[Any], None]], None],

@@ -89,7 +89,7 @@ class Int8Dot:
 
     def peak_step(self, total: Any) -> Any:
         """int32[rows] after one product of four pairs per row, which depends on `total`
-        (ops/cpu/peak.py).
+        (ops/cpu/speed_limits.py).
         """
         raise NotImplementedError
 

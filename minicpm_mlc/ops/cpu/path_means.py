@@ -6,7 +6,7 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu.segment_means import write_mean
 from minicpm_mlc.ops.cpu.traits import CpuTraits
-from minicpm_mlc.ops.formats.tree import TAIL_PAGES, Path, gather_keys
+from minicpm_mlc.ops.formats.tree import TAIL_PAGES, TreePath, gather_keys
 from minicpm_mlc.ops.path_means import PathMeans
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
@@ -32,7 +32,7 @@ def path_means(
             T.buffer_store(out, k_means[page, kv_head, segment, i], [*to, segment, i])
 
     def write(row: Expr, kv_head: Expr) -> None:
-        path = Path.of(page_table, base, ancestors, row)
+        path = TreePath.of(page_table, base, ancestors, row)
         keys = T.alloc_buffer((1, *kv.key_shape(1, head_dim)), kv.storage)
         with T.serial(TAIL_PAGES) as tail:
             number = T.Bind(path.tail + tail)

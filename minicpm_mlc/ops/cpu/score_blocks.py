@@ -28,12 +28,12 @@ def score_blocks(operator: ScoreBlocks, traits: CpuTraits, dims: Dims, *buffers:
     """
     lanes = Lanes.of(operator.group, operator.batched, traits.accumulators)
     tile_pages = 2 if traits.accumulators >= 2 * SEGMENTS * lanes.vectors else 1
-    call = Call(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers)
+    call = ScoreCall(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers)
     (call.decode if operator.batched else call.prefill)()
 
 
 @dataclass(frozen=True)
-class Call:
+class ScoreCall:
     """The buffers of one call, and its loops."""
 
     lanes: Lanes

@@ -9,7 +9,7 @@ from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.cpu.score_blocks import Call
+from minicpm_mlc.ops.cpu.score_blocks import ScoreCall
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.score_tree import ScoreTree
@@ -32,11 +32,11 @@ def score_tree(
     lanes = Lanes.of(operator.group, True, traits.accumulators)
     tile_pages = 2 if traits.accumulators >= 2 * SEGMENTS else 1
     buffers = q, k_means, page_table, positions, pooled, path_means, base
-    TreeCall(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers).decode()
+    TreeScoreCall(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers).decode()
 
 
 @dataclass(frozen=True)
-class TreeCall(Call):
+class TreeScoreCall(ScoreCall):
     """A call whose rows share a page table up to the tree's first page."""
 
     path_means: Any

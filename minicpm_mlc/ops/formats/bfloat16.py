@@ -1,6 +1,6 @@
 """bfloat16 as its bits, uint16: NumPy and TVM have no numbers of that type.
 
-The GPU's conversions are in ops/gpu/half.py.
+The GPU's conversions are in ops/gpu/float16_bits.py.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def path_tables_definition(
 
 
 @dataclass(frozen=True)
-class Path:
+class TreePath:
     """The sequence of one tree row, in a kernel that has its nodes' page table."""
 
     page_table: Any  # i32[1, p]
@@ -74,7 +74,7 @@ class Path:
     slot: Any  # the row's own slot in its sequence
 
     @staticmethod
-    def of(page_table: Any, base: Any, ancestors: Any, row: Any) -> Path:
+    def of(page_table: Any, base: Any, ancestors: Any, row: Any) -> TreePath:
         """The path of `row`; base i32[m], of which the first counts; ancestors i32[n, 2]."""
         nodes = T.alloc_buffer((MAX_NODES + 1,), "int32")
         length = T.alloc_buffer((1,), "int32")
@@ -84,7 +84,7 @@ class Path:
             here = T.bitwise_and(T.shift_right(ancestors[row, word], bit), 1)
             T.buffer_store(length, length[0] + here, [0])
         start = T.Bind(base[0])
-        return Path(page_table, start, nodes, T.Bind(start + length[0] - 1))
+        return TreePath(page_table, start, nodes, T.Bind(start + length[0] - 1))
 
     @property
     def tail(self) -> Any:
@@ -140,7 +140,7 @@ class TailPages:
         )
 
     def gather(
-        self, path: Path, number: Any, kv_head: Any, pools: tuple[Any, Any]
+        self, path: TreePath, number: Any, kv_head: Any, pools: tuple[Any, Any]
     ) -> tuple[Any, Any]:
         """Fill the scratch with page `number` of the row's sequence; returned as pools."""
         head_dim = int(self.v_pages.shape[-1])
@@ -158,7 +158,13 @@ class TailPages:
 
 
 def gather_keys(
-    kv: KVFormat, target: Any, head_dim: int, path: Path, number: Any, kv_head: Any, k_pages: Any
+    kv: KVFormat,
+    target: Any,
+    head_dim: int,
+    path: TreePath,
+    number: Any,
+    kv_head: Any,
+    k_pages: Any,
 ) -> None:
     """target, a key page of one head, = the keys of page `number` of the row's sequence, with their
     scales.

@@ -16,7 +16,7 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
@@ -203,7 +203,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One launch: `sequence(row, thread)` is what a row sees, `visit(row, kv_head, sequence, split,
     splits, fold_page)` goes through the numbers of a split's pages."""
 
@@ -319,7 +319,7 @@ def attend_decode(operator: AttendDecode, _: GpuTraits, dims: Dims, *buffers: Bu
 
 def call_of(
     operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], batched: bool, visit: VisitAll
-) -> Call:
+) -> AttentionCall:
     """The launch over rows that have slots of their own, by AttendPrefill's buffers."""
     q, k_pages, v_pages, page_tables, slots, out = buffers
 
@@ -327,4 +327,4 @@ def call_of(
         return Paged(page_tables, row if batched else 0, slots, row)
 
     heads = Heads.of(operator)
-    return Call(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)
+    return AttentionCall(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)

@@ -8,14 +8,14 @@ from minicpm_mlc.ops.attend import Attention
 from minicpm_mlc.ops.attend_tree import AttendTree, AttendTreeBlocks
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.attend import (
-    Call,
+    AttentionCall,
     Heads,
     VisitAll,
     all_pages,
     selected_pages,
     splits_for,
 )
-from minicpm_mlc.ops.gpu.sequence import Path
+from minicpm_mlc.ops.gpu.sequence import PathSequence
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
@@ -34,12 +34,14 @@ def attend_tree_blocks(
     call.in_splits(splits_for(T.int64(operator.budget)))
 
 
-def _call(operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], visit: VisitAll) -> Call:
+def _call(
+    operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], visit: VisitAll
+) -> AttentionCall:
     """The launch over a tree's rows, by AttendTree's buffers."""
     q, k_pages, v_pages, page_table, base, ancestors, out = buffers
 
-    def sequence(row: Expr, thread: Expr) -> Path:
-        return Path(page_table, base, ancestors, row, thread)
+    def sequence(row: Expr, thread: Expr) -> PathSequence:
+        return PathSequence(page_table, base, ancestors, row, thread)
 
     heads = Heads.of(operator)
-    return Call(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)
+    return AttentionCall(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)

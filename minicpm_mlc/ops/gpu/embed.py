@@ -5,7 +5,7 @@ from __future__ import annotations
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.embed import Embed
 from minicpm_mlc.ops.formats.weights import GROUP
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import strided, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import Buffer, T

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from minicpm_mlc.ops.gpu.half import HalfBuffer, from_float
+from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float
 from minicpm_mlc.ops.tir import T
 
 THREADS = 128  # of a workgroup: what every GPU takes

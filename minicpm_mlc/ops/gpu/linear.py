@@ -1,8 +1,8 @@
 """linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them
 in shared tiles.
 
-Weights are unpacked as words (ops/gpu/words.py), scales and minimums are widened to float32 once
-for the threads that share them.
+Weights are unpacked as words (ops/gpu/weight_words.py), scales and minimums are widened to float32
+once for the threads that share them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     THREADS,
     accumulate,
@@ -28,7 +28,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.traits import GpuTraits
-from minicpm_mlc.ops.gpu.words import Words
+from minicpm_mlc.ops.gpu.weight_words import Words
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.tir import Buffer, Expr
 

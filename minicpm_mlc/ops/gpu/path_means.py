@@ -8,7 +8,7 @@ from minicpm_mlc.ops.formats.kv import KEYS
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES
 from minicpm_mlc.ops.gpu.kernel import accumulate, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools
-from minicpm_mlc.ops.gpu.sequence import Path, Place
+from minicpm_mlc.ops.gpu.sequence import PathSequence, Place
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.windows import THREADS
 from minicpm_mlc.ops.path_means import PathMeans
@@ -39,7 +39,7 @@ def path_means(
 
     with workgroups(dims.n * heads, THREADS) as (task, thread):
         row, head = T.Bind(task // heads), T.Bind(task % heads)
-        path = Path(page_table, base, ancestors, row, thread)
+        path = PathSequence(page_table, base, ancestors, row, thread)
         first = T.Bind(path.base // PAGE_SIZE * SEGMENTS)
         with T.serial(TAIL_PAGES * SEGMENTS) as s, strided(head_dim, thread, THREADS) as i:
             segment = T.Bind(first + s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.formats.kv.base import ROW_SCALES
-from minicpm_mlc.ops.gpu.half import HalfBuffer
+from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import strided, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.rope_angles import RopeAngles

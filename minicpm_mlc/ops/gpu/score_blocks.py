@@ -12,7 +12,7 @@ from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,

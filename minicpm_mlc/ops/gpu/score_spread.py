@@ -14,7 +14,7 @@ from math import sqrt
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,

@@ -36,7 +36,7 @@ class Paged:
         return lambda t: (place, t)
 
 
-class Path:
+class PathSequence:
     """A row of a token tree: committed tokens, then the nodes of its path (ops/formats/tree.py),
     whose numbers are shared.
     """

@@ -7,7 +7,7 @@ written, and only its thread looks for its next one.
 from __future__ import annotations
 
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,

@@ -19,7 +19,7 @@ class GpuTraits:
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
-        from minicpm_mlc.ops.gpu.half import HalfBuffer  # imports TVM
+        from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer  # imports TVM
 
         return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
 

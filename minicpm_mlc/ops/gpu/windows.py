@@ -7,7 +7,7 @@ from math import log
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import registers
 from minicpm_mlc.ops.tir import T
 

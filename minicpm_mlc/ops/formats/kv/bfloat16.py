@@ -9,7 +9,7 @@ import numpy as np
 from minicpm_mlc.ops.cpu.vector import LANES
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits, bfloat16_numbers, rounded, widened
 from minicpm_mlc.ops.formats.kv.base import KVFormat, Place
-from minicpm_mlc.ops.gpu import half
+from minicpm_mlc.ops.gpu import float16_bits
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
@@ -47,7 +47,7 @@ class BFloat16(KVFormat):
         return [rounded(x) for x in vectors]
 
     def gpu_load(self, pool: Buffer, index: list[Expr]) -> Expr:
-        return half.from_bfloat16(pool[tuple(index)])
+        return float16_bits.from_bfloat16(pool[tuple(index)])
 
     def gpu_store(self, pool: Buffer, x: Expr, index: list[Expr]) -> None:
-        T.buffer_store(pool, half.bfloat16_bits(x), index)
+        T.buffer_store(pool, float16_bits.bfloat16_bits(x), index)

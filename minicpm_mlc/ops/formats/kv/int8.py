@@ -15,7 +15,7 @@ import numpy as np
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.kv.base import KEYS, ROW_SCALES, SCALE_ROWS, VALUES, KVFormat, Place
-from minicpm_mlc.ops.gpu.half import constant
+from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import THREADS, reduced, registers, shared, strided
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.ops.formats.weights.floats import FloatScheme, FloatValues, halves
-from minicpm_mlc.ops.gpu.half import from_bfloat16
+from minicpm_mlc.ops.gpu.float16_bits import from_bfloat16
 from minicpm_mlc.ops.tir import Expr, T, splat, typed
 
 

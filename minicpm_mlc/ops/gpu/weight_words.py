@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme
-from minicpm_mlc.ops.gpu.half import HalfBuffer
+from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 
