@@ -49,14 +49,6 @@ ALLOWED: dict[str, set[str]] = {
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors
     "__main__": {"cli"},
 }
-# Arrows that are not allowed and still there, by importing and imported module, with the reason.
-NO_RECORD = "the definition of this operator moves to its record in ops/"
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("ops.sparse_attention", "ops.cpu.attend_blocks"): NO_RECORD,
-    ("ops.sparse_attention", "ops.cpu.score_blocks"): NO_RECORD,
-    ("ops.sparse_attention", "ops.cpu.segment_means"): NO_RECORD,
-    ("ops.sparse_attention", "ops.cpu.select_blocks"): NO_RECORD,
-}
 
 
 @dataclass(frozen=True)
@@ -120,18 +112,9 @@ def arrows() -> list[Arrow]:
     return found
 
 
-def against() -> dict[tuple[str, str], Arrow]:
-    """The arrows that are not allowed, by importing and imported module."""
-    return {(each.importer, each.imported): each for each in arrows() if not each.allowed}
-
-
 def test_imports_follow_the_arrows() -> None:
-    wrong = [str(arrow) for pair, arrow in against().items() if pair not in EXCEPTIONS]
+    wrong = [str(arrow) for arrow in arrows() if not arrow.allowed]
     assert not wrong, "\n".join(["imports against the arrows:", *wrong])
-
-
-def test_an_exception_that_is_gone_leaves_the_list() -> None:
-    assert not EXCEPTIONS.keys() - against().keys()
 
 
 def test_every_room_of_the_table_exists() -> None:

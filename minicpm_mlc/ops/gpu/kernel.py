@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import ATTRS, T
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
@@ -25,8 +25,6 @@ def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None])
     """
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as builder
-
-    from minicpm_mlc.ops.build import ATTRS
 
     with IRBuilder() as ir:
         with builder.prim_func(is_private=True):
