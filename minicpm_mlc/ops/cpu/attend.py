@@ -98,12 +98,14 @@ def attend_by_blocks(
                 )
 
 
-def page_at(page_tables: Any, table: Any, number: Any) -> Any:
+def page_at(page_tables: Buffer, table: Any, number: Expr) -> Any:
     """The place in the pools of a sequence's page."""
     return T.Bind(T.Cast("int64", page_tables[table, number]))
 
 
-def merge_splits(shape: Shape, splits: Any, parts: Any, sequence: Any, head: Any, out: Any) -> None:
+def merge_splits(
+    shape: Shape, splits: Expr, parts: Any, sequence: Any, head: Expr, out: Buffer
+) -> None:
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the
     highest.
     """
@@ -135,7 +137,12 @@ Visit = Callable[[Any, Page], None]  # of a block of 64 slots: its number in the
 
 
 def attend_row(
-    shape: Shape, q: Any, slot: Any, row: Any, kv_head: Any, visit_all: Callable[[Visit], None]
+    shape: Shape,
+    q: Buffer,
+    slot: Expr,
+    row: Expr,
+    kv_head: Expr,
+    visit_all: Callable[[Visit], None],
 ) -> Block:
     """One row's heads of one KV head over the blocks that visit_all calls its argument with; sees
     slots <= slot.
@@ -144,7 +151,7 @@ def attend_row(
     for m in range(shape.tiles(shape.group) * shape.rows):
         block.load_row(shape, m, q, row, kv_head * shape.group + min(m, shape.group - 1), slot)
 
-    def visit(number: Any, page: Page) -> None:
+    def visit(number: Expr, page: Page) -> None:
         start = T.Bind(T.Cast("int32", number * PAGE_SIZE))
         attend_page(shape, block, shape.tiles(shape.group), start, page)
 
@@ -157,7 +164,7 @@ def splits_for(pages: Any) -> Any:
     return T.Bind(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS))
 
 
-def share_of(pages: Any, split: Any) -> tuple[Any, Any]:
+def share_of(pages: Any, split: Expr) -> tuple[Any, Any]:
     """(first page, end) of a row's split; by its own length, so that a row's sums don't depend on
     the rows beside it.
     """
@@ -168,7 +175,7 @@ def share_of(pages: Any, split: Any) -> tuple[Any, Any]:
 
 
 def attend_in_splits(
-    shape: Shape, n: Any, splits: Any, attend_split: Callable[[Any, Any, Any], Block], out: Any
+    shape: Shape, n: Expr, splits: Expr, attend_split: Callable[[Any, Any, Any], Block], out: Buffer
 ) -> None:
     """A task per row, KV head and split (attend_split of them), then a merge of each head's splits,
     at most 16.
@@ -194,7 +201,7 @@ def attend_in_splits(
             for at in range(0, head_dim, vector.LANES):
                 vector.store(parts, vector.load(block.output, m, at), split, row, head, at)
 
-    def merge(task: Any) -> None:
+    def merge(task: Expr) -> None:
         merge_splits(shape, splits, parts, task // num_heads, task % num_heads, out)
 
     vector.spread(n * num_heads, merge, serial_below=128)
@@ -203,12 +210,12 @@ def attend_in_splits(
 def attend_each(
     shape: Shape,
     kv: KVFormat,
-    n: Any,
-    q: Any,
+    n: Expr,
+    q: Buffer,
     pools: tuple[Any, Any],
     table_of: Callable[[Any], tuple[Any, Any]],
-    slots: Any,
-    out: Any,
+    slots: Buffer,
+    out: Buffer,
 ) -> None:
     """Every row by itself, in splits; table_of(row) are the first arguments of page_at."""
     longest = T.alloc_buffer((1,), "int32")
@@ -216,7 +223,7 @@ def attend_each(
     with T.serial(n) as row:
         T.buffer_store(longest, T.max(longest[0], slots[row]), [0])
 
-    def attend_split(row: Any, kv_head: Any, split: Any) -> Block:
+    def attend_split(row: Expr, kv_head: Expr, split: Expr) -> Block:
         begin, end = share_of(T.Bind(T.Cast("int64", slots[row] // PAGE_SIZE + 1)), split)
 
         def visit_all(visit: Visit) -> None:

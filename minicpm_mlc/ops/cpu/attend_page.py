@@ -27,7 +27,7 @@ from minicpm_mlc.ops.attend import Attention
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
-from minicpm_mlc.ops.tir import LOWEST, T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 CACHE_LINE = 64  # bytes
 
@@ -41,19 +41,19 @@ class Float32:
         """Scratch of the left matrix."""
         return T.alloc_buffer((rows, depth), "float32")
 
-    def put_left(self, left: Any, x: Any, row: Any, at: Any) -> None:
+    def put_left(self, left: Buffer, x: Any, row: Expr, at: Expr) -> None:
         """Store float32[16] as the left matrix's row from `at` on."""
         vector.store(left, x, row, at)
 
-    def splat(self, left: Any, row: Any, step: Any) -> Any:
+    def splat(self, left: Buffer, row: Expr, step: Expr) -> Any:
         """What one row multiplies in a step."""
         return vector.splat(left[row, step])
 
-    def right(self, load: Load, step: Any, columns: int, last: Any) -> list[Any]:
+    def right(self, load: Load, step: Expr, columns: int, last: Any) -> list[Any]:
         """What `columns` vectors of the right matrix hold in a step, of its rows up to `last`."""
         return [T.Bind(load(step, c * vector.LANES, vector.LANES)) for c in range(columns)]
 
-    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
+    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Any:
         return total + left * right
 
     def functions(self) -> AbstractContextManager[None]:
@@ -69,17 +69,17 @@ class Bf16Pairs(Float32):
     def left(self, rows: int, depth: int) -> Any:
         return T.alloc_buffer((rows, depth // 2), "int32")
 
-    def put_left(self, left: Any, x: Any, row: Any, at: Any) -> None:
+    def put_left(self, left: Buffer, x: Any, row: Expr, at: Expr) -> None:
         T.buffer_store(
             left,
             bf16_dot.pairs_of(bf16_dot.rounded(x)),
             [row, T.ramp(at // 2, 1, vector.LANES // 2)],
         )
 
-    def splat(self, left: Any, row: Any, step: Any) -> Any:
+    def splat(self, left: Buffer, row: Expr, step: Expr) -> Any:
         return bf16_dot.in_every_pair(left[row, step])
 
-    def right(self, load: Load, step: Any, columns: int, last: Any) -> list[Any]:
+    def right(self, load: Load, step: Expr, columns: int, last: Any) -> list[Any]:
         """A pair that begins with the last row takes it twice: whatever lies behind is no number
         that 0 would hide.
         """
@@ -92,7 +92,7 @@ class Bf16Pairs(Float32):
             pairs += bf16_dot.interleaved(*two)
         return pairs
 
-    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
+    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Any:
         return bf16_dot.dot(total, left, right)
 
     def functions(self) -> AbstractContextManager[None]:
@@ -175,7 +175,9 @@ class Block:
             shape.arithmetic.left(shape.rows, PAGE_SIZE),
         )
 
-    def load_row(self, shape: Shape, row: Any, q: Any, token: Any, head: Any, slot: Any) -> None:
+    def load_row(
+        self, shape: Shape, row: Expr, q: Buffer, token: Expr, head: Expr, slot: Expr
+    ) -> None:
         """Start row `row` with the query of (token, head) and nothing seen."""
         T.buffer_store(self.limits, slot, [row])
         T.buffer_store(self.maxima, T.float32(LOWEST), [row])
@@ -189,7 +191,7 @@ class Block:
             )
             vector.store(self.output, vector.splat(0.0), row, j)
 
-    def sum_of(self, row: Any) -> Any:
+    def sum_of(self, row: Expr) -> Any:
         """The softmax denominator of a row."""
         return vector.fold(lambda a, b: a + b, T.Bind(vector.load(self.sums, row, 0)))
 
@@ -210,8 +212,8 @@ def multiply_tile(
     shape: Shape,
     tile: list[Any],
     depth: Any,
-    left: Any,
-    first: Any,
+    left: Expr,
+    first: Expr,
     right: Load,
     fetch: Callable[[Any, int], None],
 ) -> None:
@@ -239,18 +241,18 @@ class Page:
     kv: KVFormat
     pools: tuple[Any, Any]
     place: Any
-    kv_head: Any
+    kv_head: Expr
     following: Any | None = None
 
-    def keys(self, i: Any, t: Any, n: int) -> Any:
+    def keys(self, i: Expr, t: Expr, n: int) -> Any:
         """Component i of n tokens from t on: 16 as float32, 32 as they are stored."""
         return self._load(self.pools[0], i, t, n)
 
-    def values(self, t: Any, i: Any, n: int) -> Any:
+    def values(self, t: Expr, i: Expr, n: int) -> Any:
         """n components of token t from i on."""
         return self._load(self.pools[1], t, i, n)
 
-    def _load(self, pool: Any, row: Any, at: Any, n: int) -> Any:
+    def _load(self, pool: Buffer, row: Expr, at: Expr, n: int) -> Any:
         if n == vector.LANES:
             return self.kv.cpu_load(pool, self.place, self.kv_head, row, at)
         return pool[self.place, self.kv_head, row, T.ramp(at, 1, n)]
@@ -263,22 +265,22 @@ class Page:
         )
         return x if scales is None else x * scales
 
-    def fetch_values(self, at: Any, count: int) -> None:
+    def fetch_values(self, at: Expr, count: int) -> None:
         """Ask for elements at .. at + count - 1 of this page's values."""
         self._fetch(self.pools[1], self.place, at, count)
 
-    def fetch_next_keys(self, at: Any, count: int) -> None:
+    def fetch_next_keys(self, at: Expr, count: int) -> None:
         """Ask for elements at .. at + count - 1 of the following page's keys."""
         if self.following is not None:
             self._fetch(self.pools[0], self.following, at, count)
 
-    def _fetch(self, pool: Any, place: Any, at: Any, count: int) -> None:
+    def _fetch(self, pool: Buffer, place: Any, at: Expr, count: int) -> None:
         line = CACHE_LINE // np.dtype(pool.dtype).itemsize
         for element in range(0, count, line):
             vector.prefetch(pool, place, self.kv_head, 0, at + element)
 
 
-def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
+def score_tile(shape: Shape, block: Block, first: Expr, page: Page) -> None:
     """scores = queries of the tile's rows times the page's keys."""
     width = shape.columns * vector.LANES
     with T.serial(PAGE_SIZE // width) as part:
@@ -303,7 +305,7 @@ def score_tile(shape: Shape, block: Block, first: Any, page: Page) -> None:
         each_vector(shape, finish)
 
 
-def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
+def hide_unseen(shape: Shape, block: Block, first: Expr, page_slot: Expr) -> None:
     """Scores of slots past a row's limit fall below LOWEST, and so to weight 0."""
     with T.serial(shape.rows) as r:
         visible = T.Bind(block.limits[first + r] - page_slot)
@@ -315,7 +317,7 @@ def hide_unseen(shape: Shape, block: Block, first: Any, page_slot: Any) -> None:
             vector.store(block.scores, score, r, t)
 
 
-def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: Page) -> None:
+def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Any, page: Page) -> None:
     """Scores become softmax weights against the new running maximum; corrections[r] rescales the
     old output.
 
@@ -342,7 +344,7 @@ def weigh_tile(shape: Shape, block: Block, first: Any, corrections: Any, page: P
 
 
 def add_values(
-    shape: Shape, block: Block, first: Any, corrections: Any, tokens: Any, page: Page
+    shape: Shape, block: Block, first: Expr, corrections: Any, tokens: Any, page: Page
 ) -> None:
     """output = output * correction + weights times the page's first `tokens` values."""
     width = shape.columns * vector.LANES
@@ -369,7 +371,7 @@ def add_values(
         each_vector(shape, finish)
 
 
-def attend_page(shape: Shape, block: Block, tiles: Any, page_slot: Any, page: Page) -> None:
+def attend_page(shape: Shape, block: Block, tiles: Expr, page_slot: Expr, page: Page) -> None:
     """Fold one page into the first `tiles` tiles of a block.
 
     page_slot: the sequence's slot at the page's start, which row limits are held against.

@@ -94,7 +94,7 @@ def attend_tree_blocks(
         attend_in_splits(shape, n, splits, attend_split, out)
 
 
-def _each_page(begin: Any, end: Any) -> Callable[[Callable[[Any], None]], None]:
+def _each_page(begin: Expr, end: Expr) -> Callable[[Callable[[Any], None]], None]:
     def visit_all(visit: Callable[[Any], None]) -> None:
         with T.serial(end - begin) as step:
             visit(T.Bind(T.Cast("int32", begin + step)))
@@ -105,11 +105,11 @@ def _each_page(begin: Any, end: Any) -> Callable[[Callable[[Any], None]], None]:
 def attend_path(
     shape: Shape,
     kv: KVFormat,
-    q: Any,
+    q: Buffer,
     pools: tuple[Any, Any],
     path: TreePath,
-    row: Any,
-    kv_head: Any,
+    row: Expr,
+    kv_head: Expr,
     each_number: Callable[[Callable[[Any], None]], None],
 ) -> Block:
     """One row's heads of one KV head over the pages of its own sequence that each_number calls its
@@ -118,7 +118,7 @@ def attend_path(
     scratch = TailPages.allocate(shape.head_dim, kv)
 
     def visit_all(visit: Visit) -> None:
-        def visit_number(number: Any) -> None:
+        def visit_number(number: Expr) -> None:
             with T.If(number < path.tail):
                 with T.Then():
                     following = T.min(number + 1, path.tail)

@@ -11,7 +11,7 @@ from typing import Any
 
 import tvm
 
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import Expr, T
 
 PAIRS = 16  # that one instruction multiplies
 FUNCTIONS = """
@@ -32,7 +32,7 @@ declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloa
 """
 
 
-def dot(total: Any, a: Any, b: Any) -> Any:
+def dot(total: Expr, a: Any, b: Any) -> Any:
     """total float32[16] + the products of 16 pairs, uint16[32] each."""
     return T.call_pure_extern("float32x16", "minicpm_bf16_dot", total, a, b)
 
@@ -42,12 +42,12 @@ def rounded(x: Any) -> Any:
     return T.Bind(T.call_pure_extern("uint16x16", "minicpm_bf16_round", x))
 
 
-def pairs_of(bits: Any) -> Any:
+def pairs_of(bits: Expr) -> Any:
     """uint16[16] as int32[8]: two neighbours each."""
     return T.reinterpret(bits, dtype="int32x8")
 
 
-def in_every_pair(word: Any) -> Any:
+def in_every_pair(word: Expr) -> Any:
     """The pair in an int32, in all 16 places."""
     return T.reinterpret(T.broadcast(word, PAIRS), dtype="uint16x32")
 

@@ -25,7 +25,7 @@ class Activations:
     """
 
     word: Callable[[int, int], Any]
-    correction: Any
+    correction: Expr
 
     @property
     def words(self) -> list[Any]:
@@ -79,7 +79,7 @@ class Int8Dot:
             for weights in blocks
         ]
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
         """`groups` of one block and one row."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class Int8Dot:
         """Pairs that one `peak_step` multiplies and adds."""
         return 4 * self.rows
 
-    def peak_step(self, total: Any) -> Any:
+    def peak_step(self, total: Expr) -> Any:
         """int32[rows] after one product of four pairs per row, which depends on `total`
         (ops/cpu/speed_limits.py).
         """
@@ -99,7 +99,7 @@ class Int8Dot:
     def _type(self, bits: int, sign: str = "int") -> str:
         return f"{sign}{bits}x{32 // bits * self.rows}"
 
-    def _splat(self, word: Any) -> Any:
+    def _splat(self, word: Expr) -> Any:
         """Four activations, in every row."""
         return T.reinterpret(T.broadcast(word, self.rows), dtype=self._type(8))
 
@@ -132,7 +132,7 @@ class VpDpBusd(Int8Dot):
                     sums[row] = _intrinsic(name, self._type(32), sums[row], weights[i], word)
         return totals
 
-    def peak_step(self, total: Any) -> Any:
+    def peak_step(self, total: Expr) -> Any:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
         return _intrinsic(name, self._type(32), total, self._bytes(1), self._splat(3))
 
@@ -146,7 +146,7 @@ class PMAddUbsW(Int8Dot):
     and sign(w) x.
     """
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
         start = T.broadcast(correction, self.rows)
         if values.unsigned and 2 * len(weights) * values.largest * 127 < SATURATED:
             pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
@@ -154,15 +154,15 @@ class PMAddUbsW(Int8Dot):
         product = self._unsigned if values.unsigned else self._signed
         return reduce(lambda a, b: a + b, map(product, weights, words), start)
 
-    def peak_step(self, total: Any) -> Any:
+    def peak_step(self, total: Expr) -> Any:
         pairs = T.reinterpret(total, dtype=self._type(16))
         pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
         return T.reinterpret(pairs, dtype=self._type(32))
 
-    def _unsigned(self, weight: Any, word: Any) -> Any:
+    def _unsigned(self, weight: Any, word: Expr) -> Any:
         return self._quads(self._pairs(weight, self._splat(word)))
 
-    def _signed(self, weight: Any, word: Any) -> Any:
+    def _signed(self, weight: Any, word: Expr) -> Any:
         size = T.reinterpret(
             T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight),
             dtype=self._type(8, "uint"),
@@ -182,7 +182,7 @@ class PMAddUbsW(Int8Dot):
 class SDot(Int8Dot):
     """Armv8.2 dotprod: four signed products, added to 32 bits."""
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Any) -> Any:
+    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
         total = T.broadcast(correction, self.rows)
         for weight, word in zip(weights, words, strict=True):
             if values.unsigned:
@@ -192,7 +192,7 @@ class SDot(Int8Dot):
             )
         return total
 
-    def peak_step(self, total: Any) -> Any:
+    def peak_step(self, total: Expr) -> Any:
         return _intrinsic(
             "llvm.aarch64.neon.sdot",
             self._type(32),
@@ -238,7 +238,7 @@ class SmMlA(SDot):
     def products(self) -> int:
         return 8 * self.rows
 
-    def peak_step(self, total: Any) -> Any:
+    def peak_step(self, total: Expr) -> Any:
         return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
 
     def _octets(self, low: Any, high: Any) -> list[Any]:
@@ -249,7 +249,7 @@ class SmMlA(SDot):
             for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
         ]
 
-    def _matrix(self, total: Any, weights: Any, x: Any) -> Any:
+    def _matrix(self, total: Expr, weights: Any, x: Any) -> Any:
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 

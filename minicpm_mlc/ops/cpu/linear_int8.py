@@ -90,7 +90,7 @@ class Int8Loops:
         blocks.
         """
 
-        def stream(block: Any) -> tuple[Any, Any]:
+        def stream(block: Expr) -> tuple[Any, Any]:
             block = T.Bind(block)
             return block, block * LANES
 
@@ -112,7 +112,13 @@ class Int8Loops:
         return first, T.Bind(T.min(self.m - first, most))
 
     def tiles(
-        self, first: Any, rows: Any, streams: int, block_at: BlockAt, c: Any, most: int = CACHE_ROWS
+        self,
+        first: Expr,
+        rows: Any,
+        streams: int,
+        block_at: BlockAt,
+        c: Expr,
+        most: int = CACHE_ROWS,
     ) -> None:
         """All rows of a part, `most` at most: whole tiles, then the powers of two that make up the
         rest.
@@ -134,7 +140,7 @@ class Int8Loops:
                 )
             size //= 2
 
-    def tile(self, first: Any, rows: int, blocks: list[tuple[Any, Any]], c: Any) -> None:
+    def tile(self, first: Expr, rows: int, blocks: list[tuple[Any, Any]], c: Expr) -> None:
         """totals[first : first + rows] += x @ w^T over one run of column groups; the last run
         applies the epilogue.
         """
@@ -162,11 +168,11 @@ class Int8Loops:
                 for i, place in enumerate(places):
                     vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
 
-    def total_at(self, row: Any, column: Any) -> tuple[Any, Any]:
+    def total_at(self, row: Expr, column: Expr) -> tuple[Any, Any]:
         """Where a row's 16 totals lie."""
         return row, column
 
-    def group(self, total: Any, blocks: list[Any], first: Any, rows: int, g: Any) -> None:
+    def group(self, total: Expr, blocks: list[Any], first: Expr, rows: int, g: Expr) -> None:
         """Add one column group of some blocks to their totals: weights are unpacked once for all
         rows, x loaded once.
         """
@@ -184,20 +190,20 @@ class Int8Loops:
                         at = (i * rows + row) * LANES + part
                         self.add(total, at, first + row, g, terms, product)
 
-    def prefetch(self, block: Any, g: Any, ahead: int) -> None:
+    def prefetch(self, block: Expr, g: Expr, ahead: int) -> None:
         weight = self.stored["weight"]
         lines = int(weight.shape[1]) // self.groups
         for i in range(lines):
             vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
 
-    def weights(self, block: Any, g: Any, part: int) -> tuple[Terms, list[Any]]:
+    def weights(self, block: Expr, g: Expr, part: int) -> tuple[Terms, list[Any]]:
         """Terms and unpacked weights of one register of rows."""
         width = self.dot.rows
         unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
         terms = self.scheme.terms(self.stored, block, g, T.ramp(part, 1, width), width)
         return terms.bound(), unpacked
 
-    def add(self, total: Any, at: int, row: Any, g: Any, terms: Terms, product: Any) -> None:
+    def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Any) -> None:
         """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
         width = self.dot.rows
         x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
@@ -207,12 +213,12 @@ class Int8Loops:
             value = value + terms.minimum * T.Bind(x_sum * x_scale)
         T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
-    def activations(self, row: Any, g: Any) -> Activations:
+    def activations(self, row: Expr, g: Expr) -> Activations:
         def word(i: int, n: int) -> Any:
             return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
 
         return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM]))
 
-    def finish(self, value: Any, row: Any, column: Any) -> Any:
+    def finish(self, value: Expr, row: Expr, column: Expr) -> Any:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
         return value if self.residual is None else vector.load(self.residual, row, column) + value

@@ -18,7 +18,7 @@ from minicpm_mlc.ops.cpu.swiglu import activated
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
-from minicpm_mlc.ops.tir import Buffer
+from minicpm_mlc.ops.tir import Buffer, Expr
 
 HALVES = GROUP // LANES  # weight blocks of gate, and of up, per task
 FEW_ROWS = 3  # their totals fill less than the 1 KiB that TVM leaves on the stack
@@ -48,7 +48,7 @@ class _Loops(Int8Loops):
     so on.
     """
 
-    first: Any
+    first: Expr
 
     def __init__(self, operator: LinearSwigluInt8, traits: CpuTraits) -> None:
         rows, dot = 2 * operator.intermediate, dot_of(operator, traits)
@@ -56,7 +56,7 @@ class _Loops(Int8Loops):
         self.tasks = operator.intermediate // GROUP
         self.factor = operator.sum_factor
 
-    def emit_into(self, out: Any) -> None:
+    def emit_into(self, out: Buffer) -> None:
         """Few rows apart: their totals fit the stack. From TVM's pool a decode step's would cost 15
         % of its time.
         """
@@ -66,7 +66,7 @@ class _Loops(Int8Loops):
             with T.Else():
                 self.emit_parts(CACHE_ROWS, out)
 
-    def emit_parts(self, most: int, out: Any) -> None:
+    def emit_parts(self, most: int, out: Buffer) -> None:
         """For each task: `most` rows, gate and up as two streams, then SwiGLU."""
         with T.parallel(self.tasks) as task, T.serial(self.parts(most)) as part:
             self.totals = T.alloc_buffer((most, 2 * GROUP), "float32")
@@ -84,9 +84,9 @@ class _Loops(Int8Loops):
                 halves = [activated(self.totals, row, 2 * i * LANES, LANES) for i in range(HALVES)]
                 quantize_group(halves, self.factor, out, self.first + row, task)
 
-    def gate_or_up(self, i: Any, block: Any, half: Any) -> tuple[Any, Any]:
+    def gate_or_up(self, i: Expr, block: Expr, half: Any) -> tuple[Any, Any]:
         """Gate's block (i = 0) or up's, and the column of its totals."""
         return T.Bind(i * (self.blocks // 2) + block), (2 * half + i) * LANES
 
-    def total_at(self, row: Any, column: Any) -> tuple[Any, Any]:
+    def total_at(self, row: Expr, column: Expr) -> tuple[Any, Any]:
         return row - self.first, column

@@ -15,7 +15,7 @@ from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
-from minicpm_mlc.ops.tir import Buffer, T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 SPLIT_PAGES = 32  # the least work worth a split of its own in decode: 10 us
 MAX_SPLITS = 16
@@ -39,12 +39,12 @@ class ScoreCall:
     lanes: Lanes
     tile_pages: int  # pages multiplied at once
     kv_heads: int
-    n: Any
+    n: Expr
     p: Any
-    q: Any
-    k_means: Any
-    page_tables: Any
-    positions: Any
+    q: Buffer
+    k_means: Buffer
+    page_tables: Buffer
+    positions: Buffer
     pooled: Any
 
     def prefill(self) -> None:
@@ -75,7 +75,7 @@ class ScoreCall:
         sums = T.alloc_buffer((pairs, vector.LANES), "float32")
         splits = T.Bind(T.max(T.min(self.p // SPLIT_PAGES, MAX_SPLITS), 1))
 
-        def scorer_of(pair: Any) -> Scorer:
+        def scorer_of(pair: Expr) -> Scorer:
             return Scorer(self.lanes, logits, opaque(pair * (self.p + 1) * SEGMENTS))
 
         def each_share(visit: Callable[[Any, Any, Any], None]) -> None:
@@ -85,11 +85,11 @@ class ScoreCall:
                 pages = self.pages(pair // self.kv_heads)
                 visit(pair, opaque(pages * split // splits), opaque(pages * (split + 1) // splits))
 
-        def multiply(pair: Any, begin: Any, end: Any) -> None:
+        def multiply(pair: Expr, begin: Expr, end: Expr) -> None:
             row, kv_head = T.Bind(pair // self.kv_heads), T.Bind(pair % self.kv_heads)
             self.multiply(scorer_of(pair), [row], kv_head, begin, end, row)
 
-        def pool(pair: Any, begin: Any, end: Any) -> None:
+        def pool(pair: Expr, begin: Expr, end: Expr) -> None:
             row, kv_head, scorer = (
                 T.Bind(pair // self.kv_heads),
                 T.Bind(pair % self.kv_heads),
@@ -117,7 +117,7 @@ class ScoreCall:
         """
         return T.alloc_buffer((pairs * (self.p + 1) * SEGMENTS, self.lanes.width), "float32")
 
-    def pages(self, row: Any) -> Any:
+    def pages(self, row: Expr) -> Any:
         """Pages that a window up to the row's position begins in, at least 1."""
         windows = T.max((self.positions[row] + 1) // SEGMENT_SIZE - 1, 0)
         return T.Bind(T.Cast("int64", windows // SEGMENTS + 1))
@@ -130,7 +130,7 @@ class ScoreCall:
         return T.Bind(most[0])
 
     def multiply(
-        self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0
+        self, scorer: Scorer, rows: list[Any], kv_head: Expr, begin: Expr, end: Expr, table: Any = 0
     ) -> Any:
         """The logits of the pages begin .. end - 1, several pages at once while there are. Returns
         the queries.
@@ -159,16 +159,16 @@ class ScoreCall:
             tile(T.Bind(begin + whole * self.tile_pages + step), 1)
         return queries
 
-    def write(self, rows: list[Any], kv_head: Any, row: int, page: Any, score: Any) -> None:
+    def write(self, rows: list[Any], kv_head: Expr, row: int, page: Any, score: Any) -> None:
         T.buffer_store(self.pooled, score, [rows[row], kv_head, page])
 
-    def clear(self, row: Any, kv_head: Any, begin: Any) -> None:
+    def clear(self, row: Expr, kv_head: Expr, begin: Expr) -> None:
         """Score 0 for the pages from `begin` on."""
         with T.serial(self.p - begin) as step:
             T.buffer_store(self.pooled, T.float32(0), [row, kv_head, begin + step])
 
 
-def opaque(value: Any) -> Any:
+def opaque(value: Expr) -> Any:
     """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half
     a minute.
     """

@@ -17,7 +17,7 @@ from typing import Any
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.tir import LOWEST, T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Lanes:
         at = v * vector.LANES
         return vectors[T.ramp(at, 1, self.rows) if self.rows > 1 else at]
 
-    def per_row(self, scalar: Any) -> Any:
+    def per_row(self, scalar: Expr) -> Any:
         """The scalar in one lane per row."""
         return T.broadcast(scalar, self.rows) if self.rows > 1 else scalar
 
-    def row(self, value: Any, r: int) -> Any:
+    def row(self, value: Expr, r: int) -> Any:
         """Row r's lane of a value with one lane per row."""
         return T.Shuffle([value], [r]) if self.rows > 1 else value
 
@@ -89,7 +89,7 @@ class Scorer:
         """The logits of one segment for vector v; segment 4 is the next page's first."""
         return vector.load(self.logits, self.base + page * SEGMENTS + segment, v * vector.LANES)
 
-    def load_queries(self, q: Any, rows: list[Any], kv_head: Any) -> Any:
+    def load_queries(self, q: Buffer, rows: list[Any], kv_head: Expr) -> Any:
         """f32[d, width], scaled so that the sum of two logits is a window's."""
         head_dim, group = int(q.shape[-1]), self.lanes.group
         queries = T.alloc_buffer((head_dim, self.lanes.width), "float32")
@@ -100,7 +100,7 @@ class Scorer:
                 T.buffer_store(queries, value * T.float32(log2(e) / sqrt(head_dim) / 2), [i, lane])
         return queries
 
-    def load_limits(self, positions: Any, rows: list[Any]) -> tuple[Any, Any]:
+    def load_limits(self, positions: Buffer, rows: list[Any]) -> tuple[Any, Any]:
         """i32[width] each: the windows, and the coarse windows, that a lane's row sees; padding
         sees no coarse ones.
         """
@@ -206,8 +206,8 @@ class Scorer:
         v: int,
         lse: Any,
         windows: Any,
-        begin: Any,
-        end: Any,
+        begin: Expr,
+        end: Expr,
         write: Callable[[int, Any, Any], None],
     ) -> None:
         """write(row, page, score) for the pages begin .. end - 1 and each row of vector v.

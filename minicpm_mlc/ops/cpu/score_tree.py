@@ -13,7 +13,7 @@ from minicpm_mlc.ops.cpu.score_blocks import ScoreCall
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.score_tree import ScoreTree
-from minicpm_mlc.ops.tir import Buffer, T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
 def score_tree(
@@ -43,7 +43,7 @@ class TreeScoreCall(ScoreCall):
     base: Any
 
     def multiply(
-        self, scorer: Scorer, rows: list[Any], kv_head: Any, begin: Any, end: Any, table: Any = 0
+        self, scorer: Scorer, rows: list[Any], kv_head: Expr, begin: Expr, end: Expr, table: Any = 0
     ) -> Any:
         first = T.Bind(T.Cast("int64", self.base[0] // PAGE_SIZE))
         split = T.Bind(T.max(begin, T.min(end, first)))

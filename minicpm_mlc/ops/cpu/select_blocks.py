@@ -51,7 +51,7 @@ def select_blocks(
 
 
 def each_row_and_head(
-    n: Any, heads: int, body: Callable[[Any, Any], None], serial_below: int
+    n: Expr, heads: int, body: Callable[[Any, Any], None], serial_below: int
 ) -> None:
     """Run body(row, head) for each of n rows and `heads` heads, neighbouring rows on one thread."""
     vector.spread(
@@ -64,10 +64,10 @@ class Candidates:
     """The blocks begin .. end-1 of one row and head, which compete by score."""
 
     pooled: Any
-    row: Any
-    head: Any
+    row: Expr
+    head: Expr
     begin: int
-    end: Any
+    end: Expr
 
     def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; there must be

@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.tir import Buffer, Expr
 
 # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 PEAK_VECTORS = 10
@@ -37,7 +38,7 @@ def bf16_peak(vectors: int) -> Any:
 def _chains(
     vectors: int, step: Callable[[Any], Any], functions: Callable[[], Any] = nullcontext
 ) -> Any:
-    def run(threads: Any, out: Any) -> None:
+    def run(threads: Any, out: Buffer) -> None:
         with functions(), T.parallel(threads) as thread:
             held = vector.registers(vectors)
             for i in range(vectors):
@@ -72,7 +73,7 @@ def int8_peak(vectors: int, dot: str) -> Any:
     kind = DOTS[dot]
     width = kind.rows
 
-    def run(threads: Any, out: Any) -> None:
+    def run(threads: Any, out: Buffer) -> None:
         with T.parallel(threads) as thread:
             held = T.alloc_buffer((vectors * width,), "int32", scope="local")
             places = [T.ramp(i * width, 1, width) for i in range(vectors)]
@@ -102,7 +103,7 @@ def read_peak() -> Any:
     """
     lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
 
-    def run(n: Any, tasks: Any, x: Any, out: Any) -> None:
+    def run(n: Expr, tasks: Any, x: Any, out: Buffer) -> None:
         with T.parallel(tasks) as task:
             totals = T.alloc_buffer((READ_STREAMS * vector.LANES,), "int32", scope="local")
             rows = T.Bind(n // (tasks * READ_STREAMS))

@@ -13,7 +13,7 @@ from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops import tir
-from minicpm_mlc.ops.tir import Expr, T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 LANES = 16
 ATTRS = tir.ATTRS  # of kernels that write their own heads
@@ -41,13 +41,13 @@ def splat(value: Expr) -> Expr:
     return T.broadcast(T.float32(value) if isinstance(value, int | float) else value, LANES)
 
 
-def load(buffer: Any, *index: Expr) -> Expr:
+def load(buffer: Buffer, *index: Expr) -> Expr:
     """16 elements from `index` on along the last axis, as float32."""
     value = buffer[(*index[:-1], T.ramp(index[-1], 1, LANES))]
     return value if buffer.dtype == "float32" else T.Cast(f"float32x{LANES}", value)
 
 
-def store(buffer: Any, value: Expr, *index: Expr) -> None:
+def store(buffer: Buffer, value: Expr, *index: Expr) -> None:
     """Write 16 float32 lanes from `index` on along the last axis, converted to the buffer's
     dtype.
     """
@@ -56,7 +56,7 @@ def store(buffer: Any, value: Expr, *index: Expr) -> None:
     T.buffer_store(buffer, value, [*index[:-1], T.ramp(index[-1], 1, LANES)])
 
 
-def prefetch(buffer: Any, *index: Expr) -> None:
+def prefetch(buffer: Buffer, *index: Expr) -> None:
     """Ask for the cache line of an element that is read soon, into L2; it may lie past the buffer's
     end.
     """

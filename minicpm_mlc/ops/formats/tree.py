@@ -17,7 +17,7 @@ import numpy as np
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.kv import KVFormat
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 MAX_NODES = 64
 MASK_WORDS = MAX_NODES // 32
@@ -68,13 +68,13 @@ def path_tables_definition(
 class TreePath:
     """The sequence of one tree row, in a kernel that has its nodes' page table."""
 
-    page_table: Any  # i32[1, p]
+    page_table: Buffer  # i32[1, p]
     base: Any  # the committed length
     nodes: Any  # i32, the path's nodes in order
-    slot: Any  # the row's own slot in its sequence
+    slot: Expr  # the row's own slot in its sequence
 
     @staticmethod
-    def of(page_table: Any, base: Any, ancestors: Any, row: Any) -> TreePath:
+    def of(page_table: Buffer, base: Any, ancestors: Buffer, row: Expr) -> TreePath:
         """The path of `row`; base i32[m], of which the first counts; ancestors i32[n, 2]."""
         nodes = T.alloc_buffer((MAX_NODES + 1,), "int32")
         length = T.alloc_buffer((1,), "int32")
@@ -93,14 +93,14 @@ class TreePath:
         """
         return T.Bind(self.base // PAGE_SIZE)
 
-    def place(self, slot: Any) -> tuple[Any, Any]:
+    def place(self, slot: Expr) -> tuple[Any, Any]:
         """(page, offset) in the pools of a slot >= base of the row's sequence."""
         source = T.Bind(self.base + self.nodes[slot - self.base])
         return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(
             source % PAGE_SIZE
         )
 
-    def each_gathered(self, number: Any, copy_page: Any, copy_slot: Any) -> None:
+    def each_gathered(self, number: Expr, copy_page: Any, copy_slot: Any) -> None:
         """Build page `number` >= tail: copy_page(page) takes what is committed of it, then
         copy_slot(to, page, from).
         """
@@ -127,8 +127,8 @@ class TailPages:
     """Scratch for one gathered page of one KV head, shaped as a pool of one page and head."""
 
     kv: KVFormat
-    k_pages: Any
-    v_pages: Any
+    k_pages: Buffer
+    v_pages: Buffer
 
     @staticmethod
     def allocate(head_dim: int, kv: KVFormat) -> TailPages:
@@ -140,7 +140,7 @@ class TailPages:
         )
 
     def gather(
-        self, path: TreePath, number: Any, kv_head: Any, pools: tuple[Any, Any]
+        self, path: TreePath, number: Expr, kv_head: Expr, pools: tuple[Any, Any]
     ) -> tuple[Any, Any]:
         """Fill the scratch with page `number` of the row's sequence; returned as pools."""
         head_dim = int(self.v_pages.shape[-1])
@@ -150,7 +150,7 @@ class TailPages:
             with T.serial(PAGE_SIZE) as t:
                 copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, t), (page, kv_head, t))
 
-        def copy_slot(to: Any, page: Any, at: Any) -> None:
+        def copy_slot(to: Any, page: Any, at: Expr) -> None:
             copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, to), (page, kv_head, at))
 
         path.each_gathered(number, copy_page, copy_slot)
@@ -162,9 +162,9 @@ def gather_keys(
     target: Any,
     head_dim: int,
     path: TreePath,
-    number: Any,
-    kv_head: Any,
-    k_pages: Any,
+    number: Expr,
+    kv_head: Expr,
+    k_pages: Buffer,
 ) -> None:
     """target, a key page of one head, = the keys of page `number` of the row's sequence, with their
     scales.
@@ -174,7 +174,7 @@ def gather_keys(
         with T.serial(target.shape[2]) as i:
             copy_vectors(target, k_pages, PAGE_SIZE, (0, 0, i), (page, kv_head, i))
 
-    def copy_slot(to: Any, page: Any, at: Any) -> None:
+    def copy_slot(to: Any, page: Any, at: Expr) -> None:
         kv.cpu_copy_key(target, k_pages, head_dim, (0, 0, to), (page, kv_head, at))
 
     path.each_gathered(number, copy_page, copy_slot)

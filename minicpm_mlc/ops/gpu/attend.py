@@ -80,7 +80,7 @@ class Fold:
     """
 
     def __init__(
-        self, heads: Heads, pools: Pools, q: Any, row: Any, kv_head: Any, thread: Any
+        self, heads: Heads, pools: Pools, q: Buffer, row: Expr, kv_head: Expr, thread: Expr
     ) -> None:
         self.heads, self.pools, self.kv_head, self.thread = heads, pools, kv_head, thread
         group, d = heads.group, heads.head_dim
@@ -129,7 +129,7 @@ class Fold:
                 T.buffer_store(state, fold(state[0], T.Bind(head * PAGE_SIZE + t)), [0])
             T.buffer_store(self.partial, state[0], [self.thread])
 
-    def _weighed(self, at: Any) -> Any:
+    def _weighed(self, at: Expr) -> Any:
         """The weight at a place, which replaces its score."""
         weight = T.Bind(T.exp(self.scores[at] - self.maxima[at // PAGE_SIZE]))
         T.buffer_store(self.scores, weight, [at])
@@ -208,10 +208,10 @@ class AttentionCall:
     splits, fold_page)` goes through the numbers of a split's pages."""
 
     heads: Heads
-    n: Any
-    q: Any
+    n: Expr
+    q: Buffer
     pools: Pools
-    out: Any
+    out: Buffer
     sequence: Callable[[Any, Any], Sequence]
     visit: VisitAll
 
@@ -222,17 +222,17 @@ class AttentionCall:
             row, kv_head = T.Bind(group // heads.num_kv_heads), T.Bind(group % heads.num_kv_heads)
             fold = self.fold(row, kv_head, thread, T.int64(0), T.int64(1))
 
-            def write(head: Any, component: Any, value: Any) -> None:
+            def write(head: Expr, component: Expr, value: Expr) -> None:
                 column = (kv_head * heads.group + head) * heads.head_dim + component
                 T.buffer_store(self.out, value / fold.sums[head], [row, column])
 
             fold.each_output(write)
 
-    def fold(self, row: Any, kv_head: Any, thread: Any, split: Any, splits: Any) -> Fold:
+    def fold(self, row: Expr, kv_head: Expr, thread: Expr, split: Expr, splits: Expr) -> Fold:
         sequence = self.sequence(row, thread)
         fold = Fold(self.heads, self.pools, self.q, row, kv_head, thread)
 
-        def fold_page(number: Any) -> None:
+        def fold_page(number: Expr) -> None:
             count = T.Bind(T.min(sequence.slot + 1 - number * PAGE_SIZE, PAGE_SIZE))
             none = number < 0  # all threads meet at the barriers of every page, even of none
             fold.page(sequence.page(T.Bind(T.max(number, 0))), T.Bind(T.Select(none, 0, count)))
@@ -240,7 +240,7 @@ class AttentionCall:
         self.visit(row, kv_head, sequence, split, splits, fold_page)
         return fold
 
-    def in_splits(self, splits: Any) -> None:
+    def in_splits(self, splits: Expr) -> None:
         """Every row in `splits` pieces, then their merge."""
         heads = self.heads
         outputs = T.alloc_buffer((splits, self.n, heads.num_heads, heads.head_dim), "float32")
@@ -260,7 +260,7 @@ class AttentionCall:
                 T.buffer_store(sums, fold.sums[thread], [split, row, first + thread])
         self._merge(splits, outputs, maxima, sums)
 
-    def _merge(self, splits: Any, outputs: Any, maxima: Any, sums: Any) -> None:
+    def _merge(self, splits: Expr, outputs: Any, maxima: Any, sums: Any) -> None:
         """Outputs weighed by how far each split's maximum lies below the highest."""
         heads = self.heads
         with workgroups(self.n * heads.num_heads, heads.head_dim) as (group, i):
@@ -282,7 +282,7 @@ def splits_for(pages: Any) -> Any:
 
 
 def all_pages(
-    _row: Any, _kv_head: Any, sequence: Sequence, split: Any, splits: Any, fold_page: Visit
+    _row: Expr, _kv_head: Expr, sequence: Sequence, split: Expr, splits: Expr, fold_page: Visit
 ) -> None:
     """A split's equal share of the pages up to the row's own."""
     own = T.Bind(T.Cast("int64", sequence.slot // PAGE_SIZE + 1))
@@ -292,12 +292,12 @@ def all_pages(
 
 
 def selected_pages(
-    selected: Any,
-    row: Any,
-    kv_head: Any,
+    selected: Buffer,
+    row: Expr,
+    kv_head: Expr,
     _sequence: Sequence,
-    split: Any,
-    splits: Any,
+    split: Expr,
+    splits: Expr,
     fold_page: Visit,
 ) -> None:
     """A split's share of the row's list, which ends at its first -1."""

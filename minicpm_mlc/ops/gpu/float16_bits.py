@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 EXPONENT_SHIFT = 112 << 23  # between the exponents' offsets, 127 and 15
 SMALLEST_NORMAL = 0x400  # float16 bits
@@ -20,7 +20,7 @@ class HalfBuffer:
 
     dtype = "float16"
 
-    def __init__(self, buffer: Any) -> None:
+    def __init__(self, buffer: Buffer) -> None:
         """`buffer`: the float16 argument of a kernel, outside of its workgroups."""
         self.shape = buffer.shape
         pointer = T.Bind(T.reinterpret(buffer.data, dtype=T.handle("uint16").ty))
@@ -59,7 +59,7 @@ def to_float(half: Any) -> Any:
     return T.Bind(T.Select(bits > 0x7FFF, -value, value))
 
 
-def from_float(value: Any) -> Any:
+def from_float(value: Expr) -> Any:
     """float16 bits (uint16) of the nearest float16, ties to even."""
     bits = T.Bind(T.reinterpret(value, dtype="int32"))
     size = T.Bind(T.bitwise_and(bits, 0x7FFFFFFF))
@@ -73,17 +73,17 @@ def from_float(value: Any) -> Any:
     return T.Cast("uint16", T.bitwise_or(half, sign))
 
 
-def from_bfloat16(bits: Any) -> Any:
+def from_bfloat16(bits: Expr) -> Any:
     """The float32 value of bfloat16 bits."""
     return T.Bind(_float(T.shift_left(T.Cast("uint32", bits), T.uint32(16))))
 
 
-def bfloat16_bits(value: Any) -> Any:
+def bfloat16_bits(value: Expr) -> Any:
     """bfloat16 bits (uint16) of the nearest bfloat16, ties to even."""
     bits = T.Bind(T.reinterpret(T.Bind(value), dtype="uint32"))
     odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
     return T.Cast("uint16", T.shift_right(bits + T.uint32(0x7FFF) + odd, T.uint32(16)))
 
 
-def _float(bits: Any) -> Any:
+def _float(bits: Expr) -> Any:
     return T.reinterpret(bits, dtype="float32")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float
-from minicpm_mlc.ops.tir import ATTRS, T
+from minicpm_mlc.ops.tir import ATTRS, Buffer, Expr, T
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
@@ -63,7 +63,7 @@ def workgroups(count: Any, threads: int = THREADS):
 
 
 @contextmanager
-def strided(extent: Any, thread: Any, threads: int = THREADS):
+def strided(extent: Any, thread: Expr, threads: int = THREADS):
     """`with strided(n, thread) as i`: the threads share the i < n; neighbours take neighbouring
     ones.
     """
@@ -94,7 +94,7 @@ def barrier() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
-def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Any, thread: Any) -> Any:
+def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Expr, thread: Expr) -> Any:
     """All threads' values combined, for every thread. `part`: shared memory for one value each, a
     power of two.
     """
@@ -112,7 +112,7 @@ def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Any, thread: A
     return T.Bind(result[0])
 
 
-def store(buffer: Any, value: Any, index: list[Any]) -> None:
+def store(buffer: Buffer, value: Expr, index: list[Any]) -> None:
     """buffer[index] = a float32 value, rounded if the buffer is float16."""
     half = isinstance(buffer, HalfBuffer)
     T.buffer_store(
@@ -120,6 +120,6 @@ def store(buffer: Any, value: Any, index: list[Any]) -> None:
     )
 
 
-def accumulate(buffer: Any, at: Any, value: Any) -> None:
+def accumulate(buffer: Buffer, at: Expr, value: Expr) -> None:
     """buffer[at] += value."""
     T.buffer_store(buffer, buffer[at] + value, [at])

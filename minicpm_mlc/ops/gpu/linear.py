@@ -128,7 +128,7 @@ class Product:
         present = (bool(self.scheme.group), self.scheme.has_minimum)
         return Terms(*(shared((CHUNK * LANES,)) if there else None for there in present))
 
-    def _stage(self, terms: Terms, block: Any, chunk: Any, groups: Any, thread: Any) -> None:
+    def _stage(self, terms: Terms, block: Expr, chunk: Any, groups: Any, thread: Expr) -> None:
         """Fill it, behind barriers."""
         if not self.scheme.group:
             return
@@ -141,7 +141,7 @@ class Product:
                     T.buffer_store(buffer, term, [i])
         barrier()
 
-    def _summed(self, sums: Any, held: int, thread: Any) -> Any:
+    def _summed(self, sums: Any, held: int, thread: Expr) -> Any:
         """Shared memory whose places 128 i + q hold register i's sum over the threads q, q +
         across, ...
         """
@@ -157,7 +157,7 @@ class Product:
             barrier()
         return parts
 
-    def _write(self, row: Any, column: Any, value: Any) -> None:
+    def _write(self, row: Expr, column: Expr, value: Expr) -> None:
         value = value if self.scale == 1.0 else value * constant(self.scale)
         T.buffer_store(
             self.out, self.added[0][row, column] + value if self.added else value, [row, column]
@@ -190,12 +190,12 @@ class Product:
                     with T.If(T.And(row < self.m, block + b < self.blocks)), T.Then():
                         self._write(row, (block + b) * LANES + lane, sums[r * TILE_BLOCKS + b])
 
-    def _load_x(self, left: Any, first: Any, g: Any, thread: Any) -> None:
+    def _load_x(self, left: Expr, first: Expr, g: Expr, thread: Expr) -> None:
         with strided(TILE * GROUP, thread) as i:
             row = T.Bind(T.min(first + i // GROUP, self.m - 1))
             T.buffer_store(left, self.x[row, g * GROUP + i % GROUP], [i])
 
-    def _load_weights(self, right: Any, first: Any, g: Any, thread: Any) -> None:
+    def _load_weights(self, right: Expr, first: Expr, g: Expr, thread: Expr) -> None:
         """A group of columns of four blocks, scaled; neighbouring threads write to different
         banks.
         """

@@ -64,7 +64,14 @@ class Scorer:
     """One row and KV head: thread t takes every 64th window, then every 64th block."""
 
     def __init__(
-        self, group: int, head_dim: int, q: Any, row: Any, kv_head: Any, thread: Any, mean: Mean
+        self,
+        group: int,
+        head_dim: int,
+        q: Buffer,
+        row: Expr,
+        kv_head: Expr,
+        thread: Expr,
+        mean: Mean,
     ) -> None:
         self.group, self.head_dim, self.row, self.kv_head, self.thread = (
             group,
@@ -87,7 +94,7 @@ class Scorer:
             best = best_window(T.Bind(T.Cast("int32", block)), tokens, self._score)
             T.buffer_store(pooled, best, [self.row, self.kv_head, block])
 
-    def _logits(self, first: Any, segments: int) -> Any:
+    def _logits(self, first: Expr, segments: int) -> Any:
         """Registers with every head's logit of the mean of `segments` segments from `first` on."""
         logits = registers(self.group, value=0.0)
         with T.serial(self.head_dim) as i:
@@ -126,7 +133,7 @@ class Scorer:
             T.buffer_store(self.lse, best[0] + T.log(total[0]), [self.thread])
         barrier()
 
-    def _score(self, window: Any) -> Any:
+    def _score(self, window: Expr) -> Any:
         """The sum over the group's heads of a window of two segments."""
         logits, score = self._logits(window, 2), registers(1, value=0.0)
         for h in range(self.group):

@@ -25,7 +25,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     workgroups,
 )
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
-from minicpm_mlc.ops.tir import LOWEST, T
+from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Spread:
     gives a row's means.
     """
 
-    n: Any
+    n: Expr
     p: Any
     num_kv_heads: int
     group: int
-    q: Any
-    positions: Any
+    q: Buffer
+    positions: Buffer
     pooled: Any
     mean: Callable[[Any, Any], Mean]
 
@@ -98,7 +98,7 @@ class Spread:
             row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
             with T.If(block < self.p), T.Then():
 
-                def score(window: Any) -> Any:
+                def score(window: Expr) -> Any:
                     """The sum over the group's heads of a window of two segments."""
                     total = registers(1, value=0.0)
                     with T.serial(self.group) as h:
@@ -110,7 +110,7 @@ class Spread:
                 best = best_window(block, T.Bind(self.positions[row] + 1), score)
                 T.buffer_store(self.pooled, best, [row, kv_head, block])
 
-    def _task(self, task: Any, tiles: Any, thread: Any) -> tuple[Any, Any]:
+    def _task(self, task: Expr, tiles: Expr, thread: Expr) -> tuple[Any, Any]:
         """(row and KV head as one number, place in the row) of a thread."""
         across = T.Bind(T.Cast("int32", tiles))
         return T.Bind(task // across), T.Bind(task % across * THREADS + thread)

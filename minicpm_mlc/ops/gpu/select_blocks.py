@@ -64,7 +64,7 @@ class Candidates:
     thread.
     """
 
-    def __init__(self, scores: tuple, counts: tuple, thread: Any, begin: int, end: Any) -> None:
+    def __init__(self, scores: tuple, counts: tuple, thread: Expr, begin: int, end: Expr) -> None:
         (self.pooled, self.row, self.head), self.counts = scores, counts
         self.thread, self.begin = thread, begin
         run = T.Bind((end - begin + THREADS - 1) // THREADS)
@@ -96,7 +96,7 @@ class Candidates:
             T.buffer_store(state, state[0] + T.Select(chosen, 1, 0), [0])
             T.buffer_store(state, state[1] + T.Select(tie, 1, 0), [1])
 
-    def _bits(self, step: Any) -> Any:
+    def _bits(self, step: Expr) -> Any:
         return T.Bind(
             T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32")
         )
@@ -113,7 +113,7 @@ class Candidates:
             T.buffer_store(threshold, T.Select(enough >= k, higher, threshold[0]), [0])
         return T.Bind(threshold[0])
 
-    def _before(self, value: Any, which: int) -> tuple[Any, Any]:
+    def _before(self, value: Expr, which: int) -> tuple[Any, Any]:
         """(sum over the threads before this one, over all)."""
         counts, sums = self.counts[which], registers(2, "int32", 0)
         T.buffer_store(counts, value, [self.thread])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 Place = Callable[[Any], tuple[Any, Any]]  # of a token in a page: (page in the pools, offset)
 
@@ -18,9 +18,9 @@ Place = Callable[[Any], tuple[Any, Any]]  # of a token in a page: (page in the p
 class Sequence(Protocol):
     """One row's tokens 0..slot, in the order it sees them."""
 
-    slot: Any
+    slot: Expr
 
-    def page(self, number: Any) -> Place:
+    def page(self, number: Expr) -> Place:
         """Where the tokens 64 * number + t lie."""
         ...
 
@@ -28,10 +28,10 @@ class Sequence(Protocol):
 class Paged:
     """A row of prefill or decode: token t is in page t // 64 of its table."""
 
-    def __init__(self, page_tables: Any, table: Any, slots: Any, row: Any) -> None:
+    def __init__(self, page_tables: Buffer, table: Any, slots: Buffer, row: Expr) -> None:
         self.page_tables, self.table, self.slot = page_tables, table, T.Bind(slots[row])
 
-    def page(self, number: Any) -> Place:
+    def page(self, number: Expr) -> Place:
         place = T.Bind(T.Cast("int64", self.page_tables[self.table, number]))
         return lambda t: (place, t)
 
@@ -41,7 +41,9 @@ class PathSequence:
     whose numbers are shared.
     """
 
-    def __init__(self, page_table: Any, base: Any, ancestors: Any, row: Any, thread: Any) -> None:
+    def __init__(
+        self, page_table: Buffer, base: Any, ancestors: Buffer, row: Expr, thread: Expr
+    ) -> None:
         self.page_table, self.base = page_table, T.Bind(base[0])
         self.nodes, length = shared((MAX_NODES + 1,), "int32"), registers(1, "int32", 0)
         with T.serial(MASK_WORDS) as word, T.serial(32) as bit:
@@ -52,8 +54,8 @@ class PathSequence:
         barrier()
         self.slot = T.Bind(self.base + length[0] - 1)
 
-    def page(self, number: Any) -> Place:
-        def place(t: Any) -> tuple[Any, Any]:
+    def page(self, number: Expr) -> Place:
+        def place(t: Expr) -> tuple[Any, Any]:
             position = T.Bind(number * PAGE_SIZE + t)
             node = T.Bind(self.nodes[T.max(position - self.base, 0)])
             source = T.Bind(T.Select(position < self.base, position, self.base + node))

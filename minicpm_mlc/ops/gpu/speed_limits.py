@@ -9,6 +9,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, workgroups
+from minicpm_mlc.ops.tir import Buffer
 
 STREAMS = 4  # words that a thread asks for at once
 
@@ -18,7 +19,7 @@ def read_peak() -> Any:
     multiple of 512 g.
     """
 
-    def emit(dims: Any, x: Any, out: Any) -> None:
+    def emit(dims: Any, x: Any, out: Buffer) -> None:
         with workgroups(dims.g) as (group, thread):
             sums = registers(STREAMS, "int32", 0)
             with T.serial(dims.n // (dims.g * THREADS * STREAMS)) as step:

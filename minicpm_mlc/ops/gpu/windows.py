@@ -9,7 +9,7 @@ from typing import Any
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import registers
-from minicpm_mlc.ops.tir import T
+from minicpm_mlc.ops.tir import Expr, T
 
 THREADS = 64  # few, as each has its own sums of every head in shared memory
 SMALLEST = -126 * log(2)  # a head's score below this counts as 0
@@ -17,12 +17,12 @@ SMALLEST = -126 * log(2)  # a head's score below this counts as 0
 Mean = Callable[[Any, Any], Any]  # (segment, component) -> f32
 
 
-def score_of(exponent: Any) -> Any:
+def score_of(exponent: Expr) -> Any:
     """exp, or 0 where it is too small for a float32 with all its bits."""
     return T.Select(exponent < constant(SMALLEST), T.float32(0), T.exp(exponent))
 
 
-def best_window(block: Any, tokens: Any, score: Callable[[Any], Any]) -> Any:
+def best_window(block: Expr, tokens: Any, score: Callable[[Any], Any]) -> Any:
     """The largest score(window) of the five windows that touch a block; 0 where none is finished by
     that many tokens.
     """
