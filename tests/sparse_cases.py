@@ -168,7 +168,9 @@ def attend(
 def sparse_attention(
     family: Family, sequence: Sequence, q: np.ndarray, positions: np.ndarray, batched: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three kernels in a row -> attention, selected, pooled; what infllm_definition returns."""
+    """The three kernels in a row -> what sparse_attention_definition returns: attention, selected,
+    pooled.
+    """
     pooled = score(family, sequence, q, positions, batched)
     selected = select(family, pooled, positions)
     return attend(family, sequence, q, positions, selected, batched), selected, pooled

@@ -31,7 +31,7 @@ from minicpm_mlc.ops.formats.kv import BF16, F16, F32
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.segment_means import SegmentMeans
 from minicpm_mlc.ops.select_blocks import SelectBlocks, select_blocks_definition
-from minicpm_mlc.ops.sparse_attention import Budget, infllm_definition
+from minicpm_mlc.ops.sparse_attention import Budget, sparse_attention_definition
 
 SHORT = [1, 64, 127, 130]  # tokens
 BEYOND = [
@@ -56,7 +56,7 @@ def worked():
     k_pages = keys.reshape(8, 8, 2).swapaxes(1, 2)[:, None]
     v_pages = values.reshape(8, 8, 2)[:, None]
     q = np.tile(np.array([[2.0, 0.0], [0.0, 1.0]]), (64, 1, 1))
-    return infllm_definition(q, k_pages, v_pages, np.arange(8), t, Budget(3, 2, 1))
+    return sparse_attention_definition(q, k_pages, v_pages, np.arange(8), t, Budget(3, 2, 1))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_kernels_select_and_attend_as_the_definition_does(family: Family, batche
             q = make_queries(kind, family, len(positions), seed=tokens)
             attended, selected, pooled = sparse_attention(family, sequence, q, positions, batched)
             (k, v), table = sequence.read(), sequence.page_table
-            expected, expected_selected, expected_pooled = infllm_definition(
+            expected, expected_selected, expected_pooled = sparse_attention_definition(
                 q, k, v, table, positions, family.budget
             )
             budget = family.budget
@@ -272,4 +272,5 @@ def test_relax_runs_the_four_kernels_and_updates_the_means_in_place():
     attended = relax.VirtualMachine(executable, tvm.cpu())["forward"](*tensors)[0].numpy()
     np.testing.assert_allclose(tensors[-1].numpy(), sequence.k_means, rtol=1e-5, atol=1e-6)
     q, _, tables, k, v = arrays
-    assert nmse(attended, infllm_definition(q, k, v, tables[0], slot, family.budget)[0]) < 1e-11
+    expected, *_ = sparse_attention_definition(q, k, v, tables[0], slot, family.budget)
+    assert nmse(attended, expected) < 1e-11

@@ -26,7 +26,7 @@ from minicpm_mlc.ops.attend_tree import AttendTreeBlocks, attend_tree_blocks_def
 from minicpm_mlc.ops.formats.tree import path_tables_definition
 from minicpm_mlc.ops.path_means import PathMeans, path_means_definition
 from minicpm_mlc.ops.score_tree import ScoreTree, score_tree_definition
-from minicpm_mlc.ops.sparse_attention import infllm_definition
+from minicpm_mlc.ops.sparse_attention import sparse_attention_definition
 
 TREES = [
     make_tree(100, 40, 0),
@@ -130,6 +130,6 @@ def test_a_path_alone_gives_what_the_whole_definition_gives():
             tree.positions[row : row + 1],
             family.budget,
         )
-        expected, blocks, _ = infllm_definition(*arguments)
+        expected, blocks, _ = sparse_attention_definition(*arguments)
         np.testing.assert_array_equal(selected[row], blocks[0])
         assert nmse(attended[row], expected[0]) < 1e-4

@@ -105,6 +105,8 @@ def test_a_draft_bundle_that_keeps_state_is_refused(build, fake, monkeypatch, tm
 def test_a_second_sequence_is_refused(build, fake) -> None:
     with pytest.raises(EngineError, match="keeps state per sequence; open a second Engine"):
         build(fake).open_sequence()
+    with pytest.raises(ValueError, match="keeps state per sequence: it can't be forked"):
+        build(fake).model.fork()
 
 
 def test_its_state_counts_as_memory(fake) -> None:

@@ -75,11 +75,15 @@ class Case:
     """
 
     kernel: str
-    operator: str
     record: Mapping[str, Any]
     limit: float
     inputs: Sequence[Tiled]
     expected: Sequence[Expected]
+
+    @property
+    def operator(self) -> str:
+        """The operator's name."""
+        return self.record["operator"]
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +115,6 @@ def to_bytes(cases: Sequence[Case]) -> bytes:
     index = [
         {
             "kernel": case.kernel,
-            "operator": case.operator,
             "record": case.record,
             "limit": case.limit,
             "inputs": [tiled(value) for value in case.inputs],
@@ -161,5 +164,4 @@ def _case(entry: dict, arrays: np.lib.npyio.NpzFile) -> Case:
         for argument, values, places, words in entry["expected"]
     ]
     inputs = [tiled(value) for value in entry["inputs"]]
-    names = entry["kernel"], entry["operator"], entry["record"]
-    return Case(*names, entry["limit"], inputs, expected)
+    return Case(entry["kernel"], entry["record"], entry["limit"], inputs, expected)

@@ -34,7 +34,7 @@ def cases_of(kernel: str, operator: Operator, traits: Any) -> Iterator[Case]:
     limit = operator.rounded_limit(operator.limit, traits)
     for sample in operator.samples(Draw()):
         expected = list(_expected(operator, sample))
-        yield Case(kernel, operator.name, operator.to_json(), limit, sample.inputs, expected)
+        yield Case(kernel, operator.to_json(), limit, sample.inputs, expected)
 
 
 def _expected(operator: Operator, sample: Sample) -> Iterator[Expected]:

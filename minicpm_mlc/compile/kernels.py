@@ -54,19 +54,11 @@ class Kernels:
 
 
 def _sizes(operator: Operator, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """The dynamic dimensions, numbers or symbols."""
-    found: dict[str, Any] = {}
+    """The dynamic dimensions of a call, numbers or symbols."""
     for argument, tensor in zip(operator.inputs(), inputs, strict=True):
-        shape = tuple(tensor.shape)
-        if tensor.dtype != argument.dtype or len(shape) != len(argument.shape):
-            seen = f"{tensor.dtype} {shape}, not {argument.dtype} {argument.shape}"
-            raise ValueError(f"{operator.name}: an input is {seen}")
-        for own, size in zip(argument.shape, shape, strict=True):
-            if isinstance(own, str):
-                found.setdefault(own, size)
-            elif isinstance(size, int) and size != own:
-                raise ValueError(f"{operator.name}: an input is {shape}, not {argument.shape}")
-    return found
+        if tensor.dtype != argument.dtype:
+            raise ValueError(f"{operator.name}: an input is {tensor.dtype}, not {argument.dtype}")
+    return operator.dims([tuple(tensor.shape) for tensor in inputs])
 
 
 def _placeholder(argument: Argument, sizes: dict[str, Any]) -> Tensor:

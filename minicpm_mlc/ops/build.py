@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from types import SimpleNamespace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from tvm.script import tirx as T
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as builder
 from tvm.tirx import PrimFunc
 
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.operator import Operator, file_of, operator_name
-from minicpm_mlc.ops.tir import ATTRS, Buffer
+from minicpm_mlc.ops.tir import Buffer, Dims, prim_func
 
-Dims = SimpleNamespace  # a kernel's dynamic dimensions by name, int64 each
+__all__ = ["Dims", "Traits", "build", "has_kernel"]  # a body is typed with Dims
 
 
 class Traits(Protocol):
@@ -45,22 +41,8 @@ def build(operator: Operator, traits: Traits) -> PrimFunc:
     have, ImportError or AttributeError where the device has no such kernel.
     """
     body = getattr(import_module(_module(type(operator), traits)), operator.name)
-    arguments = operator.arguments()
-    with IRBuilder() as ir:
-        with builder.prim_func(is_private=True):
-            builder.func_name(operator.name)
-            builder.func_attr(ATTRS)
-            handles = {name: builder.arg(f"{name}_handle", T.handle()) for name in arguments}
-            names = [d for each in arguments.values() for d in each.shape if isinstance(d, str)]
-            dims: dict[Any, Any] = {n: IRBuilder.name(n, T.int64()) for n in dict.fromkeys(names)}
-            buffers = [
-                T.match_buffer(handles[name], tuple(dims.get(d, d) for d in each.shape), each.dtype)
-                for name, each in arguments.items()
-            ]
-            opened = [traits.opened(buffer) for buffer in buffers]
-            body(operator, traits, Dims(**dims), *opened)
-    kernel: Any = ir.get()
-    return kernel
+    arguments = {name: (a.dtype, *a.shape) for name, a in operator.arguments().items()}
+    return prim_func(operator.name, arguments, partial(body, operator, traits), traits.opened)
 
 
 def has_kernel(kind: type[Operator], traits: Traits) -> bool:

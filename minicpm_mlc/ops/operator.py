@@ -159,18 +159,18 @@ class Operator:
         """The places, among the inputs, of those that are updated in place."""
         return [i for i, each in enumerate(self.inputs()) if each.role == "state"]
 
-    def dims(self, shapes: Sequence[tuple[int, ...]], **known: int) -> dict[str, int]:
-        """The dynamic dimensions of a call, from the shapes of its inputs.
+    def dims(self, shapes: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+        """The dynamic dimensions of a call, from the shapes of its inputs: numbers, or symbols.
 
         Raises ValueError where a shape is not the argument's, or two give a dimension two sizes.
         """
-        found = dict(known)
+        found: dict[str, Any] = {}
         for (name, argument), shape in zip(self.arguments().items(), shapes, strict=False):
             if len(shape) != len(argument.shape):
                 raise ValueError(f"{self.name}: {name} has shape {shape}, not {argument.shape}")
             for own, size in zip(argument.shape, shape, strict=True):
                 expected = found.setdefault(own, size) if isinstance(own, str) else own
-                if expected != size:
+                if isinstance(size, int) and isinstance(expected, int) and expected != size:
                     raise ValueError(f"{self.name}: {name} has {size} where {own} is {expected}")
         return found
 

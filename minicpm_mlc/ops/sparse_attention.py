@@ -48,7 +48,7 @@ def all_segment_means(k_pages: np.ndarray, page_table: np.ndarray, tokens: int) 
     return means
 
 
-def infllm_definition(
+def sparse_attention_definition(
     q: np.ndarray,
     k_pages: np.ndarray,
     v_pages: np.ndarray,

@@ -4,6 +4,8 @@ be imported without TVM.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 Expr = Any  # a TIR expression; TVM's own union type says no more than this
@@ -27,6 +29,38 @@ else:
 ATTRS = {"tirx.noalias": True, "tirx.is_scheduled": True}
 # a running maximum before any number; finite, so that LOWEST - LOWEST is 0 and not NaN
 LOWEST = -3e38
+
+
+Dims = SimpleNamespace  # a kernel's dynamic dimensions by name, int64 each
+Described = tuple[Any, ...]  # (dtype, *shape) of an argument; a dimension in quotes is dynamic
+
+
+def prim_func(
+    name: str,
+    arguments: Mapping[str, Described],
+    emit: Callable[..., None],
+    opened: Callable[[Buffer], Buffer] = lambda buffer: buffer,
+) -> Any:
+    """The PrimFunc with these arguments; emit(dims, *buffers) writes its body. dims.n is the
+    dynamic dimension "n", which is the same in all arguments; bodies read a buffer as `opened`
+    gives it.
+    """
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as builder
+
+    with IRBuilder() as ir:
+        with builder.prim_func(is_private=True):
+            builder.func_name(name)
+            builder.func_attr(ATTRS)
+            handles = {each: builder.arg(f"{each}_handle", T.handle()) for each in arguments}
+            names = [d for _, *shape in arguments.values() for d in shape if isinstance(d, str)]
+            dims: dict[Any, Any] = {n: IRBuilder.name(n, T.int64()) for n in dict.fromkeys(names)}
+            buffers = [
+                T.match_buffer(handles[each], tuple(dims.get(d, d) for d in shape), dtype)
+                for each, (dtype, *shape) in arguments.items()
+            ]
+            emit(Dims(**dims), *map(opened, buffers))
+    return ir.get()
 
 
 def typed(dtype: str, lanes: int) -> str:

@@ -56,8 +56,10 @@ class CachedModel:
 
     def fork(self) -> CachedModel:
         """A second sequence that begins with this one's full pages, shared: neither writes into
-        them.
+        them. Raises ValueError where the model keeps state per sequence: there is room for one.
         """
+        if self.sequence.recurrent:
+            raise ValueError("the model keeps state per sequence: it can't be forked")
         other = CachedModel(self.cache, self.sequence.context, self.gears)
         other.sequence = self.sequence.fork()
         return other

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.model.calls import constant
-from minicpm_mlc.compile.model.layers import Batch, Layer, Linear, Pools, RMSNorm
+from minicpm_mlc.compile.model.layers import Batch, Layer, Pools, RMSNorm, vocabulary_table
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
@@ -50,22 +49,12 @@ class Decoder(Part):
         plan = Plan(config, precision, kernels)
         self.plan = plan
         self.config = config
-        self.embedding = self.table(EMBEDDING)
+        self.embedding = vocabulary_table(plan, config, EMBEDDING)
         self.layers = [self.layer_part(plan, f"model.layers.{i}") for i in range(config.num_layers)]
         self.norm = RMSNorm(plan, "model.norm.weight")
-        self.head = None if config.tie_word_embeddings else self.table(HEAD)
+        self.head = None if config.tie_word_embeddings else vocabulary_table(plan, config, HEAD)
         self.state = attention_state(config, precision.kv)
         self.draft: Eagle | None = None
-
-    def table(self, source: str) -> Linear:
-        """The embedding or the head, [vocab_size, hidden_size]."""
-        return Linear(
-            self.plan,
-            {source: self.config.vocab_size},
-            self.config.hidden_size,
-            scale=self.config.logit_scale,
-            scheme=self.plan.precision.tables,
-        )
 
     def prefill(
         self,
@@ -194,9 +183,11 @@ class Decoder(Part):
         tree: tuple[Tensor, Tensor] | None = None,
     ) -> Batch:
         """What the layers of one call share, with RoPE's angles of its positions."""
+        from tvm.relax.frontend.nn import Tensor  # imports TVM
+
         c = self.config
         angles = RopeAngles(c.head_dim, c.rope_attention_scale)
-        frequencies = constant(c.inv_freq.astype(np.float32))
+        frequencies = Tensor.from_const(c.inv_freq.astype(np.float32))
         cos_sin = self.plan.kernels(angles, positions, frequencies)
         return Batch(positions, cos_sin, slots, page_tables, decode, sparse, tree)
 

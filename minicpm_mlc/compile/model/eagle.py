@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.decoder import HEAD, Decoder
-from minicpm_mlc.compile.model.layers import Batch, Linear, Pools, RMSNorm
+from minicpm_mlc.compile.model.layers import Batch, Pools, RMSNorm, vocabulary_table
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
@@ -41,21 +41,11 @@ class Eagle(Part):
         self.config = config
         self.state = attention_state(config, precision.kv)
         self.build(self.plan, at)
-        self.head = self.table(at + HEAD) if config.own_head else None
+        self.head = vocabulary_table(self.plan, config, at + HEAD) if config.own_head else None
 
     def build(self, plan: Plan, at: str) -> None:
         """Sets the parts that come before the head."""
         raise NotImplementedError
-
-    def table(self, source: str) -> Linear:
-        """The head over its own vocabulary, [vocab_size, hidden_size]."""
-        return Linear(
-            self.plan,
-            {source: self.config.vocab_size},
-            self.config.hidden_size,
-            scale=self.config.logit_scale,
-            scheme=self.plan.precision.tables,
-        )
 
     def features(self, states: list[Tensor], norm: RMSNorm) -> list[Tensor]:
         """What it reads of the base, one tensor f32[n, feature_width].

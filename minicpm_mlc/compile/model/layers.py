@@ -29,6 +29,9 @@ from minicpm_mlc.ops.swiglu import Swiglu
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
+    from minicpm_mlc.compile.config.draft_config import DraftConfig
+    from minicpm_mlc.compile.config.model_config import ModelConfig
+
 
 class Linear(Weight):
     """(residual or 0) + scale * x @ W^T."""
@@ -60,6 +63,12 @@ class Linear(Weight):
             x = kernels(QuantizeRows(self.columns, factor), x)
         operator = LinearInt8(*shape, **epilogue, sum_factor=factor)
         return kernels(operator, x, *self.stored(), *residual)
+
+
+def vocabulary_table(plan: Plan, config: ModelConfig | DraftConfig, source: str) -> Linear:
+    """The embedding or the head that is published as `source`, [vocab_size, hidden_size]."""
+    size, scheme = {source: config.vocab_size}, plan.precision.tables
+    return Linear(plan, size, config.hidden_size, scale=config.logit_scale, scheme=scheme)
 
 
 class RMSNorm(Vector):

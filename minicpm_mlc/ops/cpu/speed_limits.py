@@ -8,11 +8,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.tir import Buffer, Expr
+from minicpm_mlc.ops.tir import Buffer, Dims, Expr, T, prim_func
 
 # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 PEAK_VECTORS = 10
@@ -36,10 +34,10 @@ def bf16_peak(vectors: int) -> Any:
 
 
 def _chains(
-    vectors: int, step: Callable[[Any], Any], functions: Callable[[], Any] = nullcontext
+    vectors: int, step: Callable[[Expr], Expr], functions: Callable[[], Any] = nullcontext
 ) -> Any:
-    def run(threads: Any, out: Buffer) -> None:
-        with functions(), T.parallel(threads) as thread:
+    def run(dims: Dims, out: Buffer) -> None:
+        with functions(), T.parallel(dims.threads) as thread:
             held = vector.registers(vectors)
             for i in range(vectors):
                 vector.store(held, vector.splat(float(i)), i * vector.LANES)
@@ -51,14 +49,7 @@ def _chains(
                 total = total + vector.load(held, i * vector.LANES)
             vector.store(out, total, thread, 0)
 
-    @T.prim_func(private=True)
-    def float_peak(out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        threads = T.int64()
-        out = T.match_buffer(out_handle, (threads, vector.LANES), "float32")
-        run(threads, out)
-
-    return float_peak
+    return prim_func("float_peak", {"out": ("float32", "threads", vector.LANES)}, run)
 
 
 def int8_operations(dot: str) -> int:
@@ -73,8 +64,8 @@ def int8_peak(vectors: int, dot: str) -> Any:
     kind = DOTS[dot]
     width = kind.rows
 
-    def run(threads: Any, out: Buffer) -> None:
-        with T.parallel(threads) as thread:
+    def run(dims: Dims, out: Buffer) -> None:
+        with T.parallel(dims.threads) as thread:
             held = T.alloc_buffer((vectors * width,), "int32", scope="local")
             places = [T.ramp(i * width, 1, width) for i in range(vectors)]
             for i, place in enumerate(places):
@@ -87,14 +78,7 @@ def int8_peak(vectors: int, dot: str) -> Any:
                 total = total + held[place]
             T.buffer_store(out, total, [thread, T.ramp(0, 1, width)])
 
-    @T.prim_func(private=True)
-    def int8_peak(out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        threads = T.int64()
-        out = T.match_buffer(out_handle, (threads, vector.LANES), "int32")
-        run(threads, out)
-
-    return int8_peak
+    return prim_func("int8_peak", {"out": ("int32", "threads", vector.LANES)}, run)
 
 
 def read_peak() -> Any:
@@ -103,10 +87,10 @@ def read_peak() -> Any:
     """
     lanes = [T.ramp(s * vector.LANES, 1, vector.LANES) for s in range(READ_STREAMS)]
 
-    def run(n: Expr, tasks: Any, x: Any, out: Buffer) -> None:
-        with T.parallel(tasks) as task:
+    def run(dims: Dims, x: Buffer, out: Buffer) -> None:
+        with T.parallel(dims.tasks) as task:
             totals = T.alloc_buffer((READ_STREAMS * vector.LANES,), "int32", scope="local")
-            rows = T.Bind(n // (tasks * READ_STREAMS))
+            rows = T.Bind(dims.n // (dims.tasks * READ_STREAMS))
             for place in lanes:
                 T.buffer_store(totals, T.broadcast(0, vector.LANES), [place])
             with T.serial(rows) as i:
@@ -118,13 +102,5 @@ def read_peak() -> Any:
                 total = total + totals[place]
             T.buffer_store(out, total, [task, lanes[0]])
 
-    @T.prim_func(private=True)
-    def read_peak(x_handle: T.handle, out_handle: T.handle):
-        T.func_attr(vector.ATTRS)
-        n = T.int64()
-        tasks = T.int64()
-        x = T.match_buffer(x_handle, (n, vector.LANES), "int32")
-        out = T.match_buffer(out_handle, (tasks, vector.LANES), "int32")
-        run(n, tasks, x, out)
-
-    return read_peak
+    arguments = {"x": ("int32", "n", vector.LANES), "out": ("int32", "tasks", vector.LANES)}
+    return prim_func("read_peak", arguments, run)

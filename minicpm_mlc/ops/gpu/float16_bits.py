@@ -30,6 +30,11 @@ class HalfBuffer:
         return to_float(self.bits[index])
 
 
+def opened(buffer: Buffer) -> Buffer:
+    """A kernel's argument as bodies read it: float16 by its bits, which come as float32."""
+    return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
+
+
 def constant(value: float) -> Any:
     """A float32 constant to the last bit: TVM writes seven digits of it into OpenCL C, too few for
     most.

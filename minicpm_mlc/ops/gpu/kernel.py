@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
-from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float
-from minicpm_mlc.ops.tir import ATTRS, Buffer, Expr, T
+from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float, opened
+from minicpm_mlc.ops.tir import Buffer, Described, Expr, T, prim_func
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
-Argument = (
-    tuple  # (dtype, *shape); a dimension that is a string is dynamic, the same in all arguments
-)
 
-
-def kernel(name: str, arguments: dict[str, Argument], emit: Callable[..., None]) -> Any:
-    """PrimFunc with these arguments; emit(dims, *buffers) writes its body, dims.n is the dynamic
-    dimension "n".
-
-    The elements of float16 buffers are read as float32, and written with `store`.
+def kernel(name: str, arguments: Mapping[str, Described], emit: Callable[..., None]) -> Any:
+    """The PrimFunc of a kernel that is no operator's, as `prim_func` makes it. The elements of
+    float16 buffers are read as float32, and written with `store`.
     """
-    from tvm.script.ir_builder import IRBuilder
-    from tvm.script.ir_builder import tirx as builder
-
-    with IRBuilder() as ir:
-        with builder.prim_func(is_private=True):
-            builder.func_name(name)
-            builder.func_attr(ATTRS)
-            handles = {
-                argument: builder.arg(f"{argument}_handle", T.handle()) for argument in arguments
-            }
-            names = [d for _, *shape in arguments.values() for d in shape if isinstance(d, str)]
-            dims = {d: T.int64() for d in dict.fromkeys(names)}
-            buffers = [
-                T.match_buffer(
-                    handles[argument],
-                    tuple(dims[d] if isinstance(d, str) else d for d in shape),
-                    dtype,
-                )
-                for argument, (dtype, *shape) in arguments.items()
-            ]
-            buffers = [HalfBuffer(b) if b.dtype == "float16" else b for b in buffers]
-            emit(SimpleNamespace(**dims), *buffers)
-    return ir.get()
+    return prim_func(name, arguments, emit, opened)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from minicpm_mlc.ops.formats.weights.base import Scheme
+from minicpm_mlc.ops.gpu.float16_bits import opened
 from minicpm_mlc.ops.tir import Buffer
 
 
@@ -19,9 +20,7 @@ class GpuTraits:
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
-        from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer  # imports TVM
-
-        return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
+        return opened(buffer)
 
     def sum_factor(self, scheme: Scheme) -> None:
         """None: GPUs multiply no int8."""
