@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -78,6 +78,48 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyB
                     compile_model(checkpoint, bundle, scheme=scheme, prefill_chunk=2048)
             built[key] = TinyBundle(bundle, checkpoint, config, weights)
         return built[key]
+
+    return build
+
+
+class RealModel(NamedTuple):
+    """SmolLM2-135M-Instruct as a checkpoint: transformers' Llama, and the same as a MiniCPM4.1
+    with sparse attention.
+    """
+
+    llama: Path
+    minicpm: Path
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
+    """Both forms of its checkpoint; skips where it can't be had."""
+    from real_model import sparse_checkpoint, write_real_checkpoint
+
+    folder = shared_folder(tmp_path_factory) / "real-model"
+    model = RealModel(folder / "llama", folder / "minicpm")
+    with FileLock(f"{folder}.lock"):
+        if not model.minicpm.exists():
+            write_real_checkpoint(model.llama)
+            sparse_checkpoint(model.llama, model.minicpm)
+    return model
+
+
+@pytest.fixture(scope="session")
+def real_bundle(
+    tmp_path_factory: pytest.TempPathFactory, real_model: RealModel
+) -> Callable[..., Path]:
+    """real_bundle(scheme, kv=None): the model with a sparse gear, compiled once per session."""
+    from minicpm_mlc.compile import compile_model
+
+    def build(scheme: str, kv: str | None = None) -> Path:
+        bundle = shared_folder(tmp_path_factory) / f"real-{scheme}-{kv or 'auto'}"
+        with FileLock(f"{bundle}.lock"):
+            if not bundle.exists():
+                compile_model(
+                    real_model.minicpm, bundle, scheme=scheme, kv=kv, context=4096, prefill_chunk=256
+                )
+        return bundle
 
     return build
 
