@@ -1,4 +1,5 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
+# make campaign: the tests that take minutes each: long texts, 20 kills of everything, ten minutes of calls.
 # make native: build and install the runtimes for OpenCL and Vulkan devices; make native-asan: their tests under AddressSanitizer.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ DEMO := examples/demo_model/MiniCPM4.1-demo
 
 NATIVE := $(shell find native -type f)
 
-.PHONY: demo test check native native-asan devices clean
+.PHONY: demo test check campaign native native-asan devices clean
 
 demo: .venv/.installed
 	$(BIN)/minicpm-mlc compile $(DEMO) -o build/demo --force
@@ -16,6 +17,9 @@ demo: .venv/.installed
 
 test: .venv/.tests check devices
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile
+
+campaign: .venv/.tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m campaign
 
 native: .venv/.native
 

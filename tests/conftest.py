@@ -117,7 +117,12 @@ def real_bundle(
         with FileLock(f"{bundle}.lock"):
             if not bundle.exists():
                 compile_model(
-                    real_model.minicpm, bundle, scheme=scheme, kv=kv, context=4096, prefill_chunk=256
+                    real_model.minicpm,
+                    bundle,
+                    scheme=scheme,
+                    kv=kv,
+                    context=4096,
+                    prefill_chunk=256,
                 )
         return bundle
 

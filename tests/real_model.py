@@ -2,6 +2,8 @@
 
 The package holds a GGUF file of 4-bit weights. What they stand for is written as float32 in the
 files that Hugging Face has; `sparse_checkpoint` gives the same weights the config of a MiniCPM4.1.
+
+    python tests/real_model.py FOLDER       # FOLDER/llama and FOLDER/minicpm, for trying things
 """
 
 from __future__ import annotations
@@ -135,3 +137,8 @@ def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp has a rotary pair's two rows side by side, Hugging Face half a head apart."""
     pairs = rows.reshape(heads, -1, 2, rows.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+if __name__ == "__main__":
+    write_real_checkpoint(Path(sys.argv[1]) / "llama")
+    sparse_checkpoint(Path(sys.argv[1]) / "llama", Path(sys.argv[1]) / "minicpm")

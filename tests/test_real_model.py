@@ -5,13 +5,14 @@ stored in every way, and asked by several threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import RealModel
 from numpy_model import forward
+from real_model import SPARSE
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError
@@ -90,3 +91,82 @@ def test_sparse_logits_are_those_of_the_definition(
     with Engine(exact, context=1024, attention="sparse") as engine:
         logits = engine.logits(ids)
     assert np.abs(logits - expected).max() <= 5e-4
+
+
+def test_it_answers(small: Path) -> None:
+    with Engine(small, context=512) as engine:
+        assert "Paris" in engine.chat(QUESTION, temperature=0, max_tokens=12)
+        assert engine.stats.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse", "auto"])
+def test_speculation_changes_no_token(small: Path, licence: list[int], attention: str) -> None:
+    """It drafts for itself; with "auto" the answer crosses into the sparse gear."""
+    ids = licence[: SPARSE["dense_len"] - 8 if attention == "auto" else 150]
+    with Engine(small, context=1024, attention=attention, draft=small) as engine:
+        if engine.manifest.activations != "int8":
+            pytest.skip("exact activations round in another order in trees")
+        for sampling in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 3}):
+            plain = engine.generate(ids, max_tokens=32, speculate="off", **sampling)
+            for drafter in ("ngram", "draft"):
+                assert engine.generate(ids, max_tokens=32, speculate=drafter, **sampling) == plain
+            assert engine.stats.speculation.accepted > 8
+
+
+@pytest.mark.parametrize(
+    "kv", [None, pytest.param("bf16", marks=long), pytest.param("int8", marks=long)]
+)
+def test_few_bits_keep_the_perplexity(
+    exact: Path, real_bundle, licence: list[int], kv: str | None
+) -> None:
+    assert perplexity(real_bundle("w4", kv), licence) <= 1.1 * perplexity(exact, licence)
+
+
+def perplexity(bundle: Path, licence: list[int]) -> float:
+    """Of the licence's first 400 tokens."""
+    ids = licence[:400]
+    with Engine(bundle, context=512, attention="dense") as engine:
+        logits = engine.logits(ids)[:-1].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    said = logits[np.arange(len(logits)), ids[1:]] - np.log(np.exp(logits).sum(-1))
+    return float(np.exp(-said.mean()))
+
+
+def test_sequences_side_by_side_are_as_alone(small: Path, licence: list[int]) -> None:
+    parts, more = [licence[:100], licence[300:370]], licence[500:508]
+    with Engine(small, context=1024) as engine:
+        models = [engine.open_sequence() for _ in parts]
+        for model, part in zip(models, parts, strict=True):
+            deque(model.prefill(part, engine.prefill_chunk), maxlen=0)
+        beside = [[model.decode(token).copy() for model in models] for token in more]
+        for number, part in enumerate(parts):
+            engine.truncate(0)
+            engine.prefill(part)
+            for token, rows in zip(more, beside, strict=True):
+                np.testing.assert_array_equal(engine.decode(token), rows[number])
+
+
+def test_threads_get_their_own_answer_or_none(small: Path) -> None:
+    questions = ["Say one word.", "What is 2 + 2?", "Who wrote Hamlet?"]
+    got: list[tuple[str, str]] = []
+    with Engine(small, context=512) as engine:
+
+        def ask(question: str) -> str:
+            message = [{"role": "user", "content": question}]
+            return engine.chat(message, temperature=0, max_tokens=16)
+
+        def ask_often(question: str) -> None:
+            for _ in range(6):
+                try:
+                    got.append((question, ask(question)))
+                except EngineError as busy:
+                    assert "busy" in str(busy) or "ended" in str(busy)
+
+        alone = {question: ask(question) for question in questions}
+        threads = [threading.Thread(target=ask_often, args=[question]) for question in questions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got
+    assert [text for _, text in got] == [alone[question] for question, _ in got]

@@ -4,10 +4,11 @@
     pip install atheris
     python tests/fuzz/driver.py NAME --minutes 10     # guided by coverage; 0 minutes: no end
 
-A target has `seeds() -> list[bytes]` and `run(data, folder)`, which does with a file of a stranger
-what the product does with it. It may raise MiniCPMError. Any other exception, more than SECONDS or
-more than MEGABYTES is a crash; its input is written to --crashes, and the exit status is 1. A crash
-that was mended goes to corpus/NAME, where every run tries it.
+A target has `seeds() -> list[bytes]`, the first of them without a fault, and `run(data, folder)`,
+which does with a file of a stranger what the product does with it. It may raise MiniCPMError. Any
+other exception, more than SECONDS or more than MEGABYTES is a crash; its input is written to
+--crashes, and the exit status is 1. A crash that was mended goes to corpus/NAME, where every run
+tries it.
 """
 
 from __future__ import annotations
@@ -56,13 +57,14 @@ class Runner:
         self.tried = 0
         self.slowest = 0.0
 
-    def __call__(self, data: bytes) -> None:
-        """Tries one input; a crash of a new kind is printed and kept."""
+    def __call__(self, data: bytes) -> bool:
+        """Tries one input; a crash of a new kind is printed and kept. True if it was taken."""
         self.tried += 1
-        start = time.process_time()
+        start, taken = time.process_time(), False
         try:
             with limited_time():
                 self.target.run(data, self.folder)
+            taken = True
         except self.allowed:
             pass
         except BaseException as error:  # pyo3's PanicException is no Exception
@@ -70,6 +72,7 @@ class Runner:
                 raise
             self._keep(data, error)
         self.slowest = max(self.slowest, time.process_time() - start)
+        return taken
 
     def _keep(self, data: bytes, error: BaseException) -> None:
         kind = crash_kind(error)
@@ -108,14 +111,19 @@ def _too_slow(_: int, __: FrameType | None) -> None:
 
 def inputs(name: str, target: ModuleType) -> list[bytes]:
     """The target's seeds, and what crashed it once."""
-    return [*target.seeds(), *(file.read_bytes() for file in sorted((HERE / "corpus" / name).glob("*")))]
+    return [
+        *target.seeds(),
+        *(file.read_bytes() for file in sorted((HERE / "corpus" / name).glob("*"))),
+    ]
 
 
 def replay(name: str, target: ModuleType, runner: Runner) -> None:
     """Inputs as they are, then mutations of them: the same ones in every run."""
     known, rng = inputs(name, target), random.Random(name)
     limit_memory()
-    for data in known:
+    if not runner(known[0]):
+        sys.exit(f"{name}: the first seed is what the product writes, and it is refused")
+    for data in known[1:]:
         runner(data)
     for _ in range(MUTATIONS):
         runner(mutations.mutate(rng.choice(known), rng)[:LONGEST])

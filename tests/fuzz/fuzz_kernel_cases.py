@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, Expected, Tiled, load_cases, to_bytes
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, load_cases, to_bytes
+from minicpm_mlc.compile.kernel_cases import cases_of
+from minicpm_mlc.ops.gather_rows import GatherRows
+from minicpm_mlc.ops.rope_angles import RopeAngles
 
 
 def seeds() -> list[bytes]:
-    tile = np.arange(8, dtype=np.float32).reshape(2, 4)
-    values = Expected(1, Tiled(tile, (4, 8)), np.array([0, 1, 2]))
-    record = {"operator": "swiglu", "width": 8}
-    case = Case("swiglu_0", record, 1e-7, [Tiled(tile, (4, 8)), Tiled.whole(tile)], [values])
-    return [to_bytes([case]), b""]
+    operators = {"angles": RopeAngles(64), "rows": next(GatherRows.variants())}
+    cases = {name: list(cases_of(name, one, None)) for name, one in operators.items()}
+    return [to_bytes(cases["angles"]), to_bytes(cases["rows"]), b""]
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -15,17 +15,18 @@ TENSORS = {
     "b.weight": {"dtype": "BF16", "shape": [3, 2], "data_offsets": [32, 44]},
     "c.inv_freq": {"dtype": "I64", "shape": [2], "data_offsets": [44, 60]},
 }
-INDEX = {"metadata": {"total_size": 60}, "weight_map": {"a.weight": "model-1.safetensors"}}
+NAMES = ["a.weight", "b.weight", "c.inv_freq"]
+INDEX = {"metadata": {}, "weight_map": dict.fromkeys(NAMES, "model-1.safetensors")}
 
 
-def file_of(header: dict) -> bytes:
+def file_of(header: dict, size: int = 60) -> bytes:
     head = json.dumps(header).encode()
-    return struct.pack("<Q", len(head)) + head + bytes(60)
+    return struct.pack("<Q", len(head)) + head + bytes(size)
 
 
 def seeds() -> list[bytes]:
     huge = {"a": {"dtype": "F32", "shape": [10**18, 10**18, 0], "data_offsets": [0, 0]}}
-    return [file_of(TENSORS), file_of({}), file_of(huge), json.dumps(INDEX).encode()]
+    return [file_of(TENSORS), file_of({}, 0), file_of(huge, 0), json.dumps(INDEX).encode()]
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""tokenizer_config.json and generation_config.json, in one input: what a chat takes from them."""
+"""tokenizer_config.json and generation_config.json, in one input: what chat asks them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from checkpoints import CHAT_TEMPLATE
 from fake_library import manifest
+from minicpm_mlc.bundle.small_files import SmallFiles
 
-from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate
 from minicpm_mlc.runtime_py.defaults import default_sampling, eos_token_ids
 
@@ -28,35 +28,25 @@ GENERATION = {
     "top_k": 20,
     "eos_token_id": [2, 4],
 }
+NAMES = ("tokenizer_config.json", "generation_config.json")
 
 
 def seeds() -> list[bytes]:
-    deep = b'{"tokenizer_config.json": ' + b"[" * 30000
-    return [
-        json.dumps({"tokenizer_config.json": TOKENIZER, "generation_config.json": GENERATION}).encode(),
-        json.dumps({"tokenizer_config.json": TOKENIZER | {"chat_template": CHAT_TEMPLATE}}).encode(),
-        deep,
-    ]
+    plain = TOKENIZER | {"chat_template": CHAT_TEMPLATE}
+    pairs = [{NAMES[0]: one, NAMES[1]: GENERATION} for one in (TOKENIZER, plain)]
+    return [*(json.dumps(pair).encode() for pair in pairs), b"[" * 30000]
 
 
 def run(data: bytes, folder: Path) -> None:
     """Bytes that are no object of files are both files as they are."""
-    for name in ("tokenizer_config.json", "generation_config.json"):
+    for name in NAMES:
         try:
             content = json.dumps(json.loads(data)[name]).encode()
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             content = data
         (folder / name).write_bytes(content)
-    errors = []
-    bundle = Bundle(folder, manifest())
-    for read in (
-        lambda: ChatTemplate.from_folder(folder).render([{"role": "user", "content": "a"}]),
-        lambda: default_sampling(folder),
-        lambda: eos_token_ids(bundle),
-    ):
-        try:
-            read()
-        except Exception as error:
-            errors.append(error)
-    for error in errors:
-        raise error
+    files = SmallFiles(folder)
+    default_sampling(files)
+    eos_token_ids(manifest(), files)
+    files.check()
+    ChatTemplate.from_files(files).render([{"role": "user", "content": "a"}])

@@ -16,8 +16,8 @@ MESSAGES = [
 ]
 PARTS = [
     CHAT_TEMPLATE,
-    "{% set ns = namespace(s='ab', n=2) %}{% for i in range(5) %}{% set ns.s = ns.s ~ ns.s + '%5d' % i %}"
-    "{% endfor %}{{ ns.s | upper | trim | center(20) }}",
+    "{% set ns = namespace(s='ab', n=2) %}{% for i in range(5) %}"
+    "{% set ns.s = ns.s ~ ns.s + '%5d' % i %}{% endfor %}{{ ns.s | upper | trim | center(20) }}",
     "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(3) }}",
     "{%- if tools is not none %}{{ tools | tojson(indent=2) }}{% endif %}{{ bos_token }}",
     "{{ messages | map(attribute='role') | join(',') }}{{ messages[1:] | length ** 2 }}",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
 from minicpm_mlc.compile.frspec import read_list
 
@@ -18,9 +20,11 @@ TENSOR = (
     b"tq\x0cRq\rs."
 )
 NUMBERS = TENSOR[TENSOR.index(b"ctorch._utils") : -2].replace(b"Float", b"Long")
-NUMBERS = b"\x80\x02" + NUMBERS.replace(b"K\x02K\x03\x86", b"K\x03\x85").replace(
-    b"K\x03K\x01\x86", b"K\x01\x85"
-) + b"."
+NUMBERS = (
+    b"\x80\x02"
+    + NUMBERS.replace(b"K\x02K\x03\x86", b"K\x03\x85").replace(b"K\x03K\x01\x86", b"K\x01\x85")
+    + b"."
+)
 
 
 def archive(pickled: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
@@ -40,11 +44,18 @@ def run(data: bytes, folder: Path) -> None:
     """Bytes that are no zip are the pickle of one."""
     path = folder / "list.pt"
     path.write_bytes(data if data[:2] == b"PK" else archive(data))
-    errors = []
-    for read in (lambda: TorchFile(path), lambda: read_list(path, 100)):
-        try:
-            read()
-        except Exception as error:
-            errors.append(error)
-    for error in errors:
-        raise error
+    errors = [refusal for read in READERS if (refusal := refused(read, path))]
+    if len(errors) == len(READERS):
+        raise errors[0]
+
+
+READERS: tuple[Callable[[Path], object], ...] = (TorchFile, lambda path: read_list(path, 100))
+
+
+def refused(read: Callable[[Path], object], path: Path) -> CheckpointError | None:
+    """The error of a file that this reader doesn't take."""
+    try:
+        read(path)
+    except CheckpointError as error:
+        return error
+    return None

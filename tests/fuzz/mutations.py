@@ -91,7 +91,11 @@ def changed_bytes(data: bytes, rng: random.Random) -> bytes:
     stop = min(len(data), start + rng.choice([1, 1, 4, 16, 100]))
     match rng.randrange(4):
         case 0:
-            return data[:start] + bytes(b ^ 1 << rng.randrange(8) for b in data[start:stop]) + data[stop:]
+            return (
+                data[:start]
+                + bytes(b ^ 1 << rng.randrange(8) for b in data[start:stop])
+                + data[stop:]
+            )
         case 1:
             return data[:start] + data[stop:]
         case 2:
