@@ -35,7 +35,7 @@ GROUP_MEMORY = (
 )
 # Address space that libraries, and the stacks and heaps of threads, take after memory is asked for:
 # the demo's chat takes 90 MiB with 2 threads.
-RESERVED = (128 << 20) + len(CORES) * (8 << 20)
+RESERVED = (96 << 20) + len(CORES) * (8 << 20)
 
 
 @dataclass(frozen=True)
