@@ -367,7 +367,7 @@ def verify(
     help="Address to listen at; others than this machine reach it at 0.0.0.0.",
 )
 @click.option("--port", default=9090, help="0 is any free one.")
-@click.option("--key", help=KEY_HELP.format("  [default: a random one, printed]"))
+@click.option("--key", help=f"{KEY_HELP}.  [default: a random one, printed]")
 @click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP)
 @click.option(
     "--folder",

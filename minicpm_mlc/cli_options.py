@@ -96,8 +96,8 @@ def drafting_options(command: Any) -> Any:
 
 
 KEY_HELP = (
-    "The server's key; everybody on this machine can read it here. Better: --key-file, the "
-    "variable MINICPM_MLC_KEY{}."
+    "The server's key. Every user of this machine can see it here: better give --key-file or the "
+    "variable MINICPM_MLC_KEY"
 )
 KEY_FILE_HELP = "A file whose first line is the key."
 
@@ -107,7 +107,7 @@ def rpc_options(command: Any) -> Any:
     rpc_help = "Run the bundle there; its files are uploaded once."
     for option in (
         click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP),
-        click.option("--key", help=KEY_HELP.format(", or the question in a terminal")),
+        click.option("--key", help=f"{KEY_HELP}, or be asked in a terminal."),
         click.option("--rpc", metavar="HOST:PORT", help=rpc_help),
     ):
         command = option(command)
