@@ -70,8 +70,9 @@ class Doors:
         self._loop.close()
         self.listening.close()
 
-    def connected(self) -> socket.socket:
-        return socket.create_connection(self.listening.getsockname(), timeout=8)
+    def connected(self, source: str = "127.0.0.1") -> socket.socket:
+        place = self.listening.getsockname()
+        return socket.create_connection(place, timeout=8, source_address=(source, 0))
 
     def answer(self, hello: bytes) -> tuple[int, float]:
         """The code that a connection is answered with, and the seconds that took."""
@@ -80,6 +81,16 @@ class Doors:
             connection.sendall(hello)
             code = connection.recv(4)
         return (struct.unpack("<i", code)[0] if code else 0), time.perf_counter() - began
+
+
+def test_rob_07_the_address_with_most_silent_connections_loses_one(door: Doors) -> None:
+    """Its oldest: a client at another address that is slow to speak stays."""
+    with ExitStack() as others:
+        other = others.enter_context(door.connected("127.0.0.2"))
+        first, *_ = [others.enter_context(door.connected()) for _ in range(server.AT_ONCE + 5)]
+        assert gone(first)
+        other.sendall(HELLO)
+        assert other.recv(4) == struct.pack("<i", MAGIC)
 
 
 @pytest.fixture

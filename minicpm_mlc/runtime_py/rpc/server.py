@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ BUSY, MISMATCH = MAGIC + 1, MAGIC + 2  # the first is TVM's word for a key that 
 PREFIX = b"client:"
 NAME = b"server:minicpm-mlc"
 AT_ONCE = 64  # connections that are not served yet
+ROOM_SECONDS = 0.01  # from one that is sent away to the next: each has 0.6 s to say its key
 HANDSHAKE_SECONDS = 10  # until a connection must have said its key
 WRONG_KEY_SECONDS = 1  # that a wrong key waits for its answer
 LEAVING_SECONDS = 3  # that a client's process may take to end, before the next one is sent away
@@ -80,7 +82,8 @@ class Door:
         self._client = client
         self._say = say
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent: dict[asyncio.Task[None], None] = {}  # that have said no key yet, oldest first
+        # those that have said no key yet, the oldest first, and their addresses
+        self._silent: dict[asyncio.Task[None], str] = {}
 
     async def welcome(self, listening: socket.socket) -> None:
         """Take connections for ever."""
@@ -94,17 +97,20 @@ class Door:
             await self._make_room()
             task = asyncio.create_task(self._meet(connection, peer[0]))
             self._tasks.add(task)
-            self._silent[task] = None
+            self._silent[task] = peer[0]
             task.add_done_callback(self._forget)
 
     async def _make_room(self) -> None:
-        """The oldest connection that says nothing goes when there are too many: one that knows the
-        key says it at once.
+        """Where there are too many, one that says nothing goes: the oldest of the address that has
+        most of them. One that knows the key says it at once, and has the time to.
         """
         while len(self._tasks) >= AT_ONCE:
-            for task in [*self._silent][:1]:
-                task.cancel()
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                self._tasks, timeout=ROOM_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if len(self._tasks) >= AT_ONCE and self._silent:
+                ((worst, _),) = Counter(self._silent.values()).most_common(1)
+                next(task for task, host in self._silent.items() if host == worst).cancel()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
