@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import socket
 import stat
 import threading
@@ -49,8 +50,9 @@ def open_session(address: str, key: str, progress: Progress) -> Any:
 
 
 def last_line(error: Exception) -> str:
-    """What an error of TVM says, without the places in its sources."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    """What an error of TVM says, without the places in its sources and the condition checked."""
+    *_, last = str(error).strip().splitlines() or [""]
+    return re.sub(r"^Check failed: .* is false: ", "", last) or type(error).__name__
 
 
 def _ask(host: str, port: int, key: str, answers: queue.SimpleQueue[Any]) -> None:
