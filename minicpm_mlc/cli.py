@@ -12,6 +12,8 @@ from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
 from minicpm_mlc.cli_options import (
     ATTENTION,
+    KEY_FILE_HELP,
+    KEY_HELP,
     KV,
     SCHEMES,
     SPECULATE,
@@ -189,6 +191,7 @@ def chat(
     draft_model: str | None,
     rpc: str | None,
     key: str | None,
+    key_file: str | None,
     hide_thinking: bool,
     show_blocks: bool,
     as_json: bool,
@@ -212,7 +215,8 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    with Engine(bundle, remote=remote_machine(rpc, key, bundle, draft_model), **opened) as engine:
+    remote = remote_machine(rpc, key, key_file, bundle, draft_model)
+    with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
             talk(engine, options=given, **shared)
@@ -318,7 +322,8 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     else:
         from minicpm_mlc.bench.decode import bench_bundle as measure
 
-        options["remote"] = remote_machine(options.pop("rpc"), options.pop("key"), options["path"])
+        place = [options.pop(name) for name in ("rpc", "key", "key_file")]
+        options["remote"] = remote_machine(*place, options["path"])
     click.echo(getattr(measure(**options), form or "plain")())
 
 
@@ -332,7 +337,14 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @rpc_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
+def verify(
+    bundle: str,
+    rpc: str | None,
+    key: str | None,
+    key_file: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
     generation.
 
@@ -341,34 +353,36 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
-    remote = remote_machine(rpc, key, bundle)
+    remote = remote_machine(rpc, key, key_file, bundle)
     with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
     click.echo(result.json() if as_json else result.plain())
     result.raise_if_failed()
 
 
-@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
+@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key-file ~/rpc-key"))
 @click.option(
     "--host",
     default="127.0.0.1",
     help="Address to listen at; others than this machine reach it at 0.0.0.0.",
 )
 @click.option("--port", default=9090, help="0 is any free one.")
-@click.option("--key", help="What clients must give.  [default: a random one, printed]")
+@click.option("--key", help=f"{KEY_HELP}.  [default: a random one, printed]")
+@click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP)
 @click.option(
     "--folder",
     type=click.Path(),
     help="Where uploaded bundles are kept.  [default: in the user's cache]",
 )
-def rpc_server(**options: Any) -> None:
+def rpc_server(key: str | None, key_file: str | None, **options: Any) -> None:
     """Let other machines run bundles here, with chat, bench and verify --rpc.
 
     Who knows the key can run any code here; nothing is encrypted.
     """
+    from minicpm_mlc.runtime_py.rpc.key import given_key
     from minicpm_mlc.runtime_py.rpc.server import run_server
 
-    run_server(say=click.echo, **options)
+    run_server(say=click.echo, key=given_key(key, key_file), **options)
 
 
 @main.command(

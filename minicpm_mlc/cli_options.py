@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -94,22 +95,37 @@ def drafting_options(command: Any) -> Any:
     return command
 
 
+KEY_HELP = (
+    "The server's key. Every user of this machine can see it here: better give --key-file or the "
+    "variable MINICPM_MLC_KEY"
+)
+KEY_FILE_HELP = "A file whose first line is the key."
+
+
 def rpc_options(command: Any) -> Any:
     """The options of a bundle that runs on another machine."""
-    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(
-        command
-    )
-    return click.option(
-        "--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once."
-    )(command)
+    rpc_help = "Run the bundle there; its files are uploaded once."
+    for option in (
+        click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP),
+        click.option("--key", help=f"{KEY_HELP}, or be asked in a terminal."),
+        click.option("--rpc", metavar="HOST:PORT", help=rpc_help),
+    ):
+        command = option(command)
+    return command
 
 
-def remote_machine(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
+def remote_machine(
+    rpc: str | None, key: str | None, key_file: str | None, *bundles: str | None
+) -> RemoteMachine | None:
     """The machine that --rpc names, with these bundles uploaded; None: this one."""
-    if rpc is None and key is None:
+    if rpc is None and key is None and key_file is None:
         return None
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.rpc.client import connect
+    from minicpm_mlc.runtime_py.rpc.key import given_key
 
+    key = given_key(key, key_file)
+    if rpc and key is None and sys.stderr.isatty():
+        key = click.prompt(f"Key of {rpc}", hide_input=True, err=True)
     with show_progress() as report:
         return connect(rpc, key, bundles, report)

@@ -22,6 +22,7 @@ from minicpm_mlc.runtime_py.defaults import choose_context, default_sampling, eo
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
@@ -206,6 +207,7 @@ class Engine:
         prompt, pieces = self._chat(messages, think, max_think_tokens, options)
         return _events(pieces, ThinkSplitter(prompt.thinking))
 
+    @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
         """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these
         tokens.

@@ -26,6 +26,7 @@ from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
@@ -42,6 +43,7 @@ class Pools:
 class LocalLibrary(Library):
     """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
+    @within_memory
     def __init__(self, bundle: Bundle, threads: int) -> None:
         load_runtime()
         self.memory: Memory = open_memory(bundle.manifest.target["device"])
@@ -94,6 +96,7 @@ class LocalLibrary(Library):
         assert self.manifest.draft
         return self._new_pools(self.manifest.draft["state"], num_pages)
 
+    @within_memory
     def _new_pools(self, table: Table, num_pages: int) -> Pools:
         shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
@@ -113,6 +116,7 @@ class LocalLibrary(Library):
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
+    @within_memory
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
