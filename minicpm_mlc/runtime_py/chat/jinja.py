@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.runtime_py.chat.render_budget import TEXT_LIMIT, new_budget
 from minicpm_mlc.runtime_py.chat.sandbox import CountedSandbox
 
@@ -22,7 +21,7 @@ CHATML = (
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 BUILT_IN = "the built-in ChatML template"
-SOURCE_LIMIT = 256 << 10  # characters; published templates have up to 30,000
+SOURCE_LIMIT = 128 << 10  # characters; published templates have up to 30,000
 MESSAGE_LIMIT = 500  # characters of a template's own error that are shown
 
 
@@ -88,13 +87,6 @@ def _line_of(error: Exception) -> str:
         if frame.filename == "<template>"
     ]
     return f", line {lines[-1]}" if lines else ""
-
-
-def read_tokenizer_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json as a dict; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    return read_json_object(path, TemplateError, "copy it again from the checkpoint")
 
 
 def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:

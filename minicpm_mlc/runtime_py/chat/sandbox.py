@@ -275,7 +275,9 @@ class CountedSandbox(ImmutableSandboxedEnvironment):
             else _CountedFormatter(self)
         )
 
-        def wrapped(*args: Any, **kwargs: Any) -> str:  # a partial would show the template its parts
+        def wrapped(
+            *args: Any, **kwargs: Any
+        ) -> str:  # a partial would show the template its parts
             if value.__name__ == "format_map":
                 return type(text)(formatter.vformat(text, (), *args, **kwargs))
             return type(text)(formatter.vformat(text, args, kwargs))

@@ -13,6 +13,10 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.runtime_py.chat.prompt_tokens import beginning
+from minicpm_mlc.runtime_py.chat.special_tokens import read_tokenizer_config, special_tokens
+from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
+from minicpm_mlc.runtime_py.chat.tokenizer_file import library_errors, read_tokenizer, token_ids
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -24,9 +28,15 @@ class Tokenizer:
         self.raw = raw
         self.bos_token_id = bos_token_id
         self.add_bos = add_bos
+        self.eos_token_id: int | None = None
         raw.no_padding()
         raw.no_truncation()
-        self._special = {i for i, token in raw.get_added_tokens_decoder().items() if token.special}
+        # Special tokens give no text. Think tags do, whatever the tokenizer calls them.
+        self.hidden = {
+            i: token.content
+            for i, token in raw.get_added_tokens_decoder().items()
+            if token.special and token.content not in (OPEN, CLOSE)
+        }
         self._decoders = _decoders(raw)
 
     @classmethod
@@ -40,13 +50,7 @@ class Tokenizer:
                 "none); "
                 "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
             )
-        try:
-            raw = HFTokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(
-                f"{folder}'s tokenizer can't be read ({error}); compile the checkpoint again"
-            ) from None
+        raw = read_tokenizer(folder / "tokenizer.json")
         largest = max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
             raise BundleError(
@@ -54,13 +58,18 @@ class Tokenizer:
                 "tokens; "
                 "it belongs to another model: compile the checkpoint again"
             )
-        return cls(raw, bos_token_id, bool(config.get("add_bos_token", True)))
+        first = beginning(raw)
+        tokenizer = cls(raw, first[0] if first else bos_token_id, bool(first))
+        config = read_tokenizer_config(folder / "tokenizer_config.json")
+        end = special_tokens(folder, config).get("eos_token")
+        tokenizer.eos_token_id = raw.token_to_id(end) if end else None
+        return tokenizer
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
         wants it.
         """
-        ids = self.raw.encode(text, add_special_tokens=False).ids
+        ids = token_ids(self.raw, text)
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
@@ -68,7 +77,8 @@ class Tokenizer:
         """Token ids of text that goes on from other text: without the space some tokenizers put
         before a first word.
         """
-        encoding = self.raw.encode("a" + text, add_special_tokens=False)
+        with library_errors("tokenizer.json"):
+            encoding = self.raw.encode("a" + text, add_special_tokens=False)
         spans = list(zip(encoding.ids, encoding.offsets, strict=True))
         if any(
             start < 1 < end for _, (start, end) in spans
@@ -78,7 +88,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of all ids at once, special tokens left out."""
-        return self.raw.decode(list(ids), skip_special_tokens=True)
+        shown = [i for i in ids if i not in self.hidden]
+        with library_errors("tokenizer.json"):
+            return self.raw.decode(shown, skip_special_tokens=False)
 
     @functools.cached_property
     def strips_first_space(self) -> bool:
@@ -97,7 +109,7 @@ class Tokenizer:
         special token.
         """
         token = self.raw.id_to_token(token_id)
-        if token is None or token_id in self._special:
+        if token is None or token_id in self.hidden:
             return b""
         if self._byte_level:
             alphabet = byte_alphabet()
