@@ -1,4 +1,4 @@
-"""The jinja2 sandbox that chat templates run in, and where a checkpoint keeps its template."""
+"""The jinja2 sandbox that chat templates run in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import traceback
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,7 +13,6 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.base.files import read_json_object
 
 # MiniCPM4's published form: each turn between markers, no default system prompt, no BOS inside.
 CHATML = (
@@ -113,38 +111,3 @@ def _line_of(error: Exception) -> str:
         if frame.filename == "<template>"
     ]
     return f", line {lines[-1]}" if lines else ""
-
-
-def read_tokenizer_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json as a dict; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    return read_json_object(path, TemplateError, "copy it again from the checkpoint")
-
-
-def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
-    """(source, where it was found): chat_template.jinja, else the tokenizer's config, else
-    CHATML.
-    """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8"), str(file)
-    found = config.get("chat_template")
-    origin = f"chat_template in {folder / 'tokenizer_config.json'}"
-    if isinstance(found, list):
-        named = {
-            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
-        }
-        if "default" not in named:
-            has = ", ".join(sorted(map(str, named)))
-            raise TemplateError(
-                f"{origin} is a list without a template named 'default' (it has: {has})"
-            )
-        found = named["default"]
-    if found is None:
-        return CHATML, BUILT_IN
-    if not isinstance(found, str):
-        raise TemplateError(
-            f"{origin} is {type(found).__name__}, expected a string or a list of named templates"
-        )
-    return found, origin

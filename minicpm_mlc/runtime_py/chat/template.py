@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.chat.jinja import (
     BUILT_IN,
     CHATML,
     compile_template,
-    find_template,
-    read_tokenizer_config,
     render_template,
 )
 from minicpm_mlc.runtime_py.chat.thinking import opens_thinking, without_thinking
@@ -66,12 +65,16 @@ class ChatTemplate:
         Raises:
             TemplateError: a file that isn't JSON, or a template that doesn't parse (with its line).
         """
-        folder = Path(folder)
-        config = read_tokenizer_config(folder / "tokenizer_config.json")
-        source, origin = find_template(folder, config)
-        bos = _token_text(config.get("bos_token"))
-        eos = _token_text(config.get("eos_token"))
-        return cls(source, bos, eos, config.get("add_bos_token") is not False, origin)
+        files = SmallFiles(Path(folder), TemplateError, "copy it again from the checkpoint")
+        return cls.from_files(files)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles) -> ChatTemplate:
+        """The same of files that are read already. Raises their error, or TemplateError."""
+        source, origin = files.chat_template or (CHATML, BUILT_IN)
+        bos, eos = (files.special_token(key) or "" for key in ("bos_token", "eos_token"))
+        add_bos = files.tokenizer_config.get("add_bos_token") is not False
+        return cls(source, bos, eos, add_bos, origin)
 
     @property
     def can_switch_thinking(self) -> bool:
@@ -258,8 +261,3 @@ def _take_markers(messages: list[Message], think: bool | None) -> bool | None:
         if found and message is messages[-1]:
             think = found[1] is None
     return think
-
-
-def _token_text(token: Any) -> str:
-    """A token of tokenizer_config.json is a string, an object with 'content', or null."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""

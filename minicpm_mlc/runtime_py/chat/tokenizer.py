@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -31,30 +32,35 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
-        """Reads a bundle's tokenizer files. Raises BundleError if they're damaged or don't fit the
-        model.
+        """As from_files, of a bundle's folder."""
+        return cls.from_files(SmallFiles(folder), bos_token_id, vocab_size)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
+        """Reads tokenizer.json and its config. Raises the files' error if they're damaged or don't
+        fit the model, BundleError if there are none.
+
+        An added token beyond the vocabulary is no mistake: it is refused when a text holds it.
         """
-        if not (folder / "tokenizer.json").is_file():
+        data = files.content(TOKENIZER)
+        if data is None:
             raise BundleError(
-                f"{folder} has no tokenizer.json, so it can't read text (random weights have "
+                f"{files.folder} has no tokenizer.json, so it can't read text (random weights have "
                 "none); "
                 "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
             )
         try:
-            raw = HFTokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            raw = HFTokenizer.from_buffer(data)
         except Exception as error:  # the library raises plain Exception
-            raise BundleError(
-                f"{folder}'s tokenizer can't be read ({error}); compile the checkpoint again"
-            ) from None
-        largest = max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
+            raise files.refuse(TOKENIZER, f"the tokenizer can't be read ({error})") from None
+        largest = max(raw.get_vocab(with_added_tokens=False).values(), default=-1)
         if largest >= vocab_size:
-            raise BundleError(
-                f"{folder}/tokenizer.json has token id {largest}, but the model has {vocab_size} "
-                "tokens; "
-                "it belongs to another model: compile the checkpoint again"
+            raise files.refuse(
+                TOKENIZER,
+                f"it has token id {largest}, but the model has {vocab_size} tokens; it belongs to "
+                "another model",
             )
-        return cls(raw, bos_token_id, bool(config.get("add_bos_token", True)))
+        return cls(raw, bos_token_id, bool(files.tokenizer_config.get("add_bos_token", True)))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
