@@ -118,6 +118,7 @@ def compile_command(
             draft_scheme=draft_quant,
             overwrite=force,
             progress=report,
+            say=lambda note: click.echo(f"note: {note}", err=True),
             **options,
         )
     click.echo(result.json() if as_json else result.plain())

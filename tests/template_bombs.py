@@ -46,8 +46,8 @@ BOMBS = {
     "{% endcall %}{% call f(n-1) %}x{% endcall %}{% endif %}{% endmacro %}"
     "{% call f(40) %}x{% endcall %}",
     "block twice": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
-    "generation twice": "{% macro f(n) %}{% generation %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}"
-    "{% endgeneration %}{% endmacro %}{{ f(40) }}",
+    "generation twice": "{% macro f(n) %}{% generation %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}"
+    "{% endif %}{% endgeneration %}{% endmacro %}{{ f(40) }}",
     "text plus": grow("'aaaaaaaa'", "ns.s + ns.s"),
     "text concat": grow("'aaaaaaaa'", "ns.s ~ ns.s"),
     "list plus": grow("[1]", "ns.s + ns.s"),

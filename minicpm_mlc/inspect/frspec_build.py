@@ -12,6 +12,7 @@ import numpy as np
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
@@ -150,19 +151,13 @@ def build_and_time(
 
 
 def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
+    from minicpm_mlc.runtime_py.chat.library_tokenizer import read_tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         raise CompileError(
             f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle"
         )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CompileError(
-            f"{path} can't be read ({error}); download the checkpoint again"
-        ) from None
+    return read_tokenizer(SmallFiles(folder, CompileError, "download the checkpoint again"))
 
 
 def _config(folder: Path) -> ModelConfig | None:

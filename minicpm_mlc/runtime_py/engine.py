@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
@@ -86,8 +87,9 @@ class Engine:
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self.defaults = default_sampling(bundle.path)
-        self.eos_token_ids = eos_token_ids(bundle)
+        self._files = SmallFiles(bundle.path)
+        self.defaults = default_sampling(self._files)
+        self.eos_token_ids = eos_token_ids(manifest, self._files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
@@ -106,14 +108,14 @@ class Engine:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_folder(
-            self.path, self.manifest.model["bos_token_id"], self.vocab_size
+        return Tokenizer.from_files(
+            self._files, self.manifest.model["bos_token_id"], self.vocab_size
         )
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The bundle's chat template."""
-        return ChatTemplate.from_folder(self.path)
+        return ChatTemplate.from_files(self._files)
 
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""

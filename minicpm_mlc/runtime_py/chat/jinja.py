@@ -1,10 +1,9 @@
-"""Chat templates compiled and rendered, and where a checkpoint keeps its template."""
+"""Chat templates compiled and rendered."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -87,42 +86,3 @@ def _line_of(error: Exception) -> str:
         if frame.filename == "<template>"
     ]
     return f", line {lines[-1]}" if lines else ""
-
-
-def find_template(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
-    """(source, where it was found): chat_template.jinja, else the tokenizer's config, else
-    CHATML.
-    """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return _read_text(file), str(file)
-    found = config.get("chat_template")
-    origin = f"chat_template in {folder / 'tokenizer_config.json'}"
-    if isinstance(found, list):
-        named = {
-            str(entry.get("name")): entry.get("template")
-            for entry in found
-            if isinstance(entry, dict)
-        }
-        if "default" not in named:
-            has = ", ".join(sorted(named))
-            raise TemplateError(
-                f"{origin} is a list without a template named 'default' (it has: {has})"
-            )
-        found = named["default"]
-    if found is None:
-        return CHATML, BUILT_IN
-    if not isinstance(found, str):
-        raise TemplateError(
-            f"{origin} is {type(found).__name__}, expected a string or a list of named templates"
-        )
-    return found, origin
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(
-            f"{file} can't be read as UTF-8 text ({error}); copy it again from the checkpoint"
-        ) from None

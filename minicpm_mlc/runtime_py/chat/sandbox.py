@@ -256,7 +256,7 @@ class CountedSandbox(ImmutableSandboxedEnvironment):
         growth.check_operator(operator, left, right)
         return used.made(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         used = budget()
         used.step()
         if isinstance(__obj, types.BuiltinMethodType | types.MethodType):
@@ -317,14 +317,14 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without jinja2's HTML escapes."""
-    options = dict(ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "sort_keys": sort_keys}
     if indent is None and separators is None:
         return json.dumps(x, **options)
     if (len(indent) if isinstance(indent, str) else indent or 0) > MOST_INDENT:
         raise SecurityError(f"an indent of more than {MOST_INDENT} spaces")
     parts: list[str] = []
     size = 0
-    for part in json.JSONEncoder(indent=indent, **options).iterencode(x):
+    for part in json.JSONEncoder(indent=indent, separators=separators, **options).iterencode(x):
         budget().step()
         size += len(part)
         check_size(size)

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.chat.jinja import (
     BUILT_IN,
     CHATML,
     CHATML_TOKENS,
     compile_template,
-    find_template,
     render_template,
 )
+from minicpm_mlc.runtime_py.chat.library_tokenizer import token_ids
 from minicpm_mlc.runtime_py.chat.prompt_tokens import (
     PlainText,
     beginning,
     control_tokens,
     encode_pieces,
 )
-from minicpm_mlc.runtime_py.chat.special_tokens import read_tokenizer_config, special_tokens
+from minicpm_mlc.runtime_py.chat.special_tokens import special_tokens
 from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN, opens_thinking, without_thinking
-from minicpm_mlc.runtime_py.chat.tokenizer_file import read_tokenizer, token_ids
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -82,10 +82,14 @@ class ChatTemplate:
         Raises:
             TemplateError: a file that isn't JSON, or a template that doesn't parse (with its line).
         """
-        folder = Path(folder)
-        config = read_tokenizer_config(folder / "tokenizer_config.json")
-        source, origin = find_template(folder, config)
-        tokens = special_tokens(folder, config)
+        files = SmallFiles(Path(folder), TemplateError, "copy it again from the checkpoint")
+        return cls.from_files(files)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles) -> ChatTemplate:
+        """The same of files that are read already. Raises their error, or TemplateError."""
+        source, origin = files.chat_template or (CHATML, BUILT_IN)
+        tokens = special_tokens(files)
         bos, eos = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
         return cls(source, bos, eos, add_bos=None, origin=origin, other_tokens=tokens)
 
@@ -233,7 +237,7 @@ class ChatTemplate:
         text = render_template(
             self._compiled,
             self.origin,
-            **self.other_tokens | values,
+            **{**self.other_tokens, **values},
             messages=hidden,
             tools=None,
             documents=None,
@@ -247,21 +251,6 @@ class ChatTemplate:
             for character in map(chr, PRIVATE)
             if character not in self.source and not any(character in m["content"] for m in messages)
         )
-
-
-def check_template(folder: str | Path) -> str | None:
-    """Reads the template and the tokenizer of a checkpoint as a chat does: to be called before a
-    weight is read.
-
-    Returns None where one can chat, else a line that says why the model can only generate.
-
-    Raises:
-        TemplateError: a damaged file, or a template that doesn't parse.
-        BundleError: a damaged tokenizer.json.
-    """
-    template = ChatTemplate.from_folder(folder)
-    tokenizer = Path(folder) / "tokenizer.json"
-    return template.missing_tokens(read_tokenizer(tokenizer)) if tokenizer.is_file() else None
 
 
 def check_message(message: Message, index: int = 0) -> Message:

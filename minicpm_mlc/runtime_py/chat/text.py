@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 
-
 MARKS = range(0xFDD0, 0xFDF0)  # never characters: no text has them
 
 

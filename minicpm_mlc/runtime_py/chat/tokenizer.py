@@ -13,10 +13,14 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
+from minicpm_mlc.runtime_py.chat.library_tokenizer import (
+    library_errors,
+    read_tokenizer,
+    token_ids,
+)
 from minicpm_mlc.runtime_py.chat.prompt_tokens import beginning
-from minicpm_mlc.runtime_py.chat.special_tokens import read_tokenizer_config, special_tokens
 from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
-from minicpm_mlc.runtime_py.chat.tokenizer_file import library_errors, read_tokenizer, token_ids
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -28,7 +32,6 @@ class Tokenizer:
         self.raw = raw
         self.bos_token_id = bos_token_id
         self.add_bos = add_bos
-        self.eos_token_id: int | None = None
         raw.no_padding()
         raw.no_truncation()
         # Special tokens give no text. Think tags do, whatever the tokenizer calls them.
@@ -41,29 +44,32 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
-        """Reads a bundle's tokenizer files. Raises BundleError if they're damaged or don't fit the
-        model.
+        """As from_files, of a bundle's folder."""
+        return cls.from_files(SmallFiles(folder), bos_token_id, vocab_size)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
+        """Reads tokenizer.json and its config. Raises the files' error if they're damaged or don't
+        fit the model, BundleError if there are none.
+
+        An added token beyond the vocabulary is no mistake: it is refused when a text holds it.
         """
-        if not (folder / "tokenizer.json").is_file():
+        if files.content(TOKENIZER) is None:
             raise BundleError(
-                f"{folder} has no tokenizer.json, so it can't read text (random weights have "
+                f"{files.folder} has no tokenizer.json, so it can't read text (random weights have "
                 "none); "
                 "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
             )
-        raw = read_tokenizer(folder / "tokenizer.json")
-        largest = max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
+        raw = read_tokenizer(files)
+        largest = max(raw.get_vocab(with_added_tokens=False).values(), default=-1)
         if largest >= vocab_size:
-            raise BundleError(
-                f"{folder}/tokenizer.json has token id {largest}, but the model has {vocab_size} "
-                "tokens; "
-                "it belongs to another model: compile the checkpoint again"
+            raise files.refuse(
+                TOKENIZER,
+                f"it has token id {largest}, but the model has {vocab_size} tokens; it belongs to "
+                "another model",
             )
         first = beginning(raw)
-        tokenizer = cls(raw, first[0] if first else bos_token_id, bool(first))
-        config = read_tokenizer_config(folder / "tokenizer_config.json")
-        end = special_tokens(folder, config).get("eos_token")
-        tokenizer.eos_token_id = raw.token_to_id(end) if end else None
-        return tokenizer
+        return cls(raw, first[0] if first else bos_token_id, bool(first))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
@@ -77,7 +83,7 @@ class Tokenizer:
         """Token ids of text that goes on from other text: without the space some tokenizers put
         before a first word.
         """
-        with library_errors("tokenizer.json"):
+        with library_errors():
             encoding = self.raw.encode("a" + text, add_special_tokens=False)
         spans = list(zip(encoding.ids, encoding.offsets, strict=True))
         if any(
@@ -89,7 +95,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of all ids at once, special tokens left out."""
         shown = [i for i in ids if i not in self.hidden]
-        with library_errors("tokenizer.json"):
+        with library_errors():
             return self.raw.decode(shown, skip_special_tokens=False)
 
     @functools.cached_property

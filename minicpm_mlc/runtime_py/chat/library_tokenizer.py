@@ -8,46 +8,46 @@ what it throws becomes a BundleError.
 from __future__ import annotations
 
 import base64
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
 
-from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.base.files import read_json_object
+from minicpm_mlc.base.errors import BundleError, MiniCPMError
+from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
 
-ADVICE = "download the checkpoint again and compile it"
 MOST_GROWTH = 100  # times a text may grow before it's cut into tokens, or when they're joined
 NORMAL_FORMS = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "ByteLevel": 4, "Lowercase": 3}
 
 
-def read_tokenizer(path: Path) -> HFTokenizer:
-    """The library's tokenizer of a tokenizer.json, without padding and truncation.
+def read_tokenizer(files: SmallFiles) -> HFTokenizer:
+    """The library's tokenizer of a folder that has a tokenizer.json.
 
-    Raises BundleError for a file that can't be read, is no tokenizer, or would make the library
-    end the process or fill the memory.
+    Raises the files' error where it's no tokenizer, or would make the library end the process or
+    fill the memory.
     """
-    spec = read_json_object(path, BundleError, ADVICE)
-    _check(spec, path)
-    # the library gets what was checked: of two keys of one name it might take the other
-    text = json.dumps(spec | {"padding": None, "truncation": None})
-    with library_errors(str(path)):
-        return HFTokenizer.from_str(text)
+    _check(files.parsed(TOKENIZER), files)
+    with library_errors(lambda wrong: files.refuse(TOKENIZER, wrong)):
+        return HFTokenizer.from_str((files.content(TOKENIZER) or b"").decode())
+
+
+def _refuse(wrong: str) -> BundleError:
+    return BundleError(f"tokenizer.json: {wrong}; download the checkpoint again and compile it")
 
 
 @contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Turns what the library throws into BundleError: plain Exceptions, and Rust's panics."""
+def library_errors(refuse: Callable[[str], MiniCPMError] = _refuse) -> Iterator[None]:
+    """Turns what the library throws, plain Exceptions and Rust's panics, into what `refuse`
+    makes of its message.
+    """
     try:
         yield
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise BundleError(f"{what}: the tokenizer fails ({error!s:.200}); {ADVICE}") from None
+        raise refuse(f"the tokenizer can't be read or fails ({error!s:.200})") from None
 
 
 def token_ids(tokenizer: HFTokenizer, text: str) -> list[int]:
@@ -55,32 +55,24 @@ def token_ids(tokenizer: HFTokenizer, text: str) -> list[int]:
 
     Raises BundleError for a tokenizer that fails.
     """
-    with library_errors("tokenizer.json"):
+    with library_errors():
         return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _check(spec: dict[str, Any], path: Path) -> None:
+def _check(spec: dict[str, Any], files: SmallFiles) -> None:
     model = spec.get("model")
-    if not isinstance(model, dict):
-        raise BundleError(f"{path} has no model, so it can't be read as a tokenizer; {ADVICE}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise BundleError(
-                f"{path}: {key} is {model[key]!r:.80}, expected null, as in the tokenizers of all "
-                "models here"
-            )
+        if isinstance(model, dict) and model.get(key):
+            wrong = f"{key} is {model[key]!r:.60}, expected null, as in every model's here"
+            raise files.refuse(TOKENIZER, wrong)
     for key in ("normalizer", "decoder"):
         try:
-            growth = math.prod(_growth(step) for step in steps(spec.get(key)))
+            growth = math.prod(map(_growth, steps(spec.get(key))))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{path}: its {key} can't be read ({error!r:.80}); {ADVICE}"
-            ) from None
+            raise files.refuse(TOKENIZER, f"its {key} can't be read ({error!r:.60})") from None
         if growth > MOST_GROWTH:
-            raise BundleError(
-                f"{path}: its {key} can make a text {growth:.3g} times as long, expected at most "
-                f"{MOST_GROWTH}; {ADVICE}"
-            )
+            wrong = f"its {key} can make a text {growth:.3g} times as long, expected at most"
+            raise files.refuse(TOKENIZER, f"{wrong} {MOST_GROWTH}")
 
 
 def steps(part: Any) -> Iterator[dict[str, Any]]:
