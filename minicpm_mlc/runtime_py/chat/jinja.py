@@ -53,9 +53,16 @@ def render_template(template: jinja2.Template, origin: str, **values: Any) -> st
     """
     try:
         with new_budget():
-            return _join_limited(template.generate(**values), origin)
+            text = _join_limited(template.generate(**values), origin)
+        text.encode()
+        return text
     except TemplateError:
         raise
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise TemplateError(
+            f"{origin} writes half a character, U+{half:04X}, which is not text"
+        ) from None
     except Exception as error:  # a template is a program: any Python error can come out of it
         raise TemplateError(f"{origin}{_line_of(error)}: {_reason(error)}") from error
 
