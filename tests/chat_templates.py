@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Chat templates of our own, written after the constructs that public ones use."""
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def auto_tokenizer() -> Any:
 
 def rendered_there(folder: Path, chat: list[dict[str, str]], **options: Any) -> str:
     tokenizer = auto_tokenizer().from_pretrained(str(folder))
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
+    return tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True, **options
+    )
 
 
 @pytest.mark.parametrize("name", chat_templates.CHAT)

@@ -16,6 +16,7 @@ from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
+from minicpm_mlc.runtime_py.chat.library_tokenizer import library_errors, read_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many
@@ -53,7 +54,9 @@ def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, boo
     batches: tuple[list[str], list[str]] = ([], [])
 
     def flush(held_out: bool) -> None:
-        for encoding in tokenizer.encode_batch(batches[held_out], add_special_tokens=False):
+        with library_errors(CompileError):
+            encodings = tokenizer.encode_batch(batches[held_out], add_special_tokens=False)
+        for encoding in encodings:
             np.add.at(counts[held_out], encoding.ids, 1)
         batches[held_out].clear()
 
@@ -151,8 +154,6 @@ def build_and_time(
 
 
 def _tokenizer(folder: Path) -> Any:
-    from minicpm_mlc.runtime_py.chat.library_tokenizer import read_tokenizer
-
     if not (folder / "tokenizer.json").is_file():
         raise CompileError(
             f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle"

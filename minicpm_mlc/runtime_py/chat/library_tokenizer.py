@@ -23,14 +23,17 @@ NORMAL_FORMS = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "ByteLevel": 4, "Low
 
 
 def read_tokenizer(files: SmallFiles) -> HFTokenizer:
-    """The library's tokenizer of a folder that has a tokenizer.json.
+    """The library's tokenizer of a folder that has a tokenizer.json; it neither pads nor cuts.
 
     Raises the files' error where it's no tokenizer, or would make the library end the process or
     fill the memory.
     """
     _check(files.parsed(TOKENIZER), files)
     with library_errors(lambda wrong: files.refuse(TOKENIZER, wrong)):
-        return HFTokenizer.from_str((files.content(TOKENIZER) or b"").decode())
+        tokenizer = HFTokenizer.from_str((files.content(TOKENIZER) or b"").decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # to a length that the file gives: the memory for it may not be there
+    return tokenizer
 
 
 def _refuse(wrong: str) -> BundleError:

@@ -338,7 +338,6 @@ def _read_saved(path: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise SessionError(f"{path} is damaged: options must be an object")
     check_options(options)
-    return {
-        "messages": [check_message(m, i) for i, m in enumerate(saved["messages"])],
-        "options": options,
-    }
+    for i, message in enumerate(saved["messages"]):
+        check_message(message, i)
+    return {"messages": saved["messages"], "options": options}

@@ -202,7 +202,7 @@ class ChatTemplate:
                 "--think and --no-think"
             )
         for i, message in enumerate(clean):
-            if message["role"] == "assistant" and self._opened(clean[:i], message, think):
+            if message["role"] == "assistant" and self._opened(clean[:i], messages[i], think):
                 message["content"] = without_thinking(message["content"], opened=True)
         return clean, self._switch(clean, think)
 
@@ -213,8 +213,11 @@ class ChatTemplate:
         return think
 
     def _opened(self, before: list[Message], message: Message, think: bool | None) -> bool:
-        """Whether the message ends a think block that the template had opened for it."""
-        if CLOSE not in message["content"] or not before:
+        """Whether the message ends a think block that the template had opened for it: it begins
+        with none of its own.
+        """
+        content = message["content"]
+        if CLOSE not in content or content.lstrip().startswith(OPEN) or not before:
             return False
         asked = [dict(m) for m in before]
         try:
