@@ -131,6 +131,27 @@ BOMBS = {
     "strftime": "{{ strftime_now('%2000000000Y') | length }}",
     "strftime long": "{{ strftime_now('%A' * 2000000) | length }}",
     "variables": "".join(f"{{% set v{i} = {WIDE} ~ {i} %}}" for i in range(99)),
+    "sorted by a list of attributes": "{{ range(9) | sort(attribute='a,' * 2000000) }}",
+    "joined by attributes": "{{ range(9) | join(attribute='a.' * 2000000) }}",
+    "lipsum of texts": "{{ lipsum(n='a', max=4000000000) }}",
+    "tabs by a text": "{{ ('\t' * 4000000).expandtabs('a' * 1000) }}",
+    "indent by a list": "{{ ('\n' * 4000000) | indent([1] * 100) }}",
+    "text in every line": "{{ ('a ' * 10000) | wordwrap(1, true, 'b' * 30000) | length }}",
+    "text in every link": "{{ ('a.co ' * 9000) | urlize(rel='b' * 30000) | length }}",
+    "chain of namespaces": "{% set ns = namespace(g=1) %}{% for i in range(99999) %}"
+    "{% for j in range(99) %}{% set ns.g = namespace(g=ns.g) %}{% endfor %}{% endfor %}",
+    "chain of generators": "{% set ns = namespace(g=[1]) %}{% for i in range(99999) %}"
+    "{% set ns.g = ns.g | select %}{% endfor %}{{ ns.g | list }}",
+    "chain of batches": "{% set ns = namespace(g=range(3)) %}{% for i in range(99999) %}"
+    "{% set ns.g = ns.g | batch(1) %}{% endfor %}{% for x in ns.g %}{% endfor %}",
+    "chain of fillings": "{% set ns = namespace(g=[1]) %}{% for i in range(99999) %}"
+    "{% set ns.g = [] | batch(1, fill_with=ns.g) %}{% endfor %}",
+    "lists of numbers": "".join(
+        f"{{% set l{k} = [] %}}{{% for i in range(150) %}}"
+        f"{{% set l{k} = l{k} + [9 ** 9999 + i] %}}{{% endfor %}}"
+        for k in range(300)
+    )
+    + "{{ 9 ** 99999 }}",
     "attribute path": "{{ range(99999) | map(attribute='a.' * 999999) | list | length }}",
     "filters in a loop": "{% set t = 'ab' * 999999 %}{% for i in range(99999) %}"
     "{% set x = t.upper() %}{% endfor %}",

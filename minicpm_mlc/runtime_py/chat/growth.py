@@ -23,6 +23,7 @@ from minicpm_mlc.runtime_py.chat.render_budget import (
 Check = Callable[..., object]  # takes what the method or filter takes
 
 SLOW_TEXT = 1 << 16  # characters for what is written in Python, or takes a text's length squared
+LONGEST_PATH = 1000
 PAIRS = 1 << 28  # comparisons of characters in one operation
 PLAIN_CODECS = ("utf8", "utf16", "utf32", "ascii", "latin1")
 
@@ -64,6 +65,9 @@ def checked_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[st
     Raises SecurityError if it would make or take too much; TypeError for arguments that it doesn't
     take.
     """
+    if name in ("maketrans", "fromkeys"):  # of a type: the owner may be no text
+        for text in args:
+            check_iterated(text)
     if not isinstance(owner, str | bytes | int):
         return args
     if name in ("format", "format_map"):  # those that a template gets are wrapped
@@ -90,6 +94,19 @@ def check_iterated(value: object, *_: object, **__: object) -> None:
         check_items(len(value))
 
 
+def check_path(path: object) -> None:
+    """Raises SecurityError for a long text that names an attribute, and its attribute."""
+    if isinstance(path, str) and len(path) > LONGEST_PATH:
+        raise SecurityError(f"an attribute's name of more than {LONGEST_PATH} characters")
+
+
+def whole(value: object) -> int:
+    """A whole number. Raises TypeError for another value: a text times a number is a text."""
+    if not isinstance(value, int):
+        raise TypeError(f"expected a whole number, not {type(value).__name__}")
+    return value
+
+
 def _total(numbers: Iterable[str]) -> float:
     return sum(float(number) for number in numbers)
 
@@ -99,11 +116,11 @@ def _width(_: object, width: int, *__: object) -> None:
 
 
 def _expandtabs(text: Any, tabsize: int = 8) -> None:
-    check_size(len(text) + text.count("\t" if isinstance(text, str) else b"\t") * tabsize)
+    check_size(len(text) + text.count("\t" if isinstance(text, str) else b"\t") * whole(tabsize))
 
 
 def _replace(text: Any, old: Any, new: Any, count: int = -1) -> None:
-    found = text.count(old) if count < 0 else min(count, text.count(old))
+    found = text.count(old) if count < 0 else min(whole(count), text.count(old))
     escaped = 6 if isinstance(text, Markup) else 1
     check_size((len(text) + found * max(0, len(new) - len(old))) * escaped)
 
@@ -139,10 +156,23 @@ def _to_bytes(_: int, length: int = 1, *__: object, **___: object) -> None:
     check_size(length)
 
 
+def _by_attribute(value: object, *args: object, **kwargs: object) -> None:
+    """Of a filter whose texts name attributes."""
+    check_iterated(value)
+    for path in (*args, *kwargs.values()):
+        check_path(path)
+
+
+def _map(value: object, *args: object, attribute: object = None, **kwargs: object) -> None:
+    _by_attribute(value, *args[:1], attribute)
+
+
 def _slow(value: object, *args: object, **kwargs: object) -> None:
-    total = weigh(value, {}) + sum(weigh(a, {}) for a in (*args, *kwargs.values()))
-    if total > SLOW_TEXT:
+    size = weigh(value, {})
+    if size > SLOW_TEXT:
         raise SecurityError(f"more than {SLOW_TEXT:,} characters for a slow filter")
+    longest = max((len(a) for a in (*args, *kwargs.values()) if isinstance(a, str)), default=0)
+    check_size(size * (1 + longest))  # a text that is written into every line or link
 
 
 METHODS: dict[str, Check] = {
@@ -171,7 +201,7 @@ METHODS: dict[str, Check] = {
 
 
 def _indent(text: Any, width: int | str = 4, *_: object, **__: object) -> None:
-    size = len(width) if isinstance(width, str) else width
+    size = len(width) if isinstance(width, str) else whole(width)
     check_size(len(str(text)) + (str(text).count("\n") + 1) * size)
 
 
@@ -188,7 +218,7 @@ def _filter_format(value: Any, *args: object, **kwargs: object) -> None:
 
 
 def _round(value: object, precision: int = 0, method: str = "common") -> None:
-    check_bits(abs(precision) * 64)
+    check_bits(abs(whole(precision)) * 64)
 
 
 def _batch(value: object, linecount: int, fill_with: object = None) -> None:
@@ -218,17 +248,16 @@ def _words(value: Any) -> None:
 
 
 def _sum(value: Any, attribute: object = None, start: object = 0) -> None:
+    _by_attribute(value, attribute)
     if not isinstance(start, int | float):
         _slow(value)
 
 
 # Filters of jinja2 by name; a filter that reads a text one character at a time makes a list of them
 FILTERS: dict[str, Check] = {
-    **dict.fromkeys(
-        ("list", "sort", "unique", "map", "select", "reject", "selectattr", "rejectattr"),
-        check_iterated,
-    ),
-    **dict.fromkeys(("groupby", "min", "max", "random", "dictsort"), check_iterated),
+    **dict.fromkeys(("list", "select", "reject", "random", "dictsort"), check_iterated),
+    **dict.fromkeys(("sort", "unique", "groupby", "min", "max"), _by_attribute),
+    **dict.fromkeys(("map", "selectattr", "rejectattr"), _map),
     **dict.fromkeys(("urlize", "striptags", "pprint", "xmlattr", "wordwrap", "title"), _slow),
     **dict.fromkeys(("escape", "e", "forceescape"), _escape),
     "batch": _batch,

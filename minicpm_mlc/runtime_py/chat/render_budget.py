@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
+from types import GeneratorType
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import SecurityError
 
@@ -22,6 +24,8 @@ TOTAL_BYTES = 64 << 20  # of all values made, kept or not: so what is kept is le
 TEXT_LIMIT = 4 << 20  # characters of one text; no context holds more
 ITEM_LIMIT = TEXT_LIMIT // 8  # items of one list: an item counts as 8 characters at least
 ITEM_BYTES = 64  # what a small object and the reference to it take
+OBJECT_BYTES = 512  # what a namespace or generator takes
+MOST_CHAINED = 100
 BITS_LIMIT = 1 << 16  # of a whole number
 
 Value = TypeVar("Value")
@@ -33,6 +37,7 @@ class Budget:
     def __init__(self) -> None:
         self._end = time.monotonic() + SECONDS
         self._bytes = TOTAL_BYTES
+        self._depths: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
     def step(self) -> None:
         """Called before each operation. Raises SecurityError when time is up."""
@@ -46,10 +51,23 @@ class Budget:
             self.charge(sys.getsizeof(value))
         elif isinstance(value, int):
             check_bits(value.bit_length())
+            self.charge(value.bit_length() // 8)
         elif isinstance(value, list | tuple | dict | AbstractSet):
             weigh(value, {})
-            self.charge(len(value) * ITEM_BYTES)
+            self.charge((len(value) + 1) * ITEM_BYTES)
+        elif value is not None and not isinstance(value, float):
+            self.charge(OBJECT_BYTES)
         return value
+
+    def chained(self, result: object, sources: Iterable[object]) -> None:
+        """Called with every generator and what it was made of. Raises SecurityError for a long
+        chain: to read or free it, Python calls itself once per link, and ends the process.
+        """
+        generators = [source for source in sources if isinstance(source, GeneratorType)]
+        depth = 1 + max((self._depths.get(source, 0) for source in generators), default=0)
+        if depth > MOST_CHAINED:
+            raise SecurityError(f"more than {MOST_CHAINED} filters in a row that were not read")
+        self._depths[result] = depth
 
     def charge(self, size: int) -> None:
         """Pays for `size` bytes. Raises SecurityError when there are none left."""

@@ -295,7 +295,10 @@ def _counted(function: Callable[..., Any], check: growth.Check | None) -> Callab
         used.step()
         if check:
             check(*args[skipped:], **kwargs)
-        return used.made(function(*args, **kwargs))
+        result = function(*args, **kwargs)
+        if isinstance(result, types.GeneratorType):
+            used.chained(result, (*args, *kwargs.values()))
+        return used.made(result)
 
     return counted
 
@@ -303,6 +306,7 @@ def _counted(function: Callable[..., Any], check: growth.Check | None) -> Callab
 def _join(join: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(join)
     def checked(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+        growth.check_path(attribute)
         items = growth.checked_items(Markup(d) if eval_ctx.autoescape else str(d), value)
         return join(eval_ctx, items, d, attribute)
 
@@ -343,7 +347,7 @@ def _strftime_now(format: str) -> str:
 
 
 def _lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
-    if n * max > MOST_WORDS:
+    if growth.whole(n) * growth.whole(max) > MOST_WORDS:
         raise SecurityError(f"lipsum of more than {MOST_WORDS:,} words")
     return generate_lorem_ipsum(n, html, min, max)
 
