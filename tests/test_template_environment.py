@@ -175,3 +175,12 @@ def test_bos_is_put_where_transformers_puts_it(
     assert here.encode("hello world") == there("hello world").input_ids
     prompt = ChatTemplate.from_folder(tmp_path).prompt(here.raw, [USER])
     assert prompt.ids == there(prompt.text).input_ids
+
+
+def test_case_44_a_model_without_bos_gets_none_before_a_prompt(tmp_path: Path) -> None:
+    raw = tiny_tokenizers.sentencepiece()
+    raw.post_processor = PROCESSORS["BOS"]
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": None}))
+    assert Tokenizer.from_folder(tmp_path, None, 1000).encode("hello")[0] != 1
+    assert ChatTemplate.from_folder(tmp_path).prompt(raw, [USER]).ids[0] != 1

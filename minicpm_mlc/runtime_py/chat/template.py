@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.bundle.small_files import CONFIG, SmallFiles
 from minicpm_mlc.runtime_py.chat.jinja import (
     BUILT_IN,
     CHATML,
@@ -91,7 +91,9 @@ class ChatTemplate:
         source, origin = files.chat_template or (CHATML, BUILT_IN)
         tokens = special_tokens(files)
         bos, eos = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
-        return cls(source, bos, eos, add_bos=None, origin=origin, other_tokens=tokens)
+        no_bos = files.object(CONFIG).get("bos_token_id", 0) is None
+        add_bos = False if no_bos else None
+        return cls(source, bos, eos, add_bos, origin=origin, other_tokens=tokens)
 
     @property
     def can_switch_thinking(self) -> bool:

@@ -68,7 +68,7 @@ class Tokenizer:
                 f"it has token id {largest}, but the model has {vocab_size} tokens; it belongs to "
                 "another model",
             )
-        first = beginning(raw)
+        first = beginning(raw) if bos_token_id is not None else []  # null: the model has no BOS
         return cls(raw, first[0] if first else bos_token_id, bool(first))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
