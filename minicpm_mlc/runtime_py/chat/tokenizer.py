@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.text import whole_characters
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -60,7 +61,7 @@ class Tokenizer:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
         wants it.
         """
-        ids = self.raw.encode(text, add_special_tokens=False).ids
+        ids = self.raw.encode(whole_characters(text), add_special_tokens=False).ids
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
