@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -439,47 +438,3 @@ def test_rob_15_inspect_shows_marks_and_cuts_names(tmp_path: Path) -> None:
 def test_piped_text_and_prompt_are_one_message(engine: FakeEngine) -> None:
     assert run("chat", "B", "--prompt", "What is it?", input="a document\n").exit_code == 0
     assert engine.calls[0][0][-1]["content"] == "a document\n\nWhat is it?"
-
-
-FAKE_CHAT = """
-import sys
-sys.path.insert(0, {tests!r})
-from fake_engine import FakeEngine
-import minicpm_mlc.runtime_py.device_check, minicpm_mlc.runtime_py.engine
-events = [("thinking", "hm"), ("answer", {answer!r})]
-minicpm_mlc.runtime_py.engine.Engine = lambda *_, **__: FakeEngine(events)
-minicpm_mlc.runtime_py.device_check.check_device = lambda engine: None
-from minicpm_mlc.cli import main
-main(["chat", "B", *sys.argv[1:]])
-"""
-
-
-def shell(arguments: str, answer: str = "你好 😀", **env: str) -> subprocess.CompletedProcess:
-    """A chat with a fake engine in a process of its own, started by a shell."""
-    code = FAKE_CHAT.format(tests=str(Path(__file__).parent), answer=answer)
-    command = f'"$PYTHON" -c "$CODE" {arguments}'
-    given = {**os.environ, "PYTHON": sys.executable, "CODE": code, **env}
-    return subprocess.run(["bash", "-c", command], capture_output=True, env=given, check=False)
-
-
-def test_case_07_closed_streams_are_one_line() -> None:
-    done = shell("<&-")
-    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
-    assert b"no terminal and no pipe; give --prompt TEXT" in done.stderr
-    done = shell("--prompt hi >&-")
-    assert done.returncode == 1 and done.stderr.startswith(b"error: standard output is closed")
-    done = shell("--prompt hi <&- 2>&-")
-    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "你好 😀\n", b"")
-
-
-def test_case_06_in_a_process(tmp_path: Path) -> None:
-    done = shell("--prompt hi", PYTHONIOENCODING="gbk")
-    assert (done.returncode, done.stdout) == (0, "你好 ?\n".encode("gbk"))
-    done = shell("--prompt hi --json", PYTHONIOENCODING="latin-1")
-    assert json.loads(done.stdout)["answer"] == "你好 😀"
-
-
-def test_case_01_in_a_process() -> None:
-    for locale in ("C", "C.UTF-8"):
-        done = shell("< <(printf 'caf\\xe9?')", LC_ALL=locale, PYTHONIOENCODING="utf-8:strict")
-        assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "你好 😀\n", b"hm\n")

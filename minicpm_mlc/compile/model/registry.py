@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.base.files import read_json
+from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.compile import model as package
 from minicpm_mlc.compile.config.draft_config import UNUSED, DraftConfig, base_fields, draft_fields
 from minicpm_mlc.compile.config.keys import HARMLESS, Keys, shown
@@ -72,7 +73,8 @@ def read_config_folder(folder: str | Path) -> ModelConfig:
         raise CheckpointError(
             f"{path} is not a folder; give the folder that holds config.json and the weights"
         )
-    return read_config(_read_json(path / "config.json"), path.resolve().name)
+    name = whole_characters(path.resolve().name)
+    return read_config(_read_json(path / "config.json"), name)
 
 
 def _read_json(path: Path) -> object:
