@@ -135,17 +135,19 @@ class Sampler:
         Greedy is the one token with the largest logit after the penalties, the lowest id among
         equals.
         """
-        if not math.isfinite(logits[logits.argmax()]):  # that of the first NaN, if there is one
+        best = logits.argmax()  # the first NaN, if there is one
+        if not math.isfinite(logits[best]):
             raise SamplingError(
                 "the largest logit is not a finite number; "
                 "the weights are damaged: compile the checkpoint again"
             )
         with np.errstate(over="ignore"):  # a tiny temperature or penalty
-            return self._choices(self._penalised(logits))
+            scores = self._penalised(logits)
+            if self.params.temperature == 0:
+                return np.array([best if scores is logits else scores.argmax()]), np.ones(1)
+            return self._choices(scores)
 
     def _choices(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.params.temperature == 0:
-            return np.array([scores.argmax()]), np.ones(1)
         ids = self._all
         if 0 < self.params.top_k < len(ids):
             ids = _top_k(scores, self.params.top_k)
