@@ -10,6 +10,8 @@ import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
+from minicpm_mlc.base.streams import json_text, say
+from minicpm_mlc.base.text import decode_text
 from minicpm_mlc.cli_options import (
     ATTENTION,
     KV,
@@ -18,6 +20,7 @@ from minicpm_mlc.cli_options import (
     Commands,
     Numbers,
     Source,
+    debugging,
     drafting_options,
     example,
     remote_machine,
@@ -121,12 +124,12 @@ def compile_command(
             say=lambda note: click.echo(f"note: {note}", err=True),
             **options,
         )
-    click.echo(result.json() if as_json else result.plain())
+    say(result.json() if as_json else result.plain())
 
 
 @main.command(**example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
-@click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
+@click.option("--prompt", help="Answer this and leave. Piped text goes before it.")
 @click.option("--system", help="System prompt.")
 @click.option(
     "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
@@ -149,7 +152,9 @@ def compile_command(
 @click.option("--frequency-penalty", type=float, help="0 is none.")
 @click.option("--seed", type=int, help="Same seed, same text.")
 @click.option(
-    "--stop", multiple=True, help="Text that ends the answer; may be given more than once."
+    "--stop",
+    multiple=True,
+    help="Text that ends the answer, not the thinking; may be given more than once.",
 )
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
 @click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
@@ -198,8 +203,9 @@ def chat(
 ) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
-    The answer to one question (--prompt, or piped text) goes to standard output, its thinking to
-    standard error.
+    --prompt, or text from a pipe, is one question; both together are one message, the piped text
+    first (start with < /dev/null where nothing is piped in). The answer goes to standard output,
+    its thinking to standard error.
     """
     from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
@@ -216,7 +222,7 @@ def chat(
     with Engine(bundle, remote=remote_machine(rpc, key, bundle, draft_model), **opened) as engine:
         check_device(engine)
         if question is None:
-            talk(engine, options=given, **shared)
+            talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
         else:
             answer_once(
                 engine, question, options=given, as_json=as_json, with_stats=stats, **shared
@@ -320,7 +326,7 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
         from minicpm_mlc.bench.decode import bench_bundle as measure
 
         options["remote"] = remote_machine(options.pop("rpc"), options.pop("key"), options["path"])
-    click.echo(getattr(measure(**options), form or "plain")())
+    say(getattr(measure(**options), form or "plain")())
 
 
 @main.command(**example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
@@ -345,7 +351,7 @@ def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **optio
     remote = remote_machine(rpc, key, bundle)
     with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
-    click.echo(result.json() if as_json else result.plain())
+    say(result.json() if as_json else result.plain())
     result.raise_if_failed()
 
 
@@ -369,7 +375,7 @@ def rpc_server(**options: Any) -> None:
     """
     from minicpm_mlc.runtime_py.rpc.server import run_server
 
-    run_server(say=click.echo, **options)
+    run_server(say=say, **options)
 
 
 @main.command(
@@ -398,7 +404,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 
     with show_progress() as report:
         result = package_bundle(bundle, platform, out, report)
-    click.echo(result)
+    say(str(result))
 
 
 @main.command(
@@ -407,7 +413,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 @click.argument("bundle", type=click.Path())
 @click.option(
     "--prompt-file",
-    type=click.File(encoding="utf-8"),
+    type=click.File("rb"),
     required=True,
     help="The message: document and question.",
 )
@@ -427,10 +433,11 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     from minicpm_mlc.inspect.trace_page import as_html, write_page
     from minicpm_mlc.runtime_py.engine import Engine
 
+    question = {"role": "user", "content": decode_text(prompt_file.read())}
     with Engine(bundle, **options) as engine:
-        result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
+        result = record(engine, [question], max_tokens)
     write_page(out, as_html(result))
-    click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
+    say(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
 FRSPEC = example(
@@ -438,7 +445,7 @@ FRSPEC = example(
 )
 
 
-@main.group(**FRSPEC)
+@main.group(cls=Commands, **FRSPEC)
 def frspec() -> None:
     """Lists of the most frequent tokens, for a faster draft head."""
 
@@ -486,6 +493,4 @@ def devices(as_json: bool) -> None:
 
 
 def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
-    import json
-
-    click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
+    say(json_text(report, indent=1) if as_json else as_text(report))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from minicpm_mlc.base import choices
-from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.explain import explain, is_expected, leaves
+from minicpm_mlc.base.streams import prepare_streams, say
 from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ ATTENTION = click.Choice(choices.ATTENTION)
 SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
 KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
+
+_DEBUG = f"{__name__}.debug"  # the key of click's meta
 
 
 class Numbers(click.ParamType):
@@ -35,24 +39,50 @@ class Numbers(click.ParamType):
 
 
 class Commands(click.Group):
-    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
+    """Turns errors into one line and status 1, Ctrl-C into status 130. Each command has --debug,
+    with which a bug shows its traceback.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Registers a command."""
+        if not isinstance(cmd, click.Group):
+            cmd.params.append(_debug_option())
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        prepare_streams()
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except (MiniCPMError, OSError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+        except (BrokenPipeError, click.exceptions.Exit, click.ClickException, click.Abort):
+            raise  # click ends with them
         except KeyboardInterrupt:
             click.echo("", err=True)
             ctx.exit(130)
+        except BaseException as error:
+            if leaves(error) or (debugging(ctx) and not is_expected(error)):
+                raise
+            say(f"error: {explain(error)}", stream=sys.stderr)
+            ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of a user's work."""
         return list(self.commands)
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=lambda ctx, _, value: ctx.meta.update({_DEBUG: value}),
+        help="Show the traceback of a bug.",
+    )
+
+
+def debugging(ctx: click.Context) -> bool:
+    """Whether the command was given --debug."""
+    return ctx.meta.get(_DEBUG, False)
 
 
 def example(text: str) -> Any:

@@ -510,3 +510,45 @@ def test_importing_the_package_or_the_engine_pulls_in_no_compiler() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Text from people
+
+
+@pytest.mark.parametrize("said", ["ok \ud83d bad", "\udce9", "caf\udcc3\udca9"])
+def test_case_04_half_a_character_becomes_a_mark(build, said: str) -> None:
+    engine = build(answers("hello!"), template=CHATML)
+    mark = said.encode("utf-8", "replace").decode().replace("?", "\ufffd")
+    assert engine.tokenize(said) == engine.tokenize(mark)
+    assert engine.chat([{"role": "user", "content": said}]) == "hello!"
+    assert (
+        engine.cached_tokens[: engine.stats.prompt_tokens]
+        == engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": mark}]).ids
+    )
+    assert build().generate(said, max_tokens=1) == build().generate(mark, max_tokens=1)
+
+
+def test_case_04_two_halves_of_one_character_are_joined(build) -> None:
+    engine = build()
+    assert engine.tokenize("\ud83d" + "\ude00") == engine.tokenize("\U0001f600")
+
+
+@pytest.mark.parametrize("stop", ["STOP", "\n"])
+def test_case_40_a_stop_string_in_the_thinking_is_text(build, stop: str) -> None:
+    said = "<think>say STOP\nlater</think>\n\ndone\nSTOP more"
+    engine = build(answers(said), template=CHATML)
+    shown = joined(engine.chat_events(QUESTION, stop=[stop]))
+    assert shown["thinking"] == "say STOP\nlater" and shown["answer"].rstrip() == "done"
+    assert engine.stats.finish_reason == "stop"
+    assert engine.chat(QUESTION, stop=stop).startswith("<think>say STOP\nlater</think>\n\ndone")
+
+
+def test_case_40_in_text_without_a_template_stop_strings_are_looked_for_everywhere(build) -> None:
+    engine = build(lambda history: token("hello"))
+    assert engine.generate("<think>", stop="llo", max_tokens=3) == "he"
+
+
+def test_case_43_a_larger_context_is_advised_only_where_there_is_one(build) -> None:
+    for context, advice in ((50, "--context, up to 200"), (None, "shorten the prompt$")):
+        with pytest.raises(ContextError, match=advice):
+            build(context=context).generate([FIRST_WORD] * 201)

@@ -22,7 +22,14 @@ from minicpm_mlc.base.errors import CheckpointError, CompileError, MiniCPMError
 from minicpm_mlc.bench import draft_speed
 from minicpm_mlc.cli import main
 from minicpm_mlc.compile.frspec import read_list, write_list
-from minicpm_mlc.inspect.frspec_build import BATCH, Frequencies, as_text, build_list, count_tokens
+from minicpm_mlc.inspect.frspec_build import (
+    BATCH,
+    Frequencies,
+    as_text,
+    build_list,
+    count_tokens,
+    read_lines,
+)
 
 VOCAB = 1000
 IDS = [7, 3, 999, 0, 42]
@@ -181,6 +188,22 @@ def test_whole_files_are_held_out_where_there_are_enough(tmp_path, model):
     assert (
         report["held_out_tokens"] == 4 and report["coverage"][0]["coverage"] == 0.25
     )  # the word mark
+
+
+@pytest.mark.parametrize(
+    ("data", "tokens"),
+    [
+        ("aaa \xe9 aaaaaaaaaaaaa\n".encode("latin-1"), True),
+        (("你好" * 9).encode("gbk"), False),
+        ("a\n".encode("utf-16"), True),
+        (b"a\0b", False),
+    ],
+)
+def test_text_in_another_encoding_counts_where_most_of_it_can_be_read(
+    tmp_path: Path, data: bytes, tokens: bool
+) -> None:
+    (tmp_path / "text.txt").write_bytes(data)
+    assert bool(list(read_lines([tmp_path]))) == tokens
 
 
 def build(tmp_path: Path, text: str, source: Path, *more: str) -> Result:

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
+from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.chat.thinking import OPEN, ThinkSplitter
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
-from minicpm_mlc.runtime_py.defaults import choose_context, default_sampling, eos_token_ids
+from minicpm_mlc.runtime_py.defaults import (
+    choose_context,
+    default_sampling,
+    eos_token_ids,
+    largest_context,
+)
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
@@ -81,9 +88,9 @@ class Engine:
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(
-            manifest, context, self._machine.free_memory(manifest.target["device"])
-        )
+        available = self._machine.free_memory(manifest.target["device"])
+        self.context = choose_context(manifest, context, available)
+        self._largest_context = largest_context(manifest, available)
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
@@ -309,10 +316,7 @@ class Engine:
         if not ids:
             raise ContextError("the prompt is empty; give at least one token")
         if cached + len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {cached + len(ids)} tokens and the context holds {self.context}; "
-                "shorten the prompt, or open the engine with a larger context (--context)"
-            )
+            raise PromptTooLongError(cached + len(ids), self.context, self._largest_context)
         if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
                 f"token id {unknown[0]} is not in the vocabulary of {self.vocab_size} tokens; "
@@ -366,7 +370,10 @@ class Engine:
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
         )
-        return prompt, self._generation(prompt.ids, options).pieces(self.tokenizer, budget)
+        generation = self._generation(prompt.ids, options)
+        stops = StopStrings(generation.request.stop, self.tokenizer.hidden)
+        stops = AnswerStops(stops, prompt.thinking)
+        return prompt, generation.pieces(self.tokenizer, budget, stops)
 
 
 def _shown(pieces: Generator[str], first: str = "") -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.base.files import read_json
+from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.compile import model as package
 from minicpm_mlc.compile.config.draft_config import UNUSED, DraftConfig, base_fields, draft_fields
 from minicpm_mlc.compile.config.keys import HARMLESS, Keys, shown
@@ -82,8 +83,8 @@ def model_name(folder: Path) -> str:
     place = folder.resolve()
     cached = place.parents[1].name if place.parent.name == "snapshots" else ""
     if cached.startswith("models--"):
-        return cached.split("--")[-1]
-    return place.name.replace("___", ".") or "model"
+        return whole_characters(cached.split("--")[-1])
+    return whole_characters(place.name).replace("___", ".") or "model"
 
 
 def _read_json(path: Path) -> object:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.bundle.small_files import CONFIG, SmallFiles
 from minicpm_mlc.runtime_py.chat.jinja import (
     BUILT_IN,
@@ -275,6 +276,7 @@ def check_message(message: Message, index: int = 0) -> Message:
         raise TemplateError(
             f"message {index}: content must be a string, got {type(content).__name__}"
         )
+    content = whole_characters(content)
     return {"role": role, "content": without_thinking(content) if role == "assistant" else content}
 
 

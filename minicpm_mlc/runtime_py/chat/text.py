@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Mapping, Sequence
 
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.text import quoted, whole_characters
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 
 MARKS = range(0xFDD0, 0xFDF0)  # never characters: no text has them
@@ -63,10 +64,14 @@ class StopStrings:
         """`hidden`: id -> name of the tokens that give no text. Raises SamplingError for a stop
         string that is none, or empty.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop or ())
-        if not all(isinstance(s, str) and s for s in stops):
+        stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise SamplingError(
-                f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty"
+                f"stop is {quoted(stop)}; it must be a text, or a list of texts, none of them empty"
+            )
+        if broken := [s for s in stops if s != whole_characters(s)]:
+            raise SamplingError(
+                f"stop is {quoted(broken[0])}, which is not whole text; give it as UTF-8"
             )
         named = [(i, name) for i, name in (hidden or {}).items() if any(name in s for s in stops)]
         self._marks = {i: chr(MARKS[0] + n % len(MARKS)) for n, (i, _) in enumerate(named)}

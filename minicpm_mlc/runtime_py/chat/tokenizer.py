@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
 from minicpm_mlc.runtime_py.chat.library_tokenizer import (
     library_errors,
@@ -75,7 +76,7 @@ class Tokenizer:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
         wants it.
         """
-        ids = token_ids(self.raw, text)
+        ids = token_ids(self.raw, whole_characters(text))
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
@@ -93,7 +94,7 @@ class Tokenizer:
         return [i for i, (start, _) in spans if start >= 1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of all ids at once, special tokens left out."""
+        """Text of all ids at once, special tokens other than think tags left out."""
         shown = [i for i in ids if i not in self.hidden]
         with library_errors():
             return self.raw.decode(shown, skip_special_tokens=False)
