@@ -139,7 +139,7 @@ DAMAGED = {
     "not UTF-8": (b'{"a": "\xff"}', "is not JSON.*utf-8"),
     "UTF-16": ("{}".encode("utf-16"), "is not JSON"),
     "nested": (b"[" * 100_000, "is not JSON"),
-    "huge": (b"[" * (1 << 21), "has more than 1,048,576 objects and lists"),
+    "huge": (b"[" * (1 << 21), "is not JSON .it has more than 1,048,576 objects and lists"),
     "twice": (b'{"a": 1, "a": 2}', "'a' occurs twice"),
     "git lfs": (LFS, "is a Git LFS pointer, not the file; fetch it: git lfs pull"),
 }
