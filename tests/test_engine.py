@@ -20,6 +20,7 @@ from fake_library import (
     token,
     use_fake_library,
 )
+from tokenizers import Tokenizer as RawTokenizer
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
@@ -458,6 +459,45 @@ def test_a_think_budget_waits_for_a_marker_or_character_that_has_begun(build) ->
 def test_a_negative_think_budget_is_refused(build) -> None:
     with pytest.raises(SamplingError, match="max_think_tokens is -1"):
         build(template=CHATML).chat(QUESTION, max_think_tokens=-1)
+
+
+def in_turn(ids: list[int]) -> Callable[[list[int]], int]:
+    """Says these tokens, each after the one before it, then ends."""
+    after = dict(zip(ids, [*ids[1:], EOS], strict=True))
+    return lambda history: after.get(history[-1], ids[0])
+
+
+def test_case_38_think_tags_that_are_special_tokens_are_seen(build, tmp_path: Path) -> None:
+    raw = RawTokenizer.from_str(TOKENIZER.to_str())
+    raw.add_special_tokens(["<think>", "</think>"])
+    opened, closed = (raw.token_to_id(tag) for tag in ("<think>", "</think>"))
+    assert opened is not None and closed is not None
+    says = {opened: token("▁hello"), token("▁hello"): closed, closed: token("▁world")}
+    says[token("▁world")] = EOS
+
+    def say(history: list[int]) -> int:
+        return says.get(history[-1], token("▁world") if closed in history else opened)
+
+    engine = build(say, template=CHATML)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    question = [{"role": "user", "content": "a"}]
+    assert joined(engine.chat_events(question)) == {"thinking": "hello", "answer": "world"}
+    said = "<think> hello</think> world"
+    assert engine.chat(question) == said
+    assert engine.detokenize([opened, token("▁hello"), closed, token("▁world")]) == said
+    short = joined(engine.chat_events(question, max_think_tokens=0))
+    assert short == {"thinking": "", "answer": "world"}
+
+
+@pytest.mark.parametrize("stop", ["<|im_start|>", " world<|im_start|>"])
+def test_case_38_a_stop_string_may_name_a_special_token(build, stop: str) -> None:
+    says = [token("▁hello"), token("▁world"), token("<|im_start|>"), token("b")]
+    engine = build(in_turn(says), template=CHATML)
+    question = [{"role": "user", "content": "a"}]
+    assert engine.chat(question) == " hello worldb"
+    assert engine.chat(question, stop=stop) == " hello world".removesuffix(stop.partition("<")[0])
+    assert engine.stats.finish_reason == "stop"
+    assert engine.chat(question, stop=[stop + "c", "<|im_start|>c"]) == " hello worldb"
 
 
 def test_importing_the_package_or_the_engine_pulls_in_no_compiler() -> None:

@@ -56,9 +56,16 @@ class SmallFiles:
     def object(self, name: str) -> dict[str, Any]:
         """The object in a JSON file; an empty one where there is no such file."""
         if name not in self._objects:
-            data = self.content(name)
-            self._objects[name] = {} if data is None else self._parsed(name, data)
+            self._objects[name] = self.parsed(name)
         return self._objects[name]
+
+    def parsed(self, name: str) -> dict[str, Any]:
+        """The same, not kept: a large vocabulary takes 100 MB."""
+        data = self.content(name)
+        if data is None:
+            return {}
+        value = parse_json(data, self._place(name), self._error, self._advice)
+        return as_object(value, self._place(name), self._error, self._advice)
 
     def check(self) -> None:
         """Reads every file that a bundle holds. Raises as the class says."""
@@ -110,9 +117,9 @@ class SmallFiles:
         raise self.refuse(TOKENIZER_CONFIG, f"chat_template {wrong}")
 
     def _default_template(self, templates: list[Any]) -> object:
-        named = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
+        named = {str(t.get("name")): t.get("template") for t in templates if isinstance(t, dict)}
         if "default" not in named:
-            has = f"(it has: {', '.join(sorted(map(str, named)))})"
+            has = f"(it has: {', '.join(sorted(named))})"
             wrong = f"chat_template is a list without a template named 'default' {has:.200}"
             raise self.refuse(TOKENIZER_CONFIG, wrong)
         return named["default"]
@@ -133,10 +140,6 @@ class SmallFiles:
 
     def _place(self, name: str) -> Path:
         return (self.folder or Path()) / name
-
-    def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
-        value = parse_json(data, self._place(name), self._error, self._advice)
-        return as_object(value, self._place(name), self._error, self._advice)
 
     def _read(self, name: str) -> bytes | None:
         try:

@@ -12,10 +12,12 @@ import numpy as np
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
 from minicpm_mlc.compile.surroundings import some_home
+from minicpm_mlc.runtime_py.chat.library_tokenizer import library_errors, read_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many
@@ -53,7 +55,9 @@ def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, boo
     batches: tuple[list[str], list[str]] = ([], [])
 
     def flush(held_out: bool) -> None:
-        for encoding in tokenizer.encode_batch(batches[held_out], add_special_tokens=False):
+        with library_errors(CompileError):
+            encodings = tokenizer.encode_batch(batches[held_out], add_special_tokens=False)
+        for encoding in encodings:
             np.add.at(counts[held_out], encoding.ids, 1)
         batches[held_out].clear()
 
@@ -151,19 +155,11 @@ def build_and_time(
 
 
 def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         raise CompileError(
             f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle"
         )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CompileError(
-            f"{path} can't be read ({error}); download the checkpoint again"
-        ) from None
+    return read_tokenizer(SmallFiles(folder, CompileError, "download the checkpoint again"))
 
 
 def _config(folder: Path) -> ModelConfig | None:

@@ -68,13 +68,13 @@ class Generation:
         the think block.
         """
         text = TextStream(tokenizer, self.request.token_ids)
-        stops = StopStrings(self.request.stop)
+        stops = StopStrings(self.request.stop, tokenizer.hidden)
         if budget and budget.start():
             self._forced.extend(tokenizer.encode_middle(CLOSING))
             budget = None
         with closing(self.tokens()) as tokens:
             for token_id in tokens:
-                piece = stops.feed(text.feed(token_id))
+                piece = stops.feed(text.feed(token_id) + stops.mark(token_id))
                 if budget and budget.spend(piece, text.at_border):
                     self._forced.extend(tokenizer.encode_middle(CLOSING))
                     budget = None

@@ -17,6 +17,7 @@ from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_text
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
+from minicpm_mlc.runtime_py.chat.thinking import as_history
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
@@ -189,7 +190,7 @@ class ChatSession:
         finally:
             self.write("", "end")
         if answer:
-            self.messages = [*turn, {"role": "assistant", "content": answer}]
+            self.messages = [*turn, {"role": "assistant", "content": as_history(answer)}]
         self._after_answer(answer, stopped)
         return answer
 
@@ -337,7 +338,6 @@ def _read_saved(path: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise SessionError(f"{path} is damaged: options must be an object")
     check_options(options)
-    return {
-        "messages": [check_message(m, i) for i, m in enumerate(saved["messages"])],
-        "options": options,
-    }
+    for i, message in enumerate(saved["messages"]):
+        check_message(message, i)
+    return {"messages": saved["messages"], "options": options}

@@ -14,6 +14,13 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
+from minicpm_mlc.runtime_py.chat.library_tokenizer import (
+    library_errors,
+    read_tokenizer,
+    token_ids,
+)
+from minicpm_mlc.runtime_py.chat.prompt_tokens import beginning
+from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -27,7 +34,12 @@ class Tokenizer:
         self.add_bos = add_bos
         raw.no_padding()
         raw.no_truncation()
-        self._special = {i for i, token in raw.get_added_tokens_decoder().items() if token.special}
+        # Special tokens give no text. Think tags do, whatever the tokenizer calls them.
+        self.hidden = {
+            i: token.content
+            for i, token in raw.get_added_tokens_decoder().items()
+            if token.special and token.content not in (OPEN, CLOSE)
+        }
         self._decoders = _decoders(raw)
 
     @classmethod
@@ -42,17 +54,13 @@ class Tokenizer:
 
         An added token beyond the vocabulary is no mistake: it is refused when a text holds it.
         """
-        data = files.content(TOKENIZER)
-        if data is None:
+        if files.content(TOKENIZER) is None:
             raise BundleError(
                 f"{files.folder} has no tokenizer.json, so it can't read text (random weights have "
                 "none); "
                 "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
             )
-        try:
-            raw = HFTokenizer.from_buffer(data)
-        except Exception as error:  # the library raises plain Exception
-            raise files.refuse(TOKENIZER, f"the tokenizer can't be read ({error})") from None
+        raw = read_tokenizer(files)
         largest = max(raw.get_vocab(with_added_tokens=False).values(), default=-1)
         if largest >= vocab_size:
             raise files.refuse(
@@ -60,13 +68,14 @@ class Tokenizer:
                 f"it has token id {largest}, but the model has {vocab_size} tokens; it belongs to "
                 "another model",
             )
-        return cls(raw, bos_token_id, bool(files.tokenizer_config.get("add_bos_token", True)))
+        first = beginning(raw)
+        return cls(raw, first[0] if first else bos_token_id, bool(first))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
         wants it.
         """
-        ids = self.raw.encode(text, add_special_tokens=False).ids
+        ids = token_ids(self.raw, text)
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
@@ -74,7 +83,8 @@ class Tokenizer:
         """Token ids of text that goes on from other text: without the space some tokenizers put
         before a first word.
         """
-        encoding = self.raw.encode("a" + text, add_special_tokens=False)
+        with library_errors():
+            encoding = self.raw.encode("a" + text, add_special_tokens=False)
         spans = list(zip(encoding.ids, encoding.offsets, strict=True))
         if any(
             start < 1 < end for _, (start, end) in spans
@@ -84,7 +94,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of all ids at once, special tokens left out."""
-        return self.raw.decode(list(ids), skip_special_tokens=True)
+        shown = [i for i in ids if i not in self.hidden]
+        with library_errors():
+            return self.raw.decode(shown, skip_special_tokens=False)
 
     @functools.cached_property
     def strips_first_space(self) -> bool:
@@ -103,7 +115,7 @@ class Tokenizer:
         special token.
         """
         token = self.raw.id_to_token(token_id)
-        if token is None or token_id in self._special:
+        if token is None or token_id in self.hidden:
             return b""
         if self._byte_level:
             alphabet = byte_alphabet()
