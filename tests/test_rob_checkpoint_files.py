@@ -55,7 +55,7 @@ PROGRAMS = {
         "LONG4",
     ),
     "more values than a list has": (b"](" + b"K\x01" * (MAX_STEPS + 1) + b"e.", "not just numbers"),
-    "values from below the stack": (b"].\x86.", "no list|not a list|the list is empty"),
+    "values from below the stack": (b"].\x86.", "the list is empty"),
     "too few values": (b"\x87.", "too few values"),
     "no end": (b"](K\x01", "is not a whole file"),
     "a call of a list": (b"])R.", "a call of list"),
@@ -118,7 +118,7 @@ def test_rob_10_members_are_counted_before_they_are_read(tmp_path: Path) -> None
 def test_rob_10_a_tensor_of_another_shape_is_refused(
     tmp_path: Path, offset: bytes, shape: bytes
 ) -> None:
-    with pytest.raises(CheckpointError, match="is not a whole file of torch.save"):
+    with pytest.raises(CheckpointError, match=r"is not a whole file of torch\.save"):
         read_list(pt(tmp_path, tensor(offset, shape)), VOCAB)
 
 
@@ -141,10 +141,11 @@ def test_rob_10_lists_of_numbers_are_read_as_before(tmp_path: Path, protocol: in
     assert read_list(path, VOCAB).tolist() == ids
 
 
+ARRAY = b"{'descr': '%s', 'fortran_order': False, 'shape': (%s), }"
 ARRAYS = {
-    "longer than the file": b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }",
-    "of objects": b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
-    "of no dimension": b"{'descr': '<i8', 'fortran_order': False, 'shape': (), }",
+    "longer than the file": ARRAY % (b"<i8", b"1000000000000,"),
+    "of objects": ARRAY % (b"|O", b"1,"),
+    "of no dimension": ARRAY % (b"<i8", b""),
 }
 
 
