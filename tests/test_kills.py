@@ -19,7 +19,7 @@ from test_bundle import MANIFEST, names, read, write
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.base.files import write_text
-from minicpm_mlc.base.partial import hold, partial_beside
+from minicpm_mlc.base.partial import hold, leftovers, partial_beside
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.package import package_bundle
 from minicpm_mlc.compile.writer import BundleWriter
@@ -168,6 +168,22 @@ def test_what_looks_like_a_leftover_of_another_name_stays(place: Path) -> None:
         (place / name).mkdir()
     write(place / "b")
     assert names(place) == [".b.partial-", ".b.partial-x", ".bb.partial-1", "b", "b.partial-1"]
+
+
+@pytest.mark.parametrize("kind", ["partial", "old"])
+def test_what_another_user_put_there_is_neither_brought_back_nor_removed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    theirs = partial_beside(place / "b", kind)
+    write(place / "c")
+    (place / "c").rename(theirs)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert list(leftovers(place / "b", kind)) == []
+    theirs.rename(tmp_path / "c")
+    theirs.symlink_to(tmp_path / "c")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert list(leftovers(place / "b", kind)) == []
 
 
 def test_a_lock_ends_with_its_process(place: Path) -> None:
