@@ -159,6 +159,13 @@ def test_case_63_damaged_small_files_are_refused_before_any_weight(
         plan(model)
 
 
+def test_a_name_that_occurs_twice_is_found_among_many(model: Path, no_weights: None) -> None:
+    many = ",".join(f'"{i}":0' for i in range(200_000))
+    (model / "added_tokens.json").write_text(f'{{{many},"7":0}}')
+    with pytest.raises(CheckpointError, match="'7' occurs twice"):
+        plan(model)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja"])
 def test_case_63_a_git_lfs_pointer_is_told_as_one(model: Path, no_weights: None, name: str) -> None:
     (model / name).write_bytes(LFS)

@@ -90,8 +90,8 @@ def parse_json(data: bytes, where: object, error: type[MiniCPMError], advice: st
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in values if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"{twice!r:.60} occurs twice")
     return values
 
