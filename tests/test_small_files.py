@@ -139,7 +139,7 @@ DAMAGED = {
     "not UTF-8": (b'{"a": "\xff"}', "is not JSON.*utf-8"),
     "UTF-16": ("{}".encode("utf-16"), "is not JSON"),
     "nested": (b"[" * 100_000, "is not JSON"),
-    "huge": (b"[" * (1 << 21), "has more than 1,048,576 objects and lists"),
+    "huge": (b"[" * (1 << 21), "is not JSON .it has more than 1,048,576 objects and lists"),
     "twice": (b'{"a": 1, "a": 2}', "'a' occurs twice"),
     "git lfs": (LFS, "is a Git LFS pointer, not the file; fetch it: git lfs pull"),
 }
@@ -156,6 +156,13 @@ def test_case_63_damaged_small_files_are_refused_before_any_weight(
     if (name, damage) == ("config.json", "no object"):
         message = "must be a JSON object"
     with pytest.raises(error, match=f"{name} .*{message}"):
+        plan(model)
+
+
+def test_a_name_that_occurs_twice_is_found_among_many(model: Path, no_weights: None) -> None:
+    many = ",".join(f'"{i}":0' for i in range(200_000))
+    (model / "added_tokens.json").write_text(f'{{{many},"7":0}}')
+    with pytest.raises(CheckpointError, match="'7' occurs twice"):
         plan(model)
 
 

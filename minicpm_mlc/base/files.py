@@ -67,25 +67,31 @@ def as_text(data: bytes, where: object, error: type[MiniCPMError], advice: str) 
         raise error(f"{where} is not UTF-8 text ({reason}); {advice}") from None
 
 
-def parse_json(data: bytes, where: object, error: type[MiniCPMError], advice: str) -> Any:
-    """The value that JSON text in UTF-8 stands for.
-
-    Raises `error`, which names `where` and ends with `advice`, for anything else, and for text that
-    names a key twice in one object or nests more than MAX_NESTED objects and lists.
+def json_value(data: bytes, nested: int = MAX_NESTED) -> Any:
+    """The value that JSON text in UTF-8 stands for. Raises ValueError for anything else, and for
+    text that names a key twice in one object or has more than `nested` objects and lists.
     """
-    if data.count(b"[") + data.count(b"{") > MAX_NESTED:
-        raise error(f"{where} has more than {MAX_NESTED:,} objects and lists; {advice}")
+    if data.count(b"[") + data.count(b"{") > nested:
+        raise ValueError(f"it has more than {nested:,} objects and lists")
     try:
         return json.loads(data.decode(), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as reason:
+    except RecursionError:
+        raise ValueError("its objects and lists lie too deep in one another") from None
+
+
+def parse_json(data: bytes, where: object, error: type[MiniCPMError], advice: str) -> Any:
+    """The same, with `error`, which names `where` and ends with `advice`, in ValueError's place."""
+    try:
+        return json_value(data)
+    except ValueError as reason:
         raise error(f"{where} is not JSON ({reason}); {advice}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in values if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"{twice!r:.60} occurs twice")
     return values
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def hold(path: Path) -> Hold:
 
 
 def leftovers(target: Path, kind: str = "partial") -> Iterator[Path]:
-    """What killed runs left of `target`, in the order of their names."""
+    """What this user's killed runs left of `target`, in the order of their names."""
     beginning = f".{target.name}.{kind}-"
     try:
         names = sorted(os.listdir(target.parent))
@@ -91,14 +92,24 @@ def remove(path: Path) -> None:
 
 
 def _abandoned(path: Path, number: int) -> bool:
-    """Whether the process that wrote `path`, of this number, is gone."""
+    """Whether the process that wrote `path`, of this number, is gone, and was this user's."""
     try:
+        if not _is_own(path):
+            return False
         held = hold(path)
-    except OSError:  # in use, gone meanwhile, or another user's
+    except OSError:  # in use, or gone meanwhile
         return False
     locked = held.locked
     held.close()
     return locked or number == os.getpid() or not _alive(number)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a run of this user may have made it: anybody can put something into a shared
+    folder.
+    """
+    seen = path.lstat()
+    return not stat.S_ISLNK(seen.st_mode) and (os.name == "nt" or seen.st_uid == os.geteuid())
 
 
 def _alive(number: int) -> bool:

@@ -30,6 +30,7 @@ from minicpm_mlc.base.partial import (
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, is_plain_name
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = 64 << 10  # bytes: a disk with less room takes no further file
 
 
 class BundleFile:
@@ -120,9 +121,10 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        full = self._is_disk_full(error)
         with interrupts_wait():
             self._discard()
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if full:
             written = sum(file.size for file in self._files)
             needed = f" of {self._need_bytes:,}" if self._need_bytes else ""
             raise CompileError(
@@ -205,6 +207,16 @@ class BundleWriter:
         self._holds.append(hold(self.path))
         self.path.rename(old)
         return old
+
+    def _is_disk_full(self, error: BaseException | None) -> bool:
+        """Whether the work broke off for want of space. The tools that link a library tell that in
+        words of their own.
+        """
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return True
+        return isinstance(error, Exception) and (
+            self._folder.exists() and shutil.disk_usage(self._folder).free < FULL
+        )
 
     def _discard(self) -> None:
         for file in self._files:

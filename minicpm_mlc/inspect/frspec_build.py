@@ -17,6 +17,7 @@ from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
+from minicpm_mlc.compile.surroundings import some_home
 from minicpm_mlc.runtime_py.chat.library_tokenizer import library_errors, read_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
@@ -153,8 +154,8 @@ def build_and_time(
     if config is None:
         return report | {"speed": None}
     progress("timing", 0, 1)
-    from minicpm_mlc.bench.draft_speed import measure_draft_speed
-
+    with some_home():
+        from minicpm_mlc.bench.draft_speed import measure_draft_speed
     speed = measure_draft_speed(config, size)
     progress("timing", 1, 1)
     return report | {"speed": speed}

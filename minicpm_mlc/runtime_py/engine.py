@@ -320,7 +320,7 @@ class Engine:
         if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
                 f"token id {unknown[0]} is not in the vocabulary of {self.vocab_size} tokens; "
-                "use engine.tokenize"
+                "give a text without that token, or other ids"
             )
         return ids
 
