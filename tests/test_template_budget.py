@@ -15,24 +15,36 @@ from minicpm_mlc.base.errors import TemplateError
 from minicpm_mlc.runtime_py.chat.jinja import compile_template, render_template
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate
 
-# one more second than the budget: the tests share two cores
-MOST_SECONDS = 3.0
+# of processor time: the tests share their cores
+MOST_SECONDS = 2.5
 MOST_MB = 200
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_rob_05_a_bomb_is_refused_in_time(name: str) -> None:
-    refused, seconds = explode(BOMBS[name])
-    assert refused.startswith("it")
-    assert seconds < MOST_SECONDS
-    assert len(refused) < 600
-
-
-def test_rob_05_no_bomb_takes_more_than_200_mb() -> None:
+@pytest.fixture(scope="module")
+def exploded() -> dict[str, tuple[float, float, str]]:
+    """Name of each bomb -> (seconds, MB that it and those before it took, the error), rendered in
+    a process of their own.
+    """
     run = [sys.executable, str(Path(__file__).with_name("template_bombs.py"))]
     lines = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(lines) == len(BOMBS)
-    assert max(float(line.split()[2]) for line in lines) < MOST_MB
+    rows = (line.split(maxsplit=4) for line in lines)
+    named = ((row[4].split(": ", 1), row) for row in rows)
+    return {name: (float(row[0]), float(row[2]), error) for (name, error), row in named}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_rob_05_a_bomb_is_refused_in_time_and_memory(
+    exploded: dict[str, tuple[float, float, str]], name: str
+) -> None:
+    seconds, megabytes, error = exploded[name]
+    assert error.startswith("it")
+    assert seconds < MOST_SECONDS
+    assert megabytes < MOST_MB
+
+
+def test_rob_05_an_error_of_a_template_is_cut() -> None:
+    refused, _ = explode("{{ raise_exception('a' * 4000000) }}")
+    assert len(refused) < 600
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "qwen3", "minicpm4.1"])
@@ -43,10 +55,10 @@ def test_rob_05_a_long_conversation_stays_inside_the_budget(name: str) -> None:
     ]
     messages = [*turn * 200, {"role": "user", "content": "再见"}]
     template = ChatTemplate(chat_templates.CHAT[name], bos_token="<s>")
-    start = time.perf_counter()
+    start = time.process_time()
     text = template.render(messages)
     assert len(text) > 600_000
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 BROKEN = {
@@ -70,10 +82,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_rob_06_what_python_can_not_compile_is_a_template_error(name: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TemplateError, match=r"^it\b"):
         render_template(compile_template(BROKEN[name], "it"), "it", messages=[])
-    assert time.perf_counter() - start < MOST_SECONDS
+    assert time.process_time() - start < MOST_SECONDS
 
 
 @pytest.mark.parametrize(
