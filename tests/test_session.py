@@ -149,6 +149,7 @@ def test_help_names_every_command() -> None:
         ("/load", "which file?"),
         ("/load /no/such/file", "there is no file"),
         ("/save /no/such/folder/file", "No such file or directory"),
+        ("/save a\0b", "can't be a file's name"),
     ],
 )
 def test_a_bad_command_is_one_line_and_changes_nothing(line: str, message: str) -> None:
@@ -168,6 +169,18 @@ def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: 
     chat.handle(f"/set {name} {value}")
     assert len(recorder.pieces) == 1 or "\n" in value
     assert set(chat.options) <= {name}
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["", "/load ", "/set ", "/set stop ", "/", "/think ", '"""']),
+    st.text(st.characters(exclude_categories=()), max_size=20),
+)
+def test_no_text_can_end_the_session(command: str, text: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(command + text) == (not (command + text).strip().startswith("/quit"))
+    assert "report it" not in recorder.of("error")
+    "".join(message["content"] for message in chat.messages).encode()
 
 
 def test_settings_reach_the_engine() -> None:

@@ -336,6 +336,8 @@ def _conversation_full(error: PromptTooLongError) -> str:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise SessionError(f"which file? {usage}")
+    if "\0" in argument:
+        raise SessionError(f"{quoted(argument)} can't be a file's name; name another one")
     try:
         return Path(argument).expanduser()
     except RuntimeError:
