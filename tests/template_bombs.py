@@ -138,6 +138,15 @@ BOMBS = {
     "indent by a list": "{{ ('\n' * 4000000) | indent([1] * 100) }}",
     "text in every line": "{{ ('a ' * 10000) | wordwrap(1, true, 'b' * 30000) | length }}",
     "text in every link": "{{ ('a.co ' * 9000) | urlize(rel='b' * 30000) | length }}",
+    "slices": "{% set l = range(99999) | list %}"
+    + "".join(f"{{% set s{i} = l[:] %}}" for i in range(5000)),
+    "arguments handed on": "{% macro f() %}{{ f(*varargs) }}{% endmacro %}{{ f(*range(99999)) }}",
+    "keywords handed on": "{% macro f() %}{{ f(**kwargs) }}{% endmacro %}{% set d = dict.fromkeys("
+    "range(99999) | map('string')) %}{{ f(**d) }}",
+    "arguments kept by filters": "{% set l = range(99999) | list %}"
+    + "".join(f"{{% set g{i} = l | map('default', *l) %}}" for i in range(2500)),
+    "namespaces of many names": "{% set d = dict.fromkeys(range(99999) | map('string')) %}"
+    + "".join(f"{{% set n{i} = namespace(d) %}}" for i in range(3000)),
     "chain of namespaces": "{% set ns = namespace(g=1) %}{% for i in range(99999) %}"
     "{% for j in range(99) %}{% set ns.g = namespace(g=ns.g) %}{% endfor %}{% endfor %}",
     "chain of generators": "{% set ns = namespace(g=[1]) %}{% for i in range(99999) %}"

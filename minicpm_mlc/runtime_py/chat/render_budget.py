@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +24,8 @@ TOTAL_BYTES = 64 << 20  # of all values made, kept or not: so what is kept is le
 TEXT_LIMIT = 4 << 20  # characters of one text; no context holds more
 ITEM_LIMIT = TEXT_LIMIT // 8  # items of one list: an item counts as 8 characters at least
 ITEM_BYTES = 64  # what a small object and the reference to it take
+MANY_ARGUMENTS = 16  # fewer are not counted
+KEYWORD_BYTES = 512  # of a keyword argument, in all the calls that hand it on
 OBJECT_BYTES = 512  # what a namespace or generator takes
 MOST_CHAINED = 100
 BITS_LIMIT = 1 << 16  # of a whole number
@@ -58,6 +60,11 @@ class Budget:
         elif value is not None and not isinstance(value, float):
             self.charge(OBJECT_BYTES)
         return value
+
+    def given(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+        """Pays for the arguments of a call, which may be a list's items."""
+        if len(args) + len(kwargs) > MANY_ARGUMENTS:
+            self.charge(len(args) * ITEM_BYTES + len(kwargs) * KEYWORD_BYTES)
 
     def chained(self, result: object, sources: Iterable[object]) -> None:
         """Called with every generator and what it was made of. Raises SecurityError for a long

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -30,7 +31,12 @@ from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup, escape
 
 from minicpm_mlc.runtime_py.chat import growth
-from minicpm_mlc.runtime_py.chat.render_budget import budget, check_items, check_size
+from minicpm_mlc.runtime_py.chat.render_budget import (
+    KEYWORD_BYTES,
+    budget,
+    check_items,
+    check_size,
+)
 
 COMPARISONS = 100  # in one chain, a < b < c
 MOST_WORDS = 10_000  # of lipsum
@@ -141,6 +147,7 @@ class _Namespace(Namespace):
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name in the template
         self, *given = args
         values = dict(*given, **kwargs)
+        budget().charge(len(values) * KEYWORD_BYTES)
         for name in values:
             _check_name(name)
         Namespace.__init__(self, values)
@@ -235,7 +242,8 @@ class CountedSandbox(ImmutableSandboxedEnvironment):
         used = budget()
         used.step()
         part = value[start:stop:step]
-        return used.made(part) if isinstance(part, str | bytes) else part
+        used.charge(sys.getsizeof(part))
+        return part
 
     def spread(self, values: Any) -> Any:
         """The arguments after a *."""
@@ -262,6 +270,7 @@ class CountedSandbox(ImmutableSandboxedEnvironment):
         if isinstance(__obj, types.BuiltinMethodType | types.MethodType):
             given = {name: value for name, value in kwargs.items() if name[:1] != "_"}
             args = growth.checked_method(__obj.__self__, __obj.__name__, args, given)
+        used.given(args, kwargs)
         return used.made(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -293,6 +302,7 @@ def _counted(function: Callable[..., Any], check: growth.Check | None) -> Callab
     def counted(*args: Any, **kwargs: Any) -> Any:
         used = budget()
         used.step()
+        used.given(args, kwargs)
         if check:
             check(*args[skipped:], **kwargs)
         result = function(*args, **kwargs)
