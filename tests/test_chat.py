@@ -199,6 +199,13 @@ def test_case_24_what_a_session_showed_stays_whole(source: str, answer: str) -> 
     assert answer in chat_template(source).render(history(as_history(answer)))
 
 
+def test_case_24_messages_of_every_private_character_are_refused() -> None:
+    answer = "".join(map(chr, range(0xE000, 0xF900)))
+    assert answer in chat_template().render(history(answer))
+    with pytest.raises(TemplateError, match="every private character"):
+        chat_template().render(history(answer + " </think>"))
+
+
 def test_case_24_a_saved_session_keeps_its_answers(tmp_path: Path) -> None:
     engine = FakeEngine(events=[("answer", "Keep this: </think>"), ("answer", " closes.")])
     session = ChatSession(engine, lambda *_: None)  # type: ignore[arg-type]

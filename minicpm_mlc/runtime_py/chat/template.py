@@ -7,8 +7,8 @@ same characters inside a message are encoded as plain text.
 
 from __future__ import annotations
 
-import itertools
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,9 +171,7 @@ class ChatTemplate:
         """(text, from the template) in order, found by rendering with a unique stand-in for each
         content.
         """
-        nonce = next(
-            n for n in itertools.count() if not any(f"\ue000{n}:" in text for text in contents)
-        )
+        nonce = secrets.randbits(64)  # no message can hold it
         names = [f"\ue000{nonce}:{i}\ue001" for i in range(len(messages))]
         skeleton = self._render(
             [m | {"content": name} for m, name in zip(messages, names, strict=True)], think
@@ -232,11 +230,13 @@ class ChatTemplate:
         """The prompt. Think tags in messages are text: templates that cut an answer at its last
         `</think>` don't see them.
         """
-        gap = self._unused_character(messages)
-        hidden = [
-            m | {"content": THINK_TAG.sub(lambda tag: f"<{gap}{tag[0][1:]}", m["content"])}
-            for m in messages
-        ]
+        gap = ""
+        if any(THINK_TAG.search(m["content"]) for m in messages):
+            gap = self._unused_character(messages)
+            messages = [
+                m | {"content": THINK_TAG.sub(lambda tag: f"<{gap}{tag[0][1:]}", m["content"])}
+                for m in messages
+            ]
         values: dict[str, Any] = {} if think is None else {"enable_thinking": think}
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         values |= {name: text for name, text in tokens.items() if text is not None}
@@ -244,19 +244,19 @@ class ChatTemplate:
             self._compiled,
             self.origin,
             **{**self.other_tokens, **values},
-            messages=hidden,
+            messages=messages,
             tools=None,
             documents=None,
             add_generation_prompt=True,
         )
-        return text.replace(gap, "")
+        return text.replace(gap, "") if gap else text
 
     def _unused_character(self, messages: list[Message]) -> str:
-        return next(
-            character
-            for character in map(chr, PRIVATE)
-            if character not in self.source and not any(character in m["content"] for m in messages)
-        )
+        used = set(self.source).union(*(m["content"] for m in messages))
+        unused = next((character for character in map(chr, PRIVATE) if character not in used), None)
+        if unused is None:
+            raise TemplateError("messages with think tags hold every private character: leave some")
+        return unused
 
 
 def check_message(message: Message, index: int = 0) -> Message:
