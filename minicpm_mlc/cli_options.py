@@ -21,6 +21,13 @@ KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
 
 _DEBUG = f"{__name__}.debug"  # the key of click's meta
+DEBUG = click.Option(
+    ["--debug"],
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: ctx.meta.update({_DEBUG: value}),
+    help="Show the traceback of a bug.",
+)
 
 
 class Numbers(click.ParamType):
@@ -38,16 +45,20 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
 
 
+class Command(click.Command):
+    """A command with --debug, which `debugging` tells and the command itself doesn't see."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options and arguments, then those of every command."""
+        return [*super().get_params(ctx), DEBUG]
+
+
 class Commands(click.Group):
     """Turns errors into one line and status 1, Ctrl-C into status 130. Each command has --debug,
     with which a bug shows its traceback.
     """
 
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Registers a command."""
-        if not isinstance(cmd, click.Group):
-            cmd.params.append(_debug_option())
-        super().add_command(cmd, name)
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -68,16 +79,6 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of a user's work."""
         return list(self.commands)
-
-
-def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        callback=lambda ctx, _, value: ctx.meta.update({_DEBUG: value}),
-        help="Show the traceback of a bug.",
-    )
 
 
 def debugging(ctx: click.Context) -> bool:
