@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minicpm_mlc.base import choices
-from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.explain import explain, is_expected, leaves
+from minicpm_mlc.base.streams import prepare_streams, say
 from minicpm_mlc.ops.formats.weights import SCHEMES as WEIGHT_SCHEMES
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ ATTENTION = click.Choice(choices.ATTENTION)
 SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
 KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
+
+_DEBUG = f"{__name__}.debug"  # the key of click's meta
+DEBUG = click.Option(
+    ["--debug"],
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: ctx.meta.update({_DEBUG: value}),
+    help="Show the traceback of a bug.",
+)
 
 
 class Numbers(click.ParamType):
@@ -35,25 +45,45 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
 
 
+class Command(click.Command):
+    """A command with --debug, which `debugging` tells and the command itself doesn't see."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options and arguments, then those of every command."""
+        return [*super().get_params(ctx), DEBUG]
+
+
 class Commands(click.Group):
-    """Turns errors that a user can fix into one line and status 1, and Ctrl-C into status 130."""
+    """Turns errors into one line and status 1, Ctrl-C into status 130. Each command has --debug,
+    with which a bug shows its traceback.
+    """
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
+        prepare_streams()
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except (MiniCPMError, OSError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+        except (BrokenPipeError, click.exceptions.Exit, click.ClickException, click.Abort):
+            raise  # click ends with them
         except KeyboardInterrupt:
             click.echo("", err=True)
             ctx.exit(130)
+        except BaseException as error:
+            if leaves(error) or (debugging(ctx) and not is_expected(error)):
+                raise
+            say(f"error: {explain(error)}", stream=sys.stderr)
+            ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of a user's work."""
         return list(self.commands)
+
+
+def debugging(ctx: click.Context) -> bool:
+    """Whether the command was given --debug."""
+    return ctx.meta.get(_DEBUG, False)
 
 
 def example(text: str) -> Any:

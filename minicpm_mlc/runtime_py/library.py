@@ -24,6 +24,7 @@ from minicpm_mlc.bundle.params import load_draft_ids, load_params
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
+from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
@@ -57,9 +58,7 @@ class LocalLibrary(Library):
             )
         except Exception as error:
             library = bundle.path / bundle.manifest.library
-            raise BundleError(
-                f"{library} does not load: {error}; compile the bundle again"
-            ) from error
+            raise BundleError(load_failure(library, error)) from error
         vm = module["vm_load_executable"]()
         self.memory.start(vm)
         self.threads = threads
