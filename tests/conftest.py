@@ -24,6 +24,14 @@ if VALIDATED:  # before any test opens a Vulkan driver
     os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder of the session, where the bundles that it compiles are trusted."""
+    folder = shared_folder(tmp_path_factory) / "state"
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
 def device(request: pytest.FixtureRequest) -> str:
     """Each kind of GPU device that is here; the others are skipped."""

@@ -54,7 +54,7 @@ MODES: dict[str, tuple[str, ...]] = {
         "key",
     ),
 }
-_ALWAYS = ("form",)  # json or markdown
+_ALWAYS = ("form", "sha256", "trust")  # json or markdown; which bundles may run
 _NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the functions that measure
 
 
