@@ -74,7 +74,9 @@ def test_rob_03_no_number_of_a_manifest_may_differ_from_the_library(odd: Path) -
     seen = set()
     for way in numbers:
         value = _at(good, way)
-        other = f"{value}x" if isinstance(value, str) else not value if value in (0, 1) else value * 2
+        other = (
+            f"{value}x" if isinstance(value, str) else not value if value in (0, 1) else value * 2
+        )
         rewrite_allowed(odd, lambda manifest, w=way, o=other: put(manifest, w, o))
         with pytest.raises(BundleError) as error:
             LocalLibrary(read_bundle(odd, tvm=_read_tvm(odd)), 1)
@@ -118,7 +120,9 @@ def test_rob_04_a_needed_file_that_no_hash_covers_is_refused(odd: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja"])
-def test_rob_04_a_file_that_would_be_read_and_is_not_listed_is_refused(odd: Path, name: str) -> None:
+def test_rob_04_a_file_that_would_be_read_and_is_not_listed_is_refused(
+    odd: Path, name: str
+) -> None:
     rewrite_allowed(odd, lambda manifest: manifest["files"].pop(name, None))
     (odd / name).write_text("{}")
     refused(odd, f"{name} isn't in the manifest")
@@ -176,7 +180,9 @@ def test_rob_21_mutated_manifests_end_in_bundle_errors(tmp_path: Path, odd: Path
     assert passed < 1000
 
 
-@pytest.mark.parametrize("text", [b"\xff", b"[" * 100_000, b'{"a": ' * 100_000, b"9" * 5000, b"NaN"])
+@pytest.mark.parametrize(
+    "text", [b"\xff", b"[" * 100_000, b'{"a": ' * 100_000, b"9" * 5000, b"NaN"]
+)
 def test_rob_21_bytes_that_are_no_manifest(odd: Path, text: bytes) -> None:
     (odd / "manifest.json").write_bytes(text)
     with pytest.raises(BundleError, match=r"manifest\.json is not JSON|bundle format None"):
@@ -291,7 +297,7 @@ def test_rob_13_kernel_cases_of_another_making_are_refused(odd: Path, change: st
 def test_rob_13_mutated_kernel_cases_end_in_bundle_errors(tmp_path: Path) -> None:
     draw = random.Random(13)
     good = to_bytes(cases())
-    for _ in range(4000):
+    for _ in range(1500):
         data = bytearray(good)
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data))] = draw.randrange(256)
@@ -306,14 +312,14 @@ def test_rob_13_an_index_of_other_shapes_ends_in_bundle_errors(tmp_path: Path) -
         arrays = dict(stored)
     good = arrays.pop("index").tobytes()
     refusals = 0
-    for _ in range(1500):
+    for _ in range(800):
         index = json.loads(good)
         way = draw.choice(list(ways(index)))
         drop(index, way) if draw.random() < 0.2 else put(index, way, draw.choice(ODD))
         file = io.BytesIO()
         np.savez(file, index=np.frombuffer(json.dumps(index).encode(), np.uint8), **arrays)
         refusals += load_or_refuse(tmp_path, file.getvalue())
-    assert refusals > 700
+    assert refusals > 400
 
 
 def load_or_refuse(folder: Path, data: bytes) -> bool:

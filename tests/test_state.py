@@ -25,8 +25,8 @@ from minicpm_mlc.bundle.state import (
 from minicpm_mlc.cli_options import KV
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.state import attention_state, bytes_per_token, layer_pools
-from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.ops.formats.kv import INT8, KV_FORMATS
+from minicpm_mlc.runtime_py.admission import admit
 
 # attention in layers 0 and 2, a recurrent state in layer 1
 TABLE = [

@@ -75,7 +75,6 @@ class Facts:
                 f"{bundle.manifest.library} was compiled with; {REPAIR}"
             )
 
-
     def check_tensors(self, bundle: Bundle, arrays: Sequence[np.ndarray]) -> None:
         """Raises BundleError where the stored arrays have other shapes or dtypes than the library
         takes.

@@ -10,6 +10,7 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.ir import BaseFunc
 from tvm.relax import transform
 from tvm.relax.frontend import nn
 
@@ -109,7 +110,7 @@ def export(model: Decoder) -> tuple[tvm.IRModule, list[str]]:
     return module, [name for name, _ in params]
 
 
-def _constant(text: str) -> relax.Function:
+def _constant(text: str) -> BaseFunc:
     """A function of no arguments that returns a text."""
     body = relax.SeqExpr([], tvm.ir.StringImm(text))
     return relax.Function([], body, relax.ObjectType()).with_attr("global_symbol", FACTS)

@@ -336,7 +336,9 @@ class Engine:
         context = min(self.context, bundle.manifest.max_context)
         library = self._machine.open_library(bundle, self.threads)
         library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
-        model = CachedModel(PagedCache(library, context), context, Gears.of(bundle.manifest, "auto"))
+        model = CachedModel(
+            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
+        )
         return ModelDrafter(model, bundle.manifest.prefill_chunk)
 
     def _generation(self, token_ids: Ids[int], options: Any) -> Generation:

@@ -187,13 +187,11 @@ def _strange(logits: np.ndarray) -> str | None:
     if not np.isfinite(largest):
         return "logits that are not numbers (NaN or infinite)"
     if not largest:
-        return "logits that are all 0"
+        return "logits that are all 0 (from weights of zeros, or too large ones)"
     return f"logits as large as {largest:.1e}" if largest > HUGE else None
 
 
-def _generation(
-    model: CachedModel, manifest: Manifest
-) -> tuple[np.ndarray, float, list[int]]:
+def _generation(model: CachedModel, manifest: Manifest) -> tuple[np.ndarray, float, list[int]]:
     """The logits of 16 decoded tokens float64 [16, vocab], their NMSE against a prefill of the same
     tokens, NaN where those are all zero, and the tokens.
     """
