@@ -355,6 +355,8 @@ def verify(
     if files_only:
         from minicpm_mlc.runtime_py.verify_files import verify_files
 
+        if rpc or options["expect"]:
+            raise click.UsageError("--files-only runs nothing: leave out --rpc and --expect.")
         files = verify_files(bundle)
         click.echo(files.json() if as_json else files.plain())
         return

@@ -116,7 +116,7 @@ def trust_options(command: Any) -> Any:
         asks = _at_a_terminal() and not options.get("files_only")
         if asks or sha256 or trust:
             for path in filter(None, map(options.get, ("bundle", "draft_model"))):
-                admit(path, sha256, trust, _ask if asks else None)
+                admit(path, sha256 or None, trust, _ask if asks else None)
         return command(*args, **options)
 
     run = click.option("--trust", is_flag=True, help="Trust this bundle's maker, from now on.")(run)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from odd_bundles import copy_of, rewrite_allowed
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.runtime_py.library import RECENT
 
 CUT = """
 import os, sys
@@ -47,6 +49,7 @@ def test_rob_24_a_file_that_is_written_into_is_noticed_by_each_call(
     engine = Engine(bundle, context=64)
     engine.prefill([1, 2, 3])
     os.utime(bundle / name, ns=(1, 1))
+    time.sleep(1.2 * RECENT)
     for call in (lambda: engine.prefill([4]), lambda: engine.decode(4), lambda: engine.logits([4])):
         with pytest.raises(EngineError, match=f"{name} was changed while it is in use"):
             call()

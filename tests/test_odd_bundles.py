@@ -189,6 +189,17 @@ def test_rob_21_bytes_that_are_no_manifest(odd: Path, text: bytes) -> None:
         Manifest.load(odd)
 
 
+@pytest.mark.parametrize("key", ["page_size", "model", "name"])
+def test_rob_21_a_value_that_is_nested_deeply_is_told_shortly(odd: Path, key: str) -> None:
+    manifest = json.loads((odd / "manifest.json").read_bytes())
+    text = json.dumps(manifest | {key: "HERE"})
+    for depth in (10, 600, 900, 950, 990):
+        (odd / "manifest.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+        with pytest.raises(BundleError) as error:
+            Manifest.load(odd)
+        assert len(str(error.value)) < len(str(odd)) + 300
+
+
 # ---- tensor-cache.json and draft-ids.npy
 
 

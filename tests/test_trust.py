@@ -93,6 +93,13 @@ def test_rob_20_an_engine_runs_what_its_caller_pins_or_trusts(bundle: Path) -> N
     assert Engine(bundle, context=64).vocab_size
 
 
+@pytest.mark.parametrize("pin", ["", [], ["not a hash"]])
+def test_rob_20_a_pin_that_is_no_hash_lets_nothing_run(bundle: Path, pin: Any) -> None:
+    admit(bundle, trusted=True)
+    with pytest.raises(BundleError, match="it is another bundle, or was changed"):
+        Engine(bundle, context=64, sha256=pin)
+
+
 def test_rob_20_a_pinned_bundle_that_is_trusted_must_still_be_the_one(bundle: Path) -> None:
     admit(bundle, trusted=True)
     with pytest.raises(BundleError, match="expected 0000"):
@@ -201,6 +208,8 @@ def test_rob_20_inspect_and_files_only_run_nothing(trap: tuple[Path, Path]) -> N
     files = run("verify", str(bundle), "--files-only")
     assert files.exit_code == 0 and "nothing was run" in files.stdout
     assert manifest_sha256(bundle) in files.stdout
+    there = run("verify", str(bundle), "--files-only", "--rpc", "there:9090")
+    assert there.exit_code == 2 and "--files-only runs nothing" in there.stderr
     for command in (["verify", str(bundle)], ["chat", str(bundle), "--prompt", "Hi"]):
         assert run(*command).exit_code == 1
     assert not marker.exists()

@@ -13,7 +13,7 @@ from typing import Any
 Check = Callable[[Any], None]  # raises Damaged
 
 MOST = (1 << 63) - 1
-SHOWN = 60  # characters of a wrong value that are shown
+SHOWN = 80  # characters of a wrong value, or of the keys to it, that are shown
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of characters
 
 
@@ -25,9 +25,7 @@ class Damaged(ValueError):
         self.value, self.expected, self.place = value, expected, place
 
     def __str__(self) -> str:
-        shown = json.dumps(self.value, default=str)
-        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-        return f"{': '.join(self.place)!r}: {shown}, expected {self.expected}"
+        return f"{': '.join(self.place)!r:.{SHOWN}}: {_shown(self.value)}, expected {self.expected}"
 
     def inside(self, key: str) -> Damaged:
         """The same, of a value that is in another one under this key."""
@@ -125,6 +123,13 @@ number = _of(lambda value: type(value) in (int, float) and _is_finite(value), "a
 an_object = _of(lambda value: isinstance(value, dict), "an object")
 a_list = _of(lambda value: isinstance(value, list), "a list")
 _unknown = _of(lambda value: False, "no such field")
+
+
+def _shown(value: Any) -> str:
+    """A value in JSON, cut; of one that holds others what it is, as those may be nested deeply."""
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return f"{json.dumps(value):.{SHOWN}}"
 
 
 def _is_finite(value: float) -> bool:

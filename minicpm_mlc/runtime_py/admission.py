@@ -23,7 +23,7 @@ def admit(
     bundle, and for another manifest than `sha256` says.
     """
     seen = manifest_sha256(bundle)
-    if sha256:
+    if sha256 is not None:
         pinned = [sha256] if isinstance(sha256, str) else sha256
         if seen not in {each.lower() for each in pinned}:
             raise BundleError(

@@ -82,7 +82,7 @@ class Engine:
                 f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
             )
         self._machine: Machine = remote or LocalMachine()
-        if sha256 or trust:
+        if sha256 is not None or trust:
             for path in filter(None, (bundle_path, draft)):
                 admit(path, sha256, trust)
         bundle = self._machine.read_bundle(bundle_path)

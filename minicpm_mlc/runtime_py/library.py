@@ -30,6 +30,7 @@ from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 
+RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
@@ -117,7 +118,7 @@ class LocalLibrary(Library):
         """One call of a compiled function, on this library's number of threads. Raises EngineError
         where the bundle's files were written into since it was opened.
         """
-        self._files.check()
+        self._files.check(0.0 if kind == "prefill" else RECENT)
         use_threads(self.threads)
         arguments = self.memory.arguments(rows)
         function = self.functions[kind][sparse]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,9 +19,14 @@ class MappedFiles:
     def __init__(self, paths: Iterable[Path]) -> None:
         """To be made before the files are mapped. Raises OSError."""
         self._before = {path: os.stat(path) for path in paths}
+        self._looked = -math.inf
 
-    def check(self) -> None:
-        """Raises EngineError where a file was written into since."""
+    def check(self, recent: float = 0.0) -> None:
+        """Raises EngineError where a file was written into since. Nothing is done where they were
+        found as they should be within the last `recent` seconds.
+        """
+        if time.monotonic() - self._looked < recent:
+            return
         for path, before in self._before.items():
             try:
                 now = os.stat(path)
@@ -32,3 +39,4 @@ class MappedFiles:
                     f"{path} was changed while it is in use; open the bundle again, and put a new "
                     "one in its place by renaming, not by writing into its files"
                 )
+        self._looked = time.monotonic()
