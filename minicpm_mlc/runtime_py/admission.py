@@ -27,7 +27,7 @@ def admit(
         pinned = [sha256] if isinstance(sha256, str) else sha256
         if seen not in {each.lower() for each in pinned}:
             raise BundleError(
-                f"{bundle} has a manifest with the SHA-256 {seen}, expected {' or '.join(pinned)}; "
+                f"{bundle} has a manifest with the SHA-256 {seen}, expected {' or '.join(pinned) or 'none'}; "
                 "it is another bundle, or was changed: get it again from its maker"
             )
         allow(seen)
