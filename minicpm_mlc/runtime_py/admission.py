@@ -26,8 +26,9 @@ def admit(
     if sha256 is not None:
         pinned = [sha256] if isinstance(sha256, str) else sha256
         if seen not in {each.lower() for each in pinned}:
+            expected = " or ".join(pinned) or "none"
             raise BundleError(
-                f"{bundle} has a manifest with the SHA-256 {seen}, expected {' or '.join(pinned) or 'none'}; "
+                f"{bundle} has a manifest with the SHA-256 {seen}, expected {expected}; "
                 "it is another bundle, or was changed: get it again from its maker"
             )
         allow(seen)
