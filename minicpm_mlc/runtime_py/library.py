@@ -18,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import Bundle
-from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.bundle.manifest import REPAIR, Bundle
+from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 
+RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
@@ -52,20 +55,18 @@ class LocalLibrary(Library):
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        try:
-            module = tvm_ffi.load_module(
-                bundle.path / bundle.manifest.library, keep_module_alive=False
-            )
-        except Exception as error:
-            library = bundle.path / bundle.manifest.library
-            raise BundleError(load_failure(library, error)) from error
-        vm = module["vm_load_executable"]()
+        module, vm = _load(bundle)
         self.memory.start(vm)
+        facts = _facts(bundle, vm)
+        facts.check(bundle)
         self.threads = threads
         use_threads(threads)
         self._module = module
         self._vm = vm
+        library = bundle.file(bundle.manifest.library)
+        self._files = MappedFiles([library, *mapped_files(bundle)])
         self._arrays = load_params(bundle)  # keeps the maps alive
+        facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
         verifies = not self.manifest.recurrent  # such a model checks no trees
@@ -119,7 +120,10 @@ class LocalLibrary(Library):
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
-        """One call of a compiled function, on this library's number of threads."""
+        """One call of a compiled function, on this library's number of threads. Raises EngineError
+        where the bundle's files were written into since it was opened.
+        """
+        self._files.check(0.0 if kind == "prefill" else RECENT)
         use_threads(self.threads)
         arguments = self.memory.arguments(rows)
         function = self.functions[kind][sparse]
@@ -130,6 +134,28 @@ class LocalLibrary(Library):
         return list(
             map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
         )
+
+
+def _load(bundle: Bundle) -> tuple[Any, Any]:
+    """The library's module, and its virtual machine. Raises BundleError for what is no library of
+    ours.
+    """
+    library = bundle.file(bundle.manifest.library)
+    try:
+        module = tvm_ffi.load_module(library, keep_module_alive=False)
+        return module, module["vm_load_executable"]()
+    except Exception as error:
+        raise BundleError(load_failure(library, error)) from error
+
+
+def _facts(bundle: Bundle, vm: Any) -> Facts:
+    try:
+        return Facts.from_text(str(vm[FACTS]()))
+    except Exception as error:
+        library = bundle.path / bundle.manifest.library
+        raise BundleError(
+            f"{library} doesn't say what it was compiled for ({error}); {REPAIR}"
+        ) from error
 
 
 @cache
