@@ -125,14 +125,14 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
 
 @pytest.fixture(scope="session")
 def real_bundle(
-    tmp_path_factory: pytest.TempPathFactory, real_model: RealModel
+    tmp_path_factory: pytest.TempPathFactory, real_model: RealModel, state_home: Path
 ) -> Callable[..., Path]:
     """real_bundle(scheme, kv=None): the model with a sparse gear, compiled once per session."""
     from minicpm_mlc.compile import compile_model
 
     def build(scheme: str, kv: str | None = None) -> Path:
         bundle = shared_folder(tmp_path_factory) / f"real-{scheme}-{kv or 'auto'}"
-        with FileLock(f"{bundle}.lock"):
+        with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
             if not bundle.exists():
                 compile_model(
                     real_model.minicpm,
