@@ -14,8 +14,11 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.base.files import read_json, write_text, write_whole
+from minicpm_mlc.bundle.npy import from_npy
 from minicpm_mlc.compile.checkpoint.torch_file import read_numbers
 from minicpm_mlc.compile.checkpoint.torch_pickle import MAX_STEPS
+
+MAX_ARRAY = 8 * MAX_STEPS + 1024  # bytes of an .npy file with its header
 
 
 def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
@@ -70,9 +73,8 @@ def _read_json(path: Path) -> object:
 
 
 def _read_array(path: Path) -> object:
-    """Mapped first: then its size is held against the file's before anything is allocated."""
-    array = np.lib.format.open_memmap(path, mode="r")
-    return array.tolist() if array.size <= MAX_STEPS else None
+    """None for a file larger than any list."""
+    return from_npy(path.read_bytes()).tolist() if path.stat().st_size <= MAX_ARRAY else None
 
 
 FORMATS: dict[str, Callable[[Path], object]] = {

@@ -111,8 +111,10 @@ def _damage_named(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (CheckpointError, OSError):
+    except CheckpointError:
         raise
+    except OSError as error:  # zipfile seeks to wherever a damaged directory says
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except RefusedError as error:
         raise CheckpointError(
             f"{path} holds {error!s:.200}, not just numbers; it was not loaded"
