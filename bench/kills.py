@@ -13,12 +13,12 @@ its own (skipped where the system forbids those): the operation ends with one li
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -181,6 +181,14 @@ def finished(operation: Operation, folder: Path) -> tuple[float, str | None]:
     return seconds, operation.whole(folder)
 
 
+@functools.cache
+def measured(operation: Operation) -> tuple[float, int, str | None]:
+    """Seconds and bytes of a whole run elsewhere, and what it made. Raises KillError."""
+    with tempfile.TemporaryDirectory(prefix="minicpm-whole-") as name:
+        seconds, made = finished(operation, Path(name))
+        return seconds, size(Path(name)), made
+
+
 def killed(operation: Operation, folder: Path, seconds: float, written: int | None) -> bool:
     """Starts the operation and kills it after some seconds, or once so many bytes are written;
     False if it was faster.
@@ -211,11 +219,10 @@ def size(folder: Path) -> int:
 
 def campaign(operation: Operation, points: int, rng: random.Random) -> dict[str, object]:
     """Kills it at so many points. Raises KillError."""
+    seconds, most, expected = measured(operation)
+    hits = 0
     with tempfile.TemporaryDirectory(prefix="minicpm-kills-") as name:
         folder = Path(name)
-        seconds, expected = finished(operation, folder)
-        most, hits = size(folder), 0
-        clear(folder)
         for point in range(points):
             written = rng.randint(1, most) if point % 2 else None
             hits += killed(operation, folder, rng.uniform(0, seconds), written)
@@ -227,21 +234,12 @@ def campaign(operation: Operation, points: int, rng: random.Random) -> dict[str,
     return {"operation": operation.name, "points": points, "killed": hits}
 
 
-def clear(folder: Path) -> None:
-    """Removes all that is in a folder."""
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def full_disk(operation: Operation, points: int, rng: random.Random) -> dict[str, object]:
     """Runs it on disks that are too small. Raises KillError."""
+    most, failed = measured(operation)[1], 0
     with tempfile.TemporaryDirectory(prefix="minicpm-full-") as name:
-        folder = Path(name)
-        finished(operation, folder)
-        most, failed = size(folder), 0
-        clear(folder)
         for _ in range(points):
-            failed += on_small_disk(operation, folder, rng.randint(1, most))
+            failed += on_small_disk(operation, Path(name), rng.randint(1, most))
     return {"operation": operation.name, "points": points, "full disks": failed}
 
 
