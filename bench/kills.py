@@ -7,7 +7,7 @@ be the old thing, the new thing or nothing, and the next run must put all right.
 Half of the points are moments, half are amounts of bytes written. After each kill the result is
 either not there or whole; after the last one the operation runs to its end, its result is what it
 is without kills, and nothing lies beside it. A full disk is a small tmpfs in a mount namespace of
-its own (skipped where the system forbids those): the operation ends with one line and status 1.
+its own (skipped where the system forbids those): the operation says so, with status 1, and leaves nothing.
 """
 
 from __future__ import annotations
@@ -130,14 +130,15 @@ def whole_session(folder: Path) -> str | None:
     return digest(iter([saved]))
 
 
-def whole_store(folder: Path) -> str | None:
-    """Raises KillError for a stored file whose name is not its hash."""
+def whole_store(bundle: Path, folder: Path) -> str | None:
+    """Raises KillError for a stored file whose name is not its hash; None until all are there."""
     files = sorted((folder / "store" / "files").glob("*"))
-    stored = [file for file in files if not file.suffix]
-    for file in stored:
-        if hashlib.sha256(file.read_bytes()).hexdigest() != file.name:
+    stored = {file.name: file for file in files if not file.suffix}
+    for name, file in stored.items():
+        if hashlib.sha256(file.read_bytes()).hexdigest() != name:
             raise KillError(f"{file} is damaged")
-    return digest(iter(stored)) if stored else None
+    wanted = {entry["sha256"] for entry in Manifest.load(bundle).files.values()}
+    return digest(iter(stored.values())) if wanted <= stored.keys() else None
 
 
 def operations(checkpoint: Path, bundle: Path, options: list[str]) -> list[Operation]:
@@ -153,7 +154,10 @@ def operations(checkpoint: Path, bundle: Path, options: list[str]) -> list[Opera
         ),
         Operation("save", lambda d: [*save, str(d), here], whole_session, ("saved.json",)),
         Operation(
-            "upload", lambda d: [*upload, str(d / "store"), str(bundle)], whole_store, ("store",)
+            "upload",
+            lambda d: [*upload, str(d / "store"), str(bundle)],
+            functools.partial(whole_store, bundle),
+            ("store",),
         ),
     ]
 
@@ -254,18 +258,23 @@ def no_small_disks() -> str | None:
 
 
 def on_small_disk(operation: Operation, folder: Path, room: int) -> bool:
-    """Whether it failed on a disk of so many bytes. Raises KillError unless it did with one line,
-    and left nothing.
+    """Whether it failed on a disk of so many bytes. Raises KillError if it did with a traceback,
+    or left anything.
     """
     script = (
-        f'mount -t tmpfs -o size={room} tmpfs "$0" && mkdir "$0/tmp"; TMPDIR="$0/tmp" "$@"; '
-        'status=$?; rmdir "$0/tmp"; ls -A -I store "$0" >&2; exit $status'
+        f'mount -t tmpfs -o size={room} tmpfs "$0" && mkdir "$0/tmp"; '
+        'TMPDIR="$0/tmp" "$@" > /dev/null; status=$?; '
+        'ls -A "$0/tmp"; ls -A -I tmp -I store "$0"; exit $status'
     )
     inner = ["sh", "-c", script, str(folder), *operation.command(folder)]
     done = subprocess.run([*NAMESPACE, *inner], capture_output=True, text=True, timeout=600)
-    if done.returncode and ("Traceback" in done.stderr or done.stderr.count("\n") > 1):
-        raise KillError(f"{operation.name} on a disk of {room} bytes: {done.stderr}")
-    return bool(done.returncode)
+    if not done.returncode:
+        return False
+    if done.stdout or "Traceback" in done.stderr:
+        raise KillError(
+            f"{operation.name} on a disk of {room} bytes left {done.stdout!r}, said {done.stderr}"
+        )
+    return True
 
 
 def main() -> None:
