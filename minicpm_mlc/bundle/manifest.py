@@ -20,7 +20,7 @@ from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 5  # functions of the compiled library
+ABI = 6  # functions of the compiled library
 PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
 SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -18,17 +21,18 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.bundle.params import load_draft_ids, load_params
 from minicpm_mlc.bundle.state import Table, pool_shapes
+from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
-
-SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
+from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, pool_for
 
 
 @dataclass(frozen=True)
@@ -43,25 +47,29 @@ class LocalLibrary(Library):
     """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        _check_threads(threads)
         load_runtime()
+        library = bundle.path / bundle.manifest.library
         self.memory: Memory = open_memory(bundle.manifest.target["device"])
         self.device_name = self.memory.name
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
         try:
-            module = tvm_ffi.load_module(
-                bundle.path / bundle.manifest.library, keep_module_alive=False
-            )
+            module = tvm_ffi.load_module(library, keep_module_alive=False)
         except Exception as error:
-            library = bundle.path / bundle.manifest.library
             raise BundleError(
                 f"{library} does not load: {error}; compile the bundle again"
             ) from error
         vm = module["vm_load_executable"]()
         self.memory.start(vm)
         self.threads = threads
-        use_threads(threads)
+        self._kept = KeptResults()
+        weakref.finalize(self, empty_allocator).atexit = False
+        self._busy = threading.Lock()
+        self._process = os.getpid()
+        in_process = DEVICE_RUNTIMES[bundle.manifest.target["device"]].in_process
+        self._pool = pool_for(library) if in_process else None
         self._module = module
         self._vm = vm
         self._arrays = load_params(bundle)  # keeps the maps alive
@@ -101,7 +109,13 @@ class LocalLibrary(Library):
 
     def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`."""
-        return self._module.get_function(name, query_imports=True)
+        function = self._module.get_function(name, query_imports=True)
+
+        def kernel(*tensors: Any) -> None:
+            with self._alone():
+                function(*tensors)
+
+        return kernel
 
     def check(self, case: Case, timed: bool = True) -> Checked:
         """Run a kernel case. Raises BundleError if the kernel doesn't run at all."""
@@ -116,17 +130,40 @@ class LocalLibrary(Library):
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
-        """One call of a compiled function, on this library's number of threads."""
-        use_threads(self.threads)
-        arguments = self.memory.arguments(rows)
-        function = self.functions[kind][sparse]
-        if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
-            self.memory.call(function, *arguments, pools.tensors)
-            return []
-        result = self.memory.call(function, *arguments, pools.tensors, self._params)
-        return list(
-            map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
-        )
+        """One call of a compiled function, on this library's number of threads. Raises EngineError
+        while another thread is inside.
+        """
+        with self._alone(len(rows[0]) if rows else 1):
+            self._kept.make_room()
+            arguments = self.memory.arguments(rows)
+            function = self.functions[kind][sparse]
+            if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
+                self.memory.call(function, *arguments, pools.tensors)
+                return []
+            result = self.memory.call(function, *arguments, pools.tensors, self._params)
+            tensors = result if isinstance(result, tvm_ffi.Array) else [result]
+            arrays = [self.memory.array(tensor) for tensor in tensors]
+            self._kept.note(arrays)
+            return arrays
+
+    @contextmanager
+    def _alone(self, rows: int = FEW_ROWS) -> Iterator[None]:
+        """Compiled code may run, on `rows` rows."""
+        if self._pool is None and os.getpid() != self._process:
+            raise EngineError(
+                f"{self.device_name} can't be used in a process that was forked from the one that "
+                "opened it; start workers with spawn, or open the engine after the fork"
+            )
+        if not self._busy.acquire(blocking=False):
+            raise EngineError(
+                "the library is busy in another thread; wait for that call to end, or open a "
+                "second Engine"
+            )
+        try:
+            with self._pool.turn(self.threads, rows) if self._pool else nullcontext():
+                yield
+        finally:
+            self._busy.release()
 
 
 @cache
@@ -144,26 +181,10 @@ def load_runtime() -> None:
     ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
 
 
-_pool = (
-    threading.local()
-)  # TVM keeps a pool of threads for each thread that calls it: `threads`, how large this one's is
-
-
-def use_threads(threads: int) -> None:
-    """Have calls from this thread use `threads` threads, which may run on any core that this
-    process may.
-
-    Raises EngineError for more threads than this process has processors.
-    """
-    if getattr(_pool, "threads", None) == threads:
-        return
+def _check_threads(threads: int) -> None:
+    """Raises EngineError for more threads than this process has processors."""
     if threads > len(CORES):
         raise EngineError(
             f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or "
             "fewer"
         )
-    load_runtime()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(
-        SHARE_ALL_CORES, threads, list(map(str, CORES))
-    )
-    _pool.threads = threads
