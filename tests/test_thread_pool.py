@@ -29,7 +29,7 @@ from minicpm_mlc.runtime_py.thread_pool import ThreadPool, pool_for
 from minicpm_mlc.targets.cpu import THREAD_POOL
 from minicpm_mlc.targets.link import PLATFORMS, compile_object
 
-DRIVER = Path(__file__).parent / "thread_pool" / "driver.c"
+DRIVER = Path(__file__).parent / "thread_pool_driver.c"
 PROMPT = [5, 6, 7, 8, 9]
 THREADS = min(2, len(CORES))
 

@@ -152,7 +152,7 @@ class LocalLibrary(Library):
         if self._pool is None and os.getpid() != self._process:
             raise EngineError(
                 f"{self.device_name} can't be used in a process that was forked from the one that "
-                "opened it; start workers with spawn, or open the engine after the fork"
+                "opened it; start workers with spawn, or fork before the first engine is opened"
             )
         if not self._busy.acquire(blocking=False):
             raise EngineError(

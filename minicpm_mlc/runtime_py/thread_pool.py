@@ -15,6 +15,7 @@ from minicpm_mlc.base.errors import EngineError
 # many, shorter tasks cost nothing and leave less to wait for.
 FEW_ROWS = 4
 TASKS_FEW, TASKS_MANY = 4, 16
+LAUNCH = "__TVMBackendParallelLaunch"  # a library's pointer to what runs its loops
 
 
 class ThreadPool:
@@ -49,9 +50,11 @@ _shared: list[ThreadPool] = []  # of this process: that of the first library
 
 def pool_for(library: Path) -> ThreadPool:
     """Has the loops of a library, which TVM has loaded, run on this process's pool."""
+    path = library.resolve()
     if not _shared:
-        _shared.append(ThreadPool(library))
+        _shared.append(ThreadPool(path))
+    loaded = ctypes.CDLL(str(path))
     # TVM's runtime has put its own pool there
-    launch = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "__TVMBackendParallelLaunch")
-    launch.value = _shared[0].launch.value
+    ctypes.c_void_p.in_dll(loaded, LAUNCH).value = _shared[0].launch.value
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(loaded._handle))  # TVM unloads it in the end
     return _shared[0]
