@@ -23,7 +23,7 @@ import numpy as np
 from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import Bundle
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_draft_ids, load_params
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
@@ -55,14 +55,9 @@ class LocalLibrary(Library):
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        try:
-            module = tvm_ffi.load_module(library, keep_module_alive=False)
-        except Exception as error:
-            raise BundleError(
-                f"{library} does not load: {error}; compile the bundle again"
-            ) from error
-        vm = module["vm_load_executable"]()
-        self.memory.start(vm)
+        self._module = _loaded(library)
+        self._vm = self._module["vm_load_executable"]()
+        self.memory.start(self._vm)
         self.threads = threads
         self._kept = KeptResults()
         weakref.finalize(self, empty_allocator).atexit = False
@@ -70,20 +65,10 @@ class LocalLibrary(Library):
         self._process = os.getpid()
         in_process = DEVICE_RUNTIMES[bundle.manifest.target["device"]].in_process
         self._pool = pool_for(library) if in_process else None
-        self._module = module
-        self._vm = vm
         self._arrays = load_params(bundle)  # keeps the maps alive
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
-        gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
-        verifies = not self.manifest.recurrent  # such a model checks no trees
-        kinds = ("prefill", "decode", *(("verify",) if verifies else ()))
-        self.functions: dict[str, list[Callable[..., Any]]] = {
-            kind: [vm[kind + gear] for gear in gears] for kind in kinds
-        }
-        if verifies:
-            self.functions[COMMIT] = [vm[COMMIT]]
+        self.functions = _functions(self._vm, self.manifest)
         if self.manifest.draft:
-            self.functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
             self.draft_ids = load_draft_ids(bundle)
 
     @property
@@ -164,6 +149,26 @@ class LocalLibrary(Library):
                 yield
         finally:
             self._busy.release()
+
+
+def _loaded(library: Path) -> Any:
+    """A compiled library's module. Raises BundleError."""
+    try:
+        return tvm_ffi.load_module(library, keep_module_alive=False)
+    except Exception as error:
+        raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
+
+
+def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]]]:
+    """The compiled functions by the names of CALLS, dense and, where there is one, sparse."""
+    gears = ("", "_sparse") if manifest.dense_len is not None else ("",)
+    kinds = ("prefill", "decode") if manifest.recurrent else ("prefill", "decode", "verify")
+    functions = {kind: [vm[kind + gear] for gear in gears] for kind in kinds}
+    if not manifest.recurrent:  # such a model checks no trees
+        functions[COMMIT] = [vm[COMMIT]]
+    if manifest.draft:
+        functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
+    return functions
 
 
 @cache
