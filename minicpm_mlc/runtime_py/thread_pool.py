@@ -14,7 +14,7 @@ from minicpm_mlc.base.errors import EngineError
 # Tasks of a thread in each loop. Few rows stream the weights, which wants long runs of them; with
 # many, shorter tasks cost nothing and leave less to wait for.
 FEW_ROWS = 4
-TASKS_FEW, TASKS_MANY = 4, 16
+TASKS_FEW, TASKS_MANY = 2, 16
 LAUNCH = "__TVMBackendParallelLaunch"  # a library's pointer to what runs its loops
 
 

@@ -2,9 +2,7 @@
 #pragma once
 #include "system.h"
 
-#ifndef SPIN
-#define SPIN 20000  // nanoseconds that a wait keeps its core
-#endif
+enum { SPIN = 50000 };  // nanoseconds that a wait keeps its core
 
 typedef struct {
   _Alignas(64) Number number;

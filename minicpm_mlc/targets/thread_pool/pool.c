@@ -2,21 +2,16 @@
 //
 // A loop is cut into more tasks than threads, which claim them one by one: a slow or busy core
 // takes fewer. Loops belong to turns: a caller enters, runs its loops, leaves. Callers get their
-// turns in the order they came; who has had one for longer than TURN lets the others
-// go first before its next loop. A loop outside of any turn runs on its caller alone.
+// turns in the order they came; who has had one for longer than TURN lets the others go first
+// before its next loop. A loop outside of any turn runs on its caller alone.
 #include "event.h"
 
-// Nanoseconds:
-#define TURN 20000000          // of a turn, while others wait for theirs
-#ifndef WORKER_PATIENCE
-#define WORKER_PATIENCE 300000 // that a worker stays awake after a loop, longer than between tokens
-#endif
-#ifndef CALLER_PATIENCE
-#define CALLER_PATIENCE 10000000
-#endif
-#ifndef STRETCH
-#define STRETCH 1000000        // of a worker's tasks, before others may have its core
-#endif
+enum {  // nanoseconds
+  TURN = 20000000,            // of a turn, while others wait for theirs
+  WORKER_PATIENCE = 300000,   // until a worker without a loop sleeps: longer than between tokens
+  CALLER_PATIENCE = 10000000, // until a caller sleeps, who waits for tasks that others have
+  STRETCH = 1000000,          // of a worker's tasks, until others may have its core
+};
 
 typedef struct {  // TVMParallelGroupEnv
   void *sync_handle;
