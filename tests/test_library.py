@@ -113,7 +113,7 @@ def test_rob_02_memory_stays_after_results_of_any_size(bundle: Path) -> None:
     with Engine(bundle, context=1100) as engine:
         engine.logits([5] * 1024)
         first, most = resident(), 0
-        for n in range(1, 1000, 2):  # 3 to 4 MB more for each pair, if all were kept
+        for n in range(1, 1000, 2):  # hundreds of MB, if all were kept
             engine.logits([5] * n)
             most = max(most, resident())
         assert most - first < 2 * KEPT_BYTES
