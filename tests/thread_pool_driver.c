@@ -68,6 +68,10 @@ static void *caller(void *argument) {
     CHECK((int)minicpm_pool_enter(threads, share) == threads);
     for (int i = 0; i < 20; i++) run(work, threads * share, 0);
     run(work, 7, 7);
+    CHECK((int)minicpm_pool_enter(5, 1) == 5);  // within the turn
+    run(work, threads * share, 0);
+    minicpm_pool_leave();
+    run(work, threads * share, 0);
     minicpm_pool_leave();
     work->failing = MOST;
     run(work, 3, 3);  // outside of any turn
@@ -81,6 +85,30 @@ static void callers(int number) {
   pthread_t threads[CALLERS];
   for (intptr_t i = 0; i < number; i++) pthread_create(&threads[i], 0, caller, (void *)i);
   for (int i = 0; i < number; i++) pthread_join(threads[i], 0);
+}
+
+static _Atomic int waiting, others_done;
+
+static void *short_turn(void *unused) {
+  waiting = 1;
+  caller((void *)1);
+  others_done = 1;
+  return unused;
+}
+
+// Who has its turn for long lets another go first, and still has it then.
+static void long_turn(Work *work) {
+  pthread_t other;
+  minicpm_pool_enter(2, 3);
+  minicpm_pool_enter(2, 3);
+  pthread_create(&other, 0, short_turn, 0);
+  alarm(60);
+  while (!waiting || !others_done) run(work, 6, 0);
+  minicpm_pool_leave();
+  run(work, 6, 0);
+  minicpm_pool_leave();
+  pthread_join(other, 0);
+  alarm(0);
 }
 
 static void *fork_now(void *unused) {
@@ -105,6 +133,7 @@ int main(int argc, char **argv) {
   minicpm_pool_leave();
   minicpm_pool_leave();  // of no turn
   callers(CALLERS);
+  long_turn(work);
   if (argc > 1 && argv[1][0] == 'f') {  // forks while others compute
     pthread_t forker;
     pthread_create(&forker, 0, fork_now, 0);

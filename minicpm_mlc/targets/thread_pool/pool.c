@@ -40,6 +40,7 @@ static Number queued;  // the place of the next caller to come
 static _Atomic uintptr_t owner;  // the thread that has the turn
 static uint64_t turn_began;      // nanoseconds
 static uint32_t tasks_per_thread;
+static uint32_t entered;  // how often its owner has entered the turn
 static uint32_t workers;  // threads that were started
 static bool fork_is_watched;
 
@@ -127,37 +128,58 @@ static void set_threads(uint32_t threads) {
   if (atomic_exchange(&limit.number, threads) != threads) wake(&limit);
 }
 
-// Waits for the caller's turn, and takes it with so many threads and tasks of each per loop.
-// Returns how many threads there are: fewer where the system gave no more.
-EXPORT uint32_t minicpm_pool_enter(uint32_t threads, uint32_t tasks) {
+static bool has_turn(void) { return atomic_load(&owner) == this_thread(); }
+
+static void take_turn(uint32_t threads, uint32_t tasks) {
   uint32_t place = atomic_fetch_add(&queued, 1);
-  for (uint32_t now; (now = atomic_load(&serving.number)) != place;) wait_while(&serving, now, SPIN);
+  for (uint32_t now; (now = atomic_load(&serving.number)) != place;)
+    wait_while(&serving, now, SPIN);
   atomic_store(&owner, this_thread());
   turn_began = nanoseconds();
   tasks_per_thread = tasks;
+  entered = 1;
   set_threads(threads);
-  return workers + 1 < threads ? workers + 1 : threads;
 }
 
-// Ends the caller's turn; nothing for who has none, such as the child of a fork within one.
-EXPORT void minicpm_pool_leave(void) {
-  if (atomic_load(&owner) != this_thread()) return;
+static void end_turn(void) {
   atomic_store(&owner, 0);
   atomic_fetch_add(&serving.number, 1);
   wake(&serving);
 }
 
+// Others have waited for long enough: the caller queues up behind them.
+static void let_others_go_first(void) {
+  uint32_t threads = atomic_load(&limit.number), tasks = tasks_per_thread, depth = entered;
+  end_turn();
+  take_turn(threads, tasks);
+  entered = depth;
+}
+
+// Waits for the caller's turn, and takes it with so many threads and tasks of each per loop; within
+// a turn it changes nothing. Returns how many threads there are: fewer where the system gave no
+// more.
+EXPORT uint32_t minicpm_pool_enter(uint32_t threads, uint32_t tasks) {
+  if (has_turn()) {
+    entered++;
+    return threads;
+  }
+  take_turn(threads, tasks);
+  return workers + 1 < threads ? workers + 1 : threads;
+}
+
+// Ends the caller's turn when it has left as often as entered; nothing for who has none, such as
+// the child of a fork within one.
+EXPORT void minicpm_pool_leave(void) {
+  if (has_turn() && --entered == 0) end_turn();
+}
+
 // TVMBackendParallelLaunch: runs body for every task; `tasks` 0 leaves their number to the pool.
 EXPORT int minicpm_pool_launch(Body body, void *data, int32_t tasks) {
-  bool in_turn = atomic_load(&owner) == this_thread();
-  if (!in_turn) minicpm_pool_enter(1, 1);
-  uint32_t threads = atomic_load(&limit.number), share = tasks_per_thread;
+  minicpm_pool_enter(1, 1);
   bool others_wait = atomic_load(&queued) - atomic_load(&serving.number) > 1;
-  if (others_wait && nanoseconds() - turn_began > TURN) {
-    minicpm_pool_leave();
-    minicpm_pool_enter(threads, share);
-  }
-  int status = run_loop(body, data, tasks ? (uint32_t)tasks : threads * share);
-  if (!in_turn) minicpm_pool_leave();
+  if (others_wait && nanoseconds() - turn_began > TURN) let_others_go_first();
+  uint32_t number = tasks ? (uint32_t)tasks : atomic_load(&limit.number) * tasks_per_thread;
+  int status = run_loop(body, data, number);
+  minicpm_pool_leave();
   return status;
 }
