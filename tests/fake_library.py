@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_tokenizers
+from tokenizers import processors
 
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.state import StateEntry
@@ -19,6 +20,9 @@ from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
+TOKENIZER.post_processor = processors.TemplateProcessing(
+    single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+)
 VOCAB = TOKENIZER.get_vocab_size() + 3
 EOS = 4  # <|im_end|>
 PAGE = 4

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.base.partial import hold
 from minicpm_mlc.bundle.host import Host, missing_features, this_host
 from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
 from minicpm_mlc.bundle.params import load_params
@@ -220,12 +221,15 @@ def test_an_empty_folder_may_become_the_bundle(place):
     read(write(place / "b"))
 
 
-def test_leftovers_of_dead_runs_are_removed_and_those_of_living_ones_kept(place, monkeypatch):
+def test_leftovers_of_dead_runs_are_removed_and_those_of_living_ones_kept(place):
     for pid in (111, 222):
         (place / f".b.partial-{pid}").mkdir()
-    monkeypatch.setattr(bundle_module, "_alive", lambda pid: pid == 222)
+    living = hold(place / ".b.partial-222")
     write(place / "b")
     assert names(place) == [".b.partial-222", "b"]
+    living.close()
+    write(place / "b", overwrite=True)
+    assert names(place) == ["b"]
 
 
 # ---- refused with a sentence
@@ -478,7 +482,7 @@ def test_mlc_chat_config_carries_limits_stop_tokens_and_chatml():
         MANIFEST,
         {"model_type": "minicpm", "pad_token_id": 2},
         {"temperature": 0.7},
-        None,
+        {},
         ["tokenizer.json"],
     )
     assert config["context_window_size"] == config["model_config"]["context_window_size"] == 4096

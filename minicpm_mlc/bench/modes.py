@@ -52,6 +52,7 @@ MODES: dict[str, tuple[str, ...]] = {
         "random_cache",
         "rpc",
         "key",
+        "key_file",
     ),
 }
 _ALWAYS = ("form",)  # json or markdown

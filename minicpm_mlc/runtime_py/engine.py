@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
+from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.chat.thinking import OPEN, ThinkSplitter
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
-from minicpm_mlc.runtime_py.defaults import choose_context, default_sampling, eos_token_ids
+from minicpm_mlc.runtime_py.defaults import (
+    choose_context,
+    default_sampling,
+    eos_token_ids,
+    largest_context,
+)
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
@@ -84,14 +93,15 @@ class Engine:
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(
-            manifest, context, self._machine.free_memory(manifest.target["device"])
-        )
+        available = self._machine.free_memory(manifest.target["device"])
+        self.context = choose_context(manifest, context, available)
+        self._largest_context = largest_context(manifest, available)
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self.defaults = default_sampling(bundle.path)
-        self.eos_token_ids = eos_token_ids(bundle)
+        self._files = SmallFiles(bundle.path)
+        self.defaults = default_sampling(self._files)
+        self.eos_token_ids = eos_token_ids(manifest, self._files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
@@ -110,14 +120,14 @@ class Engine:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_folder(
-            self.path, self.manifest.model["bos_token_id"], self.vocab_size
+        return Tokenizer.from_files(
+            self._files, self.manifest.model["bos_token_id"], self.vocab_size
         )
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The bundle's chat template."""
-        return ChatTemplate.from_folder(self.path)
+        return ChatTemplate.from_files(self._files)
 
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
@@ -211,6 +221,7 @@ class Engine:
         prompt, generation, pieces = self._chat(messages, think, max_think_tokens, options)
         return _streamed(generation, _events(pieces, ThinkSplitter(prompt.thinking)))
 
+    @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
         """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these
         tokens.
@@ -312,14 +323,11 @@ class Engine:
         if not ids:
             raise ContextError("the prompt is empty; give at least one token")
         if cached + len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {cached + len(ids)} tokens and the context holds {self.context}; "
-                "shorten the prompt, or open the engine with a larger context (--context)"
-            )
+            raise PromptTooLongError(cached + len(ids), self.context, self._largest_context)
         if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
                 f"token id {unknown[0]} is not in the vocabulary of {self.vocab_size} tokens; "
-                "use engine.tokenize"
+                "give a text without that token, or other ids"
             )
         return ids
 
@@ -370,7 +378,9 @@ class Engine:
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
         )
         generation = self._generation(prompt.ids, options)
-        return prompt, generation, generation.pieces(self.tokenizer, budget)
+        stops = StopStrings(generation.request.stop, self.tokenizer.hidden)
+        stops = AnswerStops(stops, prompt.thinking)
+        return prompt, generation, generation.pieces(self.tokenizer, budget, stops)
 
 
 def _streamed(generation: Generation, pieces: Generator[Piece]) -> Generator[Piece]:

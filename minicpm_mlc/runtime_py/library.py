@@ -29,8 +29,10 @@ from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
+from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, pool_for
 
@@ -46,6 +48,7 @@ class Pools:
 class LocalLibrary(Library):
     """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
+    @within_memory
     def __init__(self, bundle: Bundle, threads: int) -> None:
         _check_threads(threads)
         load_runtime()
@@ -87,6 +90,7 @@ class LocalLibrary(Library):
         assert self.manifest.draft
         return self._new_pools(self.manifest.draft["state"], num_pages)
 
+    @within_memory
     def _new_pools(self, table: Table, num_pages: int) -> Pools:
         shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
@@ -112,6 +116,7 @@ class LocalLibrary(Library):
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
+    @within_memory
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
@@ -156,7 +161,7 @@ def _loaded(library: Path) -> Any:
     try:
         return tvm_ffi.load_module(library, keep_module_alive=False)
     except Exception as error:
-        raise BundleError(f"{library} does not load: {error}; compile the bundle again") from error
+        raise BundleError(load_failure(library, error)) from error
 
 
 def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]]]:

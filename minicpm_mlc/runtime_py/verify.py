@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import plain_table
 from minicpm_mlc.bundle.kernel_cases import load_cases
@@ -188,11 +189,12 @@ def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int
 
 
 def _expected_tokens(path: Path) -> dict[str, list[int]]:
+    advice = "make a report: minicpm-mlc verify BUNDLE --json"
     try:
-        tokens = json.loads(path.read_bytes())["tokens"]
+        tokens = read_json_object(path, EngineError, advice)["tokens"]
         return {str(gear): [int(i) for i in ids] for gear, ids in tokens.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineError(
-            f"{path} is no report of this command ({type(error).__name__}: {error}); make one: "
-            "minicpm-mlc verify BUNDLE --json"
+            f"{path} is no report of this command ({type(error).__name__}: {error!s:.200}); "
+            f"{advice}"
         ) from None
