@@ -27,6 +27,7 @@ from minicpm_mlc.cli_options import (
     example,
     remote_machine,
     rpc_options,
+    trust_options,
 )
 
 
@@ -172,6 +173,7 @@ def compile_command(
 )
 @drafting_options
 @rpc_options
+@trust_options
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option(
     "--show-blocks",
@@ -307,6 +309,7 @@ def inspect(source: str, as_json: bool) -> None:
     "--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted."
 )
 @rpc_options
+@trust_options
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 @click.pass_context
@@ -342,22 +345,39 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     help="The --json report of another device, whose tokens this one must give.",
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option(
+    "--files-only",
+    is_flag=True,
+    help="Run nothing: hold every file against the manifest, nothing else.",
+)
 @rpc_options
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(
     bundle: str,
     rpc: str | None,
     key: str | None,
     key_file: str | None,
+    files_only: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
     generation.
 
-    Status 1 and the operator's name if one is wrong.
+    Status 1 and the operator's name if one is wrong. This runs the bundle, and tells nothing about
+    its maker.
     """
     from minicpm_mlc.base.progress import show_progress
+
+    if files_only:
+        from minicpm_mlc.runtime_py.verify_files import verify_files
+
+        if rpc or options["expect"]:
+            raise click.UsageError("--files-only runs nothing: leave out --rpc and --expect.")
+        files = verify_files(bundle)
+        say(files.json() if as_json else files.plain())
+        return
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
     remote = remote_machine(rpc, key, key_file, bundle)
@@ -438,6 +458,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
+@trust_options
 def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
     """Show which blocks of a document each answer token of BUNDLE read, as one HTML page.
 

@@ -294,6 +294,7 @@ MANIFEST = Manifest(
     params=[],
     memory={"weights": 1000, "kv_per_token": 10, "activations": 1},
     tvm="0",
+    files={"model.so": {"bytes": 7, "sha256": "0" * 64}},
 )
 
 

@@ -16,6 +16,7 @@ from minicpm_mlc.base.errors import DeviceError, EngineError
 from minicpm_mlc.runtime_py.allocator import KEPT_BYTES, KeptResults
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
 
 
@@ -82,6 +83,7 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
     library.memory, library.threads, library._params = memory, 1, None
     library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None
     library._process = os.getpid()
+    library._files = MappedFiles([])
     library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):
         library.run("decode", (), Pools(None, 0))

@@ -55,7 +55,7 @@ MODES: dict[str, tuple[str, ...]] = {
         "key_file",
     ),
 }
-_ALWAYS = ("form",)  # json or markdown
+_ALWAYS = ("form", "sha256", "trust")  # json or markdown; which bundles may run
 _NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the functions that measure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from collections.abc import Sequence as Ids
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
@@ -67,8 +68,11 @@ class Engine:
         attention: str = "auto",
         draft: str | Path | None = None,
         remote: Machine | None = None,
+        sha256: str | Collection[str] | None = None,
+        trust: bool = False,
     ) -> None:
-        """Loads the bundle.
+        """Loads the bundle, a program that runs with this process's rights: one that was compiled
+        on this machine, or that the caller trusts.
 
         Args:
             context: most tokens in the cache; None: as many as the bundle was compiled for and
@@ -78,10 +82,12 @@ class Engine:
                 "sparse" forces one.
             draft: a smaller bundle with the same tokenizer, to guess tokens for this one.
             remote: the machine that runs the bundles; None: this one.
+            sha256: of the manifests that may run (inspect prints it), no others.
+            trust: trust the bundles for good, wherever they come from.
 
         Raises:
-            BundleError: a bundle is damaged or made for another machine, or the draft bundle has
-                another tokenizer.
+            BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
+                bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
         """
         if threads is not None and threads < 1:
@@ -89,6 +95,9 @@ class Engine:
                 f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
             )
         self._machine: Machine = remote or LocalMachine()
+        if sha256 is not None or trust:
+            for path in filter(None, (bundle_path, draft)):
+                admit(path, sha256, trust)
         bundle = self._machine.read_bundle(bundle_path)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
@@ -338,8 +347,11 @@ class Engine:
             raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
         check_same_tokenizer(self.path, bundle.path)
         context = min(self.context, bundle.manifest.max_context)
-        cache = PagedCache(self._machine.open_library(bundle, self.threads), context)
-        model = CachedModel(cache, context, Gears.of(bundle.manifest, "auto"))
+        library = self._machine.open_library(bundle, self.threads)
+        library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
+        model = CachedModel(
+            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
+        )
         return ModelDrafter(model, bundle.manifest.prefill_chunk)
 
     def _generation(self, token_ids: Ids[int], options: Any) -> Generation:

@@ -22,19 +22,23 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import Bundle, Manifest
-from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.bundle.manifest import REPAIR, Bundle, Manifest
+from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, pool_for
+
+RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,16 @@ class LocalLibrary(Library):
     def __init__(self, bundle: Bundle, threads: int) -> None:
         _check_threads(threads)
         load_runtime()
-        library = bundle.path / bundle.manifest.library
+        library = bundle.file(bundle.manifest.library)
         self.memory: Memory = open_memory(bundle.manifest.target["device"])
         self.device_name = self.memory.name
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        self._module = _loaded(library)
-        self._vm = self._module["vm_load_executable"]()
+        self._module, self._vm = _load(library)
         self.memory.start(self._vm)
+        facts = _facts(library, self._vm)
+        facts.check(bundle)
         self.threads = threads
         self._kept = KeptResults()
         weakref.finalize(self, empty_allocator).atexit = False
@@ -68,7 +73,9 @@ class LocalLibrary(Library):
         self._process = os.getpid()
         in_process = DEVICE_RUNTIMES[bundle.manifest.target["device"]].in_process
         self._pool = pool_for(library) if in_process else None
+        self._files = MappedFiles([library, *mapped_files(bundle)])
         self._arrays = load_params(bundle)  # keeps the maps alive
+        facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         self.functions = _functions(self._vm, self.manifest)
         if self.manifest.draft:
@@ -121,9 +128,11 @@ class LocalLibrary(Library):
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
         """One call of a compiled function, on this library's number of threads. Raises EngineError
-        while another thread is inside.
+        while another thread is inside, and where the bundle's files were written into since it
+        was opened.
         """
         with self._alone(len(rows[0]) if rows else 1):
+            self._files.check(0.0 if kind == "prefill" else RECENT)
             self._kept.make_room()
             arguments = self.memory.arguments(rows)
             function = self.functions[kind][sparse]
@@ -156,14 +165,6 @@ class LocalLibrary(Library):
             self._busy.release()
 
 
-def _loaded(library: Path) -> Any:
-    """A compiled library's module. Raises BundleError."""
-    try:
-        return tvm_ffi.load_module(library, keep_module_alive=False)
-    except Exception as error:
-        raise BundleError(load_failure(library, error)) from error
-
-
 def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]]]:
     """The compiled functions by the names of CALLS, dense and, where there is one, sparse."""
     gears = ("", "_sparse") if manifest.dense_len is not None else ("",)
@@ -174,6 +175,26 @@ def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]
     if manifest.draft:
         functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
     return functions
+
+
+def _load(library: Path) -> tuple[Any, Any]:
+    """The library's module, and its virtual machine. Raises BundleError for what is no library of
+    ours.
+    """
+    try:
+        module = tvm_ffi.load_module(library, keep_module_alive=False)
+        return module, module["vm_load_executable"]()
+    except Exception as error:
+        raise BundleError(load_failure(library, error)) from error
+
+
+def _facts(library: Path, vm: Any) -> Facts:
+    try:
+        return Facts.from_text(str(vm[FACTS]()))
+    except Exception as error:
+        raise BundleError(
+            f"{library} doesn't say what it was compiled for ({error}); {REPAIR}"
+        ) from error
 
 
 @cache
