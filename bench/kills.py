@@ -7,7 +7,8 @@ be the old thing, the new thing or nothing, and the next run must put all right.
 Half of the points are moments, half are amounts of bytes written. After each kill the result is
 either not there or whole; after the last one the operation runs to its end, its result is what it
 is without kills, and nothing lies beside it. A full disk is a small tmpfs in a mount namespace of
-its own (skipped where the system forbids those): the operation says so, with status 1, and leaves nothing.
+its own (skipped where the system forbids those): the operation says so, with status 1, and leaves
+nothing.
 """
 
 from __future__ import annotations
