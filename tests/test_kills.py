@@ -98,9 +98,7 @@ def test_a_bundle_that_is_killed_at_any_step_is_whole_or_not_there(
         for found in loadable(place):
             assert (found / "model.so").read_bytes() in (b"old", b"new")
             if found.name.startswith("."):
-                with pytest.raises(BundleError, match="was not compiled here"):
-                    read(found)
-                admit(found, None, True)
+                admit(found, None, True)  # no run said yet that it is this machine's
             read(found, verify="always")
         if replaced:  # the next run, without --force, brings the old one back if need be
             with pytest.raises(CompileError, match="exists already"):
