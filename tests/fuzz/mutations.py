@@ -65,7 +65,7 @@ def split(data: bytes) -> tuple[int, bytes]:
 def changed(value: Any, rng: random.Random) -> Any:
     """One place of a JSON value is another one: odd, gone, doubled or moved."""
     if not isinstance(value, dict | list) or not value:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     key = rng.choice(keys)
     if rng.random() < 0.6 and isinstance(value[key], dict | list):
@@ -75,7 +75,7 @@ def changed(value: Any, rng: random.Random) -> Any:
         case 0:
             del value[key]
         case 1:
-            value[key] = value[rng.choice(keys)]
+            value[key] = copy.deepcopy(value[rng.choice(keys)])
         case 2 if isinstance(value[key], int | float) and not isinstance(value[key], bool):
             value[key] += rng.choice([-1, 1, 64, -value[key]])
         case 3:
