@@ -150,7 +150,7 @@ def tokenizer_keys(tokenizer: Tokenizer, model: str) -> dict[str, Any]:
     tokens = sorted(vocab, key=vocab.__getitem__)
     added = tokenizer.get_added_tokens_decoder()
     special = {token.content: token.special for token in added.values()}
-    kinds = [{True: 3, False: 4}.get(special.get(token), 1) for token in tokens]
+    kinds = [1 if token not in special else 3 if special[token] else 4 for token in tokens]
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return {
         "tokenizer.ggml.model": model,
