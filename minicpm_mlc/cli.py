@@ -14,6 +14,8 @@ from minicpm_mlc.base.streams import json_text, say
 from minicpm_mlc.base.text import decode_text
 from minicpm_mlc.cli_options import (
     ATTENTION,
+    KEY_FILE_HELP,
+    KEY_HELP,
     KV,
     SCHEMES,
     SPECULATE,
@@ -25,6 +27,7 @@ from minicpm_mlc.cli_options import (
     example,
     remote_machine,
     rpc_options,
+    trust_options,
 )
 
 
@@ -174,6 +177,7 @@ def compile_command(
 )
 @drafting_options
 @rpc_options
+@trust_options
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option(
     "--show-blocks",
@@ -199,6 +203,7 @@ def chat(
     draft_model: str | None,
     rpc: str | None,
     key: str | None,
+    key_file: str | None,
     hide_thinking: bool,
     show_blocks: bool,
     as_json: bool,
@@ -223,7 +228,8 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    with Engine(bundle, remote=remote_machine(rpc, key, bundle, draft_model), **opened) as engine:
+    remote = remote_machine(rpc, key, key_file, bundle, draft_model)
+    with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
             talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
@@ -307,6 +313,7 @@ def inspect(source: str, as_json: bool) -> None:
     "--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted."
 )
 @rpc_options
+@trust_options
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 @click.pass_context
@@ -329,7 +336,8 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     else:
         from minicpm_mlc.bench.decode import bench_bundle as measure
 
-        options["remote"] = remote_machine(options.pop("rpc"), options.pop("key"), options["path"])
+        place = [options.pop(name) for name in ("rpc", "key", "key_file")]
+        options["remote"] = remote_machine(*place, options["path"])
     say(getattr(measure(**options), form or "plain")())
 
 
@@ -341,45 +349,71 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     help="The --json report of another device, whose tokens this one must give.",
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option(
+    "--files-only",
+    is_flag=True,
+    help="Run nothing: hold every file against the manifest, nothing else.",
+)
 @rpc_options
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
+def verify(
+    bundle: str,
+    rpc: str | None,
+    key: str | None,
+    key_file: str | None,
+    files_only: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
     generation.
 
-    Status 1 and the operator's name if one is wrong.
+    Status 1 and the operator's name if one is wrong. This runs the bundle, and tells nothing about
+    its maker.
     """
     from minicpm_mlc.base.progress import show_progress
+
+    if files_only:
+        from minicpm_mlc.runtime_py.verify_files import verify_files
+
+        if rpc or options["expect"]:
+            raise click.UsageError("--files-only runs nothing: leave out --rpc and --expect.")
+        files = verify_files(bundle)
+        say(files.json() if as_json else files.plain())
+        return
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
-    remote = remote_machine(rpc, key, bundle)
+    remote = remote_machine(rpc, key, key_file, bundle)
     with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
     say(result.json() if as_json else result.plain())
     result.raise_if_failed()
 
 
-@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
+@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key-file ~/rpc-key"))
 @click.option(
     "--host",
     default="127.0.0.1",
     help="Address to listen at; others than this machine reach it at 0.0.0.0.",
 )
 @click.option("--port", default=9090, help="0 is any free one.")
-@click.option("--key", help="What clients must give.  [default: a random one, printed]")
+@click.option("--key", help=f"{KEY_HELP}.  [default: a random one, printed]")
+@click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP)
 @click.option(
     "--folder",
     type=click.Path(),
     help="Where uploaded bundles are kept.  [default: in the user's cache]",
 )
-def rpc_server(**options: Any) -> None:
+def rpc_server(key: str | None, key_file: str | None, **options: Any) -> None:
     """Let other machines run bundles here, with chat, bench and verify --rpc.
 
     Who knows the key can run any code here; nothing is encrypted.
     """
+    from minicpm_mlc.runtime_py.rpc.key import given_key
     from minicpm_mlc.runtime_py.rpc.server import run_server
 
-    run_server(say=say, **options)
+    run_server(say=say, key=given_key(key, key_file), **options)
 
 
 @main.command(
@@ -428,6 +462,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
+@trust_options
 def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
     """Show which blocks of a document each answer token of BUNDLE read, as one HTML page.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -125,22 +126,71 @@ def drafting_options(command: Any) -> Any:
     return command
 
 
+KEY_HELP = (
+    "The server's key. Every user of this machine can see it here: better give --key-file or the "
+    "variable MINICPM_MLC_KEY"
+)
+KEY_FILE_HELP = "A file whose first line is the key."
+
+
 def rpc_options(command: Any) -> Any:
     """The options of a bundle that runs on another machine."""
-    command = click.option("--key", help="What that machine's rpc-server said, or was told.")(
-        command
-    )
+    rpc_help = "Run the bundle there; its files are uploaded once."
+    for option in (
+        click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP),
+        click.option("--key", help=f"{KEY_HELP}, or be asked in a terminal."),
+        click.option("--rpc", metavar="HOST:PORT", help=rpc_help),
+    ):
+        command = option(command)
+    return command
+
+
+def trust_options(command: Any) -> Any:
+    """The options of a bundle that comes from elsewhere, and the question for one without them."""
+
+    @functools.wraps(command)
+    def run(*args: Any, sha256: tuple[str, ...], trust: bool, **options: Any) -> Any:
+        from minicpm_mlc.runtime_py.admission import admit  # refused where it is opened otherwise
+
+        asks = _at_a_terminal() and not options.get("files_only")
+        if asks or sha256 or trust:
+            for path in filter(None, map(options.get, ("bundle", "draft_model"))):
+                admit(path, sha256 or None, trust, _ask if asks else None)
+        return command(*args, **options)
+
+    run = click.option("--trust", is_flag=True, help="Trust this bundle's maker, from now on.")(run)
     return click.option(
-        "--rpc", metavar="HOST:PORT", help="Run the bundle there; its files are uploaded once."
-    )(command)
+        "--sha256",
+        metavar="HASH",
+        multiple=True,
+        help="Run only a bundle whose manifest has this SHA-256; inspect prints it.",
+    )(run)
 
 
-def remote_machine(rpc: str | None, key: str | None, *bundles: str | None) -> RemoteMachine | None:
+def _at_a_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def _ask(bundle: str) -> bool:
+    return click.confirm(
+        f"{bundle} was not compiled here. A bundle is a program: it runs with your rights, and can "
+        "do all that you can. Do you trust its maker?",
+        err=True,
+    )
+
+
+def remote_machine(
+    rpc: str | None, key: str | None, key_file: str | None, *bundles: str | None
+) -> RemoteMachine | None:
     """The machine that --rpc names, with these bundles uploaded; None: this one."""
-    if rpc is None and key is None:
+    if rpc is None and key is None and key_file is None:
         return None
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.runtime_py.rpc.client import connect
+    from minicpm_mlc.runtime_py.rpc.key import given_key
 
+    key = given_key(key, key_file)
+    if rpc and key is None and sys.stderr.isatty():
+        key = click.prompt(f"Key of {rpc}", hide_input=True, err=True)
     with show_progress() as report:
         return connect(rpc, key, bundles, report)

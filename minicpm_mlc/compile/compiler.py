@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from minicpm_mlc.base.interrupts import interrupts_told
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.contexts import context_lengths
+from minicpm_mlc.bundle.facts import Facts, TensorFact
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
@@ -179,13 +181,14 @@ def _write(
     """
     program = compilation.program()
     progress("library", 0, 1)
-    _add_library(bundle, program, compilation.manifest)
+    manifest = replace(compilation.manifest, params=[each.name for each in compilation.tensors])
+    _add_library(bundle, program, manifest, compilation.tensors)
     progress("library", 1, 1)
-    names = convert(compilation.params, opened.with_head(head), bundle, progress=progress)
-    add_companions(bundle, opened.files, compilation.manifest)
+    convert(compilation.params, opened.with_head(head), bundle, progress=progress)
+    add_companions(bundle, opened.files, manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
-    bundle.finish(replace(compilation.manifest, params=names))
+    bundle.finish(manifest)
 
 
 def _open(source: str | Path, random_weights: bool) -> _Opened:
@@ -225,12 +228,18 @@ def _result(path: Path, manifest: Manifest, notes: list[str], *, written: bool) 
     return CompileResult(str(path), written, manifest.memory["weights"], forecast, notes)
 
 
-def _add_library(bundle: BundleWriter, program: Program, manifest: Manifest) -> None:
+def _add_library(
+    bundle: BundleWriter, program: Program, manifest: Manifest, tensors: list[TensorFact]
+) -> None:
+    """The library, which tells its bundle from others, and the cases of its kernels."""
+    cases = to_bytes(program.cases())
+    facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
+    prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")
     with bundle.scratch() as scratch, temporary_files_in(scratch):
-        program.write(scratch, re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_"))
+        program.write(scratch, prefix, facts)
         for library in program.target.libraries:
             bundle.add_file(library, scratch / library)
-    bundle.add_file(KERNEL_CASES, to_bytes(program.cases()))
+    bundle.add_file(KERNEL_CASES, cases)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -27,7 +27,9 @@ from minicpm_mlc.base.partial import (
     remove,
     remove_leftovers,
 )
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, is_plain_name
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest_schema import is_plain_name
+from minicpm_mlc.bundle.trust import trust
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL = 64 << 10  # bytes: a disk with less room takes no further file
@@ -171,8 +173,8 @@ class BundleWriter:
         )
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest with the files' sizes and hashes, move the bundle into place, return
-        that manifest.
+        """Write the manifest with the files' sizes and hashes, move the bundle into place, trust
+        it, return that manifest.
         """
         if still_open := [file.name for file in self._files if not file.closed]:
             raise CompileError(f"{still_open[0]} was not written to its end")
@@ -182,6 +184,7 @@ class BundleWriter:
         last.write(whole.to_bytes())
         last.close()
         self._move_into_place()
+        trust(last.entry["sha256"])
         return whole
 
     def _move_into_place(self) -> None:

@@ -12,11 +12,12 @@ from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, manifest_sha256
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
+PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
 COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
@@ -62,6 +63,8 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "name": manifest.name,
+        "manifest SHA-256": manifest_sha256(path),
+        "a program": PROGRAM,
         "runs here": mismatch(manifest.target, this_host())
         or device_here(manifest.target["device"])[1]
         or "yes",

@@ -29,7 +29,8 @@ def choose_context(manifest: Manifest, asked: int | None, available: int) -> int
         hint = (
             f"give --context {fits} or less"
             if fits
-            else "close other programs or compile with --quant w4"
+            else "close other programs, raise the limit that this process runs under (ulimit -v, "
+            "the container's memory), or compile with --quant w4"
         )
         raise ContextError(
             f"a context of {size} tokens needs {_gb(manifest.memory_need(size))} "

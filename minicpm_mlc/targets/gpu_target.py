@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
-from minicpm_mlc.targets.gpu import gpu_pipeline
+from minicpm_mlc.targets.lowering import gpu_pipeline
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class GpuTarget:
 
     def export(self, executable: Any, library: str) -> None:
         """Write what TVM compiled to the library of this name; the kernels lie in it as data."""
-        self.host.export(executable, library)
+        executable.export_library(library, fcompile=self.link)
 
     def link(self, library: str, objects: list[str], **options: Any) -> None:
         """Link TVM's objects, as export_library hands them over."""

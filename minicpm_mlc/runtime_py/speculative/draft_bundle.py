@@ -48,7 +48,7 @@ class ModelDrafter:
         self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
     ) -> Draft | None:
         """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has
-        no room.
+        no room, or the text has a token that this model's vocabulary lacks.
 
         Where more than `read` tokens are missing, only the latest `read` are read, and nothing
         before them is seen.
@@ -57,6 +57,8 @@ class ModelDrafter:
             return None
         start = time.perf_counter()
         unread = self._unread(history, depth, read)
+        if max(unread) >= self.library.vocab_size:
+            return None
         logits = [rows for _, rows in self._model.prefill(unread, self._chunk)][-1][-1]
         self._known += len(unread)
         seconds = time.perf_counter() - start
