@@ -9,6 +9,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import ConfigError
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile, Value
+from minicpm_mlc.compile.config.keys import is_positive
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -72,6 +73,20 @@ class Metadata:
             value = value[0].item()
         return decimal(value) if isinstance(value, float) else value
 
+    def number(self, key: str) -> float | None:
+        """The positive number of the architecture's `key`, where it has one."""
+        value = self.own(key)
+        if value is not None and not is_positive(value):
+            raise self.refuse(key, value, "a positive number")
+        return value
+
+    def single(self, key: str) -> int | float | str | None:
+        """The value of a key outside the architecture, where it has one that is no list."""
+        value = self.values.get(key)
+        if isinstance(value, (list, np.ndarray)):
+            raise self.file.error(f"{key} is a list, expected one value; convert it again")
+        return value
+
     def refuse(self, key: str, value: object, expected: str) -> ConfigError:
         """The error of an architecture's key."""
         where = f"{self.file.path}: {self.architecture}.{key}"
@@ -120,9 +135,7 @@ def config_json(metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
 
 def generation_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults, where the file has some, and the tokens that end an answer."""
-    values = {
-        key: metadata.values.get(f"general.sampling.{name}") for name, key in SAMPLING.items()
-    }
+    values = {key: metadata.single(f"general.sampling.{name}") for name, key in SAMPLING.items()}
     given = {
         k: decimal(v) if isinstance(v, float) else v for k, v in values.items() if v is not None
     }
@@ -180,7 +193,7 @@ def _vector(file: GgufFile, name: str) -> np.ndarray | None:
 def _special_ids(metadata: Metadata) -> dict[str, Any]:
     """bos and pad, and every token that ends a turn as eos."""
     ids = {
-        key: metadata.values.get(f"tokenizer.ggml.{name}_token_id")
+        key: metadata.single(f"tokenizer.ggml.{name}_token_id")
         for key, name in {"bos": "bos", "eos": "eos", "eot": "eot", "pad": "padding"}.items()
     }
     tokens = _tokens(metadata)
@@ -195,7 +208,9 @@ def _scalings(metadata: Metadata, config: dict[str, Any]) -> tuple[dict[str, flo
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     if type(layers) is not int or layers < 1:
         raise metadata.refuse("block_count", layers, "a number of layers")
-    residual, logits = metadata.own("residual_scale"), metadata.own("logit_scale")
+    if not is_positive(hidden):
+        raise metadata.refuse("embedding_length", hidden, "a positive number")
+    residual, logits = metadata.number("residual_scale"), metadata.number("logit_scale")
     depth = None if residual is None else residual * math.sqrt(layers)
     found = {
         "embedding_scale": metadata.own("embedding_scale"),
