@@ -94,7 +94,7 @@ def write_gguf(path: Path, arch: str = "llama", stored: str = "Q8_0", **changes:
     for key, value in keys.items():
         add_key(writer, key, value)
     rng = np.random.default_rng(0)
-    for name, shape in shapes(len(keys["tokenizer.ggml.tokens"])).items():
+    for name, shape in shapes(len(keys["tokenizer.ggml.tokens"]), arch).items():
         numbers = rng.normal(0, 0.1, shape).astype(np.float32)
         if len(shape) == 1:
             writer.add_tensor(name, numbers)
@@ -125,7 +125,7 @@ def add_key(writer: Any, key: str, value: Any) -> None:
             writer.add_float32(key, float(value))
 
 
-def shapes(vocab: int) -> dict[str, tuple[int, ...]]:
+def shapes(vocab: int, arch: str) -> dict[str, tuple[int, ...]]:
     head = HIDDEN // HEADS
     layer = {
         "attn_norm": (HIDDEN,),
@@ -138,6 +138,8 @@ def shapes(vocab: int) -> dict[str, tuple[int, ...]]:
         "ffn_up": (WIDE, HIDDEN),
         "ffn_down": (HIDDEN, WIDE),
     }
+    if arch == "qwen3":
+        layer |= {"attn_q_norm": (head,), "attn_k_norm": (head,)}
     whole = {"token_embd.weight": (vocab, HIDDEN), "output_norm.weight": (HIDDEN,)}
     return whole | {
         f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()
@@ -178,6 +180,17 @@ def test_rows_of_q_and_k_come_back_in_their_published_order(tmp_path):
     assert np.array_equal(weights.rows(name, 5, 9), expected[5:9])
     values = GgufFile(path).raw("blk.1.attn_v.weight").view("<f2")
     assert np.array_equal(weights.rows("model.layers.1.self_attn.v_proj.weight"), values)
+
+
+def test_qwen3_has_its_rows_in_their_published_order_and_norms_per_head(tmp_path):
+    sizes = {"qwen3.attention.key_length": HIDDEN // HEADS, "tokenizer.ggml.pre": "qwen2"}
+    path = write_gguf(tmp_path / "m.gguf", "qwen3", "F16", **sizes)
+    opened = open_gguf(path)
+    assert (opened.config.model_type, opened.config.head_dim) == ("qwen3", HIDDEN // HEADS)
+    stored = GgufFile(path).raw("blk.0.attn_q.weight").view("<f2")
+    assert np.array_equal(opened.weights.rows("model.layers.0.self_attn.q_proj.weight"), stored)
+    norm = GgufFile(path).raw("blk.0.attn_k_norm.weight").view("<f4")[0]
+    assert np.array_equal(opened.weights.rows("model.layers.0.self_attn.k_norm.weight"), norm)
 
 
 def test_minicpm_scalings_are_the_published_decimals(tmp_path):
