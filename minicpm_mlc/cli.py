@@ -56,7 +56,11 @@ def main() -> None:
     "android]",
 )
 @click.option("--arch", help="For CUDA: all, or for example sm_87,sm_90.  [default: all]")
-@click.option("--quant", type=SCHEMES, default="w4", help="How the weights are stored.")
+@click.option(
+    "--quant",
+    type=SCHEMES,
+    help="How the weights are stored.  [default: w4; of a GGUF file, what holds it as it is]",
+)
 @click.option(
     "--embedding-quant",
     type=SCHEMES,
@@ -105,14 +109,14 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def compile_command(
     source: str,
-    quant: str,
+    quant: str | None,
     embedding_quant: str | None,
     draft_quant: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile the checkpoint folder SOURCE into a bundle."""
+    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle."""
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
 

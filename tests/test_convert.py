@@ -18,6 +18,7 @@ from minicpm_mlc.compile.convert import Param, convert, stored_bytes, stored_ten
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor, place
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.ops.formats.weights import SCHEMES
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.runtime_py.library import load_runtime
 
 
@@ -40,6 +41,9 @@ class FakeCheckpoint:
         row = np.arange(*slice(start, stop).indices(shape[0]), dtype=np.float32)[:, None]
         rows = np.sin(row * 1.7 + len(name)) * np.cos(np.arange(width, dtype=np.float32) * 0.3)
         return rows.reshape(-1, *shape[1:])
+
+    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> None:
+        """It stores floats alone."""
 
 
 CHECKPOINT = FakeCheckpoint(

@@ -1,4 +1,4 @@
-"""compile_model: a checkpoint folder in, a bundle out."""
+"""compile_model: a checkpoint folder or a GGUF file in, a bundle out."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
+from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
 from minicpm_mlc.compile.companions import (
     add_companions,
     check_companions,
@@ -37,6 +39,7 @@ from minicpm_mlc.compile.convert import convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
 from minicpm_mlc.compile.model.registry import read_config_folder, with_context
+from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
 from minicpm_mlc.compile.writer import BundleWriter
@@ -45,6 +48,7 @@ from minicpm_mlc.targets import get_target
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
 
+DEFAULT_SCHEME = "w4"
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 
@@ -83,7 +87,7 @@ def compile_model(
     cpu: str | None = None,
     gpu: str | None = None,
     arch: str | None = None,
-    scheme: str = "w4",
+    scheme: str | None = None,
     embedding_scheme: str | None = None,
     activations: str = "auto",
     kv: str | None = None,
@@ -99,14 +103,15 @@ def compile_model(
     progress: Progress = no_progress,
     say: Callable[[str], object] = lambda note: None,
 ) -> CompileResult:
-    """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
-    bundle.
+    """Compile a checkpoint folder or a GGUF file, or with `random_weights` a published model's
+    name, into a bundle.
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
-    then nothing is written. The same input gives the same bytes. `activations` are rounded to int8
-    where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8" insists) or
-    stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8; f16 by
-    default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
+    then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
+    a GGUF file the one that holds most of its weights as they are. `activations` are rounded to
+    int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8"
+    insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
+    f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `say` is told at once what the bundle will not do; it is in the result too.
     """
@@ -119,13 +124,17 @@ def compile_model(
         config = with_context(opened.config, longest)
         config = replace(config, sparse=choose_sparse(config, attention, longest))
         target = get_target(device, cpu, gpu, arch)
-        precision = choose_precision(scheme, embedding_scheme, activations, kv, target)
+        schemes = opened.schemes(scheme, embedding_scheme)
+        precision = choose_precision(*schemes, activations, kv, target)
+        again = opened.quantised_again(precision)
+        for note in again:
+            say(note)
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         compilation = Compilation(config, precision, target, longest, chunk, stored)
         suffix = f"-{gpu}" if gpu else ""
-        path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{suffix}")
-        result = _result(path, compilation.manifest, opened.notes, written=not dry_run)
+        path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
+        result = _result(path, compilation.manifest, opened.notes + again, written=not dry_run)
         if not dry_run:
             needed = result.weights + LIBRARY_BYTES
             with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
@@ -141,6 +150,19 @@ class _Opened:
     weights: Checkpoint
     files: SmallFiles
     notes: list[str]
+
+    def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str]:
+        """Those of the weights, and of embedding and head; None takes what suits the weights."""
+        if scheme is None and isinstance(self.weights, GgufWeights):
+            scheme, own = self.weights.schemes()
+            return scheme, embedding or own
+        return scheme or DEFAULT_SCHEME, embedding or scheme or DEFAULT_SCHEME
+
+    def quantised_again(self, precision: Precision) -> list[str]:
+        """Which weights of a GGUF file are not stored as the file has them."""
+        if not isinstance(self.weights, GgufWeights):
+            return []
+        return self.weights.notes(precision.linear, precision.embedding)
 
     def with_head(self, head: DraftHead | None) -> Checkpoint:
         """The weights, and those of a draft head beside them."""
@@ -178,13 +200,16 @@ def _open(source: str | Path, random_weights: bool) -> _Opened:
         raise CheckpointError(
             f"{name} is a published model, not a folder; download it, or add --random-weights"
         )
-    config = read_config_folder(folder)
-    files = open_companions(folder)
-    notes = check_companions(files, config)
+    path = find_gguf(folder)
+    gguf = open_gguf(path) if path else None
+    config = gguf.config if gguf else read_config_folder(folder)
+    files = gguf.files if gguf else open_companions(folder)
+    notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]
     config = with_end_tokens(config, files)
     if random_weights:
         return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
-    return _Opened(config, open_checkpoint(folder, config), files, notes)
+    weights = gguf.weights if gguf else open_checkpoint(folder, config)
+    return _Opened(config, weights, files, notes)
 
 
 def _open_draft(

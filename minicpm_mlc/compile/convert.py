@@ -126,7 +126,7 @@ def _write(
 ) -> None:
     names = [tensor.name for tensor in stored_tensors(param)]
     if not param.columns:
-        vector = _stacked_rows(param, checkpoint, 0, param.rows)
+        vector = _stacked_vector(param, checkpoint)
         parts = param.scheme.quantize(vector[:, None], param.name)
         return shards.add(names[0], count.watch([parts["weight"].reshape(-1)]))
     others: dict[str, list[np.ndarray]] = {name: [] for name in names[1:]}
@@ -146,8 +146,8 @@ def _packed_blocks(
     """
 
     def pack_block(start: int) -> Parts:
-        rows = _stacked_rows(param, checkpoint, start, min(start + step, param.rows))
-        return param.scheme.pack(param.scheme.quantize(rows, param.name))
+        parts = _stacked_parts(param, checkpoint, start, min(start + step, param.rows))
+        return param.scheme.pack(parts)
 
     step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
     for packed in _map_ahead(pool, pack_block, range(0, param.rows, step)):
@@ -176,15 +176,40 @@ def _map_ahead(
             future.cancel()
 
 
-def _stacked_rows(param: Param, checkpoint: Checkpoint, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop) of the stacked sources; f32, contiguous."""
-    parts, first = [], 0
+def _stacked_parts(param: Param, checkpoint: Checkpoint, start: int, stop: int) -> Parts:
+    """Rows [start, stop) of the stacked sources in the parameter's scheme: carried where a source
+    has its integers, else quantised.
+    """
+    found = [
+        checkpoint.carried(source, param.scheme, low, high)
+        or param.scheme.quantize(_float_rows(checkpoint.rows(source, low, high)), param.name)
+        for source, low, high in _ranges(param, checkpoint, start, stop)
+    ]
+    return (
+        found[0]
+        if len(found) == 1
+        else {key: np.concatenate([parts[key] for parts in found]) for key in found[0]}
+    )
+
+
+def _stacked_vector(param: Param, checkpoint: Checkpoint) -> np.ndarray:
+    """All of a parameter without columns; f32."""
+    ranges = _ranges(param, checkpoint, 0, param.rows)
+    return np.concatenate([_float_rows(checkpoint.rows(*place)) for place in ranges])
+
+
+def _ranges(
+    param: Param, checkpoint: Checkpoint, start: int, stop: int
+) -> Iterator[tuple[str, int, int]]:
+    """The sources that rows [start, stop) of their stack come from, with the rows of each."""
+    first = 0
     for source in param.sources:
         rows = checkpoint.shape(source)[0]
         low, high = max(start - first, 0), min(stop - first, rows)
         if low < high:
-            parts.append(checkpoint.rows(source, low, high))
+            yield source, low, high
         first += rows
-    return np.ascontiguousarray(
-        parts[0] if len(parts) == 1 else np.concatenate(parts), dtype=np.float32
-    )
+
+
+def _float_rows(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows, dtype=np.float32)

@@ -26,7 +26,7 @@ class NotFoundError(MiniCPMError):
 
 
 def describe(source: str) -> dict[str, Any]:
-    """Facts about a bundle folder, a checkpoint folder, or the name of a published model.
+    """Facts about a bundle folder, a checkpoint folder or GGUF file, or a published model's name.
 
     Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]},
     ready for JSON.
@@ -35,11 +35,14 @@ def describe(source: str) -> dict[str, Any]:
         NotFoundError: `source` is none of them.
         MiniCPMError: it is one of them and damaged.
     """
+    from minicpm_mlc.compile.checkpoint.gguf import find_gguf
     from minicpm_mlc.compile.config.presets import PRESETS
 
     path = Path(source)
     if (path / MANIFEST).is_file():
         return _describe_bundle(path)
+    if gguf := find_gguf(path):
+        return _describe_gguf(gguf)
     if path.is_dir():
         return _describe_checkpoint(path)
     if source in PRESETS:
@@ -89,6 +92,18 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "name": config.name,
         "weights": _weights(path, config),
         **_forecast(config),
+    }
+
+
+def _describe_gguf(path: Path) -> dict[str, Any]:
+    from minicpm_mlc.compile.checkpoint.gguf import open_gguf
+
+    gguf = open_gguf(path)
+    return {
+        "kind": "GGUF file",
+        "name": gguf.config.name,
+        "weights": gguf.weights.bytes,
+        **_forecast(gguf.config),
     }
 
 

@@ -17,6 +17,7 @@ from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile, 
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.compile.model.registry import published_tensors
+from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 
 __all__ = [
     "Checkpoint",
@@ -45,6 +46,12 @@ class Checkpoint(Protocol):
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """float32 rows [start:stop) of a 1-D or 2-D tensor, in memory of their own."""
         ...
+
+    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> Parts | None:
+        """The rows as `scheme` quantises them, with integers and scales that are stored already;
+        None where there are none, or the scheme doesn't hold these.
+        """
+        return None
 
     @property
     def bytes(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.model.decoder import HEAD
 from minicpm_mlc.compile.model.eagle import DRAFT
+from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class BesideCheckpoint(Checkpoint):
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         of, own = self._place(name)
         return of.rows(own, start, stop)
+
+    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> Parts | None:
+        of, own = self._place(name)
+        return of.carried(own, scheme, start, stop)
 
     @property
     def bytes(self) -> int:

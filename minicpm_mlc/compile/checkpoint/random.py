@@ -13,6 +13,7 @@ from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.compile.model.registry import published_tensors
+from minicpm_mlc.ops.formats.weights.base import Scheme
 
 _PERIOD = 1_048_573  # prime, so that rows of any width start at different places of the block
 
@@ -55,6 +56,9 @@ class RandomCheckpoint:
         _fill(flat, self._block, place)
         flat *= self._deviation(name, width)
         return flat.reshape(-1, width)
+
+    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> None:
+        """Its weights are float32, which no scheme has stored."""
 
     def _deviation(self, name: str, inputs: int) -> float:
         if name == EMBEDDING:

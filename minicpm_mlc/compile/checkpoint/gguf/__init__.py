@@ -1,0 +1,111 @@
+"""A GGUF file as a checkpoint: its weights, and the small files that its metadata stands for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.files import read_small
+from minicpm_mlc.base.text import whole_characters
+from minicpm_mlc.bundle.small_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SmallFiles,
+)
+from minicpm_mlc.compile.checkpoint.gguf.config import Metadata, config_json, generation_json
+from minicpm_mlc.compile.checkpoint.gguf.container import MAGIC, GgufFile
+from minicpm_mlc.compile.checkpoint.gguf.tokenizer import tokenizer_config_json, tokenizer_json
+from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.model.registry import read_config, sparse_settings
+
+SUFFIX = ".gguf"
+TYPE = re.compile(r"[-._](I?Q\d\w*|B?F16|F32)$", re.IGNORECASE)  # ends a file's name
+NO_SPARSE = (
+    "a GGUF file has no sparse_config: the published settings are used in long contexts; "
+    "--attention dense leaves them out"
+)
+
+
+class RebuiltFiles(SmallFiles):
+    """The small files of a checkpoint folder, made of a GGUF file's metadata."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]) -> None:
+        super().__init__(path, CheckpointError, "convert the model again")
+        self._rebuilt = contents
+
+    def _read(self, name: str) -> bytes | None:
+        if (found := self._rebuilt.get(name)) is None:
+            return None
+        return found if isinstance(found, bytes) else json.dumps(found, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A file's config and small files, its weights, and what a user should know of them."""
+
+    config: ModelConfig
+    files: SmallFiles
+    weights: GgufWeights
+    notes: list[str]
+
+
+def find_gguf(source: Path) -> Path | None:
+    """The GGUF file that is meant: the source itself, or the only one in a folder without a
+    config.json. Raises CheckpointError where there are several.
+    """
+    if source.is_file():
+        return source if source.suffix.lower() == SUFFIX or _begins_as_gguf(source) else None
+    if not source.is_dir() or (source / CONFIG).is_file():
+        return None
+    found = sorted(file for file in source.iterdir() if file.suffix.lower() == SUFFIX)
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:8])
+        raise CheckpointError(f"{source} has several GGUF files ({names:.200}); give one of them")
+    return found[0] if found else None
+
+
+def _begins_as_gguf(source: Path) -> bool:
+    """Whether a file without the suffix is one, as in the store of ollama."""
+    with open(source, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def open_gguf(path: Path) -> Gguf:
+    """Maps a file and checks it whole. Raises CheckpointError or ConfigError naming the key or the
+    tensor that is missing, damaged or not read.
+    """
+    file = GgufFile(path)
+    metadata = Metadata(file)
+    raw, notes = config_json(metadata)
+    config = read_config(raw, _name(path), f"{path}: config.json, made of its metadata")
+    if config.sparse is None and sparse_settings(config):
+        notes.append(NO_SPARSE)
+    contents: dict[str, Any] = {
+        CONFIG: raw,
+        GENERATION_CONFIG: generation_json(metadata, raw),
+        TOKENIZER: _tokenizer(file),
+        TOKENIZER_CONFIG: tokenizer_config_json(file),
+    }
+    return Gguf(config, RebuiltFiles(path, contents), GgufWeights(file, config), notes)
+
+
+def _tokenizer(file: GgufFile) -> bytes | dict[str, Any]:
+    """The file beside it, or the one within, else rebuilt."""
+    try:
+        return read_small(file.path.parent / TOKENIZER, CheckpointError, "download it again")
+    except FileNotFoundError:
+        pass
+    whole = file.metadata.get("tokenizer.huggingface.json")
+    return str(whole).encode() if isinstance(whole, str) else tokenizer_json(file)
+
+
+def _name(path: Path) -> str:
+    stem = path.stem if path.suffix.lower() == SUFFIX else path.name
+    return whole_characters(TYPE.sub("", stem)) or "model"

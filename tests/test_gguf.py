@@ -1,0 +1,323 @@
+"""GGUF files: blocks as the gguf package reads them, damaged files, and what the metadata stands
+for.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import CHAT_TEMPLATE
+from tiny_tokenizers import byte_level, sentencepiece
+from tokenizers import Tokenizer
+
+from minicpm_mlc.base.errors import CheckpointError, ConfigError, MiniCPMError
+from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
+from minicpm_mlc.compile.checkpoint.gguf.blocks import BLOCKS, Block, Floats
+from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile
+from minicpm_mlc.compile.checkpoint.gguf.spm_merges import merges_of
+from minicpm_mlc.inspect.describe import describe
+from minicpm_mlc.ops.formats.weights import SCHEMES
+
+gguf = pytest.importorskip("gguf", reason="writes and reads the files: pip install gguf")
+
+HIDDEN, WIDE, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
+SCALED = {
+    "embedding_scale": 12.0,
+    "residual_scale": 1.4 / LAYERS**0.5,
+    "logit_scale": HIDDEN / 32.0,
+}
+NUMBERED = sorted((kind, block) for kind, block in BLOCKS.items() if not isinstance(block, Floats))
+
+
+def blocks(block: Block, count: int = 40) -> np.ndarray:
+    """Random blocks whose f16 fields are plain numbers; Q8_0 without -128."""
+    rng = np.random.default_rng(block.nbytes)
+    raw = rng.integers(0, 256, (count, block.nbytes)).astype(np.uint8)
+    halves = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
+    for at in halves.get(block.name, [0]):
+        raw[:, at : at + 2] = rng.normal(0, 0.1, (count, 1)).astype("<f2").view(np.uint8)
+    if block.name == "Q8_0":
+        raw[:, 2:][raw[:, 2:] == 128] = 129
+    return raw
+
+
+@pytest.mark.parametrize(("kind", "block"), NUMBERED, ids=lambda value: getattr(value, "name", ""))
+def test_blocks_stand_for_the_numbers_of_the_gguf_package(kind, block):
+    raw = blocks(block)
+    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(kind))
+    assert np.array_equal(block.numbers(raw), expected)
+
+
+@pytest.mark.parametrize(("kind", "block"), NUMBERED, ids=lambda value: getattr(value, "name", ""))
+def test_carried_blocks_are_the_same_weights(kind, block):
+    raw = blocks(block)
+    for name in block.carriers:
+        scheme = SCHEMES[name]
+        carried = block.carried(raw, name)
+        parts = {key: part.reshape(len(raw), -1) for key, part in carried.items()}
+        assert np.array_equal(scheme.dequantize(parts), block.numbers(raw)), name
+        like = scheme.quantize(block.numbers(raw))
+        assert {key: part.dtype for key, part in parts.items()} == {
+            key: part.dtype for key, part in like.items()
+        }
+
+
+def test_the_lowest_byte_of_q8_0_is_not_carried():
+    raw = blocks(BLOCKS[8])
+    raw[3, 9] = 128
+    assert BLOCKS[8].carried(raw, "w8") is None
+
+
+def write_gguf(path: Path, arch: str = "llama", stored: str = "Q8_0", **changes: Any) -> Path:
+    """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`."""
+    keys = {
+        f"{arch}.block_count": LAYERS,
+        f"{arch}.context_length": 256,
+        f"{arch}.embedding_length": HIDDEN,
+        f"{arch}.feed_forward_length": WIDE,
+        f"{arch}.attention.head_count": HEADS,
+        f"{arch}.attention.head_count_kv": KV_HEADS,
+        f"{arch}.attention.layer_norm_rms_epsilon": np.float32(1e-5),
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+        **tokenizer_keys(byte_level(), "gpt2"),
+        "tokenizer.ggml.pre": "gpt-2",
+        **changes,
+    }
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in keys.items():
+        add_key(writer, key, value)
+    rng = np.random.default_rng(0)
+    for name, shape in shapes(len(keys["tokenizer.ggml.tokens"]), arch).items():
+        numbers = rng.normal(0, 0.1, shape).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, numbers)
+            continue
+        kind = gguf.GGMLQuantizationType[stored]
+        raw = gguf.quants.quantize(numbers, kind)
+        writer.add_tensor(name, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_key(writer: Any, key: str, value: Any) -> None:
+    match value:
+        case None:
+            pass
+        case bool():
+            writer.add_bool(key, value)
+        case str():
+            writer.add_string(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case list():
+            writer.add_array(key, value)
+        case _:
+            writer.add_float32(key, float(value))
+
+
+def shapes(vocab: int, arch: str) -> dict[str, tuple[int, ...]]:
+    head = HIDDEN // HEADS
+    layer = {
+        "attn_norm": (HIDDEN,),
+        "attn_q": (HIDDEN, HIDDEN),
+        "attn_k": (KV_HEADS * head, HIDDEN),
+        "attn_v": (KV_HEADS * head, HIDDEN),
+        "attn_output": (HIDDEN, HIDDEN),
+        "ffn_norm": (HIDDEN,),
+        "ffn_gate": (WIDE, HIDDEN),
+        "ffn_up": (WIDE, HIDDEN),
+        "ffn_down": (HIDDEN, WIDE),
+    }
+    if arch == "qwen3":
+        layer |= {"attn_q_norm": (head,), "attn_k_norm": (head,)}
+    whole = {"token_embd.weight": (vocab, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    return whole | {
+        f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()
+    }
+
+
+def tokenizer_keys(tokenizer: Tokenizer, model: str) -> dict[str, Any]:
+    """A tokenizer as llama.cpp's converter writes it; scores are the ranks of merges."""
+    vocab = tokenizer.get_vocab()
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token.content: token.special for token in added.values()}
+    kinds = [1 if token not in special else 3 if special[token] else 4 for token in tokens]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return {
+        "tokenizer.ggml.model": model,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.bos_token_id": vocab["<s>"],
+        "tokenizer.ggml.eos_token_id": vocab["</s>"],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def rebuilt(path: Path) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(open_gguf(path).files.object("tokenizer.json")))
+
+
+def test_rows_of_q_and_k_come_back_in_their_published_order(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", stored="F16")
+    weights = open_gguf(path).weights
+    stored = GgufFile(path).raw("blk.1.attn_k.weight").view("<f2").astype(np.float32)
+    head = HIDDEN // HEADS
+    expected = stored.reshape(KV_HEADS, head // 2, 2, HIDDEN).swapaxes(1, 2).reshape(-1, HIDDEN)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    assert np.array_equal(weights.rows(name), expected)
+    assert np.array_equal(weights.rows(name, 5, 9), expected[5:9])
+    values = GgufFile(path).raw("blk.1.attn_v.weight").view("<f2")
+    assert np.array_equal(weights.rows("model.layers.1.self_attn.v_proj.weight"), values)
+
+
+def test_qwen3_has_its_rows_in_their_published_order_and_norms_per_head(tmp_path):
+    sizes = {"qwen3.attention.key_length": HIDDEN // HEADS, "tokenizer.ggml.pre": "qwen2"}
+    path = write_gguf(tmp_path / "m.gguf", "qwen3", "F16", **sizes)
+    opened = open_gguf(path)
+    assert (opened.config.model_type, opened.config.head_dim) == ("qwen3", HIDDEN // HEADS)
+    stored = GgufFile(path).raw("blk.0.attn_q.weight").view("<f2")
+    assert np.array_equal(opened.weights.rows("model.layers.0.self_attn.q_proj.weight"), stored)
+    norm = GgufFile(path).raw("blk.0.attn_k_norm.weight").view("<f4")[0]
+    assert np.array_equal(opened.weights.rows("model.layers.0.self_attn.k_norm.weight"), norm)
+
+
+def test_minicpm_scalings_are_the_published_decimals(tmp_path):
+    scaled: dict[str, Any] = {f"minicpm.{key}": np.float32(value) for key, value in SCALED.items()}
+    opened = open_gguf(write_gguf(tmp_path / "m.gguf", "minicpm", **scaled))
+    config = opened.config
+    assert (config.scale_emb, config.scale_depth, config.dim_model_base) == (12, 1.4, 32)
+    assert config.rms_norm_eps == 1e-5 and opened.notes == []
+    old = open_gguf(write_gguf(tmp_path / "old.gguf", "minicpm"))
+    assert (old.config.scale_emb, old.config.dim_model_base) == (12, 256)
+    assert len(old.notes) == 3 and "has no minicpm.logit_scale" in old.notes[2]
+
+
+def test_a_byte_level_tokenizer_gives_the_same_ids(tmp_path):
+    original, tokenizer = byte_level(), rebuilt(write_gguf(tmp_path / "m.gguf"))
+    text = "hello  world's 你好 \r\n\t é <think>x</think> 123 <s>"
+    assert tokenizer.encode(text).ids == original.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer.encode(text).ids) == original.decode(
+        original.encode(text, add_special_tokens=False).ids
+    )
+
+
+def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
+    original = sentencepiece()
+    keys = tokenizer_keys(original, "llama")
+    tokens = keys["tokenizer.ggml.tokens"]
+    ranks = ["".join(merge.split(" ")) for merge in keys.pop("tokenizer.ggml.merges")]
+    kinds = [6 if token.startswith("<0x") else 1 for token in tokens]
+    for number, kind in enumerate(keys["tokenizer.ggml.token_type"]):
+        kinds[number] = kind if kind != 1 else kinds[number]
+    kinds[0] = 2
+    keys |= {
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.scores": [
+            -float(ranks.index(t)) if t in ranks else -1000.0 - i for i, t in enumerate(tokens)
+        ],
+    }
+    tokenizer = rebuilt(write_gguf(tmp_path / "m.gguf", **keys))
+    for text in ("hello world", " hello", "你好 é\n😀", "hell<|im_end|>o"):
+        assert tokenizer.encode(text).ids == original.encode(text, add_special_tokens=False).ids
+    keys["tokenizer.ggml.scores"] = [-1000.0] * len(tokens)
+    with pytest.raises(CheckpointError, match=r"have no scores.*tokenizer\.json"):
+        open_gguf(write_gguf(tmp_path / "flat.gguf", **keys))
+
+
+def test_merges_of_scored_pieces_are_those_of_the_notes():
+    pieces = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "bc", "abc"]
+    scores = np.array([0, 0, 0, -4, -5, -6, 0, -1, -2], np.float32)
+    expected = [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]]
+    assert merges_of(pieces, scores) == expected
+
+
+def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
+    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
+        path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
+        result = compile_model(path, dry_run=True)
+        assert result.out == f"tiny-{scheme}-cpu" and result.notes == []
+    [note] = compile_model(path.with_name("tiny-Q8_0.gguf"), scheme="w4", dry_run=True).notes
+    assert "15 tensors of Q8_0 are quantised again, to w4: relative error" in note
+    assert find_gguf(tmp_path / "none") is None
+    with pytest.raises(CheckpointError, match="several GGUF files"):
+        find_gguf(tmp_path)
+    assert describe(str(path))["kind"] == "GGUF file"
+
+
+REFUSED = {
+    "general.architecture": {"arch": "gemma"},
+    "tokenizer.ggml.pre is 'other'": {"tokenizer.ggml.pre": "other"},
+    "is one part of a split file": {"split.count": 2},
+    "llama.expert_count is 4": {"llama.expert_count": 4},
+    "rope_type is": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2},
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_other_models_are_refused_by_name(tmp_path, wrong):
+    path = write_gguf(tmp_path / "m.gguf", **REFUSED[wrong])
+    with pytest.raises((CheckpointError, ConfigError), match=wrong):
+        open_gguf(path)
+
+
+def put(form: str, at: int, value: int) -> Callable[[bytearray], None]:
+    return lambda data: struct.pack_into(form, data, at, value)
+
+
+def header(*tensor: int) -> bytes:
+    """A file with one tensor "t" of these rank, sizes, type and offset, and no keys."""
+    rank, *sizes, kind, offset = tensor
+    head = struct.pack(f"<IQQQ1sI{len(sizes)}QIQ", 3, 1, 0, 1, b"t", rank, *sizes, kind, offset)
+    return b"GGUF" + head + bytes(128)
+
+
+DAMAGED = {
+    "expected b'GGUF'": b"PK\3\4" + bytes(60),
+    "version 1,": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
+    "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "counts 18,446": b"GGUF" + struct.pack("<IQQ", 3, 2**64 - 1, 0) + bytes(64),
+    "has 9 sizes": header(9, 1, 0, 0),
+    "expected rows of whole Q4_0": header(1, 33, 2, 0),
+    "sizes \\[9223372036854775808": header(2, 1 << 63, 2, 0, 0),
+    "stored as IQ4_XS": header(1, 256, 23, 0),
+    "no multiple of 32": header(1, 8, 0, 4),
+    "is cut off: it has": header(2, 1 << 40, 1 << 40, 0, 0),
+    "is cut off: the version": b"GGUF",
+}
+
+
+@pytest.mark.parametrize("wrong", DAMAGED)
+def test_damaged_files_are_refused(tmp_path, wrong):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(DAMAGED[wrong])
+    with pytest.raises(CheckpointError, match=wrong):
+        GgufFile(path)
+
+
+def test_any_cut_and_any_changed_byte_is_an_error_or_a_whole_file(tmp_path):
+    scaled: dict[str, Any] = {f"minicpm.{key}": np.float32(v) for key, v in SCALED.items()}
+    whole = write_gguf(tmp_path / "m.gguf", "minicpm", **scaled).read_bytes()
+    path, rng = tmp_path / "damaged.gguf", np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole[: rng.integers(0, 9000)] if rng.random() < 0.2 else whole)
+        for at in rng.integers(0, max(1, min(len(data), 2000)), 2):
+            data[at : at + 1] = rng.bytes(1)
+        path.write_bytes(data)
+        try:
+            open_gguf(path).files.check()
+        except MiniCPMError as error:
+            assert str(path) in str(error) or "config.json" in str(error)
