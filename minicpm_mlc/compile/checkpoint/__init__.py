@@ -30,6 +30,7 @@ __all__ = [
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 class Checkpoint(Protocol):
@@ -156,8 +157,13 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _is_file_name(name: object) -> bool:
-    # a path could lead out of the folder
-    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
+    # a path could lead out of the folder; no system has longer names
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and not set(name) & set("/\\\0")
+        and len(name.encode(errors="replace")) <= LONGEST_NAME
+    )
 
 
 def check_tensors(
