@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +21,8 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
+from minicpm_mlc.compile.calibrate.layers import Calibration
+from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.companions import add_companions
 from minicpm_mlc.compile.compilation import Compilation
@@ -30,6 +34,7 @@ from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, cho
 from minicpm_mlc.compile.model.registry import read_config_folder, with_context
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.ops.formats.weights.base import Parts
 from minicpm_mlc.targets import get_target
 
 if TYPE_CHECKING:
@@ -82,6 +87,7 @@ def compile_model(
     draft: str | Path | None = None,
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
+    calibrate: Sequence[str | Path] | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -96,7 +102,9 @@ def compile_model(
     stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8; f16 by
     default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
-    proposes.
+    proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
+    (compile/calibrate); none of them means the texts that are shipped. A run that was killed goes
+    on where it was.
     """
     opened = _open(source, random_weights)
     head = _open_draft(draft, opened.config, frspec)
@@ -113,7 +121,9 @@ def compile_model(
     if not dry_run:
         needed = result.weights + LIBRARY_BYTES
         with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-            _write(bundle, compilation, opened, head, progress)
+            rounded = _calibrated(compilation, opened, calibrate, path, progress)
+            _write(bundle, compilation, opened, head, rounded, progress)
+        shutil.rmtree(_progress_folder(path), ignore_errors=True)
     return result
 
 
@@ -135,6 +145,7 @@ def _write(
     compilation: Compilation,
     opened: _Opened,
     head: DraftHead | None,
+    rounded: Mapping[str, Parts],
     progress: Progress,
 ) -> None:
     """Everything that is in a bundle. The library is built first, as it tells whether it takes what
@@ -142,7 +153,7 @@ def _write(
     """
     program = compilation.program()
     weights = opened.with_head(head)
-    names = convert(compilation.params, weights, bundle, progress=progress)
+    names = convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     progress("library", 0, 1)
     _add_library(bundle, program, compilation.manifest)
     progress("library", 1, 1)
@@ -150,6 +161,32 @@ def _write(
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
     bundle.finish(replace(compilation.manifest, params=names))
+
+
+def _calibrated(
+    compilation: Compilation,
+    opened: _Opened,
+    texts: Sequence[str | Path] | None,
+    path: Path,
+    progress: Progress,
+) -> Mapping[str, Parts]:
+    """The linears rounded on these texts; nothing without any."""
+    if texts is None:
+        return {}
+    sequences = calibration_sequences(opened.folder, opened.config, [Path(t) for t in texts])
+    calibration = Calibration(
+        compilation.config,
+        compilation.precision,
+        opened.weights,
+        sequences,
+        _progress_folder(path),
+    )
+    return calibration.run(progress)
+
+
+def _progress_folder(path: Path) -> Path:
+    """What a calibration for this bundle keeps until the bundle is written."""
+    return path.absolute().with_name(f".{path.name}.calibration")
 
 
 def _open(source: str | Path, random_weights: bool) -> _Opened:
