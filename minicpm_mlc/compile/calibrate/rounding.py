@@ -19,7 +19,7 @@ import numpy as np
 from minicpm_mlc.ops.formats.weights.base import Parts
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
-DAMPING = 0.01  # of every channel's own moment: what the calibration text didn't show
+DAMPING = 0.05  # of every channel's own moment: what the calibration text didn't show
 ROWS = 4096  # rounded at a time
 SWEEPS = 2
 BLOCK = 32  # columns whose errors are passed on together
@@ -80,8 +80,8 @@ class _Rows:
         for _ in range(SWEEPS):
             self._sweep()
         others = {
-            name: np.stack([fitted[name] for fitted in self.fitted], axis=1)
-            for name in self.fitted[0]
+            tensor.name: np.stack([fitted[tensor.name] for fitted in self.fitted], axis=1)
+            for tensor in self.scheme.group_tensors
         }
         values = self.scheme.stored(np.ascontiguousarray(self.numbers.T))
         return {"weight": values} | others, np.ascontiguousarray((self.weights - self.errors).T)

@@ -86,7 +86,8 @@ class GroupScheme(Scheme):
         if not all(np.isfinite(part).all() for part in fitted.values()):
             raise too_large(weights, self.name, name)
         values = np.ascontiguousarray(values.T).reshape(weights.shape)
-        return {"weight": values} | {key: part.reshape(rows, -1) for key, part in fitted.items()}
+        others = {t.name: fitted[t.name].reshape(rows, -1) for t in self.group_tensors}
+        return {"weight": values} | others
 
     def require_whole_groups(self, columns: int, name: str) -> None:
         """Raises CompileError for a tensor whose columns are no multiple of the group."""
