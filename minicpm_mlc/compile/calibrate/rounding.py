@@ -19,7 +19,7 @@ import numpy as np
 from minicpm_mlc.ops.formats.weights.base import Parts
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
-DAMPING = 0.05  # of every channel's own moment: what the calibration text didn't show
+DAMPING = 0.2  # of every channel's own moment: what the calibration text didn't show
 ROWS = 4096  # rounded at a time
 SWEEPS = 2
 BLOCK = 32  # columns whose errors are passed on together
