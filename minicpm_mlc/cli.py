@@ -10,18 +10,24 @@ import click
 
 from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
+from minicpm_mlc.base.streams import json_text, say
+from minicpm_mlc.base.text import decode_text
 from minicpm_mlc.cli_options import (
     ATTENTION,
+    KEY_FILE_HELP,
+    KEY_HELP,
     KV,
     SCHEMES,
     SPECULATE,
     Commands,
     Numbers,
     Source,
+    debugging,
     drafting_options,
     example,
     remote_machine,
     rpc_options,
+    trust_options,
 )
 
 
@@ -129,14 +135,15 @@ def compile_command(
             calibrate=[text for text in calibrate if text] if calibrate else None,
             overwrite=force,
             progress=report,
+            say=lambda note: click.echo(f"note: {note}", err=True),
             **options,
         )
-    click.echo(result.json() if as_json else result.plain())
+    say(result.json() if as_json else result.plain())
 
 
 @main.command(**example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
-@click.option("--prompt", help="Answer this and leave. Piped text is answered the same way.")
+@click.option("--prompt", help="Answer this and leave. Piped text goes before it.")
 @click.option("--system", help="System prompt.")
 @click.option(
     "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
@@ -159,7 +166,9 @@ def compile_command(
 @click.option("--frequency-penalty", type=float, help="0 is none.")
 @click.option("--seed", type=int, help="Same seed, same text.")
 @click.option(
-    "--stop", multiple=True, help="Text that ends the answer; may be given more than once."
+    "--stop",
+    multiple=True,
+    help="Text that ends the answer, not the thinking; may be given more than once.",
 )
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
 @click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
@@ -175,6 +184,7 @@ def compile_command(
 )
 @drafting_options
 @rpc_options
+@trust_options
 @click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
 @click.option(
     "--show-blocks",
@@ -200,6 +210,7 @@ def chat(
     draft_model: str | None,
     rpc: str | None,
     key: str | None,
+    key_file: str | None,
     hide_thinking: bool,
     show_blocks: bool,
     as_json: bool,
@@ -208,8 +219,9 @@ def chat(
 ) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
-    The answer to one question (--prompt, or piped text) goes to standard output, its thinking to
-    standard error.
+    --prompt, or text from a pipe, is one question; both together are one message, the piped text
+    first (start with < /dev/null where nothing is piped in). The answer goes to standard output,
+    its thinking to standard error.
     """
     from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
@@ -223,10 +235,11 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    with Engine(bundle, remote=remote_machine(rpc, key, bundle, draft_model), **opened) as engine:
+    remote = remote_machine(rpc, key, key_file, bundle, draft_model)
+    with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
-            talk(engine, options=given, **shared)
+            talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
         else:
             answer_once(
                 engine, question, options=given, as_json=as_json, with_stats=stats, **shared
@@ -307,6 +320,7 @@ def inspect(source: str, as_json: bool) -> None:
     "--record", type=click.Path(), help="With --prompt-file and a drafter: write what was accepted."
 )
 @rpc_options
+@trust_options
 @click.option("--json", "form", flag_value="json", help="Print one JSON object.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
 @click.pass_context
@@ -329,8 +343,9 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     else:
         from minicpm_mlc.bench.decode import bench_bundle as measure
 
-        options["remote"] = remote_machine(options.pop("rpc"), options.pop("key"), options["path"])
-    click.echo(getattr(measure(**options), form or "plain")())
+        place = [options.pop(name) for name in ("rpc", "key", "key_file")]
+        options["remote"] = remote_machine(*place, options["path"])
+    say(getattr(measure(**options), form or "plain")())
 
 
 @main.command(**example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))
@@ -341,45 +356,71 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
     help="The --json report of another device, whose tokens this one must give.",
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option(
+    "--files-only",
+    is_flag=True,
+    help="Run nothing: hold every file against the manifest, nothing else.",
+)
 @rpc_options
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle: str, rpc: str | None, key: str | None, as_json: bool, **options: Any) -> None:
+def verify(
+    bundle: str,
+    rpc: str | None,
+    key: str | None,
+    key_file: str | None,
+    files_only: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Check every kernel of BUNDLE on its device against exact answers stored in it, and a short
     generation.
 
-    Status 1 and the operator's name if one is wrong.
+    Status 1 and the operator's name if one is wrong. This runs the bundle, and tells nothing about
+    its maker.
     """
     from minicpm_mlc.base.progress import show_progress
+
+    if files_only:
+        from minicpm_mlc.runtime_py.verify_files import verify_files
+
+        if rpc or options["expect"]:
+            raise click.UsageError("--files-only runs nothing: leave out --rpc and --expect.")
+        files = verify_files(bundle)
+        say(files.json() if as_json else files.plain())
+        return
     from minicpm_mlc.runtime_py.verify import verify_bundle
 
-    remote = remote_machine(rpc, key, bundle)
+    remote = remote_machine(rpc, key, key_file, bundle)
     with show_progress() as report:
         result = verify_bundle(bundle, remote=remote, progress=report, **options)
-    click.echo(result.json() if as_json else result.plain())
+    say(result.json() if as_json else result.plain())
     result.raise_if_failed()
 
 
-@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key SECRET"))
+@main.command("rpc-server", **example("minicpm-mlc rpc-server --host 0.0.0.0 --key-file ~/rpc-key"))
 @click.option(
     "--host",
     default="127.0.0.1",
     help="Address to listen at; others than this machine reach it at 0.0.0.0.",
 )
 @click.option("--port", default=9090, help="0 is any free one.")
-@click.option("--key", help="What clients must give.  [default: a random one, printed]")
+@click.option("--key", help=f"{KEY_HELP}.  [default: a random one, printed]")
+@click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP)
 @click.option(
     "--folder",
     type=click.Path(),
     help="Where uploaded bundles are kept.  [default: in the user's cache]",
 )
-def rpc_server(**options: Any) -> None:
+def rpc_server(key: str | None, key_file: str | None, **options: Any) -> None:
     """Let other machines run bundles here, with chat, bench and verify --rpc.
 
     Who knows the key can run any code here; nothing is encrypted.
     """
+    from minicpm_mlc.runtime_py.rpc.key import given_key
     from minicpm_mlc.runtime_py.rpc.server import run_server
 
-    run_server(say=click.echo, **options)
+    run_server(say=say, key=given_key(key, key_file), **options)
 
 
 @main.command(
@@ -408,7 +449,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 
     with show_progress() as report:
         result = package_bundle(bundle, platform, out, report)
-    click.echo(result)
+    say(str(result))
 
 
 @main.command(
@@ -417,7 +458,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 @click.argument("bundle", type=click.Path())
 @click.option(
     "--prompt-file",
-    type=click.File(encoding="utf-8"),
+    type=click.File("rb"),
     required=True,
     help="The message: document and question.",
 )
@@ -428,6 +469,7 @@ def package(bundle: str, platform: str, out: str | None) -> None:
 )
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
+@trust_options
 def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
     """Show which blocks of a document each answer token of BUNDLE read, as one HTML page.
 
@@ -437,10 +479,11 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     from minicpm_mlc.inspect.trace_page import as_html, write_page
     from minicpm_mlc.runtime_py.engine import Engine
 
+    question = {"role": "user", "content": decode_text(prompt_file.read())}
     with Engine(bundle, **options) as engine:
-        result = record(engine, [{"role": "user", "content": prompt_file.read()}], max_tokens)
+        result = record(engine, [question], max_tokens)
     write_page(out, as_html(result))
-    click.echo(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
+    say(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
 
 FRSPEC = example(
@@ -448,7 +491,7 @@ FRSPEC = example(
 )
 
 
-@main.group(**FRSPEC)
+@main.group(cls=Commands, **FRSPEC)
 def frspec() -> None:
     """Lists of the most frequent tokens, for a faster draft head."""
 
@@ -496,6 +539,4 @@ def devices(as_json: bool) -> None:
 
 
 def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:
-    import json
-
-    click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else as_text(report))
+    say(json_text(report, indent=1) if as_json else as_text(report))

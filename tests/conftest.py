@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ LAYERS = [
 VALIDATED = any((folder / "VkLayer_khronos_validation.json").exists() for folder in LAYERS)
 if VALIDATED:  # before any test opens a Vulkan driver
     os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder of the session, where the bundles that it compiles are trusted."""
+    os.environ["XDG_STATE_HOME"] = str(shared_folder(tmp_path_factory) / "state")
+    return Path(os.environ["XDG_STATE_HOME"])
+
+
+@contextmanager
+def trusted_by_all(state: Path) -> Iterator[None]:
+    """Around a compilation for the whole session, whatever the test that asked set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(state))
+        yield
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
@@ -58,7 +74,9 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBundle]:
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, state_home: Path
+) -> Callable[..., TinyBundle]:
     """tiny_bundle(preset, scheme="f32", **config overrides), shared by all tests that ask for the
     same.
     """
@@ -73,7 +91,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyB
             checkpoint, config = tmp_path_factory.mktemp("tiny"), tiny_config(preset, **overrides)
             weights = write_checkpoint(checkpoint, config, dtype="f32")
             bundle = shared / f"bundle-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
-            with FileLock(f"{bundle}.lock"):
+            with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
                 if not bundle.exists():
                     compile_model(checkpoint, bundle, scheme=scheme, prefill_chunk=2048)
             built[key] = TinyBundle(bundle, checkpoint, config, weights)
@@ -86,12 +104,12 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory, state_home: Path) -> Path:
     """The demo model in w4 with its EAGLE-3 head."""
     from minicpm_mlc.compile import compile_model
 
     bundle = shared_folder(tmp_path_factory) / "demo-bundle"
-    with FileLock(f"{bundle}.lock"):
+    with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
         if not bundle.exists():
             compile_model(
                 DEMO / "MiniCPM4.1-demo",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_tokenizers
+from tokenizers import processors
 
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.state import StateEntry
@@ -19,6 +20,9 @@ from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.outputs import Outputs
 
 TOKENIZER = tiny_tokenizers.sentencepiece()
+TOKENIZER.post_processor = processors.TemplateProcessing(
+    single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+)
 VOCAB = TOKENIZER.get_vocab_size() + 3
 EOS = 4  # <|im_end|>
 PAGE = 4
@@ -150,7 +154,15 @@ def manifest(**changes: Any) -> Manifest:
         "target": {"device": "cpu"},
         "tvm": "",
         "params": [],
-        "model": {"num_layers": 1, "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_ids": [2]},
+        "model": {
+            "num_layers": 1,
+            "vocab_size": VOCAB,
+            "bos_token_id": 1,
+            "eos_token_ids": [2],
+            "rope_factors": [1.0],
+            "tie_word_embeddings": True,
+            "sparse": None,
+        },
         "kv_dtype": "float32",
         "state": [],
         "page_size": PAGE,

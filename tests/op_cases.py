@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from minicpm_mlc.bench import timing
 from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.gpu.traits import GpuTraits
@@ -28,12 +29,11 @@ def compiled(func: tvm.tirx.PrimFunc) -> Callable[..., None]:
     """A call on NumPy arrays, outputs included; arrays are copied in, and every one is copied
     back.
     """
-    target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target)
+    run = timing.compiled(func)
 
     def call(*arrays: np.ndarray) -> None:
         tensors = [tvm.runtime.tensor(array) for array in arrays]
-        module["main"](*tensors)
+        run(*tensors)
         for array, tensor in zip(arrays, tensors, strict=True):
             array[...] = tensor.numpy()
 

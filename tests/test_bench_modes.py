@@ -136,4 +136,8 @@ def test_without_a_depth_a_measurement_takes_its_own(
 
 def test_every_option_of_bench_belongs_to_a_measurement() -> None:
     known = {name for mode, names in MODES.items() for name in (mode, *names)}
-    assert {param.name for param in main.commands["bench"].params} <= known | {"form"}
+    assert {param.name for param in main.commands["bench"].params} <= known | {
+        "form",
+        "sha256",
+        "trust",
+    }

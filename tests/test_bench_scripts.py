@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from fake_library import manifest
 
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 
@@ -32,7 +34,9 @@ def test_options_out_of_range_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, options: str, message: str
 ) -> None:
     target = {"device": "cpu", "triple": "", "cpu": "", "features": []}
-    (tmp_path / "manifest.json").write_bytes(manifest(target=target).to_bytes())
+    files = {"model.so": {"bytes": 0, "sha256": "0" * 64}}
+    made = manifest(target=target, page_size=PAGE_SIZE, files=files)
+    (tmp_path / "manifest.json").write_bytes(made.to_bytes())
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path), *options.split()])
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         importlib.import_module(script).main()

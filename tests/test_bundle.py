@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import BundleError, CompileError
+from minicpm_mlc.base.partial import hold
 from minicpm_mlc.bundle.host import Host, missing_features, this_host
 from minicpm_mlc.bundle.manifest import Bundle, Manifest, read_bundle
 from minicpm_mlc.bundle.params import load_params
@@ -40,6 +41,9 @@ MANIFEST = Manifest(
         "vocab_size": 100,
         "bos_token_id": 1,
         "eos_token_ids": [2, 90],
+        "rope_factors": [1.0],
+        "tie_word_embeddings": True,
+        "sparse": None,
     },
     kv_dtype="float16",
     state=[
@@ -220,12 +224,15 @@ def test_an_empty_folder_may_become_the_bundle(place):
     read(write(place / "b"))
 
 
-def test_leftovers_of_dead_runs_are_removed_and_those_of_living_ones_kept(place, monkeypatch):
+def test_leftovers_of_dead_runs_are_removed_and_those_of_living_ones_kept(place):
     for pid in (111, 222):
         (place / f".b.partial-{pid}").mkdir()
-    monkeypatch.setattr(bundle_module, "_alive", lambda pid: pid == 222)
+    living = hold(place / ".b.partial-222")
     write(place / "b")
     assert names(place) == [".b.partial-222", "b"]
+    living.close()
+    write(place / "b", overwrite=True)
+    assert names(place) == ["b"]
 
 
 # ---- refused with a sentence
@@ -250,11 +257,16 @@ def test_folders_that_are_not_bundles_are_refused_with_the_next_command(place):
 
 
 @pytest.mark.parametrize(
-    "change", [{"activations": "int8"}, {"weight_layout": "rows8"}, {"activations": "int4"}]
+    ("change", "field"),
+    [
+        ({"activations": "int8"}, "weight_layout"),
+        ({"weight_layout": "rows8"}, "weight_layout"),
+        ({"activations": "int4"}, "activations"),
+    ],
 )
-def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
+def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change, field):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
-    with pytest.raises(BundleError, match="damaged at 'weight_layout'"):
+    with pytest.raises(BundleError, match=f"damaged at '{field}'"):
         read(place / "b")
 
 
@@ -262,7 +274,7 @@ def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change):
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
     with pytest.raises(
-        BundleError, match="this minicpm-mlc reads format 1 and ABI 5; compile it again"
+        BundleError, match="this minicpm-mlc reads format 1 and ABI 6; compile it again"
     ):
         read(place / "b")
 
@@ -362,21 +374,23 @@ def test_a_truncated_or_missing_file_is_refused_even_without_hashing(place):
 
 def test_hashes_are_checked_once_and_again_after_a_change(place, monkeypatch):
     read(write(place / "b"))
+    hashed = []
     monkeypatch.setattr(
-        "minicpm_mlc.bundle.manifest._check_hashes", lambda _: pytest.fail("hashed again")
+        "minicpm_mlc.bundle.manifest._check_hashes", lambda _, names: hashed.extend(names)
     )
     read(place / "b")
+    assert hashed == ["model.so"]  # what runs is hashed each time
     monkeypatch.undo()
-    flip_byte(place / "b/model.so")
-    os.utime(place / "b/model.so", ns=(1, 1))
-    with pytest.raises(BundleError, match="is damaged"):
+    flip_byte(place / "b/tensor-cache.json")
+    os.utime(place / "b/tensor-cache.json", ns=(1, 1))
+    with pytest.raises(BundleError, match=r"tensor-cache\.json is damaged"):
         read(place / "b")
 
 
 def test_verify_always_sees_what_size_and_time_hide_and_never_does_not_look(place, cache):
     read(write(place / "b"))
-    stat = flip_byte(place / "b/model.so")
-    os.utime(place / "b/model.so", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    stat = flip_byte(place / "b/tensor-cache.json")
+    os.utime(place / "b/tensor-cache.json", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     read(place / "b", verify="auto")
     read(place / "b", verify="never")
     with pytest.raises(BundleError, match="is damaged"):
@@ -478,7 +492,7 @@ def test_mlc_chat_config_carries_limits_stop_tokens_and_chatml():
         MANIFEST,
         {"model_type": "minicpm", "pad_token_id": 2},
         {"temperature": 0.7},
-        None,
+        {},
         ["tokenizer.json"],
     )
     assert config["context_window_size"] == config["model_config"]["context_window_size"] == 4096

@@ -13,6 +13,7 @@ from checkpoints import tiny_config, write_checkpoint
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.calibrate import texts
 from minicpm_mlc.compile.calibrate.layers import Calibration, second_moments
@@ -170,11 +171,11 @@ def test_texts_that_can_not_be_read(tmp_path):
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B"))
     config = read_config_folder(tmp_path / "model")
     with pytest.raises(CompileError, match="can't be read as UTF-8"):
-        calibration_sequences(tmp_path / "model", config, [tmp_path / "nothing.txt"])
+        calibration_sequences(SmallFiles(tmp_path / "model"), config, [tmp_path / "nothing.txt"])
     short = tmp_path / "short.txt"
     short.write_text("too short")
     with pytest.raises(CompileError, match="expected at least 512"):
-        calibration_sequences(tmp_path / "model", config, [short])
+        calibration_sequences(SmallFiles(tmp_path / "model"), config, [short])
 
 
 def test_long_texts_are_cut_in_proportion(tmp_path, monkeypatch):
@@ -184,13 +185,13 @@ def test_long_texts_are_cut_in_proportion(tmp_path, monkeypatch):
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for file, letter, length in zip(files, "ab", (1500, 500), strict=True):
         file.write_text(letter * length)
-    stream = np.concatenate(calibration_sequences(tmp_path / "model", config, files))
+    stream = np.concatenate(calibration_sequences(SmallFiles(tmp_path / "model"), config, files))
     assert len(stream) == 999  # each text's first token is the space that the tokenizer adds
     assert (stream == stream[700]).sum() == 748 and (stream == stream[900]).sum() == 249
 
 
 def test_without_a_tokenizer_tokens_are_drawn():
     config = tiny_config("MiniCPM5-1B")
-    once, again = (calibration_sequences(None, config, []) for _ in range(2))
+    once, again = (calibration_sequences(SmallFiles(None), config, []) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert sum(map(len, once)) == texts.MOST

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
+from chat_templates import CHAT, DEEPSEEK
+from fake_engine import FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.runtime_py.chat.session import ChatSession
 from minicpm_mlc.runtime_py.chat.template import CHATML, ChatTemplate, control_tokens
+from minicpm_mlc.runtime_py.chat.thinking import as_history
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 THINKING = CHATML + "{% if enable_thinking is false %}{{ '" + EMPTY_BLOCK + "' }}{% endif %}"
@@ -167,6 +172,96 @@ def test_past_thinking_is_not_in_the_prompt() -> None:
 def test_prompt_says_when_the_template_opened_the_block() -> None:
     assert chat_template(CHATML + "{{ '<think>\n' }}").prompt(TOKENIZERS[0], ask("a")).thinking
     assert not chat_template().prompt(TOKENIZERS[0], ask("a")).thinking
+
+
+ANSWERS = [
+    "Keep this: </think> closes.",
+    "steps go in <think>x</think>, then the answer",
+    "`</think>` ends what `<think>` began",
+]
+
+
+def history(answer: str) -> list[dict[str, str]]:
+    return [*ask("q"), {"role": "assistant", "content": answer}, *ask("r")]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", [n for n in CHAT if n not in ("tokens", "python", "deepseek")])
+def test_case_24_literal_close_tag_keeps_the_history(name: str, answer: str) -> None:
+    text = chat_template(CHAT[name]).render(history(answer))
+    assert answer in text
+    assert chat_template(CHAT[name]).prompt(TOKENIZERS[0], history(answer)).text == text
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS, "<think> is a tag."])
+@pytest.mark.parametrize("source", [CHATML, DEEPSEEK])
+def test_case_24_what_a_session_showed_stays_whole(source: str, answer: str) -> None:
+    assert answer in chat_template(source).render(history(as_history(answer)))
+
+
+def test_case_24_messages_of_every_private_character_are_refused() -> None:
+    answer = "".join(map(chr, range(0xE000, 0xF900)))
+    assert answer in chat_template().render(history(answer))
+    with pytest.raises(TemplateError, match="every private character"):
+        chat_template().render(history(answer + " </think>"))
+
+
+def test_case_24_a_saved_session_keeps_its_answers(tmp_path: Path) -> None:
+    engine = FakeEngine(events=[("answer", "Keep this: </think>"), ("answer", " closes.")])
+    session = ChatSession(engine, lambda *_: None)  # type: ignore[arg-type]
+    session.ask("q")
+    session.handle(f"/save {tmp_path / 'chat.json'}")
+    session.handle("/reset")
+    session.handle(f"/load {tmp_path / 'chat.json'}")
+    for source in (CHATML, DEEPSEEK):
+        text = chat_template(source).render([*session.messages, *ask("r")])
+        assert "Keep this: </think> closes.<|im_end|>" in text
+
+
+def test_case_24_thinking_that_the_template_opened_is_cut() -> None:
+    said = history("secret\n</think>\n\nb")
+    text = chat_template(DEEPSEEK).render(said)
+    assert "secret" not in text and "<|Assistant|>b<|im_end|>" in text
+    assert "secret" in chat_template(CHATML).render(said)
+    opening = CHATML + "{% if enable_thinking %}<think>\n{% endif %}"
+    assert "secret" not in chat_template(opening).render(said, think=True)
+    assert "secret" in chat_template(opening).render(said, think=False)
+    marked = [*ask("q /think"), *said[1:]]
+    assert "secret" not in chat_template(opening).render(marked)
+
+
+def test_case_31_chatml_is_not_written_where_its_tokens_are_not(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    plain = Tokenizer(models.BPE({"a": 0, "<s>": 1}, []))
+    template = ChatTemplate.from_folder(tmp_path)
+    with pytest.raises(
+        TemplateError, match=r"no chat template.*use generate, or add chat_template"
+    ):
+        template.prompt(plain, ask("a"))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert ChatTemplate.from_folder(tmp_path).prompt(plain, ask("a")).ids == [0]
+    assert template.prompt(TOKENIZERS[0], ask("a")).ids
+
+
+def test_case_81_rendering_does_not_show_in_the_tokens_of_another_thread() -> None:
+    tokenizer = byte_level_tokenizer()
+    text = "a<|im_end|>b"
+    want = tokenizer.encode(text).ids
+    wrong = []
+    stop = threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            wrong.extend(i for i in [tokenizer.encode(text).ids] if i != want)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    template = chat_template()
+    for _ in range(100):
+        template.prompt(tokenizer, ask("what is <|im_end|>? " * 60))
+    stop.set()
+    thread.join()
+    assert not wrong
 
 
 @pytest.mark.parametrize(

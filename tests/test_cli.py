@@ -298,6 +298,7 @@ MANIFEST = Manifest(
     params=[],
     memory={"weights": 1000, "kv_per_token": 10, "activations": 1},
     tvm="0",
+    files={"model.so": {"bytes": 7, "sha256": "0" * 64}},
 )
 
 
@@ -374,12 +375,71 @@ def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def refusing(error: BaseException) -> Any:
     def refuse(*_: Any, **__: Any) -> None:
-        raise BundleError("B has ABI 9") from None
+        raise error
 
-    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refuse)
-    assert run("chat", "B", "--prompt", "Hi").stderr == "error: B has ABI 9\n"
-    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", lambda *_, **__: 1 / 0)
+    return refuse
+
+
+def test_a_bug_is_one_line_and_with_debug_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = minicpm_mlc.runtime_py.engine
+    monkeypatch.setattr(engine, "Engine", refusing(BundleError("B has ABI 9")))
+    assert run("chat", "B", "--prompt", "Hi", "--debug").stderr == "error: B has ABI 9\n"
+    monkeypatch.setattr(engine, "Engine", lambda *_, **__: 1 / 0)
+    result = run("chat", "B", "--prompt", "Hi")
+    assert result.exit_code == 1 and re.fullmatch(
+        r"error: ZeroDivisionError: division by zero \(cli\.py:\d+\); this is a bug in "
+        "minicpm-mlc: please report it with what the same command prints with --debug\n",
+        result.stderr,
+    )
     with pytest.raises(AssertionError, match="division by zero"):
-        run("chat", "B", "--prompt", "Hi")
+        run("chat", "B", "--prompt", "Hi", "--debug")
+
+
+def test_every_command_has_debug() -> None:
+    for verb in (*VERBS, "frspec build"):
+        assert verb == "frspec" or "--debug" in run(*verb.split(), "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), "memory is used up; close other programs"),
+        (RecursionError("maximum recursion depth"), "nested too deeply"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "convert it"),
+        (type("PanicException", (BaseException,), {})("from Rust"), "this is a bug"),
+    ],
+)
+def test_what_a_user_can_cause_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str
+) -> None:
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refusing(error))
+    result = run("chat", "B", "--prompt", "Hi")
+    assert result.exit_code == 1 and says in result.stderr and result.stderr.count("\n") == 1
+
+
+ESCAPES = "x\x1b]0;owned\x07\x1b[2J\x9b2J"
+
+
+def test_rob_15_an_error_drives_no_terminal_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = BundleError(f"{ESCAPES * 100_000}; compile it again")
+    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refusing(error))
+    shown = run("chat", "B", "--prompt", "Hi").stderr
+    assert shown.endswith("; compile it again\n") and len(shown) < 2100
+    assert all(char.isprintable() for char in shown.rstrip("\n"))
+
+
+def test_rob_15_inspect_shows_marks_and_cuts_names(tmp_path: Path) -> None:
+    for name in (ESCAPES, "x\nruns here yes", "n" * 100_000, "half \ud83d"):
+        odd = json.loads(MANIFEST.to_bytes()) | {"name": name, "scheme": name}
+        (tmp_path / "manifest.json").write_text(json.dumps(odd))
+        shown = run("inspect", str(tmp_path)).stdout
+        assert all(char.isprintable() for char in shown.replace("\n", "")) and len(shown) < 9000
+        assert "\nruns here yes" not in shown
+        assert json.loads(run("inspect", str(tmp_path), "--json").stdout)["name"] == name
+
+
+def test_piped_text_and_prompt_are_one_message(engine: FakeEngine) -> None:
+    assert run("chat", "B", "--prompt", "What is it?", input="a document\n").exit_code == 0
+    assert engine.calls[0][0][-1]["content"] == "a document\n\nWhat is it?"

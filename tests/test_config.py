@@ -19,6 +19,10 @@ from minicpm_mlc.ops.select_blocks import select_blocks_definition
 
 MINICPM = config_json(tiny_config("MiniCPM4-8B"))
 LLAMA = config_json(tiny_config("MiniCPM5-1B"))
+QWEN3 = {key: value for key, value in LLAMA.items() if not key.startswith("rope")} | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+}
 SPARSE = {
     "kernel_size": 32,
     "kernel_stride": 16,
@@ -359,3 +363,99 @@ def test_any_rope_value_gives_a_config_or_a_config_error(key, value):
         assert len(read_rope(**{key: value}).rope_factors) == 64
     except ConfigError as error:
         assert str(error)
+
+
+# ---- rope as transformers has it, whatever the model
+
+
+ROPES = [
+    {"factor": factor, "original_max_position_embeddings": original, "attention_factor": scale}
+    for factor in (None, 1.0, 1, 2.0, 4.0)
+    for original in (None, 32768, 65536)
+    for scale in (None, 1.0, 1.2)
+]
+
+
+@pytest.mark.parametrize("model_type", ["minicpm", "llama", "qwen3"])
+@pytest.mark.parametrize("longest", [32768, 65536])
+def test_longrope_means_the_same_for_every_model_and_what_it_means_to_transformers(
+    model_type, longest
+):
+    base = {"minicpm": MINICPM, "llama": LLAMA, "qwen3": QWEN3}[model_type]
+    factors = [1.0 + i / 8 for i in range(64)]
+    same = 0
+    for keys in ROPES:
+        rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+        rope |= {key: value for key, value in keys.items() if value is not None}
+        values = {"head_dim": 128, "max_position_embeddings": longest, "rope_theta": 1e4}
+        expected, scale = transformers_longrope(values | {"rope_parameters": rope})
+        try:
+            config = read(base, **values, rope_scaling=rope, rope_parameters=None)
+        except ConfigError as error:
+            assert "factor" in str(error)  # refused, never read otherwise
+            continue
+        same += 1
+        assert config.rope_attention_scale == pytest.approx(scale, rel=1e-12), rope
+        np.testing.assert_allclose(config.inv_freq, expected, rtol=1e-6)
+    assert same >= 12
+
+
+def transformers_longrope(values: dict) -> tuple[np.ndarray, float]:
+    """inv_freq and the scale of cos and sin."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(**values, num_attention_heads=16, hidden_size=2048)
+    inv_freq, scale = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu")
+    return inv_freq.numpy(), scale
+
+
+def test_longrope_of_factor_one_is_not_scaled_beyond_its_original_context():
+    rope = {**MINICPM["rope_scaling"], "factor": 1.0, "original_max_position_embeddings": 32768}
+    for base in (MINICPM, LLAMA):
+        config = read(base, max_position_embeddings=65536, rope_scaling=rope)
+        assert config.rope_attention_scale == 1.0
+
+
+def test_two_different_original_contexts_are_refused():
+    rope = {**MINICPM["rope_scaling"], "original_max_position_embeddings": 16384}
+    with pytest.raises(ConfigError, match=r"is 16384, expected 32768, as beside .*; keep one"):
+        read(rope_scaling=rope, original_max_position_embeddings=32768)
+
+
+# ---- tokens that begin and end a text
+
+
+def test_case_44_null_means_that_there_is_none():
+    config = read(LLAMA, bos_token_id=None, eos_token_id=None)
+    assert (config.bos_token_id, config.eos_token_ids) == (None, ())
+    assert ModelConfig.from_manifest(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "base, bos, eos", [("minicpm", 1, (2,)), ("llama", 1, (2,)), ("qwen3", None, ())]
+)
+def test_absent_tokens_are_those_of_the_published_class(base, bos, eos):
+    values = {"minicpm": MINICPM, "llama": LLAMA, "qwen3": QWEN3}[base]
+    values = {k: v for k, v in values.items() if k not in ("bos_token_id", "eos_token_id")}
+    config = read_config(values, "tiny")
+    assert (config.bos_token_id, config.eos_token_ids) == (bos, eos)
+
+
+# ---- the model's name
+
+
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("models--openbmb--MiniCPM4-0.5B/snapshots/5253c7f8a1b2", "MiniCPM4-0.5B"),
+        ("models--MiniCPM4-0.5B/snapshots/main", "MiniCPM4-0.5B"),
+        ("models/OpenBMB/MiniCPM4___1-8B", "MiniCPM4.1-8B"),
+        ("mine/snapshots/7", "7"),
+        ("checkpoints/MiniCPM4-8B", "MiniCPM4-8B"),
+    ],
+)
+def test_case_66_a_hub_caches_folder_is_named_after_its_model(tmp_path, folder, name):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.json").write_text(json.dumps(MINICPM))
+    assert read_config_folder(tmp_path / folder).name == name

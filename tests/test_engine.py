@@ -20,6 +20,7 @@ from fake_library import (
     token,
     use_fake_library,
 )
+from tokenizers import Tokenizer as RawTokenizer
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
@@ -460,6 +461,45 @@ def test_a_negative_think_budget_is_refused(build) -> None:
         build(template=CHATML).chat(QUESTION, max_think_tokens=-1)
 
 
+def in_turn(ids: list[int]) -> Callable[[list[int]], int]:
+    """Says these tokens, each after the one before it, then ends."""
+    after = dict(zip(ids, [*ids[1:], EOS], strict=True))
+    return lambda history: after.get(history[-1], ids[0])
+
+
+def test_case_38_think_tags_that_are_special_tokens_are_seen(build, tmp_path: Path) -> None:
+    raw = RawTokenizer.from_str(TOKENIZER.to_str())
+    raw.add_special_tokens(["<think>", "</think>"])
+    opened, closed = (raw.token_to_id(tag) for tag in ("<think>", "</think>"))
+    assert opened is not None and closed is not None
+    says = {opened: token("▁hello"), token("▁hello"): closed, closed: token("▁world")}
+    says[token("▁world")] = EOS
+
+    def say(history: list[int]) -> int:
+        return says.get(history[-1], token("▁world") if closed in history else opened)
+
+    engine = build(say, template=CHATML)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    question = [{"role": "user", "content": "a"}]
+    assert joined(engine.chat_events(question)) == {"thinking": "hello", "answer": "world"}
+    said = "<think> hello</think> world"
+    assert engine.chat(question) == said
+    assert engine.detokenize([opened, token("▁hello"), closed, token("▁world")]) == said
+    short = joined(engine.chat_events(question, max_think_tokens=0))
+    assert short == {"thinking": "", "answer": "world"}
+
+
+@pytest.mark.parametrize("stop", ["<|im_start|>", " world<|im_start|>"])
+def test_case_38_a_stop_string_may_name_a_special_token(build, stop: str) -> None:
+    says = [token("▁hello"), token("▁world"), token("<|im_start|>"), token("b")]
+    engine = build(in_turn(says), template=CHATML)
+    question = [{"role": "user", "content": "a"}]
+    assert engine.chat(question) == " hello worldb"
+    assert engine.chat(question, stop=stop) == " hello world".removesuffix(stop.partition("<")[0])
+    assert engine.stats.finish_reason == "stop"
+    assert engine.chat(question, stop=[stop + "c", "<|im_start|>c"]) == " hello worldb"
+
+
 def test_importing_the_package_or_the_engine_pulls_in_no_compiler() -> None:
     import subprocess
     import sys
@@ -470,3 +510,45 @@ def test_importing_the_package_or_the_engine_pulls_in_no_compiler() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Text from people
+
+
+@pytest.mark.parametrize("said", ["ok \ud83d bad", "\udce9", "caf\udcc3\udca9"])
+def test_case_04_half_a_character_becomes_a_mark(build, said: str) -> None:
+    engine = build(answers("hello!"), template=CHATML)
+    mark = said.encode("utf-8", "replace").decode().replace("?", "\ufffd")
+    assert engine.tokenize(said) == engine.tokenize(mark)
+    assert engine.chat([{"role": "user", "content": said}]) == "hello!"
+    assert (
+        engine.cached_tokens[: engine.stats.prompt_tokens]
+        == engine.template.prompt(engine.tokenizer.raw, [{"role": "user", "content": mark}]).ids
+    )
+    assert build().generate(said, max_tokens=1) == build().generate(mark, max_tokens=1)
+
+
+def test_case_04_two_halves_of_one_character_are_joined(build) -> None:
+    engine = build()
+    assert engine.tokenize("\ud83d" + "\ude00") == engine.tokenize("\U0001f600")
+
+
+@pytest.mark.parametrize("stop", ["STOP", "\n"])
+def test_case_40_a_stop_string_in_the_thinking_is_text(build, stop: str) -> None:
+    said = "<think>say STOP\nlater</think>\n\ndone\nSTOP more"
+    engine = build(answers(said), template=CHATML)
+    shown = joined(engine.chat_events(QUESTION, stop=[stop]))
+    assert shown["thinking"] == "say STOP\nlater" and shown["answer"].rstrip() == "done"
+    assert engine.stats.finish_reason == "stop"
+    assert engine.chat(QUESTION, stop=stop).startswith("<think>say STOP\nlater</think>\n\ndone")
+
+
+def test_case_40_in_text_without_a_template_stop_strings_are_looked_for_everywhere(build) -> None:
+    engine = build(lambda history: token("hello"))
+    assert engine.generate("<think>", stop="llo", max_tokens=3) == "he"
+
+
+def test_case_43_a_larger_context_is_advised_only_where_there_is_one(build) -> None:
+    for context, advice in ((50, "--context, up to 200"), (None, "shorten the prompt$")):
+        with pytest.raises(ContextError, match=advice):
+            build(context=context).generate([FIRST_WORD] * 201)

@@ -22,7 +22,14 @@ from minicpm_mlc.base.errors import CheckpointError, CompileError, MiniCPMError
 from minicpm_mlc.bench import draft_speed
 from minicpm_mlc.cli import main
 from minicpm_mlc.compile.frspec import read_list, write_list
-from minicpm_mlc.inspect.frspec_build import BATCH, Frequencies, as_text, build_list, count_tokens
+from minicpm_mlc.inspect.frspec_build import (
+    BATCH,
+    Frequencies,
+    as_text,
+    build_list,
+    count_tokens,
+    read_lines,
+)
 
 VOCAB = 1000
 IDS = [7, 3, 999, 0, 42]
@@ -183,6 +190,22 @@ def test_whole_files_are_held_out_where_there_are_enough(tmp_path, model):
     )  # the word mark
 
 
+@pytest.mark.parametrize(
+    ("data", "tokens"),
+    [
+        ("aaa \xe9 aaaaaaaaaaaaa\n".encode("latin-1"), True),
+        (("你好" * 9).encode("gbk"), False),
+        ("a\n".encode("utf-16"), True),
+        (b"a\0b", False),
+    ],
+)
+def test_text_in_another_encoding_counts_where_most_of_it_can_be_read(
+    tmp_path: Path, data: bytes, tokens: bool
+) -> None:
+    (tmp_path / "text.txt").write_bytes(data)
+    assert bool(list(read_lines([tmp_path]))) == tokens
+
+
 def build(tmp_path: Path, text: str, source: Path, *more: str) -> Result:
     (tmp_path / "text.txt").write_text(text)
     options = [
@@ -263,7 +286,7 @@ def test_a_missing_tokenizer_is_told_with_what_to_give(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage, message", [(b"{", "can't be read"), (None, "ids beyond vocab_size 323")]
+    "damage, message", [(b"{", r"tokenizer\.json is not JSON"), (None, "ids beyond vocab_size 323")]
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, model, damage, message):
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B", num_layers=1))

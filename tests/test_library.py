@@ -14,6 +14,7 @@ from minicpm_mlc.base.errors import DeviceError, EngineError
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
 
 TOKENS = [5, 6, 7]
@@ -107,6 +108,7 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
     memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
     memory.name = "GPU"
     library.memory, library.threads, library._params = memory, 1, None
+    library._files = MappedFiles([])
     library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):
         library.run("decode", (), Pools(None, 0))

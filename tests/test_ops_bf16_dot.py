@@ -16,6 +16,7 @@ from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_bits, bfloat16_numbers
 from minicpm_mlc.ops.formats.kv import BF16, F16, KVFormat
 from minicpm_mlc.targets.cpu import BF16_DOT, CpuTarget
+from minicpm_mlc.targets.lowering import cpu_pipeline
 
 NAN = 0x7FC0
 HEADS = [(32, 2, 128), (16, 2, 64), (6, 2, 64)]  # groups of 16, 8 and 3
@@ -117,8 +118,9 @@ def test_the_instruction_is_used_where_the_processor_and_the_cache_have_bfloat16
     kernel: Any = build(AttendDecode(4, 2, 64, kv), target.traits).with_attr(
         "global_symbol", "main"
     )
-    assembly = tvm.compile(tvm.IRModule({"main": kernel}), target.tvm_target()).mod.inspect_source(
-        "asm"
+    built = tvm.compile(
+        tvm.IRModule({"main": kernel}), target.tvm_target(), tir_pipeline=cpu_pipeline()
     )
+    assembly = built.mod.inspect_source("asm")
     assert ("vdpbf16ps" in assembly) == (there and kv is BF16)
     assert ("vcvtneps2bf16" in assembly) == (there and kv is BF16)

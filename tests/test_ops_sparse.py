@@ -32,6 +32,7 @@ from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.segment_means import SegmentMeans
 from minicpm_mlc.ops.select_blocks import SelectBlocks, select_blocks_definition
 from minicpm_mlc.ops.sparse_attention import Budget, sparse_attention_definition
+from minicpm_mlc.targets.lowering import cpu_pipeline
 
 SHORT = [1, 64, 127, 130]  # tokens
 BEYOND = [
@@ -267,7 +268,9 @@ def test_relax_runs_the_four_kernels_and_updates_the_means_in_place():
     methods: Any = {"forward": {**shapes, "$": {"param_mode": "none", "effect_mode": "none"}}}
     module = SparseLayer(family).export_tvm(methods)[0]
     target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    executable = tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(PASSES))
+    executable = tvm.compile(
+        module, target, relax_pipeline=tvm.transform.Sequential(PASSES), tir_pipeline=cpu_pipeline()
+    )
     tensors = [tvm.runtime.tensor(array) for array in (*arrays, before)]
     attended = relax.VirtualMachine(executable, tvm.cpu())["forward"](*tensors)[0].numpy()
     np.testing.assert_allclose(tensors[-1].numpy(), sequence.k_means, rtol=1e-5, atol=1e-6)

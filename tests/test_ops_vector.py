@@ -17,6 +17,7 @@ from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.rope_angles import RopeAngles
 from minicpm_mlc.ops.swiglu import Swiglu
+from minicpm_mlc.targets.lowering import cpu_pipeline
 
 
 def mapped(
@@ -110,7 +111,11 @@ def test_kernels_call_no_libm_on_arm(name: str, func: Any):
     target = tvm.target.Target(
         {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
     )
-    module = tvm.compile(tvm.IRModule({name: func.with_attr("global_symbol", name)}), target)
+    module = tvm.compile(
+        tvm.IRModule({name: func.with_attr("global_symbol", name)}),
+        target,
+        tir_pipeline=cpu_pipeline(),
+    )
     lines = [line.split() for line in module.mod.inspect_source("asm").splitlines()]
     called = {line[1] for line in lines if len(line) == 2 and line[0] == "bl"}
     assert any(symbol.startswith("__tvm") for symbol in called)

@@ -4,6 +4,7 @@ import io
 import json
 import stat
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
+from minicpm_mlc.base import streams
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.streams import InputError
 from minicpm_mlc.runtime_py.chat import repl
+from minicpm_mlc.runtime_py.chat.line_editor import history_path
 from minicpm_mlc.runtime_py.chat.repl import (
     Screen,
     answer_once,
     given_options,
-    history_path,
     read_question,
     talk,
 )
@@ -124,11 +127,15 @@ def test_only_given_options_count_and_they_are_checked() -> None:
         given_options({"min_p": 3.0})
 
 
+def piped(data: bytes, encoding: str = "utf-8") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), encoding)
+
+
 def test_question_comes_from_the_option_or_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("piped"))
+    monkeypatch.setattr(sys, "stdin", piped(b"piped"))
     assert read_question(None) == "piped"
-    assert read_question("given") == "given"
     monkeypatch.setattr(sys, "stdin", Terminal())
+    assert read_question("given") == "given"
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(SessionError, match="needs a terminal"):
         read_question(None)
@@ -136,14 +143,126 @@ def test_question_comes_from_the_option_or_the_pipe(monkeypatch: pytest.MonkeyPa
     assert read_question(None) is None
 
 
+@pytest.mark.parametrize(
+    ("data", "prompt", "message"),
+    [
+        (b"the document\n", "What is it?", "the document\n\nWhat is it?"),
+        (b"\n\n  indented", "Why? /no_think", "\n\n  indented\n\nWhy? /no_think"),
+        (b"", "What is it?", "What is it?"),
+        (b" \n", "What is it?", "What is it?"),
+        (b"the document", " ", "the document"),
+        (b"", None, ""),
+    ],
+)
+def test_piped_text_and_question_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, prompt: str | None, message: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(data))
+    assert read_question(prompt) == message
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "text"),
+    [
+        (b"caf\xe9?", "utf-8", "caf\ufffd?"),
+        (b"caf\xe9?", "latin-1", "caf\xe9?"),
+        ("你好".encode("gbk"), "gbk", "你好"),
+        (b"\xff\xfeh\x00i\x00", "utf-8", "hi"),
+        (b"\xef\xbb\xbfhi\r\n", "utf-8", "hi\n"),
+    ],
+)
+def test_case_01_piped_text_in_any_encoding_is_text(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, encoding: str, text: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(data, encoding))
+    assert read_question(None) == text
+    assert read_question("caf\udce9") == "caf\ufffd"
+
+
+def test_text_that_no_context_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LONGEST_INPUT", 1 << 20)
+    monkeypatch.setattr(sys, "stdin", piped(b"x" * ((1 << 20) + 1)))
+    with pytest.raises(InputError, match="more than 1 MiB"):
+        read_question("What is it?")
+
+
+def test_a_pipe_that_nobody_closes_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            told.wait(10)
+            return b"late"
+
+    told = threading.Event()
+    monkeypatch.setattr(streams, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "say", lambda text, stream: (print(text, file=stream), told.set()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow()))
+    assert read_question("Q") == "late\n\nQ"
+    assert "start with < /dev/null if there is none" in capsys.readouterr().err
+
+
+def test_case_07_closed_streams_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert read_question("given") == "given"
+    with pytest.raises(SessionError, match="no terminal and no pipe; give --prompt TEXT"):
+        read_question(None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SessionError, match="standard output is closed"):
+        read_question("given")
+
+
+ESCAPES = "\x1b]0;pwn\x07"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_case_08_a_terminal_gets_no_control_characters_and_a_pipe_all(
+    monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    out, err = (Terminal(), io.StringIO()) if stream == "stdout" else (io.StringIO(), Terminal())
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    answer_once(FakeEngine([("thinking", ESCAPES), ("answer", ESCAPES)]), "Hi", options={})
+    for file, end in ((out, "\n"), (err, "\n")):
+        marked = ESCAPES.replace("\x1b", "\ufffd").replace("\x07", "\ufffd")
+        assert file.getvalue() == (marked if file.isatty() else ESCAPES) + end
+
+
+def test_case_08_json_escapes_what_drives_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    answer_once(FakeEngine([("answer", "\x9b2J\x7f\x1b")]), "Hi", options={}, as_json=True)
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["answer"] == "\x9b2J\x7f\x1b"
+    assert not any(code in shown for code in "\x9b\x7f\x1b")
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_case_06_what_an_encoding_lacks_is_a_mark(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, as_json: bool
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    streams.prepare_streams()
+    answer_once(FakeEngine([("answer", "你好 😀")]), "Hi", options={}, as_json=as_json)
+    text = out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    if as_json:
+        assert json.loads(text)["answer"] == "你好 😀"
+    else:
+        assert text == "你好 😀\n".encode(encoding, "replace").decode(encoding)
+
+
 def type_keys(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str, engine: FakeEngine
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    keys: str,
+    engine: FakeEngine,
+    state: str | None = None,
 ) -> str:
     out = io.StringIO()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path) if state is None else state)
     monkeypatch.setattr(repl, "Console", lambda: Console(file=out, width=200))
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
+        pipe.send_bytes(keys.encode("utf-8", "surrogateescape"))
         talk(engine, options={})
     return out.getvalue()
 
@@ -186,3 +305,56 @@ def test_no_writable_history_is_no_obstacle(
     engine = FakeEngine()
     type_keys(monkeypatch, tmp_path, "Hi\r/quit\r", engine)
     assert len(engine.calls) == 1
+
+
+def test_case_17_a_paste_arrives_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    pasted = "    a \\\\\r\ngcc \\\r\n -o x", "gcc \\"
+    keys = "".join(f"\x1b[200~{text}\x1b[201~\r" for text in pasted)
+    shown = type_keys(monkeypatch, tmp_path, keys + "gcc \\\r -o x\r/quit\r", engine)
+    assert [call[0][-1]["content"] for call in engine.calls] == [
+        "    a \\\\\ngcc \\\n -o x",
+        "gcc \\",
+        "gcc \n -o x",
+    ]
+    assert shown.count("Hello") == 3
+
+
+def test_case_03_a_typed_byte_that_is_not_utf8_keeps_the_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = FakeEngine()
+    type_keys(monkeypatch, tmp_path, "caf\udce9\rand on\r/quit\r", engine)
+    assert [call[0][-1]["content"] for call in engine.calls] == ["caf\ufffd", "and on"]
+    assert "caf" in history_path().read_text()
+
+
+def test_case_100_without_a_home_the_history_is_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    engine = FakeEngine()
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("HOME", "")
+    type_keys(monkeypatch, tmp_path, "one\rtwo\r/quit\r", engine, state="")
+    assert [call[0][-1]["content"] for call in engine.calls] == ["one", "two"]
+
+
+@pytest.mark.parametrize("failing", ["ab", "rb"])
+def test_case_102_a_history_that_can_not_be_kept_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str
+) -> None:
+    real = open
+
+    def full(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if str(file).endswith("history") and mode == failing:
+            raise OSError(28, "No space left on device")
+        return real(file, mode, *rest, **named)
+
+    engine = FakeEngine()
+    monkeypatch.setattr("builtins.open", full)
+    shown = type_keys(monkeypatch, tmp_path, "one\rtwo\r/quit\r", engine)
+    assert [call[0][-1]["content"] for call in engine.calls] == ["one", "two"]
+    assert "No space" not in shown

@@ -9,14 +9,14 @@ from fake_engine import FakeEngine, FakeStats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.base.errors import ContextError, SamplingError
+from minicpm_mlc.base.errors import ContextError, PromptTooLongError, SamplingError
 from minicpm_mlc.runtime_py.chat.session import (
     COMMANDS,
     SETTINGS,
     ChatSession,
     SessionError,
     join_lines,
-    needs_more,
+    open_quotes,
     parse_setting,
     stats_line,
 )
@@ -149,6 +149,7 @@ def test_help_names_every_command() -> None:
         ("/load", "which file?"),
         ("/load /no/such/file", "there is no file"),
         ("/save /no/such/folder/file", "No such file or directory"),
+        ("/save a\0b", "can't be a file's name"),
     ],
 )
 def test_a_bad_command_is_one_line_and_changes_nothing(line: str, message: str) -> None:
@@ -168,6 +169,18 @@ def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: 
     chat.handle(f"/set {name} {value}")
     assert len(recorder.pieces) == 1 or "\n" in value
     assert set(chat.options) <= {name}
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["", "/load ", "/set ", "/set stop ", "/", "/think ", '"""']),
+    st.text(st.characters(exclude_categories=()), max_size=20),
+)
+def test_no_text_can_end_the_session(command: str, text: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(command + text) == (not (command + text).strip().startswith("/quit"))
+    assert "report it" not in recorder.of("error")
+    "".join(message["content"] for message in chat.messages).encode()
 
 
 def test_settings_reach_the_engine() -> None:
@@ -254,15 +267,100 @@ def test_a_damaged_session_file_is_refused_whole(tmp_path: Path, change: dict[st
     assert recorder.of("error") and chat.messages == before
 
 
-def test_lines_of_one_message_are_joined() -> None:
-    assert join_lines("a\\\nb") == "a\nb"
+def test_quotes_and_what_surrounds_a_message_go() -> None:
     assert join_lines('"""\ndef f():\n    pass\\\n"""') == "def f():\n    pass\\"
     assert join_lines("  plain  ") == "plain"
+    assert join_lines("\n    indented\n    code\n") == "    indented\n    code"
+
+
+def test_case_17_no_backslash_of_a_message_is_taken_out() -> None:
+    for text in ("gcc \\\n -o x", "a \\\\\ngcc \\\n -o x", "C:\\"):
+        assert join_lines(text) == text
 
 
 def test_unfinished_input_goes_on() -> None:
-    assert needs_more("a\\") and needs_more('"""a') and needs_more('"""\na\n')
-    assert not needs_more("a") and not needs_more('"""a"""') and not needs_more('say """')
+    assert open_quotes('"""a') and open_quotes('"""\na\n')
+    assert not open_quotes("a") and not open_quotes('"""a"""') and not open_quotes('say """')
+
+
+@pytest.mark.parametrize("typed", ["caf\udce9", "half \ud83d", "\udce9"])
+def test_case_03_a_byte_that_is_not_utf8_becomes_a_mark(typed: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(typed)
+    said = chat.messages[0]["content"]
+    assert "\ufffd" in said and said == said.encode().decode() and recorder.of("error") == ""
+
+
+def test_case_03_no_text_that_comes_in_can_spoil_a_saved_session(tmp_path: Path) -> None:
+    chat = ChatSession(FakeEngine(), Recorder(), system="caf\udce9")
+    chat.handle("\ud83d")
+    chat.handle(f"/save {tmp_path / 'caf'}\udce9")
+    (file,) = tmp_path.iterdir()
+    assert file.name == "caf\udce9"
+    text = file.read_text().replace("\ufffd", "\\udce9")
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())  # as an editor might
+    other, recorder = session()
+    other.handle(f"/load {file}")
+    assert recorder.of("error") == "" and other.messages == chat.messages
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "."])
+def test_a_device_or_folder_is_no_saved_session(name: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(f"/load {name}") and chat.handle(f"/save {name}")
+    assert len(recorder.of("error").splitlines()) == 2 == len(recorder.pieces)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        RecursionError("maximum recursion depth exceeded"),
+        UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed"),
+        TypeError("a bug"),
+        type("PanicException", (BaseException,), {})("from Rust"),
+    ],
+)
+def test_no_error_of_a_call_ends_the_session(error: BaseException) -> None:
+    chat, recorder = session(events=[error])
+    assert chat.handle("Hi")
+    assert chat.messages == [] and len(recorder.of("error").splitlines()) == 1
+    is_bug = not isinstance(error, MemoryError | RecursionError | UnicodeError)
+    assert ("please report it" in recorder.of("error")) == is_bug
+
+
+def test_a_bug_shows_its_traceback_with_debug_and_the_session_goes_on() -> None:
+    chat, recorder = session(events=[TypeError("a bug")])
+    chat.debug = True
+    assert chat.handle("Hi")
+    assert "Traceback" in recorder.of("error") and "TypeError: a bug" in recorder.of("error")
+
+
+@pytest.mark.parametrize("command", ["/save", "/load"])
+def test_case_103_an_unknown_home_is_one_line(command: str) -> None:
+    chat, recorder = session()
+    assert chat.handle(f"{command} ~nosuchuser/x")
+    assert recorder.of("error") == "~nosuchuser/x: that user's home is not known; give the folder"
+
+
+def test_case_43_a_full_conversation_says_how_to_go_on() -> None:
+    for largest, more in ((64, ""), (128, "; chat --context 128 holds more")):
+        chat, recorder = session()
+        chat.handle("Hi")
+        chat.engine.events = [PromptTooLongError(65, 64, largest)]
+        chat.handle("Hi")
+        assert recorder.of("error") == (
+            "the conversation is full (the prompt has 65 tokens and the context holds 64): "
+            f"/save FILE keeps it, /reset begins anew{more}"
+        )
+        assert len(chat.messages) == 2
+
+
+def test_case_43_a_first_message_that_is_too_long_is_to_be_shortened() -> None:
+    chat = ChatSession(FakeEngine(), Recorder(), system="Be brief.")
+    chat.engine.events = [PromptTooLongError(65, 64, 64)]
+    chat.handle("Hi")
+    assert chat.write.of("error").endswith("the context holds 64; shorten the prompt")
 
 
 def test_text_that_looks_like_a_command_can_be_sent() -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -145,6 +145,7 @@ class NoText:
     """A tokenizer that shows token ids."""
 
     strips_first_space = False
+    hidden: ClassVar[dict[int, str]] = {}
 
     def token_bytes(self, token_id: int) -> bytes:
         return f"{token_id} ".encode()

@@ -122,3 +122,13 @@ def test_trees_are_drafted_from_the_end_of_a_text_too(reader: Reader) -> None:
     for token in best:
         node = draft.tree.children[0, token]
         assert all((node, next_token) in draft.tree.children for next_token in say([*seen, token]))
+
+
+def test_rob_03_a_token_that_the_smaller_vocabulary_lacks_is_not_drafted_from() -> None:
+    reader = Reader()
+    reader.library.vocab_size = FIRST_WORD + 8
+    text = TEXT.copy()
+    text[40] = FIRST_WORD + 8
+    assert reader.draft(40, None, text) is not None
+    assert reader.draft(41, None, text) is None
+    assert reader.draft(50, 5, text) is not None  # which leaves it behind

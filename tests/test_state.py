@@ -26,6 +26,7 @@ from minicpm_mlc.cli_options import KV
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.state import attention_state, bytes_per_token, layer_pools
 from minicpm_mlc.ops.formats.kv import INT8, KV_FORMATS
+from minicpm_mlc.runtime_py.admission import admit
 
 # attention in layers 0 and 2, a recurrent state in layer 1
 TABLE = [
@@ -101,19 +102,23 @@ def test_a_table_of_something_else_is_refused(table: list[Any]) -> None:
 
 def test_a_bundle_with_a_bad_table_is_damaged(tmp_path) -> None:
     def read(**changes: Any) -> None:
-        data = json.loads(MANIFEST.to_bytes()) | changes
+        files = {"model.so": {"bytes": 0, "sha256": "0" * 64}}
+        data = json.loads(MANIFEST.to_bytes()) | {"files": files} | changes
+        (tmp_path / "model.so").touch()
         (tmp_path / "manifest.json").write_text(json.dumps(data))
+        admit(tmp_path, trusted=True)
         read_bundle(tmp_path, host=HOST, tvm=MANIFEST.tvm, verify="never")
 
     draft = dict.fromkeys(("layers", "features", "hidden", "vocab", "top_k"), 1)
     draft |= {"kind": "eagle3", "scheme": "w4", "state": [GOOD | {"layers": [0]}]}
+    draft |= {"feature_layers": []}
     read()
     read(draft=draft)
     with pytest.raises(BundleError, match="damaged at 'state: keys'"):
         read(state=[GOOD])  # of a model of two layers
     with pytest.raises(BundleError, match="damaged at 'draft: state: keys'"):
         read(draft=draft | {"state": [GOOD]})
-    with pytest.raises(BundleError, match="damaged at 'fields'"):
+    with pytest.raises(BundleError, match="damaged at 'state'"):
         read(state={"keys": GOOD})
 
 

@@ -80,7 +80,7 @@ def test_prompt_that_opens_the_block() -> None:
 
 def test_past_thinking_is_left_out() -> None:
     assert without_thinking("<think>\na\n</think>\n\nb") == "b"
-    assert without_thinking("a\n</think>\n\nb") == "b"
+    assert without_thinking("a\n</think>\n\nb", opened=True) == "b"
     assert without_thinking("<think>\nunfinished") == ""
     assert without_thinking("steps go in <think>x</think>") == "steps go in <think>x</think>"
     assert without_thinking(" plain") == " plain"

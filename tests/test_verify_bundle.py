@@ -12,6 +12,7 @@ import pytest
 import tvm
 from checkpoints import tiny_config
 from click.testing import CliRunner
+from odd_bundles import copy_of, rewrite_allowed
 
 from minicpm_mlc import cli
 from minicpm_mlc.base.errors import BundleError, EngineError
@@ -195,3 +196,32 @@ def test_a_device_that_computes_wrong_is_refused_each_time(bundle, library, monk
         with pytest.raises(BundleError, match=r"computes attend_decode wrong .*minicpm-mlc verify"):
             check_device(engine_of(Wrong(library, case), bundle))
     check_device(engine_of(library, bundle))
+
+
+@pytest.mark.parametrize(
+    ("factor", "saw"),
+    [
+        (0.0, "logits that are all 0"),
+        (1e30, "logits that are all 0"),  # what an infinite residual stream is normalised to
+        (float("nan"), r"logits that are not numbers \(NaN or infinite\)"),
+    ],
+)
+def test_weights_that_are_no_model_are_not_the_drivers_fault(tiny_bundle, tmp_path, factor, saw):
+    folder = copy_of(tiny_bundle("MiniCPM4-0.5B").path, tmp_path / "odd")
+    weights = np.fromfile(folder / "params_shard_0.bin", np.float32)
+    with np.errstate(over="ignore"):
+        weights = weights * np.float32(factor)
+    weights.tofile(folder / "params_shard_0.bin")
+    made = read_bundle(rewrite_allowed(folder))
+    report = verify_library(LocalLibrary(made, 1), made)
+    assert report.failed == ["generation, dense"]
+    with pytest.raises(BundleError, match=f"every kernel is right .*{saw}.*, so its weights are"):
+        report.raise_if_failed()
+
+
+def test_a_wrong_kernel_is_the_devices_fault_whatever_the_logits() -> None:
+    row = verify.OperatorResult("embed", 1, 1.0, 1e-5, 0.0, False)
+    rows = [row, replace(row, operator="generation, dense")]
+    report = VerifyReport("M", "a phone", rows, {}, None, {"dense": "logits that are all 0"})
+    with pytest.raises(BundleError, match="computes wrong on a phone: embed, generation, dense;"):
+        report.raise_if_failed()

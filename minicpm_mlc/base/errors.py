@@ -29,6 +29,18 @@ class ContextError(MiniCPMError):
     """A prompt or context that doesn't fit the model, the engine's context or memory."""
 
 
+class PromptTooLongError(ContextError):
+    """A prompt that the engine's context doesn't hold. `fact` says how long both are; `larger` is
+    the largest context that the model and memory allow, None where it is open already.
+    """
+
+    def __init__(self, tokens: int, context: int, largest: int) -> None:
+        self.fact = f"the prompt has {tokens} tokens and the context holds {context}"
+        self.larger = largest if context < largest else None
+        advice = f", or open the engine with a larger context (--context, up to {largest})"
+        super().__init__(f"{self.fact}; shorten the prompt{advice if self.larger else ''}")
+
+
 class DeviceError(MiniCPMError):
     """A device that was lost, is out of memory, or whose driver failed."""
 

@@ -4,16 +4,22 @@ and the user's folder for what was found out before.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.partial import hold, partial_beside, remove_leftovers
 
 BLOCK_BYTES = 1 << 20  # read at a time
+SMALL_BYTES = 64 << 20  # of a file that is read as a whole; the largest tokenizer.json have 35 MB
+MAX_NESTED = 1 << 20  # objects and lists of a JSON file: once read, each takes some 200 bytes
+GIT_LFS = b"version https://git-lfs"  # how the stand-in of a file begins that was not downloaded
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
@@ -31,38 +37,93 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, error: type[MiniCPMError], advice: str) -> Any:
-    """The value in a JSON file.
+def read_small(path: Path, error: type[MiniCPMError], advice: str) -> bytes:
+    """All bytes of a file of at most SMALL_BYTES; a byte order mark is no part of them.
 
     Raises FileNotFoundError where there is no file, and `error`, which ends with `advice`, where it
-    can't be read or is not JSON.
+    can't be read, is too large, or is the stand-in that Git LFS leaves.
     """
     try:
-        return json.loads(path.read_bytes())
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise error(f"{path} is not a file; {advice}")
+        with open(path, "rb") as file:
+            data = file.read(SMALL_BYTES + 1)
     except FileNotFoundError:
         raise
     except OSError as reason:
         raise error(f"{path} can't be read ({reason.strerror or reason}); {advice}") from None
-    except (ValueError, RecursionError) as reason:
-        raise error(f"{path} is not JSON ({reason}); {advice}") from None
+    if len(data) > SMALL_BYTES:
+        raise error(f"{path} has more than {SMALL_BYTES:,} bytes; {advice}")
+    if data.startswith(GIT_LFS):
+        raise error(f"{path} is a Git LFS pointer, not the file; fetch it: git lfs pull")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def as_text(data: bytes, where: object, error: type[MiniCPMError], advice: str) -> str:
+    """UTF-8 text. Raises `error`, which names `where` and ends with `advice`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as reason:
+        raise error(f"{where} is not UTF-8 text ({reason}); {advice}") from None
+
+
+def json_value(data: bytes, nested: int = MAX_NESTED) -> Any:
+    """The value that JSON text in UTF-8 stands for. Raises ValueError for anything else, and for
+    text that names a key twice in one object or has more than `nested` objects and lists.
+    """
+    if data.count(b"[") + data.count(b"{") > nested:
+        raise ValueError(f"it has more than {nested:,} objects and lists")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("its objects and lists lie too deep in one another") from None
+
+
+def parse_json(data: bytes, where: object, error: type[MiniCPMError], advice: str) -> Any:
+    """The same, with `error`, which names `where` and ends with `advice`, in ValueError's place."""
+    try:
+        return json_value(data)
+    except ValueError as reason:
+        raise error(f"{where} is not JSON ({reason}); {advice}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{twice!r:.60} occurs twice")
+    return values
+
+
+def read_json(path: Path, error: type[MiniCPMError], advice: str) -> Any:
+    """The value in a JSON file. Raises as read_small and parse_json do."""
+    return parse_json(read_small(path, error, advice), path, error, advice)
 
 
 def read_json_object(path: Path, error: type[MiniCPMError], advice: str) -> dict[str, Any]:
     """The object in a JSON file. Raises as read_json does, and `error` for any other value."""
-    value = read_json(path, error, advice)
+    return as_object(read_json(path, error, advice), path, error, advice)
+
+
+def as_object(value: Any, where: object, error: type[MiniCPMError], advice: str) -> dict[str, Any]:
+    """The value, which must be an object. Raises `error`, which names `where`, otherwise."""
     if not isinstance(value, dict):
-        raise error(f"{path} holds {type(value).__name__}, expected an object; {advice}")
+        raise error(f"{where} holds {type(value).__name__}, expected an object; {advice}")
     return value
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there; nothing stays behind when it
-    fails.
+    """Let `write` fill a file beside `path`, then move it there. Nothing stays behind when it
+    fails; what a killed run left is removed by the next one.
 
     Raises OSError, from `write` or the move.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    remove_leftovers(target)
+    partial = partial_beside(target)
+    partial.touch()
+    held = hold(partial)
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -70,6 +131,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+        held.close()
 
 
 def write_text(path: str | Path, text: str) -> None:

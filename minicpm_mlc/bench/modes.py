@@ -52,9 +52,10 @@ MODES: dict[str, tuple[str, ...]] = {
         "random_cache",
         "rpc",
         "key",
+        "key_file",
     ),
 }
-_ALWAYS = ("form",)  # json or markdown
+_ALWAYS = ("form", "sha256", "trust")  # json or markdown; which bundles may run
 _NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the functions that measure
 
 

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.base.files import write_text
+from minicpm_mlc.base.files import read_json_object, write_text
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Round
 from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
+
+RECORD_ONE = "it is not a record of acceptance; bench --speculate DRAFTER --record writes one"
 
 
 class ReplayError(MiniCPMError):
@@ -82,16 +84,13 @@ class Record:
     def read(path: str | Path) -> Record:
         """Raises ReplayError for another file, SamplingError for options out of range."""
         try:
-            record = Record(**json.loads(Path(path).read_text(encoding="utf-8")))
+            record = Record(**read_json_object(Path(path), ReplayError, RECORD_ONE))
         except FileNotFoundError:
             raise ReplayError(
                 f"there is no record {path}; bench --speculate DRAFTER --record {path} writes one"
             ) from None
-        except (ValueError, TypeError):
-            raise ReplayError(
-                f"{path} is not a record of acceptance; bench --speculate DRAFTER --record "
-                "writes one"
-            ) from None
+        except TypeError:
+            raise ReplayError(f"{path} has other keys; {RECORD_ONE}") from None
         if not _is_whole(record.trees, record.paths):
             raise ReplayError(
                 f"{path} is damaged: its paths do not lead through its trees; record it again"

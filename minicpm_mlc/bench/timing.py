@@ -14,10 +14,9 @@ from minicpm_mlc.targets.cpu import CpuTarget
 
 def compiled(kernel: Any) -> Callable[..., None]:
     """A PrimFunc as a function of tensors."""
-    target = CpuTarget.of("native").tvm_target()
-    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)[
-        "main"
-    ]
+    target = CpuTarget.of("native")
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    return tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())["main"]
 
 
 def seconds(call: Callable[[], Any]) -> float:

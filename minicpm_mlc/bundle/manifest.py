@@ -4,46 +4,42 @@ on this machine.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.base.files import cache_file, read_json, remember, sha256_of
+from minicpm_mlc.base.files import cache_file, remember, sha256_of
 from minicpm_mlc.bundle.host import Host, compile_options, mismatch, this_host
+from minicpm_mlc.bundle.manifest_schema import CHECK, MANIFEST, PAGE_SIZE, check_together
+from minicpm_mlc.bundle.schema import Damaged
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
+from minicpm_mlc.bundle.trust import refuse_stranger
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 5  # functions of the compiled library
-PAGE_SIZE = 64  # tokens; one page is one InfLLM-v2 block
+ABI = 6  # functions of the compiled library
 SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
 READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/speed_limits.py)
-MAX_DRAFT_TOP_K = 16  # tokens that a draft head proposes after each row
-WEIGHT_LAYOUTS = {
-    "f32": "rows16",
-    "int8": "rows16x4",
-}  # of integer weights, by the activations that meet them
-MANIFEST = "manifest.json"
+# what is read where a bundle holds it: a file of such a name that the manifest lacks is refused
+OPTIONAL_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 COMPILE_AGAIN = "compile it again: minicpm-mlc compile"
 REPAIR = f"copy the bundle again or {COMPILE_AGAIN}"
-
-_NESTED = {
-    "target": {"device": str, "triple": str, "cpu": str, "features": list},
-    "memory": {"weights": int, "kv_per_token": int, "activations": int},
-    "model": {"num_layers": int},
-}
-_FILE = {"bytes": int, "sha256": str}
-_DRAFT_COUNTS = ("layers", "features", "hidden", "vocab", "top_k")
-_DRAFT = {"kind": str, "scheme": str, "state": list} | dict.fromkeys(_DRAFT_COUNTS, int)
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,12 @@ class Manifest:
     def load(folder: str | Path) -> Manifest:
         """Read and validate a bundle's manifest without asking whether this machine can run it."""
         return _parse(_read(Path(folder)), Path(folder))
+
+    def compiled_part(self) -> dict[str, Any]:
+        """What the library is compiled from: all but the files, as JSON gives it back."""
+        whole = json.loads(self.to_bytes())
+        del whole["files"]
+        return whole
 
     def to_bytes(self) -> bytes:
         """Stable JSON: the same manifest gives the same bytes."""
@@ -127,6 +129,19 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def file(self, name: str) -> Path:
+        """Where a file lies. Raises BundleError for one that the manifest doesn't list: nothing
+        says what it should hold.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST} lists no {name}; {REPAIR}")
+        return self.path / name
+
+
+def manifest_sha256(folder: str | Path) -> str:
+    """The SHA-256 of a bundle's manifest, which stands for the bundle. Raises BundleError."""
+    return hashlib.sha256(_read(Path(folder))).hexdigest()
+
 
 def read_bundle(
     path: str | Path,
@@ -135,39 +150,56 @@ def read_bundle(
     host: Host | None = None,
     tvm: str | None = None,
 ) -> Bundle:
-    """Open a bundle that this machine can run; raises BundleError with what to do otherwise.
+    """Open a bundle that this machine can run and may; raises BundleError with what to do
+    otherwise.
 
     The SHA-256 of every file is checked at the first load and again when a file's size or time
-    changed ("auto"), at every load ("always"), or never. `host` and `tvm` default to this machine
-    and its installed apache-tvm.
+    changed ("auto"), at every load ("always"), or never; that of the library, which is what runs,
+    unless "never". `host` and `tvm` default to this machine and its installed apache-tvm.
     """
     if verify not in ("auto", "always", "never"):
         raise ValueError(f'verify is {verify!r}; expected "auto", "always" or "never"')
     folder = Path(path)
-    manifest = Manifest.load(folder)
+    data = _read(folder)
+    manifest = _parse(data, folder)
     if why := mismatch(manifest.target, host or this_host()):
         options = compile_options(host or this_host(), manifest.target["device"])
         raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} {options}")
     _check_tvm(folder, manifest, tvm or _installed_tvm())
-    bundle = Bundle(
-        folder.absolute(), manifest
-    )  # a bare file name would send the loader to the system's folders
-    seen = _stat_files(bundle)
-    if verify == "always" or (verify == "auto" and not _verified_before(bundle, seen)):
-        _check_hashes(bundle)
-        _remember_verified(bundle, seen)
+    refuse_stranger(folder, hashlib.sha256(data).hexdigest())
+    # a bare file name would send the loader to the system's folders
+    bundle = Bundle(folder.absolute(), manifest)
+    if verify == "never":
+        stat_files(bundle)
+    else:
+        check_files(bundle, again=verify == "always")
     return bundle
 
 
-def _read(folder: Path) -> Any:
+def check_files(bundle: Bundle, again: bool) -> None:
+    """Every file's size and SHA-256; those of files that are as they were at the last check only
+    if `again`. Raises BundleError.
+    """
+    seen = stat_files(bundle)
+    if again or not _verified_before(bundle, seen):
+        _check_hashes(bundle, list(bundle.manifest.files))
+        _remember_verified(bundle, seen)
+    else:
+        _check_hashes(bundle, [bundle.manifest.library])
+
+
+def _read(folder: Path) -> bytes:
     if not folder.is_dir():
         raise BundleError(
             f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder"
         )
     try:
-        return read_json(folder / MANIFEST, BundleError, REPAIR)
+        return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise BundleError(_not_a_bundle(folder)) from None
+    except OSError as error:
+        why = error.strerror or error
+        raise BundleError(f"{folder / MANIFEST} can't be read ({why}); {REPAIR}") from None
 
 
 def _not_a_bundle(folder: Path) -> str:
@@ -182,30 +214,22 @@ def _not_a_bundle(folder: Path) -> str:
     )
 
 
-def _parse(data: Any, folder: Path) -> Manifest:
+def _parse(text: bytes, folder: Path) -> Manifest:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{folder / MANIFEST} is not JSON ({error}); {REPAIR}") from None
     seen = (data.get("format"), data.get("abi")) if isinstance(data, dict) else (None, None)
     if seen != (FORMAT, ABI):
         raise BundleError(
-            f"{folder} has bundle format {seen[0]} and ABI {seen[1]}; "
+            f"{folder} has bundle format {seen[0]!r:.9} and ABI {seen[1]!r:.9}; "
             f"this minicpm-mlc reads format {FORMAT} and ABI {ABI}; {COMPILE_AGAIN}"
         )
-    kinds = {name: _types(kind) for name, kind in get_type_hints(Manifest).items()}
-    checks = [
-        ("fields", data, kinds),
-        *((name, data.get(name), nested) for name, nested in _NESTED.items()),
-    ]
-    for what, value, expected in checks:
-        if not _has(value, expected):
-            raise _damaged(folder, what)
-    if data.keys() != kinds.keys():
-        raise _damaged(folder, str(sorted(data.keys() ^ kinds.keys())[0]))
-    if data["draft"] is not None and not _has(data["draft"], _DRAFT):
-        raise _damaged(folder, "draft")
-    if WEIGHT_LAYOUTS.get(data["activations"]) != data["weight_layout"]:
-        raise _damaged(folder, "weight_layout")
-    for name, entry in data["files"].items():
-        if not is_plain_name(name) or not _has(entry, _FILE):
-            raise _damaged(folder, f"files: {name}")
+    try:
+        CHECK(data)
+        check_together(data)
+    except Damaged as damaged:
+        raise BundleError(f"{folder / MANIFEST} is damaged at {damaged}; {REPAIR}") from None
     return Manifest(**_with_tables(folder, data))
 
 
@@ -223,30 +247,8 @@ def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> 
     try:
         return parse_table(value, num_layers)
     except ValueError as error:
-        raise _damaged(folder, f"{what}: {error}") from None
-
-
-def _types(kind: Any) -> tuple[type, ...]:
-    """The classes of values that a field's annotation allows."""
-    return tuple(
-        get_origin(part) or part
-        for part in (get_args(kind) if get_origin(kind) is UnionType else [kind])
-    )
-
-
-def _has(value: Any, expected: Mapping[str, type | tuple[type, ...]]) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), kind) for name, kind in expected.items()
-    )
-
-
-def _damaged(folder: Path, what: str) -> BundleError:
-    return BundleError(f"{folder / MANIFEST} is damaged at {what!r}; {REPAIR}")
-
-
-def is_plain_name(name: str) -> bool:
-    """True for a file name that stays inside its folder on every system."""
-    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\:\0")
+        where = f"{what}: {error}"
+        raise BundleError(f"{folder / MANIFEST} is damaged at {where!r}; {REPAIR}") from None
 
 
 def _installed_tvm() -> str:
@@ -264,26 +266,37 @@ def _check_tvm(folder: Path, manifest: Manifest, installed: str) -> None:
         )
 
 
-def _stat_files(bundle: Bundle) -> dict[str, list[int]]:
-    """{name: [bytes, mtime_ns]}; raises for a missing file or a wrong size."""
-    seen = {}
-    for name, entry in bundle.manifest.files.items():
-        try:
-            stat = (bundle.path / name).stat()
-        except OSError:
-            raise BundleError(f"{bundle.path} lacks {name}; {REPAIR}") from None
-        if stat.st_size != entry["bytes"]:
+def stat_files(bundle: Bundle) -> dict[str, list[int]]:
+    """{name: [bytes, mtime_ns]}. Raises BundleError for a file that is missing, has another size,
+    or would be read and isn't listed.
+    """
+    for name in OPTIONAL_FILES:
+        if name not in bundle.manifest.files and os.path.lexists(bundle.path / name):
             raise BundleError(
-                f"{bundle.path / name} has {stat.st_size} bytes, expected {entry['bytes']}; "
-                f"{REPAIR}"
+                f"{bundle.path / name} isn't in the manifest, so nothing says what it should hold; "
+                f"remove it, or {COMPILE_AGAIN}"
             )
-        seen[name] = [stat.st_size, stat.st_mtime_ns]
-    return seen
+    return {name: _stat_file(bundle, name) for name in bundle.manifest.files}
 
 
-def _check_hashes(bundle: Bundle) -> None:
-    for name, entry in bundle.manifest.files.items():
-        if sha256_of(bundle.path / name) != entry["sha256"]:
+def _stat_file(bundle: Bundle, name: str) -> list[int]:
+    expected = bundle.manifest.files[name]["bytes"]
+    try:
+        seen = (bundle.path / name).stat()
+    except OSError:
+        raise BundleError(f"{bundle.path} lacks {name}; {REPAIR}") from None
+    if not stat.S_ISREG(seen.st_mode):
+        raise BundleError(f"{bundle.path / name} is no file; {REPAIR}")
+    if seen.st_size != expected:
+        raise BundleError(
+            f"{bundle.path / name} has {seen.st_size} bytes, expected {expected}; {REPAIR}"
+        )
+    return [seen.st_size, seen.st_mtime_ns]
+
+
+def _check_hashes(bundle: Bundle, names: list[str]) -> None:
+    for name in names:
+        if sha256_of(bundle.path / name) != bundle.manifest.files[name]["sha256"]:
             raise BundleError(
                 f"{bundle.path / name} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
             )

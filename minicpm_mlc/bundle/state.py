@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from minicpm_mlc.bundle.manifest_schema import INT32
+
 PER = ("page", "sequence")
 DTYPES = ("float32", "float16", "int32", "uint32", "int16", "uint16", "int8", "uint8")
 
@@ -72,7 +74,7 @@ def _parse_entry(value: Any, num_layers: int) -> StateEntry:
         and name
         and _counts(layers, 0, num_layers - 1)
         and layers == sorted(set(layers))
-        and _counts(shape, 1)
+        and _counts(shape, 1, INT32)
         and value["dtype"] in DTYPES
         and value["per"] in PER
     )
@@ -81,10 +83,10 @@ def _parse_entry(value: Any, num_layers: int) -> StateEntry:
     return StateEntry(name, tuple(layers), tuple(shape), value["dtype"], value["per"])
 
 
-def _counts(value: Any, lowest: int, highest: int | None = None) -> bool:
+def _counts(value: Any, lowest: int, highest: int) -> bool:
     """Whether it is a list of integers between these, and not empty."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(type(n) is int and lowest <= n and (highest is None or n <= highest) for n in value)
+        and all(type(n) is int and lowest <= n <= highest for n in value)
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from minicpm_mlc.bundle.facts import TensorFact
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -39,6 +40,12 @@ class Compilation:
         return build_model(self.config, self.precision, self.draft).parameters()
 
     @cached_property
+    def tensors(self) -> list[TensorFact]:
+        """What is stored, in the library's order."""
+        stored = (tensor for param in self.params for tensor in stored_tensors(param))
+        return [TensorFact(each.name, each.dtype, each.shape) for each in stored]
+
+    @cached_property
     def manifest(self) -> Manifest:
         """The bundle's manifest, but for its files and the names of the stored tensors."""
         made = make_manifest(
@@ -53,7 +60,6 @@ class Compilation:
         from minicpm_mlc.compile.pipeline import build_program
 
         program = build_program(self.config, self.precision, self.target, self.chunk, self.draft)
-        stored = [tensor.name for param in self.params for tensor in stored_tensors(param)]
-        if program.params != stored:
+        if program.params != [tensor.name for tensor in self.tensors]:
             raise AssertionError("the library takes other parameters than those converted")
         return program

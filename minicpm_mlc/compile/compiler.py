@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.base.interrupts import interrupts_told
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.contexts import context_lengths
+from minicpm_mlc.bundle.facts import Facts, TensorFact
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.layers import Calibration
 from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
-from minicpm_mlc.compile.companions import add_companions
+from minicpm_mlc.compile.companions import (
+    add_companions,
+    check_companions,
+    open_companions,
+    with_end_tokens,
+)
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
@@ -33,8 +41,8 @@ from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
 from minicpm_mlc.compile.model.registry import read_config_folder, with_context
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
+from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.ops.formats.weights.base import Parts
 from minicpm_mlc.targets import get_target
 
 if TYPE_CHECKING:
@@ -45,12 +53,13 @@ LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was written (or would be), in bytes and tokens."""
+    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do."""
 
     out: str
     written: bool
     weights: int
     memory: list[dict[str, int]]  # {"context", "bytes"}
+    notes: list[str]
 
     def json(self) -> str:
         """One JSON object."""
@@ -66,7 +75,7 @@ class CompileResult:
             f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}"
             for row in self.memory
         ]
-        return "\n".join([head, *rows])
+        return "\n".join([head, *rows, *(f"note: {note}" for note in self.notes)])
 
 
 def compile_model(
@@ -92,6 +101,7 @@ def compile_model(
     random_weights: bool = False,
     dry_run: bool = False,
     progress: Progress = no_progress,
+    say: Callable[[str], object] = lambda note: None,
 ) -> CompileResult:
     """Compile a checkpoint folder, or with `random_weights` a published model's name, into a
     bundle.
@@ -103,37 +113,44 @@ def compile_model(
     default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
-    (compile/calibrate); none of them means the texts that are shipped. A run that was killed goes
-    on where it was.
+    (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
+    goes on where it was. `say` is told at once what the bundle will not do; it is in the result
+    too.
     """
-    opened = _open(source, random_weights)
-    head = _open_draft(draft, opened.config, frspec)
-    longest = choose_context(opened.config, context)
-    config = with_context(opened.config, longest)
-    config = replace(config, sparse=choose_sparse(config, attention, longest))
-    target = get_target(device, cpu, gpu, arch)
-    precision = choose_precision(scheme, embedding_scheme, activations, kv, target)
-    stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
-    chunk = choose_prefill_chunk(config, longest, prefill_chunk)
-    compilation = Compilation(config, precision, target, longest, chunk, stored)
-    path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{f'-{gpu}' if gpu else ''}")
-    result = _result(path, compilation.manifest, written=not dry_run)
-    if not dry_run:
-        needed = result.weights + LIBRARY_BYTES
-        with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-            rounded = _calibrated(compilation, opened, calibrate, path, progress)
-            _write(bundle, compilation, opened, head, rounded, progress)
-        shutil.rmtree(_progress_folder(path), ignore_errors=True)
-    return result
+    with interrupts_told(), some_home():
+        opened = _open(source, random_weights)
+        for note in opened.notes:
+            say(note)
+        head = _open_draft(draft, opened.config, frspec)
+        longest = choose_context(opened.config, context)
+        config = with_context(opened.config, longest)
+        config = replace(config, sparse=choose_sparse(config, attention, longest))
+        target = get_target(device, cpu, gpu, arch)
+        precision = choose_precision(scheme, embedding_scheme, activations, kv, target)
+        stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
+        chunk = choose_prefill_chunk(config, longest, prefill_chunk)
+        compilation = Compilation(config, precision, target, longest, chunk, stored)
+        suffix = f"-{gpu}" if gpu else ""
+        path = Path(out) if out else Path(f"{config.name}-{scheme}-{device}{suffix}")
+        result = _result(path, compilation.manifest, opened.notes, written=not dry_run)
+        calibration = _calibration(compilation, opened, calibrate, path)
+        if not dry_run:
+            needed = result.weights + LIBRARY_BYTES
+            with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
+                _write(bundle, compilation, opened, head, calibration, progress)
+            if calibration:
+                shutil.rmtree(calibration.folder)
+        return result
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model's config, its weights, and the folder with its tokenizer if there is one."""
+    """A model's config, its weights, the small files beside them, and what to say of these."""
 
     config: ModelConfig
     weights: Checkpoint
-    folder: Path | None
+    files: SmallFiles
+    notes: list[str]
 
     def with_head(self, head: DraftHead | None) -> Checkpoint:
         """The weights, and those of a draft head beside them."""
@@ -145,62 +162,54 @@ def _write(
     compilation: Compilation,
     opened: _Opened,
     head: DraftHead | None,
-    rounded: Mapping[str, Parts],
+    calibration: Calibration | None,
     progress: Progress,
 ) -> None:
-    """Everything that is in a bundle. The library is built first, as it tells whether it takes what
-    is converted.
+    """Everything that is in a bundle. The library is built first: it tells whether it takes what is
+    converted, and a machine that can't build it shows before all weights are read.
     """
     program = compilation.program()
-    weights = opened.with_head(head)
-    names = convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     progress("library", 0, 1)
-    _add_library(bundle, program, compilation.manifest)
+    manifest = replace(compilation.manifest, params=[each.name for each in compilation.tensors])
+    _add_library(bundle, program, manifest, compilation.tensors)
     progress("library", 1, 1)
-    add_companions(bundle, opened.folder, compilation.manifest)
+    rounded = calibration.run(progress) if calibration else {}
+    weights = opened.with_head(head)
+    convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
+    add_companions(bundle, opened.files, manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
-    bundle.finish(replace(compilation.manifest, params=names))
+    bundle.finish(manifest)
 
 
-def _calibrated(
-    compilation: Compilation,
-    opened: _Opened,
-    texts: Sequence[str | Path] | None,
-    path: Path,
-    progress: Progress,
-) -> Mapping[str, Parts]:
-    """The linears rounded on these texts; nothing without any."""
+def _calibration(
+    compilation: Compilation, opened: _Opened, texts: Sequence[str | Path] | None, path: Path
+) -> Calibration | None:
+    """On these texts, if any are given; it keeps what is done beside the bundle."""
     if texts is None:
-        return {}
-    sequences = calibration_sequences(opened.folder, opened.config, [Path(t) for t in texts])
-    calibration = Calibration(
-        compilation.config,
-        compilation.precision,
-        opened.weights,
-        sequences,
-        _progress_folder(path),
-    )
-    return calibration.run(progress)
-
-
-def _progress_folder(path: Path) -> Path:
-    """What a calibration for this bundle keeps until the bundle is written."""
-    return path.absolute().with_name(f".{path.name}.calibration")
+        return None
+    sequences = calibration_sequences(opened.files, opened.config, [Path(t) for t in texts])
+    config, precision, weights = compilation.config, compilation.precision, opened.weights
+    folder = path.absolute().with_name(f".{path.name}.calibration")
+    return Calibration(config, precision, weights, sequences, folder)
 
 
 def _open(source: str | Path, random_weights: bool) -> _Opened:
     name, folder = str(source), Path(source)
     if random_weights and name in PRESETS:
-        return _Opened(PRESETS[name], RandomCheckpoint(PRESETS[name], seed=0), None)
+        weights = RandomCheckpoint(PRESETS[name], seed=0)
+        return _Opened(PRESETS[name], weights, open_companions(None), [])
     if not folder.is_dir() and name in PRESETS:
         raise CheckpointError(
             f"{name} is a published model, not a folder; download it, or add --random-weights"
         )
     config = read_config_folder(folder)
+    files = open_companions(folder)
+    notes = check_companions(files, config)
+    config = with_end_tokens(config, files)
     if random_weights:
-        return _Opened(config, RandomCheckpoint(config, seed=0), folder)
-    return _Opened(config, open_checkpoint(folder, config), folder)
+        return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
+    return _Opened(config, open_checkpoint(folder, config), files, notes)
 
 
 def _open_draft(
@@ -211,20 +220,26 @@ def _open_draft(
     return None if draft is None else open_draft(draft, config, frspec)
 
 
-def _result(path: Path, manifest: Manifest, *, written: bool) -> CompileResult:
+def _result(path: Path, manifest: Manifest, notes: list[str], *, written: bool) -> CompileResult:
     forecast = [
         {"context": n, "bytes": manifest.memory_need(n)}
         for n in context_lengths(manifest.max_context)
     ]
-    return CompileResult(str(path), written, manifest.memory["weights"], forecast)
+    return CompileResult(str(path), written, manifest.memory["weights"], forecast, notes)
 
 
-def _add_library(bundle: BundleWriter, program: Program, manifest: Manifest) -> None:
-    with TemporaryDirectory() as scratch:
-        program.write(Path(scratch), re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_"))
+def _add_library(
+    bundle: BundleWriter, program: Program, manifest: Manifest, tensors: list[TensorFact]
+) -> None:
+    """The library, which tells its bundle from others, and the cases of its kernels."""
+    cases = to_bytes(program.cases())
+    facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
+    prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")
+    with bundle.scratch() as scratch, temporary_files_in(scratch):
+        program.write(scratch, prefix, facts)
         for library in program.target.libraries:
-            bundle.add_file(library, Path(scratch) / library)
-    bundle.add_file(KERNEL_CASES, to_bytes(program.cases()))
+            bundle.add_file(library, scratch / library)
+    bundle.add_file(KERNEL_CASES, cases)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
+from minicpm_mlc.base.files import read_json, write_text, write_whole
 from minicpm_mlc.compile.checkpoint.torch_file import read_numbers
-
-FORMATS = (".json", ".npy", ".pt")
+from minicpm_mlc.compile.checkpoint.torch_pickle import MAX_STEPS
 
 
 def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
@@ -24,10 +26,14 @@ def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
     """
     path = Path(path)
     values = _read(path)
+    if len(values) > vocab_size:
+        raise CheckpointError(
+            f"{path} lists {len(values):,} tokens, and the vocabulary has {vocab_size:,}"
+        )
     for place, value in enumerate(values):
         if type(value) is not int or not 0 <= value < vocab_size:
             raise CheckpointError(
-                f"{path}: entry {place} is {value!r}, expected a token id below {vocab_size}"
+                f"{path}: entry {place} is {_shown(value)}, expected a token id below {vocab_size}"
             )
     ids, counts = np.unique(np.array(values, np.int64), return_counts=True)
     if not values or (counts > 1).any():
@@ -40,32 +46,55 @@ def read_list(path: str | Path, vocab_size: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def _read(path: Path) -> list[Any]:
+def _shown(value: object) -> str:
+    """A value in at most 60 characters, however it is nested."""
+    return f"{reprlib.repr(value):.60}"
+
+
+def _read(path: Path) -> Sequence[Any]:
     if path.suffix not in FORMATS:
         raise CheckpointError(f"{path}: a frequency list is a {', '.join(FORMATS)} file")
     try:
-        if path.suffix == ".pt":
-            return read_numbers(path)
-        values = (
-            json.loads(path.read_bytes())
-            if path.suffix == ".json"
-            else np.load(path, allow_pickle=False).tolist()
-        )
+        values = FORMATS[path.suffix](path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, EOFError) as error:
         raise CheckpointError(f"{path} is no {path.suffix} file of numbers ({error})") from None
     if not isinstance(values, list):
         raise CheckpointError(f"{path} holds no list; expected token ids, the most frequent first")
     return values
 
 
+def _read_json(path: Path) -> object:
+    return read_json(path, CheckpointError, "make a list with: minicpm-mlc frspec build")
+
+
+def _read_array(path: Path) -> object:
+    """Mapped first: then its size is held against the file's before anything is allocated."""
+    array = np.lib.format.open_memmap(path, mode="r")
+    return array.tolist() if array.size <= MAX_STEPS else None
+
+
+FORMATS: dict[str, Callable[[Path], object]] = {
+    ".json": _read_json,
+    ".npy": _read_array,
+    ".pt": read_numbers,
+}
+
+
 def write_list(path: str | Path, ids: np.ndarray) -> None:
-    """Writes a .json or .npy list. Raises CompileError for another suffix."""
+    """Writes a .json or .npy list, whole or not at all. Raises CompileError for another suffix,
+    OSError where it can't.
+    """
     path = Path(path)
     if path.suffix == ".json":
-        path.write_text(json.dumps(ids.tolist(), separators=(",", ":")) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(ids.tolist(), separators=(",", ":")) + "\n")
     elif path.suffix == ".npy":
-        np.save(path, ids.astype(np.int32), allow_pickle=False)
+        write_whole(path, lambda partial: _write_array(partial, ids.astype(np.int32)))
     else:
         raise CompileError(f"{path}: name the list .json or .npy")
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with open(path, "wb") as file:  # np.save would give a path another suffix
+        np.save(file, values, allow_pickle=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 
-from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS, Manifest
+from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import Manifest
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def mlc_chat_config(
     manifest: Manifest,
     config: dict[str, Any],
-    generation: dict[str, Any],
-    tokenizer: dict[str, Any] | None,
+    sampling: Mapping[str, float],
+    tokenizer: dict[str, Any],
     tokenizer_files: list[str],
 ) -> dict[str, Any]:
-    """The document, from the checkpoint's config.json, generation_config.json and tokenizer.json
-    (None: unknown).
+    """The document, from the checkpoint's config.json, the sampling that generation_config.json
+    sets, and tokenizer.json (empty: unknown).
     """
     model = manifest.model
     limits = {
@@ -46,11 +39,11 @@ def mlc_chat_config(
         "attention_sink_size": -1,
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
-        "temperature": generation.get("temperature", 0.6),
-        "top_p": generation.get("top_p", 0.95),
+        "temperature": sampling.get("temperature", 0.6),
+        "top_p": sampling.get("top_p", 0.95),
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "repetition_penalty": generation.get("repetition_penalty", 1.0),
+        "repetition_penalty": sampling.get("repetition_penalty", 1.0),
         "tokenizer_files": sorted(tokenizer_files),
         **({"tokenizer_info": tokenizer_info(tokenizer)} if tokenizer else {}),
         "conv_template": chatml(model),
@@ -65,11 +58,12 @@ def chatml(model: dict[str, Any]) -> dict[str, Any]:
     """MiniCPM4's ChatML as an MLC conversation template: flat strings, so without the thinking
     switch.
     """
+    bos = model["bos_token_id"]
     return {
         "name": "minicpm4",
         "system_template": "<|im_start|>system\n{system_message}<|im_end|>\n",
         "system_message": "You are a helpful assistant.",
-        "system_prefix_token_ids": [model["bos_token_id"]],
+        "system_prefix_token_ids": [] if bos is None else [bos],
         "add_role_after_system_message": True,
         "roles": {role: f"<|im_start|>{role}" for role in ("user", "assistant", "tool")},
         "role_templates": {role: f"{{{role}_message}}" for role in ("user", "assistant", "tool")},

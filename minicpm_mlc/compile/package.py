@@ -22,7 +22,7 @@ from minicpm_mlc.base.files import BLOCK_BYTES, write_whole
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import DEVICE_OF_SYSTEM, system_of
-from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
+from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest, manifest_sha256
 from minicpm_mlc.compile.package_readme import readme
 
 LICENSED = ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")  # makes the library, and runs it
@@ -143,7 +143,8 @@ def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]
                 f"{REPAIR}"
             )
         parts.append(Entry(f"{name}/{file}", folder / file, entry["bytes"], entry["sha256"]))
-    parts.insert(0, Entry.of("README.md", readme(name, manifest, platform).encode()))
+    text = readme(name, manifest, platform, manifest_sha256(folder))
+    parts.insert(0, Entry.of("README.md", text.encode()))
     yield Entry.of(
         "SHA256SUMS", "".join(f"{entry.sha256}  {entry.name}\n" for entry in parts).encode()
     )

@@ -7,11 +7,11 @@ from minicpm_mlc.bundle.manifest import Manifest
 _PYTHON = """## With Python
 
     pip install minicpm-mlc
-    minicpm-mlc verify {name}    # every kernel against exact answers, on this device
+    minicpm-mlc verify {name} --trust    # every kernel against exact answers, on this device
     minicpm-mlc chat {name}
 
     from minicpm_mlc import Engine
-    with Engine("{name}") as engine:
+    with Engine("{name}", sha256="{sha256}") as engine:
         print(engine.chat([{{"role": "user", "content": "Why is the sky blue?"}}]))
 """
 _RUNTIME = """## With TVM's runtime alone
@@ -37,8 +37,8 @@ _ORDER = {
 }
 
 
-def readme(name: str, manifest: Manifest, platform: str) -> str:
-    """Markdown, for the bundle in folder `name` of the package."""
+def readme(name: str, manifest: Manifest, platform: str, sha256: str) -> str:
+    """Markdown, for the bundle in folder `name` of the package; `sha256` is its manifest's."""
     target = manifest.target
     archives = [file for file in sorted(manifest.files) if file.endswith((".a", ".tar"))]
     others = [file for file in archives if file != manifest.library]
@@ -49,12 +49,20 @@ Weights {manifest.scheme}, up to {manifest.max_context} tokens.
 Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 
 - `{name}/`: the bundle, copied to the device as it is
-- `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`
+- `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`. It tells a damaged copy, not who made
+  it
 - `licenses/`: of minicpm-mlc, and of TVM and its FFI, which run the library. The weights have the
   licence of their model.
+
+**A bundle is a program.** `{manifest.library}` runs with all rights of whoever loads it, in `chat`,
+`bench` and `verify` too. Run it only if you trust who gave it to you; else compile the model's
+checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
+`minicpm-mlc verify {name} --files-only` run nothing of it.
 """
     parts = (
-        part.format(name=name, library=manifest.library, tvm=manifest.tvm, static=static)
+        part.format(
+            name=name, library=manifest.library, tvm=manifest.tvm, static=static, sha256=sha256
+        )
         for part in _ORDER[platform]
     )
     return "\n".join([head, *parts])

@@ -10,9 +10,11 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.ir import BaseFunc
 from tvm.relax import transform
 from tvm.relax.frontend import nn
 
+from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
 from minicpm_mlc.compile.config.draft_config import DraftConfig
@@ -59,14 +61,16 @@ class Program:
         """Calls to check each kernel with, and what comes out."""
         return kernel_cases(self.kernels, self.module)
 
-    def write(self, folder: Path, prefix: str) -> None:
-        """Lower it, and write the target's libraries into `folder`.
+    def write(self, folder: Path, prefix: str, facts: Facts) -> None:
+        """Lower it, and write the target's libraries into `folder`, which give the `facts`.
 
         In a static library the symbols begin with `prefix`, by which an app finds them.
         """
+        module = self.module.clone()
+        module[FACTS] = _constant(facts.to_text())
         for library in self.target.libraries:
             naming = [prefixed(prefix)] if is_static(library) else []
-            lowered = _compiled(self.module, self.target, [*PASSES, *naming])
+            lowered = _compiled(module, self.target, [*PASSES, *naming])
             self.target.export(lowered, str(folder / library))
 
 
@@ -104,6 +108,12 @@ def export(model: Decoder) -> tuple[tvm.IRModule, list[str]]:
     arguments: Any = {name: dict(spec) for name, (_, spec) in exported.items()}
     module, params, *_ = root.export_tvm(spec=arguments)
     return module, [name for name, _ in params]
+
+
+def _constant(text: str) -> BaseFunc:
+    """A function of no arguments that returns a text."""
+    body = relax.SeqExpr([], tvm.ir.StringImm(text))
+    return relax.Function([], body, relax.ObjectType()).with_attr("global_symbol", FACTS)
 
 
 def _compiled(module: tvm.IRModule, target: Target, passes: list[Any]) -> Any:

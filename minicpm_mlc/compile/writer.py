@@ -1,5 +1,5 @@
 """Write a bundle: built in a hidden folder beside its target, renamed into place when whole,
-removed on any error.
+removed on any error. What a killed run left is put right by the next one.
 """
 
 from __future__ import annotations
@@ -10,15 +10,29 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.base.files import read_blocks
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, is_plain_name
+from minicpm_mlc.base.interrupts import interrupts_wait
+from minicpm_mlc.base.partial import (
+    Hold,
+    hold,
+    leftovers,
+    partial_beside,
+    remove,
+    remove_leftovers,
+)
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest_schema import is_plain_name
+from minicpm_mlc.bundle.trust import trust
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = 64 << 10  # bytes: a disk with less room takes no further file
 
 
 class BundleFile:
@@ -81,20 +95,26 @@ class BundleWriter:
         self.path = Path(os.path.abspath(path))
         self._need_bytes = need_bytes
         self._overwrite = overwrite
-        self._folder = self._sibling("partial")
+        self._folder = partial_beside(self.path)
+        self._holds: list[Hold] = []
         self._files: list[BundleFile] = []
 
     def __enter__(self) -> BundleWriter:
+        self._put_right()
         self._refuse_target()
-        self._remove_leftovers()
         self._refuse_small_disk()
         try:
-            self._folder.mkdir()
+            with interrupts_wait():
+                self._folder.mkdir()
+                self._holds.append(hold(self._folder))
         except OSError as error:
             raise CompileError(
                 f"can't write into {self.path.parent}: {error.strerror}; choose another folder "
                 "with -o"
             ) from None
+        except KeyboardInterrupt:
+            self._discard()
+            raise
         return self
 
     def __exit__(
@@ -103,16 +123,29 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in self._files:
-            file.abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        full = self._is_disk_full(error)
+        with interrupts_wait():
+            self._discard()
+        if full:
             written = sum(file.size for file in self._files)
             needed = f" of {self._need_bytes:,}" if self._need_bytes else ""
             raise CompileError(
                 f"the disk of {self.path.parent} is full after {written:,}{needed} bytes; "
                 "free some space or choose another folder with -o"
             ) from error
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the bundle's own disk for what is needed on the way; it goes with the
+        block.
+        """
+        folder = self._folder / "scratch"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            with interrupts_wait():
+                shutil.rmtree(folder)
 
     def create(self, name: str, *, md5: bool = False) -> BundleFile:
         """A new file of the bundle, to be written and closed."""
@@ -140,8 +173,8 @@ class BundleWriter:
         )
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest with the files' sizes and hashes, move the bundle into place, return
-        that manifest.
+        """Write the manifest with the files' sizes and hashes, move the bundle into place, trust
+        it, return that manifest.
         """
         if still_open := [file.name for file in self._files if not file.closed]:
             raise CompileError(f"{still_open[0]} was not written to its end")
@@ -151,26 +184,60 @@ class BundleWriter:
         last.write(whole.to_bytes())
         last.close()
         self._move_into_place()
+        trust(last.entry["sha256"])
         return whole
 
     def _move_into_place(self) -> None:
         _sync_folder(self._folder)
         self._refuse_target()
-        old = self._sibling("old")
-        replaced = self.path.exists()
-        if replaced:
-            self.path.rename(old)
-        try:
-            self._folder.rename(self.path)
-        except BaseException:
-            if replaced:
-                old.rename(self.path)
-            raise
-        _sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with interrupts_wait():
+            old = self._set_aside() if self.path.exists() else None
+            try:
+                self._folder.rename(self.path)
+            except BaseException:
+                if old:
+                    old.rename(self.path)
+                raise
+            _sync_folder(self.path.parent)
+            if old:
+                remove(old)
 
-    def _sibling(self, kind: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{kind}-{os.getpid()}")
+    def _set_aside(self) -> Path:
+        """Moves what is replaced to a hidden name, from which a killed run's successor brings it
+        back.
+        """
+        old = partial_beside(self.path, "old")
+        self._holds.append(hold(self.path))
+        self.path.rename(old)
+        return old
+
+    def _is_disk_full(self, error: BaseException | None) -> bool:
+        """Whether the work broke off for want of space. The tools that link a library tell that in
+        words of their own.
+        """
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return True
+        return isinstance(error, Exception) and (
+            self._folder.exists() and shutil.disk_usage(self._folder).free < FULL
+        )
+
+    def _discard(self) -> None:
+        for file in self._files:
+            file.abandon()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for held in self._holds:
+            held.close()
+
+    def _put_right(self) -> None:
+        """Brings back the bundle that a killed run had set aside, and takes away what it had
+        begun.
+        """
+        for old in leftovers(self.path, "old"):
+            if self.path.exists():
+                remove(old)
+            else:
+                old.rename(self.path)
+        remove_leftovers(self.path)
 
     def _refuse_target(self) -> None:
         if not self.path.parent.is_dir():
@@ -198,29 +265,6 @@ class BundleWriter:
                 f"has {free:,} free; "
                 "free some space or choose another folder with -o"
             )
-
-    def _remove_leftovers(self) -> None:
-        """A killed run can't clean up: take away what processes that no longer live left beside the
-        target.
-        """
-        for folder in self.path.parent.glob(f".{_escape(self.path.name)}.partial-*"):
-            pid = folder.name.rpartition("-")[2]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
-from minicpm_mlc.base.text import human_bytes, plain_table
+from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, manifest_sha256
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
+PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
 COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
@@ -59,6 +60,8 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "name": manifest.name,
+        "manifest SHA-256": manifest_sha256(path),
+        "a program": PROGRAM,
         "runs here": mismatch(manifest.target, this_host())
         or device_here(manifest.target["device"])[1]
         or "yes",
@@ -137,12 +140,12 @@ def _facts(model: dict[str, Any]) -> dict[str, Any]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
-    lines = [f"{report['name']} ({report['kind']})"]
+    lines = [f"{shown(report['name'])} ({report['kind']})"]
     for key, value in report.items():
         if key not in ("kind", "name", "model", "memory"):
-            lines.append(f"  {key:<24} {_shown(key, value)}")
+            lines.append(f"  {key:<24} {shown(_as_text(key, value))}")
     lines += [
-        f"  {key:<24} {_shown(key, value)}"
+        f"  {shown(key):<24} {shown(_as_text(key, value))}"
         for key, value in report["model"].items()
         if key != "name"
     ]
@@ -154,11 +157,11 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", plain_table([columns, *cells])])
 
 
-def _shown(key: str, value: Any) -> str:
+def _as_text(key: str, value: Any) -> str:
     if key in ("size", "weights") and isinstance(value, int):
         return human_bytes(value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(name, item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_as_text(name, item)}" for name, item in value.items())
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:,}" if key == "parameters" else str(value)

@@ -9,7 +9,7 @@ from typing import Any
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.runtime_py.device_here import device_here
-from minicpm_mlc.runtime_py.machine import available_memory, cpu_name, physical_cores
+from minicpm_mlc.runtime_py.machine import CORES, available_memory, cpu_name, physical_cores
 from minicpm_mlc.targets import DEVICE_OPTIONS
 
 
@@ -23,7 +23,7 @@ def _machine() -> dict[str, Any]:
         "processor": cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": physical_cores(),
-        "threads": os.cpu_count(),
+        "threads": len(CORES),
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "memory available": available_memory(),
         "python": platform.python_version(),

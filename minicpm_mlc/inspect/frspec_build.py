@@ -11,13 +11,18 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.progress import Progress
+from minicpm_mlc.base.text import MARK, decode_text
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
+from minicpm_mlc.compile.surroundings import some_home
+from minicpm_mlc.runtime_py.chat.library_tokenizer import library_errors, read_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many
+MOST_MARKS = 0.1  # share of characters that can't be read in what still is text
 BATCH = 256  # lines encoded at once
 
 
@@ -52,7 +57,9 @@ def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, boo
     batches: tuple[list[str], list[str]] = ([], [])
 
     def flush(held_out: bool) -> None:
-        for encoding in tokenizer.encode_batch(batches[held_out], add_special_tokens=False):
+        with library_errors(CompileError):
+            encodings = tokenizer.encode_batch(batches[held_out], add_special_tokens=False)
+        for encoding in encodings:
             np.add.at(counts[held_out], encoding.ids, 1)
         batches[held_out].clear()
 
@@ -66,17 +73,22 @@ def count_tokens(tokenizer: Any, vocab_size: int, lines: Iterable[tuple[str, boo
 
 
 def read_lines(folders: Iterable[str | Path]) -> Iterator[tuple[str, bool]]:
-    """(text, held out) of each line of the UTF-8 files in folders, or files; every tenth file is
-    held out, and where there are fewer than ten, every tenth line."""
+    """(text, held out) of each line of the text files in folders, or files; every tenth file is
+    held out, and where there are fewer than ten, every tenth line. What is not UTF-8 becomes
+    U+FFFD."""
     paths = [file for folder in folders for file in _files(Path(folder))]
     by_file = len(paths) >= HELD_OUT
     for number, path in enumerate(paths):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
+        whole = decode_text(path.read_bytes())
+        if not _is_text(whole):
             continue  # pictures and the like
-        for line, text in enumerate(lines):
+        for line, text in enumerate(whole.splitlines()):
             yield text, (number if by_file else line) % HELD_OUT == HELD_OUT - 1
+
+
+def _is_text(read: str) -> bool:
+    """False for other files, and for text in an encoding that shares few characters with UTF-8."""
+    return "\0" not in read and read.count(MARK) <= MOST_MARKS * len(read)
 
 
 def _files(path: Path) -> list[Path]:
@@ -142,27 +154,19 @@ def build_and_time(
     if config is None:
         return report | {"speed": None}
     progress("timing", 0, 1)
-    from minicpm_mlc.bench.draft_speed import measure_draft_speed
-
+    with some_home():
+        from minicpm_mlc.bench.draft_speed import measure_draft_speed
     speed = measure_draft_speed(config, size)
     progress("timing", 1, 1)
     return report | {"speed": speed}
 
 
 def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         raise CompileError(
             f"{folder} has no tokenizer.json; give --tokenizer a checkpoint or a bundle"
         )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CompileError(
-            f"{path} can't be read ({error}); download the checkpoint again"
-        ) from None
+    return read_tokenizer(SmallFiles(folder, CompileError, "download the checkpoint again"))
 
 
 def _config(folder: Path) -> ModelConfig | None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 Expr = Any  # a TIR expression; TVM's own union type says no more than this
+PrimFunc = Any  # a kernel, as TVM builds it
 Buffer = Any  # a TIR buffer, or one of float16 seen as float32 (ops/gpu/float16_bits.py)
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def prim_func(
     arguments: Mapping[str, Described],
     emit: Callable[..., None],
     opened: Callable[[Buffer], Buffer] = lambda buffer: buffer,
-) -> Any:
+) -> PrimFunc:
     """The PrimFunc with these arguments; emit(dims, *buffers) writes its body. dims.n is the
     dynamic dimension "n", which is the same in all arguments; bodies read a buffer as `opened`
     gives it.

@@ -4,12 +4,9 @@ tokens.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from minicpm_mlc.base.errors import BundleError, ContextError, SamplingError
-from minicpm_mlc.base.files import read_json_object
-from minicpm_mlc.bundle.manifest import Bundle, Manifest
+from minicpm_mlc.base.errors import ContextError, SamplingError
+from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.small_files import GENERATION_CONFIG, SmallFiles
 from minicpm_mlc.runtime_py.sampler import SamplingParams
 
 
@@ -32,7 +29,8 @@ def choose_context(manifest: Manifest, asked: int | None, available: int) -> int
         hint = (
             f"give --context {fits} or less"
             if fits
-            else "close other programs or compile with --quant w4"
+            else "close other programs, raise the limit that this process runs under (ulimit -v, "
+            "the container's memory), or compile with --quant w4"
         )
         raise ContextError(
             f"a context of {size} tokens needs {_gb(manifest.memory_need(size))} "
@@ -51,38 +49,19 @@ def largest_context(manifest: Manifest, available: int) -> int:
     return min(manifest.max_context, pages * manifest.page_size)
 
 
-def default_sampling(folder: Path) -> SamplingParams:
+def default_sampling(files: SmallFiles) -> SamplingParams:
     """generation_config.json's sampling; what it leaves out is as published with MiniCPM4.
     do_sample false: greedy.
     """
-    config = _generation_config(folder)
-    given = {
-        name: config[name]
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        if config.get(name) is not None
-    }
-    if config.get("do_sample") is False:
-        given["temperature"] = 0.0
     try:
-        return SamplingParams(**given)
+        return SamplingParams(**files.generation.sampling)  # type: ignore[arg-type]
     except SamplingError as error:
-        path = folder / "generation_config.json"
-        raise BundleError(f"{path}: {error}; fix the checkpoint's and compile again") from None
+        raise files.refuse(GENERATION_CONFIG, str(error)) from None
 
 
-def eos_token_ids(bundle: Bundle) -> frozenset[int]:
+def eos_token_ids(manifest: Manifest, files: SmallFiles) -> frozenset[int]:
     """Every token that ends an answer: the model's, and those that generation_config.json adds."""
-    more = _generation_config(bundle.path).get("eos_token_id") or []
-    return frozenset(
-        [*bundle.manifest.model["eos_token_ids"], *([more] if isinstance(more, int) else more)]
-    )
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    return read_json_object(path, BundleError, "compile the checkpoint again")
+    return frozenset([*manifest.model["eos_token_ids"], *files.generation.eos_token_ids])
 
 
 def _gb(size: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from collections.abc import Sequence as Ids
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError
+from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
+from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.chat.thinking import OPEN, ThinkSplitter
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
-from minicpm_mlc.runtime_py.defaults import choose_context, default_sampling, eos_token_ids
+from minicpm_mlc.runtime_py.defaults import (
+    choose_context,
+    default_sampling,
+    eos_token_ids,
+    largest_context,
+)
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
@@ -54,8 +64,11 @@ class Engine:
         attention: str = "auto",
         draft: str | Path | None = None,
         remote: Machine | None = None,
+        sha256: str | Collection[str] | None = None,
+        trust: bool = False,
     ) -> None:
-        """Loads the bundle.
+        """Loads the bundle, a program that runs with this process's rights: one that was compiled
+        on this machine, or that the caller trusts.
 
         Args:
             context: most tokens in the cache; None: as many as the bundle was compiled for and
@@ -65,10 +78,12 @@ class Engine:
                 "sparse" forces one.
             draft: a smaller bundle with the same tokenizer, to guess tokens for this one.
             remote: the machine that runs the bundles; None: this one.
+            sha256: of the manifests that may run (inspect prints it), no others.
+            trust: trust the bundles for good, wherever they come from.
 
         Raises:
-            BundleError: a bundle is damaged or made for another machine, or the draft bundle has
-                another tokenizer.
+            BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
+                bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
         """
         if threads is not None and threads < 1:
@@ -76,18 +91,22 @@ class Engine:
                 f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
             )
         self._machine: Machine = remote or LocalMachine()
+        if sha256 is not None or trust:
+            for path in filter(None, (bundle_path, draft)):
+                admit(path, sha256, trust)
         bundle = self._machine.read_bundle(bundle_path)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
-        self.context = choose_context(
-            manifest, context, self._machine.free_memory(manifest.target["device"])
-        )
+        available = self._machine.free_memory(manifest.target["device"])
+        self.context = choose_context(manifest, context, available)
+        self._largest_context = largest_context(manifest, available)
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self.defaults = default_sampling(bundle.path)
-        self.eos_token_ids = eos_token_ids(bundle)
+        self._files = SmallFiles(bundle.path)
+        self.defaults = default_sampling(self._files)
+        self.eos_token_ids = eos_token_ids(manifest, self._files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
@@ -106,14 +125,14 @@ class Engine:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_folder(
-            self.path, self.manifest.model["bos_token_id"], self.vocab_size
+        return Tokenizer.from_files(
+            self._files, self.manifest.model["bos_token_id"], self.vocab_size
         )
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The bundle's chat template."""
-        return ChatTemplate.from_folder(self.path)
+        return ChatTemplate.from_files(self._files)
 
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
@@ -206,6 +225,7 @@ class Engine:
         prompt, pieces = self._chat(messages, think, max_think_tokens, options)
         return _events(pieces, ThinkSplitter(prompt.thinking))
 
+    @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
         """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these
         tokens.
@@ -307,14 +327,11 @@ class Engine:
         if not ids:
             raise ContextError("the prompt is empty; give at least one token")
         if cached + len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {cached + len(ids)} tokens and the context holds {self.context}; "
-                "shorten the prompt, or open the engine with a larger context (--context)"
-            )
+            raise PromptTooLongError(cached + len(ids), self.context, self._largest_context)
         if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise EngineError(
                 f"token id {unknown[0]} is not in the vocabulary of {self.vocab_size} tokens; "
-                "use engine.tokenize"
+                "give a text without that token, or other ids"
             )
         return ids
 
@@ -325,8 +342,11 @@ class Engine:
             raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
         check_same_tokenizer(self.path, bundle.path)
         context = min(self.context, bundle.manifest.max_context)
-        cache = PagedCache(self._machine.open_library(bundle, self.threads), context)
-        model = CachedModel(cache, context, Gears.of(bundle.manifest, "auto"))
+        library = self._machine.open_library(bundle, self.threads)
+        library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
+        model = CachedModel(
+            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
+        )
         return ModelDrafter(model, bundle.manifest.prefill_chunk)
 
     def _generation(self, token_ids: Ids[int], options: Any) -> Generation:
@@ -364,7 +384,10 @@ class Engine:
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
         )
-        return prompt, self._generation(prompt.ids, options).pieces(self.tokenizer, budget)
+        generation = self._generation(prompt.ids, options)
+        stops = StopStrings(generation.request.stop, self.tokenizer.hidden)
+        stops = AnswerStops(stops, prompt.thinking)
+        return prompt, generation.pieces(self.tokenizer, budget, stops)
 
 
 def _shown(pieces: Generator[str], first: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
 from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
@@ -63,22 +64,27 @@ class Generation:
         self._prefill_chunk = prefill_chunk
         self._forced: deque[int] = deque()  # tokens that come before what the model would say
 
-    def pieces(self, tokenizer: Tokenizer, budget: ThinkBudget | None = None) -> Generator[str]:
+    def pieces(
+        self,
+        tokenizer: Tokenizer,
+        budget: ThinkBudget | None = None,
+        stops: StopStrings | AnswerStops | None = None,
+    ) -> Generator[str]:
         """A piece of text for each token, often empty, up to a stop string. A spent budget closes
-        the think block.
+        the think block. `stops`: None takes the request's, anywhere in the text.
         """
         text = TextStream(tokenizer, self.request.token_ids)
-        stops = StopStrings(self.request.stop)
+        stops = stops or StopStrings(self.request.stop, tokenizer.hidden)
         if budget and budget.start():
             self._forced.extend(tokenizer.encode_middle(CLOSING))
             budget = None
         with closing(self.tokens()) as tokens:
             for token_id in tokens:
-                piece = stops.feed(text.feed(token_id))
-                if budget and budget.spend(piece, text.at_border):
+                said = text.feed(token_id)
+                if budget and budget.spend(said, text.at_border):
                     self._forced.extend(tokenizer.encode_middle(CLOSING))
                     budget = None
-                yield piece
+                yield stops.feed(said + stops.mark(token_id))
                 if stops.stopped:
                     break
             else:

@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import Bundle
-from minicpm_mlc.bundle.params import load_draft_ids, load_params
+from minicpm_mlc.bundle.manifest import REPAIR, Bundle
+from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
+from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
+from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
+from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 
+RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
@@ -42,6 +47,7 @@ class Pools:
 class LocalLibrary(Library):
     """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
+    @within_memory
     def __init__(self, bundle: Bundle, threads: int) -> None:
         load_runtime()
         self.memory: Memory = open_memory(bundle.manifest.target["device"])
@@ -49,22 +55,18 @@ class LocalLibrary(Library):
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        try:
-            module = tvm_ffi.load_module(
-                bundle.path / bundle.manifest.library, keep_module_alive=False
-            )
-        except Exception as error:
-            library = bundle.path / bundle.manifest.library
-            raise BundleError(
-                f"{library} does not load: {error}; compile the bundle again"
-            ) from error
-        vm = module["vm_load_executable"]()
+        module, vm = _load(bundle)
         self.memory.start(vm)
+        facts = _facts(bundle, vm)
+        facts.check(bundle)
         self.threads = threads
         use_threads(threads)
         self._module = module
         self._vm = vm
+        library = bundle.file(bundle.manifest.library)
+        self._files = MappedFiles([library, *mapped_files(bundle)])
         self._arrays = load_params(bundle)  # keeps the maps alive
+        facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
         verifies = not self.manifest.recurrent  # such a model checks no trees
@@ -94,6 +96,7 @@ class LocalLibrary(Library):
         assert self.manifest.draft
         return self._new_pools(self.manifest.draft["state"], num_pages)
 
+    @within_memory
     def _new_pools(self, table: Table, num_pages: int) -> Pools:
         shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
@@ -113,10 +116,14 @@ class LocalLibrary(Library):
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
 
+    @within_memory
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
-        """One call of a compiled function, on this library's number of threads."""
+        """One call of a compiled function, on this library's number of threads. Raises EngineError
+        where the bundle's files were written into since it was opened.
+        """
+        self._files.check(0.0 if kind == "prefill" else RECENT)
         use_threads(self.threads)
         arguments = self.memory.arguments(rows)
         function = self.functions[kind][sparse]
@@ -127,6 +134,28 @@ class LocalLibrary(Library):
         return list(
             map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
         )
+
+
+def _load(bundle: Bundle) -> tuple[Any, Any]:
+    """The library's module, and its virtual machine. Raises BundleError for what is no library of
+    ours.
+    """
+    library = bundle.file(bundle.manifest.library)
+    try:
+        module = tvm_ffi.load_module(library, keep_module_alive=False)
+        return module, module["vm_load_executable"]()
+    except Exception as error:
+        raise BundleError(load_failure(library, error)) from error
+
+
+def _facts(bundle: Bundle, vm: Any) -> Facts:
+    try:
+        return Facts.from_text(str(vm[FACTS]()))
+    except Exception as error:
+        library = bundle.path / bundle.manifest.library
+        raise BundleError(
+            f"{library} doesn't say what it was compiled for ({error}); {REPAIR}"
+        ) from error
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.text import quoted
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.sampler import SamplingParams, check_count
 from minicpm_mlc.runtime_py.speculative.options import Speculation
@@ -19,7 +20,7 @@ class Options(TypedDict, total=False):
     """Options of one call. What is left out, or None, is the bundle's default."""
 
     max_tokens: int | None  # None: until the context is full
-    stop: str | list[str] | None  # the text ends before the first of them
+    stop: str | list[str] | None  # the text, in a chat the answer, ends before the first of them
     temperature: float | None  # 0: greedy
     top_k: int | None
     top_p: float | None
@@ -54,7 +55,7 @@ class Request:
         """Raises SamplingError for an option that is unknown or out of range."""
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise SamplingError(
-                f"there is no option {unknown[0]!r}; options are "
+                f"there is no option {quoted(unknown[0])}; options are "
                 f"{', '.join(Options.__annotations__)}"
             )
         given = {name: value for name, value in options.items() if value is not None}

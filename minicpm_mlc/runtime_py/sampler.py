@@ -1,6 +1,19 @@
-"""From logits to the next token. The order of the steps is transformers':
+"""From logits to the next token, in the order of transformers and vLLM:
 
-repetition, presence and frequency penalties -> temperature -> top-k -> top-p -> min-p -> draw.
+1. repetition penalty: the logit of each token of prompt and answer, above 0 divided by it, below 0
+   multiplied; then, per token of the answer, minus presence penalty, minus frequency penalty times
+   its count.
+2. temperature 0: the token with the largest logit, the lowest id among equals. Else every logit is
+   divided by it.
+3. top-k: the k largest, of equals the lower ids. Shares are those of the tokens that are left,
+   summing to 1.
+4. top-p: from the likeliest down, ties by id, a token stays if those before it sum to less than
+   top-p.
+5. min-p: a token stays if its share is min-p times the largest share or more.
+6. A draw by the shares of what is left.
+
+tests/sampling_definition.py is this, written out. The likeliest token always stays. Numbers of any
+size have this meaning: what leaves the range of float64 stays at its end.
 """
 
 from __future__ import annotations
@@ -8,10 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.text import quoted
 
 # Option -> (lowest, highest, whether lowest itself is allowed).
 _RANGES = {
@@ -23,6 +38,8 @@ _RANGES = {
     "frequency_penalty": (-100.0, 100.0, True),
 }
 
+_LARGEST = float(np.finfo(np.float64).max)
+_TINY = float(np.finfo(np.float32).tiny)
 _FEW = 2048  # tokens: selecting this many and sorting them costs less than sorting more
 
 
@@ -41,7 +58,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, (low, high, closed) in _RANGES.items():
-            _check_range(name, getattr(self, name), low, high, closed)
+            number = _checked_number(name, getattr(self, name), low, high, closed)
+            object.__setattr__(self, name, number)
         check_count("top_k", self.top_k)
         if self.seed is not None:
             check_count("seed", self.seed)
@@ -56,23 +74,32 @@ class SamplingParams:
         )
 
 
-def _check_range(name: str, value: object, low: float, high: float, closed: bool) -> None:
-    number = (
-        value
-        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        else math.nan
-    )
+def _checked_number(name: str, value: object, low: float, high: float, closed: bool) -> float:
+    number = _as_float(value)
     if not low <= number <= high or (number == low and not closed):
         raise SamplingError(
-            f"{name} is {value!r}; it must be a number in {'[' if closed else '('}{low:g}, "
+            f"{name} is {quoted(value)}; it must be a number in {'[' if closed else '('}{low:g}, "
             f"{high:g}]"
         )
+    return number
+
+
+def _as_float(value: object) -> float:
+    """NaN for what is no number, infinity for an int that no float holds."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_count(name: str, value: object, lowest: int = 0) -> None:
     """Raises SamplingError unless the value is a whole number, `lowest` or more."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < lowest:
-        raise SamplingError(f"{name} is {value!r}; it must be a whole number, {lowest} or more")
+        raise SamplingError(
+            f"{name} is {quoted(value)}; it must be a whole number, {lowest} or more"
+        )
 
 
 class Sampler:
@@ -108,21 +135,25 @@ class Sampler:
         Greedy is the one token with the largest logit after the penalties, the lowest id among
         equals.
         """
-        scores = self._penalised(logits)
-        best = scores.argmax()  # the first NaN, if there is one
-        if not math.isfinite(scores[best]):
+        best = logits.argmax()  # the first NaN, if there is one
+        if not math.isfinite(logits[best]):
             raise SamplingError(
                 "the largest logit is not a finite number; "
                 "the weights are damaged: compile the checkpoint again"
             )
-        if self.params.temperature == 0:
-            return np.array([best]), np.ones(1)
+        with np.errstate(over="ignore"):  # a tiny temperature or penalty
+            scores = self._penalised(logits)
+            if self.params.temperature == 0:
+                return np.array([best if scores is logits else scores.argmax()]), np.ones(1)
+            return self._choices(scores)
+
+    def _choices(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = self._all
         if 0 < self.params.top_k < len(ids):
             ids = _top_k(scores, self.params.top_k)
             scores = scores[ids]
         if self.params.top_p == 1 and self.params.min_p == 0:
-            weights = _weights(scores, scores.max(), self.params.temperature)
+            weights = _weights(scores, self.params.temperature)
             return ids, weights / weights.sum()
         return _cut_tail(ids, scores, self.params)
 
@@ -138,7 +169,7 @@ class Sampler:
         seen = scores[ids]
         counts = self._counts[ids]
         penalty = self.params.repetition_penalty
-        seen = np.where(seen < 0, seen * penalty, seen / penalty)
+        seen = np.where(seen < 0, seen * penalty, np.minimum(seen / penalty, _LARGEST))
         scores[ids] = (
             seen
             - self.params.presence_penalty * (counts > 0)
@@ -147,11 +178,17 @@ class Sampler:
         return scores
 
 
-def _weights(scores: np.ndarray, largest: float, temperature: float) -> np.ndarray:
-    """exp((scores - largest) / temperature), float64."""
+def _weights(
+    scores: np.ndarray, temperature: float, kind: type[np.floating] = np.float64
+) -> np.ndarray:
+    """exp((scores - the largest) / temperature), as floats of this kind where it holds the
+    temperature.
+    """
+    kind = kind if temperature >= _TINY else np.float64
     # In place: fresh memory for each step would cost more than the arithmetic.
-    weights = np.subtract(scores, largest, dtype=np.float64)
-    weights /= temperature
+    weights = np.subtract(scores, scores.max(), dtype=np.result_type(scores, kind))
+    weights = weights.astype(kind, copy=False)
+    weights /= kind(temperature)
     return np.exp(weights, out=weights)
 
 
@@ -174,17 +211,13 @@ def _cut_tail(
     from rounding). The whole distribution is float32, which only its sum and that first choice
     depend on; the chosen are float64.
     """
-    largest = scores.max()
     top_p = params.top_p
-    rough = np.subtract(scores, largest, dtype=np.float32)
-    rough /= np.float32(params.temperature)
-    np.exp(rough, out=rough)
+    rough = _weights(scores, params.temperature, np.float32)
     total = float(rough.sum())
-    likely = np.flatnonzero(
-        rough >= np.float32(max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p))
-    )
+    least = max(0.5 * (1 - top_p) / len(rough) * total, 0.999 * params.min_p)
+    likely = np.flatnonzero(rough >= np.float32(least if least > _TINY else 0))
     ids = ids[likely]
-    weights = _weights(scores[likely], largest, params.temperature)
+    weights = _weights(scores[likely], params.temperature)
     if params.min_p:
         ids = ids[weights >= params.min_p]
         weights = weights[weights >= params.min_p]

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import plain_table
 from minicpm_mlc.bundle.kernel_cases import load_cases
@@ -26,9 +27,9 @@ from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 
 PROMPT, NEW = 130, 16  # tokens: three pages, which sparse attention scores
-GENERATION_LIMIT = (
-    1e-4  # NMSE of the logits of decoding against those of one prefill, which sums in another order
-)
+# NMSE of the logits of decoding against those of one prefill, which sums in another order
+GENERATION_LIMIT = 1e-4
+HUGE = 1e5  # a logit of no trained model; tokens then hang on the last bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class OperatorResult:
 @dataclass(frozen=True)
 class VerifyReport:
     """`tokens` are the greedy ones, per gear; `expected` those of another device's report, where
-    one was given.
+    one was given. `logits` says, per gear, how the generation's are no trained model's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class VerifyReport:
     rows: list[OperatorResult]
     tokens: dict[str, list[int]]
     expected: dict[str, list[int]] | None = None
+    logits: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
@@ -68,7 +70,17 @@ class VerifyReport:
         ]
 
     def raise_if_failed(self) -> None:
-        """Raises BundleError naming what is wrong."""
+        """Raises BundleError naming what is wrong: the weights, where all kernels are right and the
+        logits are no model's; else the device.
+        """
+        at_fault = {f"generation, {gear}" for gear in self.logits}
+        at_fault |= {f"tokens, {gear}" for gear in self.logits}
+        if self.failed and at_fault.issuperset(self.failed):
+            raise BundleError(
+                f"{self.name}: every kernel is right on {self.device}, but the model gives "
+                f"{' and '.join(sorted(set(self.logits.values())))}, so its weights are at fault; "
+                "compile a sound checkpoint: minicpm-mlc compile"
+            )
         if self.failed:
             raise BundleError(
                 f"{self.name} computes wrong on {self.device}: {', '.join(self.failed)}; "
@@ -134,10 +146,13 @@ def verify_library(
         progress("kernels", done, len(cases))
     rows = _rows(checked)
     tokens: dict[str, list[int]] = {}
+    strange: dict[str, str] = {}
     for gear, model in _models(library, bundle.manifest):
         progress("generation", len(tokens), 2)
         start = time.perf_counter()
-        nmse, tokens[gear] = _generation(model, bundle.manifest)
+        logits, nmse, tokens[gear] = _generation(model, bundle.manifest)
+        if what := _strange(logits):
+            strange[gear] = what
         seconds = time.perf_counter() - start
         rows.append(
             OperatorResult(
@@ -145,7 +160,8 @@ def verify_library(
             )
         )
     progress("generation", 2, 2)
-    return VerifyReport(bundle.manifest.name, library.device_identity, rows, tokens, expected)
+    name, device = bundle.manifest.name, library.device_identity
+    return VerifyReport(name, device, rows, tokens, expected, strange)
 
 
 def _rows(checked: list[Checked]) -> list[OperatorResult]:
@@ -166,9 +182,19 @@ def _models(library: Library, manifest: Manifest) -> Iterator[tuple[str, CachedM
         yield gear, CachedModel(cache, PROMPT + NEW, Gears.of(manifest, gear))
 
 
-def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int]]:
-    """NMSE of the logits of 16 decoded tokens against a prefill of the same tokens, and the
-    tokens.
+def _strange(logits: np.ndarray) -> str | None:
+    """How logits are those of no trained model, in words."""
+    largest = np.abs(logits).max()
+    if not np.isfinite(largest):
+        return "logits that are not numbers (NaN or infinite)"
+    if not largest:
+        return "logits that are all 0 (from weights of zeros, or too large ones)"
+    return f"logits as large as {largest:.1e}" if largest > HUGE else None
+
+
+def _generation(model: CachedModel, manifest: Manifest) -> tuple[np.ndarray, float, list[int]]:
+    """The logits of 16 decoded tokens float64 [16, vocab], their NMSE against a prefill of the same
+    tokens, NaN where those are all zero, and the tokens.
     """
     vocab = manifest.model["vocab_size"]
     tokens = [(7919 * i) % vocab for i in range(1, PROMPT + 1)]
@@ -183,16 +209,18 @@ def _generation(model: CachedModel, manifest: Manifest) -> tuple[float, list[int
     ]
     once = np.concatenate(chunks)[PROMPT - 1 :].astype(np.float64)
     stepwise = np.array(decoded, np.float64)
-    nmse = float(((stepwise - once) ** 2).sum() / (once**2).sum())
-    return nmse, [*tokens[PROMPT:], int(decoded[-1].argmax())]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nmse = float(((stepwise - once) ** 2).sum() / (once**2).sum())
+    return stepwise, nmse, [*tokens[PROMPT:], int(decoded[-1].argmax())]
 
 
 def _expected_tokens(path: Path) -> dict[str, list[int]]:
+    advice = "make a report: minicpm-mlc verify BUNDLE --json"
     try:
-        tokens = json.loads(path.read_bytes())["tokens"]
+        tokens = read_json_object(path, EngineError, advice)["tokens"]
         return {str(gear): [int(i) for i in ids] for gear, ids in tokens.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineError(
-            f"{path} is no report of this command ({type(error).__name__}: {error}); make one: "
-            "minicpm-mlc verify BUNDLE --json"
+            f"{path} is no report of this command ({type(error).__name__}: {error!s:.200}); "
+            f"{advice}"
         ) from None

@@ -13,6 +13,7 @@ from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, link
+from minicpm_mlc.targets.lowering import cpu_pipeline
 
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
@@ -118,8 +119,8 @@ class CpuTarget:
         )
 
     def tir_pipeline(self) -> str:
-        """The passes that lower its kernels: TVM's own."""
-        return "default"
+        """The passes that lower its kernels."""
+        return cpu_pipeline()
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""

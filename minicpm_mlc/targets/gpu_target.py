@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
-from minicpm_mlc.targets.gpu import gpu_pipeline
+from minicpm_mlc.targets.lowering import gpu_pipeline
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
 
 MIX = Path(__file__).parent / "mix"
@@ -19,19 +20,19 @@ Ids = np.ndarray  # int32 [tokens]
 
 
 def calibration_sequences(
-    folder: Path | None, config: ModelConfig, texts: Sequence[Path]
+    files: SmallFiles, config: ModelConfig, texts: Sequence[Path]
 ) -> list[Ids]:
-    """Of the texts, or of the shipped ones if there are none, by the tokenizer in `folder`.
+    """Of the texts, or of the shipped ones if there are none, by the tokenizer among `files`.
 
     Without a tokenizer (random weights) tokens are drawn. Raises CompileError for a text that can't
     be read or is shorter than a sequence.
     """
-    tokenizer = folder / "tokenizer.json" if folder else None
-    if tokenizer is None or not tokenizer.is_file():
+    tokenizer = files.content(TOKENIZER)
+    if tokenizer is None:
         rng = np.random.default_rng(0)
         stream = rng.integers(0, config.vocab_size, MOST).astype(np.int32)
     else:
-        stream = _tokens(Tokenizer.from_file(str(tokenizer)), texts or sorted(MIX.glob("*.txt")))
+        stream = _tokens(Tokenizer.from_buffer(tokenizer), texts or sorted(MIX.glob("*.txt")))
     if len(stream) < LENGTH:
         raise CompileError(
             f"--calibrate: the text has {len(stream)} tokens, expected at least {LENGTH}; add more"

@@ -13,7 +13,7 @@ import numpy as np
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
-from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
+from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile, cut
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.compile.model.registry import published_tensors
@@ -122,18 +122,20 @@ def _follow_index(index: Path) -> dict[str, SafetensorsFile]:
     files: dict[str, SafetensorsFile] = {}
     for name in sorted(set(places.values())):
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is not in the folder; download it")
+            raise CheckpointError(
+                f"{index} names {cut(name)}, which is not in the folder; download it"
+            )
         files[name] = SafetensorsFile(index.parent / name)
     for tensor, name in places.items():
         if tensor not in files[name].entries:
             raise CheckpointError(
-                f"{index} places tensor {tensor} in {name}, which doesn't hold it; download both "
-                "again"
+                f"{index} places tensor {cut(tensor)} in {cut(name)}, which doesn't hold it; "
+                "download both again"
             )
     for name, file in files.items():
         if strays := [tensor for tensor in file.entries if places.get(tensor) != name]:
             raise CheckpointError(
-                f"{file.path} holds tensor {strays[0]}, which {INDEX} doesn't place there"
+                f"{file.path} holds tensor {cut(strays[0])}, which {INDEX} doesn't place there"
             )
     return {tensor: files[name] for tensor, name in places.items()}
 
@@ -171,7 +173,8 @@ def check_tensors(
     ]
     if extra:
         raise CheckpointError(
-            f"{found[extra[0]].path}: tensor {extra[0]} is not part of the model{_and_more(extra)}"
+            f"{found[extra[0]].path}: tensor {cut(extra[0])} is not part of the "
+            f"model{_and_more(extra)}"
         )
     for name, shape in shapes.items():
         _check_tensor(found[name], name, shape)

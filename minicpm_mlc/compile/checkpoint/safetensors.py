@@ -7,7 +7,6 @@ gaps. The safetensors package hands bf16 out through torch alone, so the header 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.files import GIT_LFS, json_value
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 
-MAX_HEADER = 100_000_000  # the limit of the format's own library
+MAX_HEADER = 16 << 20  # bytes; a tensor takes some 150
+MAX_TENSORS = 100_000
+MAX_RANK = 8
 STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 # Sizes of what may stand beside the weights, e.g. integer buffers.
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "BOOL": 1} | {
@@ -69,14 +71,15 @@ class SafetensorsFile:
     def _read_entries(self) -> dict[str, Entry]:
         header, start = self._read_header()
         header.pop("__metadata__", None)
-        entries = {name: self._entry(name, value, start) for name, value in header.items()}
+        entries = {name: self._entry(cut(name), value, start) for name, value in header.items()}
         end = start
         for name, entry in sorted(
             entries.items(), key=lambda item: (item[1].start, item[1].nbytes)
         ):
             if entry.start != end:
                 raise self._error(
-                    f"tensor {name} starts at byte {entry.start}, expected {end}; download it again"
+                    f"tensor {cut(name)} starts at byte {entry.start}, expected {end}; "
+                    "download it again"
                 )
             end += entry.nbytes
         if end != self._map.size:
@@ -88,6 +91,8 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         """The parsed header and the byte where tensors begin."""
+        if self._map[: len(GIT_LFS)].tobytes() == GIT_LFS:
+            raise self._error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
         length = int.from_bytes(self._map[:8].tobytes(), "little")
         if self._map.size < 8 or not 2 <= length <= min(MAX_HEADER, self._map.size - 8):
             raise self._error(
@@ -95,10 +100,8 @@ class SafetensorsFile:
                 "again"
             )
         try:
-            header = json.loads(
-                self._map[8 : 8 + length].tobytes(), object_pairs_hook=_without_duplicates
-            )
-        except (ValueError, RecursionError) as error:
+            header = json_value(self._map[8 : 8 + length].tobytes(), nested=3 * MAX_TENSORS)
+        except ValueError as error:
             raise self._error(f"header isn't JSON ({error}); download it again") from None
         if not isinstance(header, dict):
             raise self._error("header isn't a JSON object; download it again")
@@ -112,10 +115,14 @@ class SafetensorsFile:
                 raise self._error(
                     f"tensor {name} has no dtype, shape and data_offsets in the header"
                 )
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise self._error(f"tensor {name} has a shape or offset that isn't a whole number")
+        if len(shape) > MAX_RANK:
+            raise self._error(f"tensor {name} has {len(shape)} sizes, expected {MAX_RANK} or fewer")
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)):
+            raise self._error(
+                f"tensor {name} has a shape or offset that isn't a whole number below 2^63"
+            )
         if dtype not in ITEM_BYTES:
-            raise self._error(f"tensor {name} has dtype {dtype}, expected BF16, F16 or F32")
+            raise self._error(f"tensor {name} has dtype {cut(dtype)}, expected BF16, F16 or F32")
         nbytes = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != nbytes:
             raise self._error(
@@ -125,8 +132,6 @@ class SafetensorsFile:
         return Entry(dtype, tuple(shape), base + begin, nbytes)
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return values
+def cut(name: str) -> str:
+    """A tensor's name as messages show it: a file may hold one of megabytes."""
+    return name if len(name) <= 120 else f"{name[:117]}..."

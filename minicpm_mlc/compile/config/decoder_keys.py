@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from minicpm_mlc.base.errors import ConfigError
+from minicpm_mlc.bundle.generation_config import token_ids
 from minicpm_mlc.compile.config.keys import Keys, check_fixed
 from minicpm_mlc.compile.config.rope import read_rope
 
 
-def decoder_fields(keys: Keys, *, tied: bool) -> dict[str, Any]:
+def decoder_fields(
+    keys: Keys, *, tied: bool, bos: int | None = 1, eos: int | None = 2
+) -> dict[str, Any]:
     """The fields of ModelConfig that every decoder has. Raises ConfigError.
 
     Absent keys have the defaults of the published configuration classes; `tied` is that of
-    tie_word_embeddings, which differs between models.
+    tie_word_embeddings, `bos` and `eos` are those of bos_token_id and eos_token_id, which differ
+    between models.
     """
     check_fixed(keys)
     heads = keys.integer("num_attention_heads")
@@ -30,8 +34,8 @@ def decoder_fields(keys: Keys, *, tied: bool) -> dict[str, Any]:
         "head_dim": keys.integer("head_dim", high=1024),
         "rms_norm_eps": keys.positive("rms_norm_eps", 1e-6),
         "tie_word_embeddings": keys.boolean("tie_word_embeddings", tied),
-        "bos_token_id": keys.integer("bos_token_id", 1, low=0),
-        "eos_token_ids": _eos(keys),
+        "bos_token_id": keys.integer_or_null("bos_token_id", bos, low=0),
+        "eos_token_ids": _eos(keys, eos),
     }
     return fields | read_rope(keys, fields["head_dim"])
 
@@ -44,9 +48,12 @@ def _derived_head_dim(where: str, hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _eos(keys: Keys) -> tuple[int, ...]:
-    value = keys.take("eos_token_id", 2)
-    ids = value if isinstance(value, list) else [value]
-    if not ids or not all(type(i) is int and i >= 0 for i in ids):
+def _eos(keys: Keys, default: int | None) -> tuple[int, ...]:
+    """None where the file has null: generation_config.json or the tokenizer may name some."""
+    value = keys.take("eos_token_id", default)
+    if value == []:
         raise keys.refuse("eos_token_id", value, "a token id or a list of token ids")
-    return tuple(ids)
+    try:
+        return token_ids({"eos_token_id": value}, "eos_token_id")
+    except ValueError as wrong:
+        raise ConfigError(f"{keys.where}: {wrong}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc.base.errors import ConfigError
-from minicpm_mlc.bundle.manifest import MAX_DRAFT_TOP_K
+from minicpm_mlc.bundle.manifest_schema import MAX_DRAFT_TOP_K
 from minicpm_mlc.compile.config.keys import Keys, check_fixed
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.rope import read_rope

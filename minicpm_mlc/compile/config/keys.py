@@ -86,6 +86,11 @@ class Keys:
             raise self.refuse(key, value, f"a whole number from {low} to {high}")
         return value
 
+    def integer_or_null(self, key: str, default: int | None, low: int = 1) -> int | None:
+        """An integer of at least `low`, or None where the file has null. Raises ConfigError."""
+        value = self.left.get(key, default)
+        return self.take(key, None) if value is None else self.integer(key, default, low)
+
     def positive(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number, as a float. Raises ConfigError."""
         value = self.take(key, default)

@@ -143,7 +143,7 @@ class ModelConfig:
     rope_attention_scale: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    bos_token_id: int
+    bos_token_id: int | None  # None: no token begins a text
     eos_token_ids: tuple[int, ...]
     scale_emb: float = 1.0
     scale_depth: float | None = None
@@ -171,7 +171,7 @@ class ModelConfig:
             ("bos_token_id", self.bos_token_id),
             *(("eos_token_id", i) for i in self.eos_token_ids),
         ]:
-            if token >= self.vocab_size:
+            if token is not None and token >= self.vocab_size:
                 raise ConfigError(
                     f"config.json: {key} {token} is outside the vocabulary of {self.vocab_size}"
                 )

@@ -33,7 +33,7 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
         longest = keys.integer("max_position_embeddings")
         factors, scale = (1.0,) * (head_dim // 2), 1.0
     else:
-        original = rope.take("original_max_position_embeddings", original)
+        original = _original(rope, original)
         longest = keys.integer("max_position_embeddings", original)
         factors, scale = _longrope(
             rope, head_dim, longest, longest if original is None else original
@@ -66,8 +66,10 @@ def _rope_type(rope: Keys) -> str:
 def _longrope(
     rope: Keys, head_dim: int, longest: int, original: int
 ) -> tuple[tuple[float, ...], float]:
-    """Factors, and the scale of cos and sin: sqrt(1 + ln(longest/original) / ln(original)), arXiv
-    2402.13753.
+    """Factors, and the scale of cos and sin: sqrt(1 + ln(factor) / ln(original)), arXiv 2402.13753.
+
+    `factor` is the key of this name, and where it is absent longest / original, as `transformers`
+    has it for every model.
     """
     if type(original) is not int or original < 2:
         raise rope.refuse(
@@ -87,15 +89,27 @@ def _longrope(
             f"{rope.where}: short_factor and long_factor differ, which is not implemented"
         )
     ratio = max(1.0, longest / original)
-    scale = math.sqrt(1 + math.log(ratio) / math.log(original))
-    _accept(rope, "factor", (1.0, ratio))
+    factor = _accept(rope, "factor", (1.0, ratio)) or ratio
+    scale = math.sqrt(1 + math.log(factor) / math.log(original))
     _accept(rope, "attention_factor", (scale,))
     return tuple(float(f) for f in short), scale
 
 
-def _accept(rope: Keys, key: str, values: tuple[float, ...]) -> None:
+def _original(rope: Keys, outer: Any) -> Any:
+    """The original context from `rope` or, in older files, from beside it."""
+    inner = rope.take("original_max_position_embeddings", outer)
+    if outer is not None and inner != outer:
+        expected = f"{outer}, as beside {rope.where}; keep one"
+        raise rope.refuse("original_max_position_embeddings", inner, expected)
+    return inner
+
+
+def _accept(rope: Keys, key: str, values: tuple[float, ...]) -> float | None:
+    """The one of `values` that `key` has; None where it is absent. Raises ConfigError."""
     found = rope.take(key, None)
-    if found is not None and not (
-        is_positive(found) and any(math.isclose(found, v) for v in values)
-    ):
+    if found is None:
+        return None
+    close = [v for v in values if is_positive(found) and math.isclose(found, v)]
+    if not close:
         raise rope.refuse(key, found, " or ".join(f"{v:.6g}" for v in dict.fromkeys(values)))
+    return close[0]

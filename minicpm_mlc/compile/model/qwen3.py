@@ -62,7 +62,7 @@ def read(keys: Keys) -> dict[str, Any]:
         keys.left.setdefault(key, value)
     keys.take("max_window_layers", None)  # the layers that use_sliding_window would leave whole
     kinds = keys.take("layer_types", None)
-    fields = decoder_fields(keys, tied=False)
+    fields = decoder_fields(keys, tied=False, bos=None, eos=None)
     layers = fields["num_layers"]
     if kinds not in (None, ["full_attention"] * layers):
         expected = f'"full_attention" for each of the {layers} layers'

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
 from minicpm_mlc.base.files import read_json
+from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.compile import model as package
 from minicpm_mlc.compile.config.draft_config import UNUSED, DraftConfig, base_fields, draft_fields
 from minicpm_mlc.compile.config.keys import HARMLESS, Keys, shown
@@ -64,15 +65,26 @@ def read_config(raw: object, name: str, where: str = "config.json") -> ModelConf
 
 
 def read_config_folder(folder: str | Path) -> ModelConfig:
-    """From a checkpoint folder, whose name is the model's. Raises CheckpointError when it is no
-    folder, ConfigError for its config.json.
+    """From a checkpoint folder, which names the model. Raises CheckpointError when it is no folder,
+    ConfigError for its config.json.
     """
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not a folder; give the folder that holds config.json and the weights"
         )
-    return read_config(_read_json(path / "config.json"), path.resolve().name)
+    return read_config(_read_json(path / "config.json"), model_name(path))
+
+
+def model_name(folder: Path) -> str:
+    """What a checkpoint's folder calls its model. The caches of Hugging Face and of ModelScope
+    hold it in models--ORG--NAME/snapshots/REVISION; ModelScope also in ORG/NAME with ___ for a dot.
+    """
+    place = folder.resolve()
+    cached = place.parents[1].name if place.parent.name == "snapshots" else ""
+    if cached.startswith("models--"):
+        return whole_characters(cached.split("--")[-1])
+    return whole_characters(place.name).replace("___", ".") or "model"
 
 
 def _read_json(path: Path) -> object:

@@ -9,7 +9,6 @@ every core busy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
@@ -98,13 +97,13 @@ def attend_by_blocks(
                 )
 
 
-def page_at(page_tables: Buffer, table: Any, number: Expr) -> Any:
+def page_at(page_tables: Buffer, table: Expr, number: Expr) -> Expr:
     """The place in the pools of a sequence's page."""
     return T.Bind(T.Cast("int64", page_tables[table, number]))
 
 
 def merge_splits(
-    shape: Shape, splits: Expr, parts: Any, sequence: Any, head: Expr, out: Buffer
+    shape: Shape, splits: Expr, parts: Buffer, sequence: Expr, head: Expr, out: Buffer
 ) -> None:
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the
     highest.
@@ -133,7 +132,7 @@ def merge_splits(
         vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
 
 
-Visit = Callable[[Any, Page], None]  # of a block of 64 slots: its number in the sequence, its page
+Visit = Callable[[Expr, Page], None]  # of a block of 64 slots: its number in the sequence, its page
 
 
 def attend_row(
@@ -159,12 +158,12 @@ def attend_row(
     return block
 
 
-def splits_for(pages: Any) -> Any:
+def splits_for(pages: Expr) -> Expr:
     """How many splits a row of that many pages (int64) is cut into."""
     return T.Bind(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS))
 
 
-def share_of(pages: Any, split: Expr) -> tuple[Any, Any]:
+def share_of(pages: Expr, split: Expr) -> tuple[Expr, Expr]:
     """(first page, end) of a row's split; by its own length, so that a row's sums don't depend on
     the rows beside it.
     """
@@ -175,7 +174,11 @@ def share_of(pages: Any, split: Expr) -> tuple[Any, Any]:
 
 
 def attend_in_splits(
-    shape: Shape, n: Expr, splits: Expr, attend_split: Callable[[Any, Any, Any], Block], out: Buffer
+    shape: Shape,
+    n: Expr,
+    splits: Expr,
+    attend_split: Callable[[Expr, Expr, Expr], Block],
+    out: Buffer,
 ) -> None:
     """A task per row, KV head and split (attend_split of them), then a merge of each head's splits,
     at most 16.
@@ -212,8 +215,8 @@ def attend_each(
     kv: KVFormat,
     n: Expr,
     q: Buffer,
-    pools: tuple[Any, Any],
-    table_of: Callable[[Any], tuple[Any, Any]],
+    pools: tuple[Buffer, Buffer],
+    table_of: Callable[[Expr], tuple[Expr, Expr]],
     slots: Buffer,
     out: Buffer,
 ) -> None:

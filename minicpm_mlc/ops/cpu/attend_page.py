@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from math import e, log2, sqrt
-from typing import Any
 
 import numpy as np
 
@@ -37,23 +36,23 @@ class Float32:
 
     together = 1  # numbers of a row that one step takes
 
-    def left(self, rows: int, depth: int) -> Any:
+    def left(self, rows: int, depth: int) -> Buffer:
         """Scratch of the left matrix."""
         return T.alloc_buffer((rows, depth), "float32")
 
-    def put_left(self, left: Buffer, x: Any, row: Expr, at: Expr) -> None:
+    def put_left(self, left: Buffer, x: Expr, row: Expr, at: Expr) -> None:
         """Store float32[16] as the left matrix's row from `at` on."""
         vector.store(left, x, row, at)
 
-    def splat(self, left: Buffer, row: Expr, step: Expr) -> Any:
+    def splat(self, left: Buffer, row: Expr, step: Expr) -> Expr:
         """What one row multiplies in a step."""
         return vector.splat(left[row, step])
 
-    def right(self, load: Load, step: Expr, columns: int, last: Any) -> list[Any]:
+    def right(self, load: Load, step: Expr, columns: int, last: Expr) -> list[Expr]:
         """What `columns` vectors of the right matrix hold in a step, of its rows up to `last`."""
         return [T.Bind(load(step, c * vector.LANES, vector.LANES)) for c in range(columns)]
 
-    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Any:
+    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Expr:
         return total + left * right
 
     def functions(self) -> AbstractContextManager[None]:
@@ -66,20 +65,20 @@ class Bf16Pairs(Float32):
 
     together = 2
 
-    def left(self, rows: int, depth: int) -> Any:
+    def left(self, rows: int, depth: int) -> Buffer:
         return T.alloc_buffer((rows, depth // 2), "int32")
 
-    def put_left(self, left: Buffer, x: Any, row: Expr, at: Expr) -> None:
+    def put_left(self, left: Buffer, x: Expr, row: Expr, at: Expr) -> None:
         T.buffer_store(
             left,
             bf16_dot.pairs_of(bf16_dot.rounded(x)),
             [row, T.ramp(at // 2, 1, vector.LANES // 2)],
         )
 
-    def splat(self, left: Buffer, row: Expr, step: Expr) -> Any:
+    def splat(self, left: Buffer, row: Expr, step: Expr) -> Expr:
         return bf16_dot.in_every_pair(left[row, step])
 
-    def right(self, load: Load, step: Expr, columns: int, last: Any) -> list[Any]:
+    def right(self, load: Load, step: Expr, columns: int, last: Expr) -> list[Expr]:
         """A pair that begins with the last row takes it twice: whatever lies behind is no number
         that 0 would hide.
         """
@@ -92,7 +91,7 @@ class Bf16Pairs(Float32):
             pairs += bf16_dot.interleaved(*two)
         return pairs
 
-    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Any:
+    def multiply_add(self, total: Expr, left: Expr, right: Expr) -> Expr:
         return bf16_dot.dot(total, left, right)
 
     def functions(self) -> AbstractContextManager[None]:
@@ -100,7 +99,7 @@ class Bf16Pairs(Float32):
 
 
 Load = Callable[
-    [Any, Any, int], Any
+    [Expr, Expr, int], Expr
 ]  # (row, column, count) of the right matrix: numbers from there on, as stored
 
 
@@ -153,13 +152,13 @@ class Shape:
 class Block:
     """Scratch of one row block: what `attend_page` reads and folds a page into."""
 
-    queries: Any  # [rows, d], scaled, as the left matrix of a product
-    limits: Any  # i32[rows], the last slot that a row sees
-    maxima: Any  # f32[rows]
-    sums: Any  # f32[rows, 16], one partial sum per lane
-    output: Any  # f32[rows, d], not yet divided by the sum
-    scores: Any  # f32[tile rows, 64] of one tile and page
-    weights: Any  # [tile rows, 64]: exp2(scores - maximum), as the left matrix of a product
+    queries: Buffer  # [rows, d], scaled, as the left matrix of a product
+    limits: Buffer  # i32[rows], the last slot that a row sees
+    maxima: Buffer  # f32[rows]
+    sums: Buffer  # f32[rows, 16], one partial sum per lane
+    output: Buffer  # f32[rows, d], not yet divided by the sum
+    scores: Buffer  # f32[tile rows, 64] of one tile and page
+    weights: Buffer  # [tile rows, 64]: exp2(scores - maximum), as the left matrix of a product
 
     @staticmethod
     def allocate(shape: Shape, rows: int) -> Block:
@@ -191,12 +190,12 @@ class Block:
             )
             vector.store(self.output, vector.splat(0.0), row, j)
 
-    def sum_of(self, row: Expr) -> Any:
+    def sum_of(self, row: Expr) -> Expr:
         """The softmax denominator of a row."""
         return vector.fold(lambda a, b: a + b, T.Bind(vector.load(self.sums, row, 0)))
 
 
-def tile_registers(shape: Shape) -> list[Any]:
+def tile_registers(shape: Shape) -> list[Buffer]:
     """A register tile: one buffer per row, each small enough for the stack."""
     return [vector.registers(shape.columns) for _ in range(shape.rows)]
 
@@ -210,12 +209,12 @@ def each_vector(shape: Shape, visit: Callable[[int, int], None]) -> None:
 
 def multiply_tile(
     shape: Shape,
-    tile: list[Any],
-    depth: Any,
+    tile: list[Buffer],
+    depth: Expr,
     left: Expr,
     first: Expr,
     right: Load,
-    fetch: Callable[[Any, int], None],
+    fetch: Callable[[Expr, int], None],
 ) -> None:
     """tile[r, c] += sum over k < depth of left[first + r, k] * right(k, c): scalars times vectors,
     all in registers.
@@ -239,25 +238,25 @@ class Page:
     """One page of the pools, and the pool's page that is read after it, if that is known."""
 
     kv: KVFormat
-    pools: tuple[Any, Any]
-    place: Any
+    pools: tuple[Buffer, Buffer]
+    place: Expr
     kv_head: Expr
-    following: Any | None = None
+    following: Expr | None = None
 
-    def keys(self, i: Expr, t: Expr, n: int) -> Any:
+    def keys(self, i: Expr, t: Expr, n: int) -> Expr:
         """Component i of n tokens from t on: 16 as float32, 32 as they are stored."""
         return self._load(self.pools[0], i, t, n)
 
-    def values(self, t: Expr, i: Expr, n: int) -> Any:
+    def values(self, t: Expr, i: Expr, n: int) -> Expr:
         """n components of token t from i on."""
         return self._load(self.pools[1], t, i, n)
 
-    def _load(self, pool: Buffer, row: Expr, at: Expr, n: int) -> Any:
+    def _load(self, pool: Buffer, row: Expr, at: Expr, n: int) -> Expr:
         if n == vector.LANES:
             return self.kv.cpu_load(pool, self.place, self.kv_head, row, at)
         return pool[self.place, self.kv_head, row, T.ramp(at, 1, n)]
 
-    def scaled(self, x: Any, which: int, sixteen: Any) -> Any:
+    def scaled(self, x: Expr, which: int, sixteen: Expr) -> Expr:
         """x times the scales of its 16 tokens' keys or values, in a format that has them."""
         head_dim = int(self.pools[1].shape[-1])
         scales = self.kv.cpu_scales(
@@ -274,7 +273,7 @@ class Page:
         if self.following is not None:
             self._fetch(self.pools[0], self.following, at, count)
 
-    def _fetch(self, pool: Buffer, place: Any, at: Expr, count: int) -> None:
+    def _fetch(self, pool: Buffer, place: Expr, at: Expr, count: int) -> None:
         line = CACHE_LINE // np.dtype(pool.dtype).itemsize
         for element in range(0, count, line):
             vector.prefetch(pool, place, self.kv_head, 0, at + element)
@@ -317,7 +316,7 @@ def hide_unseen(shape: Shape, block: Block, first: Expr, page_slot: Expr) -> Non
             vector.store(block.scores, score, r, t)
 
 
-def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Any, page: Page) -> None:
+def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Buffer, page: Page) -> None:
     """Scores become softmax weights against the new running maximum; corrections[r] rescales the
     old output.
 
@@ -344,7 +343,7 @@ def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Any, page: 
 
 
 def add_values(
-    shape: Shape, block: Block, first: Expr, corrections: Any, tokens: Any, page: Page
+    shape: Shape, block: Block, first: Expr, corrections: Buffer, tokens: Expr, page: Page
 ) -> None:
     """output = output * correction + weights times the page's first `tokens` values."""
     width = shape.columns * vector.LANES

@@ -8,7 +8,6 @@ cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend_tree import AttendTree, AttendTreeBlocks
@@ -94,8 +93,8 @@ def attend_tree_blocks(
         attend_in_splits(shape, n, splits, attend_split, out)
 
 
-def _each_page(begin: Expr, end: Expr) -> Callable[[Callable[[Any], None]], None]:
-    def visit_all(visit: Callable[[Any], None]) -> None:
+def _each_page(begin: Expr, end: Expr) -> Callable[[Callable[[Expr], None]], None]:
+    def visit_all(visit: Callable[[Expr], None]) -> None:
         with T.serial(end - begin) as step:
             visit(T.Bind(T.Cast("int32", begin + step)))
 
@@ -106,11 +105,11 @@ def attend_path(
     shape: Shape,
     kv: KVFormat,
     q: Buffer,
-    pools: tuple[Any, Any],
+    pools: tuple[Buffer, Buffer],
     path: TreePath,
     row: Expr,
     kv_head: Expr,
-    each_number: Callable[[Callable[[Any], None]], None],
+    each_number: Callable[[Callable[[Expr], None]], None],
 ) -> Block:
     """One row's heads of one KV head over the pages of its own sequence that each_number calls its
     argument with.

@@ -7,7 +7,7 @@ which it links in and inlines; vectors of bfloat16 are their bits, uint16.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager
 
 import tvm
 
@@ -32,27 +32,27 @@ declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloa
 """
 
 
-def dot(total: Expr, a: Any, b: Any) -> Any:
+def dot(total: Expr, a: Expr, b: Expr) -> Expr:
     """total float32[16] + the products of 16 pairs, uint16[32] each."""
     return T.call_pure_extern("float32x16", "minicpm_bf16_dot", total, a, b)
 
 
-def rounded(x: Any) -> Any:
+def rounded(x: Expr) -> Expr:
     """float32[16] to the nearest bfloat16, uint16[16]."""
     return T.Bind(T.call_pure_extern("uint16x16", "minicpm_bf16_round", x))
 
 
-def pairs_of(bits: Expr) -> Any:
+def pairs_of(bits: Expr) -> Expr:
     """uint16[16] as int32[8]: two neighbours each."""
     return T.reinterpret(bits, dtype="int32x8")
 
 
-def in_every_pair(word: Expr) -> Any:
+def in_every_pair(word: Expr) -> Expr:
     """The pair in an int32, in all 16 places."""
     return T.reinterpret(T.broadcast(word, PAIRS), dtype="uint16x32")
 
 
-def interleaved(a: Any, b: Any) -> list[Any]:
+def interleaved(a: Expr, b: Expr) -> list[Expr]:
     """uint16[32] each: pairs (a[i], b[i]) of the first 16 places, and of the last 16."""
     return [
         T.Bind(
@@ -62,7 +62,7 @@ def interleaved(a: Any, b: Any) -> list[Any]:
     ]
 
 
-def functions() -> Any:
+def functions() -> AbstractContextManager[None]:
     """`with functions():` around the body of a kernel that calls them gives LLVM their text."""
     text = tvm.ir.StringImm(FUNCTIONS)
     return T.attr(tvm.tirx.IntImm("int32", 0), "pragma_import_llvm", text)

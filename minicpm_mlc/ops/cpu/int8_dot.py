@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import Values
@@ -24,11 +23,11 @@ class Activations:
     product starts from.
     """
 
-    word: Callable[[int, int], Any]
+    word: Callable[[int, int], Expr]
     correction: Expr
 
     @property
-    def words(self) -> list[Any]:
+    def words(self) -> list[Expr]:
         return [self.word(i, 1) for i in range(8)]
 
 
@@ -69,8 +68,8 @@ class Int8Dot:
         return scheme.values.registers(stored["weight"], block, g, 4 * row, 4 * self.rows)
 
     def groups(
-        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
-    ) -> list[list[Any]]:
+        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
+    ) -> list[list[Expr]]:
         """Of each block of weights, of each activation row, int32[rows]: its correction + the sum
         of all 32 products.
         """
@@ -79,7 +78,9 @@ class Int8Dot:
             for weights in blocks
         ]
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
+    def group(
+        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
+    ) -> Expr:
         """`groups` of one block and one row."""
         raise NotImplementedError
 
@@ -87,19 +88,19 @@ class Int8Dot:
         """Pairs that one `peak_step` multiplies and adds."""
         return 4 * self.rows
 
-    def peak_step(self, total: Expr) -> Any:
+    def peak_step(self, total: Expr) -> Expr:
         """int32[rows] after one product of four pairs per row, which depends on `total`
         (ops/cpu/speed_limits.py).
         """
         raise NotImplementedError
 
-    def _bytes(self, value: int) -> Any:
+    def _bytes(self, value: int) -> Expr:
         return T.broadcast(T.uint8(value), 4 * self.rows)
 
     def _type(self, bits: int, sign: str = "int") -> str:
         return f"{sign}{bits}x{32 // bits * self.rows}"
 
-    def _splat(self, word: Expr) -> Any:
+    def _splat(self, word: Expr) -> Expr:
         """Four activations, in every row."""
         return T.reinterpret(T.broadcast(word, self.rows), dtype=self._type(8))
 
@@ -120,8 +121,8 @@ class VpDpBusd(Int8Dot):
         ]
 
     def groups(
-        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
-    ) -> list[list[Any]]:
+        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
+    ) -> list[list[Expr]]:
         """Sums take turns, as a product waits for the one before it of its own sum."""
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
         totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
@@ -132,7 +133,7 @@ class VpDpBusd(Int8Dot):
                     sums[row] = _intrinsic(name, self._type(32), sums[row], weights[i], word)
         return totals
 
-    def peak_step(self, total: Expr) -> Any:
+    def peak_step(self, total: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
         return _intrinsic(name, self._type(32), total, self._bytes(1), self._splat(3))
 
@@ -146,7 +147,9 @@ class PMAddUbsW(Int8Dot):
     and sign(w) x.
     """
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
+    def group(
+        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
+    ) -> Expr:
         start = T.broadcast(correction, self.rows)
         if values.unsigned and 2 * len(weights) * values.largest * 127 < SATURATED:
             pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
@@ -154,15 +157,15 @@ class PMAddUbsW(Int8Dot):
         product = self._unsigned if values.unsigned else self._signed
         return reduce(lambda a, b: a + b, map(product, weights, words), start)
 
-    def peak_step(self, total: Expr) -> Any:
+    def peak_step(self, total: Expr) -> Expr:
         pairs = T.reinterpret(total, dtype=self._type(16))
         pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
         return T.reinterpret(pairs, dtype=self._type(32))
 
-    def _unsigned(self, weight: Any, word: Expr) -> Any:
+    def _unsigned(self, weight: Expr, word: Expr) -> Expr:
         return self._quads(self._pairs(weight, self._splat(word)))
 
-    def _signed(self, weight: Any, word: Expr) -> Any:
+    def _signed(self, weight: Expr, word: Expr) -> Expr:
         size = T.reinterpret(
             T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight),
             dtype=self._type(8, "uint"),
@@ -170,10 +173,10 @@ class PMAddUbsW(Int8Dot):
         x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), self._splat(word), weight)
         return self._quads(self._pairs(size, x))
 
-    def _pairs(self, weight: Any, x: Any) -> Any:
+    def _pairs(self, weight: Expr, x: Expr) -> Expr:
         return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", self._type(16), weight, x)
 
-    def _quads(self, pairs: Any) -> Any:
+    def _quads(self, pairs: Expr) -> Expr:
         return _intrinsic(
             "llvm.x86.avx2.pmadd.wd", self._type(32), pairs, T.broadcast(T.int16(1), 2 * self.rows)
         )
@@ -182,7 +185,9 @@ class PMAddUbsW(Int8Dot):
 class SDot(Int8Dot):
     """Armv8.2 dotprod: four signed products, added to 32 bits."""
 
-    def group(self, values: Values, weights: list[Any], words: list[Any], correction: Expr) -> Any:
+    def group(
+        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
+    ) -> Expr:
         total = T.broadcast(correction, self.rows)
         for weight, word in zip(weights, words, strict=True):
             if values.unsigned:
@@ -192,7 +197,7 @@ class SDot(Int8Dot):
             )
         return total
 
-    def peak_step(self, total: Expr) -> Any:
+    def peak_step(self, total: Expr) -> Expr:
         return _intrinsic(
             "llvm.aarch64.neon.sdot",
             self._type(32),
@@ -208,8 +213,8 @@ class SmMlA(SDot):
     """
 
     def groups(
-        self, values: Values, blocks: list[list[Any]], inputs: list[Activations]
-    ) -> list[list[Any]]:
+        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
+    ) -> list[list[Expr]]:
         if len(inputs) < self.together:
             return super().groups(values, blocks, inputs)
         first, second = inputs
@@ -218,8 +223,8 @@ class SmMlA(SDot):
         return [self._matrices(weights, pairs, inputs) for weights in blocks]
 
     def _matrices(
-        self, weights: list[Any], pairs: list[Any], inputs: list[Activations]
-    ) -> list[Any]:
+        self, weights: list[Expr], pairs: list[Expr], inputs: list[Activations]
+    ) -> list[Expr]:
         """Of one block, of both rows."""
         sums = [
             T.broadcast(0, self.rows)
@@ -238,10 +243,10 @@ class SmMlA(SDot):
     def products(self) -> int:
         return 8 * self.rows
 
-    def peak_step(self, total: Expr) -> Any:
+    def peak_step(self, total: Expr) -> Expr:
         return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
 
-    def _octets(self, low: Any, high: Any) -> list[Any]:
+    def _octets(self, low: Expr, high: Expr) -> list[Expr]:
         """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
         low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
         return [
@@ -249,16 +254,16 @@ class SmMlA(SDot):
             for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
         ]
 
-    def _matrix(self, total: Expr, weights: Any, x: Any) -> Any:
+    def _matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
-def _joined(a: Any, b: Any, lanes: list[int]) -> Any:
+def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:
     """Lanes of a, then of b, by their number."""
     return T.Bind(T.Shuffle([a, b], lanes))
 
 
-def _intrinsic(name: str, dtype: str, *args: Any) -> Any:
+def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype))
 
 

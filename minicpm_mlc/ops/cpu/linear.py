@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm.script import tirx as T
 
@@ -84,7 +83,7 @@ class _Loops:
                         vector.store(total, vector.load(total, 0) + product, 0)
         vector.store(self.out, self.finish(vector.load(total, 0), row, block), row, block * LANES)
 
-    def group_product(self, row: Expr, block: Expr, g: Expr) -> Any:
+    def group_product(self, row: Expr, block: Expr, g: Expr) -> Expr:
         """One row times a group of columns: scale * (x * numbers) + minimum * (sum of x)."""
         product, terms = self.group_sum(row, block, g), self.terms(block, g)
         scaled = product * terms.scale
@@ -94,9 +93,9 @@ class _Loops:
         total = vector.fold(lambda a, b: a + b, T.Bind(first + second))
         return scaled + vector.splat(total) * terms.minimum
 
-    def group_sum(self, row: Expr, block: Expr, g: Expr) -> Any:
+    def group_sum(self, row: Expr, block: Expr, g: Expr) -> Expr:
         """Unpack, multiply, add; four sums hide the latency of the additions."""
-        sums: list[Any] = [None] * 4
+        sums: list[Expr] = [None] * 4
         for j in range(GROUP // 2):
             for half, number in enumerate(self.numbers(block, g, j)):
                 product = self.factor(row, g, half, j) * number
@@ -104,7 +103,7 @@ class _Loops:
                 sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
         return (sums[0] + sums[1]) + (sums[2] + sums[3])
 
-    def factor(self, row: Expr, g: Expr, half: int, j: int) -> Any:
+    def factor(self, row: Expr, g: Expr, half: int, j: int) -> Expr:
         return vector.splat(self.x[row, g * GROUP + half * 16 + j])
 
     def gemm(self, block: Expr) -> None:
@@ -122,7 +121,7 @@ class _Loops:
             with T.serial(rows % TILE_ROWS) as t:
                 self.multiply(tile, first + rows - 1 - t, 1, block, c)
 
-    def unpack(self, tile: Any, block: Expr, c: Expr) -> None:
+    def unpack(self, tile: Buffer, block: Expr, c: Expr) -> None:
         """tile[j] = float32 weights of column c * columns + j."""
         with T.serial(self.columns // GROUP) as i, T.serial(GROUP // 2) as j:
             g = T.Bind(c * (self.columns // GROUP) + i)
@@ -130,7 +129,7 @@ class _Loops:
                 weight = self.terms(block, g).weight(number)
                 vector.store(tile, weight, i * GROUP + half * 16 + j, 0)
 
-    def multiply(self, tile: Any, first: Expr, rows: int, block: Expr, c: Expr) -> None:
+    def multiply(self, tile: Buffer, first: Expr, rows: int, block: Expr, c: Expr) -> None:
         """out[first : first + rows] += x @ tile; the last tile of columns applies the epilogue."""
         acc = vector.registers(rows)
         with T.If(c == 0):
@@ -154,13 +153,13 @@ class _Loops:
                 for r in range(rows):
                     vector.store(self.out, vector.load(acc, r * LANES), first + r, block * LANES)
 
-    def numbers(self, block: Expr, g: Expr, j: Expr) -> tuple[Any, Any]:
+    def numbers(self, block: Expr, g: Expr, j: Expr) -> tuple[Expr, Expr]:
         return self.scheme.pair(self.stored, block, g, j, T.ramp(0, 1, LANES), LANES)
 
     def terms(self, block: Expr, g: Expr) -> Terms:
         return self.scheme.terms(self.stored, block, g, T.ramp(0, 1, LANES), LANES)
 
-    def finish(self, value: Expr, row: Expr, block: Expr) -> Any:
+    def finish(self, value: Expr, row: Expr, block: Expr) -> Expr:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
         return (
             value

@@ -5,7 +5,6 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm.script import tirx as T
 
@@ -35,7 +34,7 @@ AHEAD = {
 
 
 BlockAt = Callable[
-    [Any], tuple[Any, Any]
+    [Expr], tuple[Expr, Expr]
 ]  # of a task's i-th stream: its weight block, and the column of its totals
 
 
@@ -90,7 +89,7 @@ class Int8Loops:
         blocks.
         """
 
-        def stream(block: Expr) -> tuple[Any, Any]:
+        def stream(block: Expr) -> tuple[Expr, Expr]:
             block = T.Bind(block)
             return block, block * LANES
 
@@ -102,11 +101,11 @@ class Int8Loops:
                 with T.Else(), T.serial((self.blocks - 1 - task) // self.tasks + 1) as i:
                     self.tiles(first, rows, 1, lambda _: stream(task + i * self.tasks), c)
 
-    def parts(self, most: int = CACHE_ROWS) -> Any:
+    def parts(self, most: int = CACHE_ROWS) -> Expr:
         """How often `most` rows make up all."""
         return (self.m + most - 1) // most
 
-    def part(self, part: Any, most: int = CACHE_ROWS) -> tuple[Any, Any]:
+    def part(self, part: Expr, most: int = CACHE_ROWS) -> tuple[Expr, Expr]:
         """Its first row and its number of rows."""
         first = T.Bind(part * most)
         return first, T.Bind(T.min(self.m - first, most))
@@ -114,7 +113,7 @@ class Int8Loops:
     def tiles(
         self,
         first: Expr,
-        rows: Any,
+        rows: Expr,
         streams: int,
         block_at: BlockAt,
         c: Expr,
@@ -140,7 +139,7 @@ class Int8Loops:
                 )
             size //= 2
 
-    def tile(self, first: Expr, rows: int, blocks: list[tuple[Any, Any]], c: Expr) -> None:
+    def tile(self, first: Expr, rows: int, blocks: list[tuple[Expr, Expr]], c: Expr) -> None:
         """totals[first : first + rows] += x @ w^T over one run of column groups; the last run
         applies the epilogue.
         """
@@ -168,11 +167,11 @@ class Int8Loops:
                 for i, place in enumerate(places):
                     vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
 
-    def total_at(self, row: Expr, column: Expr) -> tuple[Any, Any]:
+    def total_at(self, row: Expr, column: Expr) -> tuple[Expr, Expr]:
         """Where a row's 16 totals lie."""
         return row, column
 
-    def group(self, total: Expr, blocks: list[Any], first: Expr, rows: int, g: Expr) -> None:
+    def group(self, total: Expr, blocks: list[Expr], first: Expr, rows: int, g: Expr) -> None:
         """Add one column group of some blocks to their totals: weights are unpacked once for all
         rows, x loaded once.
         """
@@ -196,14 +195,14 @@ class Int8Loops:
         for i in range(lines):
             vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
 
-    def weights(self, block: Expr, g: Expr, part: int) -> tuple[Terms, list[Any]]:
+    def weights(self, block: Expr, g: Expr, part: int) -> tuple[Terms, list[Expr]]:
         """Terms and unpacked weights of one register of rows."""
         width = self.dot.rows
         unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
         terms = self.scheme.terms(self.stored, block, g, T.ramp(part, 1, width), width)
         return terms.bound(), unpacked
 
-    def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Any) -> None:
+    def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Expr) -> None:
         """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
         width = self.dot.rows
         x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
@@ -214,11 +213,11 @@ class Int8Loops:
         T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
     def activations(self, row: Expr, g: Expr) -> Activations:
-        def word(i: int, n: int) -> Any:
+        def word(i: int, n: int) -> Expr:
             return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
 
         return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM]))
 
-    def finish(self, value: Expr, row: Expr, column: Expr) -> Any:
+    def finish(self, value: Expr, row: Expr, column: Expr) -> Expr:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)
         return value if self.residual is None else vector.load(self.residual, row, column) + value

@@ -6,8 +6,6 @@ columns a prefill would write and read 128 KiB a row.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
@@ -84,9 +82,9 @@ class _Loops(Int8Loops):
                 halves = [activated(self.totals, row, 2 * i * LANES, LANES) for i in range(HALVES)]
                 quantize_group(halves, self.factor, out, self.first + row, task)
 
-    def gate_or_up(self, i: Expr, block: Expr, half: Any) -> tuple[Any, Any]:
+    def gate_or_up(self, i: Expr, block: Expr, half: Expr) -> tuple[Expr, Expr]:
         """Gate's block (i = 0) or up's, and the column of its totals."""
         return T.Bind(i * (self.blocks // 2) + block), (2 * half + i) * LANES
 
-    def total_at(self, row: Expr, column: Expr) -> tuple[Any, Any]:
+    def total_at(self, row: Expr, column: Expr) -> tuple[Expr, Expr]:
         return row - self.first, column

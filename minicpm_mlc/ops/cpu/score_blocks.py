@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
@@ -40,12 +39,12 @@ class ScoreCall:
     tile_pages: int  # pages multiplied at once
     kv_heads: int
     n: Expr
-    p: Any
+    p: Expr
     q: Buffer
     k_means: Buffer
     page_tables: Buffer
     positions: Buffer
-    pooled: Any
+    pooled: Buffer
 
     def prefill(self) -> None:
         """A task owns a few rows of one KV head and does all the walks."""
@@ -78,7 +77,7 @@ class ScoreCall:
         def scorer_of(pair: Expr) -> Scorer:
             return Scorer(self.lanes, logits, opaque(pair * (self.p + 1) * SEGMENTS))
 
-        def each_share(visit: Callable[[Any, Any, Any], None]) -> None:
+        def each_share(visit: Callable[[Expr, Expr, Expr], None]) -> None:
             """visit(row and KV head as one number, first page, end) on all threads."""
             with T.parallel(splits * pairs) as task:
                 pair, split = T.Bind(task % pairs), T.Bind(task // pairs)
@@ -111,18 +110,18 @@ class ScoreCall:
             self.clear(row, kv_head, self.pages(row))
         each_share(pool)
 
-    def scratch(self, pairs: Any) -> Any:
+    def scratch(self, pairs: Expr) -> Buffer:
         """Logits for `pairs` of a row and a KV head; a page more each, since windows reach into the
         next.
         """
         return T.alloc_buffer((pairs * (self.p + 1) * SEGMENTS, self.lanes.width), "float32")
 
-    def pages(self, row: Expr) -> Any:
+    def pages(self, row: Expr) -> Expr:
         """Pages that a window up to the row's position begins in, at least 1."""
         windows = T.max((self.positions[row] + 1) // SEGMENT_SIZE - 1, 0)
         return T.Bind(T.Cast("int64", windows // SEGMENTS + 1))
 
-    def most_pages(self, rows: list[Any]) -> Any:
+    def most_pages(self, rows: list[Expr]) -> Expr:
         most = T.alloc_buffer((1,), "int64")
         T.buffer_store(most, T.int64(1), [0])
         for row in rows:
@@ -130,21 +129,27 @@ class ScoreCall:
         return T.Bind(most[0])
 
     def multiply(
-        self, scorer: Scorer, rows: list[Any], kv_head: Expr, begin: Expr, end: Expr, table: Any = 0
-    ) -> Any:
+        self,
+        scorer: Scorer,
+        rows: list[Expr],
+        kv_head: Expr,
+        begin: Expr,
+        end: Expr,
+        table: Expr = 0,
+    ) -> Expr:
         """The logits of the pages begin .. end - 1, several pages at once while there are. Returns
         the queries.
         """
         queries = scorer.load_queries(self.q, rows, kv_head)
 
-        def tile(page: Any, pages: int) -> None:
+        def tile(page: Expr, pages: int) -> None:
             places = [
                 T.Bind(T.Cast("int64", self.page_tables[table, page + p])) for p in range(pages)
             ]
             ahead = [T.min(page + AHEAD + p, end - 1) for p in range(pages)]
             later = [T.Bind(T.Cast("int64", self.page_tables[table, at])) for at in ahead]
 
-            def fetch(line: Any) -> None:
+            def fetch(line: Expr) -> None:
                 for place in later:
                     vector.prefetch(self.k_means, place, kv_head, 0, line * vector.LANES)
 
@@ -159,7 +164,7 @@ class ScoreCall:
             tile(T.Bind(begin + whole * self.tile_pages + step), 1)
         return queries
 
-    def write(self, rows: list[Any], kv_head: Expr, row: int, page: Any, score: Any) -> None:
+    def write(self, rows: list[Expr], kv_head: Expr, row: int, page: Expr, score: Expr) -> None:
         T.buffer_store(self.pooled, score, [rows[row], kv_head, page])
 
     def clear(self, row: Expr, kv_head: Expr, begin: Expr) -> None:
@@ -168,7 +173,7 @@ class ScoreCall:
             T.buffer_store(self.pooled, T.float32(0), [row, kv_head, begin + step])
 
 
-def opaque(value: Expr) -> Any:
+def opaque(value: Expr) -> Expr:
     """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half
     a minute.
     """

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from math import e, log2, sqrt
-from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
@@ -59,18 +58,18 @@ class Lanes:
         """(row of the task, head of the group) of a lane of the task's vectors."""
         return lane // vector.LANES * self.rows + lane % self.rows, lane % vector.LANES // self.rows
 
-    def of_rows(self, vectors: Any, v: int) -> Any:
+    def of_rows(self, vectors: Buffer, v: int) -> Expr:
         """The lanes of vector v that belong to its rows' first heads: a scalar when it has one
         row.
         """
         at = v * vector.LANES
         return vectors[T.ramp(at, 1, self.rows) if self.rows > 1 else at]
 
-    def per_row(self, scalar: Expr) -> Any:
+    def per_row(self, scalar: Expr) -> Expr:
         """The scalar in one lane per row."""
         return T.broadcast(scalar, self.rows) if self.rows > 1 else scalar
 
-    def row(self, value: Expr, r: int) -> Any:
+    def row(self, value: Expr, r: int) -> Expr:
         """Row r's lane of a value with one lane per row."""
         return T.Shuffle([value], [r]) if self.rows > 1 else value
 
@@ -82,14 +81,14 @@ class Scorer:
     """
 
     lanes: Lanes
-    logits: Any
-    base: Any
+    logits: Buffer
+    base: Expr
 
-    def at(self, page: Any, segment: int, v: int) -> Any:
+    def at(self, page: Expr, segment: int, v: int) -> Expr:
         """The logits of one segment for vector v; segment 4 is the next page's first."""
         return vector.load(self.logits, self.base + page * SEGMENTS + segment, v * vector.LANES)
 
-    def load_queries(self, q: Buffer, rows: list[Any], kv_head: Expr) -> Any:
+    def load_queries(self, q: Buffer, rows: list[Expr], kv_head: Expr) -> Buffer:
         """f32[d, width], scaled so that the sum of two logits is a window's."""
         head_dim, group = int(q.shape[-1]), self.lanes.group
         queries = T.alloc_buffer((head_dim, self.lanes.width), "float32")
@@ -100,7 +99,7 @@ class Scorer:
                 T.buffer_store(queries, value * T.float32(log2(e) / sqrt(head_dim) / 2), [i, lane])
         return queries
 
-    def load_limits(self, positions: Buffer, rows: list[Any]) -> tuple[Any, Any]:
+    def load_limits(self, positions: Buffer, rows: list[Expr]) -> tuple[Buffer, Buffer]:
         """i32[width] each: the windows, and the coarse windows, that a lane's row sees; padding
         sees no coarse ones.
         """
@@ -117,11 +116,11 @@ class Scorer:
 
     def multiply(
         self,
-        queries: Any,
-        means: Callable[[int, int, Any], Any],
-        page: Any,
+        queries: Buffer,
+        means: Callable[[int, int, Expr], Expr],
+        page: Expr,
         pages: int,
-        fetch: Callable[[Any], None] = lambda line: None,
+        fetch: Callable[[Expr], None] = lambda line: None,
     ) -> None:
         """Logits of the pages page .. page + pages - 1; means(p, s, i) is component i of a segment
         of page + p.
@@ -157,7 +156,7 @@ class Scorer:
             )
 
     def each_coarse_window(
-        self, v: int, pages: Any, limit: Any, visit: Callable[[Any, Any], None]
+        self, v: int, pages: Expr, limit: Expr, visit: Callable[[Expr, Expr], None]
     ) -> None:
         """visit(logits, mask of the lanes that see it) for each window of two pages."""
         with T.serial(pages - 1) as page:
@@ -167,7 +166,7 @@ class Scorer:
             seen = T.broadcast(T.Cast("int32", page), vector.LANES) < limit
             visit(T.Bind(values[0] * vector.splat(1 / SEGMENTS)), seen)
 
-    def log_sum_exp(self, v: int, coarse: Any, pages: Any) -> Any:
+    def log_sum_exp(self, v: int, coarse: Buffer, pages: Expr) -> Expr:
         """log2 of the sum of exp2 over the coarse windows that each lane of vector v sees; 3e38
         where it sees none.
         """
@@ -176,12 +175,12 @@ class Scorer:
         vector.store(highest, vector.splat(LOWEST), 0)
         vector.store(total, vector.splat(0.0), 0)
 
-        def raise_highest(x: Any, seen: Any) -> None:
+        def raise_highest(x: Expr, seen: Expr) -> None:
             vector.store(
                 highest, T.max(vector.load(highest, 0), T.Select(seen, x, vector.splat(LOWEST))), 0
             )
 
-        def add(x: Any, seen: Any) -> None:
+        def add(x: Expr, seen: Expr) -> None:
             power = vector.exp2(x - vector.load(highest, 0))
             vector.store(total, vector.load(total, 0) + T.Select(seen, power, vector.splat(0.0)), 0)
 
@@ -192,7 +191,7 @@ class Scorer:
         )
         return T.Bind(T.Select(limit > T.broadcast(0, vector.LANES), value, vector.splat(-LOWEST)))
 
-    def score(self, v: int, lse: Any, limit: Any, page: Any, s: int) -> Any:
+    def score(self, v: int, lse: Expr, limit: Expr, page: Expr, s: int) -> Expr:
         """Score of window 4 page + s, one lane per row: exponentials summed over the heads; 0 from
         `limit` on.
         """
@@ -204,11 +203,11 @@ class Scorer:
     def pool(
         self,
         v: int,
-        lse: Any,
-        windows: Any,
+        lse: Expr,
+        windows: Buffer,
         begin: Expr,
         end: Expr,
-        write: Callable[[int, Any, Any], None],
+        write: Callable[[int, Expr, Expr], None],
     ) -> None:
         """write(row, page, score) for the pages begin .. end - 1 and each row of vector v.
 
@@ -235,7 +234,7 @@ class Scorer:
                 write(v * rows + r, page, self.lanes.row(best, r))
 
 
-def log2_of(x: Any) -> Any:
+def log2_of(x: Expr) -> Expr:
     """log2 of lanes >= 1 by Newton's method on exp2, from the exponent and mantissa as a guess (off
     by <= 0.09).
 

@@ -5,7 +5,6 @@ path.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
@@ -23,7 +22,7 @@ def score_tree(
     q: Buffer,
     k_means: Buffer,
     path_means: Buffer,
-    page_table: Buffer,
+    page_table: Expr,
     positions: Buffer,
     base: Buffer,
     pooled: Buffer,
@@ -39,12 +38,18 @@ def score_tree(
 class TreeScoreCall(ScoreCall):
     """A call whose rows share a page table up to the tree's first page."""
 
-    path_means: Any
-    base: Any
+    path_means: Buffer
+    base: Expr
 
     def multiply(
-        self, scorer: Scorer, rows: list[Any], kv_head: Expr, begin: Expr, end: Expr, table: Any = 0
-    ) -> Any:
+        self,
+        scorer: Scorer,
+        rows: list[Expr],
+        kv_head: Expr,
+        begin: Expr,
+        end: Expr,
+        table: Expr = 0,
+    ) -> Expr:
         first = T.Bind(T.Cast("int64", self.base[0] // PAGE_SIZE))
         split = T.Bind(T.max(begin, T.min(end, first)))
         queries = super().multiply(scorer, rows, kv_head, begin, split)

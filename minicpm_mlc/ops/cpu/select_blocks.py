@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
@@ -51,7 +50,7 @@ def select_blocks(
 
 
 def each_row_and_head(
-    n: Expr, heads: int, body: Callable[[Any, Any], None], serial_below: int
+    n: Expr, heads: int, body: Callable[[Expr, Expr], None], serial_below: int
 ) -> None:
     """Run body(row, head) for each of n rows and `heads` heads, neighbouring rows on one thread."""
     vector.spread(
@@ -63,13 +62,13 @@ def each_row_and_head(
 class Candidates:
     """The blocks begin .. end-1 of one row and head, which compete by score."""
 
-    pooled: Any
+    pooled: Buffer
     row: Expr
     head: Expr
     begin: int
     end: Expr
 
-    def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
+    def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; there must be
         that many.
         """
@@ -87,7 +86,7 @@ class Candidates:
             T.buffer_store(state, state[0] + T.Select(T.Or(bits > threshold, tie), 1, 0), [0])
             T.buffer_store(state, state[1] - T.Select(tie, 1, 0), [1])
 
-    def kth_largest(self, k: int) -> Any:
+    def kth_largest(self, k: int) -> Expr:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""
         threshold = T.alloc_buffer((1,), "int32")
         T.buffer_store(threshold, 0, [0])
@@ -97,7 +96,7 @@ class Candidates:
             T.buffer_store(threshold, T.Select(enough, higher, threshold[0]), [0])
         return T.Bind(threshold[0])
 
-    def count_at_least(self, threshold: Any) -> Any:
+    def count_at_least(self, threshold: Expr) -> Expr:
         """How many scores have bits >= threshold."""
         lanes = T.alloc_buffer((vector.LANES,), "int32")
         wide = T.ramp(0, 1, vector.LANES)

@@ -5,12 +5,11 @@ are held against.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
-from minicpm_mlc.ops.tir import Buffer, Dims, Expr, T, prim_func
+from minicpm_mlc.ops.tir import Buffer, Dims, Expr, PrimFunc, T, prim_func
 
 # independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
 PEAK_VECTORS = 10
@@ -18,7 +17,7 @@ STEPS = 2_000_000  # per thread: some hundredths of a second
 READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
 
 
-def multiply_add_peak(vectors: int) -> Any:
+def multiply_add_peak(vectors: int) -> PrimFunc:
     """PrimFunc (out f32[threads, 16]): each thread does STEPS rounds of `vectors` independent
     multiply-adds of 16 lanes.
 
@@ -27,15 +26,17 @@ def multiply_add_peak(vectors: int) -> Any:
     return _chains(vectors, lambda value: value * vector.splat(0.5) + vector.splat(0.5))
 
 
-def bf16_peak(vectors: int) -> Any:
+def bf16_peak(vectors: int) -> PrimFunc:
     """The same of bfloat16 pairs, two multiply-adds a lane: every step adds 2."""
     ones = T.broadcast(T.uint16(0x3F80), 2 * vector.LANES)
     return _chains(vectors, lambda value: bf16_dot.dot(value, ones, ones), bf16_dot.functions)
 
 
 def _chains(
-    vectors: int, step: Callable[[Expr], Expr], functions: Callable[[], Any] = nullcontext
-) -> Any:
+    vectors: int,
+    step: Callable[[Expr], Expr],
+    functions: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> PrimFunc:
     def run(dims: Dims, out: Buffer) -> None:
         with functions(), T.parallel(dims.threads) as thread:
             held = vector.registers(vectors)
@@ -57,7 +58,7 @@ def int8_operations(dot: str) -> int:
     return 2 * DOTS[dot].products()
 
 
-def int8_peak(vectors: int, dot: str) -> Any:
+def int8_peak(vectors: int, dot: str) -> PrimFunc:
     """PrimFunc (out i32[threads, 16]): each thread does STEPS rounds of `vectors` independent int8
     dot products.
     """
@@ -81,7 +82,7 @@ def int8_peak(vectors: int, dot: str) -> Any:
     return prim_func("int8_peak", {"out": ("int32", "threads", vector.LANES)}, run)
 
 
-def read_peak() -> Any:
+def read_peak() -> PrimFunc:
     """PrimFunc (x i32[n, 16], out i32[tasks, 16]): sums x's columns. n is a multiple of tasks *
     READ_STREAMS.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log, log2, pi
-from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops import tir
@@ -69,7 +68,7 @@ def prefetch(buffer: Buffer, *index: Expr) -> None:
     )
 
 
-def registers(count: int) -> Any:
+def registers(count: int) -> Buffer:
     """`count` float32 vectors that LLVM keeps in registers as long as every index is a constant.
 
     On the stack, thus fewer than 16: TVM puts the scope "local", and 1 KiB or more, on the heap,
@@ -78,7 +77,7 @@ def registers(count: int) -> Any:
     return T.alloc_buffer((count * LANES,), "float32", scope="global")
 
 
-def spread(extent: Expr, body: Callable[[Any], None], serial_below: int) -> None:
+def spread(extent: Expr, body: Callable[[Expr], None], serial_below: int) -> None:
     """Run body(i) for i < extent: on all threads, or on this one where waking the others (6 us)
     costs more.
     """

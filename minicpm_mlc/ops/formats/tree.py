@@ -9,8 +9,8 @@ makes the node an ordinary decode row, with the same sums, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -69,12 +69,12 @@ class TreePath:
     """The sequence of one tree row, in a kernel that has its nodes' page table."""
 
     page_table: Buffer  # i32[1, p]
-    base: Any  # the committed length
-    nodes: Any  # i32, the path's nodes in order
+    base: Expr  # the committed length
+    nodes: Buffer  # i32, the path's nodes in order
     slot: Expr  # the row's own slot in its sequence
 
     @staticmethod
-    def of(page_table: Buffer, base: Any, ancestors: Buffer, row: Expr) -> TreePath:
+    def of(page_table: Buffer, base: Buffer, ancestors: Buffer, row: Expr) -> TreePath:
         """The path of `row`; base i32[m], of which the first counts; ancestors i32[n, 2]."""
         nodes = T.alloc_buffer((MAX_NODES + 1,), "int32")
         length = T.alloc_buffer((1,), "int32")
@@ -87,20 +87,25 @@ class TreePath:
         return TreePath(page_table, start, nodes, T.Bind(start + length[0] - 1))
 
     @property
-    def tail(self) -> Any:
+    def tail(self) -> Expr:
         """The first page that holds uncommitted slots; pages before it lie in the pools as they
         are.
         """
         return T.Bind(self.base // PAGE_SIZE)
 
-    def place(self, slot: Expr) -> tuple[Any, Any]:
+    def place(self, slot: Expr) -> tuple[Expr, Expr]:
         """(page, offset) in the pools of a slot >= base of the row's sequence."""
         source = T.Bind(self.base + self.nodes[slot - self.base])
         return T.Bind(T.Cast("int64", self.page_table[0, source // PAGE_SIZE])), T.Bind(
             source % PAGE_SIZE
         )
 
-    def each_gathered(self, number: Expr, copy_page: Any, copy_slot: Any) -> None:
+    def each_gathered(
+        self,
+        number: Expr,
+        copy_page: Callable[[Expr], None],
+        copy_slot: Callable[[Expr, Expr, Expr], None],
+    ) -> None:
         """Build page `number` >= tail: copy_page(page) takes what is committed of it, then
         copy_slot(to, page, from).
         """
@@ -114,7 +119,7 @@ class TreePath:
 
 
 def copy_vectors(
-    target: Any, source: Any, width: int, to: tuple[Any, ...], at: tuple[Any, ...]
+    target: Buffer, source: Buffer, width: int, to: tuple[Expr, ...], at: tuple[Expr, ...]
 ) -> None:
     """target[*to, 0:width] = source[*at, 0:width], which have one dtype."""
     with T.serial(width // vector.LANES) as j:
@@ -140,17 +145,17 @@ class TailPages:
         )
 
     def gather(
-        self, path: TreePath, number: Expr, kv_head: Expr, pools: tuple[Any, Any]
-    ) -> tuple[Any, Any]:
+        self, path: TreePath, number: Expr, kv_head: Expr, pools: tuple[Buffer, Buffer]
+    ) -> tuple[Buffer, Buffer]:
         """Fill the scratch with page `number` of the row's sequence; returned as pools."""
         head_dim = int(self.v_pages.shape[-1])
         gather_keys(self.kv, self.k_pages, head_dim, path, number, kv_head, pools[0])
 
-        def copy_page(page: Any) -> None:
+        def copy_page(page: Expr) -> None:
             with T.serial(PAGE_SIZE) as t:
                 copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, t), (page, kv_head, t))
 
-        def copy_slot(to: Any, page: Any, at: Expr) -> None:
+        def copy_slot(to: Expr, page: Expr, at: Expr) -> None:
             copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, to), (page, kv_head, at))
 
         path.each_gathered(number, copy_page, copy_slot)
@@ -159,7 +164,7 @@ class TailPages:
 
 def gather_keys(
     kv: KVFormat,
-    target: Any,
+    target: Buffer,
     head_dim: int,
     path: TreePath,
     number: Expr,
@@ -170,11 +175,11 @@ def gather_keys(
     scales.
     """
 
-    def copy_page(page: Any) -> None:
+    def copy_page(page: Expr) -> None:
         with T.serial(target.shape[2]) as i:
             copy_vectors(target, k_pages, PAGE_SIZE, (0, 0, i), (page, kv_head, i))
 
-    def copy_slot(to: Any, page: Any, at: Expr) -> None:
+    def copy_slot(to: Expr, page: Expr, at: Expr) -> None:
         kv.cpu_copy_key(target, k_pages, head_dim, (0, 0, to), (page, kv_head, at))
 
     path.each_gathered(number, copy_page, copy_slot)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
@@ -97,7 +96,7 @@ class Fold:
             T.buffer_store(self.sums, T.float32(0), [thread])
         barrier()
 
-    def page(self, place: Place, count: Any) -> None:
+    def page(self, place: Place, count: Expr) -> None:
         """Fold in a page's first `count` tokens."""
         self._score(place, count)
         self._partial(LOWEST, lambda best, at: T.max(best, self.scores[at]), count)
@@ -118,7 +117,7 @@ class Fold:
         self._add_values(place, count)
         barrier()
 
-    def _partial(self, start: float, fold: Callable[[Any, Any], Any], count: Any) -> None:
+    def _partial(self, start: float, fold: Callable[[Expr, Expr], Expr], count: Expr) -> None:
         """self.partial: what each thread folds of its share of a head's scores, every parts-th;
         fold(so far, place).
         """
@@ -129,13 +128,13 @@ class Fold:
                 T.buffer_store(state, fold(state[0], T.Bind(head * PAGE_SIZE + t)), [0])
             T.buffer_store(self.partial, state[0], [self.thread])
 
-    def _weighed(self, at: Expr) -> Any:
+    def _weighed(self, at: Expr) -> Expr:
         """The weight at a place, which replaces its score."""
         weight = T.Bind(T.exp(self.scores[at] - self.maxima[at // PAGE_SIZE]))
         T.buffer_store(self.scores, weight, [at])
         return weight
 
-    def _score(self, place: Place, count: Any) -> None:
+    def _score(self, place: Place, count: Expr) -> None:
         """A thread takes one token and a share of the components, so that a key is read once for
         all heads.
         """
@@ -171,7 +170,7 @@ class Fold:
         T.buffer_store(self.decay, T.exp(self.maxima[self.thread] - best[0]), [self.thread])
         T.buffer_store(self.maxima, best[0], [self.thread])
 
-    def _add_values(self, place: Place, count: Any) -> None:
+    def _add_values(self, place: Place, count: Expr) -> None:
         """A thread takes one component and every abreast-th token, so that a value is read once for
         all heads.
         """
@@ -185,7 +184,7 @@ class Fold:
                 for h in range(self.heads.group):
                     accumulate(self.output, h, self.scores[h * PAGE_SIZE + t] * value)
 
-    def each_output(self, write: Callable[[Any, Any, Any], None]) -> None:
+    def each_output(self, write: Callable[[Expr, Expr, Expr], None]) -> None:
         """write(head of the group, component, value before the division by the sum) for what this
         thread has.
         """
@@ -212,7 +211,7 @@ class AttentionCall:
     q: Buffer
     pools: Pools
     out: Buffer
-    sequence: Callable[[Any, Any], Sequence]
+    sequence: Callable[[Expr, Expr], Sequence]
     visit: VisitAll
 
     def whole(self) -> None:
@@ -260,7 +259,7 @@ class AttentionCall:
                 T.buffer_store(sums, fold.sums[thread], [split, row, first + thread])
         self._merge(splits, outputs, maxima, sums)
 
-    def _merge(self, splits: Expr, outputs: Any, maxima: Any, sums: Any) -> None:
+    def _merge(self, splits: Expr, outputs: Buffer, maxima: Buffer, sums: Buffer) -> None:
         """Outputs weighed by how far each split's maximum lies below the highest."""
         heads = self.heads
         with workgroups(self.n * heads.num_heads, heads.head_dim) as (group, i):
@@ -276,7 +275,7 @@ class AttentionCall:
             T.buffer_store(self.out, state[2] / state[1], [row, head * heads.head_dim + i])
 
 
-def splits_for(pages: Any) -> Any:
+def splits_for(pages: Expr) -> Expr:
     """Pieces that keep a GPU busy where rows are few. `pages`: of the longest sequence."""
     return T.Bind(T.max(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS), 1))
 

@@ -4,8 +4,6 @@ no others.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from minicpm_mlc.ops.tir import Buffer, Expr, T
@@ -26,7 +24,7 @@ class HalfBuffer:
         pointer = T.Bind(T.reinterpret(buffer.data, dtype=T.handle("uint16").ty))
         self.bits = T.decl_buffer(tuple(buffer.shape), "uint16", data=pointer)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Expr) -> Expr:
         return to_float(self.bits[index])
 
 
@@ -35,7 +33,7 @@ def opened(buffer: Buffer) -> Buffer:
     return HalfBuffer(buffer) if buffer.dtype == "float16" else buffer
 
 
-def constant(value: float) -> Any:
+def constant(value: float) -> Expr:
     """A float32 constant to the last bit: TVM writes seven digits of it into OpenCL C, too few for
     most.
     """
@@ -48,7 +46,7 @@ def constant(value: float) -> Any:
     return T.Bind(_float(cell[0]))
 
 
-def to_float(half: Any) -> Any:
+def to_float(half: Expr) -> Expr:
     """The float32 value of float16 bits, exactly."""
     bits = T.Bind(T.Cast("int32", half))
     size = T.Bind(T.bitwise_and(bits, 0x7FFF))
@@ -64,7 +62,7 @@ def to_float(half: Any) -> Any:
     return T.Bind(T.Select(bits > 0x7FFF, -value, value))
 
 
-def from_float(value: Expr) -> Any:
+def from_float(value: Expr) -> Expr:
     """float16 bits (uint16) of the nearest float16, ties to even."""
     bits = T.Bind(T.reinterpret(value, dtype="int32"))
     size = T.Bind(T.bitwise_and(bits, 0x7FFFFFFF))
@@ -78,17 +76,17 @@ def from_float(value: Expr) -> Any:
     return T.Cast("uint16", T.bitwise_or(half, sign))
 
 
-def from_bfloat16(bits: Expr) -> Any:
+def from_bfloat16(bits: Expr) -> Expr:
     """The float32 value of bfloat16 bits."""
     return T.Bind(_float(T.shift_left(T.Cast("uint32", bits), T.uint32(16))))
 
 
-def bfloat16_bits(value: Expr) -> Any:
+def bfloat16_bits(value: Expr) -> Expr:
     """bfloat16 bits (uint16) of the nearest bfloat16, ties to even."""
     bits = T.Bind(T.reinterpret(T.Bind(value), dtype="uint32"))
     odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
     return T.Cast("uint16", T.shift_right(bits + T.uint32(0x7FFF) + odd, T.uint32(16)))
 
 
-def _float(bits: Expr) -> Any:
+def _float(bits: Expr) -> Expr:
     return T.reinterpret(bits, dtype="float32")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer, from_float, opened
-from minicpm_mlc.ops.tir import Buffer, Described, Expr, T, prim_func
+from minicpm_mlc.ops.tir import Buffer, Described, Expr, PrimFunc, T, prim_func
 
 THREADS = 128  # of a workgroup: what every GPU takes
 
 
-def kernel(name: str, arguments: Mapping[str, Described], emit: Callable[..., None]) -> Any:
+def kernel(name: str, arguments: Mapping[str, Described], emit: Callable[..., None]) -> PrimFunc:
     """The PrimFunc of a kernel that is no operator's, as `prim_func` makes it. The elements of
     float16 buffers are read as float32, and written with `store`.
     """
@@ -20,7 +19,7 @@ def kernel(name: str, arguments: Mapping[str, Described], emit: Callable[..., No
 
 
 @contextmanager
-def workgroups(count: Any, threads: int = THREADS):
+def workgroups(count: Expr, threads: int = THREADS):
     """`with workgroups(n) as (group, thread)`: the body is run by every thread of n workgroups.
 
     Both are int32, as GPUs reckon slowly with more; only what lies in the pools may need int64 to
@@ -34,7 +33,7 @@ def workgroups(count: Any, threads: int = THREADS):
 
 
 @contextmanager
-def strided(extent: Any, thread: Expr, threads: int = THREADS):
+def strided(extent: Expr, thread: Expr, threads: int = THREADS):
     """`with strided(n, thread) as i`: the threads share the i < n; neighbours take neighbouring
     ones.
     """
@@ -42,12 +41,12 @@ def strided(extent: Any, thread: Expr, threads: int = THREADS):
         yield T.Bind(step * threads + thread)
 
 
-def shared(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+def shared(shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
     """Memory of a workgroup."""
     return T.alloc_buffer(shape, dtype, scope="shared")
 
 
-def registers(count: int, dtype: str = "float32", value: float | None = None) -> Any:
+def registers(count: int, dtype: str = "float32", value: float | None = None) -> Buffer:
     """Variables of one thread; `value` is what they start with."""
     buffer = T.alloc_buffer((count,), dtype, scope="local")
     if value is not None:
@@ -65,7 +64,7 @@ def barrier() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
-def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Expr, thread: Expr) -> Any:
+def reduced(combine: Callable[[Expr, Expr], Expr], part: Buffer, value: Expr, thread: Expr) -> Expr:
     """All threads' values combined, for every thread. `part`: shared memory for one value each, a
     power of two.
     """
@@ -83,7 +82,7 @@ def reduced(combine: Callable[[Any, Any], Any], part: Any, value: Expr, thread: 
     return T.Bind(result[0])
 
 
-def store(buffer: Buffer, value: Expr, index: list[Any]) -> None:
+def store(buffer: Buffer, value: Expr, index: list[Expr]) -> None:
     """buffer[index] = a float32 value, rounded if the buffer is float16."""
     half = isinstance(buffer, HalfBuffer)
     T.buffer_store(

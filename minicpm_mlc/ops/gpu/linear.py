@@ -8,7 +8,6 @@ once for the threads that share them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm.script import tirx as T
 
@@ -128,7 +127,7 @@ class Product:
         present = (bool(self.scheme.group), self.scheme.has_minimum)
         return Terms(*(shared((CHUNK * LANES,)) if there else None for there in present))
 
-    def _stage(self, terms: Terms, block: Expr, chunk: Any, groups: Any, thread: Expr) -> None:
+    def _stage(self, terms: Terms, block: Expr, chunk: Expr, groups: Expr, thread: Expr) -> None:
         """Fill it, behind barriers."""
         if not self.scheme.group:
             return
@@ -141,7 +140,7 @@ class Product:
                     T.buffer_store(buffer, term, [i])
         barrier()
 
-    def _summed(self, sums: Any, held: int, thread: Expr) -> Any:
+    def _summed(self, sums: Buffer, held: int, thread: Expr) -> Expr:
         """Shared memory whose places 128 i + q hold register i's sum over the threads q, q +
         across, ...
         """

@@ -8,7 +8,6 @@ keeping them. Fewer rows: ops/gpu/score_spread.py.
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
@@ -87,14 +86,14 @@ class Scorer:
             T.buffer_store(self.queries, value * constant(1 / sqrt(head_dim)), [i])
         barrier()
 
-    def score(self, position: Any, pages: Any, pooled: Any) -> None:
+    def score(self, position: Expr, pages: Expr, pooled: Buffer) -> None:
         tokens = T.Bind(position + 1)
         self._log_sum_exp(T.Bind(tokens // PAGE_SIZE - 1))
         with strided(pages, self.thread, THREADS) as block:
             best = best_window(T.Bind(T.Cast("int32", block)), tokens, self._score)
             T.buffer_store(pooled, best, [self.row, self.kv_head, block])
 
-    def _logits(self, first: Expr, segments: int) -> Any:
+    def _logits(self, first: Expr, segments: int) -> Expr:
         """Registers with every head's logit of the mean of `segments` segments from `first` on."""
         logits = registers(self.group, value=0.0)
         with T.serial(self.head_dim) as i:
@@ -104,7 +103,7 @@ class Scorer:
                 accumulate(logits, h, self.queries[h * self.head_dim + i] * mean)
         return logits
 
-    def _log_sum_exp(self, coarse: Any) -> None:
+    def _log_sum_exp(self, coarse: Expr) -> None:
         """self.lse: every head's log-sum-exp over the coarse windows, which span two pages."""
         maxima, sums = registers(self.group, value=LOWEST), registers(self.group, value=0.0)
         all_maxima, all_sums = shared((self.group * THREADS,)), shared((self.group * THREADS,))
@@ -133,7 +132,7 @@ class Scorer:
             T.buffer_store(self.lse, best[0] + T.log(total[0]), [self.thread])
         barrier()
 
-    def _score(self, window: Expr) -> Any:
+    def _score(self, window: Expr) -> Expr:
         """The sum over the group's heads of a window of two segments."""
         logits, score = self._logits(window, 2), registers(1, value=0.0)
         for h in range(self.group):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.float16_bits import constant
@@ -35,13 +34,13 @@ class Spread:
     """
 
     n: Expr
-    p: Any
+    p: Expr
     num_kv_heads: int
     group: int
     q: Buffer
     positions: Buffer
-    pooled: Any
-    mean: Callable[[Any, Any], Mean]
+    pooled: Buffer
+    mean: Callable[[Expr, Expr], Mean]
 
     def emit(self) -> None:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
@@ -51,7 +50,7 @@ class Spread:
         self._log_sum_exp(logits, sums)
         self._pool(logits, sums)
 
-    def _multiply(self, logits: Any) -> None:
+    def _multiply(self, logits: Buffer) -> None:
         """A thread takes a segment."""
         head_dim, group = int(self.q.shape[-1]), self.group
         tiles = (self.p * SEGMENTS + THREADS - 1) // THREADS
@@ -72,7 +71,7 @@ class Spread:
                 for h in range(group):
                     T.buffer_store(logits, sums[h], [pair * group + h, segment])
 
-    def _log_sum_exp(self, logits: Any, sums: Any) -> None:
+    def _log_sum_exp(self, logits: Buffer, sums: Buffer) -> None:
         """A workgroup takes a row's head."""
         with workgroups(self.n * (self.num_kv_heads * self.group), THREADS) as (head, thread):
             row = T.Bind(head // (self.num_kv_heads * self.group))
@@ -90,7 +89,7 @@ class Spread:
             with T.If(thread.equal(0)), T.Then():
                 T.buffer_store(sums, highest + T.log(total), [head])
 
-    def _pool(self, logits: Any, sums: Any) -> None:
+    def _pool(self, logits: Buffer, sums: Buffer) -> None:
         """A thread takes a block."""
         tiles = (self.p + THREADS - 1) // THREADS
         with workgroups(self.n * self.num_kv_heads * tiles, THREADS) as (task, thread):
@@ -98,7 +97,7 @@ class Spread:
             row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
             with T.If(block < self.p), T.Then():
 
-                def score(window: Expr) -> Any:
+                def score(window: Expr) -> Expr:
                     """The sum over the group's heads of a window of two segments."""
                     total = registers(1, value=0.0)
                     with T.serial(self.group) as h:
@@ -110,7 +109,7 @@ class Spread:
                 best = best_window(block, T.Bind(self.positions[row] + 1), score)
                 T.buffer_store(self.pooled, best, [row, kv_head, block])
 
-    def _task(self, task: Expr, tiles: Expr, thread: Expr) -> tuple[Any, Any]:
+    def _task(self, task: Expr, tiles: Expr, thread: Expr) -> tuple[Expr, Expr]:
         """(row and KV head as one number, place in the row) of a thread."""
         across = T.Bind(T.Cast("int32", tiles))
         return T.Bind(task // across), T.Bind(task % across * THREADS + thread)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
@@ -71,7 +70,7 @@ class Candidates:
         self.first = T.Bind(T.min(begin + thread * run, end))
         self.own = T.Bind(T.min(self.first + run, end) - self.first)
 
-    def collect(self, count: int, put: Callable[[Any, Any], None]) -> None:
+    def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the
         lower block.
         """
@@ -96,12 +95,12 @@ class Candidates:
             T.buffer_store(state, state[0] + T.Select(chosen, 1, 0), [0])
             T.buffer_store(state, state[1] + T.Select(tie, 1, 0), [1])
 
-    def _bits(self, step: Expr) -> Any:
+    def _bits(self, step: Expr) -> Expr:
         return T.Bind(
             T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32")
         )
 
-    def _kth_largest(self, k: int) -> Any:
+    def _kth_largest(self, k: int) -> Expr:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""
         threshold = registers(1, "int32", 0)
         with T.serial(31) as step:
@@ -113,7 +112,7 @@ class Candidates:
             T.buffer_store(threshold, T.Select(enough >= k, higher, threshold[0]), [0])
         return T.Bind(threshold[0])
 
-    def _before(self, value: Expr, which: int) -> tuple[Any, Any]:
+    def _before(self, value: Expr, which: int) -> tuple[Expr, Expr]:
         """(sum over the threads before this one, over all)."""
         counts, sums = self.counts[which], registers(2, "int32", 0)
         T.buffer_store(counts, value, [self.thread])

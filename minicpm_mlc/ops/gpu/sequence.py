@@ -5,14 +5,14 @@ behind one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES
 from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-Place = Callable[[Any], tuple[Any, Any]]  # of a token in a page: (page in the pools, offset)
+Place = Callable[[Expr], tuple[Expr, Expr]]  # of a token in a page: (page in the pools, offset)
 
 
 class Sequence(Protocol):
@@ -28,7 +28,7 @@ class Sequence(Protocol):
 class Paged:
     """A row of prefill or decode: token t is in page t // 64 of its table."""
 
-    def __init__(self, page_tables: Buffer, table: Any, slots: Buffer, row: Expr) -> None:
+    def __init__(self, page_tables: Buffer, table: Expr, slots: Buffer, row: Expr) -> None:
         self.page_tables, self.table, self.slot = page_tables, table, T.Bind(slots[row])
 
     def page(self, number: Expr) -> Place:
@@ -42,7 +42,7 @@ class PathSequence:
     """
 
     def __init__(
-        self, page_table: Buffer, base: Any, ancestors: Buffer, row: Expr, thread: Expr
+        self, page_table: Expr, base: Expr, ancestors: Buffer, row: Expr, thread: Expr
     ) -> None:
         self.page_table, self.base = page_table, T.Bind(base[0])
         self.nodes, length = shared((MAX_NODES + 1,), "int32"), registers(1, "int32", 0)
@@ -55,7 +55,7 @@ class PathSequence:
         self.slot = T.Bind(self.base + length[0] - 1)
 
     def page(self, number: Expr) -> Place:
-        def place(t: Expr) -> tuple[Any, Any]:
+        def place(t: Expr) -> tuple[Expr, Expr]:
             position = T.Bind(number * PAGE_SIZE + t)
             node = T.Bind(self.nodes[T.max(position - self.base, 0)])
             source = T.Bind(T.Select(position < self.base, position, self.base + node))

@@ -4,22 +4,20 @@ against.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm.script import tirx as T
 
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, workgroups
-from minicpm_mlc.ops.tir import Buffer
+from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc
 
 STREAMS = 4  # words that a thread asks for at once
 
 
-def read_peak() -> Any:
+def read_peak() -> PrimFunc:
     """PrimFunc (x i32[n], out i32[g, 128]): each of g workgroups sums its share of x. n is a
     multiple of 512 g.
     """
 
-    def emit(dims: Any, x: Any, out: Buffer) -> None:
+    def emit(dims: Dims, x: Buffer, out: Buffer) -> None:
         with workgroups(dims.g) as (group, thread):
             sums = registers(STREAMS, "int32", 0)
             with T.serial(dims.n // (dims.g * THREADS * STREAMS)) as step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log
-from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.gpu.float16_bits import constant
@@ -14,15 +13,15 @@ from minicpm_mlc.ops.tir import Expr, T
 THREADS = 64  # few, as each has its own sums of every head in shared memory
 SMALLEST = -126 * log(2)  # a head's score below this counts as 0
 
-Mean = Callable[[Any, Any], Any]  # (segment, component) -> f32
+Mean = Callable[[Expr, Expr], Expr]  # (segment, component) -> f32
 
 
-def score_of(exponent: Expr) -> Any:
+def score_of(exponent: Expr) -> Expr:
     """exp, or 0 where it is too small for a float32 with all its bits."""
     return T.Select(exponent < constant(SMALLEST), T.float32(0), T.exp(exponent))
 
 
-def best_window(block: Expr, tokens: Any, score: Callable[[Any], Any]) -> Any:
+def best_window(block: Expr, tokens: Expr, score: Callable[[Expr], Expr]) -> Expr:
     """The largest score(window) of the five windows that touch a block; 0 where none is finished by
     that many tokens.
     """

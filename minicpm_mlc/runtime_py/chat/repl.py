@@ -1,41 +1,30 @@
-"""The terminal: prompt_toolkit reads, rich writes, ChatSession does the talking. Also one question
+"""The terminal: the line editor reads, rich writes, ChatSession does the talking. Also one question
 from a pipe.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from minicpm_mlc.base.streams import is_terminal, json_text, read_piped, say
+from minicpm_mlc.base.text import harmless, whole_characters
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.session import (
     ChatSession,
     SessionError,
     check_options,
-    needs_more,
     stats_line,
 )
 
 if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
-
     from minicpm_mlc.runtime_py.engine import Engine
 
 STYLES = {"thinking": "dim", "answer": None, "note": "dim", "error": "red"}
-# A model's text must not drive the terminal: control characters other than tab and line feed are
-# shown as a mark.
-HARMLESS = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(9), *range(11, 32), *range(127, 160))
-}
 
 
 class Screen:
@@ -44,7 +33,8 @@ class Screen:
     def __init__(self, console: Console, hide_thinking: bool = False):
         self.console = console
         self.hide_thinking = hide_thinking
-        self._spinner = console.status("")
+        spinner = "line" if console.options.ascii_only else "dots"
+        self._spinner = console.status("", spinner=spinner)
         self._last = ""
 
     def __call__(self, text: str, kind: str) -> None:
@@ -70,7 +60,7 @@ class Screen:
         self._spinner.start()
 
     def _out(self, text: str, kind: str) -> None:
-        self.console.out(text.translate(HARMLESS), style=STYLES[kind], end="", highlight=False)
+        self.console.out(harmless(text), style=STYLES[kind], end="", highlight=False)
 
 
 def talk(
@@ -80,11 +70,17 @@ def talk(
     system: str | None = None,
     hide_thinking: bool = False,
     show_blocks: bool = False,
+    debug: bool = False,
 ) -> None:
-    """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal."""
+    """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal.
+
+    `debug`: a bug shows its traceback, and the chat goes on all the same.
+    """
+    from minicpm_mlc.runtime_py.chat.line_editor import prompt_session
+
     screen = Screen(Console(), hide_thinking)
-    session = ChatSession(engine, screen, options, system, screen.on_prefill, show_blocks)
-    prompt = _prompt_session(history_path())
+    session = ChatSession(engine, screen, options, system, screen.on_prefill, show_blocks, debug)
+    prompt = prompt_session()
     screen("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "note")
     more = True
     while more:
@@ -121,31 +117,22 @@ def answer_once(
     if not question.strip():
         raise SessionError("the prompt is empty; give --prompt TEXT or pipe text in")
     messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
     said = {"thinking": "", "answer": ""}
-    with closing(
-        engine.chat_events([*messages, {"role": "user", "content": question}], **options)
-    ) as events:
+    hidden = ("thinking", "answer") if as_json else ("thinking",) if hide_thinking else ()
+    streams = {"thinking": sys.stderr, "answer": sys.stdout}
+    with closing(engine.chat_events(messages, **options)) as events:
         for kind, piece in events:
-            if (
-                kind == "answer"
-                and said["thinking"]
-                and not said["answer"]
-                and not (hide_thinking or as_json)
-            ):
-                print(file=sys.stderr, flush=True)
+            if kind == "answer" and said["thinking"] and not said["answer"] and not hidden:
+                say("", stream=sys.stderr)
             said[kind] += piece
-            if not as_json and not (kind == "thinking" and hide_thinking):
-                print(
-                    piece, end="", flush=True, file=sys.stderr if kind == "thinking" else sys.stdout
-                )
-    if as_json:
-        print(json.dumps(said | {"stats": asdict(engine.stats)}, ensure_ascii=False))
-    else:
-        print(flush=True)
+            if kind not in hidden:
+                say(piece, end="", stream=streams[kind])
+    say(json_text(said | {"stats": asdict(engine.stats)}) if as_json else "")
     if with_stats:
-        print(stats_line(engine.stats), file=sys.stderr)
-    if show_blocks:
-        print(*block_lines(engine), sep="\n", file=sys.stderr)
+        say(stats_line(engine.stats), stream=sys.stderr)
+    for line in block_lines(engine) if show_blocks else []:
+        say(line, stream=sys.stderr)
 
 
 def given_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -158,73 +145,34 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_question(prompt: str | None) -> str | None:
-    """The one question to answer: --prompt, else all of a piped standard input; None means a person
-    is typing.
+    """The one question to answer: all of a piped standard input, then --prompt, as one message;
+    None means a person is typing.
 
     Raises:
-        SessionError: input is a terminal and output is not.
+        SessionError: there is no question, and no terminal to ask for one.
     """
-    if prompt is not None:
-        return prompt
-    if not sys.stdin.isatty():
-        return sys.stdin.read()
-    if not sys.stdout.isatty():
+    if sys.stdout is None:
+        raise SessionError(
+            "standard output is closed, so no answer can be shown; send it to a file or a pipe"
+        )
+    question = None if prompt is None else whole_characters(prompt)
+    if sys.stdin is None:
+        if question is None:
+            raise SessionError(
+                "standard input is closed: there is no terminal and no pipe; give --prompt TEXT"
+            )
+        return question
+    if not is_terminal(sys.stdin):
+        return _one_message(read_piped(), question or "")
+    if question is None and not is_terminal(sys.stdout):
         raise SessionError(
             "a chat needs a terminal for its output; for a pipe or file give --prompt TEXT"
         )
-    return None
+    return question
 
 
-def history_path() -> Path:
-    """Where typed lines are kept between sessions: the user's state folder of this system."""
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "minicpm-mlc" / "history"
-
-
-def _prompt_session(path: Path) -> PromptSession[str]:
-    from prompt_toolkit import PromptSession
-
-    return PromptSession(
-        history=_history(path),
-        multiline=True,
-        key_bindings=_keys(),
-        prompt_continuation=lambda *_: ". ",
-    )
-
-
-def _history(path: Path) -> History:
-    """A file that only its owner may read; memory where no file can be written."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))
-
-
-def _keys() -> KeyBindings:
-    """Enter sends a finished message and continues an unfinished one; Alt-Enter (Esc, Enter) always
-    continues.
-    """
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if needs_more(buffer.text):
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return keys
+def _one_message(piped: str, question: str) -> str:
+    """The text and the question after it, as it would be asked about a pasted text."""
+    if not question.strip():
+        return piped
+    return f"{piped.rstrip()}\n\n{question}" if piped.strip() else question

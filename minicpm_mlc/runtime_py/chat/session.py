@@ -5,7 +5,7 @@ out.
 from __future__ import annotations
 
 import json
-import re
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.choices import SPECULATE
-from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.errors import ContextError, MiniCPMError, PromptTooLongError
+from minicpm_mlc.base.explain import explain, is_expected, leaves
 from minicpm_mlc.base.files import write_text
+from minicpm_mlc.base.text import decode_text, quoted, whole_characters
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 from minicpm_mlc.runtime_py.chat.template import Message, check_message
-from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.runtime_py.chat.text import StopStrings
+from minicpm_mlc.runtime_py.chat.thinking import as_history
+from minicpm_mlc.runtime_py.sampler import SamplingParams, check_count
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 
@@ -31,6 +35,7 @@ Writer = Callable[[str, str], None]
 
 FORMAT = 1
 FILE_KIND = "minicpm-mlc chat"
+LONGEST_SESSION = 64 << 20  # bytes
 
 
 class SessionError(MiniCPMError):
@@ -72,32 +77,33 @@ def parse_setting(name: str, text: str) -> Any:
     unreadable value.
     """
     if name not in SETTINGS:
-        raise SessionError(f"there is no setting {name!r}; settings are {', '.join(SETTINGS)}")
+        raise SessionError(
+            f"there is no setting {quoted(name)}; settings are {', '.join(SETTINGS)}"
+        )
     parse, takes = SETTINGS[name]
     try:
         return parse(text)
     except (ValueError, KeyError, RecursionError):  # the last from JSON of very many brackets
-        raise SessionError(f"{name} takes {takes}, not {text!r}") from None
+        raise SessionError(f"{name} takes {takes}, not {quoted(text)}") from None
 
 
 def check_options(options: dict[str, Any]) -> None:
     """Raises SessionError or SamplingError for names or values that the engine would refuse."""
     if unknown := sorted(set(options) - set(SETTINGS)):
         raise SessionError(
-            f"there is no setting {unknown[0]!r}; settings are {', '.join(SETTINGS)}"
+            f"there is no setting {quoted(unknown[0])}; settings are {', '.join(SETTINGS)}"
         )
     for kind in (SamplingParams, Speculation):
         names = {f.name for f in fields(kind)}
         kind(**{name: value for name, value in options.items() if name in names})
-    for name, lowest in (("max_tokens", 1), ("max_think_tokens", 0)):
-        value = options.get(name, lowest)
-        if type(value) is not int or value < lowest:
-            raise SessionError(f"{name} is {value!r}; it must be a whole number, {lowest} or more")
+    check_count("max_tokens", options.get("max_tokens", 1), lowest=1)
+    check_count("max_think_tokens", options.get("max_think_tokens", 0))
     if not isinstance(options.get("think"), bool | None):
-        raise SessionError(f"think is {options['think']!r}; it must be true, false or null")
+        raise SessionError(f"think is {quoted(options['think'])}; it must be true, false or null")
     stop = options.get("stop", [])
-    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
-        raise SessionError(f"stop is {stop!r}; it must be a list of texts, none of them empty")
+    if not isinstance(stop, list):
+        raise SessionError(f"stop is {quoted(stop)}; it must be a list of texts")
+    StopStrings(stop)
 
 
 def _gear(stats: Stats) -> str:
@@ -122,25 +128,25 @@ def stats_line(stats: Stats) -> str:
 
 
 def join_lines(text: str) -> str:
-    '''The message meant by typed text: a backslash before a line end goes, and so do enclosing
-    """.'''
+    '''The message meant by typed text: without enclosing """ and blank lines around it. One line
+    loses the spaces around it, several keep theirs.'''
     body = text.strip()
     if len(body) >= 6 and body.startswith('"""') and body.endswith('"""'):
         return body[3:-3].strip("\n")
-    return re.sub(r"\\$", "", text, flags=re.MULTILINE).strip()
+    return text.strip("\n") if "\n" in body else body
 
 
-def needs_more(text: str) -> bool:
-    '''True while typed text can't be sent yet: it ends with a backslash or has an open """.'''
-    return text.endswith("\\") or (text.lstrip().startswith('"""') and text.count('"""') % 2 == 1)
+def open_quotes(text: str) -> bool:
+    '''True while typed text can't be sent yet: it begins with a """ that is open.'''
+    return text.lstrip().startswith('"""') and text.count('"""') % 2 == 1
 
 
 @dataclass
 class ChatSession:
     """Messages and settings of one conversation with `engine`.
 
-    `handle` never raises for what a user can mistype: every command's error is one line of kind
-    "error".
+    `handle` raises nothing but KeyboardInterrupt and its like: every error is one line of kind
+    "error", and the conversation stays as it was.
     """
 
     engine: Engine
@@ -150,10 +156,12 @@ class ChatSession:
     # (tokens done, tokens to do), called while a prompt is read
     on_prefill: Callable[[int, int], None] | None = None
     show_blocks: bool = False  # after each answer, the blocks that it read most
+    debug: bool = False  # a bug shows its traceback
     messages: list[Message] = field(init=False)
 
     def __post_init__(self) -> None:
         check_options(self.options)
+        self.system = self.system and whole_characters(self.system)
         self._reset("")
 
     def handle(self, typed: str) -> bool:
@@ -161,10 +169,14 @@ class ChatSession:
         try:
             if typed.startswith("/") and "\n" not in typed.strip():
                 return self._command(typed.strip())
-            if message := join_lines(typed):
+            if message := join_lines(whole_characters(typed)):
                 self.ask(message)
-        except (MiniCPMError, OSError) as error:
-            self.write(str(error), "error")
+        except BaseException as error:
+            if leaves(error):
+                raise
+            if self.debug and not is_expected(error):
+                self.write(traceback.format_exc(), "error")
+            self.write(explain(error), "error")
         return True
 
     def ask(self, text: str) -> str:
@@ -186,10 +198,14 @@ class ChatSession:
                     self.write(piece, kind)
         except KeyboardInterrupt:
             stopped = True
+        except PromptTooLongError as error:
+            if not self.messages[bool(self.system) :]:
+                raise
+            raise ContextError(_conversation_full(error)) from None
         finally:
             self.write("", "end")
         if answer:
-            self.messages = [*turn, {"role": "assistant", "content": answer}]
+            self.messages = [*turn, {"role": "assistant", "content": as_history(answer)}]
         self._after_answer(answer, stopped)
         return answer
 
@@ -310,16 +326,39 @@ COMMANDS: dict[str, tuple[Callable[[ChatSession, str], None], str, str]] = {
 }
 
 
+def _conversation_full(error: PromptTooLongError) -> str:
+    larger = f"; chat --context {error.larger} holds more" if error.larger else ""
+    return (
+        f"the conversation is full ({error.fact}): /save FILE keeps it, /reset begins anew{larger}"
+    )
+
+
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise SessionError(f"which file? {usage}")
-    return Path(argument).expanduser()
+    if "\0" in argument:
+        raise SessionError(f"{quoted(argument)} can't be a file's name; name another one")
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise SessionError(f"{argument}: that user's home is not known; give the folder") from None
+
+
+def _read_file(path: Path) -> bytes:
+    """Bytes of a file, none of what is longer than any session. Raises OSError, and SessionError
+    for a pipe or device, whose reading may never end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise SessionError(f"{path} is not a file; name another one")
+    with open(path, "rb") as file:
+        data = file.read(LONGEST_SESSION + 1)
+    return data if len(data) <= LONGEST_SESSION else b""
 
 
 def _read_saved(path: Path) -> dict[str, Any]:
     """Messages and options of a saved session. Raises SessionError for any other file."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(decode_text(_read_file(path)))
     except FileNotFoundError:
         raise SessionError(f"there is no file {path}; /save FILE makes one") from None
     except (ValueError, RecursionError):
@@ -330,14 +369,14 @@ def _read_saved(path: Path) -> dict[str, Any]:
         )
     if saved.get("format") != FORMAT or not isinstance(saved.get("messages"), list):
         raise SessionError(
-            f"{path} is a saved session of format {saved.get('format')!r}; this version reads "
-            f"{FORMAT}"
+            f"{path} is a saved session of format {quoted(saved.get('format'))}; this version "
+            f"reads {FORMAT}"
         )
     options = saved.get("options")
     if not isinstance(options, dict):
         raise SessionError(f"{path} is damaged: options must be an object")
     check_options(options)
-    return {
-        "messages": [check_message(m, i) for i, m in enumerate(saved["messages"])],
-        "options": options,
-    }
+    for i, message in enumerate(saved["messages"]):
+        check_message(message, i)
+    whole = [m | {"content": whole_characters(m["content"])} for m in saved["messages"]]
+    return {"messages": whole, "options": options}

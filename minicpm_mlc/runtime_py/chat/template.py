@@ -7,23 +7,32 @@ same characters inside a message are encoded as plain text.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.base.text import whole_characters
+from minicpm_mlc.bundle.small_files import CONFIG, SmallFiles
 from minicpm_mlc.runtime_py.chat.jinja import (
     BUILT_IN,
     CHATML,
+    CHATML_TOKENS,
     compile_template,
-    find_template,
-    read_tokenizer_config,
     render_template,
 )
-from minicpm_mlc.runtime_py.chat.thinking import opens_thinking, without_thinking
+from minicpm_mlc.runtime_py.chat.library_tokenizer import token_ids
+from minicpm_mlc.runtime_py.chat.prompt_tokens import (
+    PlainText,
+    beginning,
+    control_tokens,
+    encode_pieces,
+)
+from minicpm_mlc.runtime_py.chat.special_tokens import special_tokens
+from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN, opens_thinking, without_thinking
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,6 +42,8 @@ Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant", "tool")
 MARKER = re.compile(r"(?:^|\s)/(no_)?think\s*\Z")
+THINK_TAG = re.compile(f"{OPEN}|{CLOSE}")
+PRIVATE = range(0xE000, 0xF900)  # characters without a meaning
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,20 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A jinja2 chat template and the facts of tokenizer_config.json that it needs."""
+    """A jinja2 chat template and the facts of tokenizer_config.json that it needs.
+
+    `add_bos`: True puts `bos_token` before a prompt that has none; None leaves that to the
+    tokenizer's post-processor. `other_tokens` are further special tokens by name.
+    """
 
     source: str = CHATML
-    bos_token: str = ""
-    eos_token: str = ""
-    add_bos: bool = True
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_bos: bool | None = True
     origin: str = BUILT_IN
+    other_tokens: Mapping[str, Any] = field(default_factory=dict)
     _compiled: Template = field(init=False, repr=False, compare=False)
+    _plain: PlainText = field(init=False, repr=False, compare=False, default_factory=PlainText)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiled", compile_template(self.source, self.origin))
@@ -66,12 +83,18 @@ class ChatTemplate:
         Raises:
             TemplateError: a file that isn't JSON, or a template that doesn't parse (with its line).
         """
-        folder = Path(folder)
-        config = read_tokenizer_config(folder / "tokenizer_config.json")
-        source, origin = find_template(folder, config)
-        bos = _token_text(config.get("bos_token"))
-        eos = _token_text(config.get("eos_token"))
-        return cls(source, bos, eos, config.get("add_bos_token") is not False, origin)
+        files = SmallFiles(Path(folder), TemplateError, "copy it again from the checkpoint")
+        return cls.from_files(files)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles) -> ChatTemplate:
+        """The same of files that are read already. Raises their error, or TemplateError."""
+        source, origin = files.chat_template or (CHATML, BUILT_IN)
+        tokens = special_tokens(files)
+        bos, eos = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
+        no_bos = files.object(CONFIG).get("bos_token_id", 0) is None
+        add_bos = False if no_bos else None
+        return cls(source, bos, eos, add_bos, origin=origin, other_tokens=tokens)
 
     @property
     def can_switch_thinking(self) -> bool:
@@ -106,10 +129,22 @@ class ChatTemplate:
         rewrites its messages (beyond trimming them), so that message text can't be found again in
         its output, such strings are broken by a zero-width space.
         """
+        if missing := self.missing_tokens(tokenizer):
+            raise TemplateError(missing)
         clean, switch = self._prepare(messages, think)
         text = self._render(clean, switch)
         ids = self._encode(tokenizer, text, clean, switch)
         return Prompt(text, self._with_bos(tokenizer, ids), opens_thinking(text))
+
+    def missing_tokens(self, tokenizer: Tokenizer) -> str | None:
+        """Why nobody can chat by the built-in ChatML with this tokenizer; None where one can."""
+        missing = [token for token in CHATML_TOKENS if tokenizer.token_to_id(token) is None]
+        if self.origin != BUILT_IN or not missing:
+            return None
+        return (
+            f"there is no chat template, and ChatML's {missing[0]} is not in the vocabulary: use "
+            "generate, or add chat_template.jinja to the checkpoint and compile it again"
+        )
 
     def _encode(
         self, tokenizer: Tokenizer, text: str, messages: list[Message], think: bool | None
@@ -118,17 +153,17 @@ class ChatTemplate:
         if not tokens or not any(
             token in message["content"] for message in messages for token in tokens
         ):
-            return tokenizer.encode(text, add_special_tokens=False).ids
+            return token_ids(tokenizer, text)
         for contents in (
             [m["content"] for m in messages],
             [m["content"].strip() for m in messages],
         ):
             pieces = self._pieces(messages, contents, think)
             if "".join(piece for piece, _ in pieces) == text:
-                return encode_pieces(tokenizer, pieces)
+                return encode_pieces(tokenizer, self._plain, pieces)
         pattern = re.compile("|".join(map(re.escape, tokens)))
         safe = [m | {"content": pattern.sub(_break_token, m["content"])} for m in messages]
-        return tokenizer.encode(self._render(safe, think), add_special_tokens=False).ids
+        return token_ids(tokenizer, self._render(safe, think))
 
     def _pieces(
         self, messages: list[Message], contents: list[str], think: bool | None
@@ -136,9 +171,7 @@ class ChatTemplate:
         """(text, from the template) in order, found by rendering with a unique stand-in for each
         content.
         """
-        nonce = next(
-            n for n in itertools.count() if not any(f"\ue000{n}:" in text for text in contents)
-        )
+        nonce = secrets.randbits(64)  # no message can hold it
         names = [f"\ue000{nonce}:{i}\ue001" for i in range(len(messages))]
         skeleton = self._render(
             [m | {"content": name} for m, name in zip(messages, names, strict=True)], think
@@ -149,8 +182,12 @@ class ChatTemplate:
         ]
 
     def _with_bos(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-        bos = tokenizer.token_to_id(self.bos_token) if self.bos_token and self.add_bos else None
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        if self.add_bos is None:
+            first = beginning(tokenizer)
+        else:
+            bos = tokenizer.token_to_id(self.bos_token) if self.bos_token and self.add_bos else None
+            first = [] if bos is None else [bos]
+        return ids if ids[: len(first)] == first else [*first, *ids]
 
     def _prepare(
         self, messages: Sequence[Message], think: bool | None
@@ -165,18 +202,61 @@ class ChatTemplate:
                 f"{self.origin} has no thinking switch (enable_thinking): leave out think, "
                 "--think and --no-think"
             )
+        for i, message in enumerate(clean):
+            if message["role"] == "assistant" and self._opened(clean[:i], messages[i], think):
+                message["content"] = without_thinking(message["content"], opened=True)
+        return clean, self._switch(clean, think)
+
+    def _switch(self, messages: list[Message], think: bool | None) -> bool | None:
+        """`think`, or what the last message's marker says; markers are taken out."""
         if self.can_switch_thinking and "/no_think" not in self.source:
-            think = _take_markers(clean, think)
-        return clean, think
+            return _take_markers(messages, think)
+        return think
+
+    def _opened(self, before: list[Message], message: Message, think: bool | None) -> bool:
+        """Whether the message ends a think block that the template had opened for it: it begins
+        with none of its own.
+        """
+        content = message["content"]
+        if CLOSE not in content or content.lstrip().startswith(OPEN) or not before:
+            return False
+        asked = [dict(m) for m in before]
+        try:
+            return opens_thinking(self._render(asked, self._switch(asked, think)))
+        except TemplateError:  # it refuses the conversation that far
+            return False
 
     def _render(self, messages: list[Message], think: bool | None) -> str:
+        """The prompt. Think tags in messages are text: templates that cut an answer at its last
+        `</think>` don't see them.
+        """
+        gap = ""
+        if any(THINK_TAG.search(m["content"]) for m in messages):
+            gap = self._unused_character(messages)
+            messages = [
+                m | {"content": THINK_TAG.sub(lambda tag: f"<{gap}{tag[0][1:]}", m["content"])}
+                for m in messages
+            ]
         values: dict[str, Any] = {} if think is None else {"enable_thinking": think}
-        values |= {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "add_generation_prompt": True,
-        }
-        return render_template(self._compiled, self.origin, messages=messages, **values)
+        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        values |= {name: text for name, text in tokens.items() if text is not None}
+        text = render_template(
+            self._compiled,
+            self.origin,
+            **{**self.other_tokens, **values},
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+        )
+        return text.replace(gap, "") if gap else text
+
+    def _unused_character(self, messages: list[Message]) -> str:
+        used = set(self.source).union(*(m["content"] for m in messages))
+        unused = next((character for character in map(chr, PRIVATE) if character not in used), None)
+        if unused is None:
+            raise TemplateError("messages with think tags hold every private character: leave some")
+        return unused
 
 
 def check_message(message: Message, index: int = 0) -> Message:
@@ -196,49 +276,8 @@ def check_message(message: Message, index: int = 0) -> Message:
         raise TemplateError(
             f"message {index}: content must be a string, got {type(content).__name__}"
         )
+    content = whole_characters(content)
     return {"role": role, "content": without_thinking(content) if role == "assistant" else content}
-
-
-def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """Text and id of every special token, longest first."""
-    added = tokenizer.get_added_tokens_decoder().items()
-    tokens = {token.content: i for i, token in added if token.special and token.content}
-    return dict(sorted(tokens.items(), key=lambda item: -len(item[0])))
-
-
-def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]]) -> list[int]:
-    """Ids of (text, may hold control tokens) pieces; the others' control tokens become plain text.
-    No BOS is added.
-
-    Text between two control tokens is encoded in one go, across pieces, so that merges and the
-    tokenizer's word prefix come out as they would for a harmless message.
-    """
-    tokens = control_tokens(tokenizer)
-    pattern = re.compile("(" + "|".join(map(re.escape, tokens)) + ")") if tokens else None
-    ids: list[int] = []
-    run = ""
-    for text, trusted in pieces:
-        for part in pattern.split(text) if trusted and pattern else [text]:
-            if trusted and part in tokens:
-                ids += [*encode_plain(tokenizer, run), tokens[part]]
-                run = ""
-            else:
-                run += part
-    return ids + encode_plain(tokenizer, run)
-
-
-def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of text that comes from outside: the characters of a control token are only
-    characters.
-    """
-    if not text:
-        return []
-    before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-    finally:
-        tokenizer.encode_special_tokens = before
 
 
 def _break_token(match: re.Match[str]) -> str:
@@ -258,8 +297,3 @@ def _take_markers(messages: list[Message], think: bool | None) -> bool | None:
         if found and message is messages[-1]:
             think = found[1] is None
     return think
-
-
-def _token_text(token: Any) -> str:
-    """A token of tokenizer_config.json is a string, an object with 'content', or null."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.text import quoted, whole_characters
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+
+MARKS = range(0xFDD0, 0xFDF0)  # never characters: no text has them
 
 
 class TextStream:
@@ -51,17 +54,38 @@ class TextStream:
 class StopStrings:
     """Cuts a stream of text before the stop string that is complete first, wherever the pieces'
     borders lie.
+
+    A stop string may name tokens that give no text: the stream has a mark in their place.
     """
 
-    def __init__(self, stop: str | Sequence[str] | None) -> None:
-        stops = [stop] if isinstance(stop, str) else list(stop or ())
-        if not all(isinstance(s, str) and s for s in stops):
+    def __init__(
+        self, stop: str | Sequence[str] | None, hidden: Mapping[int, str] | None = None
+    ) -> None:
+        """`hidden`: id -> name of the tokens that give no text. Raises SamplingError for a stop
+        string that is none, or empty.
+        """
+        stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise SamplingError(
-                f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty"
+                f"stop is {quoted(stop)}; it must be a text, or a list of texts, none of them empty"
             )
-        self._stops = stops
+        if broken := [s for s in stops if s != whole_characters(s)]:
+            raise SamplingError(
+                f"stop is {quoted(broken[0])}, which is not whole text; give it as UTF-8"
+            )
+        named = [(i, name) for i, name in (hidden or {}).items() if any(name in s for s in stops)]
+        self._marks = {i: chr(MARKS[0] + n % len(MARKS)) for n, (i, _) in enumerate(named)}
+        self._unmarked = dict.fromkeys(map(ord, self._marks.values()))
+        marked = stops
+        for i, name in named:
+            marked = [s.replace(name, self._marks[i]) for s in marked]
+        self._stops = list(dict.fromkeys([*stops, *marked]))
         self._held = ""
         self.stopped = False
+
+    def mark(self, token_id: int) -> str:
+        """What stands for a token that gives no text; none if no stop string names it."""
+        return self._marks.get(token_id, "")
 
     def feed(self, piece: str) -> str:
         """The text that can be shown; what may be the start of a stop string is held back."""
@@ -70,14 +94,14 @@ class StopStrings:
         if hits:
             self.stopped = True
             self._held = ""
-            return text[: min(hits)[1]]
+            return text[: min(hits)[1]].translate(self._unmarked)
         keep = max((overlap(text, s) for s in self._stops), default=0)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return text[: len(text) - keep].translate(self._unmarked)
 
     def finish(self) -> str:
         """What was held back, when no more text comes."""
-        held = self._held
+        held = self._held.translate(self._unmarked)
         self._held = ""
         return held
 

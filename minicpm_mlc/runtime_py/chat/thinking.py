@@ -15,17 +15,24 @@ def opens_thinking(prompt: str) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
-def without_thinking(text: str) -> str:
+def without_thinking(text: str, opened: bool = False) -> str:
     """The answer of a whole assistant message: a leading think block, closed or not, is left out.
 
-    A message whose block was opened by the template has only the closing marker; the text before it
-    is thinking too.
+    `opened`: the template had opened the block, so that the message begins with thinking and has
+    only the closing marker. Any other marker is text about thinking, and stays.
     """
     body = text.lstrip()
     if body.startswith(OPEN):
         return body.partition(CLOSE)[2].lstrip()
     head, close, answer = text.partition(CLOSE)
-    return answer.lstrip() if close and OPEN not in head else text
+    return answer.lstrip() if opened and close and OPEN not in head else text
+
+
+def as_history(answer: str) -> str:
+    """An answer as the content of a past message: behind an empty think block where its own markers
+    would be read as thinking.
+    """
+    return f"{OPEN}\n\n{CLOSE}\n\n{answer}" if OPEN in answer or CLOSE in answer else answer
 
 
 class ThinkSplitter:

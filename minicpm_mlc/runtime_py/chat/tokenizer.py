@@ -13,6 +13,15 @@ from pathlib import Path
 from tokenizers import Tokenizer as HFTokenizer
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.text import whole_characters
+from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
+from minicpm_mlc.runtime_py.chat.library_tokenizer import (
+    library_errors,
+    read_tokenizer,
+    token_ids,
+)
+from minicpm_mlc.runtime_py.chat.prompt_tokens import beginning
+from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -26,41 +35,48 @@ class Tokenizer:
         self.add_bos = add_bos
         raw.no_padding()
         raw.no_truncation()
-        self._special = {i for i, token in raw.get_added_tokens_decoder().items() if token.special}
+        # Special tokens give no text. Think tags do, whatever the tokenizer calls them.
+        self.hidden = {
+            i: token.content
+            for i, token in raw.get_added_tokens_decoder().items()
+            if token.special and token.content not in (OPEN, CLOSE)
+        }
         self._decoders = _decoders(raw)
 
     @classmethod
     def from_folder(cls, folder: Path, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
-        """Reads a bundle's tokenizer files. Raises BundleError if they're damaged or don't fit the
-        model.
+        """As from_files, of a bundle's folder."""
+        return cls.from_files(SmallFiles(folder), bos_token_id, vocab_size)
+
+    @classmethod
+    def from_files(cls, files: SmallFiles, bos_token_id: int | None, vocab_size: int) -> Tokenizer:
+        """Reads tokenizer.json and its config. Raises the files' error if they're damaged or don't
+        fit the model, BundleError if there are none.
+
+        An added token beyond the vocabulary is no mistake: it is refused when a text holds it.
         """
-        if not (folder / "tokenizer.json").is_file():
+        if files.content(TOKENIZER) is None:
             raise BundleError(
-                f"{folder} has no tokenizer.json, so it can't read text (random weights have "
+                f"{files.folder} has no tokenizer.json, so it can't read text (random weights have "
                 "none); "
                 "compile a checkpoint that has one, or give token ids to logits, prefill and decode"
             )
-        try:
-            raw = HFTokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(
-                f"{folder}'s tokenizer can't be read ({error}); compile the checkpoint again"
-            ) from None
-        largest = max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
+        raw = read_tokenizer(files)
+        largest = max(raw.get_vocab(with_added_tokens=False).values(), default=-1)
         if largest >= vocab_size:
-            raise BundleError(
-                f"{folder}/tokenizer.json has token id {largest}, but the model has {vocab_size} "
-                "tokens; "
-                "it belongs to another model: compile the checkpoint again"
+            raise files.refuse(
+                TOKENIZER,
+                f"it has token id {largest}, but the model has {vocab_size} tokens; it belongs to "
+                "another model",
             )
-        return cls(raw, bos_token_id, bool(config.get("add_bos_token", True)))
+        first = beginning(raw) if bos_token_id is not None else []  # null: the model has no BOS
+        return cls(raw, first[0] if first else bos_token_id, bool(first))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, special tokens in it recognised. BOS comes first, once, if the model
         wants it.
         """
-        ids = self.raw.encode(text, add_special_tokens=False).ids
+        ids = token_ids(self.raw, whole_characters(text))
         wanted = bos and self.add_bos and self.bos_token_id is not None
         return [self.bos_token_id, *ids] if wanted and ids[:1] != [self.bos_token_id] else ids  # type: ignore[list-item]
 
@@ -68,7 +84,8 @@ class Tokenizer:
         """Token ids of text that goes on from other text: without the space some tokenizers put
         before a first word.
         """
-        encoding = self.raw.encode("a" + text, add_special_tokens=False)
+        with library_errors():
+            encoding = self.raw.encode("a" + text, add_special_tokens=False)
         spans = list(zip(encoding.ids, encoding.offsets, strict=True))
         if any(
             start < 1 < end for _, (start, end) in spans
@@ -77,8 +94,10 @@ class Tokenizer:
         return [i for i, (start, _) in spans if start >= 1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of all ids at once, special tokens left out."""
-        return self.raw.decode(list(ids), skip_special_tokens=True)
+        """Text of all ids at once, special tokens other than think tags left out."""
+        shown = [i for i in ids if i not in self.hidden]
+        with library_errors():
+            return self.raw.decode(shown, skip_special_tokens=False)
 
     @functools.cached_property
     def strips_first_space(self) -> bool:
@@ -97,7 +116,7 @@ class Tokenizer:
         special token.
         """
         token = self.raw.id_to_token(token_id)
-        if token is None or token_id in self._special:
+        if token is None or token_id in self.hidden:
             return b""
         if self._byte_level:
             alphabet = byte_alphabet()

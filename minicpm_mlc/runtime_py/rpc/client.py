@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.base import errors
 from minicpm_mlc.base.errors import EngineError, MiniCPMError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.bundle.host import Host
 from minicpm_mlc.bundle.kernel_cases import Case, to_bytes
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, read_bundle
 from minicpm_mlc.bundle.params import load_draft_ids
-from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked
-from minicpm_mlc.runtime_py.library import Pools, load_runtime
+from minicpm_mlc.runtime_py.library import Pools
 from minicpm_mlc.runtime_py.protocols import Library
-from minicpm_mlc.runtime_py.rpc.message import CALL, LAST_PORT, PROTOCOL, pack, unpack
+from minicpm_mlc.runtime_py.rpc.connect import last_line, open_session
+from minicpm_mlc.runtime_py.rpc.message import CALL, PROTOCOL, UPDATE, pack, unpack
 
 BLOCK = 1 << 20  # bytes of one upload message
 
@@ -37,29 +36,31 @@ class RemoteMachine:
         """
         self.address = address
         self._progress = progress
-        host, port = _parts(address)
-        load_runtime()
+        self._session = open_session(address, key, progress)
         try:
-            self._session = tvm_ffi.get_global_func("rpc.Connect")(host, port, key, False)
             self._call = self._session[CALL]
-        except Exception as error:
-            raise EngineError(_refused(address, _last_line(error))) from None
-        hello, _ = self.call("hello")
-        if hello["protocol"] != PROTOCOL:
+        except Exception:
             raise EngineError(
-                f"{address} speaks protocol {hello['protocol']}, not {PROTOCOL}; install this "
+                f"{address} is a server of TVM, not minicpm-mlc rpc-server; start that there"
+            ) from None
+        hello, _ = self.call("hello")
+        if hello.get("protocol") != PROTOCOL:
+            raise EngineError(
+                f"{address} speaks protocol {hello.get('protocol')}, not {PROTOCOL}; install this "
                 "version there"
             )
-        there = hello["host"]
-        features = None if there["features"] is None else frozenset(there["features"])
-        self.host = Host(there["system"], there["machine"], features)
-        self.tvm = str(hello["tvm"])
-        self.cores = int(hello["cores"])
+        try:
+            there = hello["host"]
+            features = None if there["features"] is None else frozenset(there["features"])
+            self.host = Host(str(there["system"]), str(there["machine"]), features)
+            self.tvm, self.cores = str(hello["tvm"]), int(hello["cores"])
+        except (KeyError, TypeError, ValueError):
+            raise EngineError(f"{address} says nothing that is known of itself; {UPDATE}") from None
 
     @property
     def options(self) -> str:
-        """Address and key as they are given, the key itself left out."""
-        return f" --rpc {self.address} --key KEY"
+        """The command line's options that name it; the key comes from elsewhere."""
+        return f" --rpc {self.address}"
 
     def call(
         self, method: str, arrays: Sequence[np.ndarray] = (), **values: Any
@@ -68,14 +69,14 @@ class RemoteMachine:
         breaks.
         """
         try:
-            answer, arrays = unpack(bytes(self._call(pack({"method": method} | values, arrays))))
+            reply = bytes(self._call(pack({"method": method} | values, arrays)))
         except Exception as error:
             raise EngineError(
-                f"{self.address} failed at {method}: {_last_line(error)}; connect again"
+                f"{self.address} failed at {method}: {last_line(error)}; connect again"
             ) from error
+        answer, arrays = unpack(reply)
         if "error" in answer:
-            kind, text = answer["error"]
-            raise getattr(errors, kind, MiniCPMError)(text)
+            raise _error_of(answer["error"])
         return answer, arrays
 
     def read_bundle(self, path: str | Path) -> Bundle:
@@ -98,8 +99,9 @@ class RemoteMachine:
         ended.
         """
         names = {entry["sha256"]: name for name, entry in bundle.manifest.files.items()}
-        missing: dict[str, int] = self.call("missing", wanted=list(names))[0]["missing"]
-        total = sum(bundle.manifest.files[names[sha256]]["bytes"] for sha256 in missing)
+        sizes = {entry["sha256"]: entry["bytes"] for entry in bundle.manifest.files.values()}
+        missing: dict[str, int] = self.call("missing", wanted=sizes)[0]["missing"]
+        total = sum(sizes[sha256] for sha256 in missing)
         done = sum(missing.values())
         for sha256, start in missing.items():
             with open(bundle.path / names[sha256], "rb") as file:
@@ -122,7 +124,10 @@ def connect(
 ) -> RemoteMachine:
     """A connection to HOST:PORT, and these bundles uploaded. Raises EngineError, BundleError."""
     if not address or not key:
-        raise EngineError("--rpc and --key belong together; minicpm-mlc rpc-server prints both")
+        raise EngineError(
+            "--rpc and a key belong together; rpc-server says both. Give the key in "
+            "MINICPM_MLC_KEY or --key-file; in a terminal you are asked for it"
+        )
     machine = RemoteMachine(address, key, progress)
     for path in filter(None, bundles):
         machine.upload(machine.read_bundle(path))
@@ -178,29 +183,8 @@ class RemoteLibrary(Library):
         return Checked(**self._machine.call("check", [data], library=self._number, timed=timed)[0])
 
 
-def _parts(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise EngineError(f"--rpc {address}: expected HOST:PORT, such as 192.168.1.20:9090")
-    if not 1 <= int(port) <= LAST_PORT:
-        raise EngineError(
-            f"--rpc {address}: port {port} is none of 1 to {LAST_PORT}; rpc-server prints its own"
-        )
-    return host, int(port)
-
-
-def _refused(address: str, why: str) -> str:
-    """`why` is what TVM says; a key that is taken is the server's word for being busy."""
-    if "server already have key" in why:
-        return (
-            f"{address} is busy with another client; wait until that one ends, or start a "
-            "second server on another --port"
-        )
-    return (
-        f"no connection to {address} with this key ({why}); start a server there: minicpm-mlc "
-        "rpc-server"
-    )
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+def _error_of(said: Any) -> MiniCPMError:
+    """The error that the server raised: its class's name and its text."""
+    kind, text = said if isinstance(said, list) and len(said) == 2 else ("", said)
+    ours = {error.__name__: error for error in MiniCPMError.__subclasses__()}
+    return ours.get(str(kind), MiniCPMError)(str(text))

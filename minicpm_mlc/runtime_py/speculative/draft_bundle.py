@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.bundle.tokenizer_file import TokenizerFile
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
 from minicpm_mlc.runtime_py.protocols import Library
@@ -47,7 +48,7 @@ class ModelDrafter:
         self, history: np.ndarray, depth: int, top_k: int, floor: float, read: int | None = None
     ) -> Draft | None:
         """A tree of `depth` levels; a chain where `top_k` is 1. None where this model's context has
-        no room.
+        no room, or the text has a token that this model's vocabulary lacks.
 
         Where more than `read` tokens are missing, only the latest `read` are read, and nothing
         before them is seen.
@@ -56,6 +57,8 @@ class ModelDrafter:
             return None
         start = time.perf_counter()
         unread = self._unread(history, depth, read)
+        if max(unread) >= self.library.vocab_size:
+            return None
         logits = [rows for _, rows in self._model.prefill(unread, self._chunk)][-1][-1]
         self._known += len(unread)
         seconds = time.perf_counter() - start
@@ -134,13 +137,9 @@ def check_same_tokenizer(bundle: Path, draft: Path) -> None:
         )
 
 
-def _vocabulary(bundle: Path) -> tuple[object, object]:
-    try:
-        tokenizer = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))
-        return tokenizer["model"]["vocab"], [
-            (t["id"], t["content"]) for t in tokenizer["added_tokens"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{bundle / 'tokenizer.json'} can't be read ({error!r}); compile the checkpoint again"
-        ) from None
+def _vocabulary(bundle: Path) -> TokenizerFile:
+    """What a bundle's tokenizer.json says of its tokens. Raises BundleError."""
+    tokenizer = SmallFiles(bundle).tokenizer
+    if tokenizer is None:
+        raise BundleError(f"{bundle} has no tokenizer.json, so drafts can't be compared by token")
+    return tokenizer

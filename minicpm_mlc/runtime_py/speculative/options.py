@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import SamplingError
-from minicpm_mlc.bundle.manifest import MAX_DRAFT_TOP_K
+from minicpm_mlc.base.text import quoted
+from minicpm_mlc.bundle.manifest_schema import MAX_DRAFT_TOP_K
 from minicpm_mlc.runtime_py.sampler import check_count
 from minicpm_mlc.runtime_py.speculative.costs import MAX_LEVELS
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
@@ -29,14 +30,16 @@ class Speculation:
     draft_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.speculate not in SPECULATE:
-            raise SamplingError(f"speculate is {self.speculate!r}; choose {', '.join(SPECULATE)}")
+        if not isinstance(self.speculate, str) or self.speculate not in SPECULATE:
+            raise SamplingError(
+                f"speculate is {quoted(self.speculate)}; choose {', '.join(SPECULATE)}"
+            )
         for name, highest in _LIMITS.items():
             value = getattr(self, name)
             if value is not None:
                 check_count(name, value, lowest=1)
                 if value > highest:
-                    raise SamplingError(f"{name} is {value}; it must be at most {highest}")
+                    raise SamplingError(f"{name} is {quoted(value)}; it must be at most {highest}")
         stepped = (self.draft_top_k or 1) * ((self.draft_depth or 1) - 1)
         if stepped > MAX_NODES:
             raise SamplingError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from minicpm_mlc.ops.tir import Expr
 from minicpm_mlc.targets.vulkan import memory
 from minicpm_mlc.targets.vulkan.memory import Array
 from minicpm_mlc.targets.vulkan.trigonometry import sine
@@ -66,12 +65,12 @@ ANY_WIDTH = {
 KINDS = "iufb"
 
 
-def node_type(node: Any) -> Scalar:
+def node_type(node: Expr) -> Scalar:
     """The type of the numbers that an expression gives."""
     return scalar(str(node.ty.dtype))
 
 
-def handle(node: Any) -> int:
+def handle(node: Expr) -> int:
     """What tells a node from all others."""
     return node.__chandle__()
 
@@ -85,7 +84,7 @@ class Expressions(Values):
         self.block = self.module.start  # the label that the next instruction comes after
         self._reads = 0  # values so far that another moment would give another way
 
-    def value(self, node: Any) -> int:
+    def value(self, node: Expr) -> int:
         """An expression's value; of a node without reads, computed once in a scope."""
         key = handle(node)
         found = self.known(key)
@@ -97,7 +96,7 @@ class Expressions(Values):
                 self.scopes[-1][key] = found
         return found
 
-    def bind(self, variable: Any, value: int) -> None:
+    def bind(self, variable: Expr, value: int) -> None:
         """Give a TIR variable its value, in the innermost scope."""
         self.scopes[-1][handle(variable)] = value
 
@@ -105,7 +104,7 @@ class Expressions(Values):
         """Begin a block."""
         self.block = self.define("Label", 0, name)
 
-    def branch(self, condition: int, arms: tuple[Any, Any]) -> list[tuple[int, int]]:
+    def branch(self, condition: int, arms: tuple[Expr, Expr]) -> list[tuple[int, int]]:
         """Call one arm or the other, each in its own scope. Returns (what it returned, the block it
         ended in) of both.
         """
@@ -123,7 +122,7 @@ class Expressions(Values):
         self.label(merge)
         return results
 
-    def _operator(self, node: Any) -> int:
+    def _operator(self, node: Expr) -> int:
         name = type(node).__name__
         if name not in ARITHMETIC and name not in EXTENDED and name not in COMPARISONS:
             raise Unsupported(f"{name} expressions")
@@ -141,7 +140,7 @@ class Expressions(Values):
         result = self.emit(opcode, self.type(t), a, b)
         return self.wrap(t, result) if name in OVERFLOWS else result
 
-    def _Mod(self, node: Any) -> int:
+    def _Mod(self, node: Expr) -> int:
         """The remainder of a division that rounds towards zero; SRem has no defined result for
         negative numbers.
         """
@@ -153,31 +152,31 @@ class Expressions(Values):
         quotient = self.emit("SDiv", self.type(t), a, b)
         return self.emit("ISub", self.type(t), a, self.emit("IMul", self.type(t), quotient, b))
 
-    def _Var(self, node: Any) -> int:
+    def _Var(self, node: Expr) -> int:
         raise Unsupported(f"the variable {node.name}, which has no value here")
 
-    def _IntImm(self, node: Any) -> int:
+    def _IntImm(self, node: Expr) -> int:
         return self.constant(node_type(node), node.value)
 
     _FloatImm = _IntImm
 
-    def _Cast(self, node: Any) -> int:
+    def _Cast(self, node: Expr) -> int:
         return self.cast(self.value(node.value), node_type(node.value), node_type(node))
 
-    def _And(self, node: Any) -> int:
+    def _And(self, node: Expr) -> int:
         return self.emit("LogicalAnd", self.type(BOOL), self.value(node.a), self.value(node.b))
 
-    def _Or(self, node: Any) -> int:
+    def _Or(self, node: Expr) -> int:
         return self.emit("LogicalOr", self.type(BOOL), self.value(node.a), self.value(node.b))
 
-    def _Not(self, node: Any) -> int:
+    def _Not(self, node: Expr) -> int:
         return self.emit("LogicalNot", self.type(BOOL), self.value(node.a))
 
-    def _BitwiseNot(self, node: Any) -> int:
+    def _BitwiseNot(self, node: Expr) -> int:
         t = node_type(node)
         return self.wrap(t, self.emit("Not", self.type(t), self.value(node.a)))
 
-    def _Select(self, node: Any) -> int:
+    def _Select(self, node: Expr) -> int:
         """Both values are computed, as TIR says; if_then_else is what guards."""
         operands = (
             self.value(node.condition),
@@ -186,21 +185,21 @@ class Expressions(Values):
         )
         return self.emit("Select", self.type(node_type(node)), *operands)
 
-    def _Let(self, node: Any) -> int:
+    def _Let(self, node: Expr) -> int:
         self.bind(node.var, self.value(node.value))
         return self.value(node.body)
 
-    def _TensorLoad(self, node: Any) -> int:
+    def _TensorLoad(self, node: Expr) -> int:
         self._reads += 1
         return memory.load(self, self.array(node.source), self.index(node.indices))
 
-    def array(self, buffer: Any) -> Array:
+    def array(self, buffer: Expr) -> Array:
         """The array that a TIR buffer is. Raises Unsupported for one that was not declared."""
         if handle(buffer) not in self.arrays:
             raise Unsupported(f"the buffer {buffer.name}, which is declared nowhere")
         return self.arrays[handle(buffer)]
 
-    def index(self, indices: Any) -> int:
+    def index(self, indices: Expr) -> int:
         """The flat index of an access. Raises Unsupported for more than one dimension."""
         if len(indices) != 1:
             raise Unsupported(
@@ -208,7 +207,7 @@ class Expressions(Values):
             )
         return self.value(indices[0])
 
-    def _Call(self, node: Any) -> int:
+    def _Call(self, node: Expr) -> int:
         name = str(node.op.name).split(".")[-1]
         arguments = list(node.args)
         if name in (
@@ -229,18 +228,18 @@ class Expressions(Values):
             raise Unsupported(f"{name} of {t.kind}{t.bits}")
         return self.glsl(name, self.type(t), *operands)
 
-    def _call_sin(self, node: Any, x: Any) -> int:
+    def _call_sin(self, node: Expr, x: Expr) -> int:
         return self._sine(node, x, 0)
 
-    def _call_cos(self, node: Any, x: Any) -> int:
+    def _call_cos(self, node: Expr, x: Expr) -> int:
         return self._sine(node, x, 1)
 
-    def _sine(self, node: Any, x: Any, quarter_turns: int) -> int:
+    def _sine(self, node: Expr, x: Expr, quarter_turns: int) -> int:
         if node_type(node) != FLOAT32:
             raise Unsupported("sin and cos of other types than float32")
         return sine(self, self.value(x), quarter_turns)
 
-    def _call_if_then_else(self, node: Any, condition: Any, then: Any, otherwise: Any) -> int:
+    def _call_if_then_else(self, node: Expr, condition: Expr, then: Expr, otherwise: Expr) -> int:
         arms = self.branch(
             self.value(condition), (lambda: self.value(then), lambda: self.value(otherwise))
         )
@@ -249,10 +248,10 @@ class Expressions(Values):
             "Phi", self.type(node_type(node)), *(word for arm in arms for word in arm)
         )
 
-    def _call_likely(self, _: Any, x: Any) -> int:
+    def _call_likely(self, _: Expr, x: Expr) -> int:
         return self.value(x)
 
-    def _call_reinterpret(self, node: Any, x: Any) -> int:
+    def _call_reinterpret(self, node: Expr, x: Expr) -> int:
         source = node_type(x)
         to = node_type(node)
         value = self.value(x)
@@ -262,29 +261,29 @@ class Expressions(Values):
             raise Unsupported(f"reinterpret of {source.kind}{source.bits} as {to.kind}{to.bits}")
         return self.emit("Bitcast", self.type(to), value)
 
-    def _call_popcount(self, node: Any, x: Any) -> int:
+    def _call_popcount(self, node: Expr, x: Expr) -> int:
         return self.emit("BitCount", self.type(node_type(node)), self._bits_of(node, x))
 
-    def _call_clz(self, node: Any, x: Any) -> int:
+    def _call_clz(self, node: Expr, x: Expr) -> int:
         """31 - the highest bit; that of 0 is -1."""
         highest = self.glsl("FindUMsb", self.type(INT32), self._bits_of(node, x))
         return self.emit(
             "ISub", self.type(node_type(node)), self.module.number(node_type(x).bits - 1), highest
         )
 
-    def _bits_of(self, node: Any, x: Any) -> int:
+    def _bits_of(self, node: Expr, x: Expr) -> int:
         t = node_type(x)
         if not t.whole or t.bits == 64:
             raise Unsupported(f"{node.op.name} of {t.kind}{t.bits}")
         return self.cast(self.value(x), t, Scalar("u", t.bits))
 
-    def _call_isnan(self, _: Any, x: Any) -> int:
+    def _call_isnan(self, _: Expr, x: Expr) -> int:
         return self.emit("IsNan", self.type(BOOL), self.value(x))
 
-    def _call_isinf(self, _: Any, x: Any) -> int:
+    def _call_isinf(self, _: Expr, x: Expr) -> int:
         return self.emit("IsInf", self.type(BOOL), self.value(x))
 
-    def _call_fmod(self, node: Any, a: Any, b: Any) -> int:
+    def _call_fmod(self, node: Expr, a: Expr, b: Expr) -> int:
         if node_type(node) != FLOAT32:
             raise Unsupported("fmod of other types than float32")
         return self.emit("FRem", self.type(FLOAT32), self.value(a), self.value(b))

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
-from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
+from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
 from minicpm_mlc.ops.formats.weights import GROUP, LANES, SCHEMES
 from minicpm_mlc.ops.formats.weights.packing import (
     QUADS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicpm_mlc.bundle.manifest import WEIGHT_LAYOUTS
+from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
 from minicpm_mlc.ops.formats.weights import LANES
 
 ROWS16 = WEIGHT_LAYOUTS["f32"]  # the layout for float32 arithmetic

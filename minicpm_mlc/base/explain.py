@@ -1,0 +1,50 @@
+"""What a person is told about an error: one line for what they can mend, how to report the rest."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.text import LONGEST_MESSAGE, LONGEST_NAME, cut, harmless, shown
+
+_ADVICE: dict[type[BaseException], str] = {
+    MemoryError: "memory is used up; close other programs, or give a smaller --context",
+    RecursionError: "something in a file or template is nested too deeply; make it flatter",
+    UnicodeError: "text in another encoding than UTF-8; convert it, for example with iconv",
+}
+_PACKAGE = Path(__file__).parents[1]
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message alone says all that there is to know."""
+    return isinstance(error, MiniCPMError | OSError)
+
+
+def leaves(error: BaseException) -> bool:
+    """Whether it ends a program on purpose; a panic in Rust is a BaseException too and doesn't."""
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def explain(error: BaseException) -> str:
+    """The error for a terminal, cut where it is very long; of a bug, where it is and what to
+    report.
+    """
+    if is_expected(error):
+        return cut(harmless(str(error)), LONGEST_MESSAGE)
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    said = shown(f"{type(error).__name__}: {said}".rstrip(": "), LONGEST_NAME)
+    for kind, advice in _ADVICE.items():
+        if isinstance(error, kind):
+            return f"{advice} ({said})"
+    return (
+        f"{said}{_place(error)}; this is a bug in minicpm-mlc: please report it with what the same "
+        "command prints with --debug"
+    )
+
+
+def _place(error: BaseException) -> str:
+    """The package's line that it came from, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents]
+    return f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""

@@ -1,0 +1,25 @@
+"""Why a bundle's library doesn't load, as far as the machine tells."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def load_failure(library: Path, error: Exception) -> str:
+    """What was seen and what to do."""
+    if _mounted_noexec(library.parent):
+        return (
+            f"{library} can't be run from where it lies: that file system may not hold programs "
+            "(it is mounted noexec); move the bundle to another one"
+        )
+    return f"{library} does not load: {error}; compile the bundle again"
+
+
+def _mounted_noexec(folder: Path) -> bool:
+    if not hasattr(os, "ST_NOEXEC"):  # known on Linux alone
+        return False
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False

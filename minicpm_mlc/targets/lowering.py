@@ -1,0 +1,62 @@
+"""The passes that lower kernels, which are written as loops over threads and vectors already.
+
+TVM's own pipeline takes schedules, blocks and thread bindings apart, which no kernel here has: half
+of the time that compiling takes. It shrinks scratch arrays to the part that is provably used, and
+moves conditions out of loops, which LLVM does better; on a GPU it puts barriers wherever it can't
+prove that there is no conflict, even into loops that not all threads go through, and lets arrays
+share memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+
+@cache
+def cpu_pipeline() -> str:
+    """Registers the passes of CPU kernels with TVM; returns the name that tvm.compile takes."""
+    from tvm.s_tir.transform import RewriteUnsafeSelect
+    from tvm.tirx.transform import StorageRewrite
+
+    return _registered("minicpm_cpu", [StorageRewrite], [RewriteUnsafeSelect])
+
+
+@cache
+def gpu_pipeline() -> str:
+    """Registers the passes of GPU kernels with TVM; returns the name that tvm.compile takes."""
+    from tvm.tirx.transform import RemoveNoOp
+
+    return _registered("minicpm_gpu", [], [RemoveNoOp])
+
+
+def _registered(name: str, before: list[Callable[[], Any]], after: list[Callable[[], Any]]) -> str:
+    """A pipeline that also runs the passes `before` and `after` the loops are unrolled and
+    expressions simplified.
+    """
+    import tvm
+    from tvm.tirx import compilation_pipeline as stock
+    from tvm.tirx import transform
+
+    @tvm.transform.module_pass(opt_level=0)
+    def lower(module: Any, _: Any) -> Any:
+        passes = [
+            transform.FlattenBuffer(),
+            transform.NarrowDataType(32),
+            *(each() for each in before),
+            transform.UnrollLoop(),
+            transform.StmtSimplify(),
+            *(each() for each in after),
+            transform.CommonSubexprElim(),
+            transform.VerifyMemory(),
+            transform.AnnotateEntryFunc(),
+            transform.SplitHostDevice(),
+            transform.MakePackedAPI(),
+        ]
+        return tvm.ir.transform.Sequential(passes)(module)
+
+    stock.register_tir_pipeline(
+        name, lambda: (lower, stock.finalize_host_passes, stock.finalize_device_passes)
+    )
+    return name
