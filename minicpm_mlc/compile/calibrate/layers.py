@@ -38,6 +38,8 @@ from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.rope_angles import RopeAngles
 
 STATES = "states"
+ROWS = 4096  # of inputs at a time
+WIDE = 8192  # columns
 
 
 class Calibrated(Mapping[str, Parts]):
@@ -189,11 +191,15 @@ class Calibration:
 
 
 def second_moments(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
-    """The mean of x^T x of inputs float32 [n, k], weighted by their importance [n] -> float64
-    [k, k].
+    """The mean of x^T x of inputs float32 [n, k], weighted by their importance [n] -> [k, k],
+    float64, or float32 where that would take gigabytes.
     """
-    weighted = x * (importance / importance.mean())[:, None]
-    return (x.T @ weighted).astype(np.float64) / len(x)
+    shares = (importance / importance.sum())[:, None]
+    total = np.zeros((x.shape[1], x.shape[1]), np.float64 if x.shape[1] <= WIDE else np.float32)
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS]
+        total += rows.T @ (rows * shares[start : start + ROWS])
+    return total
 
 
 def _save(path: Path, **arrays: Any) -> None:

@@ -39,7 +39,7 @@ class Moments:
 
     @classmethod
     def of(cls, moments: np.ndarray) -> Moments:
-        """From H, float [k, k], which is overwritten."""
+        """From H, float64 or float32 [k, k], which is overwritten."""
         diagonal = np.diag(moments).copy()
         diagonal[diagonal <= 0] = max(diagonal.mean(), 1e-30)  # an input that was always 0
         moments[np.diag_indices(len(moments))] = diagonal * (1 + DAMPING)
@@ -47,7 +47,7 @@ class Moments:
         backwards = order[::-1]
         root = np.linalg.cholesky(moments[np.ix_(backwards, backwards)])[::-1, ::-1]
         shares = np.ascontiguousarray(root / np.diag(root), np.float32)
-        return cls(moments.astype(np.float32), order, shares)
+        return cls(moments.astype(np.float32, copy=False), order, shares)
 
 
 def compensated(
