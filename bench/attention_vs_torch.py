@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import tvm
 
+from minicpm_mlc.bench.timing import use_threads
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendPrefill
 from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.kv import F16
-from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets.cpu import CpuTarget
 

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
 from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.engine import Engine
+from minicpm_mlc.runtime_py.turns import Turn
 
 
 @pytest.fixture
@@ -305,19 +306,26 @@ def test_a_closed_engine_says_so(build) -> None:
             call()
 
 
-def test_an_older_stream_of_the_same_thread_ends_with_a_sentence(build) -> None:
+def test_an_older_stream_ends_with_a_sentence(build) -> None:
     engine = build()
     older = engine.generate(PROMPT, stream=True)
     next(older)
     assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
     newer = engine.generate(PROMPT, stream=True)
-    next(newer)
+    first = next(newer)
     with pytest.raises(EngineError, match="ended when another call"):
         list(older)
-    refused = in_another_thread(lambda: engine.generate(PROMPT))
-    assert isinstance(
-        refused, EngineError
-    )  # the end of the older stream did not end the newer one's turn
+    # the end of the older stream did not end the newer one's turn
+    assert first + "".join(newer) == build().generate(PROMPT)
+
+
+def test_a_stream_that_ended_is_closed_without_a_word(build) -> None:
+    engine = build()
+    older = engine.generate(PROMPT, stream=True)
+    next(older)
+    engine.generate(PROMPT, max_tokens=3)
+    older.close()
+    assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
 
 
 def in_another_thread(call: Callable[[], Any]) -> Any:
@@ -327,14 +335,47 @@ def in_another_thread(call: Callable[[], Any]) -> Any:
         return future.exception() or future.result()
 
 
-def test_another_thread_is_refused_while_a_stream_runs(build) -> None:
+def test_rob_01_a_stream_at_rest_is_read_on_or_ended_by_any_thread(build) -> None:
     engine, expected = build(), build().generate(PROMPT, max_tokens=9)
     stream = engine.generate(PROMPT, stream=True, max_tokens=9)
     first = next(stream)
-    refused = in_another_thread(lambda: engine.generate(PROMPT, max_tokens=9))
-    assert isinstance(refused, EngineError) and "busy in another thread" in str(refused)
-    assert first + "".join(stream) == expected
+    assert first + in_another_thread(lambda: "".join(stream)) == expected
+    stream = engine.generate(PROMPT, stream=True, max_tokens=9)
+    next(stream)
     assert in_another_thread(lambda: engine.generate(PROMPT, max_tokens=9)) == expected
+    with pytest.raises(EngineError, match="ended when another call"):
+        list(stream)
+
+
+def test_rob_01_who_comes_while_a_call_computes_is_refused(build) -> None:
+    engine, expected = build(), build().generate(PROMPT, max_tokens=9)
+    stream = engine.generate(PROMPT, stream=True, max_tokens=9)
+    seen = [next(stream)]
+    decode, refused = engine.library.decode, []
+
+    def slow(*arguments: Any) -> Any:
+        refused.append(in_another_thread(lambda: engine.generate(PROMPT)))
+        return decode(*arguments)
+
+    engine.library.decode = slow
+    reader = in_another_thread(lambda: "".join(seen + list(stream)))
+    assert reader == expected and len(refused) > 1
+    assert all(isinstance(e, EngineError) and "busy in another" in str(e) for e in refused)
+
+
+def test_rob_01_between_the_tokens_of_a_whole_answer_nobody_is_let_in(build) -> None:
+    engine, refused = build(), []
+    plain = Turn.check
+
+    def check(turn: Turn) -> None:
+        refused.append(in_another_thread(lambda: engine.generate(PROMPT)))
+        plain(turn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turn, "check", check)
+        text = engine.generate(PROMPT, max_tokens=9)
+    assert text == build().generate(PROMPT, max_tokens=9) and refused
+    assert all(isinstance(error, EngineError) for error in refused)
 
 
 def test_a_call_from_the_progress_callback_ends_the_outer_one(build) -> None:

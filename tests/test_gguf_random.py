@@ -12,7 +12,7 @@ from minicpm_mlc.compile.config.presets import PRESETS
 
 gguf = pytest.importorskip("gguf", reason="the GGUF writer needs `pip install gguf`")
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-gguf_random, vs_llama = map(importlib.import_module, ("gguf_random", "vs_llama"))
+gguf_random, sides, vs_llama = map(importlib.import_module, ("gguf_random", "sides", "vs_llama"))
 
 CONFIG = dataclasses.replace(
     PRESETS["MiniCPM4-0.5B"],
@@ -142,7 +142,7 @@ def test_llama_cpp_computes_the_same_model(tmp_path, config):
     token_ids = np.random.default_rng(1).integers(config.vocab_size, size=40).tolist()
     expected = reference_logits(config, weights.arrays, token_ids)
 
-    model = vs_llama.LlamaCpp(str(path), 64, 1)
+    model = sides.LlamaCpp(str(path), 64, 1)
     np.testing.assert_allclose(model.prefill(token_ids[:30]), expected[29], atol=5e-3)
     model.decode(7)
     model.truncate(30)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,45 +13,16 @@ import pytest
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import DeviceError, EngineError
-from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.allocator import KEPT_BYTES, KeptResults
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
 
-TOKENS = [5, 6, 7]
-
-
-def threads_used() -> int:
-    """How many threads a call from this thread would use."""
-    return tvm_ffi.get_global_func("runtime.NumThreads")()
-
-
-def in_a_new_thread(call: Callable[[], Any]) -> Any:
-    results = []
-    thread = threading.Thread(target=lambda: results.append(call()))
-    thread.start()
-    thread.join()
-    return results[0]
-
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle):
     return tiny_bundle("MiniCPM4-0.5B").path
-
-
-@pytest.mark.skipif(len(CORES) < 2, reason="one processor")
-def test_every_engine_keeps_its_own_number_of_threads(bundle):
-    with Engine(bundle, threads=1, context=64) as one, Engine(bundle, threads=2, context=64) as two:
-        for engine in (one, two, one):
-            engine.prefill(TOKENS)
-            assert threads_used() == engine.threads
-
-
-@pytest.mark.skipif(len(CORES) < 2, reason="one processor")
-def test_calls_from_another_thread_use_as_many(bundle):
-    with Engine(bundle, threads=2, context=64) as engine:
-        assert in_a_new_thread(lambda: (engine.prefill(TOKENS), threads_used())[1]) == 2
 
 
 def test_more_threads_than_processors_are_refused(bundle):
@@ -108,9 +81,43 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
     memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
     memory.name = "GPU"
     library.memory, library.threads, library._params = memory, 1, None
+    library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None
+    library._process = os.getpid()
     library._files = MappedFiles([])
     library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):
         library.run("decode", (), Pools(None, 0))
     with pytest.raises(ZeroDivisionError):  # a mistake of ours stays one
         library.run("commit", (), Pools(None, 0))
+    library.device_name = "GPU"
+    library._process -= 1  # as in the child of a fork
+    with pytest.raises(EngineError, match=r"^GPU can't be used in a process"):
+        library.run("decode", (), Pools(None, 0))
+
+
+def test_rob_01_two_threads_are_never_inside_a_library_at_once(bundle: Path) -> None:
+    with Engine(bundle, context=64) as engine:
+        sequence = engine.open_sequence()  # its calls take no turn
+        library = engine.library.local
+        assert isinstance(library, LocalLibrary)
+        with library._alone(), pytest.raises(EngineError, match="the library is busy in another"):
+            sequence.decode(5)
+        sequence.decode(5)
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_rob_02_memory_stays_after_results_of_any_size(bundle: Path) -> None:
+    before = resident()
+    with Engine(bundle, context=1100) as engine:
+        engine.logits([5] * 1024)
+        first, most = resident(), 0
+        for n in range(1, 1000, 2):  # hundreds of MB, if all were kept
+            engine.logits([5] * n)
+            most = max(most, resident())
+        assert most - first < 2 * KEPT_BYTES
+    gc.collect()
+    assert resident() - before < KEPT_BYTES

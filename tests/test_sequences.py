@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.request import Request
 from minicpm_mlc.runtime_py.speculative.policy import Policy
+from minicpm_mlc.runtime_py.turns import Turns
 
 SPARSE = SparseConfig(topk=3, window_size=64, dense_len=256)
 PAGE = 64
@@ -137,7 +137,7 @@ def generation(engine: Engine, model: CachedModel, ids: list[int], seed: int) ->
         model,
         {},
         Policy([]),
-        lambda _: nullcontext(lambda: None),
+        lambda _: Turns().turn(),
         vocab_size=engine.vocab_size,
         eos_token_ids=frozenset(),
         prefill_chunk=engine.prefill_chunk,

@@ -96,6 +96,11 @@ def test_case_104_ctrl_c_is_told_whatever_became_of_it() -> None:
         raise RuntimeError("no interrupt")
 
 
+def test_a_folder_whose_name_is_not_text_is_named_as_the_reason() -> None:
+    folder = Path(os.fsdecode(b"/nowhere/caf\xe9"))
+    assert "is not UTF-8 text" in load_failure(folder / "model.so", OSError("no such file"))
+
+
 def test_case_109_a_noexec_mount_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "model.so"
     error = OSError("failed to map segment from shared object")

@@ -22,6 +22,15 @@ from minicpm_mlc.targets.embed import changed, string
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
 
 PLATFORM = {"memcpy", "memset"}  # of the C library
+THREADS = {  # what the thread pool takes of Linux's C library
+    "__register_atfork",
+    "clock_gettime",
+    "pthread_create",
+    "pthread_detach",
+    "pthread_self",
+    "sched_yield",
+    "syscall",
+}
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
 ALL = "cpu, linux-arm64, cuda, opencl, vulkan, android, metal, ios"
 
@@ -89,7 +98,13 @@ def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, tiny_bundle
     )
     assert library.machine == MACHINES[platform.machine() if device == "cpu" else "aarch64"]
     assert library.needed == []  # both are in the process that loads it
-    assert {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))} <= PLATFORM
+    undefined = {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))}
+    assert undefined <= PLATFORM | THREADS
+    assert {name for name in library.exported if "pool" in name} == {
+        "minicpm_pool_enter",
+        "minicpm_pool_launch",
+        "minicpm_pool_leave",
+    }
     assert any(name.startswith("__tvm_ffi_") for name in library.exported)
 
 

@@ -17,7 +17,9 @@ FAKE_CHAT = """
 import sys
 sys.path.insert(0, {tests!r})
 from fake_engine import FakeEngine
-import minicpm_mlc.runtime_py.device_check, minicpm_mlc.runtime_py.engine
+import minicpm_mlc.runtime_py.admission, minicpm_mlc.runtime_py.device_check
+import minicpm_mlc.runtime_py.engine
+minicpm_mlc.runtime_py.admission.admit = lambda *_: None
 events = [("thinking", "hm"), ("answer", {answer!r})]
 minicpm_mlc.runtime_py.engine.Engine = lambda *_, **__: FakeEngine(events)
 minicpm_mlc.runtime_py.device_check.check_device = lambda engine: None

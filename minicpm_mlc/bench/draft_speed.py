@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from minicpm_mlc.bench.timing import compiled, medians
+from minicpm_mlc.bench.timing import compiled, medians, use_threads
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import draft_config_like, eagles
 from minicpm_mlc.compile.parameters import Precision
@@ -20,7 +20,6 @@ from minicpm_mlc.ops.formats.weights import LANES, SCHEMES
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.quantize_rows import quantized_shape
-from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import CpuTarget

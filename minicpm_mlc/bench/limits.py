@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 
 from minicpm_mlc.bench.roofline import Limits, MemoryReader
-from minicpm_mlc.bench.timing import compiled, seconds
+from minicpm_mlc.bench.timing import compiled, seconds, use_threads
 from minicpm_mlc.ops.cpu.speed_limits import (
     PEAK_VECTORS,
     STEPS,
@@ -17,7 +17,6 @@ from minicpm_mlc.ops.cpu.speed_limits import (
     multiply_add_peak,
     read_peak,
 )
-from minicpm_mlc.runtime_py.library import use_threads
 from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import CpuTarget
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import tvm
 
+from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.targets.cpu import CpuTarget
+
+SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
 def compiled(kernel: Any) -> Callable[..., None]:
@@ -17,6 +20,14 @@ def compiled(kernel: Any) -> Callable[..., None]:
     target = CpuTarget.of("native")
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     return tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())["main"]
+
+
+def use_threads(threads: int) -> None:
+    """Have kernels that this thread calls run on so many threads of TVM's own pool, as those of
+    `compiled` do. They may run on any core that this process may.
+    """
+    cores = list(map(str, CORES))
+    tvm.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, threads, cores)
 
 
 def seconds(call: Callable[[], Any]) -> float:

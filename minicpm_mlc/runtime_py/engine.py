@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Iterator
 from collections.abc import Sequence as Ids
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -39,18 +39,22 @@ from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_
 from minicpm_mlc.runtime_py.speculative.drafters import MISSING, RECURRENT, open_drafters
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 from minicpm_mlc.runtime_py.speculative.steps import Steps
-from minicpm_mlc.runtime_py.turns import Check, Turns
+from minicpm_mlc.runtime_py.turns import Turn, Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+Piece = TypeVar("Piece")
 
 
 class Engine:
     """Runs a bundle. It keeps the last conversation's keys and values, so that only what is new is
     computed.
 
-    An engine serves one call at a time. A stream that was left early is over when the next call
-    begins; a call from another thread while one is running raises EngineError. Options of a call:
+    An engine serves one call at a time: one that comes while another runs raises EngineError. A
+    stream at rest, between two pieces, is over when any thread begins another call; any thread may
+    read it on. Options of a call:
     see `Options`. `stats` are the figures of the last call, and `block_reads` int64 [blocks] counts
     how often its decode steps chose each block of the context by score; `prefill_chunk` is how many
     prompt tokens are computed at once.
@@ -163,8 +167,9 @@ class Engine:
 
         Returns the text, or with stream=True an iterator of its pieces as they come.
         """
-        pieces = self._generation(self._prompt_ids(prompt), options).pieces(self.tokenizer)
-        return _shown(pieces) if stream else "".join(pieces)
+        generation = self._generation(self._prompt_ids(prompt), options)
+        texts = _texts(generation.pieces(self.tokenizer))
+        return _streamed(generation, texts) if stream else "".join(texts)
 
     @overload
     def chat(
@@ -205,11 +210,11 @@ class Engine:
                 follows.
             options: see `Options`.
         """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
+        prompt, generation, pieces = self._chat(messages, think, max_think_tokens, options)
         # A block that the template opened is opened in the text too, so that the text can be read
         # alone.
-        shown = _shown(pieces, f"{OPEN}\n" if prompt.thinking else "")
-        return shown if stream else "".join(shown)
+        texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
+        return _streamed(generation, texts) if stream else "".join(texts)
 
     def chat_events(
         self,
@@ -222,8 +227,8 @@ class Engine:
         """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
         out.
         """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _events(pieces, ThinkSplitter(prompt.thinking))
+        prompt, generation, pieces = self._chat(messages, think, max_think_tokens, options)
+        return _streamed(generation, _events(pieces, ThinkSplitter(prompt.thinking)))
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -369,17 +374,17 @@ class Engine:
         )
 
     @contextmanager
-    def _turn(self, generation: Generation) -> Iterator[Check]:
+    def _turn(self, generation: Generation) -> Iterator[Turn]:
         """Lets a generation run; `stats` and `block_reads` are its own from then on."""
-        with self._turns.turn() as check:
+        with self._turns.turn() as turn:
             _ = self.model  # the engine may have been closed before the first piece
             self.stats = generation.stats
             self.block_reads = generation.block_reads
-            yield check
+            yield turn
 
     def _chat(
         self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generator[str]]:
+    ) -> tuple[Prompt, Generation, Generator[str]]:
         prompt = self.template.prompt(self.tokenizer.raw, messages, think)
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
@@ -387,10 +392,18 @@ class Engine:
         generation = self._generation(prompt.ids, options)
         stops = StopStrings(generation.request.stop, self.tokenizer.hidden)
         stops = AnswerStops(stops, prompt.thinking)
-        return prompt, generation.pieces(self.tokenizer, budget, stops)
+        return prompt, generation, generation.pieces(self.tokenizer, budget, stops)
 
 
-def _shown(pieces: Generator[str], first: str = "") -> Iterator[str]:
+def _streamed(generation: Generation, pieces: Generator[Piece]) -> Generator[Piece]:
+    """The pieces of a generation, which rests between them."""
+    with closing(pieces):
+        for piece in pieces:
+            with generation.resting():
+                yield piece
+
+
+def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
     """`first` and the pieces that aren't empty."""
     if first:
         yield first

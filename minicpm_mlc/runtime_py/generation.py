@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from minicpm_mlc.runtime_py.request import Request, Stats
 from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
-from minicpm_mlc.runtime_py.turns import Check
+from minicpm_mlc.runtime_py.turns import Turn
 
 
 class Generation:
@@ -35,7 +35,7 @@ class Generation:
         model: CachedModel,
         drafters: Mapping[str, Drafter],
         policy: Policy,
-        turn: Callable[[Generation], AbstractContextManager[Check]],
+        turn: Callable[[Generation], AbstractContextManager[Turn]],
         *,
         vocab_size: int,
         eos_token_ids: frozenset[int],
@@ -58,7 +58,8 @@ class Generation:
             self.block_reads,
         )
         self._model = model
-        self._turn = turn
+        self._take_turn = turn
+        self._turn: Turn | None = None  # while it runs
         self._sampler = Sampler(request.sampling, vocab_size, request.token_ids)
         self._eos_token_ids = eos_token_ids
         self._prefill_chunk = prefill_chunk
@@ -100,7 +101,7 @@ class Generation:
         Raises EngineError if another call took the turn since the last token.
         """
         stats = self.stats
-        with self.running() as (check, logits):
+        with self.running() as (turn, logits):
             while stats.finish_reason is None:
                 with stats.timing("decode_seconds"):
                     token_id = (
@@ -112,29 +113,34 @@ class Generation:
                 self._sampler.accept(token_id)
                 stats.generated_tokens += 1
                 yield token_id
-                check()
+                turn.check()
                 stats.finish_reason = self._limit_reached()
                 if stats.finish_reason is None:
                     logits = self._decode(token_id)
 
     @contextmanager
-    def running(self) -> Iterator[tuple[Check, np.ndarray]]:
-        """Takes the turn and computes the prompt; yields the turn's check and the logits float32
-        [vocab] after the prompt.
+    def running(self) -> Iterator[tuple[Turn, np.ndarray]]:
+        """Takes the turn and computes the prompt; yields the turn and the logits float32 [vocab]
+        after the prompt.
 
         At the end the cache holds what plain decoding would have left there.
         """
-        with self._turn(self) as check:
+        with self._take_turn(self) as turn:
+            self._turn = turn
             try:
-                yield check, self._prefill(check)
+                yield turn, self._prefill(turn)
             finally:
                 # refused: the sequence belongs to another call by now, or the engine is closed
                 with suppress(EngineError):
-                    check()
+                    turn.check()
                     with self.stats.timing("decode_seconds"):
                         self.steps.close()
 
-    def _prefill(self, check: Check) -> np.ndarray:
+    def resting(self) -> AbstractContextManager[None]:
+        """Whoever reads it is at something else: other calls may take the turn."""
+        return self._turn.resting() if self._turn else nullcontext()
+
+    def _prefill(self, turn: Turn) -> np.ndarray:
         """Computes what the cache lacks of the prompt, at least its last token; returns that one's
         logits, float32 [vocab].
         """
@@ -150,8 +156,8 @@ class Generation:
                 self.steps.prefilled()
                 self._note_context()
                 if request.on_prefill:
-                    request.on_prefill(done, len(new))
-                    check()
+                    with turn.calling_back():
+                        request.on_prefill(done, len(new))
         return last[-1]
 
     def _decode(self, token_id: int) -> np.ndarray:

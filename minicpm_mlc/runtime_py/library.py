@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -18,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import REPAIR, Bundle
+from minicpm_mlc.bundle.manifest import REPAIR, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
+from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
@@ -31,9 +36,9 @@ from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
+from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, pool_for
 
 RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
-SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
 @dataclass(frozen=True)
@@ -49,35 +54,31 @@ class LocalLibrary(Library):
 
     @within_memory
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        _check_threads(threads)
         load_runtime()
+        library = bundle.file(bundle.manifest.library)
         self.memory: Memory = open_memory(bundle.manifest.target["device"])
         self.device_name = self.memory.name
         self.device_identity = self.memory.identity
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]
-        module, vm = _load(bundle)
-        self.memory.start(vm)
-        facts = _facts(bundle, vm)
+        self._module, self._vm = _load(library)
+        self.memory.start(self._vm)
+        facts = _facts(library, self._vm)
         facts.check(bundle)
         self.threads = threads
-        use_threads(threads)
-        self._module = module
-        self._vm = vm
-        library = bundle.file(bundle.manifest.library)
+        self._kept = KeptResults()
+        weakref.finalize(self, empty_allocator).atexit = False
+        self._busy = threading.Lock()
+        self._process = os.getpid()
+        in_process = DEVICE_RUNTIMES[bundle.manifest.target["device"]].in_process
+        self._pool = pool_for(library) if in_process else None
         self._files = MappedFiles([library, *mapped_files(bundle)])
         self._arrays = load_params(bundle)  # keeps the maps alive
         facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
-        gears = ("", "_sparse") if self.manifest.dense_len is not None else ("",)
-        verifies = not self.manifest.recurrent  # such a model checks no trees
-        kinds = ("prefill", "decode", *(("verify",) if verifies else ()))
-        self.functions: dict[str, list[Callable[..., Any]]] = {
-            kind: [vm[kind + gear] for gear in gears] for kind in kinds
-        }
-        if verifies:
-            self.functions[COMMIT] = [vm[COMMIT]]
+        self.functions = _functions(self._vm, self.manifest)
         if self.manifest.draft:
-            self.functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
             self.draft_ids = load_draft_ids(bundle)
 
     @property
@@ -104,7 +105,13 @@ class LocalLibrary(Library):
 
     def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`."""
-        return self._module.get_function(name, query_imports=True)
+        function = self._module.get_function(name, query_imports=True)
+
+        def kernel(*tensors: Any) -> None:
+            with self._alone():
+                function(*tensors)
+
+        return kernel
 
     def check(self, case: Case, timed: bool = True) -> Checked:
         """Run a kernel case. Raises BundleError if the kernel doesn't run at all."""
@@ -121,26 +128,59 @@ class LocalLibrary(Library):
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
         """One call of a compiled function, on this library's number of threads. Raises EngineError
-        where the bundle's files were written into since it was opened.
+        while another thread is inside, and where the bundle's files were written into since it
+        was opened.
         """
-        self._files.check(0.0 if kind == "prefill" else RECENT)
-        use_threads(self.threads)
-        arguments = self.memory.arguments(rows)
-        function = self.functions[kind][sparse]
-        if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
-            self.memory.call(function, *arguments, pools.tensors)
-            return []
-        result = self.memory.call(function, *arguments, pools.tensors, self._params)
-        return list(
-            map(self.memory.array, result if isinstance(result, tvm_ffi.Array) else [result])
-        )
+        with self._alone(len(rows[0]) if rows else 1):
+            self._files.check(0.0 if kind == "prefill" else RECENT)
+            self._kept.make_room()
+            arguments = self.memory.arguments(rows)
+            function = self.functions[kind][sparse]
+            if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
+                self.memory.call(function, *arguments, pools.tensors)
+                return []
+            result = self.memory.call(function, *arguments, pools.tensors, self._params)
+            tensors = result if isinstance(result, tvm_ffi.Array) else [result]
+            arrays = [self.memory.array(tensor) for tensor in tensors]
+            self._kept.note(arrays)
+            return arrays
+
+    @contextmanager
+    def _alone(self, rows: int = FEW_ROWS) -> Iterator[None]:
+        """Compiled code may run, on `rows` rows."""
+        if self._pool is None and os.getpid() != self._process:
+            raise EngineError(
+                f"{self.device_name} can't be used in a process that was forked from the one that "
+                "opened it; start workers with spawn, or fork before the first engine is opened"
+            )
+        if not self._busy.acquire(blocking=False):
+            raise EngineError(
+                "the library is busy in another thread; wait for that call to end, or open a "
+                "second Engine"
+            )
+        try:
+            with self._pool.turn(self.threads, rows) if self._pool else nullcontext():
+                yield
+        finally:
+            self._busy.release()
 
 
-def _load(bundle: Bundle) -> tuple[Any, Any]:
+def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]]]:
+    """The compiled functions by the names of CALLS, dense and, where there is one, sparse."""
+    gears = ("", "_sparse") if manifest.dense_len is not None else ("",)
+    kinds = ("prefill", "decode") if manifest.recurrent else ("prefill", "decode", "verify")
+    functions = {kind: [vm[kind + gear] for gear in gears] for kind in kinds}
+    if not manifest.recurrent:  # such a model checks no trees
+        functions[COMMIT] = [vm[COMMIT]]
+    if manifest.draft:
+        functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
+    return functions
+
+
+def _load(library: Path) -> tuple[Any, Any]:
     """The library's module, and its virtual machine. Raises BundleError for what is no library of
     ours.
     """
-    library = bundle.file(bundle.manifest.library)
     try:
         module = tvm_ffi.load_module(library, keep_module_alive=False)
         return module, module["vm_load_executable"]()
@@ -148,11 +188,10 @@ def _load(bundle: Bundle) -> tuple[Any, Any]:
         raise BundleError(load_failure(library, error)) from error
 
 
-def _facts(bundle: Bundle, vm: Any) -> Facts:
+def _facts(library: Path, vm: Any) -> Facts:
     try:
         return Facts.from_text(str(vm[FACTS]()))
     except Exception as error:
-        library = bundle.path / bundle.manifest.library
         raise BundleError(
             f"{library} doesn't say what it was compiled for ({error}); {REPAIR}"
         ) from error
@@ -173,26 +212,10 @@ def load_runtime() -> None:
     ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
 
 
-_pool = (
-    threading.local()
-)  # TVM keeps a pool of threads for each thread that calls it: `threads`, how large this one's is
-
-
-def use_threads(threads: int) -> None:
-    """Have calls from this thread use `threads` threads, which may run on any core that this
-    process may.
-
-    Raises EngineError for more threads than this process has processors.
-    """
-    if getattr(_pool, "threads", None) == threads:
-        return
+def _check_threads(threads: int) -> None:
+    """Raises EngineError for more threads than this process has processors."""
     if threads > len(CORES):
         raise EngineError(
             f"threads is {threads}, but this process may use {len(CORES)}; give {len(CORES)} or "
             "fewer"
         )
-    load_runtime()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(
-        SHARE_ALL_CORES, threads, list(map(str, CORES))
-    )
-    _pool.threads = threads

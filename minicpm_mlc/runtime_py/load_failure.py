@@ -13,7 +13,19 @@ def load_failure(library: Path, error: Exception) -> str:
             f"{library} can't be run from where it lies: that file system may not hold programs "
             "(it is mounted noexec); move the bundle to another one"
         )
+    if not _is_text(str(library)):
+        return (
+            f"{library} lies in a folder whose name is not UTF-8 text, which TVM's loader needs; "
+            "rename that folder"
+        )
     return f"{library} does not load: {error}; compile the bundle again"
+
+
+def _is_text(path: str) -> bool:
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _mounted_noexec(folder: Path) -> bool:

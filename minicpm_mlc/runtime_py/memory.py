@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, DeviceError
+from minicpm_mlc.base.errors import BundleError, DeviceError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
@@ -77,13 +78,21 @@ class Memory(Protocol):
         ...
 
 
+_drivers: dict[str, int] = {}  # by device: the process that loaded its driver
+
+
 def open_memory(device: str) -> Memory:
     """The memory of a bundle's device. Raises BundleError when the device, its driver or its
-    runtime is missing.
+    runtime is missing, EngineError in the child of a process that uses it.
     """
     runtime = DEVICE_RUNTIMES[device]
     if runtime.in_process:
         return HostMemory()
+    if _drivers.setdefault(device, os.getpid()) != os.getpid():
+        raise EngineError(
+            f"the {device} driver can't be used in a process that was forked from one that uses "
+            "it; start workers with spawn, or fork before the first engine is opened"
+        )
     load_device_runtime(device)
     if not _attribute(runtime.dlpack, EXISTS):
         raise BundleError(

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
-from minicpm_mlc.targets.link import PLATFORMS, Platform, link
+from minicpm_mlc.targets.link import PLATFORMS, Platform, compile_object, link
 from minicpm_mlc.targets.lowering import cpu_pipeline
 
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")
+THREAD_POOL = Path(__file__).parent / "thread_pool" / "pool.c"
 LEVELS = {  # processors that `--cpu` names besides this machine's, the oldest first
     "x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"),
     "aarch64": ("generic", "cortex-a76", "neoverse-n1"),
@@ -132,8 +135,16 @@ class CpuTarget:
         }
 
     def export(self, executable: Any, library: str) -> None:
-        """Write what TVM compiled to the library of this name, the same bytes each time."""
-        executable.export_library(library, fcompile=self.link)
+        """Write what TVM compiled to the library of this name, with the thread pool that its loops
+        run on; the same bytes each time.
+        """
+        executable.export_library(library, fcompile=self._link_with_pool)
+
+    def _link_with_pool(self, library: str, objects: list[str], **_: Any) -> None:
+        with TemporaryDirectory() as folder:
+            pool = Path(folder) / "thread_pool.o"
+            compile_object(self.platform.zig, THREAD_POOL, pool)
+            link(self.platform, library, [*objects, str(pool)])
 
     def link(self, library: str, objects: list[str], **_: Any) -> None:
         """Link TVM's objects, as export_library hands them over."""

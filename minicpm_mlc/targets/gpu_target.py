@@ -95,7 +95,7 @@ class GpuTarget:
 
     def export(self, executable: Any, library: str) -> None:
         """Write what TVM compiled to the library of this name; the kernels lie in it as data."""
-        self.host.export(executable, library)
+        executable.export_library(library, fcompile=self.link)
 
     def link(self, library: str, objects: list[str], **options: Any) -> None:
         """Link TVM's objects, as export_library hands them over."""

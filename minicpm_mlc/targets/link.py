@@ -91,6 +91,15 @@ def link(platform: Platform, library: str, objects: list[str]) -> None:
         zig(*command, "-o", library, *objects, *needed)
 
 
+def compile_object(target: str, source: Path, result: Path) -> None:
+    """Compile a C file, which uses no C library's headers, for zig's name of a system.
+
+    Raises CompileError when zig fails.
+    """
+    flags = ("-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+    zig("cc", "-target", target, "-c", *flags, "-o", str(result), str(source))
+
+
 def zig(*arguments: str) -> None:
     """Run zig. Raises CompileError with what it says."""
     result = subprocess.run(

@@ -1,0 +1,39 @@
+"""TVM's allocator keeps every tensor that was freed, for the next one of exactly its size; results
+have a size for each number of rows. This bounds what it keeps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+
+import numpy as np
+
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+
+KEPT_BYTES = 16 << 20  # of results of all sizes
+
+
+class KeptResults:
+    """The sizes of results that the allocator may keep: at most KEPT_BYTES and the last call's."""
+
+    def __init__(self) -> None:
+        self._sizes: set[int] = set()
+
+    def note(self, results: Iterable[np.ndarray]) -> None:
+        """These will be freed."""
+        self._sizes.update(array.nbytes for array in results)
+
+    def make_room(self) -> None:
+        """Before a call: empties the allocator if it may keep too much."""
+        if sum(self._sizes) > KEPT_BYTES:
+            self._sizes.clear()
+            empty_allocator()
+
+
+def empty_allocator() -> None:
+    """Give the system back what TVM's allocator keeps for all libraries of this process."""
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's keeps freed memory too
+    if trim:
+        trim(0)
