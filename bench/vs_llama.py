@@ -121,6 +121,8 @@ def prepared(config: ModelConfig, work: Path) -> tuple[Path, Path]:
             "--random-weights",
             "--quant",
             "w4",
+            "--embedding-quant",
+            "w4",
             "--out",
             str(bundle),
         ]

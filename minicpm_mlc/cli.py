@@ -64,7 +64,7 @@ def main() -> None:
 @click.option(
     "--embedding-quant",
     type=SCHEMES,
-    help="The same for embedding and head.  [default: as --quant]",
+    help="The same for embedding and head.  [default: w8 beside w4 and w4a, else as --quant]",
 )
 @click.option(
     "--activations",
@@ -96,6 +96,15 @@ def main() -> None:
     help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
 )
 @click.option(
+    "--calibrate",
+    metavar="[TEXT]",
+    multiple=True,
+    is_flag=False,
+    flag_value="",
+    help="Run the model on text, so that rounding keeps its answers: minutes for a 0.5B model. "
+    "Without TEXT on texts that come with minicpm-mlc.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print the memory it will need per context length; write nothing.",
@@ -112,6 +121,7 @@ def compile_command(
     quant: str | None,
     embedding_quant: str | None,
     draft_quant: str | None,
+    calibrate: tuple[str, ...],
     force: bool,
     as_json: bool,
     **options: Any,
@@ -126,6 +136,7 @@ def compile_command(
             scheme=quant,
             embedding_scheme=embedding_quant,
             draft_scheme=draft_quant,
+            calibrate=[text for text in calibrate if text] if calibrate else None,
             overwrite=force,
             progress=report,
             say=lambda note: click.echo(f"note: {note}", err=True),

@@ -212,8 +212,12 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "draft": None,
         "draft_scheme": None,
         "frspec": None,
+        "calibrate": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
+    for given, texts in ([], []), (["notes.txt"], ["notes.txt"]):
+        run("compile", "S", "--calibrate", *given, "--force")
+        assert seen["calibrate"] == texts
 
 
 def test_progress_on_a_terminal_is_a_bar_per_stage(capsys: pytest.CaptureFixture[str]) -> None:

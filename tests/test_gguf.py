@@ -16,7 +16,7 @@ from checkpoints import CHAT_TEMPLATE
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import Tokenizer
 
-from minicpm_mlc.base.errors import CheckpointError, ConfigError, MiniCPMError
+from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
 from minicpm_mlc.compile.checkpoint.gguf.blocks import BLOCKS, Block, Floats
@@ -251,7 +251,7 @@ def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
         result = compile_model(path, dry_run=True)
         assert result.out == f"tiny-{scheme}-cpu" and result.notes == []
     [note] = compile_model(path.with_name("tiny-Q8_0.gguf"), scheme="w4", dry_run=True).notes
-    assert "15 tensors of Q8_0 are quantised again, to w4: relative error" in note
+    assert "14 tensors of Q8_0 are quantised again, to w4: relative error" in note
     assert find_gguf(tmp_path / "none") is None
     with pytest.raises(CheckpointError, match="several GGUF files"):
         find_gguf(tmp_path)
@@ -321,3 +321,9 @@ def test_any_cut_and_any_changed_byte_is_an_error_or_a_whole_file(tmp_path):
             open_gguf(path).files.check()
         except MiniCPMError as error:
             assert str(path) in str(error) or "config.json" in str(error)
+
+
+def test_integers_of_the_file_are_not_rounded_again_by_calibration(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", stored="Q4_0")
+    with pytest.raises(CompileError, match="would round again what the file has quantised"):
+        compile_model(path, calibrate=[], dry_run=True)

@@ -18,7 +18,7 @@ from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.embed import Embed, embed_definition
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Parts
-from minicpm_mlc.ops.formats.weights.groups import GroupScheme, steps
+from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 from minicpm_mlc.ops.formats.weights.int8 import Int8Values
 from minicpm_mlc.ops.linear import Linear, linear_definition
 from minicpm_mlc.ops.linear_int8 import linear_int8_definition
@@ -42,11 +42,9 @@ class Minimums(GroupScheme):
     values = SevenBits()
     has_minimum = True
 
-    def quantize_groups(self, groups: np.ndarray) -> Parts:
+    def fit(self, groups: np.ndarray, importance: np.ndarray | None = None) -> Parts:
         minimum = groups.min(0).astype(np.float16)
-        scale = ((groups.max(0) - minimum) / 127).astype(np.float16)
-        values = steps(groups - minimum, scale, 0, 127).astype(np.int8)
-        return {"weight": values, "scale": scale, "minimum": minimum}
+        return {"minimum": minimum, "scale": ((groups.max(0) - minimum) / 127).astype(np.float16)}
 
 
 def matrix(activations: str) -> tuple[Minimums, list[np.ndarray], np.ndarray]:

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.compile.calibrate.layers import Calibration
+from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
 from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
@@ -35,7 +38,7 @@ from minicpm_mlc.compile.companions import (
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
-from minicpm_mlc.compile.convert import convert
+from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
 from minicpm_mlc.compile.model.registry import read_config_folder, with_context
@@ -97,6 +100,7 @@ def compile_model(
     draft: str | Path | None = None,
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
+    calibrate: Sequence[str | Path] | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -113,16 +117,17 @@ def compile_model(
     insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
     f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
-    proposes. `say` is told at once what the bundle will not do; it is in the result too.
+    proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
+    (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
+    goes on where it was. `say` is told at once what the bundle will not do; it is in the result
+    too.
     """
     with interrupts_told(), some_home():
         opened = _open(source, random_weights)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
-        longest = choose_context(opened.config, context)
-        config = with_context(opened.config, longest)
-        config = replace(config, sparse=choose_sparse(config, attention, longest))
+        longest, config = _for_context(opened.config, context, attention)
         target = get_target(device, cpu, gpu, arch)
         schemes = opened.schemes(scheme, embedding_scheme)
         precision = choose_precision(*schemes, activations, kv, target)
@@ -135,10 +140,13 @@ def compile_model(
         suffix = f"-{gpu}" if gpu else ""
         path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
         result = _result(path, compilation.manifest, opened.notes + again, written=not dry_run)
+        calibration = _calibration(compilation, opened, calibrate, path)
         if not dry_run:
             needed = result.weights + LIBRARY_BYTES
             with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-                _write(bundle, compilation, opened, head, progress)
+                _write(bundle, compilation, opened, head, calibration, progress)
+            if calibration:
+                shutil.rmtree(calibration.folder)
         return result
 
 
@@ -151,12 +159,14 @@ class _Opened:
     files: SmallFiles
     notes: list[str]
 
-    def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str]:
-        """Those of the weights, and of embedding and head; None takes what suits the weights."""
+    def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str | None]:
+        """Those of the weights, and of embedding and head, of which None is what suits the
+        weights.
+        """
         if scheme is None and isinstance(self.weights, GgufWeights):
             scheme, own = self.weights.schemes()
             return scheme, embedding or own
-        return scheme or DEFAULT_SCHEME, embedding or scheme or DEFAULT_SCHEME
+        return scheme or DEFAULT_SCHEME, embedding
 
     def quantised_again(self, precision: Precision) -> list[str]:
         """Which weights of a GGUF file are not stored as the file has them."""
@@ -164,9 +174,27 @@ class _Opened:
             return []
         return self.weights.notes(precision.linear, precision.embedding)
 
+    def carries(self, params: Sequence[Param]) -> bool:
+        """Whether any weights are stored as the checkpoint has them in integers."""
+        return any(
+            self.weights.carried(source, param.scheme, 0, 1)
+            for param in params
+            if param.columns
+            for source in param.sources
+        )
+
     def with_head(self, head: DraftHead | None) -> Checkpoint:
         """The weights, and those of a draft head beside them."""
         return head.beside(self.weights, self.config.tie_word_embeddings) if head else self.weights
+
+
+def _for_context(
+    config: ModelConfig, context: int | None, attention: str
+) -> tuple[int, ModelConfig]:
+    """The longest context, and the config for it."""
+    longest = choose_context(config, context)
+    config = with_context(config, longest)
+    return longest, replace(config, sparse=choose_sparse(config, attention, longest))
 
 
 def _write(
@@ -174,6 +202,7 @@ def _write(
     compilation: Compilation,
     opened: _Opened,
     head: DraftHead | None,
+    calibration: Calibration | None,
     progress: Progress,
 ) -> None:
     """Everything that is in a bundle. The library is built first: it tells whether it takes what is
@@ -184,11 +213,30 @@ def _write(
     manifest = replace(compilation.manifest, params=[each.name for each in compilation.tensors])
     _add_library(bundle, program, manifest, compilation.tensors)
     progress("library", 1, 1)
-    convert(compilation.params, opened.with_head(head), bundle, progress=progress)
+    rounded = calibration.run(progress) if calibration else {}
+    weights = opened.with_head(head)
+    convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     add_companions(bundle, opened.files, manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
     bundle.finish(manifest)
+
+
+def _calibration(
+    compilation: Compilation, opened: _Opened, texts: Sequence[str | Path] | None, path: Path
+) -> Calibration | None:
+    """On these texts, if any are given; it keeps what is done beside the bundle."""
+    if texts is None:
+        return None
+    if opened.carries(compilation.params):
+        raise CompileError(
+            "--calibrate would round again what the file has quantised; leave it out, or compile "
+            "the unquantised checkpoint"
+        )
+    sequences = calibration_sequences(opened.files, opened.config, [Path(t) for t in texts])
+    config, precision, weights = compilation.config, compilation.precision, opened.weights
+    folder = path.absolute().with_name(f".{path.name}.calibration")
+    return Calibration(config, precision, weights, sequences, folder)
 
 
 def _open(source: str | Path, random_weights: bool) -> _Opened:

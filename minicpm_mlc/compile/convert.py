@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # a checkpoint is checked against parameters
 
 BLOCK_BYTES = 1 << 20  # f32 rows per step: with its temporaries it stays in the cache
 MAX_THREADS = 4  # each holds about 8 blocks
+
+PartsOf = Callable[[int, int], Parts]
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ def convert(
     checkpoint: Checkpoint,
     bundle: BundleWriter,
     *,
+    rounded: Mapping[str, Parts] | None = None,
     progress: Progress = no_progress,
     threads: int | None = None,
 ) -> list[str]:
     """Quantise, pack and write every parameter into `bundle`; returns the stored names in the
-    library's ABI order.
+    library's ABI order. `rounded`: parameters that are quantised already, by name.
 
     `progress` counts stored bytes, as the stage "weights". Same input, same bytes, whatever
     `threads`.
@@ -83,7 +86,8 @@ def convert(
     count = _Counter(sum(tensor.nbytes for tensor in tensors), progress)
     with ThreadPoolExecutor(threads or min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for param in params:
-            _write(param, checkpoint, shards, pool, count)
+            parts_of = _parts_of(param, checkpoint, (rounded or {}).get(param.name))
+            _write(param, parts_of, shards, pool, count)
     shards.close()
     return [tensor.name for tensor in tensors]
 
@@ -117,27 +121,44 @@ def _check_sources(param: Param, checkpoint: Checkpoint) -> None:
         )
 
 
+def _parts_of(param: Param, checkpoint: Checkpoint, rounded: Parts | None) -> PartsOf:
+    """The parts of rows [start, stop) of a parameter: as `rounded`, as the checkpoint carries them,
+    or quantised here.
+    """
+
+    def slices(start: int, stop: int) -> Parts:
+        assert rounded is not None
+        return {name: part[start:stop] for name, part in rounded.items()}
+
+    def stored(start: int, stop: int) -> Parts:
+        if param.columns:
+            return _stacked_parts(param, checkpoint, start, stop)
+        vector = stacked_rows(param, checkpoint, start, stop)
+        return param.scheme.quantize(vector[:, None], param.name)
+
+    return slices if rounded else stored
+
+
 def _write(
     param: Param,
-    checkpoint: Checkpoint,
+    parts_of: PartsOf,
     shards: ShardWriter,
     pool: ThreadPoolExecutor,
     count: _Counter,
 ) -> None:
     names = [tensor.name for tensor in stored_tensors(param)]
     if not param.columns:
-        vector = _stacked_vector(param, checkpoint)
-        parts = param.scheme.quantize(vector[:, None], param.name)
-        return shards.add(names[0], count.watch([parts["weight"].reshape(-1)]))
+        vector = parts_of(0, param.rows)["weight"]
+        return shards.add(names[0], count.watch([vector.reshape(-1)]))
     others: dict[str, list[np.ndarray]] = {name: [] for name in names[1:]}
-    shards.add(names[0], count.watch(_packed_blocks(param, checkpoint, pool, others)))
+    shards.add(names[0], count.watch(_packed_blocks(param, parts_of, pool, others)))
     for name, blocks in others.items():
         shards.add(name, count.watch(blocks))
 
 
 def _packed_blocks(
     param: Param,
-    checkpoint: Checkpoint,
+    parts_of: PartsOf,
     pool: ThreadPoolExecutor,
     others: dict[str, list[np.ndarray]],
 ) -> Iterator[np.ndarray]:
@@ -146,8 +167,7 @@ def _packed_blocks(
     """
 
     def pack_block(start: int) -> Parts:
-        parts = _stacked_parts(param, checkpoint, start, min(start + step, param.rows))
-        return param.scheme.pack(parts)
+        return param.scheme.pack(parts_of(start, min(start + step, param.rows)))
 
     step = max(1, BLOCK_BYTES // (4 * param.columns * LANES)) * LANES
     for packed in _map_ahead(pool, pack_block, range(0, param.rows, step)):
@@ -192,10 +212,11 @@ def _stacked_parts(param: Param, checkpoint: Checkpoint, start: int, stop: int) 
     )
 
 
-def _stacked_vector(param: Param, checkpoint: Checkpoint) -> np.ndarray:
-    """All of a parameter without columns; f32."""
-    ranges = _ranges(param, checkpoint, 0, param.rows)
-    return np.concatenate([_float_rows(checkpoint.rows(*place)) for place in ranges])
+def stacked_rows(param: Param, checkpoint: Checkpoint, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of the stacked sources; f32, contiguous."""
+    ranges = _ranges(param, checkpoint, start, stop)
+    parts = [_float_rows(checkpoint.rows(*place)) for place in ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _ranges(

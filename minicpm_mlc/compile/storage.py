@@ -19,7 +19,7 @@ def choose_precision(
 ) -> Precision:
     """From the options of a compile; None takes what suits the scheme. Raises CompileError."""
     linear = _scheme("", scheme)
-    embedding = _scheme("", embedding_scheme or scheme)
+    embedding = _scheme("", embedding_scheme or linear.tables or scheme)
     stored = _kv_format(kv or ("f32" if scheme == "f32" else "f16"))
     integers = any(s.takes_int8 for s in (linear, embedding))
     return Precision(linear, embedding, stored, _activations(activations, integers, target))

@@ -128,11 +128,11 @@ def _forecast(config: ModelConfig) -> dict[str, Any]:
     from minicpm_mlc.ops.formats.kv import F16
     from minicpm_mlc.ops.formats.weights import SCHEMES
 
+    schemes = {name: SCHEMES[name] for name in COMPARED}
     weights = {
-        name: stored_bytes(
-            build_model(config, Precision(SCHEMES[name], SCHEMES[name], F16)).parameters()
-        )
-        for name in COMPARED
+        name: stored_bytes(build_model(config, Precision(scheme, tables, F16)).parameters())
+        for name, scheme in schemes.items()
+        for tables in (SCHEMES[scheme.tables or name],)
     }
     config = replace(config, sparse=sparse_settings(config))
     per_token = bytes_per_token(attention_state(config, F16))

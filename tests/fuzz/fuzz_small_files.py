@@ -7,8 +7,8 @@ from pathlib import Path
 
 from checkpoints import CHAT_TEMPLATE
 from fake_library import manifest
-from minicpm_mlc.bundle.small_files import SmallFiles
 
+from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.runtime_py.chat.template import ChatTemplate
 from minicpm_mlc.runtime_py.defaults import default_sampling, eos_token_ids
 

@@ -83,6 +83,7 @@ class Scheme(ABC):
     name: ClassVar[str]
     values: ClassVar[Values]
     has_minimum: ClassVar[bool] = False
+    tables: ClassVar[str | None] = None  # the usual scheme of embedding and head beside it
     group: int = 0
     layout: str = ROWS16
 

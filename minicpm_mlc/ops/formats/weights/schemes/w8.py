@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.ops.formats.weights.base import Parts
-from minicpm_mlc.ops.formats.weights.groups import GroupScheme, steps
+from minicpm_mlc.ops.formats.weights.groups import GroupScheme, halves
 from minicpm_mlc.ops.formats.weights.int8 import Int8Values
 
 
@@ -18,10 +18,10 @@ class W8(GroupScheme):
     name = "w8"
     values = Int8Values()
 
-    def quantize_groups(self, groups: np.ndarray) -> Parts:
+    def fit(self, groups: np.ndarray, importance: np.ndarray | None = None) -> Parts:
+        """The largest weight is the last step, whatever the importance."""
         largest = np.maximum(groups.max(0), -groups.min(0))
-        scale = (largest / 127).astype(np.float16)
-        return {"weight": steps(groups, scale, -127, 127).astype(np.int8), "scale": scale}
+        return {"scale": halves(largest / 127)}
 
 
 SCHEME = W8()

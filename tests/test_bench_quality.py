@@ -1,0 +1,66 @@
+"""The quality bench: the real model leaves its grid and stays the same function, and what is said
+about a variant is right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import tiny_config
+from numpy_model import forward
+
+from minicpm_mlc.compile.checkpoint import RandomCheckpoint
+
+pytest.importorskip("gguf")
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+quality: Any = importlib.import_module("quality")
+real_model: Any = importlib.import_module("real_model")
+
+
+def test_off_the_grid_the_function_is_the_same():
+    config = tiny_config("MiniCPM5-1B", tie_word_embeddings=True)
+    source = RandomCheckpoint(config)
+    weights = {name: source.rows(name) for name in source.names()}
+    moved = {name: rows.copy() for name, rows in weights.items()}
+    fields = {
+        "llama.block_count": config.num_layers,
+        "llama.attention.head_count": config.num_heads,
+        "llama.attention.head_count_kv": config.num_kv_heads,
+    }
+    real_model.off_grid(moved, fields)
+    same = [name for name in weights if np.array_equal(moved[name], weights[name])]
+    assert same == ["model.embed_tokens.weight"] and len(moved) == len(weights) + 1
+    ids = [5, 9, 200, 17, 5]
+    own, exact = (forward(config, w, ids, [False] * len(ids)) for w in (moved, weights))
+    assert np.abs(own - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_divergence_agreement_and_perplexity():
+    exact = np.log(np.array([[0.5, 0.5], [0.9, 0.1]]))
+    own = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
+    row = quality.Quality("w4", weights=10)
+    quality.compare(row, "text", [0, 1], own, exact)
+    first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert row.divergence["text"] == pytest.approx(first / 2)
+    assert row.perplexity["text"] == pytest.approx(1 / 0.75)
+    assert row.agreement["text"] == 0.5
+
+
+def test_log_probabilities_of_large_logits():
+    found = quality.log_probabilities(np.array([[1000.0, 1000.0]], np.float32))
+    assert np.allclose(found, np.log(0.5))
+
+
+def test_the_table_has_ratios_to_plain_w4():
+    rows = [
+        quality.Quality(name, 2_000_000, {"a": kl}, {"a": 0.5}, {"a": 7.0})
+        for name, kl in (("f32", 0.0), ("w4", 0.4), ("w4, calibrated", 0.1))
+    ]
+    table = quality.cells(rows)
+    assert table[0][-1] == "of w4's KL" and table[-1][-1] == "0.25"
+    assert table[1][:3] == ["f32", "2.0", "0.0000"]
