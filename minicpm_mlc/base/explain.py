@@ -1,4 +1,4 @@
-"""What a person is told about an error: one line for what they can mend, how to report the rest."""
+"""What a person is told about an error: one line for what they can fix, how to report the rest."""
 
 from __future__ import annotations
 
