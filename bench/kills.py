@@ -32,9 +32,9 @@ from types import SimpleNamespace
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.prompt.sampling import SamplingParams
+from minicpm_mlc.prompt.template import Message
 from minicpm_mlc.runtime_py.chat.session import ChatSession
-from minicpm_mlc.runtime_py.chat.template import Message
-from minicpm_mlc.runtime_py.sampler import SamplingParams
 
 PYTHON = [sys.executable, "-m", "minicpm_mlc"]
 SAVE = """

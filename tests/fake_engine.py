@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.prompt.sampling import SamplingParams
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.prompt.sampling import SamplingParams
 
 LARGEST = sys.float_info.max
 

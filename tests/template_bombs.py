@@ -10,7 +10,7 @@ import sys
 import time
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.runtime_py.chat.jinja import compile_template, render_template
+from minicpm_mlc.prompt.jinja import compile_template, render_template
 
 
 def grow(start: str, step: str, times: int = 40) -> str:

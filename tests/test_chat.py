@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.prompt.template import CHATML, ChatTemplate, control_tokens
+from minicpm_mlc.prompt.thinking import as_history
 from minicpm_mlc.runtime_py.chat.session import ChatSession
-from minicpm_mlc.runtime_py.chat.template import CHATML, ChatTemplate, control_tokens
-from minicpm_mlc.runtime_py.chat.thinking import as_history
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 THINKING = CHATML + "{% if enable_thinking is false %}{{ '" + EMPTY_BLOCK + "' }}{% endif %}"

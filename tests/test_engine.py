@@ -23,7 +23,7 @@ from fake_library import (
 from tokenizers import Tokenizer as RawTokenizer
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.turns import Turn
 

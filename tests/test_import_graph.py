@@ -23,7 +23,6 @@ TOOLS = {
     "ops.gpu.float16_bits": "ops/gpu tools",
     "ops.gpu.kernel": "ops/gpu tools",
     # the one door between compile and the runtime: what the engine would refuse, compile refuses
-    "runtime_py.readable": "readable",
 }
 # Formats hold the TIR that reads them on a CPU and on a GPU, so they may use the tools of both.
 BELOW_OPS = {"base", "bundle"}
@@ -42,11 +41,11 @@ ALLOWED: dict[str, set[str]] = {
     "ops/cpu": RECORDS | {"ops", "ops/cpu tools"},
     "ops/gpu": RECORDS | {"ops", "ops/gpu tools"},
     "targets": OPS,
-    "compile": OPS | {"targets", "readable"},
-    "runtime_py": BELOW_OPS,
-    "readable": {"bundle", "runtime_py"},
-    "bench": OPS | {"targets", "compile", "runtime_py"},
-    "inspect": OPS | {"targets", "compile", "runtime_py", "bench"},  # frspec build also measures
+    "compile": OPS | {"targets", "prompt"},
+    "prompt": BELOW_OPS,
+    "runtime_py": BELOW_OPS | {"prompt"},
+    "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
+    "inspect": OPS | {"targets", "prompt", "compile", "runtime_py", "bench"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},
     "cli": {"cli_options"} | OPS | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors

@@ -12,7 +12,7 @@ import pytest
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.inspect.frspec_build import build_list
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 MODEL: dict[str, Any] = {
     "type": "BPE",

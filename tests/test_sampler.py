@@ -8,7 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import SamplingError
-from minicpm_mlc.runtime_py.sampler import Sampler, SamplingParams
+from minicpm_mlc.prompt.sampling import SamplingParams
+from minicpm_mlc.runtime_py.sampler import Sampler
 
 logit_lists = st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=1, max_size=40)
 params = st.builds(

@@ -17,8 +17,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import MiniCPMError, SamplingError
+from minicpm_mlc.prompt.sampling import SamplingParams
 from minicpm_mlc.runtime_py.request import Request
-from minicpm_mlc.runtime_py.sampler import Sampler, SamplingParams
+from minicpm_mlc.runtime_py.sampler import Sampler
 
 DENORMAL = 5e-324
 # Where two ways to add up shares may disagree.

@@ -26,9 +26,9 @@ from minicpm_mlc.compile import CompileResult, compile_model
 from minicpm_mlc.compile import compiler as compiler_module
 from minicpm_mlc.compile.companions import add_companions, open_companions
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
-from minicpm_mlc.runtime_py.defaults import default_sampling
+from minicpm_mlc.prompt.sampling import default_sampling
+from minicpm_mlc.prompt.template import ChatTemplate
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 VOCAB = 323
 BOM = b"\xef\xbb\xbf"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm_mlc.runtime_py.sampler import Sampler, SamplingParams
+from minicpm_mlc.prompt.sampling import SamplingParams
+from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Plan, Round
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats

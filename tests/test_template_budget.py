@@ -12,8 +12,8 @@ import pytest
 from template_bombs import BOMBS, explode
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.runtime_py.chat.jinja import compile_template, render_template
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
+from minicpm_mlc.prompt.jinja import compile_template, render_template
+from minicpm_mlc.prompt.template import ChatTemplate
 
 # of processor time: the tests share their cores
 MOST_SECONDS = 2.5

@@ -13,8 +13,8 @@ import tiny_tokenizers
 from tokenizers import processors
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.prompt.template import ChatTemplate
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 CONFIG: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",

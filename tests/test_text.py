@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import BundleError, SamplingError
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 
 SENTENCEPIECE = Tokenizer(tiny_tokenizers.sentencepiece(), 1, add_bos=True)
 BYTE_LEVEL = Tokenizer(tiny_tokenizers.byte_level(), None, add_bos=False)

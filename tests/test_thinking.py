@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlc.runtime_py.chat.thinking import ThinkSplitter, opens_thinking, without_thinking
+from minicpm_mlc.prompt.thinking import ThinkSplitter, opens_thinking, without_thinking
 
 FRAGMENTS = st.lists(
     st.sampled_from(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minicpm_mlc.runtime_py.chat.tokenizer import byte_alphabet
+from minicpm_mlc.prompt.tokenizer import byte_alphabet
 
 WORDS = [
     "▁hello",

@@ -20,9 +20,10 @@ from minicpm_mlc.bench.replay import Model, Record
 from minicpm_mlc.bench.tasks import OWN, Task, given_tasks, own_tasks, replayed_tasks
 from minicpm_mlc.bench.watch import Watch
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+from minicpm_mlc.prompt.sampling import SamplingParams
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.machine import physical_cores
-from minicpm_mlc.runtime_py.sampler import Sampler, SamplingParams
+from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 

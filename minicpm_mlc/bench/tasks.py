@@ -13,7 +13,7 @@ import numpy as np
 from minicpm_mlc.base.errors import TemplateError
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.replay import Author, Model, Record, Replay, Script
-from minicpm_mlc.runtime_py.chat.template import Message
+from minicpm_mlc.prompt.template import Message
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.speculative.steps import Drafter
 

@@ -21,7 +21,7 @@ from minicpm_mlc.bundle.small_files import (
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.mlc_chat_config import mlc_chat_config
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.runtime_py.readable import check_readable
+from minicpm_mlc.prompt.readable import check_readable
 
 GENERATE_ONLY = "the bundle will generate from token ids, but not chat"
 NO_TOKENIZER = (

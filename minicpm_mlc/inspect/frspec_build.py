@@ -18,7 +18,7 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
 from minicpm_mlc.compile.surroundings import some_home
-from minicpm_mlc.runtime_py.chat.library_tokenizer import library_errors, read_tokenizer
+from minicpm_mlc.prompt.library_tokenizer import library_errors, read_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)  # whose coverage is printed
 HELD_OUT = 10  # one line or file of so many

@@ -9,10 +9,10 @@ import numpy as np
 
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
-from minicpm_mlc.runtime_py.chat.template import Message
+from minicpm_mlc.prompt.sampling import check_count
+from minicpm_mlc.prompt.template import Message
 from minicpm_mlc.runtime_py.chat.text import TextStream
 from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.sampler import check_count
 
 
 @dataclass(frozen=True)

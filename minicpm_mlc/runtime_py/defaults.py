@@ -4,10 +4,9 @@ tokens.
 
 from __future__ import annotations
 
-from minicpm_mlc.base.errors import ContextError, SamplingError
+from minicpm_mlc.base.errors import ContextError
 from minicpm_mlc.bundle.manifest import Manifest
-from minicpm_mlc.bundle.small_files import GENERATION_CONFIG, SmallFiles
-from minicpm_mlc.runtime_py.sampler import SamplingParams
+from minicpm_mlc.bundle.small_files import SmallFiles
 
 
 def choose_context(manifest: Manifest, asked: int | None, available: int) -> int:
@@ -47,16 +46,6 @@ def largest_context(manifest: Manifest, available: int) -> int:
     fixed = manifest.memory_need(0)
     pages = max(0, available - fixed) // (manifest.memory_need(1) - fixed)
     return min(manifest.max_context, pages * manifest.page_size)
-
-
-def default_sampling(files: SmallFiles) -> SamplingParams:
-    """generation_config.json's sampling; what it leaves out is as published with MiniCPM4.
-    do_sample false: greedy.
-    """
-    try:
-        return SamplingParams(**files.generation.sampling)  # type: ignore[arg-type]
-    except SamplingError as error:
-        raise files.refuse(GENERATION_CONFIG, str(error)) from None
 
 
 def eos_token_ids(manifest: Manifest, files: SmallFiles) -> frozenset[int]:

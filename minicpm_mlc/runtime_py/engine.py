@@ -14,17 +14,17 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.prompt.sampling import default_sampling
+from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
+from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate, Message, Prompt
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
-from minicpm_mlc.runtime_py.chat.thinking import OPEN, ThinkSplitter
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.defaults import (
     choose_context,
-    default_sampling,
     eos_token_ids,
     largest_context,
 )

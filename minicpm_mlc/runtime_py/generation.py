@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 import numpy as np
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
 from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.request import Request, Stats
 from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.speculative.policy import Policy

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted
+from minicpm_mlc.prompt.sampling import SamplingParams, check_count
 from minicpm_mlc.runtime_py.chat.text import StopStrings
-from minicpm_mlc.runtime_py.sampler import SamplingParams, check_count
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 

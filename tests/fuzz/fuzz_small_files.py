@@ -9,8 +9,9 @@ from checkpoints import CHAT_TEMPLATE
 from fake_library import manifest
 
 from minicpm_mlc.bundle.small_files import SmallFiles
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
-from minicpm_mlc.runtime_py.defaults import default_sampling, eos_token_ids
+from minicpm_mlc.prompt.sampling import default_sampling
+from minicpm_mlc.prompt.template import ChatTemplate
+from minicpm_mlc.runtime_py.defaults import eos_token_ids
 
 TOKENIZER = {
     "bos_token": {"content": "<s>", "special": True},

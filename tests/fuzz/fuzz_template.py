@@ -6,7 +6,7 @@ from pathlib import Path
 
 from checkpoints import CHAT_TEMPLATE
 
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
+from minicpm_mlc.prompt.template import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

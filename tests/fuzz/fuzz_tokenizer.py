@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tiny_tokenizers
 
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 TEXT = "hello world\n 12 <s><|im_end|> 你é\u0301"
 

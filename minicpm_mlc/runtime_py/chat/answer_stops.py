@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from minicpm_mlc.prompt.thinking import CLOSE, OPEN
 from minicpm_mlc.runtime_py.chat.text import StopStrings, overlap
-from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
 
 
 class AnswerStops:

@@ -17,11 +17,11 @@ from minicpm_mlc.base.errors import ContextError, MiniCPMError, PromptTooLongErr
 from minicpm_mlc.base.explain import explain, is_expected, leaves
 from minicpm_mlc.base.files import write_text
 from minicpm_mlc.base.text import decode_text, quoted, whole_characters
+from minicpm_mlc.prompt.sampling import SamplingParams, check_count
+from minicpm_mlc.prompt.template import Message, check_message
+from minicpm_mlc.prompt.thinking import as_history
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
-from minicpm_mlc.runtime_py.chat.template import Message, check_message
 from minicpm_mlc.runtime_py.chat.text import StopStrings
-from minicpm_mlc.runtime_py.chat.thinking import as_history
-from minicpm_mlc.runtime_py.sampler import SamplingParams, check_count
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines, speculation_note
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted, whole_characters
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 MARKS = range(0xFDD0, 0xFDF0)  # never characters: no text has them
 

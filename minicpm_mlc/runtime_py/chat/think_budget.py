@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from minicpm_mlc.prompt.sampling import check_count
+from minicpm_mlc.prompt.thinking import CLOSE, ThinkSplitter
 from minicpm_mlc.runtime_py.chat.text import overlap
-from minicpm_mlc.runtime_py.chat.thinking import CLOSE, ThinkSplitter
-from minicpm_mlc.runtime_py.sampler import check_count
 
 CLOSING = f"\n{CLOSE}\n\n"  # what the engine writes in the model's place
 

@@ -8,7 +8,7 @@ from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted
 from minicpm_mlc.bundle.manifest_schema import MAX_DRAFT_TOP_K
-from minicpm_mlc.runtime_py.sampler import check_count
+from minicpm_mlc.prompt.sampling import check_count
 from minicpm_mlc.runtime_py.speculative.costs import MAX_LEVELS
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 
-from minicpm_mlc.runtime_py.chat.library_tokenizer import token_ids
+from minicpm_mlc.prompt.library_tokenizer import token_ids
 
 
 class PlainText:

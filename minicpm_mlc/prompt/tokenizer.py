@@ -15,13 +15,13 @@ from tokenizers import Tokenizer as HFTokenizer
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
-from minicpm_mlc.runtime_py.chat.library_tokenizer import (
+from minicpm_mlc.prompt.library_tokenizer import (
     library_errors,
     read_tokenizer,
     token_ids,
 )
-from minicpm_mlc.runtime_py.chat.prompt_tokens import beginning
-from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN
+from minicpm_mlc.prompt.prompt_tokens import beginning
+from minicpm_mlc.prompt.thinking import CLOSE, OPEN
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

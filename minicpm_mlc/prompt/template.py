@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 from minicpm_mlc.base.errors import TemplateError
 from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.bundle.small_files import CONFIG, SmallFiles
-from minicpm_mlc.runtime_py.chat.jinja import (
+from minicpm_mlc.prompt.jinja import (
     BUILT_IN,
     CHATML,
     CHATML_TOKENS,
     compile_template,
     render_template,
 )
-from minicpm_mlc.runtime_py.chat.library_tokenizer import token_ids
-from minicpm_mlc.runtime_py.chat.prompt_tokens import (
+from minicpm_mlc.prompt.library_tokenizer import token_ids
+from minicpm_mlc.prompt.prompt_tokens import (
     PlainText,
     beginning,
     control_tokens,
     encode_pieces,
 )
-from minicpm_mlc.runtime_py.chat.special_tokens import special_tokens
-from minicpm_mlc.runtime_py.chat.thinking import CLOSE, OPEN, opens_thinking, without_thinking
+from minicpm_mlc.prompt.special_tokens import special_tokens
+from minicpm_mlc.prompt.thinking import CLOSE, OPEN, opens_thinking, without_thinking
 
 if TYPE_CHECKING:
     from jinja2 import Template

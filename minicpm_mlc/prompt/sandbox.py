@@ -30,8 +30,8 @@ from jinja2.sandbox import (
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup, escape
 
-from minicpm_mlc.runtime_py.chat import growth
-from minicpm_mlc.runtime_py.chat.render_budget import (
+from minicpm_mlc.prompt import growth
+from minicpm_mlc.prompt.render_budget import (
     KEYWORD_BYTES,
     budget,
     check_items,

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from markupsafe import Markup
 
-from minicpm_mlc.runtime_py.chat.render_budget import (
+from minicpm_mlc.prompt.render_budget import (
     budget,
     check_bits,
     check_items,

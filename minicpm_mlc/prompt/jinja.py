@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from minicpm_mlc.base.errors import TemplateError
-from minicpm_mlc.runtime_py.chat.render_budget import TEXT_LIMIT, new_budget
-from minicpm_mlc.runtime_py.chat.sandbox import CountedSandbox
+from minicpm_mlc.prompt.render_budget import TEXT_LIMIT, new_budget
+from minicpm_mlc.prompt.sandbox import CountedSandbox
 
 # MiniCPM4's published form: each turn between markers, no default system prompt, no BOS inside.
 CHATML = (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minicpm_mlc.bundle.small_files import TOKENIZER, SmallFiles
-from minicpm_mlc.runtime_py.chat.template import ChatTemplate
-from minicpm_mlc.runtime_py.chat.tokenizer import Tokenizer
-from minicpm_mlc.runtime_py.defaults import default_sampling
+from minicpm_mlc.prompt.sampling import default_sampling
+from minicpm_mlc.prompt.template import ChatTemplate
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 
 
 def check_readable(files: SmallFiles, vocab_size: int) -> None:
