@@ -252,7 +252,7 @@ def _fill_weights(path: Path) -> None:
     bits = rng.integers(0, 256, BLOCK, np.uint8)
     scales = rng.uniform(0.005, 0.02, BLOCK // 4).astype(np.float16).view(np.uint8)
     ones = np.ones(BLOCK // 4, np.float32).view(np.uint8)
-    kinds = {"uint8": bits, "float16": scales, "float32": ones}
+    kinds = {"uint8": bits, "int8": bits, "float16": scales, "float32": ones}
     files = dict(manifest.files)
     for shard in json.loads((path / TENSOR_CACHE).read_bytes())["records"]:
         name = shard["dataPath"]

@@ -1,6 +1,6 @@
 """What each way to store a model's weights costs its answers, in one table.
 
-    python bench/real_model.py SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
+    python bench/off_grid.py SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
     python bench/quality.py build/smollm2 --text LICENCE.txt --text MODULE.py --markdown
 
 Compiles the variants that --work lacks, runs all over the same tokens, and compares what they say

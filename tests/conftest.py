@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from checkpoints import tiny_config, write_checkpoint
 from filelock import FileLock
 
 from minicpm_mlc.compile.config.model_config import ModelConfig
+
+# Ctrl-C works in the tests and in what they start, also where a shell started them behind its back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LAYERS = [
     Path(folder) / "vulkan" / "explicit_layer.d"
@@ -38,6 +42,15 @@ def trusted_by_all(state: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
         yield
+
+
+# begun first, so that neither process waits for the other's last file
+LONGEST = ("test_linux_arm64", "test_gpu_bundles", "test_op_grid", "test_gpu_smoke", "test_metal")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others in their order."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])

@@ -19,7 +19,7 @@ from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 pytest.importorskip("gguf")
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 quality: Any = importlib.import_module("quality")
-real_model: Any = importlib.import_module("real_model")
+off_grid: Any = importlib.import_module("off_grid")
 
 
 def test_off_the_grid_the_function_is_the_same():
@@ -32,7 +32,7 @@ def test_off_the_grid_the_function_is_the_same():
         "llama.attention.head_count": config.num_heads,
         "llama.attention.head_count_kv": config.num_kv_heads,
     }
-    real_model.off_grid(moved, fields)
+    off_grid.off_grid(moved, fields)
     same = [name for name in weights if np.array_equal(moved[name], weights[name])]
     assert same == ["model.embed_tokens.weight"] and len(moved) == len(weights) + 1
     ids = [5, 9, 200, 17, 5]

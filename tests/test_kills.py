@@ -236,9 +236,9 @@ def test_case_104_ctrl_c_within_a_step_takes_effect_after_it(
 ) -> None:
     before = getattr(Path, step)
 
-    def interrupted(path: Path, *args: object) -> object:
+    def interrupted(path: Path, *args: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return before(path, *args)
+        return before(path, *args, **options)
 
     monkeypatch.setattr(Path, step, interrupted)
     with pytest.raises(KeyboardInterrupt):

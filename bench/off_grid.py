@@ -1,6 +1,6 @@
 """A real model from a GGUF file, as a checkpoint folder whose weights lie on no quantisation grid.
 
-    python bench/real_model.py SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
+    python bench/off_grid.py SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
 
 A 4-bit file looks lossless to formats that share its grid. So each input channel of every linear is
 scaled by a random factor, the inverse goes into the norm or the linear before it, and the head
