@@ -151,3 +151,14 @@ def remember(file: Path, text: str) -> None:
     """Write a file of the cache. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep the names in a folder. Raises OSError."""
+    if os.name == "nt":  # folders can't be opened there, and a rename is on disk already
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

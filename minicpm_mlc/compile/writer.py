@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from minicpm_mlc.base.errors import BundleError, CompileError
-from minicpm_mlc.base.files import read_blocks
+from minicpm_mlc.base.files import read_blocks, sync_folder
 from minicpm_mlc.base.interrupts import interrupts_wait
 from minicpm_mlc.base.partial import (
     Hold,
@@ -188,7 +188,7 @@ class BundleWriter:
         return whole
 
     def _move_into_place(self) -> None:
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._refuse_target()
         with interrupts_wait():
             old = self._set_aside() if self.path.exists() else None
@@ -198,7 +198,7 @@ class BundleWriter:
                 if old:
                     old.rename(self.path)
                 raise
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             if old:
                 remove(old)
 
@@ -280,13 +280,3 @@ def _is_bundle(path: Path) -> bool:
     except BundleError:
         return False
     return {entry.name for entry in path.iterdir()} <= {MANIFEST, *manifest.files}
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # folders can't be opened there, and a rename is on disk already
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

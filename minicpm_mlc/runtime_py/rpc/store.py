@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, EngineError
-from minicpm_mlc.base.files import sha256_of, write_whole
+from minicpm_mlc.base.files import sha256_of, sync_folder, write_whole
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
@@ -81,7 +81,7 @@ class Store:
                 raise BundleError("a file was damaged on its way; start the upload again")
             os.fsync(file.fileno())
             partial.rename(self._file(sha256))
-        _sync_folder(self._files)
+        sync_folder(self._files)
         self._whole.add(sha256)
 
     def bundle(self, manifest: bytes) -> Path:
@@ -200,12 +200,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
