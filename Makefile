@@ -16,7 +16,7 @@ demo: .venv/.installed
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What does minicpm-mlc do? /no_think"
 
 test: .venv/.tests check devices
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 campaign: .venv/.tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m campaign

@@ -44,6 +44,15 @@ def trusted_by_all(state: Path) -> Iterator[None]:
         yield
 
 
+# begun first, so that neither process waits for the other's last file
+LONGEST = ("test_linux_arm64", "test_gpu_bundles", "test_op_grid", "test_gpu_smoke", "test_metal")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others in their order."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
 def device(request: pytest.FixtureRequest) -> str:
     """Each kind of GPU device that is here; the others are skipped."""

@@ -219,6 +219,14 @@ def test_a_folder_with_anything_else_in_it_is_never_replaced(place):
     assert (place / "b/thesis.txt").read_text() == "mine"
 
 
+def test_a_bundle_of_an_earlier_version_is_replaced(place):
+    manifest = write(place / "b") / "manifest.json"
+    fields = json.loads(manifest.read_bytes())
+    fields |= {"abi": fields["abi"] - 1, "kv_layout": fields.pop("state")}
+    manifest.write_text(json.dumps(fields))
+    read(write(place / "b", overwrite=True))
+
+
 def test_an_empty_folder_may_become_the_bundle(place):
     (place / "b").mkdir()
     read(write(place / "b"))

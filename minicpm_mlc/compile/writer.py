@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from minicpm_mlc.base.errors import BundleError, CompileError
-from minicpm_mlc.base.files import read_blocks, sync_folder
+from minicpm_mlc.base.files import read_blocks, read_json_object, sync_folder
 from minicpm_mlc.base.interrupts import interrupts_wait
 from minicpm_mlc.base.partial import (
     Hold,
@@ -27,7 +27,7 @@ from minicpm_mlc.base.partial import (
     remove,
     remove_leftovers,
 )
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
+from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest
 from minicpm_mlc.bundle.manifest_schema import is_plain_name
 from minicpm_mlc.bundle.trust import trust
 
@@ -272,11 +272,13 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _is_bundle(path: Path) -> bool:
-    """True if every file in `path` belongs to its manifest, so that replacing the folder loses
-    nothing else.
+    """True if every file in `path` belongs to its manifest, of this format or of an earlier one,
+    so that replacing the folder loses nothing else.
     """
     try:
-        manifest = Manifest.load(path)
-    except BundleError:
+        files = read_json_object(path / MANIFEST, BundleError, REPAIR).get("files")
+    except (BundleError, FileNotFoundError, NotADirectoryError):
         return False
-    return {entry.name for entry in path.iterdir()} <= {MANIFEST, *manifest.files}
+    if not isinstance(files, dict) or not files:
+        return False
+    return {entry.name for entry in path.iterdir()} <= {MANIFEST, *files}

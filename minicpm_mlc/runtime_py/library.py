@@ -36,7 +36,7 @@ from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
-from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, pool_for
+from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
 
 RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 
@@ -52,6 +52,7 @@ class Pools:
 class LocalLibrary(Library):
     """A bundle's library in this process, its parameters mapped from the bundle's files."""
 
+    @forks_wait()
     @within_memory
     def __init__(self, bundle: Bundle, threads: int) -> None:
         _check_threads(threads)

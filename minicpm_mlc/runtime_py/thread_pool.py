@@ -5,6 +5,8 @@ one (targets/thread_pool says how it works).
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +34,7 @@ class ThreadPool:
 
         Raises EngineError where the system starts no more threads.
         """
-        tasks = TASKS_FEW if rows < FEW_ROWS else TASKS_MANY
-        there = self._library.minicpm_pool_enter(threads, tasks)
+        there = self.enter(threads, TASKS_FEW if rows < FEW_ROWS else TASKS_MANY)
         try:
             if there < threads:
                 raise EngineError(
@@ -42,7 +43,15 @@ class ThreadPool:
                 )
             yield
         finally:
-            self._library.minicpm_pool_leave()
+            self.leave()
+
+    def enter(self, threads: int = 1, tasks: int = 1) -> int:
+        """Waits for the caller's turn. Returns how many threads there are."""
+        return self._library.minicpm_pool_enter(threads, tasks)
+
+    def leave(self) -> None:
+        """Ends the turn, after as many calls as of `enter`."""
+        self._library.minicpm_pool_leave()
 
 
 _shared: list[ThreadPool] = []  # of this process: that of the first library
@@ -58,3 +67,35 @@ def pool_for(library: Path) -> ThreadPool:
     ctypes.c_void_p.in_dll(loaded, LAUNCH).value = _shared[0].launch.value
     ctypes.CDLL(None).dlclose(ctypes.c_void_p(loaded._handle))  # TVM unloads it in the end
     return _shared[0]
+
+
+_opening = threading.RLock()  # held while TVM works outside of any turn
+
+
+@contextmanager
+def forks_wait() -> Iterator[None]:
+    """No fork of this process meanwhile, nor while another thread has a turn and is between two
+    loops: the child would find locks of TVM's allocator taken, by threads that it doesn't have.
+    """
+    with _opening:
+        yield
+
+
+def _before_fork() -> None:
+    _opening.acquire()
+    for pool in _shared:
+        pool.enter()
+
+
+def _after_fork_in_parent() -> None:
+    for pool in _shared:
+        pool.leave()
+    _opening.release()
+
+
+if hasattr(os, "register_at_fork"):  # the child's pool begins anew by itself
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_opening.release,
+    )
