@@ -96,6 +96,21 @@ def main() -> None:
     help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR[:WEIGHT]",
+    multiple=True,
+    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
+    "once.",
+)
+@click.option(
+    "--ternary",
+    metavar="COLUMNS",
+    type=int,
+    help="Round linears to three values in groups of so many columns, as BitCPM's training does; "
+    "for files that hold the weights before.",
+)
+@click.option(
     "--calibrate",
     metavar="[TEXT]",
     multiple=True,
