@@ -57,7 +57,8 @@ class Change:
     def applied(self, rows: np.ndarray, start: int) -> np.ndarray:
         """Rows of the matrix from `start` on, changed."""
         stop = start + len(rows)
-        changed = rows + np.float32(self.strength) * (self.left[start:stop] @ self.right[:])
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged numbers: told by the scheme
+            changed = rows + np.float32(self.strength) * (self.left[start:stop] @ self.right[:])
         if self.lengths is None:
             return changed
         norms = np.linalg.norm(changed, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from minicpm_mlc.compile.checkpoint.tensor import SAMPLED_ROWS, Tensor
+from minicpm_mlc.compile.checkpoint.tensor import Tensor
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 
@@ -95,16 +95,10 @@ class Weights(Checkpoint):
         odd = 0
         for name, tensor in matrices.items():
             scheme = embedding if name in ENDS else linear
-            if scheme.name in tensor.carriers:
-                odd += tensor.odd_groups
-                continue
-            if tensor.quantised:
-                what = f"{tensor.form} are quantised again, to {scheme.name}"
-            elif mixed and name not in ENDS:
-                what = f"{tensor.form}, which the checkpoint left as floats, become {scheme.name}"
-            else:
-                continue
-            errors.setdefault(what, []).append(_error(name, tensor, scheme))
+            if tensor.quantised or (mixed and name not in ENDS):
+                what = _what_becomes(tensor, scheme)
+                errors.setdefault(what, []).append(tensor.error(scheme, name))
+                odd += tensor.odd_groups if scheme.name in tensor.holders else 0
         others = [ODD_GROUPS.format(count=odd)] if odd else []
         return [*self.remarks, *others] + [
             f"{len(found)} tensors of {what}: relative error of their weights "
@@ -127,11 +121,12 @@ def _scheme_of(tensors: list[Tensor]) -> str | None:
     return count.most_common(1)[0][0] if count else None
 
 
-def _error(name: str, tensor: Tensor, scheme: Scheme) -> tuple[float, float]:
-    """Squared error and square of a tensor's first rows in a scheme."""
-    rows = tensor.rows(0, SAMPLED_ROWS)
-    difference = scheme.dequantize(scheme.quantize(rows, name)) - rows
-    return float(np.square(difference).sum()), float(np.square(rows).sum())
+def _what_becomes(tensor: Tensor, scheme: Scheme) -> str:
+    if not tensor.quantised:
+        return f"{tensor.form}, which the checkpoint left as floats, become {scheme.name}"
+    if scheme.name in tensor.holders:
+        return f"{tensor.form} keep their integers in {scheme.name}, scales are rounded to f16"
+    return f"{tensor.form} are quantised again, to {scheme.name}"
 
 
 def _relative(errors: list[tuple[float, float]]) -> float:

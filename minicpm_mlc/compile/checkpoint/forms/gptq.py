@@ -44,7 +44,7 @@ def reader(stated: Stated, found: Found) -> Reader:
     version = stated.values.get(key) or "gptq"
     if version == "marlin" or stated.values.get("is_marlin_format"):
         return marlin_gptq(stated, found)
-    if version not in VERSIONS:
+    if not isinstance(version, str) or version not in VERSIONS:
         raise stated.refuse(key, f"{', '.join(VERSIONS)} or marlin")
     symmetric = bool(stated.values.get("sym", not stated.values.get("zero_point", False)))
     less = VERSIONS[version]
