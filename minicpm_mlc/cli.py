@@ -64,7 +64,7 @@ def main() -> None:
 @click.option(
     "--embedding-quant",
     type=SCHEMES,
-    help="The same for embedding and head.  [default: w8 beside w4 and w4a, else as --quant]",
+    help="The same for embedding and head.  [default: w8 beside 4 and 5 bits, else as --quant]",
 )
 @click.option(
     "--activations",

@@ -71,7 +71,7 @@ class GgufWeights:
         where it can't hold these.
         """
         tensor = self._tensor(name)
-        if scheme.name not in tensor.block.carriers or scheme.group != tensor.block.values:
+        if scheme.name not in tensor.block.carriers or scheme.group != tensor.block.group:
             return None
         raw = self._raw_rows(name, start, stop)
         parts = tensor.block.carried(raw.reshape(-1, tensor.block.nbytes), scheme.name)
