@@ -59,7 +59,7 @@ def main() -> None:
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of a GGUF file, what holds it as it is]",
+    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
 )
 @click.option(
     "--embedding-quant",
@@ -96,6 +96,21 @@ def main() -> None:
     help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR[:WEIGHT]",
+    multiple=True,
+    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
+    "once.",
+)
+@click.option(
+    "--ternary",
+    metavar="COLUMNS",
+    type=int,
+    help="Round linears to three values in groups of so many columns, as BitCPM's training does; "
+    "for files that hold the weights before.",
+)
+@click.option(
     "--calibrate",
     metavar="[TEXT]",
     multiple=True,
@@ -126,7 +141,10 @@ def compile_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle."""
+    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle.
+
+    What a folder may hold: docs/checkpoints.md.
+    """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
 
