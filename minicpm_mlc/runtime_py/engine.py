@@ -237,11 +237,21 @@ class Engine:
         """
         ids = self._checked(token_ids)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        with self._turns.turn():
-            self.model.sequence.truncate(0)
-            for done, rows in self.model.prefill(ids, self.prefill_chunk, all_rows=True):
+        with closing(self.prompt_logits(ids)) as chunks:
+            for done, rows in chunks:
                 logits[done - len(rows) : done] = rows
         return logits
+
+    def prompt_logits(self, token_ids: Ids[int]) -> Generator[tuple[int, np.ndarray]]:
+        """The same chunk by chunk: (tokens done, logits float32 [rows, vocab] after the latest)."""
+        ids = self._checked(token_ids)
+        with self._turns.turn():
+            self.model.sequence.truncate(0)
+            yield from self.model.prefill(ids, self.prefill_chunk, all_rows=True)
+
+    def generation(self, token_ids: Ids[int], **options: Unpack[Options]) -> Generation:
+        """A checked request on the cached conversation, to be read token by token."""
+        return self._generation(token_ids, options)
 
     def prefill(self, token_ids: Ids[int]) -> np.ndarray:
         """Appends tokens to the cached sequence; returns the last one's logits, float32 [vocab]."""

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
-from minicpm_mlc.runtime_py.request import Options
+from minicpm_mlc.runtime_py.request import Constraint, Options
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Started:
-    """Once per job: the prompt is computed. `scores`: of each of its tokens, with `echo` alone."""
+    """Once per job: the prompt is computed. `scores`: of each of its tokens, with `echo` alone;
+    `choice`: the job's first.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     scores: tuple[Scored, ...] = ()
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Ended:
     reason: str  # "stop", "length", "context" or "cancelled"
     counts: Counts
     stop: str | None = None  # the stop string that ended it
+    end_token: Scored | None = None  # the end token that was drawn, where scores are wanted
 
 
 @dataclass(frozen=True)
@@ -133,28 +135,13 @@ class Reader(Protocol):
         ...
 
 
-class Constraint(Protocol):
-    """Which tokens may come next in one choice, by a grammar. Tokens are drawn in order, one after
-    the other, also where speculation has the logits of several: nothing has to be taken back.
-    """
-
-    def apply(self, logits: np.ndarray) -> np.ndarray:
-        """Logits float32 [vocab] with -inf for the tokens that may not come; the argument itself
-        where all may. The argument is not changed.
-        """
-        ...
-
-    def accept(self, token_id: int) -> None:
-        """A token has come, drawn or forced."""
-        ...
-
-
 @dataclass(frozen=True)
 class Job:
     """One request: a prompt, and `n` choices of how it goes on.
 
-    `options` are those of `Engine.generate` without `stop`; choice i draws with seed + i, where
-    there is a seed. `reader` and `constraint` make those of one choice, given its number.
+    `options` are those of `Engine.generate` without `stop`, `on_prefill` and `constraint`; choice i
+    draws with seed + i, where there is a seed. `reader` and `constraint` make those of one choice,
+    given its number.
     """
 
     token_ids: list[int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 
 import numpy as np
@@ -64,6 +64,12 @@ class Generation:
         self._eos_token_ids = eos_token_ids
         self._prefill_chunk = prefill_chunk
         self._forced: deque[int] = deque()  # tokens that come before what the model would say
+        self.logits = np.empty(0, np.float32)  # [vocab]: what the last token was drawn from
+        self.end_token: int | None = None  # the end token that was drawn
+
+    def force(self, token_ids: Iterable[int]) -> None:
+        """These tokens come next, whatever the model would say."""
+        self._forced.extend(token_ids)
 
     def pieces(
         self,
@@ -103,14 +109,16 @@ class Generation:
         stats = self.stats
         with self.running() as (turn, logits):
             while stats.finish_reason is None:
+                self.logits = logits
                 with stats.timing("decode_seconds"):
-                    token_id = (
-                        self._forced.popleft() if self._forced else self._sampler.sample(logits)
-                    )
+                    token_id = self._forced.popleft() if self._forced else self._draw(logits)
                 if token_id in self._eos_token_ids:
+                    self.end_token = token_id
                     stats.finish_reason = "stop"
                     return
                 self._sampler.accept(token_id)
+                if self.request.constraint:
+                    self.request.constraint.accept(token_id)
                 stats.generated_tokens += 1
                 yield token_id
                 turn.check()
@@ -159,6 +167,10 @@ class Generation:
                     with turn.calling_back():
                         request.on_prefill(done, len(new))
         return last[-1]
+
+    def _draw(self, logits: np.ndarray) -> int:
+        constraint = self.request.constraint
+        return self._sampler.sample(constraint.apply(logits) if constraint else logits)
 
     def _decode(self, token_id: int) -> np.ndarray:
         """Logits float32 [vocab] after one more token."""
