@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -40,8 +40,10 @@ from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
+from minicpm_mlc.runtime_py.scheduler.driver import Driver
 from minicpm_mlc.runtime_py.scheduler.reading import read
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
+from minicpm_mlc.runtime_py.scheduler.task import Task
 from minicpm_mlc.runtime_py.slots import Slot, Slots
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_same_tokenizer
 from minicpm_mlc.runtime_py.speculative.drafters import MISSING, RECURRENT, open_drafters
@@ -130,12 +132,15 @@ class Engine:
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
-        count = choose_parallel(manifest, parallel)
+        self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
         small = None if draft is None else self._open_draft_bundle(Path(draft))
         slots = self._open_slots(cache, small)
-        self._scheduler: Scheduler | None = Scheduler(slots, cache.pages, count, self._turns)
+        self._scheduler: Scheduler | None = Scheduler(
+            slots, cache.pages, self.parallel, self._turns
+        )
+        self._driver = Driver(self._scheduler, self._turns)
 
     def __enter__(self) -> Engine:
         return self
@@ -161,6 +166,7 @@ class Engine:
             if self._scheduler:
                 self._scheduler.close(EngineError(CLOSED))
             self._scheduler = None
+            del self._driver
 
     def tokenize(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, BOS first if the model wants it."""
@@ -186,9 +192,9 @@ class Engine:
         Returns the text, or with stream=True an iterator of its pieces as they come.
         """
         ids = self._prompt_ids(prompt)
-        request = self._request(ids, options)
+        request = self.request(ids, options)
         stops = StopStrings(request.stop, self.tokenizer.hidden)
-        pieces = self._pieces(self._generation(request, Pieces(self.tokenizer, ids, stops)))
+        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
         return pieces if stream else "".join(pieces)
 
     @overload
@@ -282,7 +288,7 @@ class Engine:
         """For measuring: computes a prompt; yields what to decode with, and the prompt's logits
         float32 [vocab].
         """
-        generation = self._generation(self._request(token_ids, options), ReadIds())
+        generation = self.generation(self.request(token_ids, options), ReadIds())
         with self._own():
             self._note(generation)
             logits = generation.start(self._open.slots.own)
@@ -403,8 +409,8 @@ class Engine:
         kept = None if self.manifest.recurrent else PrefixCache(cache.pages)
         return Slots(Slot(own, drafters, policy), lambda: Slot(*drafted(), policy), kept)
 
-    def _request(self, token_ids: Ids[int], options: Any) -> Request:
-        """A checked request."""
+    def request(self, token_ids: Ids[int], options: Mapping[str, Any]) -> Request:
+        """A checked request of token ids and `Options`."""
         own = self._open.slots.own  # a closed engine refuses now, not at the first piece
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
@@ -413,9 +419,29 @@ class Engine:
             raise EngineError(f"speculate is {name!r}, and {why.format(bundle=self.path)}")
         return request
 
-    def _generation(self, request: Request, reader: TokenReader) -> Generation:
+    def generation(self, request: Request, reader: TokenReader) -> Generation:
+        """What answers a request, for `submit`; `reader` sees its tokens."""
         limits = Limits(self.vocab_size, self.eos_token_ids, self.prefill_chunk)
         return Generation(request, self.context, self.manifest.page_size, limits, reader)
+
+    def submit(
+        self, generation: Generation, emit: Callable[[object], None], client: str = ""
+    ) -> Task:
+        """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+        task = Task(generation, emit, client, driven=True)
+        self._open.submit(task)
+        self._driver.wake()
+        return task
+
+    def cancel(self, task: Task) -> None:
+        """Ends a task before the next step."""
+        if self._scheduler:
+            self._scheduler.cancel(task)
+
+    def wait(self) -> None:
+        """Returns when what was submitted is over."""
+        if scheduler := self._scheduler:
+            self._turns.until(lambda: not scheduler.driven, scheduler.step)
 
     @contextmanager
     def _own(self) -> Iterator[CachedModel]:
@@ -445,10 +471,10 @@ class Engine:
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
         )
-        request = self._request(prompt.ids, options)
+        request = self.request(prompt.ids, options)
         stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
         reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self._pieces(self._generation(request, reader))
+        return prompt, self._pieces(self.generation(request, reader))
 
 
 def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:

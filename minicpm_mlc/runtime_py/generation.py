@@ -165,6 +165,8 @@ class Generation:
     def draw(self) -> list[object]:
         """Draws the next token, and says what the reader made of it."""
         stats = self.stats
+        if self.request.max_tokens == 0:
+            return self._finish("length")
         with stats.timing("decode_seconds"):
             token_id = self._forced.popleft() if self._forced else self._sampled()
         token = self._scored(token_id)

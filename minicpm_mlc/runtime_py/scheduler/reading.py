@@ -32,3 +32,4 @@ def read(generation: Generation, scheduler: Scheduler, turns: Turns) -> Generato
                 generation.request.on_prefill(*event)
     finally:
         scheduler.cancel(task)
+        turns.now(scheduler.sweep)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.runtime_py.cached_model import decode_together
@@ -40,17 +41,22 @@ class Scheduler:
         self._reading: Task | None = None  # whose prompt is being computed
         self._running: list[Task] = []
         self._full = False  # the next task has to wait for pages
+        self._cancelled = False  # a task was
+
+    @property
+    def placed(self) -> list[Task]:
+        """The tasks that have a sequence."""
+        return [*self._running, self._reading] if self._reading else list(self._running)
 
     @property
     def tasks(self) -> list[Task]:
         """All that are not over: those that run, then those that wait."""
-        reading = [self._reading] if self._reading else []
-        return [*self._running, *reading, *self._waiting]
+        return [*self.placed, *self._waiting]
 
     @property
     def driven(self) -> bool:
         """Whether a task is there that goes on by itself."""
-        return any(task.driven for task in self.tasks)
+        return any(task.driven for task in chain(self.placed, self._waiting))
 
     def submit(self, task: Task) -> None:
         """Takes a task; the next step may begin it."""
@@ -59,10 +65,9 @@ class Scheduler:
             self._turns.changed.notify_all()
 
     def cancel(self, task: Task) -> None:
-        """Ends a task, now if nobody computes, else before the next step."""
+        """Ends a task before the next step."""
         if not task.over:
-            task.cancelled = True
-            self._turns.now(self.sweep)
+            task.cancelled = self._cancelled = True
 
     def step(self) -> None:
         """Computes one token of every answer that has begun, and one chunk of a prompt."""
@@ -73,17 +78,20 @@ class Scheduler:
 
     def sweep(self) -> None:
         """Ends the tasks that were cancelled."""
+        if not self._cancelled:
+            return
+        self._cancelled = False
         for task in self.tasks:
             if task.cancelled:
                 self._leave(task)
 
     def release(self, slot: Slot, error: EngineError) -> None:
         """Ends the task that runs on a slot, if one does."""
-        for task in self.tasks:
+        for task in self.placed:
             if task.slot is slot:
                 self._leave(task, error)
 
-    def close(self, error: EngineError) -> None:
+    def close(self, error: Exception) -> None:
         """Ends all tasks."""
         for task in self.tasks:
             self._leave(task, error)
@@ -193,7 +201,7 @@ class Scheduler:
     def _make_room(self, task: Task, tokens: int) -> bool:
         """Whether it can be given so many more tokens; the task that came last makes room."""
         while task.slot and task.slot.model.sequence.room < tokens:
-            others = [each for each in self.tasks if each.slot and each is not task]
+            others = [each for each in self.placed if each is not task]
             if not others:
                 raise _too_large(len(task.slot.model) + tokens, self._pool)
             self._rest(max([*others, task], key=lambda each: each.arrival))
