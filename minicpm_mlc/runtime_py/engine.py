@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.base.errors import ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.bundle.manifest import Bundle, manifest_sha256
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import default_sampling
 from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
@@ -45,8 +46,12 @@ from minicpm_mlc.runtime_py.scheduler.reading import read
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
 from minicpm_mlc.runtime_py.scheduler.task import Task
 from minicpm_mlc.runtime_py.slots import Slot, Slots
-from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_same_tokenizer
-from minicpm_mlc.runtime_py.speculative.drafters import MISSING, RECURRENT, open_drafters
+from minicpm_mlc.runtime_py.speculative.draft_bundle import (
+    RECURRENT,
+    ModelDrafter,
+    open_draft_bundle,
+)
+from minicpm_mlc.runtime_py.speculative.drafters import MISSING, open_drafters
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
 from minicpm_mlc.runtime_py.turns import ENDED, Turns
@@ -86,6 +91,7 @@ class Engine:
         sha256: str | Collection[str] | None = None,
         trust: bool = False,
         parallel: int | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Loads the bundle, a program that runs with this process's rights: one that was compiled
         on this machine, or that the caller trusts.
@@ -102,11 +108,13 @@ class Engine:
             trust: trust the bundles for good, wherever they come from.
             parallel: most answers at once, with room for as many whole contexts as memory holds;
                 None: up to 8, which share the room of one.
+            resume: a file of `save`, to go on from.
 
         Raises:
             BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
                 bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
+            EngineError: the saved state is damaged or another bundle's.
         """
         if threads is not None and threads < 1:
             raise EngineError(
@@ -135,12 +143,14 @@ class Engine:
         self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
-        small = None if draft is None else self._open_draft_bundle(Path(draft))
+        small = None if draft is None else self._open_drafter(Path(draft))
         slots = self._open_slots(cache, small)
         self._scheduler: Scheduler | None = Scheduler(
             slots, cache.pages, self.parallel, self._turns
         )
         self._driver = Driver(self._scheduler, self._turns)
+        if resume is not None:
+            slots.load(resume, manifest_sha256(self.path))
 
     def __enter__(self) -> Engine:
         return self
@@ -309,6 +319,16 @@ class Engine:
             raise EngineError(f"{self.path} keeps state per sequence; open a second Engine")
         return CachedModel(self.model.cache, context or self.context, self.gears)
 
+    def save(self, path: str | Path) -> None:
+        """Writes all computed tokens that are kept to a file, all or nothing, for
+        Engine(bundle, resume=path). A prompt that is being computed is saved as far as it is; an
+        on_prefill may save.
+
+        Raises EngineError where that can't be, and for a model that keeps state per sequence.
+        """
+        with self._turns.call():
+            self._open.slots.save(path, manifest_sha256(self.path))
+
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises
         EngineError where there is none.
@@ -382,19 +402,9 @@ class Engine:
             )
         return ids
 
-    def _open_draft_bundle(self, path: Path) -> ModelDrafter:
-        bundle = self._machine.read_bundle(path)
-        if self.manifest.recurrent or bundle.manifest.recurrent:
-            kept = self.path if self.manifest.recurrent else path
-            raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
-        check_same_tokenizer(self.path, bundle.path)
-        context = min(self.context, bundle.manifest.max_context)
-        library = self._machine.open_library(bundle, self.threads)
-        library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
-        model = CachedModel(
-            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
-        )
-        return ModelDrafter(model, bundle.manifest.prefill_chunk)
+    def _open_drafter(self, path: Path) -> ModelDrafter:
+        ours = Bundle(self.path, self.manifest)
+        return open_draft_bundle(self._machine, path, ours, self.context, self.threads)
 
     def _open_slots(self, cache: PagedCache, small: ModelDrafter | None) -> Slots:
         """The sequences of `cache`; `small` drafts for whichever runs alone."""
