@@ -80,4 +80,3 @@ def answer_grammar(prompt: Prompt, body: str, may_think: bool) -> str:
     if may_think:
         return f'start: ("{OPEN}" thought)? GAP body\n{THOUGHT}{GAP}{body}'
     return f"start: GAP body\n{GAP}{body}"
-

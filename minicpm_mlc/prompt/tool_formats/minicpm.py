@@ -201,8 +201,7 @@ def _call_rules(rule: str, name: str, tool: Tool) -> list[str]:
     needed = len(tool.required)
     rules = [f'{rule}: "{name}(" {rule}_first ")"']
     values = [
-        f'{rule}_v{i}: "{names[key]}=" '
-        f"{json_rule(with_definitions(tool.properties[key], tool))}"
+        f'{rule}_v{i}: "{names[key]}=" {json_rule(with_definitions(tool.properties[key], tool))}'
         for i, key in enumerate(keys)
     ]
     required = ' ", " '.join(f"{rule}_v{i}" for i in range(needed))
