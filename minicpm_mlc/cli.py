@@ -254,7 +254,7 @@ def chat(
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", default=8000, help="0 is any free one.")
-@click.option("--parallel", default=1, help="Requests that are answered at once.")
+@click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
 @click.option("--max-waiting", default=64, help="Requests that may wait; one more gets status 429.")
 @click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
 @click.option("--api-key-file", type=click.Path(), help="The same, a key a line.")

@@ -67,10 +67,15 @@ class FakeLibrary:
         return Outputs(np.stack([self._row(slots[r], page_table, pools) for r in logit_rows]))
 
     def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> Outputs:
-        assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(
-            token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools
-        )
+        assert len(token_ids) == len(page_tables) and page_tables.ndim == 2
+        calls = len(self.calls)
+        rows = zip(token_ids, positions, slots, page_tables, strict=True)
+        outs = [self._decoded(*map(np.atleast_1d, row), pools) for row in rows]
+        self.calls[calls:] = [len(token_ids)]
+        return Outputs(np.concatenate(outs))
+
+    def _decoded(self, token_id, position, slot, table, pools) -> np.ndarray:
+        return self.prefill(token_id, position, slot, table, np.zeros(1, np.int32), pools).logits
 
     def verify(
         self, token_ids, positions, slots, base, page_table, ancestors, pools, sparse=False

@@ -152,6 +152,7 @@ class Job:
     echo: bool = False  # score the prompt too
     constraint: Callable[[int], Constraint] | None = None
     empty: bool = False  # no tokens are wanted at all, only the prompt's scores
+    client: str = ""  # whose it is: where several wait, clients take turns
 
 
 class Running(Protocol):

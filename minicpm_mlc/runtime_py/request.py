@@ -67,6 +67,8 @@ class Request:
     on_prefill: Callable[[int, int], None] | None = None
     constraint: Constraint | None = None
     speculation: Speculation = field(default_factory=Speculation)
+    logprobs: int | None = None  # how many of the likeliest tokens to score; None: score nothing
+    echo: bool = False  # score the prompt too
 
     @classmethod
     def of(

@@ -34,7 +34,7 @@ class Serving:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    parallel: int = 1
+    parallel: int | None = None
     max_waiting: int = 64
     name: str | None = None
     strict_model: bool = False
@@ -52,16 +52,16 @@ def serve(bundle: str, serving: Serving, say: Callable[[str], None], **engine_op
     library is missing.
     """
     _check_libraries()
-    with Engine(bundle, **engine_options) as engine:
+    with Engine(bundle, parallel=serving.parallel, **engine_options) as engine:
         check_device(engine)
         run(engine, serving, say)
 
 
 def run(engine: Engine, serving: Serving, say: Callable[[str], None]) -> None:
     """Serves an engine, which nothing else may use meanwhile."""
+    from minicpm_mlc.runtime_py.scheduler.jobs import JobBackend
     from minicpm_mlc.serve.access import Access
     from minicpm_mlc.serve.app import Settings
-    from minicpm_mlc.serve.engine_backend import EngineBackend
     from minicpm_mlc.serve.room import Room
     from minicpm_mlc.serve.served import Served
 
@@ -71,11 +71,9 @@ def run(engine: Engine, serving: Serving, say: Callable[[str], None]) -> None:
     if not access.local and not serving.keys:
         print(OPEN.format(host=serving.host), file=sys.stderr, flush=True)
     settings = Settings(access, serving.reasoning_field, serving.most_bytes)
-    backend = EngineBackend(engine)
+    backend = JobBackend(engine)
     try:
-        _listen(
-            served, Room(backend, serving.parallel, serving.max_waiting), settings, serving, say
-        )
+        _listen(served, Room(backend, engine.parallel, serving.max_waiting), settings, serving, say)
     finally:
         backend.close()
 
