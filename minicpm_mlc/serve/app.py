@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from minicpm_mlc.serve import openai_models
+from minicpm_mlc.serve import anthropic, ollama_info, openai_models, tokens
 from minicpm_mlc.serve.access import Access, Guard
+from minicpm_mlc.serve.anthropic import Messages
 from minicpm_mlc.serve.endpoint import Endpoint, parsed, read_body
 from minicpm_mlc.serve.errors import (
     ApiError,
@@ -24,11 +25,22 @@ from minicpm_mlc.serve.errors import (
     openai_error,
 )
 from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.serve.ollama import OllamaChat, OllamaGenerate
 from minicpm_mlc.serve.openai_chat import ChatCompletions
+from minicpm_mlc.serve.openai_completions import Completions
+from minicpm_mlc.serve.responses import Responses
 from minicpm_mlc.serve.room import Room
 from minicpm_mlc.serve.served import Served
 from minicpm_mlc.serve.surface import Json, Surface, dumps
 
+NOT_DONE = (
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/moderations",
+    "/v1/audio/{rest:path}",
+    "/v1/images/{rest:path}",
+    "/v1/fine_tuning/{rest:path}",
+)
 MOST_BYTES = 32 << 20  # of a body
 Answer = Callable[[Served, Fields], Any]
 
@@ -69,13 +81,45 @@ class _Routes:
 
     def routes(self) -> list[BaseRoute]:
         """All of them."""
-        chat = ChatCompletions(self._settings.reasoning_field)
         return [
             *(Route(path, self._health) for path in ("/health", "/v1/health")),
             Route("/metrics", self._metrics),
+            *self._openai(),
+            self._ask("/v1/messages", Messages()),
+            self._post("/v1/messages/count_tokens", anthropic.count_tokens),
+            *self._ollama(),
+            self._post("/tokenize", tokens.tokenize),
+            self._post("/detokenize", tokens.detokenize),
+            self._post("/apply-template", tokens.apply_template),
+            self._get("/tokenizer_info", tokens.tokenizer_info),
+            self._get("/props", lambda served, _: tokens.props(served, self._room.parallel)),
+        ]
+
+    def _openai(self) -> list[BaseRoute]:
+        return [
             self._get("/v1/models", lambda served, _: openai_models.models(served)),
             Route("/v1/models/{name:path}", self._model),
-            self._ask("/v1/chat/completions", chat),
+            self._ask("/v1/chat/completions", ChatCompletions(self._settings.reasoning_field)),
+            self._post("/v1/chat/completions/input_tokens", tokens.input_tokens),
+            self._ask("/v1/completions", Completions()),
+            self._ask("/v1/responses", Responses()),
+            *(Route(path, _not_done, methods=["POST"]) for path in NOT_DONE),
+        ]
+
+    def _ollama(self) -> list[BaseRoute]:
+        return [
+            Route("/", _running),
+            self._get("/api/version", ollama_info.version),
+            self._get("/api/tags", ollama_info.tags),
+            self._get("/api/ps", ollama_info.running),
+            self._post("/api/show", ollama_info.show),
+            self._post("/api/pull", ollama_info.pull),
+            self._ask("/api/chat", OllamaChat()),
+            self._ask("/api/generate", OllamaGenerate()),
+            *(
+                Route(f"/api/{name}", _not_done, methods=["POST", "DELETE"])
+                for name in ollama_info.NOT_DONE
+            ),
         ]
 
     def _ask(self, path: str, surface: Surface) -> Route:
@@ -136,3 +180,14 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     return _error(request, api_error(error))
+
+
+async def _not_done(request: Request) -> Response:
+    what = "embeddings" if "embed" in request.url.path else request.url.path[:200]
+    error = ApiError(501, f"this server has no {what}: MiniCPM4 is a text generator", code="501")
+    return _error(request, error)
+
+
+async def _running(_: Request) -> Response:
+    """What Ollama's clients look for."""
+    return PlainTextResponse("Ollama is running")

@@ -58,7 +58,8 @@ class Endpoint:
     def _refusal(self, id: str, error: Exception) -> Response:
         refused = self._noted(id, error)
         body = dumps(self._surface.error(refused))
-        return Response(body, refused.status, refused.headers, "application/json")
+        status = self._surface.statuses.get(refused.status, refused.status)
+        return Response(body, status, refused.headers, "application/json")
 
     def _noted(self, id: str, error: BaseException) -> ApiError:
         """The error as the client gets it. What the log gets holds no text of the request."""

@@ -26,6 +26,9 @@ TYPES = {
     501: "not_supported_error",
     503: "unavailable_error",
 }
+# statuses that a protocol has another number for
+ANTHROPIC_STATUSES = {503: 529}
+OLLAMA_STATUSES = {429: 503}
 ANTHROPIC_TYPES = {
     413: "request_too_large",
     500: "api_error",
@@ -106,6 +109,8 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 
 def ollama_error(error: ApiError) -> dict[str, Any]:
     """Ollama's form."""
+    if error.status == 429:
+        return {"error": "server busy, please try again.  maximum pending requests exceeded"}
     if error.code == "context_length_exceeded":
         return {"error": f"the input length exceeds the context length: {error.message}"}
     return {"error": error.message}

@@ -62,6 +62,7 @@ class ChatCompletions:
     media_type = "text/event-stream"
     ping = b": ping\n\n"
     done = b"data: [DONE]\n\n"
+    statuses: Mapping[int, int] = {}
 
     def __init__(self, reasoning_field: str = "reasoning_content") -> None:
         self._reasoning_field = reasoning_field

@@ -49,6 +49,7 @@ class Surface(Protocol):
     media_type: str  # of a stream
     ping: bytes  # sent while nothing comes
     done: bytes  # the stream's last bytes
+    statuses: Mapping[int, int]  # of errors, where the protocol has another number
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body. Raises ApiError or MiniCPMError for one that can't be answered."""

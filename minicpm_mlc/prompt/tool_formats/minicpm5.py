@@ -13,7 +13,7 @@ from typing import Any
 
 from minicpm_mlc.prompt.template import Message
 from minicpm_mlc.prompt.tool_formats.hermes import Hermes, described, with_definitions
-from minicpm_mlc.prompt.tools import Call, Tool, Turn, compact
+from minicpm_mlc.prompt.tools import Call, Tool, Turn, compact, json_rule
 
 CALL = re.compile(r'<function name="([^"]*)">(.*)</function>', re.DOTALL)
 PARAM = re.compile(
@@ -80,7 +80,7 @@ def _param_rule(tool: Tool, key: str) -> str:
     if _is_text(schema) and "enum" in schema:
         value = "(" + " | ".join(json.dumps(choice) for choice in schema["enum"]) + ")"
     else:
-        value = "text" if text else f"%json {json.dumps(with_definitions(schema, tool))}"
+        value = "text" if text else json_rule(with_definitions(schema, tool))
     begin = json.dumps(f"<param name={json.dumps(key)}>")
     rule = f'({begin} {value} "</param>")'
     return rule if key in tool.required else rule + "?"
