@@ -37,6 +37,23 @@ def main() -> None:
     """Compile MiniCPM4 models for a device, and chat with them there."""
 
 
+@main.command(**example("minicpm-mlc pull openbmb/MiniCPM4.1-8B-GGUF:Q4_K_M"))
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def pull(name: str, as_json: bool) -> None:
+    """Download what is needed of NAME: ORG/NAME of Hugging Face, or modelscope:ORG/NAME.
+
+    @REVISION and :QUANTISATION, :FILE or :FOLDER may follow. What came already stays: type the same
+    command after a broken one.
+    """
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.hub.pull import pull_source
+
+    with show_progress() as report:
+        result = pull_source(name, report, _note)
+    say(result.json() if as_json else result.plain())
+
+
 @main.command("compile", **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
 @click.argument("source")
 @click.option(
@@ -122,24 +139,31 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    draft: str | None,
+    random_weights: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle."""
+    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, or a hub's ORG/NAME."""
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
+    from minicpm_mlc.hub.pull import local_path
 
     with show_progress() as report:
+        if draft and not draft.startswith("random-"):
+            draft = local_path(draft, report, _note)
         result = compile_model(
-            source,
+            source if random_weights else local_path(source, report, _note),
+            draft=draft,
+            random_weights=random_weights,
             scheme=quant,
             embedding_scheme=embedding_quant,
             draft_scheme=draft_quant,
             calibrate=[text for text in calibrate if text] if calibrate else None,
             overwrite=force,
             progress=report,
-            say=lambda note: click.echo(f"note: {note}", err=True),
+            say=_note,
             **options,
         )
     say(result.json() if as_json else result.plain())
@@ -540,6 +564,10 @@ def devices(as_json: bool) -> None:
     from minicpm_mlc.inspect.devices import as_text, survey
 
     _print(survey(), as_text, as_json)
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def _print(report: dict[str, Any], as_text: Any, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from minicpm_mlc.cli import main
 from minicpm_mlc.runtime_py import memory
 
 VERBS = [
+    "pull",
     "compile",
     "chat",
     "inspect",
