@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "inspect": OPS
     | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},
-    "cli": {"cli_options"}
+    "cli_hub": {"base", "hub", "cli_options"},
+    "cli": {"cli_options", "cli_hub"}
     | OPS
     | {"targets", "compile", "runtime_py", "bench", "inspect", "hub", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors

@@ -152,6 +152,6 @@ def _need_room(cache: Path, size: int) -> None:
     if size and free < size + SPARE:
         raise HubError(
             f"the download needs {human_bytes(size)} and the disk of {cache} has "
-            f"{human_bytes(free)} free; free some space (minicpm-mlc list, rm), or set HF_HUB_CACHE "
-            "or MODELSCOPE_CACHE to a folder on another disk"
+            f"{human_bytes(free)} free; free some space (minicpm-mlc list, rm), or set "
+            "HF_HUB_CACHE or MODELSCOPE_CACHE to a folder on another disk"
         )

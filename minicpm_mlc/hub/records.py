@@ -8,6 +8,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Record:
 
 def keep(name: Name, revision: str, folder: Path, needed: Needed, fetched: list[str]) -> Record:
     """Writes down what was pulled; a user without a folder that can be written has no record."""
-    before = find(name)
-    ours = {*fetched, *(before.fetched if before and before.folder == str(folder) else ())}
+    others = [record.fetched for _, record in all_records() if record.folder == str(folder)]
+    ours = {*fetched, *chain.from_iterable(others)}
     files = {file.path: file.size for file in needed.files}
     record = Record(
         name=str(name),
