@@ -72,7 +72,7 @@ class GgufTensor(Tensor):
 
     def carried(self, scheme: Scheme, start: int, stop: int) -> Parts | None:
         block = self.place.block
-        if scheme.name not in block.carriers or scheme.group != block.values:
+        if scheme.name not in block.carriers or scheme.group != block.group:
             return None
         raw = self._raw(start, stop)
         parts = block.carried(raw.reshape(-1, block.nbytes), scheme.name)
