@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Tensor(ABC):
     def holders(self) -> tuple[str, ...]:
         """The schemes that hold its integers, as far as its first rows tell, the smallest first."""
         stop = min(SAMPLED_ROWS, self.shape[0])
-        return tuple(name for name in _by_size() if self.carried(SCHEMES[name], 0, stop))
+        return tuple(name for name in schemes_by_size() if self.carried(SCHEMES[name], 0, stop))
 
     @property
     def scheme(self) -> str:
@@ -78,11 +78,15 @@ class Tensor(ABC):
         return 0
 
 
-def _by_size() -> list[str]:
-    def size(name: str) -> int:
-        return sum(tensor.nbytes for tensor in SCHEMES[name].tensors(16, 4096))
+def bytes_of(name: str) -> int:
+    """What some weights take in a scheme."""
+    return sum(tensor.nbytes for tensor in SCHEMES[name].tensors(16, 4096))
 
-    return sorted(SCHEMES, key=size)
+
+@cache
+def schemes_by_size() -> tuple[str, ...]:
+    """All schemes, the smallest first."""
+    return tuple(sorted(SCHEMES, key=bytes_of))
 
 
 @dataclass(frozen=True)

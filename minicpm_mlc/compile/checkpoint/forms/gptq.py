@@ -58,10 +58,13 @@ def _tensor(
     linear = Linear(name.removesuffix(".weight"), found)
     if not linear.has("qweight"):
         return None
-    tensor = GptqTensor(linear, shapes[name], less, symmetric)
+    uniform = not stated.values.get(
+        "dynamic"
+    )  # else modules have bits and zero points of their own
+    tensor = GptqTensor(linear, shapes[name], less, symmetric and uniform)
     named = (stated.values[key] for key in ("bits", "w_bit", "wbits") if key in stated.values)
     bits = next(named, tensor.bits)
-    if bits != tensor.bits and not stated.values.get("dynamic"):  # modules with bits of their own
+    if uniform and bits != tensor.bits:
         wrong = f"has {tensor.bits} bits, and {stated.where} says {bits}; download both again"
         raise linear.error("qweight", wrong)
     return tensor
