@@ -30,6 +30,7 @@ VERBS = [
     "chat",
     "inspect",
     "bench",
+    "quality",
     "verify",
     "rpc-server",
     "package",
