@@ -143,11 +143,11 @@ def second_moments(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """The mean of x^T x of inputs float32 [n, k], weighted by their importance [n] -> [k, k],
     float64, or float32 where that would take gigabytes.
     """
-    shares = (importance / importance.sum())[:, None]
+    roots = np.sqrt(importance / importance.sum(), dtype=np.float32)[:, None]
     total = np.zeros((x.shape[1], x.shape[1]), np.float64 if x.shape[1] <= WIDE else np.float32)
     for start in range(0, len(x), ROWS):
-        rows = x[start : start + ROWS]
-        total += rows.T @ (rows * shares[start : start + ROWS])
+        rows = x[start : start + ROWS] * roots[start : start + ROWS]
+        total += rows.T @ rows  # BLAS computes one triangle
     return total
 
 

@@ -16,7 +16,7 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 
 MIX = Path(__file__).parent / "mix"
 LENGTH = 512  # tokens of a sequence
-MOST = 28672  # tokens of text that are read
+MOST = 24576  # tokens of text that are read
 
 Ids = np.ndarray  # int32 [tokens]
 
