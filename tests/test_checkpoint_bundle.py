@@ -83,9 +83,10 @@ def test_integers_are_carried_into_either_layout(folder, tmp_path, activations):
 
 def test_other_schemes_and_longer_contexts_are_refused(folder):
     weights = BundleWeights(folder)
-    assert weights.schemes(None, "w8") == ("w4", "w8")
+    assert weights.schemes() == ("w4", "w8")
+    weights.require(None, "w8")
     with pytest.raises(CompileError, match=r"--quant w8: the bundle's are w4.*compile the check"):
-        weights.schemes("w8", None)
+        weights.require("w8", None)
     assert weights.context(None) == 256 and weights.context(128) == 128
     with pytest.raises(CompileError, match="compiled for 256 tokens"):
         weights.context(257)

@@ -28,9 +28,10 @@ from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.asked import TextWork, calibration_offer
 from minicpm_mlc.compile.calibrate.layers import Calibration
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint.adapters import Adapters
 from minicpm_mlc.compile.checkpoint.bundle import DRAFT_LEFT, BundleWeights
+from minicpm_mlc.compile.checkpoint.files import check_whole_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
-from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
 from minicpm_mlc.compile.companions import (
     add_companions,
     check_companions,
@@ -105,6 +106,8 @@ def compile_model(
     frspec: str | Path | None = None,
     calibrate: Sequence[str | Path] | None = None,
     bits: float | None = None,
+    adapters: Sequence[str] = (),
+    ternary: int | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -116,7 +119,7 @@ def compile_model(
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
     then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
-    a GGUF file the one that holds most of its weights as they are. `activations` are rounded to
+    quantised weights the one that holds most of them as they are. `activations` are rounded to
     int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8"
     insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
     f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
@@ -124,11 +127,13 @@ def compile_model(
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
     (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
     goes on where it was. `bits`: of a linear's weight, on average; what is left of them goes to the
-    linears that gain most by a richer scheme. `say` is told at once what the bundle will not do; it
-    is in the result too.
+    linears that gain most by a richer scheme. `adapters`: folders of LoRA adapters that are merged
+    one after another, each with ":WEIGHT" or without. `ternary` rounds linears to three values in
+    groups of so many columns, as BitCPM's training does. `say` is told at once what the bundle will
+    not do; it is in the result too.
     """
     with interrupts_told(), some_home():
-        opened = _open(source, random_weights)
+        opened = _open(source, random_weights, adapters, ternary)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
@@ -140,7 +145,8 @@ def compile_model(
         precision = replace(precision, mixed=opened.mixed)
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
-        later = opened.quantised_again(precision) + opened.offered(precision, carried, work)
+        later = opened.weights.notes(precision.linear, precision.embedding)
+        later += opened.offered(precision, carried, work)
         for note in later:
             say(note)
         if work:
@@ -181,11 +187,11 @@ class _Opened:
         weights.
         """
         if self.stored:
-            return self.stored.schemes(scheme, embedding)
-        if scheme is None and isinstance(self.weights, GgufWeights):
-            scheme, own = self.weights.schemes()
-            return scheme, embedding or own
-        return scheme or DEFAULT_SCHEME, embedding
+            self.stored.require(scheme, embedding)
+        if scheme is not None:
+            return scheme, embedding
+        linear, tables = self.weights.schemes()
+        return linear or DEFAULT_SCHEME, embedding or tables
 
     @property
     def kv(self) -> str | None:
@@ -201,12 +207,6 @@ class _Opened:
     def calibration(self) -> dict[str, Any] | None:
         """What a bundle's manifest says of it."""
         return self.stored.manifest.calibration if self.stored else None
-
-    def quantised_again(self, precision: Precision) -> list[str]:
-        """Which weights of a GGUF file are not stored as the file has them."""
-        if not isinstance(self.weights, GgufWeights):
-            return []
-        return self.weights.notes(precision.linear, precision.embedding)
 
     def offered(self, precision: Precision, carried: bool, work: TextWork | None) -> list[str]:
         """What else could be done for the weights."""
@@ -263,9 +263,18 @@ def _write(
     bundle.finish(manifest)
 
 
-def _open(source: str | Path, random_weights: bool) -> _Opened:
+def _open(
+    source: str | Path, random_weights: bool, adapters: Sequence[str], ternary: int | None
+) -> _Opened:
     name, folder = str(source), Path(source)
+    if random_weights and adapters:
+        raise CompileError("--adapter changes a model's weights; leave --random-weights out")
     if (folder / MANIFEST).is_file():
+        if adapters or ternary is not None:
+            raise CompileError(
+                f"--adapter and --ternary: {folder} is a bundle, whose weights are carried; "
+                "compile the checkpoint"
+            )
         return _open_bundle(folder)
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
@@ -276,14 +285,20 @@ def _open(source: str | Path, random_weights: bool) -> _Opened:
         )
     path = find_gguf(folder)
     gguf = open_gguf(path) if path else None
-    config = gguf.config if gguf else read_config_folder(folder)
-    files = gguf.files if gguf else open_companions(folder)
+    if gguf and ternary is not None:
+        raise CompileError(f"--ternary {ternary}: {path} is quantised already; leave it out")
+    if gguf is None:
+        check_whole_model(folder)
+    loras = Adapters.open(adapters)
+    base = gguf.config if gguf else read_config_folder(folder)
+    config = loras.config(base)
+    files = loras.files(gguf.files if gguf else open_companions(folder), config)
     notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]
     config = with_end_tokens(config, files)
     if random_weights:
         return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
-    weights = gguf.weights if gguf else open_checkpoint(folder, config)
-    return _Opened(config, weights, files, notes)
+    weights = gguf.weights if gguf else open_checkpoint(folder, base, ternary)
+    return _Opened(config, loras.weights(weights, base), files, notes)
 
 
 def _open_bundle(folder: Path) -> _Opened:

@@ -72,7 +72,7 @@ class _Rows:
         self.group = scheme.group
         self.numbers = np.empty_like(self.weights)
         self.errors = np.zeros_like(self.weights)  # weights less what stands for them
-        self.fitted: list[Parts] = []  # by group
+        self.fitted: list[Parts] = []  # to each group
 
     def finish(self) -> tuple[Parts, np.ndarray]:
         """The parts of these rows, and their weights."""
@@ -82,19 +82,13 @@ class _Rows:
         for _ in range(SWEEPS):
             for start in range(0, len(self.weights), SPAN):
                 self._sweep(slice(start, min(start + SPAN, len(self.weights))), gradient)
-        others = {
-            tensor.name: np.stack([fitted[tensor.name] for fitted in self.fitted], axis=1)
-            for tensor in self.scheme.group_tensors
-        }
         values = self.scheme.stored(np.ascontiguousarray(self.numbers.T))
-        return {"weight": values} | others, np.ascontiguousarray((self.weights - self.errors).T)
+        parts = {"weight": values} | self.scheme.joined(self.fitted)
+        return parts, np.ascontiguousarray((self.weights - self.errors).T)
 
     def _fit(self) -> None:
         """Scales and minimums for the weights as they are."""
-        diagonal = np.diag(self.moments.matrix)
-        for columns in self._groups():
-            importance = diagonal[columns, None]
-            self.fitted.append(self.scheme.fit(self.weights[columns], importance))
+        self.fitted = self.scheme.fit_columns(self.weights, np.diag(self.moments.matrix))
 
     def _round(self) -> None:
         """GPTQ, column by column, in order."""

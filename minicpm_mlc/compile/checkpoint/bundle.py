@@ -69,19 +69,21 @@ class BundleWeights(Checkpoint):
     def bytes(self) -> int:
         return self.manifest.memory["weights"]
 
-    def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str]:
-        """Those of the bundle. Raises CompileError where others are asked for: rounding again what
-        was rounded loses more than either.
+    def schemes(self) -> tuple[str, str]:
+        """Those of the bundle."""
+        return self.manifest.scheme, self.manifest.embedding_scheme
+
+    def require(self, scheme: str | None, embedding: str | None) -> None:
+        """Raises CompileError where other schemes are asked for: rounding again what was rounded
+        loses more than either.
         """
-        stored = self.manifest.scheme, self.manifest.embedding_scheme
         asked = {"--quant": scheme, "--embedding-quant": embedding}
-        for (option, wanted), own in zip(asked.items(), stored, strict=True):
+        for (option, wanted), own in zip(asked.items(), self.schemes(), strict=True):
             if wanted not in (None, own):
                 raise CompileError(
                     f"{option} {wanted}: the bundle's are {own}, and are carried; leave {option} "
                     "out, or compile the checkpoint"
                 )
-        return stored
 
     def context(self, asked: int | None) -> int:
         """The longest context, by default the bundle's. Raises CompileError for a longer one."""
