@@ -37,7 +37,7 @@ def draw(length: int, seed: int = 0, vocabulary: int = 323) -> np.ndarray:
 class Exact(Calibration):
     """The layers without any rounding."""
 
-    def _multiply(self, linear, x, matrix, residual):
+    def multiply(self, param, linear, x, matrix):
         return x @ matrix.T
 
 

@@ -32,6 +32,7 @@ VERBS = [
     "chat",
     "inspect",
     "bench",
+    "quality",
     "verify",
     "rpc-server",
     "package",
