@@ -175,7 +175,7 @@ def test_integers_are_carried_where_a_scheme_holds_them(tmp_path, form):
     weights, scheme = written(tmp_path, form), FORMS[form][2]
     assert weights.schemes() == (scheme or "w8", None)
     linear = SCHEMES[scheme or "w8"]
-    notes = " ".join(weights.notes(linear, SCHEMES["f16"]))
+    notes = " ".join(packers.notes_of(weights, scheme or "w8", "f16"))
     assert ("are quantised again, to w8: relative error" in notes) != bool(scheme)
     for name, tensor in weights.tensors.items():
         rows = weights.rows(name)
@@ -206,9 +206,9 @@ def check_carried(parts: Parts | None, scheme: Scheme, rows: np.ndarray) -> None
 
 def test_another_scheme_than_the_stored_one_is_told(tmp_path):
     weights = written(tmp_path, "gptq asymmetric")
-    assert weights.notes(SCHEMES["w8"], SCHEMES["w8"])[1:] == []
-    assert weights.notes(SCHEMES["f32"], SCHEMES["w8"])[1:] == []
-    [remark, note] = weights.notes(SCHEMES["w4"], SCHEMES["w8"])
+    assert packers.notes_of(weights, "w8", "w8")[1:] == []
+    assert packers.notes_of(weights, "f32", "w8")[1:] == []
+    [remark, note] = packers.notes_of(weights, "w4", "w8")
     assert note.startswith("7 tensors of GPTQ (4 bits) are quantised again, to w4: relative error")
     assert "GPTQModel before 0.9.0" in remark
 
@@ -218,7 +218,7 @@ def test_what_the_checkpoint_left_as_floats_is_told(tmp_path):
     config = write_quantised(tmp_path, packers.gptq(), settings, only="gate_proj.weight")
     weights = open_checkpoint(tmp_path, config)
     assert weights.schemes() == ("w4", None)
-    [note] = weights.notes(SCHEMES["w4"], SCHEMES["w8"])
+    [note] = packers.notes_of(weights, "w4", "w8")
     assert note.startswith("6 tensors of F16, which the checkpoint left as floats, become w4: rel")
 
 
@@ -260,7 +260,7 @@ def test_mlx_quantises_the_embedding_too(tmp_path, kind):
     write_quantised(tmp_path, packers.mlx(group=32), settings, config, only="weight")
     weights = open_checkpoint(tmp_path, config)
     assert weights.schemes() == ("w4a", "w4a")
-    assert weights.notes(SCHEMES["w4a"], SCHEMES["w4a"]) == []
+    assert packers.notes_of(weights, "w4a", "w4a") == []
 
 
 REFUSED: dict[str, dict[str, Any]] = {

@@ -66,7 +66,7 @@ def run(data: bytes, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config_json(CONFIG) | settings_of(data)))
     weights = open_checkpoint(folder, CONFIG)
     weights.schemes()
-    weights.notes(SCHEMES["w4"], SCHEMES["w8"])
+    packers.notes_of(weights, "w4", "w8")
     for name, tensor in weights.tensors.items():
         tensor.rows(0, 3)
         for scheme in ("w4", "w4a", "w8") if len(tensor.shape) == 2 else ():

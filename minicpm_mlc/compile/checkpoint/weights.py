@@ -45,8 +45,8 @@ class Checkpoint(Protocol):
         """
         return None, None
 
-    def notes(self, linear: Scheme, embedding: Scheme) -> list[str]:
-        """What a user should know of the weights when they are stored in these schemes."""
+    def notes(self, schemes: Mapping[str, Scheme]) -> list[str]:
+        """What a user should know of the matrices when they are stored in these schemes."""
         return []
 
     @property
@@ -80,21 +80,20 @@ class Weights(Checkpoint):
 
     def schemes(self) -> tuple[str | None, str | None]:
         """The smallest ones that hold what most of the integers are stored as."""
-        matrices = self._matrices()
+        matrices = {name: tensor for name, tensor in self.tensors.items() if len(tensor.shape) == 2}
         ends = [tensor for name, tensor in matrices.items() if name in ENDS]
         layers = [tensor for name, tensor in matrices.items() if name not in ENDS]
         return _scheme_of(layers), _scheme_of(ends)
 
-    def notes(self, linear: Scheme, embedding: Scheme) -> list[str]:
+    def notes(self, schemes: Mapping[str, Scheme]) -> list[str]:
         """The remarks, and what is rounded, with the relative error of the weights over rows of
         each tensor.
         """
-        matrices = self._matrices()
-        mixed = any(t.quantised for name, t in matrices.items() if name not in ENDS)
+        mixed = any(self.tensors[name].quantised for name in schemes if name not in ENDS)
         errors: dict[str, list[tuple[float, float]]] = {}
         odd = 0
-        for name, tensor in matrices.items():
-            scheme = embedding if name in ENDS else linear
+        for name, scheme in schemes.items():
+            tensor = self.tensors[name]
             if tensor.quantised or (mixed and name not in ENDS):
                 what = _what_becomes(tensor, scheme)
                 errors.setdefault(what, []).append(tensor.error(scheme, name))
@@ -107,17 +106,12 @@ class Weights(Checkpoint):
             if _relative(found) > 0
         ]
 
-    def _matrices(self) -> dict[str, Tensor]:
-        return {name: t for name, t in self.tensors.items() if len(t.shape) == 2}
-
 
 def _scheme_of(tensors: list[Tensor]) -> str | None:
     count: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.quantised:
             count[tensor.scheme] += tensor.nbytes
-    if set(count) == {"w4", "w4a"}:
-        return "w4a"
     return count.most_common(1)[0][0] if count else None
 
 
