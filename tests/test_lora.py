@@ -214,6 +214,7 @@ REFUSED: dict[str, tuple[packers.Tensors, dict[str, Any]]] = {
     "the base has no model.layers.9.q.weight to change": (lora("model.layers.9.q", (8, 8)), {}),
     r"lora_A.weight has shape \[4, 64\], expected \[4, 128\]": (lora(Q, (128, 64)), {}),
     "changes a vector, of 128 numbers": (lora("model.norm", (128, 128)), {}),
+    "are two adapters; save one": (PAIR | {f"{Q}.lora_A.other.weight": PAIR[A]}, {}),
     "is no part of a LoRA": ({f"{Q}.bias": np.zeros(128)}, {}),
     "has no magnitudes": (PAIR, {"use_dora": True}),
     "belongs to DoRA, and use_dora is not set": (

@@ -117,11 +117,14 @@ class Adapter:
             if not 1 <= len(entry.shape) <= 2:
                 raise self._error(name, f"has {len(entry.shape)} sizes, expected 1 or 2")
             if match := PART.fullmatch(own):
-                self._parts.setdefault(match[1], {})[match[2]] = name
+                places, place = self._parts.setdefault(match[1], {}), match[2]
             elif match := WHOLE.fullmatch(own):
-                self._whole[f"{match[1]}.weight"] = name
+                places, place = self._whole, _weight(match[1])
             else:
                 raise self._error(name, "is no part of a LoRA")
+            if place in places:
+                raise self._error(name, f"and {cut(places[place])} are two adapters; save one")
+            places[place] = name
 
     def config(self, base: ModelConfig) -> ModelConfig:
         """The model that it makes of a base: a vocabulary may be resized, a head become its own."""
