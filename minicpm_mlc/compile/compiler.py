@@ -41,7 +41,7 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
-from minicpm_mlc.compile.model.registry import read_config_folder, with_context
+from minicpm_mlc.compile.model.registry import read_config_folder, read_sparse_file, with_context
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
@@ -97,6 +97,7 @@ def compile_model(
     context: int | None = None,
     prefill_chunk: int | None = None,
     attention: str = "auto",
+    sparse_config: str | Path | None = None,
     draft: str | Path | None = None,
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
@@ -113,17 +114,18 @@ def compile_model(
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
     then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
     a GGUF file the one that holds most of its weights as they are. `activations` are rounded to
-    int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8"
-    insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
-    f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
-    (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
-    proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
-    (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
-    goes on where it was. `say` is told at once what the bundle will not do; it is in the result
-    too.
+    int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8" insists)
+    or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8; f16 by
+    default, f32 beside f32 weights. `sparse_config` is a JSON file with the settings of sparse
+    attention, where the checkpoint has none or others. `draft` is an EAGLE head's folder or a
+    random one (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the
+    tokens it proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs
+    close (compile/calibrate); none of them means the texts that are shipped, and a run that was
+    killed goes on where it was. `say` is told at once what the bundle will not do; it is in the
+    result too.
     """
     with interrupts_told(), some_home():
-        opened = _open(source, random_weights)
+        opened = _open(source, random_weights, sparse_config)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
@@ -239,8 +241,11 @@ def _calibration(
     return Calibration(config, precision, weights, sequences, folder)
 
 
-def _open(source: str | Path, random_weights: bool) -> _Opened:
+def _open(source: str | Path, random_weights: bool, sparse_config: str | Path | None) -> _Opened:
     name, folder = str(source), Path(source)
+    sparse = None if sparse_config is None else read_sparse_file(Path(sparse_config))
+    if sparse and not folder.exists():
+        raise CompileError(f"--sparse-config {sparse_config}: it is for a checkpoint; leave it out")
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
         return _Opened(PRESETS[name], weights, open_companions(None), [])
@@ -249,8 +254,8 @@ def _open(source: str | Path, random_weights: bool) -> _Opened:
             f"{name} is a published model, not a folder; download it, or add --random-weights"
         )
     path = find_gguf(folder)
-    gguf = open_gguf(path) if path else None
-    config = gguf.config if gguf else read_config_folder(folder)
+    gguf = open_gguf(path, sparse) if path else None
+    config = gguf.config if gguf else read_config_folder(folder, sparse)
     files = gguf.files if gguf else open_companions(folder)
     notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]
     config = with_end_tokens(config, files)

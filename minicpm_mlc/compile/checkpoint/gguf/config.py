@@ -56,11 +56,6 @@ class Metadata:
         if self.values.get("general.type", "model") != "model":
             kind = self.values["general.type"]
             raise file.error(f"general.type is {kind!r:.60}, expected a whole model")
-        if _number(self.values.get("split.count", 1)) != 1:
-            raise file.error(
-                "is one part of a split file; join them: llama-gguf-split --merge FIRST.gguf "
-                "WHOLE.gguf"
-            )
 
     def own(self, key: str, default: Value | None = None) -> Any:
         """The value of the architecture's `key`; a list of one value for each layer is that
@@ -140,10 +135,6 @@ def generation_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any
         k: decimal(v) if isinstance(v, float) else v for k, v in values.items() if v is not None
     }
     return given | {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
-
-
-def _number(value: Value) -> float:
-    return value if isinstance(value, (int, float)) else math.nan
 
 
 def _tokens(metadata: Metadata) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from minicpm_mlc.compile.checkpoint.gguf.blocks import Floats
+from minicpm_mlc.compile.checkpoint.gguf.blocks import GROUP, Floats
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile, Tensor
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
@@ -71,7 +71,7 @@ class GgufWeights:
         where it can't hold these.
         """
         tensor = self._tensor(name)
-        if scheme.name not in tensor.block.carriers or scheme.group != tensor.block.values:
+        if scheme.name not in tensor.block.carriers or scheme.group != GROUP:
             return None
         raw = self._raw_rows(name, start, stop)
         parts = tensor.block.carried(raw.reshape(-1, tensor.block.nbytes), scheme.name)
