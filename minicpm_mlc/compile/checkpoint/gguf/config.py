@@ -165,8 +165,8 @@ def _rope_scaling(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "rope_scaling": {
             "rope_type": "longrope",
-            "short_factor": [decimal(factor) for factor in short],
-            "long_factor": [decimal(factor) for factor in long],
+            "short_factor": short.tolist(),
+            "long_factor": long.tolist(),
             "original_max_position_embeddings": config["max_position_embeddings"],
         }
     }
