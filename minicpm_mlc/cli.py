@@ -59,7 +59,7 @@ def main() -> None:
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of a GGUF file, what holds it as it is]",
+    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
 )
 @click.option(
     "--embedding-quant",
@@ -132,7 +132,10 @@ def compile_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle."""
+    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle.
+
+    What a folder may hold: docs/checkpoints.md.
+    """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
 

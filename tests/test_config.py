@@ -140,7 +140,6 @@ def test_harmless_keys_change_nothing(changes):
         ("mixer_types", ["minicpm4", "lightning-attn"]),
         ("sliding_window", 4096),
         ("partial_rotary_factor", 0.5),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("lightning_nh", 32),
         ("use_nope", True),
         ("draft_vocab_size", 32000),

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from minicpm_mlc.compile.kernels import Kernels  # imports TVM
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], F32)  # published names depend on none
+QUANTISATION = (
+    "quantization_config",
+    "quantization",
+)  # read with the weights: checkpoint/stated.py
 Declared = TypeVar("Declared", ModelDeclaration, EagleDeclaration)
 
 
@@ -63,6 +67,8 @@ def read_config(
     if sparse is not None:
         keys.left["sparse_config"] = sparse
     model_type = _model_type(keys)
+    for key in QUANTISATION:
+        keys.take(key, None)
     fields = models()[model_type].read(keys)
     keys.finish(HARMLESS)
     return ModelConfig(name=name, model_type=model_type, **fields)

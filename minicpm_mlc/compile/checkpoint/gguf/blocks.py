@@ -27,6 +27,7 @@ class Block(ABC):
     values: int
     nbytes: int
     carriers: ClassVar[tuple[str, ...]] = ()  # schemes that hold it exactly, the smallest first
+    group: ClassVar[int] = GROUP  # numbers that share a scale
 
     @abstractmethod
     def numbers(self, raw: np.ndarray) -> np.ndarray:
