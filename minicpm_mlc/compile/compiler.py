@@ -223,6 +223,11 @@ def _calibration(
     """On these texts, if any are given; it keeps what is done beside the bundle."""
     if texts is None:
         return None
+    if opened.config.lightning_layers:
+        raise CompileError(
+            f"--calibrate: {opened.config.name} keeps state per sequence, which calibration does "
+            "not run; leave it out"
+        )
     if opened.carries(compilation.params):
         raise CompileError(
             "--calibrate would round again what the file has quantised; leave it out, or compile "

@@ -107,7 +107,27 @@ class Batch:
     tree: tuple[Tensor, Tensor] | None
 
 
-class Attention(Part):
+class Mixer(Part):
+    """The part of a layer that tokens see each other by."""
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
+    ) -> Tensor:
+        """x as linears want it -> residual + residual_scale * what is mixed, float32.
+
+        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
+        reads.
+        """
+        raise NotImplementedError
+
+    def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
+        """Moves a token tree's accepted rows to their slots -> the pools; of models without state
+        per sequence.
+        """
+        raise NotImplementedError
+
+
+class Attention(Mixer):
     """Grouped-query attention over paged pools; writes its keys and values, then reads all up to
     its slot.
     """
@@ -136,11 +156,6 @@ class Attention(Part):
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
-        """x as linears want it -> residual + residual_scale * attention(x), float32.
-
-        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
-        reads.
-        """
         q, pools = self.append(self.project(x), pools, batch)
         return self.out(self.attend(q, pools, batch, selected), residual)
 
@@ -168,7 +183,6 @@ class Attention(Part):
         return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
-        """Moves a token tree's accepted rows to their slots -> the pools."""
         operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
         keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
@@ -216,7 +230,7 @@ class Layer(Part):
         self.mlp_norm = RMSNorm(plan, f"{at}.post_attention_layernorm.weight", before_linears=True)
         self.mlp = MLP(plan, f"{at}.mlp")
 
-    def attention_part(self, plan: Plan, at: str) -> Attention:
+    def attention_part(self, plan: Plan, at: str) -> Mixer:
         """The layer's attention; a model with another one overrides this."""
         return Attention(plan, at)
 
