@@ -121,6 +121,12 @@ main.add_command(pull)
     default="auto",
     help="dense leaves out sparse kernels.",
 )
+@click.option(
+    "--sparse-config",
+    type=click.Path(),
+    help="Settings of sparse attention, for a GGUF file, which has none: a JSON file, as the "
+    "sparse_config of config.json or with one.",
+)
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
 @click.option(
     "--draft",

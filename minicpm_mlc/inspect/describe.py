@@ -14,6 +14,7 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
 from minicpm_mlc.bundle.params import bits_per_weight
+from minicpm_mlc.bundle.state import bytes_per
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -141,7 +142,7 @@ def _forecast(config: ModelConfig) -> dict[str, Any]:
     from minicpm_mlc.compile.convert import stored_bytes
     from minicpm_mlc.compile.model.registry import build_model, count_parameters, sparse_settings
     from minicpm_mlc.compile.parameters import Precision
-    from minicpm_mlc.compile.state import attention_state, bytes_per_token
+    from minicpm_mlc.compile.state import bytes_per_token, model_state
     from minicpm_mlc.ops.formats.kv import F16
     from minicpm_mlc.ops.formats.weights import SCHEMES
 
@@ -152,9 +153,10 @@ def _forecast(config: ModelConfig) -> dict[str, Any]:
         for tables in (SCHEMES[scheme.tables or name],)
     }
     config = replace(config, sparse=sparse_settings(config))
-    per_token = bytes_per_token(attention_state(config, F16))
+    state = model_state(config, F16)
+    per_token, fixed = bytes_per_token(state), bytes_per("sequence", state)
     rows = [
-        {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
+        {"context": n, **{name: size + fixed + n * per_token for name, size in weights.items()}}
         for n in context_lengths(config.max_position_embeddings)
     ]
     return {
