@@ -74,7 +74,7 @@ def test_a_mixed_bundle_is_compiled_run_told_and_carried(tmp_path, monkeypatch):
     options = {"calibrate": [text], "bits": 6.0, "context": 256, "prefill_chunk": 64}
     compile_model(tmp_path / "model", mixed, **options)
     told = describe(str(mixed))
-    assert set(told["mixed with"]) <= {"w4a", "w8"} and told["calibrated"]["tokens"] > 300
+    assert told["mixed with"] and told["calibrated"]["tokens"] > 300
     assert told["bits a weight"] > 5
     compile_model(mixed, again, prefill_chunk=64)
     assert describe(str(again))["mixed with"] == told["mixed with"]

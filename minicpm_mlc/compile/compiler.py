@@ -165,10 +165,11 @@ def compile_model(
         path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
         result = _result(path, compilation.manifest, opened.notes + later, written=not dry_run)
         if not dry_run:
-            calibration = work and work.calibration(compilation, opened.weights, path)
+            whole = opened.with_head(head)
+            calibration = work and work.calibration(compilation, whole, path)
             needed = result.weights + LIBRARY_BYTES
             with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-                _write(bundle, compilation, opened, head, calibration, progress)
+                _write(bundle, compilation, opened, whole, head, calibration, progress)
             if calibration:
                 shutil.rmtree(calibration.folder)
         return result
@@ -259,6 +260,7 @@ def _write(
     bundle: BundleWriter,
     compilation: Compilation,
     opened: _Opened,
+    weights: Checkpoint,
     head: DraftHead | None,
     calibration: Calibration | None,
     progress: Progress,
@@ -272,7 +274,6 @@ def _write(
     _add_library(bundle, program, manifest, compilation.tensors)
     progress("library", 1, 1)
     rounded = calibration.run(progress) if calibration else {}
-    weights = opened.with_head(head)
     convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     add_companions(bundle, opened.files, manifest)
     if head:

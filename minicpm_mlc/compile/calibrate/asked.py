@@ -76,12 +76,14 @@ class TextWork:
     def calibration(
         self, compilation: Compilation, weights: Checkpoint, bundle: Path
     ) -> Calibration | None:
-        """The run, if it is asked for; it keeps what is done beside the bundle."""
+        """The run, if it is asked for; it keeps what is done beside the bundle. `weights`: those of
+        the draft head too.
+        """
         if not self.calibrate:
             return None
         folder = bundle.absolute().with_name(f".{bundle.name}.calibration")
         config, precision = compilation.config, compilation.precision
-        return Calibration(config, precision, weights, self.sequences, folder)
+        return Calibration(config, precision, weights, self.sequences, folder, compilation.draft)
 
     @property
     def said(self) -> dict[str, Any] | None:

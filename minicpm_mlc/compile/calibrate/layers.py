@@ -24,14 +24,17 @@ from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.compile.calibrate.rounding import Moments, compensated
 from minicpm_mlc.compile.calibrate.text_run import TextRun
 from minicpm_mlc.compile.checkpoint import Checkpoint
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param
+from minicpm_mlc.compile.model.eagle import Eagle
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 from minicpm_mlc.ops.linear import Linear
 
 STATES = "states"
+ENTERING = "entering-"  # and the layer's number
 ROWS = 4096  # of inputs at a time
 WIDE = 8192  # columns
 
@@ -66,10 +69,11 @@ class Calibration(TextRun):
         checkpoint: Checkpoint,
         sequences: list[np.ndarray],
         folder: Path,
+        draft: tuple[DraftConfig, Precision] | None = None,
     ) -> None:
         """Raises CompileError for a scheme that rounds nothing to integers."""
         require_integers(precision.linear, "--calibrate")
-        super().__init__(config, precision, checkpoint, sequences)
+        super().__init__(config, precision, checkpoint, sequences, draft)
         self.folder = folder
         self._pool: ThreadPoolExecutor
 
@@ -82,9 +86,12 @@ class Calibration(TextRun):
         with ThreadPoolExecutor(os.cpu_count()) as self._pool:
             for number in range(done, len(layers)):
                 progress("calibration", number, len(layers))
+                self._keep_for_draft(number, states)
                 states = self.through(number, layers[number], states, batch)
                 received = {"received": self.kernels.received}
                 _save(self.folder / STATES, layers=number + 1, states=states, **received)
+            if self.model.draft:
+                self._round_draft(self.model.draft, states)
         progress("calibration", len(layers), len(layers))
         return Calibrated(self.folder)
 
@@ -92,13 +99,38 @@ class Calibration(TextRun):
         self, param: Param, linear: Linear, x: np.ndarray, matrix: np.ndarray
     ) -> np.ndarray:
         """Rounds a matrix for its inputs, keeps what was made -> outputs of the rounded one."""
-        scheme = cast(GroupScheme, param.scheme)
+        scheme = param.scheme
+        if not isinstance(scheme, GroupScheme):
+            return x @ matrix.T
         scheme.require_whole_groups(matrix.shape[1], param.name)
         importance = self.importance(before_attention=param.name.endswith(".qkv"))
         moments = Moments.of(second_moments(x, importance))
         parts, rounded = compensated(matrix, moments, scheme, self._pool)
         _save(self.folder / f"{param.name}.npz", **parts)
         return x @ rounded.T
+
+    def _keep_for_draft(self, number: int, states: np.ndarray) -> None:
+        """Keeps the stream before a layer, if the draft head reads it."""
+        if self.model.draft and number in self.model.draft.config.feature_layers:
+            _save(self.folder / f"{ENTERING}{number}", states=states)
+
+    def _round_draft(self, draft: Eagle, last: np.ndarray) -> None:
+        """Rounds a draft head's linears on what the rounded model hands to it: at each token but a
+        sequence's last one the features, and the token that follows.
+        """
+        entering: dict[int, np.ndarray] = {-1: last}
+        for number in draft.config.feature_layers:
+            with np.load(self.folder / f"{ENTERING}{number}") as kept:
+                entering[number] = kept["states"]
+        with self.loaded("norm", self.model.norm):
+            features: Any = draft.features(cast(Any, entering), self.model.norm)[0]
+        rows = np.flatnonzero(self.positions[1:])
+        batch = self.batch(self.positions[rows])
+        self.stream, self.kernels.received = np.ones((len(rows), 1), np.float32), None
+        pools: Any = dict.fromkeys(entry.name for entry in draft.state)
+        embedded: Any = self.embedded(self.tokens[rows + 1])
+        with self.loaded("draft", draft, leave="draft.head"):
+            draft(embedded, draft.entering(features[rows]), pools, batch)
 
     def _open_folder(self) -> None:
         key = self._fingerprint()

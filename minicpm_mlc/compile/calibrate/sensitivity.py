@@ -48,7 +48,7 @@ class Sensitivity(TextRun):
         states, batch, layers = self.embedded(), self.batch(), self.model.layers
         for number, layer in enumerate(layers):
             progress("sensitivity", number, len(layers))
-            with self.loaded(number, layer):
+            with self.loaded(f"layers.{number}", layer):
                 exact = self.layer(layer, states, batch)
                 assert self.kernels.received is not None, "a layer has attention"
                 counts = (1 + self.kernels.received) / (exact**2).mean(1)

@@ -11,11 +11,13 @@ import numpy as np
 
 from minicpm_mlc.compile.calibrate.arrays import ArrayKernels
 from minicpm_mlc.compile.checkpoint import Checkpoint
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stacked_rows
 from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.decoder import EMBEDDING
 from minicpm_mlc.compile.model.layers import Batch, Layer
+from minicpm_mlc.compile.model.parts import Part
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.linear import Linear
@@ -35,7 +37,9 @@ class TextRun:
         precision: Precision,
         checkpoint: Checkpoint,
         sequences: list[np.ndarray],
+        draft: tuple[DraftConfig, Precision] | None = None,
     ) -> None:
+        """`draft`: a draft head whose tensors are in the checkpoint too, and how it is stored."""
         self.config = config
         self.precision = precision
         self.checkpoint = checkpoint
@@ -43,7 +47,8 @@ class TextRun:
         self.positions = np.concatenate([np.arange(len(ids), dtype=np.int32) for ids in sequences])
         self.kernels = ArrayKernels(self._multiplied)
         exact = replace(precision, activations="f32")
-        self.model = build_model(config, exact, kernels=cast(Kernels, self.kernels))
+        head = (draft[0], replace(draft[1], activations="f32")) if draft else None
+        self.model = build_model(config, exact, head, cast(Kernels, self.kernels))
         self.stream = np.empty((0, 0), np.float32)  # what the linear at hand is added to
         self._params: dict[int, tuple[Param, np.ndarray]] = {}  # in memory, by the arrays' ids
 
@@ -55,7 +60,7 @@ class TextRun:
 
     def through(self, number: int, layer: Layer, states: np.ndarray, batch: Batch) -> np.ndarray:
         """The residual stream [n, hidden] before a layer -> behind it."""
-        with self.loaded(number, layer):
+        with self.loaded(f"layers.{number}", layer):
             return self.layer(layer, states, batch)
 
     def layer(self, layer: Layer, states: np.ndarray, batch: Batch) -> np.ndarray:
@@ -65,9 +70,11 @@ class TextRun:
         return cast(Any, layer)(states, pools, batch, [])
 
     @contextmanager
-    def loaded(self, number: int, layer: Layer) -> Iterator[None]:
-        """While a layer's weights are in memory."""
-        weights = list(layer.weights(f"layers.{number}"))
+    def loaded(self, path: str, part: Part, leave: str = "") -> Iterator[None]:
+        """While a part's weights are in memory, but for the one of the name `leave`. `path`: the
+        part's name in the model.
+        """
+        weights = [pair for pair in part.weights(path) if pair[0] != leave]
         for name, weight in weights:
             param = weight.param(name)
             array = stacked_rows(param, self.checkpoint, 0, param.rows)
@@ -98,18 +105,20 @@ class TextRun:
         received = self.kernels.received
         return own + received if before_attention else own * (1 + received)
 
-    def batch(self) -> Batch:
-        """What all layers share."""
-        c = self.config
+    def batch(self, positions: np.ndarray | None = None) -> Batch:
+        """What all layers share, of rows at the text's positions or at others."""
+        c, at = self.config, self.positions if positions is None else positions
         angles = RopeAngles(c.head_dim, c.rope_attention_scale)
-        cos_sin = angles.define(self.positions, c.inv_freq).astype(np.float32)
-        arrays: Any = (self.positions, cos_sin, self.positions, None)
+        cos_sin = angles.define(at, c.inv_freq).astype(np.float32)
+        arrays: Any = (at, cos_sin, at, None)
         return Batch(*arrays, decode=False, sparse=False, tree=None)
 
-    def embedded(self) -> np.ndarray:
-        """The residual stream before the first layer, float32 [n, hidden]."""
+    def embedded(self, tokens: np.ndarray | None = None) -> np.ndarray:
+        """The residual stream before the first layer, float32 [n, hidden], of the text's tokens or
+        of others.
+        """
         tables = self.precision.embedding
-        used, places = np.unique(self.tokens, return_inverse=True)
+        used, places = np.unique(self.tokens if tokens is None else tokens, return_inverse=True)
         rows = np.concatenate([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in used.tolist()])
         rows = tables.dequantize(tables.quantize(rows, EMBEDDING))
         return rows[places] * np.float32(self.config.scale_emb)
