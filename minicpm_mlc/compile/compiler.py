@@ -27,11 +27,17 @@ from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.asked import TextWork, calibration_offer
 from minicpm_mlc.compile.calibrate.layers import Calibration
-from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint import (
+    Checkpoint,
+    RandomCheckpoint,
+    Weights,
+    open_checkpoint,
+)
 from minicpm_mlc.compile.checkpoint.adapters import Adapters
 from minicpm_mlc.compile.checkpoint.bundle import DRAFT_LEFT, BundleWeights
 from minicpm_mlc.compile.checkpoint.files import check_whole_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
+from minicpm_mlc.compile.checkpoint.mixed import own_schemes
 from minicpm_mlc.compile.companions import (
     add_companions,
     check_companions,
@@ -41,7 +47,7 @@ from minicpm_mlc.compile.companions import (
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
-from minicpm_mlc.compile.convert import convert
+from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
 from minicpm_mlc.compile.model.registry import build_model, read_config_folder, with_context
@@ -146,10 +152,10 @@ def compile_model(
         target = get_target(device, cpu, gpu, arch)
         schemes = opened.schemes(scheme, embedding_scheme)
         precision = choose_precision(*schemes, activations, kv or opened.kv, target)
-        precision = replace(precision, mixed=opened.mixed)
+        precision = replace(precision, mixed=opened.mixed(precision, scheme))
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
-        again = opened.weights.notes(precision.linear, precision.embedding)
+        again = opened.rounded(precision)
         for note in again:
             say(note)
         if work:
@@ -203,10 +209,21 @@ class _Opened:
         """How a bundle stores keys and values; None where that is open."""
         return self.stored.precision.kv.name if self.stored else None
 
-    @property
-    def mixed(self) -> Mapping[str, Scheme]:
-        """The linears of a bundle that have other schemes."""
-        return self.stored.precision.mixed if self.stored else {}
+    def mixed(self, precision: Precision, asked: str | None) -> Mapping[str, Scheme]:
+        """The linears that other schemes suit, unless the user `asked` for one."""
+        if self.stored:
+            return self.stored.precision.mixed
+        if asked or not isinstance(self.weights, Weights):
+            return {}
+        return own_schemes(self._params(precision), self.weights, precision.linear.name)
+
+    def rounded(self, precision: Precision) -> list[str]:
+        """What is lost where the weights are integers already."""
+        params = [param for param in self._params(precision) if param.columns]
+        return self.weights.notes({name: p.scheme for p in params for name in p.sources})
+
+    def _params(self, precision: Precision) -> list[Param]:
+        return build_model(self.config, precision).parameters()
 
     @property
     def calibration(self) -> dict[str, Any] | None:
@@ -217,13 +234,13 @@ class _Opened:
         """What calibration could do for weights that are rounded here."""
         if isinstance(self.weights, RandomCheckpoint):
             return None
-        return calibration_offer(build_model(self.config, precision).parameters())
+        return calibration_offer(self._params(precision))
 
     def carries(self, precision: Precision) -> bool:
         """Whether any weights are stored as the source has them in integers."""
         return any(
             self.weights.carried(source, param.scheme, 0, 1)
-            for param in build_model(self.config, precision).parameters()
+            for param in self._params(precision)
             if param.columns
             for source in param.sources
         )
