@@ -72,13 +72,16 @@ LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do."""
+    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do,
+    `offer` what could still be done for its answers.
+    """
 
     out: str
     written: bool
     weights: int
     memory: list[dict[str, int]]  # {"context", "bytes"}
     notes: list[str]
+    offer: str | None = None
 
     def json(self) -> str:
         """One JSON object."""
@@ -94,7 +97,8 @@ class CompileResult:
             f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}"
             for row in self.memory
         ]
-        return "\n".join([head, *rows, *(f"note: {note}" for note in self.notes)])
+        notes = [*(f"note: {note}" for note in self.notes), *([self.offer] if self.offer else [])]
+        return "\n".join([head, *rows, *notes])
 
 
 def compile_model(
@@ -158,9 +162,8 @@ def compile_model(
         precision = replace(precision, mixed=opened.mixed(precision, scheme))
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
-        later = opened.rounded(precision)
-        later += opened.offered(precision, carried, work)
-        for note in later:
+        again = opened.rounded(precision)
+        for note in again:
             say(note)
         if work:
             precision = work.spent(config, precision, opened.weights, progress)
@@ -170,7 +173,8 @@ def compile_model(
         compilation = Compilation(config, precision, target, longest, chunk, stored, said)
         suffix = f"-{gpu}" if gpu else ""
         path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
-        result = _result(path, compilation.manifest, opened.notes + later, written=not dry_run)
+        result = _result(path, compilation.manifest, opened.notes + again, written=not dry_run)
+        result = replace(result, offer=None if carried or work else opened.offer(precision))
         if not dry_run:
             whole = opened.with_head(head)
             calibration = work and work.calibration(compilation, whole, path)
@@ -233,14 +237,11 @@ class _Opened:
         """What a bundle's manifest says of it."""
         return self.stored.manifest.calibration if self.stored else None
 
-    def offered(self, precision: Precision, carried: bool, work: TextWork | None) -> list[str]:
-        """What else could be done for the weights."""
-        if carried or work or isinstance(self.weights, RandomCheckpoint):
-            return []
-        if self.config.lightning_layers:
-            return []
-        offer = calibration_offer(self._params(precision))
-        return [offer] if offer else []
+    def offer(self, precision: Precision) -> str | None:
+        """What calibration could do for weights that are rounded here."""
+        if isinstance(self.weights, RandomCheckpoint) or self.config.lightning_layers:
+            return None
+        return calibration_offer(self._params(precision))
 
     def carries(self, precision: Precision) -> bool:
         """Whether any weights are stored as the source has them in integers."""
