@@ -247,17 +247,23 @@ def _converse(
             )
 
 
-@main.command(**example("minicpm-mlc inspect MiniCPM4.1-8B"))
+@main.command(**example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"))
 @click.argument("source")
+@click.option("--speed/--no-speed", default=True, help="Forecast tokens/s on this machine.")
+@click.option("--measure", is_flag=True, help="Measure this machine's limits again first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(source: str, as_json: bool) -> None:
-    """Show config, sizes and memory need of SOURCE.
+def inspect(source: str, speed: bool, measure: bool, as_json: bool) -> None:
+    """Show config, sizes, memory need and speed of SOURCE, before anything large is downloaded.
 
-    SOURCE is a bundle, a checkpoint, or a published model's name.
+    SOURCE is a bundle, a checkpoint, ORG/NAME of a hub, or a published model's name. Limits of the
+    machine are measured once, which takes some seconds.
     """
     from minicpm_mlc.inspect import describe
 
-    _print(describe.describe(source), describe.as_text, as_json)
+    report = describe.describe(source)
+    report = describe.with_speeds(report, measure) if speed else report
+    report.pop(describe.CONFIG, None)
+    _print(report, describe.as_text, as_json)
 
 
 @main.command(**example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,24 +36,36 @@ def memory_reader(threads: int) -> MemoryReader:
 
 def measure_limits(threads: int, reader: MemoryReader) -> Limits:
     """All limits with `threads` threads; memory's is the reader's best."""
+    return Limits(threads, reader.best, *_rates(threads, min))
+
+
+def usual_limits(threads: int, reader: MemoryReader) -> Limits:
+    """What a program may count on beside others: medians, where `measure_limits` has the best."""
+    return Limits(threads, reader.usual, *_rates(threads, statistics.median))
+
+
+def _rates(threads: int, choose: Callable[[list[float]], float]) -> tuple[float, float | None]:
+    """float32 and int8 operations per second; `choose` takes one of the passes' seconds."""
     use_threads(threads)
     target = CpuTarget.of("native")
-    float32 = _rate(multiply_add_peak(PEAK_VECTORS), "float32", threads, FLOAT32_OPERATIONS)
+    kernel = multiply_add_peak(PEAK_VECTORS)
+    float32 = _rate(kernel, "float32", threads, FLOAT32_OPERATIONS, choose)
     dot = target.int8_dot
-    int8 = None
-    if dot:
-        int8 = _rate(int8_peak(PEAK_VECTORS, dot), "int32", threads, int8_operations(dot))
-    return Limits(threads, reader.best, float32, int8)
+    if not dot:
+        return float32, None
+    kernel = int8_peak(PEAK_VECTORS, dot)
+    return float32, _rate(kernel, "int32", threads, int8_operations(dot), choose)
 
 
-def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:
-    """Operations per second of a kernel that multiplies, the best of some passes."""
+def _rate(
+    kernel: Any,
+    dtype: str,
+    threads: int,
+    operations: int,
+    choose: Callable[[list[float]], float],
+) -> float:
+    """Operations per second of a kernel that multiplies."""
     run = compiled(kernel)
     out = tvm.runtime.from_dlpack(reserve((threads, 16), np.dtype(dtype)))
-    return (
-        threads
-        * STEPS
-        * PEAK_VECTORS
-        * operations
-        / min(seconds(lambda: run(out)) for _ in range(PASSES))
-    )
+    passes = [seconds(lambda: run(out)) for _ in range(PASSES)]
+    return threads * STEPS * PEAK_VECTORS * operations / choose(passes)

@@ -21,6 +21,7 @@ from minicpm_mlc.hub.transfer import (
     UnreachableError,
     complete,
     fetch_all,
+    first_bytes,
 )
 
 LARGE = 1 << 20  # bytes from which a file is fetched by us
@@ -89,6 +90,16 @@ class HuggingFace:
                 _check_small(folder / file.path, file)
         return folder
 
+    def beginning(self, name: Name, listing: Listing, file: RemoteFile, count: int) -> bytes:
+        """The first `count` bytes of a file, or all of it; nothing is kept. Raises HubError."""
+        url = self._library.hf_hub_url(name.repository, file.path, revision=listing.revision)
+        last = min(count, file.size) - 1
+        try:
+            with _told(name), self._open(name, url, 0, last) as (_, blocks):
+                return first_bytes(blocks, count)
+        except Interrupted as cut:
+            raise cut.reason from cut
+
     def cached(self, name: Name) -> Path | None:
         """The folder of what was fetched before, without asking the hub."""
         try:
@@ -133,11 +144,16 @@ class HuggingFace:
         partial.replace(blob)
 
     @contextmanager
-    def _open(self, name: Name, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def _open(
+        self, name: Name, url: str, start: int, last: int | None = None
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
         import httpx2
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        asked = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+        asked = {
+            "Range": f"bytes={start}-{'' if last is None else last}",
+            "Accept-Encoding": "identity",
+        }
         headers = {**build_hf_headers(), **asked}
         timeout = self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:

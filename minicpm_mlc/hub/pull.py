@@ -43,6 +43,10 @@ class Hub(Protocol):
         """Brings the files into the cache; their folder."""
         ...
 
+    def beginning(self, name: Name, listing: Listing, file: RemoteFile, count: int) -> bytes:
+        """The first bytes of a file."""
+        ...
+
     def cached(self, name: Name) -> Path | None:
         """The folder of what was fetched before, without asking the hub."""
         ...

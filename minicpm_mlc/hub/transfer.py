@@ -127,6 +127,16 @@ def _append(partial: Path, open_at: Open, counter: Counter) -> None:
             counter(len(block))
 
 
+def first_bytes(blocks: Iterator[bytes], count: int) -> bytes:
+    """What comes first, at most `count` bytes of it."""
+    came = b""
+    for block in blocks:
+        came += block
+        if len(came) >= count:
+            break
+    return came[:count]
+
+
 def check(path: Path, file: RemoteFile) -> None:
     """Removes what isn't the file, and raises HubError then."""
     size = path.stat().st_size
