@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from minicpm_mlc.compile.kernels import Kernels  # imports TVM
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], F32)  # published names depend on none
+QUANTISATION = (
+    "quantization_config",
+    "quantization",
+)  # read with the weights: checkpoint/stated.py
 Declared = TypeVar("Declared", ModelDeclaration, EagleDeclaration)
 
 
@@ -59,6 +63,8 @@ def read_config(raw: object, name: str, where: str = "config.json") -> ModelConf
     """
     keys = Keys(raw, where)
     model_type = _model_type(keys)
+    for key in QUANTISATION:
+        keys.take(key, None)
     fields = models()[model_type].read(keys)
     keys.finish(HARMLESS)
     return ModelConfig(name=name, model_type=model_type, **fields)
