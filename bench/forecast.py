@@ -14,24 +14,29 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shapes import shape, write_source
 
 from minicpm_mlc.base.text import human_bytes, markdown_table, plain_table
-from minicpm_mlc.bench.decode import READS, bench_gears
-from minicpm_mlc.bench.limits import memory_reader, usual_limits
+from minicpm_mlc.bench.decode import GearSide, measure
+from minicpm_mlc.bench.limits import UsualLimits
+from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bench.speed_report import SpeedRow
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.storage import choose_precision
-from minicpm_mlc.inspect.forecast import DEPTHS, PROMPT, Forecast, needed_memory
+from minicpm_mlc.inspect.forecast import DEPTHS, PROMPT, Forecast, Speed, needed_memory
+from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets import get_target
 
-NEW_TOKENS = 16
+NEW_TOKENS = 8
+REPEATS = 3
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
 CONTEXTS = (4096, 32768)  # tokens, for memory
 # the largest resident set of a process that holds a whole context and computes its last chunk
@@ -80,48 +85,30 @@ def bundle_of(config: ModelConfig, work: Path) -> Path:
 
 
 def speed_rows(
-    config: ModelConfig, path: Path, depths: list[int], threads: int
-) -> tuple[list[Row], Limits]:
-    """Prefill and decode at each depth, in each gear that the forecast has there, and the limits
-    around them.
+    config: ModelConfig, path: Path, depths: list[int], usual: UsualLimits
+) -> Iterator[tuple[list[Row], Limits]]:
+    """For each depth: prefill and decode, in each gear that the forecast has there, and the limits,
+    sampled between the repeats.
     """
-    reader = memory_reader(threads)
-    before = usual_limits(threads, reader)
     precision = choose_precision("w4", None, "auto", None, get_target("cpu", "native"))
-    measured = {}
-    for prompt, part in ((PROMPT, depths[:1]), (BEHIND, depths[1:])):
-        if part:
-            reader.sample(READS)
-            reports = bench_gears(
-                path,
-                ["dense", *(["sparse"] if config.sparse else [])],
-                *("", part, (prompt,), NEW_TOKENS, 3, threads),
-                random_cache=True,
-            )
-            reader.sample(READS)
-            measured |= {
-                (row.phase, row.depth, gear): row.tokens_per_second
-                for gear, report in reports.items()
-                for row in report.rows
-            }
-    limits = between(before, usual_limits(threads, reader))
-    forecast = Forecast(config, precision, limits)
-    foretold = forecast.speeds(depths[:1]) + forecast.speeds(depths[1:], BEHIND)
-    rows = [
-        Row(
-            *(config.name, speed.phase, speed.depth, speed.attention, speed.tokens_per_second),
-            measured[speed.phase, speed.depth, speed.attention],
-        )
-        for speed in foretold
-    ]
-    return rows, limits
+    gears = ["dense", *(["sparse"] if config.sparse else [])]
+    context = max(depths) + PROMPT
+    with Engine(path, context=context, threads=usual.threads, attention=gears[0]) as engine:
+        sides = {gear: GearSide(engine, gear, lambda n: fill_cache(engine, n)) for gear in gears}
+        for depth in depths:
+            usual.forget()
+            prompt = BEHIND if depth else PROMPT
+            rows = measure(sides, [depth], [prompt], NEW_TOKENS, REPEATS, usual.sample)
+            measured = {(gear, row.phase): row for gear in gears for row in rows[gear]}
+            limits = usual.limits()
+            foretold = Forecast(config, precision, limits).speeds([depth], prompt)
+            yield [_row(config.name, one, measured) for one in foretold], limits
 
 
-def between(before: Limits, after: Limits) -> Limits:
-    """Means of what was measured before and after a run; memory's of all samples."""
-    int8 = (before.int8 + after.int8) / 2 if before.int8 and after.int8 else None
-    float32 = (before.float32 + after.float32) / 2
-    return Limits(before.threads, after.bandwidth, float32, int8)
+def _row(model: str, foretold: Speed, measured: dict[tuple[str, str], SpeedRow]) -> Row:
+    row = measured[foretold.attention, foretold.phase]
+    speeds = foretold.tokens_per_second, row.tokens_per_second
+    return Row(model, foretold.phase, foretold.depth, foretold.attention, *speeds)
 
 
 def memory_rows(config: ModelConfig, path: Path) -> list[Row]:
@@ -155,10 +142,12 @@ def main() -> None:
     paths = [bundle_of(config, args.work) for config in configs]
     rows: list[Row] = []
     limits: list[str] = []
+    usual = UsualLimits(args.threads)
     for config, path in zip(configs, paths, strict=True):
-        speeds, around = speed_rows(config, path, depths, args.threads)
-        rows += speeds + memory_rows(config, path)
-        limits.append(f"{config.name}: {around.text()}")
+        for speeds, around in speed_rows(config, path, depths, usual):
+            rows += speeds
+            limits.append(f"{config.name}, depth {speeds[0].context}: {around.text()}")
+        rows += memory_rows(config, path)
     command = shlex.join(["python", "bench/forecast.py", *sys.argv[1:]])
     if args.json:
         told = [asdict(row) | {"error": row.error} for row in rows]

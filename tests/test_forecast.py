@@ -99,8 +99,14 @@ def test_limits_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     measured = [Limits(2, 1e9, 2e9, None), Limits(2, 5e9, 6e9, 7e9)]
     import minicpm_mlc.bench.limits as bench_limits
 
-    monkeypatch.setattr(bench_limits, "memory_reader", lambda threads: None)
-    monkeypatch.setattr(bench_limits, "usual_limits", lambda *_: measured.pop(0))
+    class Measured:
+        def __init__(self, threads: int) -> None:
+            self.limits = lambda: measured.pop(0)
+
+        def sample(self) -> None:
+            pass
+
+    monkeypatch.setattr(bench_limits, "UsualLimits", Measured)
     first = machine_limits.machine_limits()
     assert machine_limits.machine_limits() == first == Limits(2, 1e9, 2e9, None)
     assert machine_limits.machine_limits(again=True) == Limits(2, 5e9, 6e9, 7e9)
@@ -149,10 +155,16 @@ def test_gears_and_depths_are_those_that_the_model_has() -> None:
     assert sparse[-1].tokens_per_second > 2 * sparse[-2].tokens_per_second
 
 
-def test_memory_is_the_manifest_s_and_the_program(tmp_path: Path) -> None:
-    config = tiny_config("MiniCPM4.1-8B")
-    write_checkpoint(tmp_path / "model", config)
-    result = compile_model(tmp_path / "model", dry_run=True)
-    need = needed_memory(replace(config, sparse=sparse_settings(config)), "w4")
-    for row in result.memory:
-        assert need(row["context"]) == row["bytes"] + forecast.PROGRAM
+def test_memory_is_what_a_chat_touches(tmp_path: Path) -> None:
+    """The manifest's, but for an embedding of which few rows are read, with the program."""
+    for preset, embedding in (("MiniCPM4-0.5B", 0), ("MiniCPM4.1-8B", 323)):
+        config = tiny_config(preset)
+        write_checkpoint(tmp_path / preset, config)
+        result = compile_model(tmp_path / preset, dry_run=True)
+        short, *_, long = result.memory
+        config = replace(config, sparse=sparse_settings(config))
+        need = needed_memory(config, "w4")
+        assert need(long["context"]) - need(short["context"]) == long["bytes"] - short["bytes"]
+        stored = embedding * config.hidden_size * 17 // 16  # 8 bits, and a scale of 16 for 32
+        fixed = need(0) - forecast.PROGRAM - (result.weights - stored)
+        assert 0 < fixed < 512 * 4 * (3 * config.intermediate_size + 2 * config.hidden_size)

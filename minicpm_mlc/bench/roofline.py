@@ -71,6 +71,10 @@ class MemoryReader:
         """What a program may count on: the median of the samples."""
         return statistics.median(self._samples)
 
+    def forget(self) -> None:
+        """Begins anew."""
+        self._samples.clear()
+
     def sample(self, passes: int = 1) -> None:
         """Goes through the buffer `passes` times."""
         for _ in range(passes):

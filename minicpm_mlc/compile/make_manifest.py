@@ -43,7 +43,7 @@ def make_manifest(
         memory={
             "weights": stored_bytes(params),
             "kv_per_token": bytes_per_token(state),
-            "activations": activation_bytes(config, prefill_chunk),
+            "activations": _activation_bytes(config, prefill_chunk),
         },
         tvm=version("apache-tvm"),
         library=target.libraries[0],
@@ -75,6 +75,6 @@ def with_draft(
     return replace(manifest, draft=draft, memory=memory)
 
 
-def activation_bytes(config: ModelConfig, prefill_chunk: int) -> int:
+def _activation_bytes(config: ModelConfig, prefill_chunk: int) -> int:
     """At the widest moment of a prefill: gate and up, their product, and the residual stream."""
     return 4 * prefill_chunk * (3 * config.intermediate_size + 2 * config.hidden_size)

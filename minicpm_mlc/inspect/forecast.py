@@ -19,7 +19,6 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes, stored_tensors
 from minicpm_mlc.compile.limits import choose_prefill_chunk
-from minicpm_mlc.compile.make_manifest import activation_bytes
 from minicpm_mlc.compile.model.registry import build_model, with_context
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, bytes_per_token
@@ -41,7 +40,7 @@ PER_LAYER = 25e-6
 PER_CHANNEL = 8.5e-9  # of each layer's residual stream
 PER_STEP = 150e-6
 LIBRARY = 1 << 20  # bytes of the disk
-PROGRAM = 90 << 20  # bytes of memory: Python, its libraries, TVM's runtime, the tokenizer
+PROGRAM = 72 << 20  # bytes of memory: Python, its libraries, TVM's runtime, the tokenizer
 
 
 @dataclass(frozen=True)
@@ -176,14 +175,17 @@ def bundle_bytes(config: ModelConfig, scheme: str) -> int:
 
 
 def needed_memory(config: ModelConfig, scheme: str) -> Callable[[int], int]:
-    """Bytes that a chat takes with so many tokens of context: weights, keys and values, the
-    activations of a prefill, and the program itself.
+    """Bytes that a chat keeps in memory with so many tokens of context: weights, keys and values,
+    the activations of a prefill, and the program. Of an embedding that isn't the head too, which
+    is mapped from its file, only the rows of the text's tokens are read.
     """
     precision = _stored(scheme)
-    weights = stored_bytes(build_model(config, precision).parameters())
+    weights = Work.of(config, precision).weights
     per_token = bytes_per_token(attention_state(config, precision.kv))
     chunk = choose_prefill_chunk(config, config.max_position_embeddings, None)
-    fixed = weights + activation_bytes(config, chunk) + PROGRAM
+    gated = config.intermediate_size  # int8, or gate, up and product in float32
+    row = 8 * config.hidden_size + gated * (1 if precision.linear.takes_int8 else 12)
+    fixed = weights + chunk * row + PROGRAM
     return lambda context: fixed + context * per_token
 
 

@@ -11,6 +11,8 @@ from minicpm_mlc.base.files import cache_file, remember
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
+SAMPLES = 9
+
 
 def machine_limits(again: bool = False) -> Limits:
     """Those of all physical cores that a program may count on; measured now if `again`, or if they
@@ -21,10 +23,12 @@ def machine_limits(again: bool = False) -> Limits:
     with suppress(OSError, ValueError, TypeError, RuntimeError):
         if not again:
             return Limits(**json.loads(cache_file("limits", key.encode()).read_text()))
-    from minicpm_mlc.bench.limits import memory_reader, usual_limits  # imports TVM
+    from minicpm_mlc.bench.limits import UsualLimits  # imports TVM
 
-    reader = memory_reader(threads)
-    limits = usual_limits(threads, reader)
+    usual = UsualLimits(threads)
+    for _ in range(SAMPLES):
+        usual.sample()
+    limits = usual.limits()
     with suppress(OSError, RuntimeError):
         remember(cache_file("limits", key.encode()), json.dumps(asdict(limits)))
     return limits
