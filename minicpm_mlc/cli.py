@@ -139,8 +139,8 @@ main.add_command(pull)
     "adapters",
     metavar="DIR[:WEIGHT]",
     multiple=True,
-    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
-    "once.",
+    help="A LoRA adapter's folder, or ORG/NAME, merged before the weights are stored; may be given "
+    "more than once.",
 )
 @click.option(
     "--ternary",
@@ -176,6 +176,7 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    adapters: tuple[str, ...],
     draft: str | None,
     random_weights: bool,
     force: bool,
@@ -188,13 +189,15 @@ def compile_command(
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path
 
     with show_progress() as report:
+        adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
         result = compile_model(
             source if random_weights else local_path(source, report, note),
+            adapters=adapters,
             draft=draft,
             random_weights=random_weights,
             scheme=quant,

@@ -238,6 +238,19 @@ def test_one_file_of_a_gguf_repository(stand: Stand, name: str) -> None:
     assert pulled(f"{name}:Q8_0").path.read_bytes() == b"Q8_0" * 5000
 
 
+def test_adapters_may_have_a_weight(stand: Stand, tmp_path: Path) -> None:
+    stand.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    folder = pulled(NAMES["hf"]).path
+    assert set(contents(folder)) == set(stand.files)
+    for given, path in {
+        NAMES["hf"]: f"{folder}",
+        f"{NAMES['hf']}:0.5": f"{folder}:0.5",
+        f"{tmp_path}:2": f"{tmp_path}:2",
+        f"{tmp_path}": f"{tmp_path}",
+    }.items():
+        assert pull.local_adapter(given, no_progress, print) == path
+
+
 def test_pull_tells_where_it_is(stand: Stand) -> None:
     result = run("pull", NAMES["hf"])
     assert result.exit_code == 0, result.stderr

@@ -33,11 +33,12 @@ class HuggingFace:
 
     def __init__(self) -> None:
         try:
+            import httpx2  # noqa: F401  # earlier versions are on another library
             import huggingface_hub
         except ImportError:
             raise HubError(
-                "Hugging Face is reached through huggingface_hub, which is not installed: "
-                "pip install 'minicpm-mlc[hub]'"
+                "Hugging Face is reached through huggingface_hub 2.4 or newer, which is not "
+                "installed: pip install 'minicpm-mlc[hub]'"
             ) from None
         self._library = huggingface_hub
 
@@ -230,8 +231,9 @@ def _http_error(name: Name, error: Any) -> HubError:
         return HubError(f"{name.repository} has no revision {name.revision}; see {page}/tree/main")
     if status in (401, 404) and not isinstance(error, errors.RemoteEntryNotFoundError):
         return HubError(
-            f"{constants.ENDPOINT} has no {name.repository}, or it is private: see the spelling, "
-            f"or log in with hf auth login, or try modelscope:{name.repository}"
+            f"{constants.ENDPOINT} has no {name.repository}, or it is private: see the spelling "
+            "(no folder here is called so either), or log in with hf auth login, or try "
+            f"modelscope:{name.repository}"
         )
     if status == 403:
         return HubError(f"{page} may not be read with this token (403); hf auth login with another")

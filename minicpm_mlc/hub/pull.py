@@ -104,6 +104,14 @@ def local_path(source: str, progress: Progress, say: Callable[[str], object]) ->
     return source if name is None else str(pull(name, progress, say).path)
 
 
+def local_adapter(given: str, progress: Progress, say: Callable[[str], object]) -> str:
+    """The same for SOURCE[:WEIGHT] of a LoRA adapter."""
+    source, _, weight = given.rpartition(":")
+    if source and weight.replace(".", "", 1).isdecimal():
+        return f"{local_path(source, progress, say)}:{weight}"
+    return local_path(given, progress, say)
+
+
 def pull(
     name: Name, progress: Progress = no_progress, say: Callable[[str], object] = print
 ) -> Pulled:
