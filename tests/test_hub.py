@@ -207,7 +207,7 @@ def test_a_token_stays_with_the_hub(
     assert stand.tokens_at_files == []
 
 
-def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str) -> None:
+def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str, tmp_path: Path) -> None:
     before = pulled(name).path
     stand.status = 500  # not reached
     notes: list[str] = []
@@ -219,6 +219,9 @@ def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str) -> No
         again = pull.pull_source(name, no_progress, notes.append)
         assert again.path == before
         assert f"{gone}" in notes[0] and "what was downloaded before is used" in notes[0]
+        next((tmp_path / "cache").rglob("pulled/*.json")).unlink()
+        again = pull.pull_source(name, no_progress, notes.append)  # by the hub's cache alone
+        assert (again.path, len(notes)) == (before, 2)
         with pytest.raises(HubError, match=f"{gone}.* was not downloaded before; see the network"):
             pulled(name.replace("tiny", "other"))
 

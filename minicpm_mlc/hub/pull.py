@@ -140,6 +140,10 @@ def pull(
 def _without_hub(
     hub: Hub, name: Name, error: UnreachableError, say: Callable[[str], object]
 ) -> Pulled:
+    record = records.find(name)
+    if record and record.is_whole:
+        say(f"{error}: what was downloaded before is used")
+        return Pulled(record.path, record)
     folder = hub.cached(name)
     if folder is None:
         other = "" if name.hub == MODELSCOPE else f", or try {MODELSCOPE}:{name.repository}"
