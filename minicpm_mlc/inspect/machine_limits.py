@@ -19,7 +19,7 @@ def machine_limits(again: bool = False) -> Limits:
     weren't before.
     """
     threads = physical_cores()
-    key = json.dumps([cpu_name(), threads, version("apache-tvm"), version("minicpm-mlc")])
+    key = json.dumps([cpu_name(), threads, version("apache-tvm")])
     with suppress(OSError, ValueError, TypeError, RuntimeError):
         if not again:
             return Limits(**json.loads(cache_file("limits", key.encode()).read_text()))
