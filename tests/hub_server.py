@@ -28,6 +28,7 @@ class Stand:
     retry_after: str | None = None
     cut_every: int = 0  # bytes after which a connection of the second port is cut
     wrong: set[str] = field(default_factory=set)  # files that come with other bytes
+    more: int = 0  # bytes that follow the end of each file
     ranges: bool = True
     token: str | None = None  # what the first port asks for
     asked: list[str] = field(default_factory=list)  # paths that were asked of both, "GET 9-/cdn/x"
@@ -37,7 +38,7 @@ class Stand:
 
     def body(self, path: str) -> bytes:
         """The bytes that are sent for a file."""
-        data = self.files[path]
+        data = self.files[path] + bytes(self.more)
         return data if path not in self.wrong else bytes([data[0] ^ 1]) + data[1:]
 
 

@@ -172,6 +172,14 @@ def test_wrong_bytes_are_refused_and_fetched_again(stand: Stand, name: str, path
     assert contents(pulled(name).path)[path] == FILES[path]
 
 
+def test_a_file_without_end_does_not_fill_the_disk(stand: Stand) -> None:
+    stand.more = 1 << 26
+    with pytest.raises(HubError, match=r"model\.safetensors came with .* bytes, expected 40,960"):
+        pulled(NAMES["hf"])
+    kept = [path for path in huggingface.HuggingFace().cache.rglob("*") if path.is_file()]
+    assert not [path for path in kept if path.stat().st_size > 1 << 16]
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [

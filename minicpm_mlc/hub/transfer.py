@@ -103,7 +103,7 @@ def _read_to_end(partial: Path, file: RemoteFile, open_at: Open, counter: Counte
     idle = 0
     while (before := partial.stat().st_size) < file.size:
         try:
-            _append(partial, open_at, counter)
+            _append(partial, file.size, open_at, counter)
             reason, pause = HubError(f"the hub ends {file.path} too early"), None
         except Interrupted as cut:
             reason, pause = cut.reason, cut.pause
@@ -116,7 +116,8 @@ def _read_to_end(partial: Path, file: RemoteFile, open_at: Open, counter: Counte
         time.sleep(pause if pause is not None else PAUSES[max(idle - 1, 0)])
 
 
-def _append(partial: Path, open_at: Open, counter: Counter) -> None:
+def _append(partial: Path, size: int, open_at: Open, counter: Counter) -> None:
+    """As far as the connection brings it; no more than one block beyond `size`."""
     there = partial.stat().st_size
     with open_at(there) as (start, blocks), open(partial, "r+b") as out:
         counter(start - there)
@@ -125,6 +126,8 @@ def _append(partial: Path, open_at: Open, counter: Counter) -> None:
         for block in blocks:
             out.write(block)
             counter(len(block))
+            if out.tell() > size:
+                return
 
 
 def first_bytes(blocks: Iterator[bytes], count: int) -> bytes:
