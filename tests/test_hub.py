@@ -197,6 +197,13 @@ def test_refusals_name_the_next_command(stand: Stand, name: str, status: int, sa
         pulled(name)
 
 
+@pytest.mark.parametrize("page", [b"<html>log in", b"[]", b'{"siblings": 3}', b""])
+def test_answers_of_something_else_are_told(stand: Stand, name: str, page: bytes) -> None:
+    stand.page = page
+    with pytest.raises(HubError, match=r"answers what no hub does|no weights that are read"):
+        pulled(name)
+
+
 def test_a_rate_limit_says_how_long_to_wait(stand: Stand) -> None:
     stand.status, stand.retry_after = 429, "37"
     with pytest.raises(HubError, match="type the same command in 37 seconds"):

@@ -22,6 +22,7 @@ from minicpm_mlc.hub.transfer import (
     complete,
     fetch_all,
     first_bytes,
+    understood,
 )
 
 LARGE = 1 << 20  # bytes from which a file is fetched by us
@@ -35,6 +36,8 @@ class HuggingFace:
         try:
             import httpx2  # noqa: F401  # earlier versions are on another library
             import huggingface_hub
+            import huggingface_hub.constants
+            import huggingface_hub.errors
         except ImportError:
             raise HubError(
                 "Hugging Face is reached through huggingface_hub 2.4 or newer, which is not "
@@ -51,17 +54,18 @@ class HuggingFace:
         """What the repository holds now. Raises HubError, UnreachableError where there is no way
         to the hub.
         """
-        with _told(name):
+        with understood(self._library.constants.ENDPOINT), _told(name):
             info = self._library.HfApi().model_info(
                 name.repository, revision=name.revision, files_metadata=True
             )
-        files = [
-            RemoteFile(
-                each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None, each.blob_id
-            )
-            for each in info.siblings or ()
-        ]
-        return Listing(str(info.sha), files)
+            files = [
+                RemoteFile(
+                    *(each.rfilename, each.size or 0),
+                    *(each.lfs.sha256 if each.lfs else None, each.blob_id),
+                )
+                for each in info.siblings or ()
+            ]
+            return Listing(str(info.sha), files)
 
     def missing(
         self, name: Name, listing: Listing, files: Sequence[RemoteFile]
@@ -206,7 +210,7 @@ def _told(name: Name) -> Iterator[None]:
         raise _unreachable(error) from error
     except errors.HfHubHTTPError as error:
         raise _http_error(name, error) from error
-    except ValueError as error:  # names that the library refuses
+    except errors.HFValidationError as error:
         raise HubError(f"{name} is no name of a repository: {shown(error)}") from error
 
 

@@ -15,7 +15,7 @@ from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import Name
-from minicpm_mlc.hub.transfer import Counter, UnreachableError, first_bytes
+from minicpm_mlc.hub.transfer import Counter, UnreachableError, first_bytes, understood
 
 KIND = "model"
 MAIN = "master"  # its default branch
@@ -52,7 +52,7 @@ class ModelScope:
         """What the repository holds now. Raises HubError, UnreachableError where there is no way
         to the hub.
         """
-        with _told(name):
+        with understood(str(self._config.endpoint)), _told(name):
             files = self._api.list_repo_files(name.repository, KIND, revision=name.revision or MAIN)
         listed = [RemoteFile(each.path, each.size, each.sha256) for each in files]
         return Listing(

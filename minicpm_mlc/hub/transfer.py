@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.files import sha256_of
 from minicpm_mlc.base.partial import hold
 from minicpm_mlc.base.progress import Progress
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import RemoteFile
 
 AT_ONCE = 4  # files
@@ -29,6 +30,18 @@ Open = Callable[[int], AbstractContextManager[tuple[int, Iterator[bytes]]]]
 
 class UnreachableError(HubError):
     """No way to the hub: what was fetched before may do."""
+
+
+@contextmanager
+def understood(hub: str) -> Iterator[None]:
+    """Raises HubError where an answer isn't a hub's, such as the page of a proxy."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(
+            f"{hub} answers what no hub does ({shown(error)}); see the address of the mirror, and "
+            "whether the network asks for a login"
+        ) from error
 
 
 class Counter:
