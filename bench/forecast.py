@@ -25,19 +25,19 @@ from minicpm_mlc.bench.decode import GearSide, measure
 from minicpm_mlc.bench.limits import UsualLimits
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
-from minicpm_mlc.bench.speed_report import SpeedRow
-from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.storage import choose_precision
-from minicpm_mlc.inspect.forecast import DEPTHS, PROMPT, Forecast, Speed, needed_memory
+from minicpm_mlc.inspect.forecast import DEPTHS, PROMPT, Forecast, needed_memory
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets import get_target
 
 NEW_TOKENS = 8
-REPEATS = 3
+REPEATS = 2
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
+SCHEME = "w4"
+HEAD = ["model", "what", "context", "attention", "limits", "forecast", "measured", "error"]
 CONTEXTS = (4096, 32768)  # tokens, for memory
 # the largest resident set of a process that holds a whole context and computes its last chunk
 RESIDENT = """
@@ -53,26 +53,46 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()
 
 
 @dataclass(frozen=True)
-class Row:
-    """A number that was foretold and measured, in tokens/s or bytes."""
+class Measured:
+    """A number of tokens/s or bytes, of a preset such as MiniCPM4.1-8B:4, and the limits that were
+    sampled between its repeats. `rows`: of a prefill.
+    """
 
-    model: str
+    preset: str
     what: str
     context: int
     attention: str
-    foretold: float
-    measured: float
+    rows: int
+    value: float
+    limits: Limits | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The preset's shape."""
+        name, _, layers = self.preset.partition(":")
+        return shape(name, int(layers) if layers else None)
+
+    def foretold(self) -> float:
+        """The forecast of it."""
+        if self.limits is None:
+            return needed_memory(self.config, SCHEME)(self.context)
+        precision = choose_precision(SCHEME, None, "auto", None, get_target("cpu", "native"))
+        forecast = Forecast(self.config, precision, self.limits)
+        if self.what == "decode":
+            return 1 / forecast.decode_seconds(self.context, self.attention)
+        return self.rows / forecast.prefill_seconds(self.rows, self.context, self.attention)
 
     @property
     def error(self) -> float:
         """Of the forecast, as a share of what was measured."""
-        return self.foretold / self.measured - 1
+        return self.foretold() / self.value - 1
 
     def cells(self) -> list[str]:
         """For a table."""
-        show = human_bytes if self.what == "memory" else "{:.1f}".format
-        numbers = [show(self.foretold), show(self.measured), f"{self.error:+.0%}"]
-        return [self.model, self.what, f"{self.context}", self.attention, *numbers]
+        show = "{:.1f}".format if self.limits else human_bytes
+        numbers = [show(self.foretold()), show(self.value), f"{self.error:+.0%}"]
+        names = [self.preset, self.what, f"{self.context}", self.attention]
+        return [*names, self.limits.text() if self.limits else "", *numbers]
 
 
 def bundle_of(config: ModelConfig, work: Path) -> Path:
@@ -84,80 +104,80 @@ def bundle_of(config: ModelConfig, work: Path) -> Path:
     return path
 
 
-def speed_rows(
-    config: ModelConfig, path: Path, depths: list[int], usual: UsualLimits
-) -> Iterator[tuple[list[Row], Limits]]:
-    """For each depth: prefill and decode, in each gear that the forecast has there, and the limits,
-    sampled between the repeats.
-    """
-    precision = choose_precision("w4", None, "auto", None, get_target("cpu", "native"))
+def speeds(
+    preset: str, config: ModelConfig, path: Path, depths: list[int], usual: UsualLimits
+) -> Iterator[Measured]:
+    """Prefill and decode at each depth, in each gear that the model has there."""
     gears = ["dense", *(["sparse"] if config.sparse else [])]
     context = max(depths) + PROMPT
     with Engine(path, context=context, threads=usual.threads, attention=gears[0]) as engine:
         sides = {gear: GearSide(engine, gear, lambda n: fill_cache(engine, n)) for gear in gears}
         for depth in depths:
             usual.forget()
+            own = {gear: sides[gear] for gear in gears if depth or gear == "dense"}
             prompt = BEHIND if depth else PROMPT
-            rows = measure(sides, [depth], [prompt], NEW_TOKENS, REPEATS, usual.sample)
-            measured = {(gear, row.phase): row for gear in gears for row in rows[gear]}
-            limits = usual.limits()
-            foretold = Forecast(config, precision, limits).speeds([depth], prompt)
-            yield [_row(config.name, one, measured) for one in foretold], limits
+            found = measure(own, [depth], [prompt], NEW_TOKENS, REPEATS, usual.sample)
+            for gear, rows in found.items():
+                for row in rows:
+                    number = prompt if row.phase == "prefill" else 1
+                    place = row.phase, depth, gear, number
+                    yield Measured(preset, *place, row.tokens_per_second, usual.limits())
 
 
-def _row(model: str, foretold: Speed, measured: dict[tuple[str, str], SpeedRow]) -> Row:
-    row = measured[foretold.attention, foretold.phase]
-    speeds = foretold.tokens_per_second, row.tokens_per_second
-    return Row(model, foretold.phase, foretold.depth, foretold.attention, *speeds)
-
-
-def memory_rows(config: ModelConfig, path: Path) -> list[Row]:
+def memory(preset: str, path: Path) -> Iterator[Measured]:
     """What a process takes with a full context of each length."""
-    manifest = read_bundle(path).manifest
-    chunk = manifest.prefill_chunk
-    rows = []
     for context in CONTEXTS:
-        command = [sys.executable, "-c", RESIDENT, str(path), str(context), str(chunk)]
+        command = [sys.executable, "-c", RESIDENT, str(path), str(context), str(PROMPT)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        foretold = needed_memory(config, manifest.scheme)(context)
-        rows.append(Row(config.name, "memory", context, "", foretold, int(said)))
-    return rows
+        yield Measured(preset, "memory", context, "", 0, int(said))
+
+
+def measured(presets: list[str], depths: list[int], threads: int, work: Path) -> list[Measured]:
+    """All numbers of all presets."""
+    usual = UsualLimits(threads)
+    found: list[Measured] = []
+    for preset in presets:
+        name, _, layers = preset.partition(":")
+        config = shape(name, int(layers) if layers else None)
+        path = bundle_of(config, work)
+        found += [*speeds(preset, config, path, depths, usual), *memory(preset, path)]
+    return found
+
+
+def recorded(file: Path) -> list[Measured]:
+    """What an earlier run measured."""
+    rows = json.loads(file.read_text())
+    limits = [row.pop("limits") for row in rows]
+    return [
+        Measured(**row, limits=around and Limits(**around))
+        for row, around in zip(rows, limits, strict=True)
+    ]
 
 
 def main() -> None:
     """Prints the table, and the largest errors."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("presets", nargs="+", help="NAME, or NAME:LAYERS")
+    parser.add_argument("presets", nargs="*", help="NAME, or NAME:LAYERS")
     parser.add_argument("--depth", default=",".join(map(str, DEPTHS)))
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    parser.add_argument("--record", type=Path, help="Write what was measured, as JSON.")
+    parser.add_argument("--replay", type=Path, nargs="*", help="Foretell what such files hold.")
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     depths = [int(depth) for depth in args.depth.split(",")]
-    configs = [
-        shape(name, int(layers) if layers else None)
-        for name, _, layers in (preset.partition(":") for preset in args.presets)
-    ]
-    paths = [bundle_of(config, args.work) for config in configs]
-    rows: list[Row] = []
-    limits: list[str] = []
-    usual = UsualLimits(args.threads)
-    for config, path in zip(configs, paths, strict=True):
-        for speeds, around in speed_rows(config, path, depths, usual):
-            rows += speeds
-            limits.append(f"{config.name}, depth {speeds[0].context}: {around.text()}")
-        rows += memory_rows(config, path)
-    command = shlex.join(["python", "bench/forecast.py", *sys.argv[1:]])
-    if args.json:
-        told = [asdict(row) | {"error": row.error} for row in rows]
-        return print(json.dumps({"limits": limits, "command": command, "rows": told}))
-    head = ["model", "what", "context", "attention", "forecast", "measured", "error"]
-    table = (markdown_table if args.markdown else plain_table)([head, *(r.cells() for r in rows)])
-    print("\n".join([cpu_name(), *limits, command, "", table, ""]))
-    for kind, chosen in (("memory", True), ("speed", False)):
-        errors = [abs(row.error) for row in rows if (row.what == "memory") == chosen]
-        print(f"largest error of {kind}: {max(errors):.0%}")
+    if args.replay:
+        rows = [row for file in args.replay for row in recorded(file)]
+    else:
+        rows = measured(args.presets, depths, args.threads, args.work)
+    if args.record:
+        args.record.write_text(json.dumps([asdict(row) for row in rows]))
+    table = markdown_table if args.markdown else plain_table
+    print(f"{cpu_name()}\n{shlex.join(['python', 'bench/forecast.py', *sys.argv[1:]])}\n")
+    print(table([HEAD, *(row.cells() for row in rows)]))
+    for kind, of_memory in (("memory", True), ("speed", False)):
+        errors = [abs(row.error) for row in rows if (row.what == "memory") == of_memory]
+        print(f"\nlargest error of {kind}: {max(errors):.0%}")
 
 
 if __name__ == "__main__":
