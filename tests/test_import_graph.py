@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "prompt": BELOW_OPS,
     "runtime_py": BELOW_OPS | {"prompt"},
     "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
-    "hub": BELOW_OPS,
+    "hub": BELOW_OPS | {""},
     "inspect": OPS
     | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},

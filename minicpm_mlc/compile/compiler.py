@@ -316,7 +316,8 @@ def _open(
         return _Opened(PRESETS[name], weights, open_companions(None), [])
     if not folder.is_dir() and name in PRESETS:
         raise CheckpointError(
-            f"{name} is a published model, not a folder; download it, or add --random-weights"
+            f"{name} is a published model, not a folder; give its repository, ORG/{name}, or add "
+            "--random-weights"
         )
     path = find_gguf(folder)
     gguf = open_gguf(path, sparse) if path else None
