@@ -19,7 +19,7 @@ from minicpm_mlc.runtime_py.generation import Ids
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
 from minicpm_mlc.runtime_py.scheduler.task import Over, Progress, Task
 
-BASE = [1, *range(FIRST_WORD, FIRST_WORD + 30)]
+BASE = [1, *range(30, 60)]
 
 
 def opened(**options: Any) -> Engine:
@@ -193,10 +193,10 @@ def test_a_call_takes_one_row_of_each_running_answer() -> None:
 
 def test_later_answers_begin_with_the_pages_of_earlier_ones() -> None:
     engine = opened()
-    tasks = [submit(engine, BASE[:30], max_tokens=3, seed=n)[0] for n in range(4)]
+    tasks = [submit(engine, BASE[:30], max_tokens=9, seed=n)[0] for n in range(4)]
     run(engine)
     cached = [task.generation.stats.cached_tokens for task in tasks]
-    assert cached == [0, 29, 29, 29]
+    assert cached == [0, 28, 28, 28]  # the full pages
     longer, _ = submit(engine, [*BASE[:18], 7, 7, 7], max_tokens=1)
     run(engine)
     assert longer.generation.stats.cached_tokens == 18  # 4 pages, and 2 tokens of the fifth

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,15 +15,9 @@ from minicpm_mlc.base.errors import ContextError, EngineError, PromptTooLongErro
 from minicpm_mlc.bundle.manifest import Bundle, manifest_sha256
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import default_sampling
-from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
-from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
-from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.admission import admit
+from minicpm_mlc.runtime_py.answering import Answering
 from minicpm_mlc.runtime_py.cached_model import CachedModel
-from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
-from minicpm_mlc.runtime_py.chat.pieces import Pieces
-from minicpm_mlc.runtime_py.chat.text import StopStrings
-from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.defaults import (
     cache_tokens,
     choose_context,
@@ -63,7 +56,7 @@ if TYPE_CHECKING:
 CLOSED = "the engine is closed; open the bundle again: Engine(bundle)"
 
 
-class Engine:
+class Engine(Answering):
     """Runs a bundle. It keeps the keys and values of conversations, so that only what is new is
     computed.
 
@@ -134,9 +127,10 @@ class Engine:
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self._files = SmallFiles(bundle.path)
-        self.defaults = default_sampling(self._files)
-        self.eos_token_ids = eos_token_ids(manifest, self._files)
+        files = SmallFiles(bundle.path)
+        super().__init__(files, manifest.model["bos_token_id"], self.vocab_size)
+        self.defaults = default_sampling(files)
+        self.eos_token_ids = eos_token_ids(manifest, files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
@@ -158,18 +152,6 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_files(
-            self._files, self.manifest.model["bos_token_id"], self.vocab_size
-        )
-
-    @functools.cached_property
-    def template(self) -> ChatTemplate:
-        """The bundle's chat template."""
-        return ChatTemplate.from_files(self._files)
-
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
         with self._turns.call():
@@ -177,94 +159,6 @@ class Engine:
                 self._scheduler.close(EngineError(CLOSED))
             self._scheduler = None
             del self._driver
-
-    def tokenize(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of text, BOS first if the model wants it."""
-        return self.tokenizer.encode(text, bos)
-
-    def detokenize(self, token_ids: Ids[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(token_ids)
-
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[False] = False, **options: Unpack[Options]
-    ) -> str: ...
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Iterator[str]: ...
-    def generate(
-        self, prompt: str | Ids[int], *, stream: bool = False, **options: Any
-    ) -> str | Iterator[str]:
-        """Goes on from a prompt, text or token ids, without a chat template.
-
-        Returns the text, or with stream=True an iterator of its pieces as they come.
-        """
-        ids = self._prompt_ids(prompt)
-        request = self.request(ids, options)
-        stops = StopStrings(request.stop, self.tokenizer.hidden)
-        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
-        return pieces if stream else "".join(pieces)
-
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[False] = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> str: ...
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[True],
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Iterator[str]: ...
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: bool = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Any,
-    ) -> str | Iterator[str]:
-        """The assistant's next turn, with its thinking between `<think>` and `</think>`.
-
-        Args:
-            messages: {"role", "content"} each.
-            stream: gives an iterator of pieces instead of the text.
-            think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
-                follows.
-            options: see `Options`.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        # A block that the template opened is opened in the text too, so that the text can be read
-        # alone.
-        texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
-        return texts if stream else "".join(texts)
-
-    def chat_events(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Generator[tuple[str, str]]:
-        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
-        out.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _events(pieces, ThinkSplitter(prompt.thinking))
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -380,12 +274,6 @@ class Engine:
         """The bundle's compiled functions. Raises EngineError once the engine is closed."""
         return self.model.cache.library
 
-    def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
-        if isinstance(prompt, str):
-            # an empty text is refused, even where BOS would be added
-            return self.tokenize(prompt) if prompt else []
-        return prompt
-
     def _checked(self, token_ids: Ids[int], cached: int = 0) -> list[int]:
         """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for
         one outside the vocabulary.
@@ -467,36 +355,8 @@ class Engine:
         self.stats = generation.stats
         self.block_reads = generation.block_reads
 
-    def _pieces(self, generation: Generation) -> Generator[str]:
-        """The text, as it comes; nothing happens before the first piece is asked for."""
+    def read(self, generation: Generation) -> Generator[object]:
+        """What a generation's reader makes of its tokens, computed in this thread as it is read."""
         scheduler = self._open
         self._note(generation)
-        with closing(read(generation, scheduler, self._turns)) as pieces:
-            yield from cast("Generator[str]", pieces)
-
-    def _chat(
-        self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generator[str]]:
-        prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = (
-            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
-        )
-        request = self.request(prompt.ids, options)
-        stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
-        reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self._pieces(self.generation(request, reader))
-
-
-def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
-    """`first` and the pieces."""
-    if first:
-        yield first
-    with closing(pieces):
-        yield from pieces
-
-
-def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:
-    with closing(pieces):
-        for piece in pieces:
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
+        return read(generation, scheduler, self._turns)
