@@ -75,7 +75,8 @@ def alone(prompt: tuple[int, ...], max_tokens: int, seed: int | None) -> list[in
     """What a request says on an engine of its own, without speculation."""
     engine = opened()
     sampling = {"temperature": 0} if seed is None else {"temperature": 1.5, "seed": seed}
-    _, heard = submit(engine, list(prompt), max_tokens=max_tokens, speculate="off", **sampling)
+    options: dict[str, Any] = {"max_tokens": max_tokens, "speculate": "off", **sampling}
+    _, heard = submit(engine, list(prompt), **options)
     run(engine)
     return list(heard)
 
@@ -131,9 +132,12 @@ class Traffic(RuleBasedStateMachine):
         if self.beside:
             self.beside.pop().free()
 
+    def pools(self) -> Any:
+        return self.engine.model.cache.pools
+
     @invariant()
     def every_page_has_its_owners_and_holds_their_tokens(self) -> None:
-        slots, pools = scheduler(self.engine).slots, self.engine.model.cache.pools
+        slots, pools = scheduler(self.engine).slots, self.pools()
         pool = self.engine.model.cache.pages
         owners = np.zeros(len(pool.owners), int)
         for model in [*(slot.model for slot in slots.all), *self.beside]:
@@ -217,13 +221,12 @@ def test_a_running_answer_waits_for_one_chunk_at_most() -> None:
 
 def test_clients_take_turns() -> None:
     engine = opened(parallel=2)
-    order: list[str] = []
-    for name in ("a1", "a2", "a3", "b1"):
-        task, _ = submit(engine, BASE[:8], client=name[0], max_tokens=6)
-        hear = task.emit
-        task.emit = lambda event, name=name, hear=hear: (order.append(name), hear(event))
-    run(engine)
-    assert list(dict.fromkeys(order)) == ["a1", "b1", "a2", "a3"]
+    asked = {n: submit(engine, BASE[:8], client=n[0], max_tokens=6) for n in "a1 a2 a3 b1".split()}
+    order: dict[str, None] = {}
+    while scheduler(engine).tasks:
+        scheduler(engine).step()
+        order |= {name: None for name, (_, heard) in asked.items() if heard}
+    assert list(order) == ["a1", "b1", "a2", "a3"]
 
 
 def test_the_last_to_come_makes_room_and_goes_on_later() -> None:
@@ -301,6 +304,6 @@ def test_submitted_generations_go_on_by_themselves() -> None:
     for n, hear in enumerate(heard):
         request = engine.request(BASE[: 5 + n], {"max_tokens": 7, "temperature": 0})
         engine.submit(engine.generation(request, Ids()), hear)
-    engine.wait()
+    engine.until(lambda: all(hear.over for hear in heard))
     for n, hear in enumerate(heard):
         assert hear == alone(tuple(BASE[: 5 + n]), 7, None)

@@ -7,18 +7,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
 
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.prompt.sampling import check_count
 from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
 from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
 from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.pieces import Pieces
+from minicpm_mlc.runtime_py.chat.reader import ChatReader, TextReader
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
+from minicpm_mlc.runtime_py.collected import Answer, Choice
+from minicpm_mlc.runtime_py.events import Event, Job
 from minicpm_mlc.runtime_py.generation import Generation, TokenReader
 from minicpm_mlc.runtime_py.request import Options, Request
+from minicpm_mlc.runtime_py.scheduler.awaited import Awaited
+from minicpm_mlc.runtime_py.scheduler.jobs import RunningJob
 from minicpm_mlc.runtime_py.scheduler.task import Task
 
 if TYPE_CHECKING:
@@ -51,6 +57,10 @@ class Answering(ABC):
         self, generation: Generation, emit: Callable[[object], None], client: str = ""
     ) -> Task:
         """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+
+    @abstractmethod
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when it is done; computes in this thread where no other one does."""
 
     @abstractmethod
     def cancel(self, task: Task) -> None:
@@ -89,11 +99,12 @@ class Answering(ABC):
 
         Returns the text, or with stream=True an iterator of its pieces as they come.
         """
-        ids = self._prompt_ids(prompt)
-        request = self.request(ids, options)
-        stops = StopStrings(request.stop, self.tokenizer.hidden)
-        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
+        pieces = self._pieces(self._going_on(prompt, options))
         return pieces if stream else "".join(pieces)
+
+    def agenerate(self, prompt: str | Ids[int], **options: Unpack[Options]) -> Awaited:
+        """Like generate, for an event loop: `await` it, or read its pieces by `async for`."""
+        return Awaited(self._going_on(prompt, options), self.submit, self.cancel)
 
     @overload
     def chat(
@@ -134,11 +145,21 @@ class Answering(ABC):
                 follows.
             options: see `Options`.
         """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        # A block that the template opened is opened in the text too, so that the text can be read
-        # alone.
-        texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
+        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        texts = _texts(self._pieces(generation), _opening(prompt))
         return texts if stream else "".join(texts)
+
+    def achat(
+        self,
+        messages: Ids[Message],
+        *,
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
+        **options: Unpack[Options],
+    ) -> Awaited:
+        """Like chat, for an event loop: `await` it, or read its pieces by `async for`."""
+        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        return Awaited(generation, self.submit, self.cancel, _opening(prompt))
 
     def chat_events(
         self,
@@ -151,14 +172,70 @@ class Answering(ABC):
         """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
         out.
         """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _events(pieces, ThinkSplitter(prompt.thinking))
+        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        return _events(self._pieces(generation), ThinkSplitter(prompt.thinking))
+
+    def choices(
+        self,
+        prompt: Ids[Message] | str | Ids[int],
+        n: int = 1,
+        *,
+        logprobs: int | None = None,
+        think: bool | None = None,
+        max_think_tokens: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Choice]:
+        """n answers to one prompt, drawn with the seeds from `seed` on; they share its pages.
+
+        Args:
+            prompt: messages of a chat, a text, or token ids.
+            n: how many answers.
+            logprobs: score the answers' tokens, and so many of the likeliest beside each.
+            think, max_think_tokens, options: as in chat.
+        """
+        check_count("n", n, lowest=1)
+        check_count("logprobs", logprobs or 0)
+        stop = options.pop("stop", None)
+        StopStrings(stop)
+        if _is_chat(prompt):
+            made = self.template.prompt(self.tokenizer.raw, prompt, think)
+            ids = made.ids
+
+            def reader(choice: int) -> ChatReader:
+                opened = made.thinking
+                return ChatReader(choice, self.tokenizer, ids, stop, opened, max_think_tokens)
+        else:
+            ids = list(self._prompt_ids(prompt))
+
+            def reader(choice: int) -> TextReader:
+                return TextReader(choice, self.tokenizer, ids, stop)
+
+        return self._choices(Job(ids, reader, options, n, logprobs))
 
     def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
         if isinstance(prompt, str):
             # an empty text is refused, even where BOS would be added
             return self.tokenize(prompt) if prompt else []
         return prompt
+
+    def _going_on(self, prompt: str | Ids[int], options: Any) -> Generation:
+        ids = self._prompt_ids(prompt)
+        request = self.request(ids, options)
+        stops = StopStrings(request.stop, self.tokenizer.hidden)
+        return self.generation(request, Pieces(self.tokenizer, ids, stops))
+
+    def _choices(self, job: Job) -> list[Choice]:
+        answer = Answer()
+        events: list[Event] = []
+        running = RunningJob(self, job, events.append)
+        running.start()
+        try:
+            self.until(lambda: running.over)
+        finally:
+            running.cancel()
+        for event in events:
+            answer.feed(event)
+        return [choice for _, choice in answer.ordered]
 
     def _pieces(self, generation: Generation) -> Generator[str]:
         """The text, as it comes; nothing happens before the first piece is asked for."""
@@ -167,7 +244,7 @@ class Answering(ABC):
 
     def _chat(
         self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generator[str]]:
+    ) -> tuple[Prompt, Generation]:
         prompt = self.template.prompt(self.tokenizer.raw, messages, think)
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
@@ -175,7 +252,16 @@ class Answering(ABC):
         request = self.request(prompt.ids, options)
         stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
         reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self._pieces(self.generation(request, reader))
+        return prompt, self.generation(request, reader)
+
+
+def _opening(prompt: Prompt) -> str:
+    """A block that the template opened is opened in the text too, so that it can be read alone."""
+    return f"{OPEN}\n" if prompt.thinking else ""
+
+
+def _is_chat(prompt: Ids[Message] | str | Ids[int]) -> TypeGuard[Ids[Message]]:
+    return not isinstance(prompt, str) and any(isinstance(part, Mapping) for part in prompt)
 
 
 def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:

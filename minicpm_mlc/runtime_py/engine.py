@@ -326,6 +326,7 @@ class Engine(Answering):
         self, generation: Generation, emit: Callable[[object], None], client: str = ""
     ) -> Task:
         """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+        self._note(generation)
         task = Task(generation, emit, client, driven=True)
         self._open.submit(task)
         self._driver.wake()
@@ -336,10 +337,10 @@ class Engine(Answering):
         if self._scheduler:
             self._scheduler.cancel(task)
 
-    def wait(self) -> None:
-        """Returns when what was submitted is over."""
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when it is done; computes in this thread where no other one does."""
         if scheduler := self._scheduler:
-            self._turns.until(lambda: not scheduler.driven, scheduler.step)
+            self._turns.until(done, scheduler.step)
 
     @contextmanager
     def _own(self) -> Iterator[CachedModel]:

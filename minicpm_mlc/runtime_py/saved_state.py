@@ -65,8 +65,8 @@ def save_state(
         with open(partial, "wb") as file:
             file.write(MAGIC)
             for part in parts:
-                hashes.append(hashlib.sha256(part).hexdigest())
-                file.write(part)
+                hashes.append(_sha256(part))
+                file.write(part.data)
             footer = Footer(manifest, len(pages), len(texts), len(own), hashes)
             said = json.dumps(asdict(footer)).encode()
             file.write(said)
@@ -185,7 +185,7 @@ def _filled(file: BinaryIO, array: np.ndarray) -> np.ndarray:
 
 
 def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _kept(

@@ -136,22 +136,29 @@ class Scheduler:
             return
         generation = task.generation
         with self._failing(task):
-            most = min(generation.missing, generation.limits.prefill_chunk)
-            tokens = min(most, self._chunks.most) if self._running else most
-            if not self._make_room(task, tokens):
+            if generation.missing and not self._read(task):
                 return
-            start = time.perf_counter()
-            generation.prefill(tokens)
-            self._chunks.took(tokens, time.perf_counter() - start)
-            assert task.slot
-            self.slots.keep(task.slot)
-            if generation.fresh:
-                task.emit(Progress(*generation.progress))
             if not generation.missing:
                 self._reading = None
                 self._running.append(task)
                 if generation.fresh:
                     self._draw(task)
+
+    def _read(self, task: Task) -> bool:
+        """Computes a chunk of what a task lacks, if there is room for it."""
+        generation = task.generation
+        most = min(generation.missing, generation.limits.prefill_chunk)
+        tokens = min(most, self._chunks.most) if self._running else most
+        if not self._make_room(task, tokens):
+            return False
+        start = time.perf_counter()
+        generation.prefill(tokens)
+        self._chunks.took(tokens, time.perf_counter() - start)
+        if task.slot:
+            self.slots.keep(task.slot)
+        if generation.fresh:
+            task.emit(Progress(*generation.progress))
+        return True
 
     def _decode(self) -> None:
         alone = len(self._running) == 1
