@@ -91,7 +91,7 @@ def test_pages_that_do_not_lie_side_by_side_are_read(opened, tmp_path: Path, mon
         list(one.prefill([5], PAGE))
     for one in beside[::2]:
         one.free()
-    resumed._scheduler.slots.load(tmp_path / "state", "a" * 64)
+    resumed.scheduler.slots.load(tmp_path / "state", "a" * 64)
     assert say(resumed, PROMPT) == answer and resumed.stats.cached_tokens == len(PROMPT) - 1
 
 

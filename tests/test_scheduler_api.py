@@ -190,9 +190,7 @@ def test_pieces_in_an_event_loop_join_to_the_text_and_a_loop_may_be_left(build) 
     assert asyncio.run(pieces()) == expected
     asyncio.run(left())
     asyncio.run(cancelled())
-    assert engine._scheduler
-    scheduler = engine._scheduler
-    engine.until(lambda: not scheduler.tasks)
+    engine.until(lambda: not engine.scheduler.tasks)
     assert asyncio.run(pieces()) == expected
 
 

@@ -195,7 +195,7 @@ class Engine(Answering):
         generation = self.generation(self.request(token_ids, options), ReadIds())
         with self._own():
             self._note(generation)
-            logits = generation.start(self._open.slots.own)
+            logits = generation.start(self.scheduler.slots.own)
             try:
                 yield generation.steps, logits
             finally:
@@ -221,7 +221,7 @@ class Engine(Answering):
         Raises EngineError where that can't be, and for a model that keeps state per sequence.
         """
         with self._turns.call():
-            self._open.slots.save(path, manifest_sha256(self.path))
+            self.scheduler.slots.save(path, manifest_sha256(self.path))
 
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises
@@ -229,7 +229,7 @@ class Engine(Answering):
         """
         with self._own():
             self.gears = Gears.of(self.manifest, attention)
-            for slot in self._open.slots.all:
+            for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
 
     @property
@@ -256,15 +256,16 @@ class Engine(Answering):
     @property
     def model(self) -> CachedModel:
         """The engine's own sequence. Raises EngineError once the engine is closed."""
-        return self._open.slots.own.model
+        return self.scheduler.slots.own.model
 
     @property
     def drafters(self) -> dict[str, Drafter]:
         """Who guesses tokens for the engine's own sequence, by name."""
-        return self._open.slots.own.drafters
+        return self.scheduler.slots.own.drafters
 
     @property
-    def _open(self) -> Scheduler:
+    def scheduler(self) -> Scheduler:
+        """Who runs what is asked of the engine. Raises EngineError once it is closed."""
         if self._scheduler is None:
             raise EngineError(CLOSED)
         return self._scheduler
@@ -309,7 +310,7 @@ class Engine(Answering):
 
     def request(self, token_ids: Ids[int], options: Mapping[str, Any]) -> Request:
         """A checked request of token ids and `Options`."""
-        own = self._open.slots.own  # a closed engine refuses now, not at the first piece
+        own = self.scheduler.slots.own  # a closed engine refuses now, not at the first piece
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
         if name not in ("auto", "off", *own.drafters):
@@ -328,7 +329,7 @@ class Engine(Answering):
         """Has a generation go on by itself, in a thread of the engine; see `Task`."""
         self._note(generation)
         task = Task(generation, emit, client, driven=True)
-        self._open.submit(task)
+        self.scheduler.submit(task)
         self._driver.wake()
         return task
 
@@ -346,7 +347,7 @@ class Engine(Answering):
     def _own(self) -> Iterator[CachedModel]:
         """A call on the engine's own sequence, which nobody else has meanwhile."""
         with self._turns.call():
-            scheduler = self._open
+            scheduler = self.scheduler
             scheduler.sweep()
             scheduler.release(scheduler.slots.own, EngineError(ENDED))
             yield scheduler.slots.own.model
@@ -358,6 +359,6 @@ class Engine(Answering):
 
     def read(self, generation: Generation) -> Generator[object]:
         """What a generation's reader makes of its tokens, computed in this thread as it is read."""
-        scheduler = self._open
+        scheduler = self.scheduler
         self._note(generation)
         return read(generation, scheduler, self._turns)

@@ -104,6 +104,13 @@ class Slots:
             self.clear(slot)
             self._idle.insert(0, slot)
 
+    def spare(self) -> bool:
+        """Gives up the text of the engine's own slot where nobody has it; whether that was so."""
+        if self.own not in self._idle or not len(self.own.model):
+            return False
+        self.clear(self.own)
+        return True
+
     def clear(self, slot: Slot) -> None:
         """Its sequence is empty from now on; its pages are kept for what may come."""
         if self.cache is not None:

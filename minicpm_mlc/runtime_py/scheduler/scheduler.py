@@ -44,6 +44,11 @@ class Scheduler:
         self._cancelled = False  # a task was
 
     @property
+    def running(self) -> list[Task]:
+        """The tasks whose prompt is computed."""
+        return list(self._running)
+
+    @property
     def placed(self) -> list[Task]:
         """The tasks that have a sequence."""
         return [*self._running, self._reading] if self._reading else list(self._running)
@@ -206,13 +211,18 @@ class Scheduler:
             self._leave(task)
 
     def _make_room(self, task: Task, tokens: int) -> bool:
-        """Whether it can be given so many more tokens; the task that came last makes room."""
+        """Whether it has pages for so many more tokens; the task that came last makes room."""
         while task.slot and task.slot.model.sequence.room < tokens:
+            if self.slots.spare():
+                continue
             others = [each for each in self.placed if each is not task]
             if not others:
                 raise _too_large(len(task.slot.model) + tokens, self._pool)
             self._rest(max([*others, task], key=lambda each: each.arrival))
-        return task.slot is not None
+        if task.slot is None:
+            return False
+        task.slot.model.sequence.reserve(tokens)  # no other task of this step counts on them
+        return True
 
     def _rest(self, task: Task) -> None:
         """It gives its pages back and waits."""
