@@ -142,7 +142,7 @@ class Engine(Answering):
         self._scheduler: Scheduler | None = Scheduler(
             slots, cache.pages, self.parallel, self._turns
         )
-        self._driver = Driver(self._scheduler, self._turns)
+        self._driver: Driver | None = Driver(self._scheduler, self._turns)
         if resume is not None:
             slots.load(resume, manifest_sha256(self.path))
 
@@ -157,8 +157,7 @@ class Engine(Answering):
         with self._turns.call():
             if self._scheduler:
                 self._scheduler.close(EngineError(CLOSED))
-            self._scheduler = None
-            del self._driver
+            self._scheduler = self._driver = None
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -330,7 +329,8 @@ class Engine(Answering):
         self._note(generation)
         task = Task(generation, emit, client, driven=True)
         self.scheduler.submit(task)
-        self._driver.wake()
+        if self._driver:
+            self._driver.wake()
         return task
 
     def cancel(self, task: Task) -> None:
