@@ -228,6 +228,7 @@ class Engine(Answering):
         """
         with self._own():
             self.gears = Gears.of(self.manifest, attention)
+            self.scheduler.slots.forget()  # pages of the other gear
             for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
 
