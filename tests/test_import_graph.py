@@ -44,10 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "compile": OPS | {"targets", "prompt"},
     "prompt": BELOW_OPS,
     "runtime_py": BELOW_OPS | {"prompt"},
+    "serve": BELOW_OPS | {"prompt", "runtime_py", ""},
     "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
     "inspect": OPS | {"targets", "prompt", "compile", "runtime_py", "bench"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},
-    "cli": {"cli_options"} | OPS | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
+    "cli": {"cli_options", "serve"}
+    | OPS
+    | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors
     "__main__": {"cli"},
 }
