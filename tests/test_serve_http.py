@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_library import EOS, TOKENIZER, FakeLibrary, token, use_fake_library
+from fake_library import EOS, TOKENIZER, FakeLibrary, manifest, token, use_fake_library
 from serving import SUM, asked, objects, request
 
 from minicpm_mlc.runtime_py.engine import Engine
@@ -23,6 +23,14 @@ from minicpm_mlc.serve.served import Served
 
 CHAT = "/v1/chat/completions"
 WORDS = ["▁hello", "▁world", "hello"]
+SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 200,
+}
 
 
 class Slow(FakeLibrary):
@@ -46,7 +54,7 @@ def says(words: list[str]) -> Callable[[list[int]], int]:
 
     def say(history: list[int]) -> int:
         said = 0
-        while said < len(words) and history[-1 - said] != token("<0x0A>"):
+        while said < min(len(words), len(history)) and history[-1 - said] != token("<0x0A>"):
             said += 1
         return token(words[said]) if said < len(words) else EOS
 
@@ -69,7 +77,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         max_waiting: int = 4,
         **settings: Any,
     ) -> Any:
-        use_fake_library(monkeypatch, lambda: library or FakeLibrary(says(WORDS)))
+        model = manifest().model | SIZES
+        use_fake_library(monkeypatch, lambda: library or FakeLibrary(says(WORDS)), model=model)
         engine = Engine(tmp_path, parallel=parallel)
         backend = JobBackend(engine)
         opened.append((engine, backend))
