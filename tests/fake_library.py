@@ -55,6 +55,9 @@ class FakeLibrary:
             tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1)
         )
 
+    def pool_arrays(self, pools: Any) -> list[np.ndarray]:
+        return [pools.tokens, pools.positions]
+
     def prefill(
         self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False
     ) -> Outputs:
@@ -70,11 +73,12 @@ class FakeLibrary:
         assert len(token_ids) == len(page_tables) and page_tables.ndim == 2
         calls = len(self.calls)
         rows = zip(token_ids, positions, slots, page_tables, strict=True)
-        outs = [self._decoded(*map(np.atleast_1d, row), pools) for row in rows]
+        outs = [self._decoded(row, pools) for row in rows]
         self.calls[calls:] = [len(token_ids)]
         return Outputs(np.concatenate(outs))
 
-    def _decoded(self, token_id, position, slot, table, pools) -> np.ndarray:
+    def _decoded(self, row: tuple[Any, ...], pools: Any) -> np.ndarray:
+        token_id, position, slot, table = map(np.atleast_1d, row)
         return self.prefill(token_id, position, slot, table, np.zeros(1, np.int32), pools).logits
 
     def verify(

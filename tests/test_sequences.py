@@ -141,7 +141,7 @@ def generation(engine: Engine, ids: list[int], seed: int) -> Generation:
 def tokens(one: Generation, model: CachedModel) -> Iterator[int]:
     one.start(Slot(model, {}, Policy([])))
     while True:
-        yield from one.draw()
+        yield from map(int, one.draw())  # type: ignore[call-overload]
         if one.ended:
             break
         one.decode()

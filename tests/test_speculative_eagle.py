@@ -33,7 +33,7 @@ class Text:
     def __init__(self) -> None:
         self.features = np.zeros((0, 2), np.float32)
         self.sequence = SimpleNamespace(
-            context=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[]
+            context=10_000, room=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[]
         )
 
     def __len__(self) -> int:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.base.errors import ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.bundle.manifest import Bundle, manifest_sha256
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import default_sampling
-from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
-from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
-from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.admission import admit
+from minicpm_mlc.runtime_py.answering import Answering
 from minicpm_mlc.runtime_py.cached_model import CachedModel
-from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
-from minicpm_mlc.runtime_py.chat.pieces import Pieces
-from minicpm_mlc.runtime_py.chat.text import StopStrings
-from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.defaults import (
     cache_tokens,
     choose_context,
@@ -45,8 +39,12 @@ from minicpm_mlc.runtime_py.scheduler.reading import read
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
 from minicpm_mlc.runtime_py.scheduler.task import Task
 from minicpm_mlc.runtime_py.slots import Slot, Slots
-from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_same_tokenizer
-from minicpm_mlc.runtime_py.speculative.drafters import MISSING, RECURRENT, open_drafters
+from minicpm_mlc.runtime_py.speculative.draft_bundle import (
+    RECURRENT,
+    ModelDrafter,
+    open_draft_bundle,
+)
+from minicpm_mlc.runtime_py.speculative.drafters import MISSING, open_drafters
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
 from minicpm_mlc.runtime_py.turns import ENDED, Turns
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
 CLOSED = "the engine is closed; open the bundle again: Engine(bundle)"
 
 
-class Engine:
+class Engine(Answering):
     """Runs a bundle. It keeps the keys and values of conversations, so that only what is new is
     computed.
 
@@ -86,6 +84,7 @@ class Engine:
         sha256: str | Collection[str] | None = None,
         trust: bool = False,
         parallel: int | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Loads the bundle, a program that runs with this process's rights: one that was compiled
         on this machine, or that the caller trusts.
@@ -102,11 +101,13 @@ class Engine:
             trust: trust the bundles for good, wherever they come from.
             parallel: most answers at once, with room for as many whole contexts as memory holds;
                 None: up to 8, which share the room of one.
+            resume: a file of `save`, to go on from.
 
         Raises:
             BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
                 bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
+            EngineError: the saved state is damaged or another bundle's.
         """
         if threads is not None and threads < 1:
             raise EngineError(
@@ -126,39 +127,30 @@ class Engine:
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self._files = SmallFiles(bundle.path)
-        self.defaults = default_sampling(self._files)
-        self.eos_token_ids = eos_token_ids(manifest, self._files)
+        files = SmallFiles(bundle.path)
+        super().__init__(files, manifest.model["bos_token_id"], self.vocab_size)
+        self.defaults = default_sampling(files)
+        self.eos_token_ids = eos_token_ids(manifest, files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
         self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
-        small = None if draft is None else self._open_draft_bundle(Path(draft))
+        small = None if draft is None else self._open_drafter(Path(draft))
         slots = self._open_slots(cache, small)
         self._scheduler: Scheduler | None = Scheduler(
             slots, cache.pages, self.parallel, self._turns
         )
         self._driver = Driver(self._scheduler, self._turns)
+        if resume is not None:
+            slots.load(resume, manifest_sha256(self.path))
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_files(
-            self._files, self.manifest.model["bos_token_id"], self.vocab_size
-        )
-
-    @functools.cached_property
-    def template(self) -> ChatTemplate:
-        """The bundle's chat template."""
-        return ChatTemplate.from_files(self._files)
 
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
@@ -167,94 +159,6 @@ class Engine:
                 self._scheduler.close(EngineError(CLOSED))
             self._scheduler = None
             del self._driver
-
-    def tokenize(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of text, BOS first if the model wants it."""
-        return self.tokenizer.encode(text, bos)
-
-    def detokenize(self, token_ids: Ids[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(token_ids)
-
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[False] = False, **options: Unpack[Options]
-    ) -> str: ...
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Iterator[str]: ...
-    def generate(
-        self, prompt: str | Ids[int], *, stream: bool = False, **options: Any
-    ) -> str | Iterator[str]:
-        """Goes on from a prompt, text or token ids, without a chat template.
-
-        Returns the text, or with stream=True an iterator of its pieces as they come.
-        """
-        ids = self._prompt_ids(prompt)
-        request = self.request(ids, options)
-        stops = StopStrings(request.stop, self.tokenizer.hidden)
-        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
-        return pieces if stream else "".join(pieces)
-
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[False] = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> str: ...
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[True],
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Iterator[str]: ...
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: bool = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Any,
-    ) -> str | Iterator[str]:
-        """The assistant's next turn, with its thinking between `<think>` and `</think>`.
-
-        Args:
-            messages: {"role", "content"} each.
-            stream: gives an iterator of pieces instead of the text.
-            think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
-                follows.
-            options: see `Options`.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        # A block that the template opened is opened in the text too, so that the text can be read
-        # alone.
-        texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
-        return texts if stream else "".join(texts)
-
-    def chat_events(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Generator[tuple[str, str]]:
-        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
-        out.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _events(pieces, ThinkSplitter(prompt.thinking))
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -291,7 +195,7 @@ class Engine:
         generation = self.generation(self.request(token_ids, options), ReadIds())
         with self._own():
             self._note(generation)
-            logits = generation.start(self._open.slots.own)
+            logits = generation.start(self.scheduler.slots.own)
             try:
                 yield generation.steps, logits
             finally:
@@ -309,13 +213,23 @@ class Engine:
             raise EngineError(f"{self.path} keeps state per sequence; open a second Engine")
         return CachedModel(self.model.cache, context or self.context, self.gears)
 
+    def save(self, path: str | Path) -> None:
+        """Writes all computed tokens that are kept to a file, all or nothing, for
+        Engine(bundle, resume=path). A prompt that is being computed is saved as far as it is; an
+        on_prefill may save.
+
+        Raises EngineError where that can't be, and for a model that keeps state per sequence.
+        """
+        with self._turns.call():
+            self.scheduler.slots.save(path, manifest_sha256(self.path))
+
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises
         EngineError where there is none.
         """
         with self._own():
             self.gears = Gears.of(self.manifest, attention)
-            for slot in self._open.slots.all:
+            for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
 
     @property
@@ -342,15 +256,16 @@ class Engine:
     @property
     def model(self) -> CachedModel:
         """The engine's own sequence. Raises EngineError once the engine is closed."""
-        return self._open.slots.own.model
+        return self.scheduler.slots.own.model
 
     @property
     def drafters(self) -> dict[str, Drafter]:
         """Who guesses tokens for the engine's own sequence, by name."""
-        return self._open.slots.own.drafters
+        return self.scheduler.slots.own.drafters
 
     @property
-    def _open(self) -> Scheduler:
+    def scheduler(self) -> Scheduler:
+        """Who runs what is asked of the engine. Raises EngineError once it is closed."""
         if self._scheduler is None:
             raise EngineError(CLOSED)
         return self._scheduler
@@ -359,12 +274,6 @@ class Engine:
     def library(self) -> Library:
         """The bundle's compiled functions. Raises EngineError once the engine is closed."""
         return self.model.cache.library
-
-    def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
-        if isinstance(prompt, str):
-            # an empty text is refused, even where BOS would be added
-            return self.tokenize(prompt) if prompt else []
-        return prompt
 
     def _checked(self, token_ids: Ids[int], cached: int = 0) -> list[int]:
         """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for
@@ -382,19 +291,9 @@ class Engine:
             )
         return ids
 
-    def _open_draft_bundle(self, path: Path) -> ModelDrafter:
-        bundle = self._machine.read_bundle(path)
-        if self.manifest.recurrent or bundle.manifest.recurrent:
-            kept = self.path if self.manifest.recurrent else path
-            raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
-        check_same_tokenizer(self.path, bundle.path)
-        context = min(self.context, bundle.manifest.max_context)
-        library = self._machine.open_library(bundle, self.threads)
-        library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
-        model = CachedModel(
-            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
-        )
-        return ModelDrafter(model, bundle.manifest.prefill_chunk)
+    def _open_drafter(self, path: Path) -> ModelDrafter:
+        ours = Bundle(self.path, self.manifest)
+        return open_draft_bundle(self._machine, path, ours, self.context, self.threads)
 
     def _open_slots(self, cache: PagedCache, small: ModelDrafter | None) -> Slots:
         """The sequences of `cache`; `small` drafts for whichever runs alone."""
@@ -411,7 +310,7 @@ class Engine:
 
     def request(self, token_ids: Ids[int], options: Mapping[str, Any]) -> Request:
         """A checked request of token ids and `Options`."""
-        own = self._open.slots.own  # a closed engine refuses now, not at the first piece
+        own = self.scheduler.slots.own  # a closed engine refuses now, not at the first piece
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
         if name not in ("auto", "off", *own.drafters):
@@ -428,8 +327,9 @@ class Engine:
         self, generation: Generation, emit: Callable[[object], None], client: str = ""
     ) -> Task:
         """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+        self._note(generation)
         task = Task(generation, emit, client, driven=True)
-        self._open.submit(task)
+        self.scheduler.submit(task)
         self._driver.wake()
         return task
 
@@ -438,16 +338,16 @@ class Engine:
         if self._scheduler:
             self._scheduler.cancel(task)
 
-    def wait(self) -> None:
-        """Returns when what was submitted is over."""
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when it is done; computes in this thread where no other one does."""
         if scheduler := self._scheduler:
-            self._turns.until(lambda: not scheduler.driven, scheduler.step)
+            self._turns.until(done, scheduler.step)
 
     @contextmanager
     def _own(self) -> Iterator[CachedModel]:
         """A call on the engine's own sequence, which nobody else has meanwhile."""
         with self._turns.call():
-            scheduler = self._open
+            scheduler = self.scheduler
             scheduler.sweep()
             scheduler.release(scheduler.slots.own, EngineError(ENDED))
             yield scheduler.slots.own.model
@@ -457,36 +357,8 @@ class Engine:
         self.stats = generation.stats
         self.block_reads = generation.block_reads
 
-    def _pieces(self, generation: Generation) -> Generator[str]:
-        """The text, as it comes; nothing happens before the first piece is asked for."""
-        scheduler = self._open
+    def read(self, generation: Generation) -> Generator[object]:
+        """What a generation's reader makes of its tokens, computed in this thread as it is read."""
+        scheduler = self.scheduler
         self._note(generation)
-        with closing(read(generation, scheduler, self._turns)) as pieces:
-            yield from cast("Generator[str]", pieces)
-
-    def _chat(
-        self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generator[str]]:
-        prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = (
-            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
-        )
-        request = self.request(prompt.ids, options)
-        stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
-        reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self._pieces(self.generation(request, reader))
-
-
-def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
-    """`first` and the pieces."""
-    if first:
-        yield first
-    with closing(pieces):
-        yield from pieces
-
-
-def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:
-    with closing(pieces):
-        for piece in pieces:
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
+        return read(generation, scheduler, self._turns)

@@ -5,6 +5,7 @@ tokens: a tree of pages, each behind the one before it, the least recently used 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,16 @@ class Found(NamedTuple):
     pages: list[int]
     tail: int
     rows: int
+
+
+class Kept(NamedTuple):
+    """A page that is kept, for who stores it: its tokens, and the place of the page before it in
+    the list; -1: none.
+    """
+
+    parent: int
+    tokens: tuple[int, ...]
+    page: int
 
 
 @dataclass(eq=False)
@@ -44,9 +55,32 @@ class PrefixCache:
         self._nodes: OrderedDict[_Node, None] = OrderedDict()  # the least recently used first
         pool.reclaim = self.evict
 
-    def __len__(self) -> int:
-        """Pages that it keeps."""
-        return len(self._nodes)
+    def all(self) -> list[Kept]:
+        """The pages that it keeps, each behind the one before it in its text."""
+        places = {self._root: -1}
+        kept: list[Kept] = []
+        for node in self._below(self._root):
+            assert node.parent
+            places[node] = len(kept)
+            kept.append(Kept(places[node.parent], node.tokens, node.page))
+        return kept
+
+    def restore(self, kept: Ids[Kept]) -> None:
+        """Takes over pages that have one owner, listed as by `all`."""
+        nodes: list[_Node] = []
+        for parent, tokens, page in kept:
+            before = nodes[parent] if parent >= 0 else self._root
+            nodes.append(_Node(before, tokens, page))
+            before.children[tokens] = nodes[-1]
+            self._nodes[nodes[-1]] = None
+            self._pool.kept[page] = True
+
+    def _below(self, node: _Node) -> Iterator[_Node]:
+        waiting = [*node.children.values()]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += node.children.values()
 
     def keep(self, sequence: Sequence, tail: bool = False) -> None:
         """Keeps a sequence's full pages; with `tail` also its last one, into which the sequence

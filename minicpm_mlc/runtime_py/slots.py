@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
-from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
+from minicpm_mlc.runtime_py.prefix_cache import Kept, PrefixCache
+from minicpm_mlc.runtime_py.saved_state import load_state, save_state
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 from minicpm_mlc.runtime_py.speculative.steps import Drafter
 
@@ -33,7 +36,7 @@ class Slots:
         self.own = own
         self.all = [own]
         self._make = make
-        self._cache = cache
+        self.cache = cache
         self._idle = [own]
 
     def take(self) -> Slot:
@@ -46,14 +49,14 @@ class Slots:
     def place(self, slot: Slot, token_ids: list[int]) -> None:
         """Makes the slot's text the longest known beginning of these tokens."""
         sequence = slot.model.sequence
-        if self._cache is None:
+        if self.cache is None:
             slot.model.reuse(token_ids)
             return
         live = common_prefix(sequence.tokens, token_ids)
         if live == len(sequence) and live >= self._known(token_ids):
             return
         self.clear(slot)
-        found = self._cache.find(token_ids)
+        found = self.cache.find(token_ids)
         full = len(found.pages) * sequence.pool.page_size
         sequence.adopt(found.pages, token_ids[:full])
         if found.rows and sequence.room:
@@ -61,8 +64,36 @@ class Slots:
 
     def keep(self, slot: Slot) -> None:
         """Keeps the pages that its text has filled, for other texts that begin so."""
-        if self._cache is not None:
-            self._cache.keep(slot.model.sequence)
+        if self.cache is not None:
+            self.cache.keep(slot.model.sequence)
+
+    def save(self, path: str | Path, manifest: str) -> None:
+        """Writes all that is kept and the engine's own sequence to a file: see saved_state."""
+        model = self.own.model
+        if self.cache is None:
+            raise EngineError("the model keeps state per sequence, which can't be saved")
+        self.keep(self.own)
+        kept = self.cache.all()
+        sequence = model.sequence
+        size = sequence.pool.page_size
+        full = len(sequence) // size
+        if rest := tuple(sequence.tokens[full * size :]):
+            places = {each.page: i for i, each in enumerate(kept)}
+            before = self.cache.find(sequence.tokens[: full * size]).pages
+            if len(before) == full:
+                parent = places[before[-1]] if before else -1
+                kept.append(Kept(parent, rest, int(sequence.page_table[full])))
+        pools = model.cache.library.pool_arrays(model.cache.pools)
+        save_state(path, manifest, kept, sequence.tokens, pools)
+
+    def load(self, path: str | Path, manifest: str) -> None:
+        """Goes on from what `save` wrote."""
+        cache = self.own.model.cache
+        pools = cache.library.pool_arrays(cache.pools)
+        kept, own = load_state(path, manifest, cache.pages, pools)
+        if self.cache is not None:
+            self.cache.restore(kept)
+            self.place(self.own, own)
 
     def give_back(self, slot: Slot) -> None:
         """Nobody has it any more."""
@@ -73,14 +104,21 @@ class Slots:
             self.clear(slot)
             self._idle.insert(0, slot)
 
+    def spare(self) -> bool:
+        """Gives up the text of the engine's own slot where nobody has it; whether that was so."""
+        if self.own not in self._idle or not len(self.own.model):
+            return False
+        self.clear(self.own)
+        return True
+
     def clear(self, slot: Slot) -> None:
         """Its sequence is empty from now on; its pages are kept for what may come."""
-        if self._cache is not None:
-            self._cache.keep(slot.model.sequence, tail=True)
+        if self.cache is not None:
+            self.cache.keep(slot.model.sequence, tail=True)
         slot.model.free()
 
     def _known(self, token_ids: list[int]) -> int:
-        assert self._cache is not None
-        found = self._cache.find(token_ids)
+        assert self.cache is not None
+        found = self.cache.find(token_ids)
         pool = self.own.model.sequence.pool
         return len(found.pages) * pool.page_size + found.rows
