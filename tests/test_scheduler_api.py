@@ -104,6 +104,21 @@ def test_a_prompts_scores_are_those_of_its_logits(build) -> None:
         assert len(said(events, 0)) == (0 if each.empty else 1)
 
 
+def test_the_scores_of_one_context_are_computed_once(build) -> None:
+    def scores(engine: Engine, prompt: list[int], top: int = 2) -> Any:
+        return run(engine, Job(prompt, TokenReader, {"max_tokens": 1}, logprobs=top, echo=True))[0]
+
+    engine = build()
+    first = scores(engine, PROMPT)
+    assert first.scores == scores(build(), PROMPT).scores
+    for prompt in ([*PROMPT[:-2], 7], PROMPT[:9], PROMPT, [*PROMPT, 8, 9], PROMPT[:1]):
+        before = sum(engine.library.calls)
+        again = scores(engine, prompt)
+        assert again.scores == scores(build(), prompt).scores
+        assert sum(engine.library.calls) - before == len(prompt) - again.cached_tokens <= 4
+    assert scores(engine, PROMPT, 3).scores == scores(build(), PROMPT, 3).scores
+
+
 def test_a_cancelled_job_ends_as_cancelled_once(build) -> None:
     engine, events = build(), []
     backend = JobBackend(engine)
