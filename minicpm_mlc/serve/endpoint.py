@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minicpm_mlc.base.explain import explain, is_expected
+from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Ended, Failed, Started
-from minicpm_mlc.serve.collected import Answer
 from minicpm_mlc.serve.errors import ApiError, api_error, bad
 from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.flow import Flow
