@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from minicpm_mlc.base.explain import explain, is_expected
@@ -48,9 +48,10 @@ class Endpoint:
             if ask.note:
                 LOG.info("%s %s ignores the fields %s", id, self._surface.name, ask.note)
             await self._answer(id, ask, scope, receive, send)
+        except ClientDisconnect:
+            LOG.info("%s %s the client left before its request was whole", id, self._surface.name)
         except Exception as error:
-            response = self._refusal(id, error)
-            await response(scope, receive, send)
+            await self._refusal(id, error)(scope, receive, send)
 
     def _ask(self, body: bytes) -> Ask:
         return self._surface.ask(Fields(parsed(body)), self._served)
@@ -107,16 +108,22 @@ class Endpoint:
         }
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
+        last = self._surface.done
+        try:
+            await self._chunks(ask, timed, send)
+            if timed.error:
+                raise timed.error
+        except Exception as error:  # the headers are sent, so it can only be told in the stream
+            last = self._surface.error_frame(self._noted(id, error))
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _chunks(self, ask: Ask, timed: Timed, send: Send) -> None:
         renderer = ask.renderer()
         async for events in timed.events():
             chunks = (chunk for event in events for chunk in renderer.feed(event))
             body = b"".join(map(self._surface.frame, chunks)) if events else self._surface.ping
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-        last = self._surface.done
-        if timed.error:
-            last = self._surface.error_frame(self._noted(id, timed.error))
-        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _log(self, id: str, timed: Timed) -> None:
         answer, seconds = timed.answer, time.perf_counter() - timed.start

@@ -30,7 +30,7 @@ def read_message(message: Fields) -> Turn:
         raise bad("a message has no role", "messages")
     content = read_content(message)
     if role == "tool":
-        return Turn("tool", content, tool=message.text("name") or "")
+        return Turn("tool", content)
     calls = tuple(map(_call, message.objects("tool_calls"))) if role == "assistant" else ()
     return Turn(ROLES[role], content, calls)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minicpm_mlc.serve.app import Settings
 
 MISSING = "serve needs starlette and uvicorn: pip install 'minicpm-mlc[serve]'"
+BACKLOG = 1024
 KEY_VARIABLE = "MINICPM_MLC_API_KEY"
 OPEN = (
     "warning: {host} is reachable by other machines and there is no key: everybody there may use "
@@ -112,6 +113,7 @@ def _listen(
         access_log=False,
         server_header=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=max(1, round(serving.grace)),
     )
     socket = _bound(serving.host, serving.port)
@@ -132,6 +134,7 @@ def _bound(host: str, port: int) -> Any:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # who connects before the application is up, waits
         return listener
     except (OSError, OverflowError) as error:
         raise EngineError(
