@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -340,6 +341,23 @@ def test_tokens_of_a_text_and_back_in_both_forms(serve):
     assert SUM[0]["content"] in prompt
     count = request(app, "POST", "/v1/messages/count_tokens", {"messages": SUM}).json
     assert count["input_tokens"] > 5
+
+
+def test_a_browser_gets_the_page_and_all_that_it_names(serve):
+    app = serve(access=Access(keys=["k"]))
+    page = request(app, "GET", "/", headers={"accept": "text/html,*/*"})
+    assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="(/[^"]+)"', page.body.decode())
+    texts = [request(app, "GET", path) for path in named]
+    assert len(named) == 2 and [text.status for text in texts] == [200, 200]
+    modules = re.findall(r'from "\./([^"]+)"', texts[-1].body.decode())
+    assert len(modules) == 2
+    for module in modules:
+        found = request(app, "GET", f"/page/{module}")
+        assert found.headers["content-type"].startswith("text/javascript")
+    assert request(app, "GET", "/page/index.html").status == 401
+    assert request(app, "GET", "/page/../server.py").status == 401
 
 
 def test_metrics_count_what_was_answered(serve):
