@@ -59,20 +59,21 @@ def answers(engine: Engine, rows: int, steps: int) -> float:
 
 def kernels(engine: Engine, rows: int) -> Callable[[], Any]:
     """A pass through the linear kernels of one step with so many rows."""
-    model, scheme = engine.manifest.model, engine.manifest.scheme
+    manifest = engine.manifest
+    model, scheme = manifest.model, manifest.scheme
     hidden, inner, head_dim = (
         model[name] for name in ("hidden_size", "intermediate_size", "head_dim")
     )
     heads, kv_heads, layers = (model[name] for name in ("num_heads", "num_kv_heads", "num_layers"))
     shapes = [
-        ((heads + 2 * kv_heads) * head_dim, hidden, layers),
-        (hidden, heads * head_dim, layers),
-        (2 * inner, hidden, layers),
-        (hidden, inner, layers),
-        (model["vocab_size"], hidden, 1),
+        (scheme, (heads + 2 * kv_heads) * head_dim, hidden, layers),
+        (scheme, hidden, heads * head_dim, layers),
+        (scheme, 2 * inner, hidden, layers),
+        (scheme, hidden, inner, layers),
+        (manifest.embedding_scheme, model["vocab_size"], hidden, 1),
     ]
     dot = linear.native().int8_dot
-    passes = [linear.Kernels(scheme, rows, n, k, copies).int8(dot) for n, k, copies in shapes]
+    passes = [linear.Kernels(name, rows, *shape).int8(dot) for name, *shape in shapes]
     return lambda: [run() for run in passes]
 
 

@@ -12,6 +12,7 @@ from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import json_text, say
 from minicpm_mlc.base.text import decode_text
+from minicpm_mlc.cli_hub import list_kept, pull, rm
 from minicpm_mlc.cli_options import (
     ATTENTION,
     KEY_FILE_HELP,
@@ -22,9 +23,11 @@ from minicpm_mlc.cli_options import (
     Commands,
     Numbers,
     Source,
+    chat_options,
     debugging,
     drafting_options,
     example,
+    note,
     remote_machine,
     rpc_options,
     trust_options,
@@ -35,6 +38,42 @@ from minicpm_mlc.cli_options import (
 @click.version_option(__version__, prog_name="minicpm-mlc", message="%(prog)s %(version)s")
 def main() -> None:
     """Compile MiniCPM4 models for a device, and chat with them there."""
+
+
+@main.command(**example("minicpm-mlc run openbmb/MiniCPM4.1-8B"))
+@click.argument("source")
+@click.option("--device", default="cpu", help="What to compile for.")
+@click.option("--quant", type=SCHEMES, help="How the weights are stored.  [default: as compile's]")
+@click.option("--draft", help="An EAGLE head, for speculative decoding: its folder or ORG/NAME.")
+@click.option("--force", is_flag=True, help="Compile again what is compiled already.")
+@chat_options
+@trust_options
+def run(
+    source: str, device: str, quant: str | None, draft: str | None, force: bool, **options: Any
+) -> None:
+    """Download SOURCE and compile it where that wasn't done before, then chat.
+
+    SOURCE is a hub's ORG/NAME, a checkpoint folder or a GGUF file. list shows what is kept, pull
+    fetches a newer version, rm removes. For compile's other options: compile, then chat.
+    """
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.compile import compile_model
+    from minicpm_mlc.hub.bundles import bundle_for
+    from minicpm_mlc.hub.pull import local_path
+
+    with show_progress() as report:
+
+        def make(path: str, place: Any) -> None:
+            head = draft and local_path(draft, report, note)
+            given = {"scheme": quant, "device": device, "draft": head, "overwrite": force}
+            compile_model(path, place, **given, progress=report, say=note)
+
+        kept = {"device": device, "quant": quant, "draft": draft}  # list shows them
+        bundle = bundle_for(source, kept, make, report, note, force)
+    _converse(str(bundle), None, **options)
+
+
+main.add_command(pull)
 
 
 @main.command("compile", **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
@@ -59,12 +98,12 @@ def main() -> None:
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of a GGUF file, what holds it as it is]",
+    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
 )
 @click.option(
     "--embedding-quant",
     type=SCHEMES,
-    help="The same for embedding and head.  [default: w8 beside w4 and w4a, else as --quant]",
+    help="The same for embedding and head.  [default: w8 beside 4 and 5 bits, else as --quant]",
 )
 @click.option(
     "--activations",
@@ -96,6 +135,21 @@ def main() -> None:
     help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR[:WEIGHT]",
+    multiple=True,
+    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
+    "once.",
+)
+@click.option(
+    "--ternary",
+    metavar="COLUMNS",
+    type=int,
+    help="Round linears to three values in groups of so many columns, as BitCPM's training does; "
+    "for files that hold the weights before.",
+)
+@click.option(
     "--calibrate",
     metavar="[TEXT]",
     multiple=True,
@@ -122,24 +176,34 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    draft: str | None,
+    random_weights: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle."""
+    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, or a hub's ORG/NAME.
+
+    What a folder may hold: docs/checkpoints.md.
+    """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
+    from minicpm_mlc.hub.pull import local_path
 
     with show_progress() as report:
+        if draft and not draft.startswith("random-"):
+            draft = local_path(draft, report, note)
         result = compile_model(
-            source,
+            source if random_weights else local_path(source, report, note),
+            draft=draft,
+            random_weights=random_weights,
             scheme=quant,
             embedding_scheme=embedding_quant,
             draft_scheme=draft_quant,
             calibrate=[text for text in calibrate if text] if calibrate else None,
             overwrite=force,
             progress=report,
-            say=lambda note: click.echo(f"note: {note}", err=True),
+            say=note,
             **options,
         )
     say(result.json() if as_json else result.plain())
@@ -147,79 +211,11 @@ def compile_command(
 
 @main.command(**example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
-@click.option("--prompt", help="Answer this and leave. Piped text goes before it.")
-@click.option("--system", help="System prompt.")
-@click.option(
-    "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
-)
-@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
-@click.option(
-    "--attention",
-    type=ATTENTION,
-    default="auto",
-    help="auto is sparse from the model's dense_len tokens on.",
-)
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-k", type=int, help="0 is all.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share.")
-@click.option(
-    "--min-p", type=float, help="Draw from tokens at least this times as likely as the likeliest."
-)
-@click.option("--repetition-penalty", type=float, help="1 is none.")
-@click.option("--presence-penalty", type=float, help="0 is none.")
-@click.option("--frequency-penalty", type=float, help="0 is none.")
-@click.option("--seed", type=int, help="Same seed, same text.")
-@click.option(
-    "--stop",
-    multiple=True,
-    help="Text that ends the answer, not the thinking; may be given more than once.",
-)
-@click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
-@click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
-@click.option(
-    "--think/--no-think",
-    default=None,
-    help="Think before answering, or don't.  [default: the model's]",
-)
-@click.option(
-    "--speculate",
-    type=SPECULATE,
-    help="Guess tokens ahead; the text stays the same.  [default: auto]",
-)
-@drafting_options
+@chat_options
 @rpc_options
 @trust_options
-@click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
-@click.option(
-    "--show-blocks",
-    is_flag=True,
-    help="After an answer, the blocks of 64 tokens that it chose most.",
-)
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="One question: print answer, thinking and numbers as JSON.",
-)
-@click.option(
-    "--stats", is_flag=True, help="One question: print tokens/s and context used on standard error."
-)
 def chat(
-    bundle: str,
-    prompt: str | None,
-    system: str | None,
-    context: int | None,
-    threads: int | None,
-    attention: str,
-    draft_model: str | None,
-    rpc: str | None,
-    key: str | None,
-    key_file: str | None,
-    hide_thinking: bool,
-    show_blocks: bool,
-    as_json: bool,
-    stats: bool,
-    **options: Any,
+    bundle: str, rpc: str | None, key: str | None, key_file: str | None, **options: Any
 ) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
@@ -227,6 +223,26 @@ def chat(
     first (start with < /dev/null where nothing is piped in). The answer goes to standard output,
     its thinking to standard error.
     """
+    remote = remote_machine(rpc, key, key_file, bundle, options["draft_model"])
+    _converse(bundle, remote, **options)
+
+
+def _converse(
+    bundle: str,
+    remote: Any,
+    *,
+    prompt: str | None,
+    system: str | None,
+    context: int | None,
+    threads: int | None,
+    attention: str,
+    draft_model: str | None,
+    hide_thinking: bool,
+    show_blocks: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
     from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
@@ -239,7 +255,6 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    remote = remote_machine(rpc, key, key_file, bundle, draft_model)
     with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
@@ -547,6 +562,9 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     write_page(out, as_html(result))
     say(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
+
+main.add_command(list_kept)
+main.add_command(rm)
 
 FRSPEC = example(
     "minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json"

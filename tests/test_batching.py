@@ -56,6 +56,21 @@ def test_rows_of_one_call_are_those_of_calls_of_their_own(engine, count: int) ->
             model.free()
 
 
+def test_keys_are_the_same_whichever_call_computed_them(engine) -> None:
+    ids = PROMPTS[5]
+    whole = filled(engine, ids)
+    expected = whole.decode(5).copy()
+    chunks, decoded = engine.open_sequence(), filled(engine, ids[:100])
+    for start, end in ((0, 1), (1, 3), (3, 120), (120, len(ids))):
+        chunks.prefill_chunk(ids[start:end], sparse=False)
+    for token in ids[100:]:
+        decoded.decode(token)
+    np.testing.assert_array_equal(chunks.decode(5), expected)
+    np.testing.assert_array_equal(decoded.decode(5), expected)
+    for each in (whole, chunks, decoded):
+        each.free()
+
+
 def options(n: int) -> dict[str, Any]:
     """Of every kind of sampling."""
     return [

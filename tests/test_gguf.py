@@ -100,13 +100,19 @@ def write_gguf(path: Path, arch: str = "llama", stored: str = "Q8_0", **changes:
             writer.add_tensor(name, numbers)
             continue
         kind = gguf.GGMLQuantizationType[stored]
-        raw = gguf.quants.quantize(numbers, kind)
-        writer.add_tensor(name, raw, raw_dtype=kind)
+        writer.add_tensor(name, quantized(numbers, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def quantized(numbers: np.ndarray, kind: Any) -> np.ndarray:
+    """Stored rows of a matrix; drawn for the K types, which the gguf package only reads."""
+    if not kind.name.endswith("_K"):
+        return gguf.quants.quantize(numbers, kind)
+    return blocks(BLOCKS[kind], numbers.size // 256).reshape(len(numbers), -1)
 
 
 def add_key(writer: Any, key: str, value: Any) -> None:
@@ -256,6 +262,23 @@ def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match="several GGUF files"):
         find_gguf(tmp_path)
     assert describe(str(path))["kind"] == "GGUF file"
+
+
+@pytest.mark.parametrize(("stored", "name"), [("Q4_K", "w4k"), ("Q5_K", "w5k"), ("Q6_K", "w6")])
+def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
+    monkeypatch.setattr("test_gguf.HIDDEN", 256)
+    monkeypatch.setattr("test_gguf.WIDE", 512)
+    path = write_gguf(tmp_path / "tiny.gguf", stored=stored)
+    result = compile_model(path, dry_run=True)
+    assert result.out == f"tiny-{name}-cpu" and result.notes == []
+    weights, scheme = open_gguf(path).weights, SCHEMES[name]
+    for tensor in ("model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        parts = weights.carried(tensor, scheme, 16, 48)
+        assert parts is not None
+        assert np.array_equal(scheme.dequantize(parts), weights.rows(tensor, 16, 48))
+        assert weights.carried(tensor, SCHEMES["w4"], 16, 48) is None
+    [note] = compile_model(path, scheme="w8", dry_run=True).notes
+    assert f"tensors of {stored} are quantised again, to w8" in note
 
 
 REFUSED = {

@@ -257,6 +257,13 @@ def test_what_can_never_fit_is_refused_at_once_and_what_others_hold_when_it_is_a
     assert heard.error is None and len(heard) == 2
 
 
+def test_a_prompt_that_fills_the_context_gets_one_token() -> None:
+    engine = opened(context=20)
+    task, heard = submit(engine, BASE[:20])
+    run(engine)
+    assert len(heard) == 1 and task.generation.stats.finish_reason == "context"
+
+
 def test_a_task_that_is_cancelled_while_its_prompt_is_computed_leaves_no_page() -> None:
     engine = opened()
     task, heard = submit(engine, BASE, max_tokens=2)

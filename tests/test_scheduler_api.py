@@ -15,6 +15,7 @@ from fake_library import EOS, TOKENIZER, FakeLibrary, token, use_fake_library
 from minicpm_mlc.base.errors import EngineError, SamplingError
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.events import Ended, Failed, Job, Scored, Started, Text
+from minicpm_mlc.runtime_py.request import Options
 from minicpm_mlc.runtime_py.scheduler.jobs import JobBackend
 
 PROMPT = [1, *range(30, 50)]
@@ -75,10 +76,11 @@ def said(events: list[Any], choice: int) -> list[int]:
 
 
 def test_a_jobs_choices_are_those_of_lone_requests_and_share_the_prompt(build) -> None:
-    options = {"max_tokens": 6, "temperature": 1.2, "seed": 5}
+    options: Options = {"max_tokens": 6, "temperature": 1.2, "seed": 5}
     events = run(build(), Job(PROMPT, TokenReader, options, n=3))
     for choice in range(3):
-        lone = run(build(), Job(PROMPT, TokenReader, options | {"seed": 5 + choice}))
+        seeded: Options = {"max_tokens": 6, "temperature": 1.2, "seed": 5 + choice}
+        lone = run(build(), Job(PROMPT, TokenReader, seeded))
         assert said(events, choice) == said(lone, 0)
     assert [type(e) for e in events].count(Started) == 1 and isinstance(events[0], Started)
     ends = {e.choice: e for e in events if isinstance(e, Ended)}
@@ -98,10 +100,25 @@ def test_a_prompts_scores_are_those_of_its_logits(build) -> None:
         assert isinstance(events[0], Started) and isinstance(events[-1], Ended)
         first, *rest = events[0].scores
         assert first == Scored(PROMPT[0]) and [s.token_id for s in rest] == PROMPT[1:]
-        got = [score.logprob for score in rest]
+        got = np.array([score.logprob for score in rest], float)
         np.testing.assert_allclose(got, expected[np.arange(20), PROMPT[1:]], atol=1e-5)
         assert all(len(score.top) == 2 for score in rest)
         assert len(said(events, 0)) == (0 if each.empty else 1)
+
+
+def test_the_scores_of_one_context_are_computed_once(build) -> None:
+    def scores(engine: Engine, prompt: list[int], top: int = 2) -> Any:
+        return run(engine, Job(prompt, TokenReader, {"max_tokens": 1}, logprobs=top, echo=True))[0]
+
+    engine = build()
+    first = scores(engine, PROMPT)
+    assert first.scores == scores(build(), PROMPT).scores
+    for prompt in ([*PROMPT[:-2], 7], PROMPT[:9], PROMPT, [*PROMPT, 8, 9], PROMPT[:1]):
+        before = sum(engine.library.calls)
+        again = scores(engine, prompt)
+        assert again.scores == scores(build(), prompt).scores
+        assert sum(engine.library.calls) - before == len(prompt) - again.cached_tokens <= 4
+    assert scores(engine, PROMPT, 3).scores == scores(build(), PROMPT, 3).scores
 
 
 def test_a_cancelled_job_ends_as_cancelled_once(build) -> None:

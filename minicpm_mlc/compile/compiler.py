@@ -27,8 +27,9 @@ from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.layers import Calibration
 from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint.adapters import Adapters
+from minicpm_mlc.compile.checkpoint.files import check_whole_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
-from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
 from minicpm_mlc.compile.companions import (
     add_companions,
     check_companions,
@@ -42,7 +43,6 @@ from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
 from minicpm_mlc.compile.model.registry import read_config_folder, with_context
-from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
 from minicpm_mlc.compile.writer import BundleWriter
@@ -101,6 +101,8 @@ def compile_model(
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
     calibrate: Sequence[str | Path] | None = None,
+    adapters: Sequence[str] = (),
+    ternary: int | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -112,18 +114,20 @@ def compile_model(
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
     then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
-    a GGUF file the one that holds most of its weights as they are. `activations` are rounded to
+    quantised weights the one that holds most of them as they are. `activations` are rounded to
     int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8"
     insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
     f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
     (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
-    goes on where it was. `say` is told at once what the bundle will not do; it is in the result
-    too.
+    goes on where it was. `adapters`: folders of LoRA adapters that are merged one after another,
+    each with ":WEIGHT" or without. `ternary` rounds linears to three values in groups of so many
+    columns, as BitCPM's training does. `say` is told at once what the bundle will not do; it is in
+    the result too.
     """
     with interrupts_told(), some_home():
-        opened = _open(source, random_weights)
+        opened = _open(source, random_weights, adapters, ternary)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
@@ -131,7 +135,7 @@ def compile_model(
         target = get_target(device, cpu, gpu, arch)
         schemes = opened.schemes(scheme, embedding_scheme)
         precision = choose_precision(*schemes, activations, kv, target)
-        again = opened.quantised_again(precision)
+        again = opened.weights.notes(precision.linear, precision.embedding)
         for note in again:
             say(note)
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
@@ -163,16 +167,10 @@ class _Opened:
         """Those of the weights, and of embedding and head, of which None is what suits the
         weights.
         """
-        if scheme is None and isinstance(self.weights, GgufWeights):
-            scheme, own = self.weights.schemes()
-            return scheme, embedding or own
-        return scheme or DEFAULT_SCHEME, embedding
-
-    def quantised_again(self, precision: Precision) -> list[str]:
-        """Which weights of a GGUF file are not stored as the file has them."""
-        if not isinstance(self.weights, GgufWeights):
-            return []
-        return self.weights.notes(precision.linear, precision.embedding)
+        if scheme is not None:
+            return scheme, embedding
+        linear, tables = self.weights.schemes()
+        return linear or DEFAULT_SCHEME, embedding or tables
 
     def carries(self, params: Sequence[Param]) -> bool:
         """Whether any weights are stored as the checkpoint has them in integers."""
@@ -239,8 +237,12 @@ def _calibration(
     return Calibration(config, precision, weights, sequences, folder)
 
 
-def _open(source: str | Path, random_weights: bool) -> _Opened:
+def _open(
+    source: str | Path, random_weights: bool, adapters: Sequence[str], ternary: int | None
+) -> _Opened:
     name, folder = str(source), Path(source)
+    if random_weights and adapters:
+        raise CompileError("--adapter changes a model's weights; leave --random-weights out")
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
         return _Opened(PRESETS[name], weights, open_companions(None), [])
@@ -250,14 +252,20 @@ def _open(source: str | Path, random_weights: bool) -> _Opened:
         )
     path = find_gguf(folder)
     gguf = open_gguf(path) if path else None
-    config = gguf.config if gguf else read_config_folder(folder)
-    files = gguf.files if gguf else open_companions(folder)
+    if gguf and ternary is not None:
+        raise CompileError(f"--ternary {ternary}: {path} is quantised already; leave it out")
+    if gguf is None:
+        check_whole_model(folder)
+    loras = Adapters.open(adapters)
+    base = gguf.config if gguf else read_config_folder(folder)
+    config = loras.config(base)
+    files = loras.files(gguf.files if gguf else open_companions(folder), config)
     notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]
     config = with_end_tokens(config, files)
     if random_weights:
         return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
-    weights = gguf.weights if gguf else open_checkpoint(folder, config)
-    return _Opened(config, weights, files, notes)
+    weights = gguf.weights if gguf else open_checkpoint(folder, base, ternary)
+    return _Opened(config, loras.weights(weights, base), files, notes)
 
 
 def _open_draft(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import check_count
@@ -197,19 +197,15 @@ class Answering(ABC):
         check_count("logprobs", logprobs or 0)
         stop = options.pop("stop", None)
         StopStrings(stop)
+        reading = {"tokenizer": self.tokenizer, "stop": stop}
         if _is_chat(prompt):
-            made = self.template.prompt(self.tokenizer.raw, prompt, think)
+            made = self.template.prompt(self.tokenizer.raw, cast("Ids[Message]", prompt), think)
             ids = made.ids
-
-            def reader(choice: int) -> ChatReader:
-                opened = made.thinking
-                return ChatReader(choice, self.tokenizer, ids, stop, opened, max_think_tokens)
+            reading |= {"opened": made.thinking, "most_thinking": max_think_tokens}
         else:
-            ids = list(self._prompt_ids(prompt))
-
-            def reader(choice: int) -> TextReader:
-                return TextReader(choice, self.tokenizer, ids, stop)
-
+            ids = list(self._prompt_ids(cast("str | Ids[int]", prompt)))
+        kind = ChatReader if _is_chat(prompt) else TextReader
+        reader = functools.partial(kind, prompt_ids=ids, **reading)
         return self._choices(Job(ids, reader, options, n, logprobs))
 
     def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
@@ -260,7 +256,7 @@ def _opening(prompt: Prompt) -> str:
     return f"{OPEN}\n" if prompt.thinking else ""
 
 
-def _is_chat(prompt: Ids[Message] | str | Ids[int]) -> TypeGuard[Ids[Message]]:
+def _is_chat(prompt: Ids[Message] | str | Ids[int]) -> bool:
     return not isinstance(prompt, str) and any(isinstance(part, Mapping) for part in prompt)
 
 

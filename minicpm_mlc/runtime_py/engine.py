@@ -32,6 +32,7 @@ from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
+from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
 from minicpm_mlc.runtime_py.scheduler.driver import Driver
@@ -134,6 +135,7 @@ class Engine(Answering):
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
+        self._prompt_scores = PromptScores()
         self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
@@ -142,7 +144,7 @@ class Engine(Answering):
         self._scheduler: Scheduler | None = Scheduler(
             slots, cache.pages, self.parallel, self._turns
         )
-        self._driver = Driver(self._scheduler, self._turns)
+        self._driver: Driver | None = Driver(self._scheduler, self._turns)
         if resume is not None:
             slots.load(resume, manifest_sha256(self.path))
 
@@ -157,8 +159,7 @@ class Engine(Answering):
         with self._turns.call():
             if self._scheduler:
                 self._scheduler.close(EngineError(CLOSED))
-            self._scheduler = None
-            del self._driver
+            self._scheduler = self._driver = None
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -229,6 +230,7 @@ class Engine(Answering):
         """
         with self._own():
             self.gears = Gears.of(self.manifest, attention)
+            self.scheduler.slots.forget()  # pages of the other gear
             for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
 
@@ -320,7 +322,9 @@ class Engine(Answering):
 
     def generation(self, request: Request, reader: TokenReader) -> Generation:
         """What answers a request, for `submit`; `reader` sees its tokens."""
-        limits = Limits(self.vocab_size, self.eos_token_ids, self.prefill_chunk)
+        limits = Limits(
+            self.vocab_size, self.eos_token_ids, self.prefill_chunk, self._prompt_scores
+        )
         return Generation(request, self.context, self.manifest.page_size, limits, reader)
 
     def submit(
@@ -330,7 +334,8 @@ class Engine(Answering):
         self._note(generation)
         task = Task(generation, emit, client, driven=True)
         self.scheduler.submit(task)
-        self._driver.wake()
+        if self._driver:
+            self._driver.wake()
         return task
 
     def cancel(self, task: Task) -> None:

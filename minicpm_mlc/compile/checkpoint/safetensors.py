@@ -15,16 +15,21 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import GIT_LFS, json_value
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 
 MAX_HEADER = 16 << 20  # bytes; a tensor takes some 150
 MAX_TENSORS = 100_000
 MAX_RANK = 8
 STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-# Sizes of what may stand beside the weights, e.g. integer buffers.
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "BOOL": 1} | {
-    f"{kind}{bits}": bits // 8 for kind in "IU" for bits in (8, 16, 32, 64)
-}
+# How everything that may stand in a file lies in memory; bf16 and 8-bit floats are their bits.
+DTYPES = (
+    STORED
+    | {"F64": np.dtype("<f8"), "BOOL": np.dtype("?"), "F8_E4M3": np.dtype("u1")}
+    | {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
+    | {f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
+)
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,22 @@ class SafetensorsFile:
         if entry.dtype == "BF16":
             return bfloat16_numbers(picked)
         return picked.astype(np.float32)
+
+    def array(self, name: str) -> np.ndarray:
+        """A view of a tensor in its own dtype; of bf16 and 8-bit floats, of their bits."""
+        entry = self.entries[name]
+        return self.raw(name).view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def expect(self, name: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
+        """Raises CheckpointError unless a tensor has one of these dtypes and of these shapes."""
+        entry = self.entries[name]
+        if entry.shape not in shapes:
+            expected = " or ".join(str(list(shape)) for shape in shapes)
+            raise self._error(
+                f"tensor {name} has shape {list(entry.shape)}, expected {expected} from config.json"
+            )
+        if entry.dtype not in dtypes:
+            raise self._error(f"tensor {name} has dtype {entry.dtype}, expected {any_of(dtypes)}")
 
     def raw(self, name: str) -> np.ndarray:
         """uint8 view of a tensor's bytes as stored."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from minicpm_mlc.compile.kernels import Kernels  # imports TVM
 
 PLAIN = Precision(SCHEMES["f32"], SCHEMES["f32"], F32)  # published names depend on none
+QUANTISATION = (
+    "quantization_config",
+    "quantization",
+)  # read with the weights: checkpoint/stated.py
 Declared = TypeVar("Declared", ModelDeclaration, EagleDeclaration)
 
 
@@ -59,6 +63,8 @@ def read_config(raw: object, name: str, where: str = "config.json") -> ModelConf
     """
     keys = Keys(raw, where)
     model_type = _model_type(keys)
+    for key in QUANTISATION:
+        keys.take(key, None)
     fields = models()[model_type].read(keys)
     keys.finish(HARMLESS)
     return ModelConfig(name=name, model_type=model_type, **fields)
@@ -77,12 +83,12 @@ def read_config_folder(folder: str | Path) -> ModelConfig:
 
 
 def model_name(folder: Path) -> str:
-    """What a checkpoint's folder calls its model. The caches of Hugging Face and of ModelScope
-    hold it in models--ORG--NAME/snapshots/REVISION; ModelScope also in ORG/NAME with ___ for a dot.
+    """What a checkpoint's folder calls its model. Caches hold it in snapshots/REVISION of
+    models--ORG--NAME (Hugging Face) or ORG--NAME (ModelScope, earlier ORG/NAME with ___ for a dot).
     """
     place = folder.resolve()
     cached = place.parents[1].name if place.parent.name == "snapshots" else ""
-    if cached.startswith("models--"):
+    if "--" in cached:
         return whole_characters(cached.split("--")[-1])
     return whole_characters(place.name).replace("___", ".") or "model"
 

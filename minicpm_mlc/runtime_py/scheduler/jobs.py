@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from minicpm_mlc.runtime_py.events import Counts, Ended, Event, Failed, Job, Reader, Started
 from minicpm_mlc.runtime_py.generation import Generation, TokenReader
@@ -43,22 +44,23 @@ class JobBackend:
 
     def __init__(self, engine: Runs) -> None:
         self._engine = engine
-        self._jobs: set[RunningJob] = set()
+        self._jobs: WeakSet[RunningJob] = WeakSet()  # tasks hold those that are not over
 
     def submit(self, job: Job, emit: Emit) -> RunningJob:
         """Takes a job; `emit` gets its events in the thread that computes. Raises what
         `Engine.generate` does for options that can't be.
         """
         running = RunningJob(self._engine, job, emit)
-        self._jobs = {each for each in self._jobs if not each.over} | {running}
+        self._jobs.add(running)
         running.start()
         return running
 
     def close(self) -> None:
         """Cancels what runs and waits."""
-        for job in self._jobs:
+        jobs = list(self._jobs)
+        for job in jobs:
             job.cancel()
-        self._engine.until(lambda: all(job.over for job in self._jobs))
+        self._engine.until(lambda: all(job.over for job in jobs))
 
 
 class RunningJob:

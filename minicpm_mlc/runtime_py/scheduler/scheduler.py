@@ -119,13 +119,15 @@ class Scheduler:
         slot = self.slots.take()
         try:
             self.slots.place(slot, task.generation.reusable)
-            missing = len(task.generation) + 1 - len(slot.model)
+            sequence = slot.model.sequence
+            # with the first token, which needs no room in a full context
+            missing = min(len(task.generation) + 1, sequence.context) - len(sequence)
             # each of the others may need a page soon
-            room = slot.model.sequence.room - len(self._running) * self._pool.page_size
+            room = sequence.room - len(self._running) * self._pool.page_size
             if missing > room and self._running:
                 self._full = True
                 return
-            if missing > slot.model.sequence.room:
+            if missing > sequence.room:
                 raise _too_large(len(task.generation), self._pool)
             task.generation.place(slot)
             task.slot = slot
