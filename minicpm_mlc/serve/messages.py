@@ -74,8 +74,9 @@ def tool_of(fields: Fields, schema: str) -> Tool:
     values = dict(parameters.values) if parameters else {}
     if not isinstance(values.get("properties", {}), dict):
         raise bad(f"{schema}.properties of the tool {name} is no object", "tools")
-    if not isinstance(values.get("required") or [], list):
-        raise bad(f"{schema}.required of the tool {name} is no list", "tools")
+    required = values.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise bad(f"{schema}.required of the tool {name} is no list of names", "tools")
     return Tool(name, fields.text("description") or "", values)
 
 
