@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_log_likelihoods(demo_bundle, tasks, backend):
             for request, reply in zip(sample["arguments"], sample["filtered_resps"], strict=True):
                 expected, greedy = likelihood(engine, *request)
                 assert reply[0] == pytest.approx(expected, abs=1e-3) and reply[1] == greedy
+
+
+def test_the_manual_names_tasks_that_there_are():
+    manual = (CHECKPOINT.parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line for line in manual.splitlines() if "| lm_eval" in line]
+    named = [re.findall("`([^`]+)`", row)[-1] for row in rows]
+    assert len(named) == 12
+    known = lm_eval.tasks.TaskManager().all_tasks
+    assert [name for name in named if name not in known] == []
 
 
 def likelihood(engine: Engine, context: str, continuation: str) -> tuple[float, bool]:

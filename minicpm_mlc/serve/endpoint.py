@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -47,6 +48,8 @@ class Endpoint:
             ask = await asyncio.to_thread(self._ask, body)
             if ask.note:
                 LOG.info("%s %s ignores the fields %s", id, self._surface.name, ask.note)
+            client = client_of(request)
+            ask = replace(ask, jobs=[replace(job, client=client) for job in ask.jobs])
             await self._answer(id, ask, scope, receive, send)
         except ClientDisconnect:
             LOG.info("%s %s the client left before its request was whole", id, self._surface.name)
@@ -184,6 +187,12 @@ async def watched(receive: Receive, flow: Flow) -> AsyncIterator[asyncio.Task[No
         yield task
     finally:
         task.cancel()
+
+
+def client_of(request: Request) -> str:
+    """Whose request it is: who shows a key is known by it, others by their address."""
+    key = request.headers.get("x-api-key") or request.headers.get("authorization")
+    return key or (request.client.host if request.client else "")
 
 
 async def read_body(request: Request, most_bytes: int, any_type: bool = False) -> bytes:
