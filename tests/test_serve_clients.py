@@ -203,3 +203,15 @@ def test_a_key_and_a_name_are_asked_for(demo_bundle):
         with pytest.raises(openai.NotFoundError, match="mine"):
             ask(right)
         assert ask(right, model="mine").choices[0].message.content == ANSWER
+
+
+def test_what_was_read_is_there_after_a_restart(demo_bundle, tmp_path):
+    long = [{"role": "user", "content": "Remember: the password is tiger. " * 20}]
+    options = ("--state", str(tmp_path / "state"))
+    cached = []
+    for _ in range(2):
+        with server(demo_bundle, *options) as address:
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            said = ask(client, messages=long, max_tokens=4)
+            cached.append(said.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] < 64 < cached[1]

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.bundle.manifest import manifest_sha256
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.engine import Engine
 
@@ -45,6 +46,7 @@ class Serving:
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
     grace: float = 10.0
+    state: str | None = None  # a folder where computed prompts outlive the server
     most_bytes: int = 32 << 20
 
 
@@ -53,9 +55,28 @@ def serve(bundle: str, serving: Serving, say: Callable[[str], None], **engine_op
     library is missing.
     """
     _check_libraries()
-    with Engine(bundle, parallel=serving.parallel, **engine_options) as engine:
+    state = None if serving.state is None else state_file(serving.state, bundle)
+    with _opened(bundle, state, parallel=serving.parallel, **engine_options) as engine:
         check_device(engine)
         run(engine, serving, say)
+        if state:
+            engine.save(state)
+
+
+def state_file(folder: str | Path, bundle: str) -> Path:
+    """Where a bundle's computed prompts are kept, in a folder that is made for them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / f"{manifest_sha256(bundle)[:16]}.state"
+
+
+def _opened(bundle: str, state: Path | None, **options: Any) -> Engine:
+    """The engine, with what was computed before where that can be read."""
+    if state and state.exists():
+        try:
+            return Engine(bundle, resume=state, **options)
+        except EngineError as error:
+            print(f"warning: --state begins anew ({error})", file=sys.stderr, flush=True)
+    return Engine(bundle, **options)
 
 
 def run(engine: Engine, serving: Serving, say: Callable[[str], None]) -> None:
