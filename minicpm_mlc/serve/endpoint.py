@@ -51,6 +51,8 @@ class Endpoint:
             client = client_of(request)
             ask = replace(ask, jobs=[replace(job, client=client) for job in ask.jobs])
             await self._answer(id, ask, scope, receive, send)
+        except asyncio.CancelledError:  # the server ends, and the grace is over
+            LOG.info("%s %s ended with the server", id, self._surface.name)
         except ClientDisconnect:
             LOG.info("%s %s the client left before its request was whole", id, self._surface.name)
         except Exception as error:
