@@ -372,6 +372,15 @@ def test_metrics_count_what_was_answered(serve):
     assert "minicpm_requests_running 0" in text
 
 
+def test_the_log_has_a_line_without_text_and_without_control_characters(serve, caplog):
+    app = serve()
+    with caplog.at_level("INFO", logger="minicpm_mlc.serve"):
+        request(app, "POST", CHAT, body(**{"a\nb\x1b[2J": 1}))
+    lines = [record.getMessage() for record in caplog.records]
+    assert "ignores the fields" in lines[0] and not {"\n", "\x1b"} & set(lines[0])
+    assert "prompt" in lines[1] and "output" in lines[1] and "4827" not in lines[1]
+
+
 def test_ollama_loads_what_is_loaded(serve):
     reply = request(serve(), "POST", "/api/chat", {"model": "x", "keep_alive": 0})
     assert reply.json["done_reason"] == "unload"

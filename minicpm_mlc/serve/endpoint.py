@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from minicpm_mlc.base.explain import explain, is_expected
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Ended, Failed, Started
 from minicpm_mlc.serve.errors import ApiError, api_error, bad
@@ -25,6 +26,7 @@ from minicpm_mlc.serve.served import Served
 from minicpm_mlc.serve.surface import Ask, Json, Surface, dumps, new_id
 
 PING_SECONDS = 15.0
+LONGEST_NOTE = 200  # characters
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -47,7 +49,8 @@ class Endpoint:
             body = await read_body(request, self._most_bytes)
             ask = await asyncio.to_thread(self._ask, body)
             if ask.note:
-                LOG.info("%s %s ignores the fields %s", id, self._surface.name, ask.note)
+                note = shown(ask.note, LONGEST_NOTE)
+                LOG.info("%s %s ignores the fields %s", id, self._surface.name, note)
             client = client_of(request)
             ask = replace(ask, jobs=[replace(job, client=client) for job in ask.jobs])
             await self._answer(id, ask, scope, receive, send)
