@@ -159,6 +159,12 @@ main.add_command(pull)
     "Without TEXT on texts that come with minicpm-mlc.",
 )
 @click.option(
+    "--bits",
+    type=click.FloatRange(min=1, max=32),
+    help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
+    "gain most.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print the memory it will need per context length; write nothing.",
@@ -182,9 +188,11 @@ def compile_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, or a hub's ORG/NAME.
+    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, a bundle, or a hub's
+    ORG/NAME.
 
-    What a folder may hold: docs/checkpoints.md.
+    What a folder may hold: docs/checkpoints.md. A bundle's weights are carried as they are, for
+    another --device.
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
@@ -428,6 +436,43 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
         place = [options.pop(name) for name in ("rpc", "key", "key_file")]
         options["remote"] = remote_machine(*place, options["path"])
     say(getattr(measure(**options), form or "plain")())
+
+
+@main.command(**example("minicpm-mlc quality ./MiniCPM4-0.5B-w4-cpu --reference ./MiniCPM4-0.5B"))
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--reference",
+    type=click.Path(),
+    required=True,
+    help="What is exact: a checkpoint, compiled to f32 for this, or a bundle.",
+)
+@click.option(
+    "--text",
+    "texts",
+    type=click.Path(),
+    multiple=True,
+    help="A text to compare on; repeatable.  [default: one that comes with minicpm-mlc]",
+)
+@click.option("--tokens", default=2048, help="Most tokens of each text.")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="Of both.")
+@trust_options
+@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+def quality(form: str | None, **options: Any) -> None:
+    """Measure how far BUNDLE's answers are from the unquantised model's.
+
+    Kullback-Leibler divergence, how often the likeliest token is the same, perplexity, and the
+    error of the residual stream layer by layer.
+    """
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.bench.quality import bench_quality
+
+    with show_progress() as report:
+        result = bench_quality(
+            progress=report, say=lambda note: click.echo(note, err=True), **options
+        )
+    say(getattr(result, form or "plain")())
 
 
 @main.command(**example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))

@@ -32,6 +32,7 @@ VERBS = [
     "chat",
     "inspect",
     "bench",
+    "quality",
     "verify",
     "rpc-server",
     "package",
@@ -217,6 +218,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "draft_scheme": None,
         "frspec": None,
         "calibrate": None,
+        "bits": None,
+        "adapters": (),
+        "ternary": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
     for given, texts in ([], []), (["notes.txt"], ["notes.txt"]):

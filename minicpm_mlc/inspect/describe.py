@@ -12,7 +12,8 @@ from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Manifest, manifest_sha256
+from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
+from minicpm_mlc.bundle.params import bits_per_weight
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -56,6 +57,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
     from minicpm_mlc.runtime_py.device_here import device_here
 
     manifest = Manifest.load(path)
+    bits = bits_per_weight(Bundle(path, manifest))
     rows = [
         {"context": n, "memory": manifest.memory_need(n)}
         for n in context_lengths(manifest.max_context)
@@ -69,7 +71,10 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         or device_here(manifest.target["device"])[1]
         or "yes",
         "scheme": manifest.scheme,
+        **({"mixed with": mixed_with(manifest.mixed)} if manifest.mixed else {}),
         "embedding": manifest.embedding_scheme,
+        "bits a weight": bits and round(bits, 2),
+        "calibrated": manifest.calibration or "no",
         "activations": manifest.activations,
         "target": manifest.target,
         "tvm": manifest.tvm,
@@ -80,6 +85,18 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "size": sum(entry["bytes"] for entry in manifest.files.values()),
         "model": _facts(manifest.model),
         "memory": rows,
+    }
+
+
+def mixed_with(mixed: dict[str, str]) -> dict[str, str]:
+    """Which linears have each other scheme: their layers, by the first published tensor's name."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for source, scheme in mixed.items():
+        layer, *_, name, _weight = source.removeprefix("model.layers.").split(".")
+        found.setdefault(scheme, {}).setdefault(name, []).append(layer)
+    return {
+        scheme: "; ".join(f"{name} {' '.join(layers)}" for name, layers in names.items())
+        for scheme, names in found.items()
     }
 
 

@@ -166,13 +166,22 @@ class Engine(Answering):
         """Logits float32 [n, vocab] after each of n tokens. The cache then holds just these
         tokens.
         """
+        logits = np.empty((len(token_ids), self.vocab_size), np.float32)
+        done = 0
+        for rows in self.logits_by_chunk(token_ids, self.prefill_chunk):
+            logits[done : done + len(rows)] = rows
+            done += len(rows)
+        return logits
+
+    def logits_by_chunk(self, token_ids: Ids[int], chunk: int) -> Iterator[np.ndarray]:
+        """The same piece by piece, each float32 [rows, vocab] of at most `chunk` tokens, which are
+        no more than `prefill_chunk`.
+        """
         ids = self._checked(token_ids)
-        logits = np.empty((len(ids), self.vocab_size), np.float32)
         with self._own() as model:
             model.truncate(0)
-            for done, rows in model.prefill(ids, self.prefill_chunk, all_rows=True):
-                logits[done - len(rows) : done] = rows
-        return logits
+            for _, rows in model.prefill(ids, chunk, all_rows=True):
+                yield rows
 
     def prefill(self, token_ids: Ids[int]) -> np.ndarray:
         """Appends tokens to the cached sequence; returns the last one's logits, float32 [vocab]."""
