@@ -308,6 +308,11 @@ def _converse(
     "--cors-origin", multiple=True, help="A page that may ask, such as https://a.b; * is all."
 )
 @click.option("--allowed-host", multiple=True, help="Another name of this server.")
+@click.option(
+    "--state",
+    type=click.Path(),
+    help="A folder where computed prompts are kept when the server ends, for the next one.",
+)
 @click.option("--grace", default=10.0, help="Seconds that requests have to end in at SIGTERM.")
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
