@@ -180,7 +180,7 @@ def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)) -> dict:
             r"tensor x spans 16 bytes, its shape \[2, 3\] in F32 needs 24",
         ),
         ({"x": entry(shape=(2**40, 2**40), offsets=(0, 0))}, "tensor x spans 0 bytes"),
-        ({"x": entry(dtype="F8_E4M3")}, "tensor x has dtype F8_E4M3, expected BF16, F16 or F32"),
+        ({"x": entry(dtype="F8_E5M2")}, "tensor x has dtype F8_E5M2, expected BF16, F16 or F32"),
         ({"x": entry(offsets=(16, 32))}, "tensor x starts at byte"),
         ({"x": entry(), "y": entry(offsets=(8, 24))}, "tensor y starts at byte"),
         ({"x": entry(), "y": entry(offsets=(16, 32))}, "is truncated"),
@@ -237,8 +237,8 @@ def test_index_and_files_must_agree(folder):
 def test_folders_without_weights_say_what_to_do(tmp_path):
     refused(tmp_path / "nowhere", UNTIED, "is not a folder")
     refused(tmp_path, UNTIED, "has no model.safetensors and no model.safetensors.index.json")
-    (tmp_path / "pytorch_model.bin").touch()
-    refused(tmp_path, UNTIED, r"has pytorch_model.bin but no model.safetensors; .*save_pretrained")
+    (tmp_path / "weights.pth").touch()
+    refused(tmp_path, UNTIED, r"has weights.pth but no model.safetensors; .*save_pretrained")
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     refused(tmp_path, UNTIED, "download the index too")
 

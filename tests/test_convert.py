@@ -14,20 +14,23 @@ from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.compile import convert as conversion
+from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.convert import Param, convert, stored_bytes, stored_tensors
 from minicpm_mlc.compile.shards import ShardWriter, StoredTensor, place
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.ops.formats.weights import SCHEMES
-from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.runtime_py.library import load_runtime
 
 
-class FakeCheckpoint:
+class FakeCheckpoint(Checkpoint):
     """Tensors made row by row when asked, so that a large one costs no memory."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         self.shapes = shapes
-        self.bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(4 * int(np.prod(shape)) for shape in self.shapes.values())
 
     def names(self) -> list[str]:
         return list(self.shapes)
@@ -41,9 +44,6 @@ class FakeCheckpoint:
         row = np.arange(*slice(start, stop).indices(shape[0]), dtype=np.float32)[:, None]
         rows = np.sin(row * 1.7 + len(name)) * np.cos(np.arange(width, dtype=np.float32) * 0.3)
         return rows.reshape(-1, *shape[1:])
-
-    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> None:
-        """It stores floats alone."""
 
 
 CHECKPOINT = FakeCheckpoint(

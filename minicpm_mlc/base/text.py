@@ -84,8 +84,8 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def any_of(names: Sequence[str]) -> str:
-    """Two names or more as a choice: 'auto, int8 or f32'."""
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    """A name, or several as a choice: 'auto, int8 or f32'."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def human_bytes(count: float) -> str:

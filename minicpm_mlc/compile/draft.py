@@ -14,13 +14,12 @@ from minicpm_mlc.base.files import read_json
 from minicpm_mlc.compile.checkpoint import (
     Checkpoint,
     RandomCheckpoint,
-    SafetensorsCheckpoint,
-    check_tensors,
+    Weights,
+    assembled,
     find_tensors,
 )
 from minicpm_mlc.compile.checkpoint.beside import BesideCheckpoint, HeadRows
 from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
-from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.frspec import read_list
@@ -33,7 +32,6 @@ from minicpm_mlc.compile.model.registry import (
 )
 
 RANDOM = "random-"  # before a kind: a head of random weights
-TORCH = "pytorch_model.bin"
 # of vLLM's layout of EAGLE-2: it scales residuals by mup_denominator, not by the base's layers
 VLLM = "eagle_layers."
 UNUSED = (
@@ -74,8 +72,14 @@ def open_draft(
 
     `frspec`: a list of the tokens to propose. Raises ConfigError, CheckpointError or CompileError
         for a head that does
-    not fit the base, by the name of what doesn't.
+    not fit the base, by the name of what doesn't, and CompileError for a base that verifies no
+    trees.
     """
+    if base.lightning_layers:
+        raise CompileError(
+            f"--draft {source}: {base.name} keeps state per sequence, which can't be taken back to "
+            "verify drafts; leave it out"
+        )
     name, _, rows = str(source).partition(":")
     if (kind := name.removeprefix(RANDOM)) != name and kind in eagles():
         return _random(kind, base, rows, frspec)
@@ -119,13 +123,11 @@ def _with_vocabulary(head: DraftHead, token_ids: np.ndarray, base: ModelConfig) 
 
 def _read(folder: Path, base: ModelConfig) -> DraftHead:
     _check_folder(folder)
-    only_torch = (folder / TORCH).is_file() and not any(folder.glob("*.safetensors"))
-    tensors = _torch_tensors(folder / TORCH) if only_torch else find_tensors(folder)
+    tensors = find_tensors(folder)
     where, kind = folder / "config.json", _kind(folder, tensors)
     config = read_draft_config(_json(where), kind, "fc.bias" in tensors, base, str(where))
     shapes = published_tensors(config)
-    check_tensors(folder, tensors, shapes, optional=UNUSED)
-    weights = SafetensorsCheckpoint({name: tensors[name] for name in shapes})
+    weights = Weights(assembled(folder, tensors, shapes, optional=UNUSED))
     return DraftHead(config, weights, _token_ids(config, tensors, base))
 
 
@@ -157,11 +159,6 @@ def _kind(folder: Path, tensors: dict[str, SafetensorsFile]) -> str:
             f"{folder} is no EAGLE head for MiniCPM: none of its tensors is {marks}"
         )
     return kinds[0]
-
-
-def _torch_tensors(path: Path) -> dict[str, SafetensorsFile]:
-    file = TorchFile(path)
-    return dict.fromkeys(file.entries, file)
 
 
 def _token_ids(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
@@ -11,7 +12,7 @@ from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.state import attention_state, bytes_per_token
+from minicpm_mlc.compile.state import attention_state, bytes_per_token, model_state
 from minicpm_mlc.targets import Target
 
 
@@ -22,17 +23,20 @@ def make_manifest(
     params: list[Param],
     longest: int,
     prefill_chunk: int,
+    calibration: dict[str, Any] | None,
 ) -> Manifest:
     """The manifest, but for its files and the names of the stored tensors. `longest`: tokens of
-    context.
+    context; `calibration`: what the manifest says of the text that rounding saw.
     """
-    state = attention_state(config, precision.kv)
+    state = model_state(config, precision.kv)
     return Manifest(
         name=config.name,
         scheme=precision.linear.name,
         embedding_scheme=precision.embedding.name,
         activations=precision.activations,
         weight_layout=WEIGHT_LAYOUTS[precision.activations],
+        mixed={source: scheme.name for source, scheme in precision.mixed.items()},
+        calibration=calibration,
         target=target.describe(),
         model=config.to_dict(),
         kv_dtype=precision.kv.dtype,

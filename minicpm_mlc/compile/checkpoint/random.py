@@ -9,16 +9,16 @@ import zlib
 
 import numpy as np
 
+from minicpm_mlc.compile.checkpoint.weights import Checkpoint
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.compile.model.registry import published_tensors
-from minicpm_mlc.ops.formats.weights.base import Scheme
 
 _PERIOD = 1_048_573  # prime, so that rows of any width start at different places of the block
 
 
-class RandomCheckpoint:
+class RandomCheckpoint(Checkpoint):
     """Deterministic in `seed`; a row's values don't depend on how the rows are asked for.
 
     Every tensor is one repeated block of normal numbers, entered at a place that depends on the
@@ -56,9 +56,6 @@ class RandomCheckpoint:
         _fill(flat, self._block, place)
         flat *= self._deviation(name, width)
         return flat.reshape(-1, width)
-
-    def carried(self, name: str, scheme: Scheme, start: int, stop: int) -> None:
-        """Its weights are float32, which no scheme has stored."""
 
     def _deviation(self, name: str, inputs: int) -> float:
         if name == EMBEDDING:

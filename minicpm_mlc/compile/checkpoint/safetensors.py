@@ -15,16 +15,21 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import GIT_LFS, json_value
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 
 MAX_HEADER = 16 << 20  # bytes; a tensor takes some 150
 MAX_TENSORS = 100_000
 MAX_RANK = 8
 STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-# Sizes of what may stand beside the weights, e.g. integer buffers.
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "BOOL": 1} | {
-    f"{kind}{bits}": bits // 8 for kind in "IU" for bits in (8, 16, 32, 64)
-}
+# How everything that may stand in a file lies in memory; bf16 and 8-bit floats are their bits.
+DTYPES = (
+    STORED
+    | {"F64": np.dtype("<f8"), "BOOL": np.dtype("?"), "F8_E4M3": np.dtype("u1")}
+    | {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
+    | {f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
+)
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class SafetensorsFile:
             self._map = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
         except OSError as error:
             raise CheckpointError(f"{path} can't be opened: {error.strerror}") from None
+        if self._map[: len(GIT_LFS)].tobytes() == GIT_LFS:
+            raise self._error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
         self.entries = self._read_entries()
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -59,6 +66,22 @@ class SafetensorsFile:
         if entry.dtype == "BF16":
             return bfloat16_numbers(picked)
         return picked.astype(np.float32)
+
+    def array(self, name: str) -> np.ndarray:
+        """A view of a tensor in its own dtype; of bf16 and 8-bit floats, of their bits."""
+        entry = self.entries[name]
+        return self.raw(name).view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def expect(self, name: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
+        """Raises CheckpointError unless a tensor has one of these dtypes and of these shapes."""
+        entry = self.entries[name]
+        if entry.shape not in shapes:
+            expected = " or ".join(str(list(shape)) for shape in shapes)
+            raise self._error(
+                f"tensor {name} has shape {list(entry.shape)}, expected {expected} from config.json"
+            )
+        if entry.dtype not in dtypes:
+            raise self._error(f"tensor {name} has dtype {entry.dtype}, expected {any_of(dtypes)}")
 
     def raw(self, name: str) -> np.ndarray:
         """uint8 view of a tensor's bytes as stored."""
@@ -91,8 +114,6 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         """The parsed header and the byte where tensors begin."""
-        if self._map[: len(GIT_LFS)].tobytes() == GIT_LFS:
-            raise self._error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
         length = int.from_bytes(self._map[:8].tobytes(), "little")
         if self._map.size < 8 or not 2 <= length <= min(MAX_HEADER, self._map.size - 8):
             raise self._error(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.rope_lists import FACTORS_05B, FACTORS_8B, FACTORS_41_8B
 
 _MINICPM4_8B = ModelConfig(
@@ -49,6 +49,16 @@ _MINICPM41_8B = replace(
     _MINICPM4_8B, name="MiniCPM4.1-8B", rope_factors=FACTORS_41_8B, max_position_embeddings=65536
 )
 
+_MINICPM_SALA = replace(
+    _MINICPM4_8B,
+    name="MiniCPM-SALA",
+    model_type="minicpm_sala",
+    rope_factors=(1.0,) * 64,
+    max_position_embeddings=524288,
+    sparse=SparseConfig(),
+    lightning_layers=tuple(i for i in range(32) if i not in (0, 9, 16, 17, 22, 29, 30, 31)),
+)
+
 _MINICPM5_1B = ModelConfig(
     name="MiniCPM5-1B",
     model_type="llama",
@@ -67,6 +77,10 @@ _MINICPM5_1B = ModelConfig(
     tie_word_embeddings=False,
     bos_token_id=0,
     eos_token_ids=(1, 130073),
+)
+
+_MINICPM5_2B = replace(
+    _MINICPM5_1B, name="MiniCPM5-2B", hidden_size=2048, intermediate_size=6144, num_layers=42
 )
 
 _QWEN3_8B = ModelConfig(
@@ -105,7 +119,9 @@ PRESETS: dict[str, ModelConfig] = {
         _MINICPM4_05B,
         _MINICPM4_8B,
         _MINICPM41_8B,
+        _MINICPM_SALA,
         _MINICPM5_1B,
+        _MINICPM5_2B,
         _QWEN3_06B,
         _QWEN3_8B,
     )

@@ -79,12 +79,14 @@ class RMSNorm(Vector):
         super().__init__(plan, source, plan.config.hidden_size)
         self.quantising = before_linears and plan.int8
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """float32 [n, hidden_size] -> the same shape, or int8 words."""
+    def __call__(self, x: Tensor, reader: Linear | None = None) -> Tensor:
+        """float32 [n, hidden_size] -> the same shape, or int8 words for the linear that reads
+        them.
+        """
         kernels = self.plan.kernels
         shape = (self.rows, self.plan.config.rms_norm_eps)
         if self.quantising:
-            factor = self.plan.sum_factor(self.plan.scheme)
+            factor = self.plan.sum_factor(reader.scheme if reader else self.plan.scheme)
             return kernels(RmsNormInt8(*shape, factor), x, self.values)
         return kernels(RmsNorm(*shape), x, self.values)
 
@@ -107,7 +109,32 @@ class Batch:
     tree: tuple[Tensor, Tensor] | None
 
 
-class Attention(Part):
+class Mixer(Part):
+    """The part of a layer that tokens see each other by."""
+
+    @property
+    def reader(self) -> Linear:
+        """The linear that reads the layer's normalised rows."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
+    ) -> Tensor:
+        """x as linears want it -> residual + residual_scale * what is mixed, float32.
+
+        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
+        reads.
+        """
+        raise NotImplementedError
+
+    def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
+        """Moves a token tree's accepted rows to their slots -> the pools; of models without state
+        per sequence.
+        """
+        raise NotImplementedError
+
+
+class Attention(Mixer):
     """Grouped-query attention over paged pools; writes its keys and values, then reads all up to
     its slot.
     """
@@ -136,13 +163,12 @@ class Attention(Part):
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
-        """x as linears want it -> residual + residual_scale * attention(x), float32.
-
-        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
-        reads.
-        """
         q, pools = self.append(self.project(x), pools, batch)
         return self.out(self.attend(q, pools, batch, selected), residual)
+
+    @property
+    def reader(self) -> Linear:
+        return self.qkv
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of every row, side by side, before RoPE."""
@@ -168,7 +194,6 @@ class Attention(Part):
         return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
-        """Moves a token tree's accepted rows to their slots -> the pools."""
         operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
         keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
@@ -199,12 +224,17 @@ class MLP(Part):
     def gated(self, x: Tensor) -> Tensor:
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
-        if self.plan.int8:
-            gate_up = self.gate_up
+        gate_up = self.gate_up
+        if self.plan.int8 and read_alike(self.plan, gate_up, self.down):
             factor = self.plan.sum_factor(gate_up.scheme)
             operator = LinearSwigluInt8(width, gate_up.columns, gate_up.scheme, factor)
             return kernels(operator, x, *gate_up.stored())
-        return kernels(Swiglu(width), self.gate_up(x))
+        return kernels(Swiglu(width), gate_up(x))
+
+
+def read_alike(plan: Plan, *linears: Linear) -> bool:
+    """Whether linears of int8 activations read rows that are quantised alike."""
+    return len({plan.sum_factor(linear.scheme) for linear in linears}) == 1
 
 
 class Layer(Part):
@@ -216,11 +246,11 @@ class Layer(Part):
         self.mlp_norm = RMSNorm(plan, f"{at}.post_attention_layernorm.weight", before_linears=True)
         self.mlp = MLP(plan, f"{at}.mlp")
 
-    def attention_part(self, plan: Plan, at: str) -> Attention:
+    def attention_part(self, plan: Plan, at: str) -> Mixer:
         """The layer's attention; a model with another one overrides this."""
         return Attention(plan, at)
 
     def __call__(self, x: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
         """The residual stream before the layer -> after it, float32 [n, hidden_size]."""
-        x = self.attention(self.input_norm(x), x, pools, batch, selected)
-        return self.mlp(self.mlp_norm(x), x)
+        x = self.attention(self.input_norm(x, self.attention.reader), x, pools, batch, selected)
+        return self.mlp(self.mlp_norm(x, self.mlp.gate_up), x)
