@@ -12,6 +12,7 @@ from minicpm_mlc import __version__
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import json_text, say
 from minicpm_mlc.base.text import decode_text
+from minicpm_mlc.cli_hub import list_kept, pull, rm
 from minicpm_mlc.cli_options import (
     ATTENTION,
     KEY_FILE_HELP,
@@ -22,9 +23,11 @@ from minicpm_mlc.cli_options import (
     Commands,
     Numbers,
     Source,
+    chat_options,
     debugging,
     drafting_options,
     example,
+    note,
     remote_machine,
     rpc_options,
     trust_options,
@@ -35,6 +38,42 @@ from minicpm_mlc.cli_options import (
 @click.version_option(__version__, prog_name="minicpm-mlc", message="%(prog)s %(version)s")
 def main() -> None:
     """Compile MiniCPM4 models for a device, and chat with them there."""
+
+
+@main.command(**example("minicpm-mlc run openbmb/MiniCPM4.1-8B"))
+@click.argument("source")
+@click.option("--device", default="cpu", help="What to compile for.")
+@click.option("--quant", type=SCHEMES, help="How the weights are stored.  [default: as compile's]")
+@click.option("--draft", help="An EAGLE head, for speculative decoding: its folder or ORG/NAME.")
+@click.option("--force", is_flag=True, help="Compile again what is compiled already.")
+@chat_options
+@trust_options
+def run(
+    source: str, device: str, quant: str | None, draft: str | None, force: bool, **options: Any
+) -> None:
+    """Download SOURCE and compile it where that wasn't done before, then chat.
+
+    SOURCE is a hub's ORG/NAME, a checkpoint folder or a GGUF file. list shows what is kept, pull
+    fetches a newer version, rm removes. For compile's other options: compile, then chat.
+    """
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.compile import compile_model
+    from minicpm_mlc.hub.bundles import bundle_for
+    from minicpm_mlc.hub.pull import local_path
+
+    with show_progress() as report:
+
+        def make(path: str, place: Any) -> None:
+            head = draft and local_path(draft, report, note)
+            given = {"scheme": quant, "device": device, "draft": head, "overwrite": force}
+            compile_model(path, place, **given, progress=report, say=note)
+
+        kept = {"device": device, "quant": quant, "draft": draft}  # list shows them
+        bundle = bundle_for(source, kept, make, report, note, force)
+    _converse(str(bundle), None, **options)
+
+
+main.add_command(pull)
 
 
 @main.command("compile", **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"))
@@ -64,7 +103,7 @@ def main() -> None:
 @click.option(
     "--embedding-quant",
     type=SCHEMES,
-    help="The same for embedding and head.  [default: w8 beside w4 and w4a, else as --quant]",
+    help="The same for embedding and head.  [default: w8 beside 4 and 5 bits, else as --quant]",
 )
 @click.option(
     "--activations",
@@ -102,6 +141,21 @@ def main() -> None:
     help="The tokens it proposes: a list of minicpm-mlc frspec, or freq_*.pt.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR[:WEIGHT]",
+    multiple=True,
+    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
+    "once.",
+)
+@click.option(
+    "--ternary",
+    metavar="COLUMNS",
+    type=int,
+    help="Round linears to three values in groups of so many columns, as BitCPM's training does; "
+    "for files that hold the weights before.",
+)
+@click.option(
     "--calibrate",
     metavar="[TEXT]",
     multiple=True,
@@ -128,27 +182,34 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    draft: str | None,
+    random_weights: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE, a checkpoint folder or a GGUF file, into a bundle.
+    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, or a hub's ORG/NAME.
 
     What a folder may hold: docs/checkpoints.md.
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
+    from minicpm_mlc.hub.pull import local_path
 
     with show_progress() as report:
+        if draft and not draft.startswith("random-"):
+            draft = local_path(draft, report, note)
         result = compile_model(
-            source,
+            source if random_weights else local_path(source, report, note),
+            draft=draft,
+            random_weights=random_weights,
             scheme=quant,
             embedding_scheme=embedding_quant,
             draft_scheme=draft_quant,
             calibrate=[text for text in calibrate if text] if calibrate else None,
             overwrite=force,
             progress=report,
-            say=lambda note: click.echo(f"note: {note}", err=True),
+            say=note,
             **options,
         )
     say(result.json() if as_json else result.plain())
@@ -156,79 +217,11 @@ def compile_command(
 
 @main.command(**example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'))
 @click.argument("bundle", type=click.Path())
-@click.option("--prompt", help="Answer this and leave. Piped text goes before it.")
-@click.option("--system", help="System prompt.")
-@click.option(
-    "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
-)
-@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
-@click.option(
-    "--attention",
-    type=ATTENTION,
-    default="auto",
-    help="auto is sparse from the model's dense_len tokens on.",
-)
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-k", type=int, help="0 is all.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share.")
-@click.option(
-    "--min-p", type=float, help="Draw from tokens at least this times as likely as the likeliest."
-)
-@click.option("--repetition-penalty", type=float, help="1 is none.")
-@click.option("--presence-penalty", type=float, help="0 is none.")
-@click.option("--frequency-penalty", type=float, help="0 is none.")
-@click.option("--seed", type=int, help="Same seed, same text.")
-@click.option(
-    "--stop",
-    multiple=True,
-    help="Text that ends the answer, not the thinking; may be given more than once.",
-)
-@click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
-@click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens.")
-@click.option(
-    "--think/--no-think",
-    default=None,
-    help="Think before answering, or don't.  [default: the model's]",
-)
-@click.option(
-    "--speculate",
-    type=SPECULATE,
-    help="Guess tokens ahead; the text stays the same.  [default: auto]",
-)
-@drafting_options
+@chat_options
 @rpc_options
 @trust_options
-@click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks.")
-@click.option(
-    "--show-blocks",
-    is_flag=True,
-    help="After an answer, the blocks of 64 tokens that it chose most.",
-)
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="One question: print answer, thinking and numbers as JSON.",
-)
-@click.option(
-    "--stats", is_flag=True, help="One question: print tokens/s and context used on standard error."
-)
 def chat(
-    bundle: str,
-    prompt: str | None,
-    system: str | None,
-    context: int | None,
-    threads: int | None,
-    attention: str,
-    draft_model: str | None,
-    rpc: str | None,
-    key: str | None,
-    key_file: str | None,
-    hide_thinking: bool,
-    show_blocks: bool,
-    as_json: bool,
-    stats: bool,
-    **options: Any,
+    bundle: str, rpc: str | None, key: str | None, key_file: str | None, **options: Any
 ) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
@@ -236,6 +229,26 @@ def chat(
     first (start with < /dev/null where nothing is piped in). The answer goes to standard output,
     its thinking to standard error.
     """
+    remote = remote_machine(rpc, key, key_file, bundle, options["draft_model"])
+    _converse(bundle, remote, **options)
+
+
+def _converse(
+    bundle: str,
+    remote: Any,
+    *,
+    prompt: str | None,
+    system: str | None,
+    context: int | None,
+    threads: int | None,
+    attention: str,
+    draft_model: str | None,
+    hide_thinking: bool,
+    show_blocks: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
     from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
@@ -248,7 +261,6 @@ def chat(
     }
     question = read_question(prompt)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    remote = remote_machine(rpc, key, key_file, bundle, draft_model)
     with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
@@ -257,6 +269,64 @@ def chat(
             answer_once(
                 engine, question, options=given, as_json=as_json, with_stats=stats, **shared
             )
+
+
+@main.command(**example("minicpm-mlc serve ./MiniCPM4.1-8B-w4-cpu"))
+@click.argument("bundle", type=click.Path())
+@click.option("--host", default="127.0.0.1", help="Address to listen at.")
+@click.option("--port", default=8000, help="0 is any free one.")
+@click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
+@click.option("--max-waiting", default=64, help="Requests that may wait; one more gets status 429.")
+@click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
+@click.option("--api-key-file", type=click.Path(), help="The same, a key a line.")
+@click.option("--name", help="The model's name.  [default: the bundle's]")
+@click.option("--strict-model", is_flag=True, help="Refuse requests for a model of another name.")
+@click.option(
+    "--tool-format",
+    type=click.Choice(("auto", *choices.TOOL_FORMATS)),
+    default="auto",
+    help="How the model writes calls of tools; auto asks its template.",
+)
+@click.option(
+    "--reasoning-field",
+    type=click.Choice(("reasoning_content", "reasoning")),
+    default="reasoning_content",
+    help="Where answers have their thinking; clients of vLLM want reasoning.",
+)
+@click.option(
+    "--cors-origin", multiple=True, help="A page that may ask, such as https://a.b; * is all."
+)
+@click.option("--allowed-host", multiple=True, help="Another name of this server.")
+@click.option("--grace", default=10.0, help="Seconds that requests have to end in at SIGTERM.")
+@click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="Gear; auto shifts by length.")
+@click.option(
+    "--draft-model",
+    type=click.Path(),
+    help="A smaller bundle with the same tokenizer, to draft with.",
+)
+@trust_options
+def serve(
+    bundle: str,
+    api_key: tuple[str, ...],
+    api_key_file: str | None,
+    cors_origin: tuple[str, ...],
+    allowed_host: tuple[str, ...],
+    context: int | None,
+    threads: int | None,
+    attention: str,
+    draft_model: str | None,
+    **options: Any,
+) -> None:
+    """Answer the APIs of OpenAI, Anthropic and Ollama with BUNDLE."""
+    from minicpm_mlc.serve.server import Serving, given_keys
+    from minicpm_mlc.serve.server import serve as serve_bundle
+
+    keys = given_keys(api_key, api_key_file)
+    serving = Serving(keys=keys, origins=cors_origin, hosts=allowed_host, **options)
+    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    serve_bundle(bundle, serving, say, **opened)
 
 
 @main.command(**example("minicpm-mlc inspect MiniCPM4.1-8B"))
@@ -498,6 +568,9 @@ def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: A
     write_page(out, as_html(result))
     say(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
 
+
+main.add_command(list_kept)
+main.add_command(rm)
 
 FRSPEC = example(
     "minicpm-mlc frspec build --text ./notes --size 8192 --tokenizer ./MiniCPM4-8B -o freq.json"

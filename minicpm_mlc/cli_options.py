@@ -103,6 +103,11 @@ class Source(click.Path):
         )
 
 
+def note(text: str) -> None:
+    """Says on standard error what a user should know of what a command does."""
+    click.echo(f"note: {text}", err=True)
+
+
 def drafting_options(command: Any) -> Any:
     """The options of speculative decoding."""
     options = [
@@ -119,6 +124,78 @@ def drafting_options(command: Any) -> Any:
             "--draft-model",
             type=click.Path(),
             help="A smaller bundle with the same tokenizer, to draft with.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def chat_options(command: Any) -> Any:
+    """What a conversation or one question can be told: sampling, thinking, speculation, output."""
+    options = [
+        click.option("--prompt", help="Answer this and leave. Piped text goes before it."),
+        click.option("--system", help="System prompt."),
+        click.option(
+            "--context",
+            type=int,
+            help="Tokens of context.  [default: all that the model and memory allow]",
+        ),
+        click.option("--threads", type=int, help="Threads.  [default: the physical cores]"),
+        click.option(
+            "--attention",
+            type=ATTENTION,
+            default="auto",
+            help="auto is sparse from the model's dense_len tokens on.",
+        ),
+        click.option("--temperature", type=float, help="0 is greedy."),
+        click.option("--top-k", type=int, help="0 is all."),
+        click.option(
+            "--top-p", type=float, help="Draw from the likeliest tokens that make up this share."
+        ),
+        click.option(
+            "--min-p",
+            type=float,
+            help="Draw from tokens at least this times as likely as the likeliest.",
+        ),
+        click.option("--repetition-penalty", type=float, help="1 is none."),
+        click.option("--presence-penalty", type=float, help="0 is none."),
+        click.option("--frequency-penalty", type=float, help="0 is none."),
+        click.option("--seed", type=int, help="Same seed, same text."),
+        click.option(
+            "--stop",
+            multiple=True,
+            help="Text that ends the answer, not the thinking; may be given more than once.",
+        ),
+        click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
+        click.option("--max-think-tokens", type=int, help="Longest thinking, in tokens."),
+        click.option(
+            "--think/--no-think",
+            default=None,
+            help="Think before answering, or don't.  [default: the model's]",
+        ),
+        click.option(
+            "--speculate",
+            type=SPECULATE,
+            help="Guess tokens ahead; the text stays the same.  [default: auto]",
+        ),
+        drafting_options,
+        click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks."),
+        click.option(
+            "--show-blocks",
+            is_flag=True,
+            help="After an answer, the blocks of 64 tokens that it chose most.",
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="One question: print answer, thinking and numbers as JSON.",
+        ),
+        click.option(
+            "--stats",
+            is_flag=True,
+            help="One question: print tokens/s and context used on standard error.",
         ),
     ]
     for option in reversed(options):

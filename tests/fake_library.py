@@ -55,6 +55,9 @@ class FakeLibrary:
             tokens=np.full((num_pages, PAGE), -1), positions=np.full((num_pages, PAGE), -1)
         )
 
+    def pool_arrays(self, pools: Any) -> list[np.ndarray]:
+        return [pools.tokens, pools.positions]
+
     def prefill(
         self, token_ids, positions, slots, page_table, logit_rows, pools, sparse=False
     ) -> Outputs:
@@ -67,10 +70,16 @@ class FakeLibrary:
         return Outputs(np.stack([self._row(slots[r], page_table, pools) for r in logit_rows]))
 
     def decode(self, token_ids, positions, slots, page_tables, pools, sparse=False) -> Outputs:
-        assert token_ids.shape == (1,) and page_tables.ndim == 2
-        return self.prefill(
-            token_ids, positions, slots, page_tables[0], np.zeros(1, np.int32), pools
-        )
+        assert len(token_ids) == len(page_tables) and page_tables.ndim == 2
+        calls = len(self.calls)
+        rows = zip(token_ids, positions, slots, page_tables, strict=True)
+        outs = [self._decoded(row, pools) for row in rows]
+        self.calls[calls:] = [len(token_ids)]
+        return Outputs(np.concatenate(outs))
+
+    def _decoded(self, row: tuple[Any, ...], pools: Any) -> np.ndarray:
+        token_id, position, slot, table = map(np.atleast_1d, row)
+        return self.prefill(token_id, position, slot, table, np.zeros(1, np.int32), pools).logits
 
     def verify(
         self, token_ids, positions, slots, base, page_table, ancestors, pools, sparse=False

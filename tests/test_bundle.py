@@ -146,6 +146,17 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_leaves_nothing(place, mon
     assert names(place) == []
 
 
+def test_a_library_is_not_begun_on_a_disk_that_may_not_hold_its_objects(place, monkeypatch):
+    usage = shutil.disk_usage(place)._replace(free=32 << 20)
+    with pytest.raises(CompileError, match="is full after 7 bytes; free some space"):
+        with BundleWriter(place / "b") as bundle:
+            bundle.add_file("config.json", b"content")
+            monkeypatch.setattr(bundle_module.shutil, "disk_usage", lambda _: usage)
+            with bundle.scratch():
+                pytest.fail("LLVM would end the process")
+    assert names(place) == []
+
+
 def test_too_little_space_is_refused_before_anything_is_written(place, monkeypatch):
     monkeypatch.setattr(
         bundle_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10_000, 5_000, 5_000)

@@ -80,7 +80,7 @@ def correlated(n: int = 96, k: int = 128) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((n, k)).astype(np.float32), x.astype(np.float32)
 
 
-@pytest.mark.parametrize("scheme", ["w4", "w4a", "w8"])
+@pytest.mark.parametrize("scheme", ["w4", "w4a", "w4k", "w5k", "w6", "w8"])
 def test_rounding_keeps_the_outputs_closer(scheme):
     weights, x = correlated()
     chosen = SCHEMES[scheme]

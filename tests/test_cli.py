@@ -26,6 +26,8 @@ from minicpm_mlc.cli import main
 from minicpm_mlc.runtime_py import memory
 
 VERBS = [
+    "run",
+    "pull",
     "compile",
     "chat",
     "inspect",
@@ -34,6 +36,8 @@ VERBS = [
     "rpc-server",
     "package",
     "trace",
+    "list",
+    "rm",
     "frspec",
     "devices",
 ]

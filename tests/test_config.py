@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,13 +400,69 @@ def test_longrope_means_the_same_for_every_model_and_what_it_means_to_transforme
     assert same >= 12
 
 
+ORIGINAL = "original_max_position_embeddings"
+SCALED: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"factor": 4.0}, {"factor": 1}],
+    "llama3": [
+        {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192},
+        {"factor": 32, "low_freq_factor": 1, "high_freq_factor": 32, ORIGINAL: 16384},
+    ],
+    "yarn": [
+        {"factor": 4.0, ORIGINAL: 32768},
+        {"factor": 4.0},
+        {"factor": 40, ORIGINAL: 4096, "mscale": 1.0, "mscale_all_dim": 0.707},
+        {"factor": 8.0, ORIGINAL: 8192, "beta_fast": 64, "beta_slow": 2, "attention_factor": 1.3},
+        {"factor": 16.0, ORIGINAL: 4096, "truncate": False},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+def test_scaled_rope_is_what_transformers_computes(kind, theta):
+    for keys in SCALED[kind]:
+        rope = {"rope_type": kind, "rope_theta": theta, **keys}
+        values = {"head_dim": 64, "max_position_embeddings": 131072, "rope_theta": theta}
+        expected, scale = transformers_rope(kind, values | {"rope_parameters": rope})
+        for place in ("rope_parameters", "rope_scaling"):
+            config = read(LLAMA, **values, **{"rope_scaling": None, place: rope})
+            assert config.rope_attention_scale == pytest.approx(scale, rel=1e-12), rope
+            np.testing.assert_allclose(config.inv_freq, expected, rtol=2e-6)
+            assert config.max_position_embeddings == 131072
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, "rope_type is .*expected default, longrope"),
+        ({"rope_type": "proportional"}, "rope_type is"),
+        ({"rope_type": "linear"}, "of rope_type linear: factor is missing"),
+        ({"rope_type": "linear", "factor": 0}, "factor is 0, expected a positive number"),
+        ({"rope_type": "yarn", "factor": 4, "beta_fast": "x"}, "beta_fast is"),
+        ({"rope_type": "yarn", "factor": 4, "new": 1}, "new = 1 is not implemented"),
+        ({"rope_type": "yarn", "factor": 4, ORIGINAL: 1}, f"{ORIGINAL} is 1, expected a whole"),
+        (
+            {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4},
+            "low_freq_factor is 4",
+        ),
+    ],
+)
+def test_other_and_damaged_scalings_are_refused_by_name(rope, message):
+    with pytest.raises(ConfigError, match=message):
+        read(LLAMA, rope_scaling=rope)
+
+
 def transformers_longrope(values: dict) -> tuple[np.ndarray, float]:
     """inv_freq and the scale of cos and sin."""
+    return transformers_rope("longrope", values)
+
+
+def transformers_rope(kind: str, values: dict) -> tuple[np.ndarray, float]:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config = LlamaConfig(**values, num_attention_heads=16, hidden_size=2048)
-    inv_freq, scale = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu")
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
     return inv_freq.numpy(), scale
 
 

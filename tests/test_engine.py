@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +27,6 @@ from tokenizers import Tokenizer as RawTokenizer
 from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, SamplingError
 from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.turns import Turn
 
 
 @pytest.fixture
@@ -306,24 +307,35 @@ def test_a_closed_engine_says_so(build) -> None:
             call()
 
 
-def test_an_older_stream_ends_with_a_sentence(build) -> None:
+def test_an_older_stream_goes_on_beside_newer_calls(build) -> None:
+    engine, expected = build(), build().generate(PROMPT, max_tokens=30)
+    older = engine.generate(PROMPT, stream=True, max_tokens=30)
+    first = next(older)
+    assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
+    newer = engine.generate(PROMPT, stream=True, max_tokens=30)
+    second = next(newer)
+    assert first + "".join(older) == second + "".join(newer) == expected
+
+
+def test_a_call_on_the_engines_own_sequence_ends_the_stream_that_has_it(build) -> None:
     engine = build()
     older = engine.generate(PROMPT, stream=True)
     next(older)
-    assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
-    newer = engine.generate(PROMPT, stream=True)
+    np.testing.assert_array_equal(engine.logits(PROMPT[:2])[-1], FakeLibrary().row(PROMPT[:2]))
+    newer = engine.generate(PROMPT, stream=True, max_tokens=30)
     first = next(newer)
     with pytest.raises(EngineError, match="ended when another call"):
         list(older)
-    # the end of the older stream did not end the newer one's turn
-    assert first + "".join(newer) == build().generate(PROMPT)
+    # the end of the older stream did not end the newer one
+    assert first + "".join(newer) == build().generate(PROMPT, max_tokens=30)
 
 
 def test_a_stream_that_ended_is_closed_without_a_word(build) -> None:
     engine = build()
     older = engine.generate(PROMPT, stream=True)
     next(older)
-    engine.generate(PROMPT, max_tokens=3)
+    engine.truncate(3)
+    assert engine.cached_tokens == PROMPT[:3]
     older.close()
     assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
 
@@ -335,47 +347,48 @@ def in_another_thread(call: Callable[[], Any]) -> Any:
         return future.exception() or future.result()
 
 
-def test_rob_01_a_stream_at_rest_is_read_on_or_ended_by_any_thread(build) -> None:
+def test_rob_01_a_stream_at_rest_is_read_on_by_any_thread(build) -> None:
     engine, expected = build(), build().generate(PROMPT, max_tokens=9)
     stream = engine.generate(PROMPT, stream=True, max_tokens=9)
     first = next(stream)
     assert first + in_another_thread(lambda: "".join(stream)) == expected
     stream = engine.generate(PROMPT, stream=True, max_tokens=9)
-    next(stream)
+    first = next(stream)
     assert in_another_thread(lambda: engine.generate(PROMPT, max_tokens=9)) == expected
-    with pytest.raises(EngineError, match="ended when another call"):
-        list(stream)
+    assert first + "".join(stream) == expected
 
 
-def test_rob_01_who_comes_while_a_call_computes_is_refused(build) -> None:
+def test_rob_01_who_comes_while_a_step_computes_waits_for_it(build) -> None:
     engine, expected = build(), build().generate(PROMPT, max_tokens=9)
-    stream = engine.generate(PROMPT, stream=True, max_tokens=9)
-    seen = [next(stream)]
-    decode, refused = engine.library.decode, []
+    decode, inside, together = engine.library.decode, threading.Event(), []
 
-    def slow(*arguments: Any) -> Any:
-        refused.append(in_another_thread(lambda: engine.generate(PROMPT)))
-        return decode(*arguments)
+    def slow(token_ids: np.ndarray, *arguments: Any) -> Any:
+        inside.set()
+        time.sleep(0.01)
+        together.append(len(token_ids))
+        return decode(token_ids, *arguments)
 
     engine.library.decode = slow
-    reader = in_another_thread(lambda: "".join(seen + list(stream)))
-    assert reader == expected and len(refused) > 1
-    assert all(isinstance(e, EngineError) and "busy in another" in str(e) for e in refused)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(engine.generate, PROMPT, max_tokens=9, speculate="off")
+        inside.wait()
+        later = [
+            pool.submit(engine.generate, PROMPT, max_tokens=9, speculate="off") for _ in range(3)
+        ]
+        assert [each.result() for each in (first, *later)] == [expected] * 4
+    assert max(together) > 1
 
 
-def test_rob_01_between_the_tokens_of_a_whole_answer_nobody_is_let_in(build) -> None:
-    engine, refused = build(), []
-    plain = Turn.check
-
-    def check(turn: Turn) -> None:
-        refused.append(in_another_thread(lambda: engine.generate(PROMPT)))
-        plain(turn)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Turn, "check", check)
-        text = engine.generate(PROMPT, max_tokens=9)
-    assert text == build().generate(PROMPT, max_tokens=9) and refused
-    assert all(isinstance(error, EngineError) for error in refused)
+def test_a_call_on_the_engines_own_sequence_is_refused_while_another_one_runs(build) -> None:
+    engine = build()
+    with engine.steps(PROMPT) as (_, logits):
+        np.testing.assert_array_equal(logits, FakeLibrary().row(PROMPT))
+        for call in (lambda: engine.decode(1), lambda: engine.generate(PROMPT)):
+            with pytest.raises(EngineError, match="the engine is busy"):
+                call()
+        refused = in_another_thread(lambda: engine.decode(1))
+        assert isinstance(refused, EngineError) and "the engine is busy" in str(refused)
+    assert engine.generate(PROMPT, max_tokens=9) == build().generate(PROMPT, max_tokens=9)
 
 
 def test_a_call_from_the_progress_callback_ends_the_outer_one(build) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import CHAT_TEMPLATE
+from test_gguf_blocks import blocks
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import Tokenizer
 
@@ -19,8 +20,10 @@ from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile
 from minicpm_mlc.compile.checkpoint.gguf.spm_merges import merges_of
+from minicpm_mlc.compile.checkpoint.gguf.types import BLOCKS
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.inspect.describe import describe
+from minicpm_mlc.ops.formats.weights import SCHEMES
 
 gguf = pytest.importorskip("gguf", reason="writes and reads the files: pip install gguf")
 
@@ -37,12 +40,13 @@ def write_gguf(
     arch: str = "llama",
     stored: str = "Q8_0",
     per_part: int = 0,
-    heads: tuple[int, int, int] = (HEADS, KV_HEADS, HIDDEN // HEADS),
+    heads: tuple[int, int, int] | None = None,
     **changes: Any,
 ) -> Path:
     """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`, all in
     one file or `per_part` in each. `heads`: of queries, of keys, and their size.
     """
+    heads = heads or (HEADS, KV_HEADS, HIDDEN // HEADS)
     keys = {
         f"{arch}.block_count": LAYERS,
         f"{arch}.context_length": 256,
@@ -69,13 +73,19 @@ def write_gguf(
             writer.add_tensor(name, numbers)
             continue
         kind = gguf.GGMLQuantizationType[stored]
-        raw = gguf.quants.quantize(numbers, kind)
-        writer.add_tensor(name, raw, raw_dtype=kind)
+        writer.add_tensor(name, quantized(numbers, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def quantized(numbers: np.ndarray, kind: Any) -> np.ndarray:
+    """Stored rows of a matrix; drawn for the K types, which the gguf package only reads."""
+    if not kind.name.endswith("_K"):
+        return gguf.quants.quantize(numbers, kind)
+    return blocks(BLOCKS[kind], numbers.size // 256).reshape(len(numbers), -1)
 
 
 def add_key(writer: Any, key: str, value: Any) -> None:
@@ -280,6 +290,23 @@ def test_a_file_has_the_sparse_config_that_is_given_or_the_published_one(tmp_pat
         compile_model(write_gguf(tmp_path / "l.gguf"), dry_run=True, sparse_config=given)
     with pytest.raises(ConfigError, match=r"--sparse-config .*: there is no such file"):
         compile_model(path, dry_run=True, sparse_config=tmp_path / "none")
+
+
+@pytest.mark.parametrize(("stored", "name"), [("Q4_K", "w4k"), ("Q5_K", "w5k"), ("Q6_K", "w6")])
+def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
+    monkeypatch.setattr("test_gguf.HIDDEN", 256)
+    monkeypatch.setattr("test_gguf.WIDE", 512)
+    path = write_gguf(tmp_path / "tiny.gguf", stored=stored)
+    result = compile_model(path, dry_run=True)
+    assert result.out == f"tiny-{name}-cpu" and result.notes == []
+    weights, scheme = open_gguf(path).weights, SCHEMES[name]
+    for tensor in ("model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        parts = weights.carried(tensor, scheme, 16, 48)
+        assert parts is not None
+        assert np.array_equal(scheme.dequantize(parts), weights.rows(tensor, 16, 48))
+        assert weights.carried(tensor, SCHEMES["w4"], 16, 48) is None
+    [note] = compile_model(path, scheme="w8", dry_run=True).notes
+    assert f"tensors of {stored} are quantised again, to w8" in note
 
 
 REFUSED = {

@@ -45,9 +45,14 @@ ALLOWED: dict[str, set[str]] = {
     "prompt": BELOW_OPS,
     "runtime_py": BELOW_OPS | {"prompt"},
     "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
-    "inspect": OPS | {"targets", "prompt", "compile", "runtime_py", "bench"},  # it measures too
+    "hub": BELOW_OPS,
+    "inspect": OPS
+    | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},
-    "cli": {"cli_options"} | OPS | {"targets", "compile", "runtime_py", "bench", "inspect", ""},
+    "cli_hub": {"base", "hub", "cli_options"},
+    "cli": {"cli_options", "cli_hub"}
+    | OPS
+    | {"targets", "compile", "runtime_py", "bench", "inspect", "hub", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors
     "__main__": {"cli"},
 }

@@ -63,7 +63,8 @@ class SharedPool(RuleBasedStateMachine):
     def reuse(self, which: int, common: int) -> None:
         which %= len(self.sequences)
         prefix = self.expected[which][:common]
-        kept = self.sequences[which].reuse([*prefix, *self.new_tokens(2)])
+        sequence = self.sequences[which]
+        kept = sequence.truncate(common_prefix(sequence.tokens, [*prefix, *self.new_tokens(2)]))
         assert kept == len(prefix) or (
             len(self.sequences) > 1 and len(prefix) - PAGE < kept < len(prefix)
         )

@@ -139,7 +139,7 @@ def test_the_largest_products_do_not_saturate(dot):
         largest = scheme.values.largest
         for value in (0 if scheme.values.unsigned else -largest, largest):
             parts = {"weight": np.full((64, 64), value, scheme.values.dtype)}
-            parts |= {t.name: np.ones((64, 2), np.float16) for t in scheme.group_tensors}
+            parts |= {t.name: np.ones((64, t.width(64)), t.dtype) for t in scheme.group_tensors}
             x = np.where(np.arange(64) < 32, 127, -127).astype(np.float32)[None] * np.array(
                 [[1], [-1]], np.float32
             )

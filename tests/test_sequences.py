@@ -13,10 +13,11 @@ from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import ContextError
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel
-from minicpm_mlc.runtime_py.generation import Generation
+from minicpm_mlc.runtime_py.generation import Generation, Limits
+from minicpm_mlc.runtime_py.generation import Ids as ReadIds
 from minicpm_mlc.runtime_py.request import Request
+from minicpm_mlc.runtime_py.slots import Slot
 from minicpm_mlc.runtime_py.speculative.policy import Policy
-from minicpm_mlc.runtime_py.turns import Turns
 
 SPARSE = SparseConfig(topk=3, window_size=64, dense_len=256)
 PAGE = 64
@@ -130,32 +131,35 @@ def test_a_fork_shares_full_pages_and_goes_its_own_way(engine):
     assert engine.model.cache.pages.free_pages == PAGES - 4
 
 
-def generation(engine: Engine, model: CachedModel, ids: list[int], seed: int) -> Generation:
+def generation(engine: Engine, ids: list[int], seed: int) -> Generation:
     options = {"max_tokens": STEPS, "temperature": 1.0, "top_p": 0.9, "seed": seed}
-    return Generation(
-        Request.of(ids, options, engine.defaults),
-        model,
-        {},
-        Policy([]),
-        lambda _: Turns().turn(),
-        vocab_size=engine.vocab_size,
-        eos_token_ids=frozenset(),
-        prefill_chunk=engine.prefill_chunk,
-    )
+    request = Request.of(ids, options, engine.defaults)
+    limits = Limits(engine.vocab_size, frozenset(), engine.prefill_chunk)
+    return Generation(request, engine.context, PAGE, limits, ReadIds())
+
+
+def tokens(one: Generation, model: CachedModel) -> Iterator[int]:
+    one.start(Slot(model, {}, Policy([])))
+    while True:
+        yield from map(int, one.draw())  # type: ignore[call-overload]
+        if one.ended:
+            break
+        one.decode()
+    one.close()
 
 
 def test_two_generations_in_turns_say_what_each_says_alone(engine):
     alone, reads = [], []
     for seed, ids in enumerate(PROMPTS):
         engine.truncate(0)
-        one = generation(engine, engine.model, ids, seed)
-        alone.append(list(one.tokens()))
+        one = generation(engine, ids, seed)
+        alone.append(list(tokens(one, engine.model)))
         reads.append(one.block_reads)
     engine.truncate(0)
     models = [engine.model, engine.open_sequence()]
-    both = [generation(engine, *one) for one in zip(models, PROMPTS, range(2), strict=True)]
-    turns = zip(*(one.tokens() for one in both), strict=True)
-    assert [list(tokens) for tokens in zip(*turns, strict=True)] == alone
+    both = [generation(engine, ids, seed) for seed, ids in enumerate(PROMPTS)]
+    turns = zip(*map(tokens, both, models), strict=True)
+    assert [list(said) for said in zip(*turns, strict=True)] == alone
     np.testing.assert_array_equal([one.block_reads for one in both], reads)
     for one, model, ids in zip(both, models, PROMPTS, strict=True):
         assert one.stats.generated_tokens == STEPS and one.stats.finish_reason == "length"

@@ -180,7 +180,7 @@ class FastSampler(Sampler):
 
 
 def answer(sampler: FastSampler, stats: SpeculationStats) -> tuple[int, ...]:
-    model, guesser = MarkovModel(SimpleNamespace(tokens=[], context=100)), Guesser()
+    model, guesser = MarkovModel(SimpleNamespace(tokens=[], context=100, room=100)), Guesser()
     steps = Steps(model, {"ngram": guesser}, guesser, Speculation(), 99, stats, NO_BLOCKS)  # type: ignore[arg-type]
     logits, tokens = LOGITS[VOCAB], []
     sampler.begin()

@@ -10,3 +10,4 @@ KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops
 ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
 PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux")
+TOOL_FORMATS = ("minicpm", "hermes", "minicpm5")  # how a model writes calls of tools

@@ -17,6 +17,12 @@ class CheckpointError(MiniCPMError):
     """A checkpoint whose files or tensors are missing, damaged, extra or mis-shaped."""
 
 
+class HubError(MiniCPMError):
+    """A model's name that no hub knows, a hub that can't be reached or refuses, a download that is
+    damaged or doesn't fit the disk.
+    """
+
+
 class CompileError(MiniCPMError):
     """A bundle that can't be compiled or written as asked."""
 

@@ -139,12 +139,18 @@ def write_text(path: str | Path, text: str) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def cache_folder() -> Path:
+    """The user's folder of ours for what can be made again. Raises RuntimeError where the user has
+    no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicpm-mlc"
+
+
 def cache_file(kind: str, key: bytes) -> Path:
     """Where something found out about `key` is remembered. Raises RuntimeError where the user has
     no home.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "minicpm-mlc" / kind / f"{hashlib.sha256(key).hexdigest()}.json"
+    return cache_folder() / kind / f"{hashlib.sha256(key).hexdigest()}.json"
 
 
 def remember(file: Path, text: str) -> None:

@@ -27,6 +27,7 @@ from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.layers import Calibration
 from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint.adapters import Adapters
 from minicpm_mlc.compile.checkpoint.files import check_whole_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
 from minicpm_mlc.compile.companions import (
@@ -101,6 +102,8 @@ def compile_model(
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
     calibrate: Sequence[str | Path] | None = None,
+    adapters: Sequence[str] = (),
+    ternary: int | None = None,
     overwrite: bool = False,
     random_weights: bool = False,
     dry_run: bool = False,
@@ -119,12 +122,14 @@ def compile_model(
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
     (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
-    goes on where it was. `say` is told at once what the bundle will not do; it is in the
-    result too. `sparse_config`: a JSON file with the settings of sparse attention, for a checkpoint
-    that has none.
+    goes on where it was. `adapters`: folders of LoRA adapters that are merged one after another,
+    each with ":WEIGHT" or without. `ternary` rounds linears to three values in groups of so many
+    columns, as BitCPM's training does. `say` is told at once what the bundle will not do; it is in
+    the result too. `sparse_config`: a JSON file with the settings of sparse attention, for a
+    checkpoint that has none.
     """
     with interrupts_told(), some_home():
-        opened = _open(source, random_weights, sparse_config)
+        opened = _open(source, random_weights, adapters, ternary, sparse_config)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
@@ -239,11 +244,19 @@ def _calibration(
     return Calibration(config, precision, weights, sequences, folder)
 
 
-def _open(source: str | Path, random_weights: bool, sparse_config: str | Path | None) -> _Opened:
+def _open(
+    source: str | Path,
+    random_weights: bool,
+    adapters: Sequence[str],
+    ternary: int | None,
+    sparse_config: str | Path | None,
+) -> _Opened:
     name, folder = str(source), Path(source)
     sparse = None if sparse_config is None else read_sparse_file(Path(sparse_config))
     if sparse and not folder.exists():
         raise CompileError(f"--sparse-config {sparse_config}: it is for a checkpoint; leave it out")
+    if random_weights and adapters:
+        raise CompileError("--adapter changes a model's weights; leave --random-weights out")
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
         return _Opened(PRESETS[name], weights, open_companions(None), [])
@@ -253,16 +266,20 @@ def _open(source: str | Path, random_weights: bool, sparse_config: str | Path | 
         )
     path = find_gguf(folder)
     gguf = open_gguf(path, sparse) if path else None
+    if gguf and ternary is not None:
+        raise CompileError(f"--ternary {ternary}: {path} is quantised already; leave it out")
     if gguf is None:
         check_whole_model(folder)
-    config = gguf.config if gguf else read_config_folder(folder, sparse)
-    files = gguf.files if gguf else open_companions(folder)
+    loras = Adapters.open(adapters)
+    base = gguf.config if gguf else read_config_folder(folder, sparse)
+    config = loras.config(base)
+    files = loras.files(gguf.files if gguf else open_companions(folder), config)
     notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]
     config = with_end_tokens(config, files)
     if random_weights:
         return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
-    weights = gguf.weights if gguf else open_checkpoint(folder, config)
-    return _Opened(config, weights, files, notes)
+    weights = gguf.weights if gguf else open_checkpoint(folder, base, ternary)
+    return _Opened(config, loras.weights(weights, base), files, notes)
 
 
 def _open_draft(

@@ -33,6 +33,7 @@ from minicpm_mlc.bundle.trust import trust
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL = 64 << 10  # bytes: a disk with less room takes no further file
+SCRATCH = 64 << 20  # bytes for objects and caches: LLVM ends the process where it can't write
 
 
 class BundleFile:
@@ -137,8 +138,10 @@ class BundleWriter:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder on the bundle's own disk for what is needed on the way; it goes with the
-        block.
+        block. Raises OSError where the disk hasn't the room for it.
         """
+        if shutil.disk_usage(self._folder).free < SCRATCH:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         folder = self._folder / "scratch"
         folder.mkdir()
         try:

@@ -3,7 +3,8 @@
 A group is ten int32 words that a kernel broadcasts one by one: eight of four int8 values each, the
 scale's float32 bits, and factor * (sum of the values). The factor is what the weights need
 (ops/cpu/int8_dot.py): one that takes their zero point out of the integer product, or 1, where the
-sum meets their minimum.
+sum meets their minimum. TWO_SUMS counts the last 16 values so many times, and the first ones once:
+either sum can be told from the word.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from minicpm_mlc.ops.samples import Draw, Sample, sample
 SCALE, SUM = 8, 9  # places of a group's scale and sum in its words
 LARGEST = 127  # of an int8 value: symmetric, so that a value can change its sign
 SMALLEST = 2.0**-100  # a group below it is zeros: 127 / |x| would overflow
-FACTORS = (0, -8, -128, 1)  # that weights need
+TWO_SUMS = 1 << 12  # more than twice the largest sum of 16 values
+FACTORS = (0, -8, -128, 1, TWO_SUMS)  # that weights need
 ROUNDED = 1e-5  # NMSE: a value between two int8 numbers may go either way
 
 
@@ -52,8 +54,13 @@ def words_of(x: np.ndarray, factor: int) -> np.ndarray:
     words = np.empty((*groups.shape[:2], WORDS), np.int32)
     words[..., :SCALE] = groups.view(np.int32)
     words[..., SCALE] = scale.view(np.int32)
-    words[..., SUM] = factor * groups.sum(-1, dtype=np.int32)
+    words[..., SUM] = groups @ np.repeat(np.array(factors_of(factor), np.int32), GROUP // 2)
     return words
+
+
+def factors_of(factor: int) -> tuple[int, int]:
+    """What the first and the last 16 values are multiplied by in a group's sum."""
+    return (1, TWO_SUMS) if factor == TWO_SUMS else (factor, factor)
 
 
 def numbers_of(words: np.ndarray) -> np.ndarray:

@@ -56,6 +56,11 @@ class ThinkSplitter:
         """True while inside an open block."""
         return self._state == "thinking"
 
+    @property
+    def unsure(self) -> bool:
+        """True while what came may still become a block's opening marker."""
+        return self._state == "start"
+
     def feed(self, text: str) -> list[Event]:
         """Events that `text` completes; what could be the beginning of a marker is held back."""
         self._held += text

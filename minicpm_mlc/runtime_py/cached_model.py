@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.kv_cache import Sequence
+from minicpm_mlc.runtime_py.kv_cache import Sequence, common_prefix
 from minicpm_mlc.runtime_py.outputs import Outputs
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
@@ -68,6 +68,36 @@ class CachedModel:
         """Forgets all tokens and gives the pages back to the cache."""
         self.sequence.truncate(0)
 
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on; of a recurrent sequence, which can't go back, all.
+
+        A shared page that the cut is in is copied, as nobody writes into it.
+        """
+        sequence = self.sequence
+        length = min(length, len(self))
+        cut = length // sequence.pool.page_size
+        shared = int(sequence.page_table[cut]) if length < len(self) else -1
+        first = sequence.tokens[cut * sequence.pool.page_size : length]
+        if sequence.truncate(length) < length and first and not sequence.recurrent:
+            self.copy(shared, first)
+
+    def copy(self, page: int, token_ids: Ids[int]) -> None:
+        """Appends tokens whose keys and values are the first of another page. The sequence must end
+        at a page's end.
+        """
+        sequence = self.sequence
+        size = sequence.pool.page_size
+        sequence.reserve(len(token_ids))
+        at = np.arange(len(token_ids), dtype=np.int32)
+        table = np.array([sequence.page_table[-1], page], np.int32)
+        self._library.commit(size + at, at, table, self._pools)
+        sequence.append(token_ids)
+
+    def reuse(self, token_ids: Ids[int]) -> int:
+        """Keeps the longest common prefix with `token_ids`; returns its length."""
+        self.truncate(common_prefix(self.sequence.tokens, token_ids))
+        return len(self)
+
     def prefill(
         self, token_ids: list[int], chunk: int, all_rows: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
@@ -79,34 +109,29 @@ class CachedModel:
         sparse = self.gears.sparse(len(self) + len(token_ids))
         for start in range(0, len(token_ids), chunk):
             part = token_ids[start : start + chunk]
-            rows = np.arange(0 if all_rows else len(part) - 1, len(part), dtype=np.int32)
-            slots = self.sequence.reserve(len(part))
-            with self._advancing():
-                out = self._library.prefill(
-                    np.array(part, np.int32),
-                    slots,
-                    slots,
-                    self.sequence.page_table,
-                    rows,
-                    self._pools,
-                    sparse,
-                )
-                self.sequence.append(part)
-            self.features = out.features
-            yield start + len(part), out.logits
+            yield start + len(part), self.prefill_chunk(part, sparse, all_rows)
+
+    def prefill_chunk(
+        self, token_ids: Ids[int], sparse: bool, all_rows: bool = False
+    ) -> np.ndarray:
+        """Appends one chunk of tokens in this gear; returns logits float32 [rows, vocab] of its
+        last token, or of all.
+        """
+        n = len(token_ids)
+        rows = np.arange(0 if all_rows else n - 1, n, dtype=np.int32)
+        slots = self.sequence.reserve(n)
+        ids = np.array(token_ids, np.int32)
+        table = self.sequence.page_table
+        with self._advancing():
+            out = self._library.prefill(ids, slots, slots, table, rows, self._pools, sparse)
+            self.sequence.append(token_ids)
+        self.features = out.features
+        return out.logits
 
     def decode(self, token_id: int) -> np.ndarray:
         """Appends one token; returns its logits, float32 [vocab]."""
-        slots = self.sequence.reserve(1)
-        tables = self.sequence.page_table[None, :]
-        sparse = self.gears.sparse(len(self) + 1)
-        row = np.array([token_id], np.int32)
-        with self._advancing():
-            out = self._library.decode(row, slots, slots, tables, self._pools, sparse)
-            self.sequence.append([token_id])
-        self.selected = [blocks[0] for blocks in out.selected]
-        self.features = out.features
-        return out.logits[0]
+        (logits,) = decode_together([self], [token_id])
+        return logits
 
     @contextmanager
     def _advancing(self) -> Iterator[None]:
@@ -194,6 +219,31 @@ class CachedModel:
         return self._library.verify(
             token_ids, positions, slots, base, table, ancestors, self._pools, sparse
         )
+
+
+def decode_together(models: Ids[CachedModel], token_ids: Ids[int]) -> np.ndarray:
+    """Appends one token to each of b sequences on the same pages, in one call; returns their
+    logits, float32 [b, vocab].
+
+    All are in one gear, by the length that the token brings them to. Each row is computed as it
+    would be alone. Where the call fails, all sequences are as they were before.
+    """
+    slots = np.concatenate([model.sequence.reserve(1) for model in models])
+    gears = {model.gears.sparse(len(model) + 1) for model in models}
+    (sparse,) = gears
+    tables = [model.sequence.page_table for model in models]
+    padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    ids = np.array(token_ids, np.int32)
+    first = models[0]
+    with first._advancing():
+        out = first._library.decode(ids, slots, slots, padded, first._pools, sparse)
+        for i, (model, token_id) in enumerate(zip(models, token_ids, strict=True)):
+            model.sequence.append([token_id])
+            model.selected = [blocks[i] for blocks in out.selected]
+            model.features = None if out.features is None else out.features[i : i + 1]
+    return out.logits
 
 
 def _in_order(parts: list[np.ndarray], places: np.ndarray) -> np.ndarray:

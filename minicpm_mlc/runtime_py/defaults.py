@@ -4,9 +4,11 @@ tokens.
 
 from __future__ import annotations
 
-from minicpm_mlc.base.errors import ContextError
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.base.errors import ContextError, EngineError
+from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Manifest
 from minicpm_mlc.bundle.small_files import SmallFiles
+
+PARALLEL = 8  # answers at once, where nobody says how many
 
 
 def choose_context(manifest: Manifest, asked: int | None, available: int) -> int:
@@ -43,9 +45,34 @@ def largest_context(manifest: Manifest, available: int) -> int:
     """Tokens, in whole pages, that fit `available` bytes together with the weights; at most the
     model's, 0 if none.
     """
+    return min(manifest.max_context, _tokens_that_fit(manifest, available))
+
+
+def choose_parallel(manifest: Manifest, asked: int | None) -> int:
+    """How many answers at once: one where the model keeps state per sequence. Raises EngineError
+    for what the library can't hold.
+    """
+    if asked is not None and not 1 <= asked <= MAX_DECODE_SEQUENCES:
+        raise EngineError(
+            f"parallel is {asked}; the library holds 1 to {MAX_DECODE_SEQUENCES} sequences at once"
+        )
+    return 1 if manifest.recurrent else asked or PARALLEL
+
+
+def cache_tokens(manifest: Manifest, context: int, contexts: int, available: int) -> int:
+    """Tokens of a cache for that many whole contexts, or as many of them as fit `available` bytes;
+    one fits.
+    """
+    page = manifest.page_size
+    whole = contexts * -(-context // page) * page
+    return max(context, min(whole, _tokens_that_fit(manifest, available)))
+
+
+def _tokens_that_fit(manifest: Manifest, available: int) -> int:
+    """In whole pages, with the weights."""
     fixed = manifest.memory_need(0)
     pages = max(0, available - fixed) // (manifest.memory_need(1) - fixed)
-    return min(manifest.max_context, pages * manifest.page_size)
+    return pages * manifest.page_size
 
 
 def eos_token_ids(manifest: Manifest, files: SmallFiles) -> frozenset[int]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from minicpm_mlc.base.errors import BundleError, ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.base.errors import ContextError, EngineError, PromptTooLongError
+from minicpm_mlc.bundle.manifest import Bundle, manifest_sha256
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import default_sampling
 from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
@@ -21,43 +22,62 @@ from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
+from minicpm_mlc.runtime_py.chat.pieces import Pieces
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.defaults import (
+    cache_tokens,
     choose_context,
+    choose_parallel,
     eos_token_ids,
     largest_context,
 )
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.generation import Generation
+from minicpm_mlc.runtime_py.generation import Generation, Limits, TokenReader
+from minicpm_mlc.runtime_py.generation import Ids as ReadIds
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
-from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter, check_same_tokenizer
-from minicpm_mlc.runtime_py.speculative.drafters import MISSING, RECURRENT, open_drafters
+from minicpm_mlc.runtime_py.scheduler.driver import Driver
+from minicpm_mlc.runtime_py.scheduler.reading import read
+from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
+from minicpm_mlc.runtime_py.scheduler.task import Task
+from minicpm_mlc.runtime_py.slots import Slot, Slots
+from minicpm_mlc.runtime_py.speculative.draft_bundle import (
+    RECURRENT,
+    ModelDrafter,
+    open_draft_bundle,
+)
+from minicpm_mlc.runtime_py.speculative.drafters import MISSING, open_drafters
 from minicpm_mlc.runtime_py.speculative.policy import Policy
-from minicpm_mlc.runtime_py.speculative.steps import Steps
-from minicpm_mlc.runtime_py.turns import Turn, Turns
+from minicpm_mlc.runtime_py.speculative.steps import Drafter, Steps
+from minicpm_mlc.runtime_py.turns import ENDED, Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-Piece = TypeVar("Piece")
+CLOSED = "the engine is closed; open the bundle again: Engine(bundle)"
 
 
 class Engine:
-    """Runs a bundle. It keeps the last conversation's keys and values, so that only what is new is
+    """Runs a bundle. It keeps the keys and values of conversations, so that only what is new is
     computed.
 
-    An engine serves one call at a time: one that comes while another runs raises EngineError. A
-    stream at rest, between two pieces, is over when any thread begins another call; any thread may
-    read it on. Options of a call:
-    see `Options`. `stats` are the figures of the last call, and `block_reads` int64 [blocks] counts
-    how often its decode steps chose each block of the context by score; `prefill_chunk` is how many
-    prompt tokens are computed at once.
+    Any number of calls of generate, chat and chat_events may go on at once, in any threads; any
+    thread may read a stream on. Up to `parallel` of them are answered together, the others wait.
+    A stream that nobody reads rests while no other call computes.
+
+    One sequence is the engine's own: of a call that runs alone, and what logits, prefill, decode,
+    truncate, steps, cached_tokens and selected are about. These calls go one at a time, another
+    thread's raises EngineError, and a stream that has this sequence is over.
+
+    Options of a call: see `Options`. `stats` are the figures of the call that began last, and
+    `block_reads` int64 [blocks] counts how often its decode steps chose each block of the context
+    by score; `prefill_chunk` is how many prompt tokens are computed at once.
     """
 
     def __init__(
@@ -70,6 +90,8 @@ class Engine:
         remote: Machine | None = None,
         sha256: str | Collection[str] | None = None,
         trust: bool = False,
+        parallel: int | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Loads the bundle, a program that runs with this process's rights: one that was compiled
         on this machine, or that the caller trusts.
@@ -84,11 +106,15 @@ class Engine:
             remote: the machine that runs the bundles; None: this one.
             sha256: of the manifests that may run (inspect prints it), no others.
             trust: trust the bundles for good, wherever they come from.
+            parallel: most answers at once, with room for as many whole contexts as memory holds;
+                None: up to 8, which share the room of one.
+            resume: a file of `save`, to go on from.
 
         Raises:
             BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
                 bundle has another tokenizer.
             ContextError: the context exceeds the model's, or the device's free memory.
+            EngineError: the saved state is damaged or another bundle's.
         """
         if threads is not None and threads < 1:
             raise EngineError(
@@ -114,11 +140,17 @@ class Engine:
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
-        cache = PagedCache(self._machine.open_library(bundle, self.threads), self.context)
-        self._model: CachedModel | None = CachedModel(cache, self.context, self.gears)
-        small = None if draft is None else self._open_draft_bundle(Path(draft))
-        self.drafters = open_drafters(self._model, bool(manifest.draft), small)
-        self._policy = Policy(list(self.drafters))
+        self.parallel = choose_parallel(manifest, parallel)
+        tokens = cache_tokens(manifest, self.context, parallel or 1, available)
+        cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
+        small = None if draft is None else self._open_drafter(Path(draft))
+        slots = self._open_slots(cache, small)
+        self._scheduler: Scheduler | None = Scheduler(
+            slots, cache.pages, self.parallel, self._turns
+        )
+        self._driver = Driver(self._scheduler, self._turns)
+        if resume is not None:
+            slots.load(resume, manifest_sha256(self.path))
 
     def __enter__(self) -> Engine:
         return self
@@ -140,9 +172,11 @@ class Engine:
 
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
-        with self._turns.turn():
-            self._model = None
-            self.drafters = {}
+        with self._turns.call():
+            if self._scheduler:
+                self._scheduler.close(EngineError(CLOSED))
+            self._scheduler = None
+            del self._driver
 
     def tokenize(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, BOS first if the model wants it."""
@@ -167,9 +201,11 @@ class Engine:
 
         Returns the text, or with stream=True an iterator of its pieces as they come.
         """
-        generation = self._generation(self._prompt_ids(prompt), options)
-        texts = _texts(generation.pieces(self.tokenizer))
-        return _streamed(generation, texts) if stream else "".join(texts)
+        ids = self._prompt_ids(prompt)
+        request = self.request(ids, options)
+        stops = StopStrings(request.stop, self.tokenizer.hidden)
+        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
+        return pieces if stream else "".join(pieces)
 
     @overload
     def chat(
@@ -210,11 +246,11 @@ class Engine:
                 follows.
             options: see `Options`.
         """
-        prompt, generation, pieces = self._chat(messages, think, max_think_tokens, options)
+        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
         # A block that the template opened is opened in the text too, so that the text can be read
         # alone.
         texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
-        return _streamed(generation, texts) if stream else "".join(texts)
+        return texts if stream else "".join(texts)
 
     def chat_events(
         self,
@@ -227,8 +263,8 @@ class Engine:
         """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
         out.
         """
-        prompt, generation, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _streamed(generation, _events(pieces, ThinkSplitter(prompt.thinking)))
+        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
+        return _events(pieces, ThinkSplitter(prompt.thinking))
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -237,23 +273,23 @@ class Engine:
         """
         ids = self._checked(token_ids)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        with self._turns.turn():
-            self.model.sequence.truncate(0)
-            for done, rows in self.model.prefill(ids, self.prefill_chunk, all_rows=True):
+        with self._own() as model:
+            model.truncate(0)
+            for done, rows in model.prefill(ids, self.prefill_chunk, all_rows=True):
                 logits[done - len(rows) : done] = rows
         return logits
 
     def prefill(self, token_ids: Ids[int]) -> np.ndarray:
         """Appends tokens to the cached sequence; returns the last one's logits, float32 [vocab]."""
-        with self._turns.turn():
-            ids = self._checked(token_ids, len(self.model))
-            (_, logits) = deque(self.model.prefill(ids, self.prefill_chunk), maxlen=1)[0]
+        with self._own() as model:
+            ids = self._checked(token_ids, len(model))
+            (_, logits) = deque(model.prefill(ids, self.prefill_chunk), maxlen=1)[0]
         return logits[-1]
 
     def decode(self, token_id: int) -> np.ndarray:
         """Appends one token to the cached sequence; returns its logits, float32 [vocab]."""
-        with self._turns.turn():
-            return self.model.decode(*self._checked([token_id], len(self.model)))
+        with self._own() as model:
+            return model.decode(*self._checked([token_id], len(model)))
 
     @contextmanager
     def steps(
@@ -262,28 +298,45 @@ class Engine:
         """For measuring: computes a prompt; yields what to decode with, and the prompt's logits
         float32 [vocab].
         """
-        generation = self._generation(token_ids, options)
-        with generation.running() as (_, logits):
-            yield generation.steps, logits
+        generation = self.generation(self.request(token_ids, options), ReadIds())
+        with self._own():
+            self._note(generation)
+            logits = generation.start(self._open.slots.own)
+            try:
+                yield generation.steps, logits
+            finally:
+                generation.close()
 
     def open_sequence(self, context: int | None = None) -> CachedModel:
         """An empty sequence beside the engine's own one, on the same pages: all sequences together
         hold `self.context` tokens. `context`: its most tokens; None: the engine's.
 
         Its calls take no turn: whoever opens it makes one call of this engine at a time, and calls
-        its `free` in the end. Raises EngineError for a model that keeps state per sequence: its
-        library has room for one.
+        its `free` in the end; until then answers have so much less room. Raises EngineError for a
+        model that keeps state per sequence: its library has room for one.
         """
         if self.manifest.recurrent:
             raise EngineError(f"{self.path} keeps state per sequence; open a second Engine")
         return CachedModel(self.model.cache, context or self.context, self.gears)
 
+    def save(self, path: str | Path) -> None:
+        """Writes all computed tokens that are kept to a file, all or nothing, for
+        Engine(bundle, resume=path). A prompt that is being computed is saved as far as it is; an
+        on_prefill may save.
+
+        Raises EngineError where that can't be, and for a model that keeps state per sequence.
+        """
+        with self._turns.call():
+            self._open.slots.save(path, manifest_sha256(self.path))
+
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises
         EngineError where there is none.
         """
-        with self._turns.turn():
-            self.gears = self.model.gears = Gears.of(self.manifest, attention)
+        with self._own():
+            self.gears = Gears.of(self.manifest, attention)
+            for slot in self._open.slots.all:
+                slot.model.gears = self.gears
 
     @property
     def selected(self) -> list[np.ndarray]:
@@ -299,19 +352,28 @@ class Engine:
 
     def truncate(self, length: int) -> None:
         """Cuts the cached sequence back to its first `length` tokens."""
-        with self._turns.turn():
-            if not 0 <= length <= len(self.model):
+        with self._own() as model:
+            if not 0 <= length <= len(model):
                 raise ContextError(
-                    f"the cached sequence has {len(self.model)} tokens, it can't be cut to {length}"
+                    f"the cached sequence has {len(model)} tokens, it can't be cut to {length}"
                 )
-            self.model.sequence.truncate(length)
+            model.truncate(length)
 
     @property
     def model(self) -> CachedModel:
-        """The cached conversation. Raises EngineError once the engine is closed."""
-        if self._model is None:
-            raise EngineError("the engine is closed; open the bundle again: Engine(bundle)")
-        return self._model
+        """The engine's own sequence. Raises EngineError once the engine is closed."""
+        return self._open.slots.own.model
+
+    @property
+    def drafters(self) -> dict[str, Drafter]:
+        """Who guesses tokens for the engine's own sequence, by name."""
+        return self._open.slots.own.drafters
+
+    @property
+    def _open(self) -> Scheduler:
+        if self._scheduler is None:
+            raise EngineError(CLOSED)
+        return self._scheduler
 
     @property
     def library(self) -> Library:
@@ -340,75 +402,97 @@ class Engine:
             )
         return ids
 
-    def _open_draft_bundle(self, path: Path) -> ModelDrafter:
-        bundle = self._machine.read_bundle(path)
-        if self.manifest.recurrent or bundle.manifest.recurrent:
-            kept = self.path if self.manifest.recurrent else path
-            raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
-        check_same_tokenizer(self.path, bundle.path)
-        context = min(self.context, bundle.manifest.max_context)
-        library = self._machine.open_library(bundle, self.threads)
-        library.vocab_size = min(library.vocab_size, self.vocab_size)  # it proposes our ids alone
-        model = CachedModel(
-            PagedCache(library, context), context, Gears.of(bundle.manifest, "auto")
-        )
-        return ModelDrafter(model, bundle.manifest.prefill_chunk)
+    def _open_drafter(self, path: Path) -> ModelDrafter:
+        ours = Bundle(self.path, self.manifest)
+        return open_draft_bundle(self._machine, path, ours, self.context, self.threads)
 
-    def _generation(self, token_ids: Ids[int], options: Any) -> Generation:
-        """A checked request on the cached conversation."""
-        model = self.model  # a closed engine refuses now, not at the first piece
+    def _open_slots(self, cache: PagedCache, small: ModelDrafter | None) -> Slots:
+        """The sequences of `cache`; `small` drafts for whichever runs alone."""
+        has_head = bool(self.manifest.draft)
+
+        def drafted() -> tuple[CachedModel, dict[str, Drafter]]:
+            model = CachedModel(cache, self.context, self.gears)
+            return model, open_drafters(model, has_head, small)
+
+        own, drafters = drafted()
+        policy = Policy(list(drafters))
+        kept = None if self.manifest.recurrent else PrefixCache(cache.pages)
+        return Slots(Slot(own, drafters, policy), lambda: Slot(*drafted(), policy), kept)
+
+    def request(self, token_ids: Ids[int], options: Mapping[str, Any]) -> Request:
+        """A checked request of token ids and `Options`."""
+        own = self._open.slots.own  # a closed engine refuses now, not at the first piece
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
-        if name not in ("auto", "off", *self.drafters):
+        if name not in ("auto", "off", *own.drafters):
             why = RECURRENT if self.manifest.recurrent else MISSING[name]
             raise EngineError(f"speculate is {name!r}, and {why.format(bundle=self.path)}")
-        return Generation(
-            request,
-            model,
-            self.drafters,
-            self._policy,
-            self._turn,
-            vocab_size=self.vocab_size,
-            eos_token_ids=self.eos_token_ids,
-            prefill_chunk=self.prefill_chunk,
-        )
+        return request
+
+    def generation(self, request: Request, reader: TokenReader) -> Generation:
+        """What answers a request, for `submit`; `reader` sees its tokens."""
+        limits = Limits(self.vocab_size, self.eos_token_ids, self.prefill_chunk)
+        return Generation(request, self.context, self.manifest.page_size, limits, reader)
+
+    def submit(
+        self, generation: Generation, emit: Callable[[object], None], client: str = ""
+    ) -> Task:
+        """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+        task = Task(generation, emit, client, driven=True)
+        self._open.submit(task)
+        self._driver.wake()
+        return task
+
+    def cancel(self, task: Task) -> None:
+        """Ends a task before the next step."""
+        if self._scheduler:
+            self._scheduler.cancel(task)
+
+    def wait(self) -> None:
+        """Returns when what was submitted is over."""
+        if scheduler := self._scheduler:
+            self._turns.until(lambda: not scheduler.driven, scheduler.step)
 
     @contextmanager
-    def _turn(self, generation: Generation) -> Iterator[Turn]:
-        """Lets a generation run; `stats` and `block_reads` are its own from then on."""
-        with self._turns.turn() as turn:
-            _ = self.model  # the engine may have been closed before the first piece
-            self.stats = generation.stats
-            self.block_reads = generation.block_reads
-            yield turn
+    def _own(self) -> Iterator[CachedModel]:
+        """A call on the engine's own sequence, which nobody else has meanwhile."""
+        with self._turns.call():
+            scheduler = self._open
+            scheduler.sweep()
+            scheduler.release(scheduler.slots.own, EngineError(ENDED))
+            yield scheduler.slots.own.model
+
+    def _note(self, generation: Generation) -> None:
+        """`stats` and `block_reads` are this one's from now on."""
+        self.stats = generation.stats
+        self.block_reads = generation.block_reads
+
+    def _pieces(self, generation: Generation) -> Generator[str]:
+        """The text, as it comes; nothing happens before the first piece is asked for."""
+        scheduler = self._open
+        self._note(generation)
+        with closing(read(generation, scheduler, self._turns)) as pieces:
+            yield from cast("Generator[str]", pieces)
 
     def _chat(
         self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generation, Generator[str]]:
+    ) -> tuple[Prompt, Generator[str]]:
         prompt = self.template.prompt(self.tokenizer.raw, messages, think)
         budget = (
             None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
         )
-        generation = self._generation(prompt.ids, options)
-        stops = StopStrings(generation.request.stop, self.tokenizer.hidden)
-        stops = AnswerStops(stops, prompt.thinking)
-        return prompt, generation, generation.pieces(self.tokenizer, budget, stops)
-
-
-def _streamed(generation: Generation, pieces: Generator[Piece]) -> Generator[Piece]:
-    """The pieces of a generation, which rests between them."""
-    with closing(pieces):
-        for piece in pieces:
-            with generation.resting():
-                yield piece
+        request = self.request(prompt.ids, options)
+        stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
+        reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
+        return prompt, self._pieces(self.generation(request, reader))
 
 
 def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
-    """`first` and the pieces that aren't empty."""
+    """`first` and the pieces."""
     if first:
         yield first
     with closing(pieces):
-        yield from filter(None, pieces)
+        yield from pieces
 
 
 def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:

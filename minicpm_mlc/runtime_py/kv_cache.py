@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 
 import numpy as np
@@ -12,11 +13,17 @@ from minicpm_mlc.base.errors import ContextError
 
 
 class PagePool:
-    """Free list and owner count of `num_pages` pages; a page with two owners is a shared prefix."""
+    """Free list and owner count of `num_pages` pages; a page with two owners is a shared prefix.
+
+    `kept` bool [pages] marks those that one of the owners keeps only for what may come: where no
+    page is free, `reclaim` makes such an owner give one back, and says whether it did.
+    """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.page_size = page_size
         self.owners = np.zeros(num_pages, np.int32)
+        self.kept = np.zeros(num_pages, bool)
+        self.reclaim: Callable[[], bool] = lambda: False
         # The lowest page is taken first, so that memory never used is never committed by the
         # system.
         self._free = list(range(num_pages - 1, -1, -1))
@@ -26,9 +33,14 @@ class PagePool:
         """How many pages have no owner."""
         return len(self._free)
 
+    @property
+    def available(self) -> int:
+        """How many pages can be taken: the free ones, and those that are only kept."""
+        return len(self._free) + int((self.kept & (self.owners == 1)).sum())
+
     def take(self) -> int:
         """A page with one owner. Raises ContextError when none is free."""
-        if not self._free:
+        if not self._free and not self.reclaim():
             tokens = len(self.owners) * self.page_size
             raise ContextError(
                 f"the kv cache is full: all {len(self.owners)} pages ({tokens} tokens) are in use; "
@@ -75,6 +87,23 @@ class Sequence:
         """
         return self._table[: self._num_pages]
 
+    @property
+    def room(self) -> int:
+        """How many more tokens it can hold now."""
+        pages = self._num_pages + self.pool.available
+        return min(self.context, pages * self.pool.page_size) - len(self.tokens)
+
+    def adopt(self, pages: Ids[int], token_ids: Ids[int]) -> None:
+        """Begins with these full pages, which hold `token_ids` and have other owners. The sequence
+        must be empty.
+        """
+        assert not self._num_pages and len(token_ids) == len(pages) * self.pool.page_size
+        for page in pages:
+            self.pool.share(page)
+        self._table[: len(pages)] = pages
+        self._num_pages = len(pages)
+        self.tokens = list(token_ids)
+
     def reserve(self, n: int) -> np.ndarray:
         """Makes room for n more tokens; returns their slots, int32 [n]. A ContextError leaves all
         as it was.
@@ -119,12 +148,6 @@ class Sequence:
         del self.tokens[length:]
         return length
 
-    def reuse(self, token_ids: Ids[int]) -> int:
-        """Keeps the longest common prefix with token_ids and forgets the rest; returns its
-        length.
-        """
-        return self.truncate(common_prefix(self.tokens, token_ids))
-
     def fork(self) -> Sequence:
         """A second sequence that begins with this one's full pages, shared; a recurrent one begins
         with nothing.
@@ -132,11 +155,8 @@ class Sequence:
         other = Sequence(self.pool, self.context, self.recurrent)
         if self.recurrent:
             return other
-        other._num_pages = len(self.tokens) // self.pool.page_size
-        other._table[: other._num_pages] = self._table[: other._num_pages]
-        other.tokens = self.tokens[: other._num_pages * self.pool.page_size]
-        for page in other.page_table:
-            self.pool.share(page)
+        pages = len(self.tokens) // self.pool.page_size
+        other.adopt(self._table[:pages].tolist(), self.tokens[: pages * self.pool.page_size])
         return other
 
     def _release_from(self, pages: int) -> None:

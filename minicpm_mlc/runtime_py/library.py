@@ -104,6 +104,14 @@ class LocalLibrary(Library):
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
+        """The pools' memory. Raises EngineError for a device that has its own."""
+        if self._pool is None:
+            raise EngineError(
+                f"what {self.device_name} has computed can't be read; saved states are for CPUs"
+            )
+        return [self.memory.array(tensor) for tensor in pools.tensors]
+
     def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`."""
         function = self._module.get_function(name, query_imports=True)

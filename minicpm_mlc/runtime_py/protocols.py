@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from minicpm_mlc.base.errors import ContextError
+from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Bundle, Manifest
 from minicpm_mlc.runtime_py.outputs import Outputs
@@ -103,6 +103,14 @@ class Library(Protocol):
     @abstractmethod
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
+
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
+        """The pools' memory, to be read and written, each [pages, ...]. Raises EngineError where
+        this process has no part in it.
+        """
+        raise EngineError(
+            f"what {self.device_name} has computed can't be read here; save it on that machine"
+        )
 
     @abstractmethod
     def check(self, case: Case, timed: bool = True) -> Checked:

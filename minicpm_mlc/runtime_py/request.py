@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted
@@ -14,6 +16,22 @@ from minicpm_mlc.prompt.sampling import SamplingParams, check_count
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
+
+
+class Constraint(Protocol):
+    """Which tokens may come next in one answer, by a grammar. Tokens are drawn in order, one after
+    the other, also where speculation has the logits of several: nothing has to be taken back.
+    """
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Logits float32 [vocab] with -inf for the tokens that may not come; the argument itself
+        where all may. The argument is not changed.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """A token has come, drawn or forced."""
+        ...
 
 
 class Options(TypedDict, total=False):
@@ -35,6 +53,7 @@ class Options(TypedDict, total=False):
     draft_depth: int | None
     draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
+    constraint: Constraint | None  # which tokens may come
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,10 @@ class Request:
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     on_prefill: Callable[[int, int], None] | None = None
+    constraint: Constraint | None = None
     speculation: Speculation = field(default_factory=Speculation)
+    logprobs: int | None = None  # how many of the likeliest tokens to score; None: score nothing
+    echo: bool = False  # score the prompt too
 
     @classmethod
     def of(

@@ -1,90 +1,97 @@
-"""Who may compute on an engine: one call at a time. A call holds its turn until it is done; a
-stream rests between its pieces, and then any call of any thread may take its turn.
+"""Who computes on an engine: a step of its scheduler, or a call on its own sequence. Never two at
+once: the first of those who want a step computes it, for all of them, and the others wait.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.base.interrupts import interrupts_wait
 
 BUSY = (
-    "the engine is busy in another thread; wait for that call to end, close its stream, or open a "
-    "second Engine"
+    "the engine is busy with another call on its own sequence (logits, prefill, decode, truncate, "
+    "steps); wait for that call to end, or open a second Engine"
 )
 ENDED = (
-    "this stream ended when another call to the same engine began; read it to its end first, or "
-    "open a second Engine"
+    "this stream ended when another call took the engine's own sequence (logits, prefill, decode, "
+    "truncate, steps); read it to its end first, or open a second Engine"
 )
 
 
 class Turns:
-    """Hands out turns."""
+    """Hands out turns. `changed` is told whenever one ends."""
 
     def __init__(self) -> None:
-        self._inside = threading.Lock()  # held while a call computes; nobody waits for it
-        self._owner: Turn | None = None
-        self._called_back: int | None = None  # the thread in which a call runs its user's function
+        self.changed = threading.Condition()
+        self._inside: tuple[int, int] | None = None  # the process and thread that compute
+        self._call = False  # they are in a call on the engine's own sequence
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
-        """Takes the turn. Raises EngineError while a call runs, except from a function that this
-        call has called: that ends it.
+    def call(self) -> Iterator[None]:
+        """A call on the engine's own sequence; waits for the step that is being computed. Raises
+        EngineError while another such call runs.
         """
-        nested = self._called_back == threading.get_ident()
-        if not nested and not self._inside.acquire(blocking=False):
-            raise EngineError(BUSY)
-        turn = self._owner = Turn(self, holds=not nested)
-        try:
-            yield turn
-        finally:
-            if self._owner is turn:
-                self._owner = None
-            turn._leave()
-
-
-class Turn:
-    """The turn of one call."""
-
-    def __init__(self, turns: Turns, holds: bool) -> None:
-        self._turns = turns
-        self._holds = holds
-
-    def check(self) -> None:
-        """Raises EngineError if another call has taken the turn."""
-        if self._turns._owner is not self:
-            raise EngineError(ENDED)
-
-    @contextmanager
-    def resting(self) -> Iterator[None]:
-        """Other calls may take the turn. Raises EngineError in the end if one did."""
-        if not self._holds:
-            yield
-            return
-        self._leave()
-        try:
-            yield
-        finally:  # a stream that is closed goes on to its end without a word
-            self._holds = self._turns._inside.acquire(blocking=False)
-        if not self._holds:
-            raise EngineError(ENDED)
-        self.check()
-
-    @contextmanager
-    def calling_back(self) -> Iterator[None]:
-        """The user's function runs: its calls of the engine may take the turn, no other thread's.
-        Raises EngineError in the end if one did.
-        """
-        self._turns._called_back = threading.get_ident()
+        with self.changed:
+            while self._busy:
+                if self._call or self._inside == _here():
+                    raise EngineError(BUSY)
+                self.changed.wait()
+            self._enter(call=True)
         try:
             yield
         finally:
-            self._turns._called_back = None
-        self.check()
+            self._leave()
+
+    def until(self, done: Callable[[], bool], step: Callable[[], None]) -> None:
+        """Returns when `done`; until then computes steps, or waits while another thread does.
+        Raises EngineError where this thread is in a call on the engine's own sequence.
+        """
+        while True:
+            with self.changed:
+                while self._busy and not done():
+                    if self._inside == _here():
+                        raise EngineError(BUSY)
+                    self.changed.wait()
+                if done():
+                    return
+                self._enter(call=False)
+            try:
+                with interrupts_wait():  # a step is whole, or was not begun
+                    step()
+            finally:
+                self._leave()
+
+    def now(self, action: Callable[[], None]) -> None:
+        """Does it, unless somebody computes."""
+        with self.changed:
+            if self._busy:
+                return
+            self._enter(call=False)
+        try:
+            action()
+        finally:
+            self._leave()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a thread of this process computes; a forked one has only the thread that
+        forked.
+        """
+        return self._inside is not None and self._inside[0] == os.getpid()
+
+    def _enter(self, call: bool) -> None:
+        self._inside = _here()
+        self._call = call
 
     def _leave(self) -> None:
-        if self._holds:
-            self._holds = False
-            self._turns._inside.release()
+        with self.changed:
+            self._inside = None
+            self.changed.notify_all()
+
+
+def _here() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()

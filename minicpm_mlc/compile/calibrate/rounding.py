@@ -71,7 +71,7 @@ class _Rows:
         self.group = scheme.group
         self.numbers = np.empty_like(self.weights)
         self.errors = np.zeros_like(self.weights)  # weights less what stands for them
-        self.fitted: list[Parts] = []  # by group
+        self.fitted: list[Parts] = []  # to each group
 
     def finish(self) -> tuple[Parts, np.ndarray]:
         """The parts of these rows, and their weights."""
@@ -79,19 +79,13 @@ class _Rows:
         self._round()
         for _ in range(SWEEPS):
             self._sweep()
-        others = {
-            tensor.name: np.stack([fitted[tensor.name] for fitted in self.fitted], axis=1)
-            for tensor in self.scheme.group_tensors
-        }
         values = self.scheme.stored(np.ascontiguousarray(self.numbers.T))
-        return {"weight": values} | others, np.ascontiguousarray((self.weights - self.errors).T)
+        parts = {"weight": values} | self.scheme.joined(self.fitted)
+        return parts, np.ascontiguousarray((self.weights - self.errors).T)
 
     def _fit(self) -> None:
         """Scales and minimums for the weights as they are."""
-        diagonal = np.diag(self.moments.matrix)
-        for columns in self._groups():
-            importance = diagonal[columns, None]
-            self.fitted.append(self.scheme.fit(self.weights[columns], importance))
+        self.fitted = self.scheme.fit_columns(self.weights, np.diag(self.moments.matrix))
 
     def _round(self) -> None:
         """GPTQ, column by column, in order."""

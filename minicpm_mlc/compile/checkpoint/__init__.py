@@ -16,6 +16,7 @@ from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile, cut
 from minicpm_mlc.compile.checkpoint.stated import stated_form
 from minicpm_mlc.compile.checkpoint.tensor import Dense, Tensor
+from minicpm_mlc.compile.checkpoint.ternary import LATENT, Ternary, with_ternary
 from minicpm_mlc.compile.checkpoint.weights import Checkpoint, Weights
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
@@ -33,8 +34,9 @@ __all__ = [
 FREQUENCIES = "rotary_emb.inv_freq"
 
 
-def open_checkpoint(folder: str | Path, config: ModelConfig) -> Weights:
-    """Maps the folder's weights and checks that they hold exactly `config`'s tensors.
+def open_checkpoint(folder: str | Path, config: ModelConfig, ternary: int | None = None) -> Weights:
+    """Maps the folder's weights and checks that they hold exactly `config`'s tensors. `ternary`:
+    columns of a group in which linears are rounded to three values.
 
     Raises CheckpointError naming the file and the tensor that is missing, extra, mis-shaped,
     damaged or of a dtype that isn't BF16, F16 or F32, and the key of a quantisation that is not
@@ -53,7 +55,15 @@ def open_checkpoint(folder: str | Path, config: ModelConfig) -> Weights:
     tensors = assembled(path, found, shapes, reader, optional=[HEAD] if tied else [])
     if tied and HEAD in found:
         _check_alias(tensors[EMBEDDING], _dense(found[HEAD], HEAD, shapes[EMBEDDING]))
-    return Weights(tensors, reader.remarks if reader else ())
+    remarks = list(reader.remarks) if reader else []
+    seen = with_ternary(tensors, ternary)
+    if "BitCPM" in config.name and reader is None and not any(map(_is_ternary, seen.values())):
+        remarks.append(LATENT)
+    return Weights(seen, remarks)
+
+
+def _is_ternary(tensor: Tensor) -> bool:
+    return isinstance(tensor, Ternary)
 
 
 def assembled(

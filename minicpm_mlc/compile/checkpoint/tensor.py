@@ -65,6 +65,11 @@ class Tensor(ABC):
         """The smallest scheme that holds it; where none does, the one that loses least."""
         return (*self.carriers, "w8")[0]
 
+    @property
+    def odd_groups(self) -> int:
+        """Groups of 32 columns that are rounded where a scheme carries all others."""
+        return 0
+
 
 def _by_size() -> list[str]:
     def size(name: str) -> int:

@@ -14,6 +14,7 @@ from minicpm_mlc.compile.checkpoint.tensor import SAMPLED_ROWS, Tensor
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 
+ODD_GROUPS = "{count:,} groups of 32 ternary weights hold other values, and are rounded"
 ENDS = (EMBEDDING, HEAD)  # they have a scheme of their own
 
 
@@ -91,9 +92,11 @@ class Weights(Checkpoint):
         matrices = self._matrices()
         mixed = any(t.quantised for name, t in matrices.items() if name not in ENDS)
         errors: dict[str, list[tuple[float, float]]] = {}
+        odd = 0
         for name, tensor in matrices.items():
             scheme = embedding if name in ENDS else linear
             if scheme.name in tensor.carriers:
+                odd += tensor.odd_groups
                 continue
             if tensor.quantised:
                 what = f"{tensor.form} are quantised again, to {scheme.name}"
@@ -102,7 +105,8 @@ class Weights(Checkpoint):
             else:
                 continue
             errors.setdefault(what, []).append(_error(name, tensor, scheme))
-        return self.remarks + [
+        others = [ODD_GROUPS.format(count=odd)] if odd else []
+        return [*self.remarks, *others] + [
             f"{len(found)} tensors of {what}: relative error of their weights "
             f"{_relative(found):.2%}"
             for what, found in errors.items()

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from minicpm_mlc.base.errors import ConfigError
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.compile.config.keys import Keys, is_positive
+from minicpm_mlc.compile.config.rope_scaling import SCALINGS, Rotary
 
 
 def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
@@ -32,12 +34,16 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
         _accept(rope, "factor", (1.0,))
         longest = keys.integer("max_position_embeddings")
         factors, scale = (1.0,) * (head_dim // 2), 1.0
+    elif kind in SCALINGS:
+        longest = keys.integer("max_position_embeddings")
+        rope.where += f" of rope_type {kind}"
+        original = _original(rope, original)
+        rotary = Rotary(head_dim, theta, longest, _context(rope, original, longest))
+        factors, scale = SCALINGS[kind](rope, rotary)
     else:
         original = _original(rope, original)
         longest = keys.integer("max_position_embeddings", original)
-        factors, scale = _longrope(
-            rope, head_dim, longest, longest if original is None else original
-        )
+        factors, scale = _longrope(rope, head_dim, longest, original)
     rope.finish()
     return {
         "rope_theta": theta,
@@ -48,7 +54,7 @@ def read_rope(keys: Keys, head_dim: int) -> dict[str, Any]:
 
 
 def _rope_type(rope: Keys) -> str:
-    known = {"longrope": "longrope", "su": "longrope", "default": "default"}
+    known = {name: name for name in ("default", "longrope", *SCALINGS)} | {"su": "longrope"}
     kinds = [
         kind for kind in (rope.take("rope_type", None), rope.take("type", None)) if kind is not None
     ]
@@ -58,23 +64,20 @@ def _rope_type(rope: Keys) -> str:
     kind = found.pop()
     if kind is None or found:
         raise rope.refuse(
-            "rope_type", kinds, "longrope, su or default (no other scaling is implemented)"
+            "rope_type", kinds, f"{any_of(list(known))} (no other scaling is implemented)"
         )
     return kind
 
 
 def _longrope(
-    rope: Keys, head_dim: int, longest: int, original: int
+    rope: Keys, head_dim: int, longest: int, original: Any
 ) -> tuple[tuple[float, ...], float]:
     """Factors, and the scale of cos and sin: sqrt(1 + ln(factor) / ln(original)), arXiv 2402.13753.
 
     `factor` is the key of this name, and where it is absent longest / original, as `transformers`
     has it for every model.
     """
-    if type(original) is not int or original < 2:
-        raise rope.refuse(
-            "original_max_position_embeddings", original, "a whole number of at least 2"
-        )
+    original = _context(rope, original, longest)
     short, long = rope.take("short_factor"), rope.take("long_factor")
     for key, factors in (("short_factor", short), ("long_factor", long)):
         if not isinstance(factors, list) or not all(is_positive(f) for f in factors):
@@ -93,6 +96,14 @@ def _longrope(
     scale = math.sqrt(1 + math.log(factor) / math.log(original))
     _accept(rope, "attention_factor", (scale,))
     return tuple(float(f) for f in short), scale
+
+
+def _context(rope: Keys, original: Any, longest: int) -> int:
+    """A stated original context, else the longest one."""
+    found = longest if original is None else original
+    if type(found) is not int or not 2 <= found < 1 << 31:
+        raise rope.refuse("original_max_position_embeddings", found, "a whole number of at least 2")
+    return found
 
 
 def _original(rope: Keys, outer: Any) -> Any:

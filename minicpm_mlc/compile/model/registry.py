@@ -98,12 +98,12 @@ def read_sparse_file(path: Path) -> object:
 
 
 def model_name(folder: Path) -> str:
-    """What a checkpoint's folder calls its model. The caches of Hugging Face and of ModelScope
-    hold it in models--ORG--NAME/snapshots/REVISION; ModelScope also in ORG/NAME with ___ for a dot.
+    """What a checkpoint's folder calls its model. Caches hold it in snapshots/REVISION of
+    models--ORG--NAME (Hugging Face) or ORG--NAME (ModelScope, earlier ORG/NAME with ___ for a dot).
     """
     place = folder.resolve()
     cached = place.parents[1].name if place.parent.name == "snapshots" else ""
-    if cached.startswith("models--"):
+    if "--" in cached:
         return whole_characters(cached.split("--")[-1])
     return whole_characters(place.name).replace("___", ".") or "model"
 

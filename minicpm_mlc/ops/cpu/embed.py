@@ -22,9 +22,8 @@ def embed(operator: Embed, _: CpuTraits, dims: Dims, ids: Buffer, *rest: Buffer)
         block, lane = T.Bind(ids[r] // LANES), T.Bind(ids[r] % LANES)
         with T.serial(hidden // GROUP) as g, T.serial(GROUP // 2) as j:
             for half, number in enumerate(scheme.pair(table, block, g, j, lane)):
-                value = T.float32(operator.scale) * scheme.terms(table, block, g, lane).weight(
-                    number
-                )
+                terms = scheme.terms(table, block, g, lane, half=half)
+                value = T.float32(operator.scale) * terms.weight(number)
                 T.buffer_store(out, value, [r, g * GROUP + half * 16 + j])
 
     vector.spread(dims.n, row, serial_below=8)

@@ -12,6 +12,7 @@ from functools import reduce
 
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import Values
+from minicpm_mlc.ops.quantize_rows import TWO_SUMS
 from minicpm_mlc.ops.tir import Expr, T
 
 SATURATED = 1 << 15  # what a 16-bit sum must stay below
@@ -19,16 +20,12 @@ SATURATED = 1 << 15  # what a 16-bit sum must stay below
 
 @dataclass(frozen=True)
 class Activations:
-    """One row's group: word(i, n) is int32[n] from its i-th four values on, and what the integer
-    product starts from.
+    """One row's group, or half of it: word(i, n) is int32[n] from its i-th four values on, and what
+    the integer product starts from.
     """
 
     word: Callable[[int, int], Expr]
     correction: Expr
-
-    @property
-    def words(self) -> list[Expr]:
-        return [self.word(i, 1) for i in range(8)]
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,16 @@ class Int8Dot:
         """What quantize_rows multiplies the sum of a group's activations by, to be read where a
         scheme needs it: it starts the integer product, or meets the group's minimum.
         """
+        if scheme.halves > 1:
+            return TWO_SUMS
         return 1 if scheme.has_minimum else -self.zero(scheme.values)
 
-    def start(self, scheme: Scheme, word: Expr) -> Expr:
-        """What the integer product starts from, given that word."""
+    def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
+        """What the integer product starts from, given that word; of a half where those have their
+        own scales.
+        """
+        if scheme.halves > 1:
+            return _sums_of(word)[half] * -self.zero(scheme.values)
         if not scheme.has_minimum:
             return word
         zero = self.zero(scheme.values)
@@ -71,10 +74,15 @@ class Int8Dot:
         self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
     ) -> list[list[Expr]]:
         """Of each block of weights, of each activation row, int32[rows]: its correction + the sum
-        of all 32 products.
+        of all products.
         """
         return [
-            [self.group(values, weights, x.words, x.correction) for x in inputs]
+            [
+                self.group(
+                    values, weights, [x.word(i, 1) for i in range(len(weights))], x.correction
+                )
+                for x in inputs
+            ]
             for weights in blocks
         ]
 
@@ -126,7 +134,7 @@ class VpDpBusd(Int8Dot):
         """Sums take turns, as a product waits for the one before it of its own sum."""
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
         totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
-        for i in range(8):
+        for i in range(len(blocks[0])):
             for row, x in enumerate(inputs):
                 word = T.Bind(self._splat(x.word(i, 1)))
                 for sums, weights in zip(totals, blocks, strict=True):
@@ -142,28 +150,28 @@ class PMAddUbsW(Int8Dot):
     """AVX2: pairs of unsigned times signed products, added to 16 bits with saturation, and pairs of
     those to 32.
 
-    Small unsigned weights can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15.
-    Larger ones can't within a pair, 2 * 127 * 127 < 2**15, nor can signed ones, which meet as |w|
-    and sign(w) x.
+    Small unsigned weights can't saturate, even summed over a group: 8 * 2 * 15 * 127 < 2**15; of
+    larger ones fewer are summed. A pair never does, 2 * 127 * 127 < 2**15, nor do signed ones,
+    which meet as |w| and sign(w) x.
     """
 
     def group(
         self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
     ) -> Expr:
-        start = T.broadcast(correction, self.rows)
-        if values.unsigned and 2 * len(weights) * values.largest * 127 < SATURATED:
-            pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
-            return start + self._quads(reduce(lambda a, b: a + b, pairs))
-        product = self._unsigned if values.unsigned else self._signed
-        return reduce(lambda a, b: a + b, map(product, weights, words), start)
+        total = T.broadcast(correction, self.rows)
+        if not values.unsigned:
+            return reduce(lambda a, b: a + b, map(self._signed, weights, words), total)
+        pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
+        summed = (SATURATED - 1) // (2 * values.largest * 127)
+        for start in range(0, len(pairs), summed):
+            few = reduce(lambda a, b: a + b, pairs[start : start + summed])
+            total = total + self._quads(few)
+        return total
 
     def peak_step(self, total: Expr) -> Expr:
         pairs = T.reinterpret(total, dtype=self._type(16))
         pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
         return T.reinterpret(pairs, dtype=self._type(32))
-
-    def _unsigned(self, weight: Expr, word: Expr) -> Expr:
-        return self._quads(self._pairs(weight, self._splat(word)))
 
     def _signed(self, weight: Expr, word: Expr) -> Expr:
         size = T.reinterpret(
@@ -218,7 +226,10 @@ class SmMlA(SDot):
         if len(inputs) < self.together:
             return super().groups(values, blocks, inputs)
         first, second = inputs
-        words = [_joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3]) for i in range(0, 8, 2)]
+        words = [
+            _joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3])
+            for i in range(0, len(blocks[0]), 2)
+        ]
         pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
         return [self._matrices(weights, pairs, inputs) for weights in blocks]
 
@@ -256,6 +267,13 @@ class SmMlA(SDot):
 
     def _matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
+
+
+def _sums_of(word: Expr) -> tuple[Expr, Expr]:
+    """The sums of the first and of the last 16 values, from their word of TWO_SUMS."""
+    bits = TWO_SUMS.bit_length() - 1
+    first = T.Bind(T.shift_right(T.shift_left(word, 32 - bits), 32 - bits))
+    return first, T.shift_right(word - first, bits)
 
 
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:

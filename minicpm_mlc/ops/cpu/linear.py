@@ -84,24 +84,30 @@ class _Loops:
         vector.store(self.out, self.finish(vector.load(total, 0), row, block), row, block * LANES)
 
     def group_product(self, row: Expr, block: Expr, g: Expr) -> Expr:
-        """One row times a group of columns: scale * (x * numbers) + minimum * (sum of x)."""
-        product, terms = self.group_sum(row, block, g), self.terms(block, g)
-        scaled = product * terms.scale
+        """One row times 32 columns: scale * (x * numbers) + minimum * (sum of x)."""
+        products = self.half_sums(row, block, g)
+        if self.scheme.halves > 1:
+            first, second = (self.terms(block, g, half).scale for half in (0, 1))
+            return products[0] * first + products[1] * second
+        terms = self.terms(block, g)
+        scaled = (products[0] + products[1]) * terms.scale
         if terms.minimum is None:
             return scaled
         first, second = (vector.load(self.x, row, g * GROUP + half) for half in (0, 16))
         total = vector.fold(lambda a, b: a + b, T.Bind(first + second))
         return scaled + vector.splat(total) * terms.minimum
 
-    def group_sum(self, row: Expr, block: Expr, g: Expr) -> Expr:
-        """Unpack, multiply, add; four sums hide the latency of the additions."""
+    def half_sums(self, row: Expr, block: Expr, g: Expr) -> tuple[Expr, Expr]:
+        """Of 16 columns each: unpack, multiply, add; four sums hide the latency of the
+        additions.
+        """
         sums: list[Expr] = [None] * 4
         for j in range(GROUP // 2):
             for half, number in enumerate(self.numbers(block, g, j)):
                 product = self.factor(row, g, half, j) * number
                 at = half * 2 + j % 2
                 sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
-        return (sums[0] + sums[1]) + (sums[2] + sums[3])
+        return sums[0] + sums[1], sums[2] + sums[3]
 
     def factor(self, row: Expr, g: Expr, half: int, j: int) -> Expr:
         return vector.splat(self.x[row, g * GROUP + half * 16 + j])
@@ -126,7 +132,7 @@ class _Loops:
         with T.serial(self.columns // GROUP) as i, T.serial(GROUP // 2) as j:
             g = T.Bind(c * (self.columns // GROUP) + i)
             for half, number in enumerate(self.numbers(block, g, j)):
-                weight = self.terms(block, g).weight(number)
+                weight = self.terms(block, g, half).weight(number)
                 vector.store(tile, weight, i * GROUP + half * 16 + j, 0)
 
     def multiply(self, tile: Buffer, first: Expr, rows: int, block: Expr, c: Expr) -> None:
@@ -156,8 +162,8 @@ class _Loops:
     def numbers(self, block: Expr, g: Expr, j: Expr) -> tuple[Expr, Expr]:
         return self.scheme.pair(self.stored, block, g, j, T.ramp(0, 1, LANES), LANES)
 
-    def terms(self, block: Expr, g: Expr) -> Terms:
-        return self.scheme.terms(self.stored, block, g, T.ramp(0, 1, LANES), LANES)
+    def terms(self, block: Expr, g: Expr, half: int = 0) -> Terms:
+        return self.scheme.terms(self.stored, block, g, T.ramp(0, 1, LANES), LANES, half)
 
     def finish(self, value: Expr, row: Expr, block: Expr) -> Expr:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)

@@ -17,6 +17,7 @@ from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
+from minicpm_mlc.ops.formats.weights.values import REGISTERS
 from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.quantize_rows import SCALE, SUM
@@ -181,13 +182,14 @@ class Int8Loops:
             weights = [self.weights(block, g, part) for block in blocks]
             for r in range(0, rows, self.dot.together):
                 beside = range(r, min(r + self.dot.together, rows))
-                inputs = [self.activations(first + row, g) for row in beside]
-                unpacked = [registers for _, registers in weights]
-                products = self.dot.groups(self.scheme.values, unpacked, inputs)
-                for i, (terms, _) in enumerate(weights):
-                    for row, product in zip(beside, products[i], strict=True):
-                        at = (i * rows + row) * LANES + part
-                        self.add(total, at, first + row, g, terms, product)
+                for half in range(self.scheme.halves):
+                    inputs = [self.activations(first + row, g, half) for row in beside]
+                    unpacked = [halves[half][1] for halves in weights]
+                    products = self.dot.groups(self.scheme.values, unpacked, inputs)
+                    for i, halves in enumerate(weights):
+                        for row, product in zip(beside, products[i], strict=True):
+                            at = (i * rows + row) * LANES + part
+                            self.add(total, at, first + row, g, halves[half][0], product)
 
     def prefetch(self, block: Expr, g: Expr, ahead: int) -> None:
         weight = self.stored["weight"]
@@ -195,12 +197,21 @@ class Int8Loops:
         for i in range(lines):
             vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
 
-    def weights(self, block: Expr, g: Expr, part: int) -> tuple[Terms, list[Expr]]:
-        """Terms and unpacked weights of one register of rows."""
-        width = self.dot.rows
+    def weights(self, block: Expr, g: Expr, part: int) -> list[tuple[Terms, list[Expr]]]:
+        """Terms and unpacked weights of one register of rows; of each half of the columns where
+        those have their own scales.
+        """
+        width, halves = self.dot.rows, self.scheme.halves
+        lanes = T.ramp(part, 1, width)
         unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
-        terms = self.scheme.terms(self.stored, block, g, T.ramp(part, 1, width), width)
-        return terms.bound(), unpacked
+        size = len(unpacked) // halves
+        return [
+            (
+                self.scheme.terms(self.stored, block, g, lanes, width, half).bound(),
+                unpacked[half * size : (half + 1) * size],
+            )
+            for half in range(halves)
+        ]
 
     def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Expr) -> None:
         """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
@@ -212,11 +223,13 @@ class Int8Loops:
             value = value + terms.minimum * T.Bind(x_sum * x_scale)
         T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
 
-    def activations(self, row: Expr, g: Expr) -> Activations:
-        def word(i: int, n: int) -> Expr:
-            return self.x[row, g, T.ramp(i, 1, n) if n > 1 else i]
+    def activations(self, row: Expr, g: Expr, half: int) -> Activations:
+        first = half * REGISTERS // self.scheme.halves
 
-        return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM]))
+        def word(i: int, n: int) -> Expr:
+            return self.x[row, g, T.ramp(first + i, 1, n) if n > 1 else first + i]
+
+        return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM], half))
 
     def finish(self, value: Expr, row: Expr, column: Expr) -> Expr:
         value = value if self.scale == 1.0 else value * vector.splat(self.scale)

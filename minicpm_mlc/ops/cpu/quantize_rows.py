@@ -9,7 +9,14 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP
-from minicpm_mlc.ops.quantize_rows import LARGEST, SCALE, SMALLEST, SUM, QuantizeRows
+from minicpm_mlc.ops.quantize_rows import (
+    LARGEST,
+    SCALE,
+    SMALLEST,
+    SUM,
+    QuantizeRows,
+    factors_of,
+)
 from minicpm_mlc.ops.tir import Buffer, Expr
 
 
@@ -48,7 +55,9 @@ def quantize_group(halves: list[Expr], factor: int, out: Buffer, r: Expr, g: Exp
         vector.store(held, T.nearbyint(half * vector.load(held, 0)), (1 + i) * 16)
         words = T.Cast("int8x16", T.Cast("int32x16", vector.load(held, (1 + i) * 16)))
         T.buffer_store(out, T.reinterpret(words, dtype="int32x4"), [r, g, T.ramp(4 * i, 1, 4)])
-    total = vector.fold(
-        lambda a, b: a + b, T.Bind(vector.load(held, 16) + vector.load(held, 32))
-    )  # exact: small wholes
-    T.buffer_store(out, T.Cast("int32", total * T.float32(factor)), [r, g, SUM])
+    counted = [
+        vector.load(held, (1 + i) * 16) * vector.splat(float(times))
+        for i, times in enumerate(factors_of(factor))
+    ]
+    total = vector.fold(lambda a, b: a + b, T.Bind(counted[0] + counted[1]))  # exact: small wholes
+    T.buffer_store(out, T.Cast("int32", total), [r, g, SUM])

@@ -21,7 +21,6 @@ def embed(operator: Embed, _: GpuTraits, dims: Dims, ids: Buffer, *rest: Buffer)
         with strided(hidden // 2, thread) as pair:
             g, j = T.Bind(pair // 16), T.Bind(pair % 16)
             for half, number in enumerate(scheme.pair(table, block, g, j, lane)):
-                value = constant(operator.scale) * scheme.terms(table, block, g, lane).weight(
-                    number
-                )
+                terms = scheme.terms(table, block, g, lane, half=half)
+                value = constant(operator.scale) * terms.weight(number)
                 T.buffer_store(out, value, [row, g * GROUP + half * 16 + j])

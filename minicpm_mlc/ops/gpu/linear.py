@@ -99,18 +99,18 @@ class Product:
                 T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)
             ]  # the last row fills up
             q, sums = T.Bind(thread % words.across), registers(held, value=0.0)
-            terms = self._shared_terms()
+            terms, halves = self._shared_terms(), self.scheme.halves
             with T.serial(-(-self.k // GROUP // CHUNK)) as chunk:
                 groups = T.Bind(T.min(self.k // GROUP - chunk * CHUNK, CHUNK))
                 self._stage(terms, block, chunk, groups, thread)
                 with strided(groups * words.per_group, thread) as i:
                     g, step = T.Bind(i // words.per_group), T.Bind(i // words.across % words.steps)
-                    columns = words.unpacked(block, T.Bind(chunk * CHUNK * words.per_group + i))
+                    columns = words.unpacked(block, T.Bind(chunk * CHUNK + g), step, q)
                     for half, values in enumerate(columns):
                         column = T.Bind((chunk * CHUNK + g) * GROUP + half * 16 + step)
                         xs = [T.Bind(self.x[row, column]) for row in at]
                         for lane, value in enumerate(values):
-                            place = g * LANES + q * words.rows + lane
+                            place = (g * halves + half % halves) * LANES + q * words.rows + lane
                             weight = T.Bind(_at(terms, place).weight(value))
                             for r in range(rows):
                                 accumulate(sums, r * words.rows + lane, xs[r] * weight)
@@ -123,18 +123,20 @@ class Product:
                 self._write(first + i // LANES, block * LANES + lane, parts[place])
 
     def _shared_terms(self) -> Terms:
-        """Shared memory for the terms of a chunk's groups, at 16 g + lane."""
+        """Shared memory for the terms of a chunk's groups, at 16 g + lane, or of their halves."""
+        size = CHUNK * self.scheme.halves * LANES
         present = (bool(self.scheme.group), self.scheme.has_minimum)
-        return Terms(*(shared((CHUNK * LANES,)) if there else None for there in present))
+        return Terms(*(shared((size,)) if there else None for there in present))
 
     def _stage(self, terms: Terms, block: Expr, chunk: Expr, groups: Expr, thread: Expr) -> None:
         """Fill it, behind barriers."""
         if not self.scheme.group:
             return
         barrier()  # the chunk before has been read
-        with strided(groups * LANES, thread) as i:
-            g = T.Bind(chunk * CHUNK + i // LANES)
-            read = self.scheme.terms(self.stored, block, g, i % LANES)
+        halves = self.scheme.halves
+        with strided(groups * halves * LANES, thread) as i:
+            g, half = T.Bind(chunk * CHUNK + i // LANES // halves), T.Bind(i // LANES % halves)
+            read = self.scheme.terms(self.stored, block, g, i % LANES, half=half)
             for buffer, term in ((terms.scale, read.scale), (terms.minimum, read.minimum)):
                 if buffer is not None:
                     T.buffer_store(buffer, term, [i])
@@ -203,12 +205,15 @@ class Product:
             q, b = T.Bind(i % words.across), T.Bind(i // words.across % TILE_BLOCKS)
             step = T.Bind(i // (words.across * TILE_BLOCKS))
             block = T.Bind(T.min(first + b, self.blocks - 1))
-            columns = words.unpacked(block, T.Bind(g * words.per_group + step * words.across + q))
+            columns = words.unpacked(block, g, step, q)
             for lane in range(words.rows):
                 row = T.Bind(q * words.rows + lane)
-                terms = self.scheme.terms(self.stored, block, g, row)
+                terms = [
+                    self.scheme.terms(self.stored, block, g, row, half=half)
+                    for half in range(self.scheme.halves)
+                ]
                 for half, values in enumerate(columns):
-                    value = terms.weight(values[lane])
+                    value = terms[half % len(terms)].weight(values[lane])
                     T.buffer_store(right, value, [(half * 16 + step) * TILE + b * LANES + row])
 
 

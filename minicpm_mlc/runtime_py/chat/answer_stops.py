@@ -18,6 +18,16 @@ class AnswerStops:
         self._state = "thinking" if opened else "start"
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that came."""
+        return self._stops.stop
+
+    @property
+    def withheld(self) -> int:
+        """Characters at the end that are held back, or were cut off."""
+        return len(self._held) + self._stops.withheld
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop string has come."""
         return self._stops.stopped

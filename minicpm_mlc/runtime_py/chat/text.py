@@ -79,9 +79,20 @@ class StopStrings:
         marked = stops
         for i, name in named:
             marked = [s.replace(name, self._marks[i]) for s in marked]
-        self._stops = list(dict.fromkeys([*stops, *marked]))
+        self._stops = {mark: s for mark, s in zip([*stops, *marked], [*stops, *stops], strict=True)}
         self._held = ""
-        self.stopped = False
+        self._cut = 0
+        self.stop: str | None = None  # the stop string that came
+
+    @property
+    def withheld(self) -> int:
+        """Characters at the end that are held back, or were cut off."""
+        return self._cut or len(self._held)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.stop is not None
 
     def mark(self, token_id: int) -> str:
         """What stands for a token that gives no text; none if no stop string names it."""
@@ -90,11 +101,13 @@ class StopStrings:
     def feed(self, piece: str) -> str:
         """The text that can be shown; what may be the start of a stop string is held back."""
         text = self._held + piece
-        hits = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        hits = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
         if hits:
-            self.stopped = True
+            _, at, found = min(hits)
+            self.stop = self._stops[found]
             self._held = ""
-            return text[: min(hits)[1]].translate(self._unmarked)
+            self._cut = len(text) - at
+            return text[:at].translate(self._unmarked)
         keep = max((overlap(text, s) for s in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep].translate(self._unmarked)

@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.manifest import Bundle
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.bundle.tokenizer_file import TokenizerFile
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
-from minicpm_mlc.runtime_py.protocols import Library
+from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.speculative.expand import Guesses, best_tokens, expand
 from minicpm_mlc.runtime_py.speculative.tree import Draft
+
+RECURRENT = (
+    "{bundle} keeps state per sequence, which can't take back a wrong guess; leave speculation off"
+)
 
 
 class ModelDrafter:
@@ -125,6 +132,26 @@ class _TreeWalk:
         self._tokens += token_ids
         self._level = n
         return self._model.verify(self._tokens, self._parents)[0][-n:]
+
+
+def open_draft_bundle(
+    machine: Machine, path: Path, ours: Bundle, context: int, threads: int
+) -> ModelDrafter:
+    """The bundle at `path` on this machine, to draft for another one, which is open with this
+    context. Raises BundleError where it can't.
+    """
+    bundle = machine.read_bundle(path)
+    if ours.manifest.recurrent or bundle.manifest.recurrent:
+        kept = ours.path if ours.manifest.recurrent else path
+        raise BundleError(f"--draft-model {path}: {RECURRENT.format(bundle=kept)}")
+    check_same_tokenizer(ours.path, bundle.path)
+    context = min(context, bundle.manifest.max_context)
+    library = machine.open_library(bundle, threads)
+    # it proposes our ids alone
+    library.vocab_size = min(library.vocab_size, ours.manifest.model["vocab_size"])
+    cache = PagedCache(library, context)
+    model = CachedModel(cache, context, Gears.of(bundle.manifest, "auto"))
+    return ModelDrafter(model, bundle.manifest.prefill_chunk)
 
 
 def check_same_tokenizer(bundle: Path, draft: Path) -> None:

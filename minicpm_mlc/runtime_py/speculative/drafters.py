@@ -9,9 +9,6 @@ from minicpm_mlc.runtime_py.speculative.eagle import WINDOW_TOKENS, EagleDrafter
 from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
 from minicpm_mlc.runtime_py.speculative.steps import Drafter
 
-RECURRENT = (
-    "{bundle} keeps state per sequence, which can't take back a wrong guess; leave speculation off"
-)
 MISSING = {
     "eagle": "{bundle} has no draft head; compile it with one: minicpm-mlc compile CHECKPOINT "
     "--draft HEAD",

@@ -113,7 +113,7 @@ class EagleDrafter:
         """EAGLE-2's tree. None where the model's features are missing, or the context has no room
         for the tree.
         """
-        room = min(self._model.sequence.context - len(self._model), MAX_NODES)
+        room = min(self._model.sequence.room, MAX_NODES)
         self._follow()
         if not self._rows or self._end != len(self._model) or not room:
             return None

@@ -115,15 +115,31 @@ class Steps:
 
     def next(self, token_id: int) -> np.ndarray:
         """Logits float32 [vocab] after one more token."""
+        logits = self.followed(token_id)
+        if logits is not None:
+            return logits
         self._left -= 1
-        walk = self._walk
-        if walk is not None:
-            child = walk.draft.tree.children.get((walk.path[-1], token_id))
-            if child is not None:
-                walk.path.append(child)
-                return walk.logits[child]
-            self.settle()
         return self._speculated(token_id) if self._drafting else self._decode(token_id)
+
+    def followed(self, token_id: int) -> np.ndarray | None:
+        """The logits after one more token where the tree has them; else the tree is left, and
+        whoever asks appends the token: by `next`, or with other sequences' and `appended`.
+        """
+        walk = self._walk
+        child = walk and walk.draft.tree.children.get((walk.path[-1], token_id))
+        if walk is None or child is None:
+            self.settle()
+            return None
+        self._left -= 1
+        walk.path.append(child)
+        return walk.logits[child]
+
+    def appended(self) -> None:
+        """A token was appended to the model's sequence together with others'."""
+        self._left -= 1
+        self._stats.plain_steps += 1
+        self._count_reads()
+        self.cached()
 
     def settle(self) -> None:
         """Keeps the path that was followed; nothing else of the tree survives."""
@@ -167,7 +183,7 @@ class Steps:
             logits = self._decode(token_id)
             self.cached()
             return logits
-        room = min(self._left, self._model.sequence.context - len(self._model))
+        room = min(self._left, self._model.sequence.room)
         names = self._policy.drafters(self._options) if room > 1 else []
         walk = self._propose(names, token_id) if names else None
         if walk is not None:
@@ -180,7 +196,7 @@ class Steps:
 
     def _propose(self, names: list[str], token_id: int) -> _Walk | None:
         """Verifies the tree of the first drafter that has one worth it."""
-        room = self._model.sequence.context - len(self._model)
+        room = self._model.sequence.room
         deepest = min(room, self._left) - 1
         start = self._clock()
         history = self._history.up_to(self._model.sequence.tokens, token_id)

@@ -14,6 +14,7 @@ import numpy as np
 
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 from minicpm_mlc.ops.formats.weights.base import Parts
+from minicpm_mlc.ops.formats.weights.level_pairs import level_bytes
 
 GROUP = 32  # columns that share a scale in the schemes that carry a block
 SUPER = 256  # numbers of a K block
@@ -34,8 +35,8 @@ class Block(ABC):
         """float32 [n, values]."""
 
     def carried(self, raw: np.ndarray, scheme: str) -> Parts | None:
-        """Values [n, 32] and f16 scales [n] as a scheme of `carriers` quantises them; None where
-        these blocks hold what it doesn't.
+        """Values [n, values] and what is beside them, [n] or [n, numbers], as a scheme of
+        `carriers` quantises it; None where these blocks hold what it doesn't.
         """
         return None
 
@@ -113,28 +114,53 @@ class KPairs(Block):
 
     bits: int
 
-    def numbers(self, raw: np.ndarray) -> np.ndarray:
-        scales, minimums = _six_bit_pairs(raw[:, 4:16])
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        """The scheme of the same bits."""
+        return (f"w{self.bits}k",)
+
+    def integers(self, raw: np.ndarray) -> np.ndarray:
+        """uint8 [n, 8, 32]."""
         values = low_then_high(raw[:, -128:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
         if self.bits == 5:
             shifts = np.arange(8, dtype=np.uint8)[:, None]
             values |= (raw[:, 16:48][:, None] >> shifts & 1) << 4
+        return values
+
+    def numbers(self, raw: np.ndarray) -> np.ndarray:
+        scales, minimums = (levels.astype(np.float32) for levels in _six_bit_pairs(raw[:, 4:16]))
         scale, minimum = half(raw, 0) * scales, half(raw, 2) * minimums
-        numbers = scale[..., None] * values.astype(np.float32) - minimum[..., None]
-        return numbers.reshape(-1, SUPER)
+        values = self.integers(raw).astype(np.float32)
+        return (scale[..., None] * values - minimum[..., None]).reshape(-1, SUPER)
+
+    def carried(self, raw: np.ndarray, scheme: str) -> Parts:
+        levels = level_bytes(*_six_bit_pairs(raw[:, 4:16]))
+        units = {"scale": stored_half(raw, 0), "minimum": -stored_half(raw, 2)}
+        return {"weight": self.integers(raw).reshape(-1, SUPER), **units, "levels": levels}
 
 
 @dataclass(frozen=True)
 class Q6K(Block):
     """256 integers of 6 bits; each 16 have a signed scale of 8 bits, which an f16 multiplies."""
 
-    def numbers(self, raw: np.ndarray) -> np.ndarray:
+    carriers = ("w6",)
+    group = 16
+
+    def integers(self, raw: np.ndarray) -> np.ndarray:
+        """uint8 [n, 256]: 32 is the number 0."""
         low = low_then_high(raw[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
         shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
         high = raw[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3
-        values = (low | high << 4).reshape(-1, 16, 16).astype(np.float32) - 32
+        return (low | high << 4).reshape(-1, SUPER)
+
+    def numbers(self, raw: np.ndarray) -> np.ndarray:
+        values = self.integers(raw).reshape(-1, 16, 16).astype(np.float32) - 32
         scale = half(raw, 208) * signed(raw[:, 192:208]).astype(np.float32)
         return (scale[..., None] * values).reshape(-1, SUPER)
+
+    def carried(self, raw: np.ndarray, scheme: str) -> Parts:
+        levels = signed(raw[:, 192:208])
+        return {"weight": self.integers(raw), "scale": stored_half(raw, 208), "levels": levels}
 
 
 def around_zero(values: np.ndarray, zero: int, scale: np.ndarray, scheme: str) -> Parts | None:
@@ -171,8 +197,8 @@ def half(raw: np.ndarray, at: int) -> np.ndarray:
 
 
 def _six_bit_pairs(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """12 bytes a block -> 8 scales and 8 minimums, float32."""
+    """12 bytes a block -> 8 scales and 8 minimums, uint8."""
     first, second, last = raw[:, :4], raw[:, 4:8], raw[:, 8:]
     scales = np.concatenate([first & 63, last & 15 | first >> 6 << 4], axis=1)
     minimums = np.concatenate([second & 63, last >> 4 | second >> 6 << 4], axis=1)
-    return scales.astype(np.float32), minimums.astype(np.float32)
+    return scales, minimums

@@ -161,6 +161,8 @@ def _rope_scaling(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     if short is None and long is None and kind in (None, "none"):
         return {}
     if short is None or long is None:
+        if kind != "linear":
+            raise ConfigError(f"{file.path}: rope_type is {kind!r:.60}, expected none or linear")
         return {"rope_scaling": {"rope_type": kind, "factor": metadata.own("rope.scaling.factor")}}
     return {
         "rope_scaling": {

@@ -44,12 +44,19 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GroupTensor:
-    """One number for each row and `columns` columns; random ones lie within `usual`."""
+    """`count` numbers for each row and `columns` columns, of which the last may be fewer; random
+    ones lie within `usual`.
+    """
 
     name: str
     dtype: str
     columns: int
     usual: tuple[float, float]
+    count: int = 1
+
+    def width(self, k: int) -> int:
+        """Numbers of a row of k columns."""
+        return -(-k // self.columns) * self.count
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class Terms:
 class Scheme(ABC):
     """One way to store a matrix: w = scale * number + minimum, for each row and group of columns.
 
-    `group`: columns that share a scale, a whole number of 32; 0 without scales. `layout`: how rows
-    are interleaved (packing.py), rows16 for float32 arithmetic, rows16x4 for int8 activations.
+    `group`: columns that share a scale, 16 or a whole number of 32; 0 without scales. `layout`: how
+    rows are interleaved (packing.py), rows16 for float32 arithmetic, rows16x4 for int8 activations.
     """
 
     name: ClassVar[str]
@@ -97,6 +104,11 @@ class Scheme(ABC):
         """The scheme of a key. Raises KeyError for a name that is not there."""
         name, group, layout = key.split(":")
         return replace(SCHEMES[name], group=int(group), layout=layout)
+
+    @property
+    def halves(self) -> int:
+        """Groups among the 32 columns that kernels read together: 2 where each 16 have a scale."""
+        return 2 if self.group == GROUP // 2 else 1
 
     @property
     def takes_int8(self) -> bool:
@@ -126,7 +138,7 @@ class Scheme(ABC):
         return [
             StoredTensor("weight", shape, values.dtype, values.written_as),
             *(
-                StoredTensor(t.name, (blocks_of(n), k // t.columns, LANES), t.dtype, t.dtype)
+                StoredTensor(t.name, (blocks_of(n), t.width(k), LANES), t.dtype, t.dtype)
                 for t in self.group_tensors
             ),
         ]
@@ -137,7 +149,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def quantize(self, weights: np.ndarray, name: str = "weights") -> Parts:
-        """float32 [n, k] -> values [n, k] and group tensors [n, k / columns].
+        """float32 [n, k] -> values [n, k] and group tensors [n, their width].
 
         Raises CheckpointError naming the tensor whose weights are not finite or too large for the
         scheme, CompileError where k isn't a multiple of the group.
@@ -149,10 +161,16 @@ class Scheme(ABC):
         if not self.group:
             return numbers
         groups = numbers.reshape(len(numbers), -1, self.group)
-        weights = groups * parts["scale"].astype(dtype)[..., None]
-        if self.has_minimum:
-            weights += parts["minimum"].astype(dtype)[..., None]
+        scale, minimum = self.lines(parts)
+        weights = groups * scale.astype(dtype)[..., None]
+        if minimum is not None:
+            weights += minimum.astype(dtype)[..., None]
         return weights.reshape(numbers.shape)
+
+    def lines(self, parts: Parts) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scale and minimum of every group, float32 [n, k / group], exactly."""
+        scale = parts["scale"].astype(np.float32)
+        return scale, parts["minimum"].astype(np.float32) if self.has_minimum else None
 
     def pack(self, parts: Parts) -> Parts:
         """Parts as `quantize` makes them -> as they are stored."""
@@ -182,23 +200,32 @@ class Scheme(ABC):
         """
         return self.values.pair(stored["weight"], block, g, j, lane, lanes, self.layout)
 
-    def terms(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int = 1) -> Terms:
-        """Scale and minimum of columns 32 g .. 32 g + 31 of a lane, or of a vector of them."""
+    def terms(
+        self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int = 1, half: Expr = 0
+    ) -> Terms:
+        """Scale and minimum of columns 32 g .. 32 g + 31 of a lane, or of a vector of them; where
+        each 16 have their own, of the first or the second ones.
+        """
+        if not self.group:
+            return Terms()
+        group = g * self.halves + half if self.halves > 1 else g * GROUP // self.group
         return Terms(
-            self.scale(stored, block, g, lane, lanes) if self.group else None,
-            self.minimum(stored, block, g, lane, lanes) if self.has_minimum else None,
+            self.scale(stored, block, group, lane, lanes),
+            self.minimum(stored, block, group, lane, lanes) if self.has_minimum else None,
         )
 
-    def scale(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
+    def scale(self, stored: Stored, block: Expr, group: Expr, lane: Expr, lanes: int) -> Expr:
         """float32 scale; a scheme with two levels of scales multiplies them here."""
-        return self._group_number(stored["scale"], block, g, lane, lanes)
+        return widened(stored["scale"][block, group, lane], lanes)
 
-    def minimum(self, stored: Stored, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
+    def minimum(self, stored: Stored, block: Expr, group: Expr, lane: Expr, lanes: int) -> Expr:
         """float32 minimum; a scheme with zero points makes it of them and the scale here."""
-        return self._group_number(stored["minimum"], block, g, lane, lanes)
+        return widened(stored["minimum"][block, group, lane], lanes)
 
-    def _group_number(self, tensor: Buffer, block: Expr, g: Expr, lane: Expr, lanes: int) -> Expr:
-        return T.Cast(typed("float32", lanes), tensor[block, g * GROUP // self.group, lane])
+
+def widened(number: Expr, lanes: int) -> Expr:
+    """As float32."""
+    return T.Cast(typed("float32", lanes), number)
 
 
 def require_finite(weights: np.ndarray, name: str) -> None:

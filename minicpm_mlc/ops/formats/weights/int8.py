@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minicpm_mlc.ops.formats.weights import GROUP
 from minicpm_mlc.ops.formats.weights.packing import QUADS
-from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values, quad_place, small_integer
+from minicpm_mlc.ops.formats.weights.values import (
+    REGISTERS,
+    Values,
+    quad_place,
+    small_integer,
+    some_bits,
+)
 from minicpm_mlc.ops.tir import Buffer, Expr, T, typed
 
 
@@ -32,9 +40,9 @@ class Int8Values(Values):
         )
         return first, second
 
-    def word(self, word: Expr) -> list[list[Expr]]:
-        flipped = T.Bind(T.bitwise_xor(word, T.uint32(0x80808080)))  # 128 more
-        return [[small_integer(flipped, 8 * row, 255, 128) for row in range(self.rows)]]
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        flipped = T.Bind(T.bitwise_xor(read(step), T.uint32(0x80808080)))  # 128 more
+        return [[small_integer(some_bits(flipped, 8 * row, 255), 128) for row in range(self.rows)]]
 
     def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
         lanes = T.ramp(first, 1, width)

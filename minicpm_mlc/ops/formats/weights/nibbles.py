@@ -7,6 +7,7 @@ their high nibbles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,13 @@ from minicpm_mlc.ops.formats.weights.packing import (
     interleave,
     interleave_quads,
 )
-from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values, quad_place, small_integer
+from minicpm_mlc.ops.formats.weights.values import (
+    REGISTERS,
+    Values,
+    quad_place,
+    small_integer,
+    some_bits,
+)
 from minicpm_mlc.ops.tir import Buffer, Expr, T, splat, typed
 
 HALF = GROUP // 2
@@ -66,9 +73,13 @@ class Nibbles(Values):
             high = T.shift_right(byte, splat(T.int32(4), lanes))
         return self._number(low, lanes), self._number(high, lanes)
 
-    def word(self, word: Expr) -> list[list[Expr]]:
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        word = read(step)
         return [
-            [small_integer(word, 8 * row + nibble, 15, self.zero) for row in range(self.rows)]
+            [
+                small_integer(some_bits(word, 8 * row + nibble, 15), self.zero)
+                for row in range(self.rows)
+            ]
             for nibble in (0, 4)
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -46,8 +47,8 @@ class Values(ABC):
 
     def shape(self, rows: int, columns: int, layout: str) -> tuple[int, int, int]:
         """Stored shape of a matrix [rows, columns]."""
-        quad = QUAD if layout == QUADS else 1
-        return blocks_of(rows), columns // (self.columns * quad), quad * LANES
+        width = LANES * (QUAD if layout == QUADS else 1)
+        return blocks_of(rows), columns * self.group_rows(layout) // GROUP, width
 
     def pack(self, values: np.ndarray, layout: str) -> np.ndarray:
         """Values [n, k] -> stored elements; padding rows hold the number 0."""
@@ -74,10 +75,15 @@ class Values(ABC):
         Of one lane (a row of the block) or, in the layout rows16, of a vector of them.
         """
 
+    def group_rows(self, layout: str) -> int:
+        """Stored rows of 32 columns."""
+        return GROUP // (self.columns * (QUAD if layout == QUADS else 1))
+
     @abstractmethod
-    def word(self, word: Expr) -> list[list[Expr]]:
-        """float32 numbers in a uint32 of the layout rows16: for each of its columns, which lie 16
-        apart, its rows'.
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        """float32 numbers of columns `step`, and 16 + step where there are two in an element, of
+        neighbouring rows: read(i) is the uint32 that holds these rows in stored row i of the group,
+        in the layout rows16.
         """
 
     def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
@@ -92,9 +98,13 @@ def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
     return column // QUAD, lane * QUAD + column % QUAD
 
 
-def small_integer(word: Expr, shift: int, mask: int, zero: int) -> Expr:
-    """The float32 of some bits of a uint32, less `zero`."""
-    bits = T.bitwise_and(T.shift_right(word, T.uint32(shift)), T.uint32(mask))
+def some_bits(word: Expr, shift: Expr, mask: int) -> Expr:
+    """Bits of a uint32, as its last ones."""
+    return T.bitwise_and(T.shift_right(word, T.Cast("uint32", shift)), T.uint32(mask))
+
+
+def small_integer(bits: Expr, zero: int) -> Expr:
+    """The float32 of a small uint32, less `zero`."""
     return T.Bind(
         T.reinterpret(T.Bind(T.bitwise_or(bits, T.uint32(MAGIC))), dtype="float32")
         - T.float32(2**23 + zero)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,8 @@ class Bfloat16Values(FloatValues):
         bits = T.shift_left(T.Cast(typed("uint32", lanes), value), sixteen)
         return T.reinterpret(bits, dtype=typed("float32", lanes))
 
-    def word(self, word: Expr) -> list[list[Expr]]:
-        return [[from_bfloat16(half) for half in halves(word)]]
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        return [[from_bfloat16(half) for half in halves(read(step))]]
 
 
 @dataclass(frozen=True)

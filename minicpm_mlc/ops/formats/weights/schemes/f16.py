@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ class Float16Values(FloatValues):
     def widened(self, value: Expr, lanes: int) -> Expr:
         return T.Cast(typed("float32", lanes), value)
 
-    def word(self, word: Expr) -> list[list[Expr]]:
-        return [[to_float(half) for half in halves(word)]]
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        return [[to_float(half) for half in halves(read(step))]]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,8 @@ class Float32Values(FloatValues):
     def widened(self, value: Expr, lanes: int) -> Expr:
         return value
 
-    def word(self, word: Expr) -> list[list[Expr]]:
-        return [[T.Bind(T.reinterpret(word, dtype="float32"))]]
+    def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
+        return [[T.Bind(T.reinterpret(read(step), dtype="float32"))]]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.ops.formats.weights.base import Parts
-from minicpm_mlc.ops.formats.weights.groups import GroupScheme, halves
+from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 from minicpm_mlc.ops.formats.weights.int8 import Int8Values
+from minicpm_mlc.ops.formats.weights.lines import halves
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""Grammars that an answer has to follow: JSON schemas and calls of tools, by llguidance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.prompt.thinking import CLOSE, OPEN
+from minicpm_mlc.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from minicpm_mlc.prompt.template import Prompt
+
+THOUGHT = f'thought[suffix="{CLOSE}"]: /(.|\\n)*/\n'
+GAP = "GAP: /[ \\n]{0,4}/\n"
+MISSING = "schemas and forced tool calls need llguidance: pip install 'minicpm-mlc[serve]'"
+
+
+class Grammars:
+    """Grammars over one tokenizer. They are for one answer each."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, eos_token_ids: Collection[int], vocab_size: int
+    ) -> None:
+        """Raises SamplingError where llguidance is not installed."""
+        try:
+            from llguidance import LLTokenizer
+        except ImportError:
+            raise SamplingError(MISSING) from None
+        self._vocab_size = vocab_size
+        self._tokenizer = LLTokenizer(
+            tokenizer.raw.to_str(), n_vocab=vocab_size, eos_token=sorted(eos_token_ids)
+        )
+
+    def check(self, grammar: str) -> None:
+        """Raises SamplingError for a grammar that can't be followed, with what it doesn't know."""
+        from llguidance import LLMatcher
+
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
+        if wrong:
+            said = messages[0].splitlines()[0].split("failed to compile JSON schema: ")[-1]
+            raise SamplingError(f"the schema can't be enforced: {said:.300}")
+
+    def start(self, grammar: str) -> Grammar:
+        """A grammar that was checked, at its beginning."""
+        from llguidance import LLMatcher
+
+        return Grammar(LLMatcher(self._tokenizer, grammar), self._vocab_size)
+
+
+class Grammar:
+    """What may come next in one answer."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._size = vocab_size
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Logits float32 [vocab], -inf where a token can't follow."""
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise SamplingError(f"the grammar fails: {self._matcher.get_error():.200}")
+        allowed = np.unpackbits(words, count=self._size, bitorder="little").view(bool)
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def accept(self, token_id: int) -> None:
+        """Goes on by a token; one that can't follow ends the grammar's hold."""
+        self._matcher.consume_token(token_id)
+
+
+def answer_grammar(prompt: Prompt, body: str, may_think: bool) -> str:
+    """An answer whose text is the rule `body`: after the think block, if there is one."""
+    if prompt.thinking:
+        return f"start: thought GAP body\n{THOUGHT}{GAP}{body}"
+    if may_think:
+        return f'start: ("{OPEN}" thought)? GAP body\n{THOUGHT}{GAP}{body}'
+    return f"start: GAP body\n{GAP}{body}"

@@ -1,0 +1,30 @@
+"""How much of a prompt is computed at once while other answers wait for their next token."""
+
+from __future__ import annotations
+
+from minicpm_mlc.runtime_py.speculative.costs import Average
+
+STALL_SECONDS = 0.2  # what a running answer waits for a chunk, about
+FIRST = 128  # tokens, before anything was measured
+FEW = 16  # tokens: chunks of fewer say nothing of how long more take
+
+
+class Chunks:
+    """Measures what a token of a chunk costs, and makes chunks of whole pages."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page = page_size
+        self._seconds = Average()  # of one token
+
+    @property
+    def most(self) -> int:
+        """Tokens of the next chunk."""
+        if not self._seconds.value:
+            return max(FIRST, self._page)
+        tokens = int(STALL_SECONDS / self._seconds.value)
+        return max(self._page, tokens // self._page * self._page)
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A chunk was computed."""
+        if tokens >= FEW:
+            self._seconds.add(seconds / tokens)
