@@ -1,8 +1,9 @@
-"""The linear kernels alone: int8 activations against float32 ones and against ggml's q4_0, taking
-turns in one run.
+"""The linear kernels alone: int8 activations against float32 ones and against ggml's q4_0, or
+schemes against each other, taking turns in one run.
 
     python bench/linear.py                   # one thread, CPU time: right on a busy machine too
     python bench/linear.py --threads 2       # wall time
+    python bench/linear.py --scheme w4 --scheme w4k --no-float32 --no-ggml
     python bench/linear.py --shape 8x4096x4096 --dot avx2 --json
 
 A shape is rows x outputs x inputs; the weights are random and rotate through more memory than the
@@ -256,16 +257,21 @@ def measure(
 
 def compare(shape: str, args: argparse.Namespace) -> list[Speed]:
     m, n, k = map(int, shape.split("x"))
-    nbytes = stored_bytes(n, k, args.scheme)
-    copies = max(1, (args.rotate << 20) // (nbytes * min(m, 64)))
-    kernels = Kernels(args.scheme, m, n, k, copies)
-    passes = {f"int8 {dot}": kernels.int8(dot) for dot in args.dot or [native().int8_dot]}
-    if not args.no_float32:
-        passes["float32"] = kernels.float32()
-    if not args.no_ggml and args.scheme == "w4":
+    schemes = args.scheme or ["w4"]
+    first_bytes = stored_bytes(n, k, schemes[0])
+    copies = max(1, (args.rotate << 20) // (first_bytes * min(m, 64)))
+    passes, sizes = {}, {}
+    for scheme in schemes:
+        kernels, label = Kernels(scheme, m, n, k, copies), f" {scheme}" if len(schemes) > 1 else ""
+        own = {f"int8 {dot}{label}": kernels.int8(dot) for dot in args.dot or [native().int8_dot]}
+        if not args.no_float32:
+            own[f"float32{label}"] = kernels.float32()
+        passes |= own
+        sizes |= dict.fromkeys(own, stored_bytes(n, k, scheme))
+    if not args.no_ggml and "w4" in schemes:
         passes["ggml q4_0"] = Ggml(args.threads).q4_0(m, n, k, copies)
     if m == 1 and args.threads == 1:
-        passes["memory read"] = memory_read(nbytes, copies)
+        passes["memory read"] = memory_read(first_bytes, copies)
     seconds = measure(
         passes, args.repeats, time.thread_time if args.threads == 1 else time.perf_counter
     )
@@ -274,7 +280,8 @@ def compare(shape: str, args: argparse.Namespace) -> list[Speed]:
     def row(side: str, times: list[float]) -> Speed:
         median = statistics.median(times) / copies
         ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
-        return Speed(m, n, k, side, nbytes / median / 1e9, 2 * m * n * k / median / 1e9, ratio)
+        gigabytes = sizes.get(side, first_bytes) / 1e9
+        return Speed(m, n, k, side, gigabytes / median, 2 * m * n * k / median / 1e9, ratio)
 
     return [row(*pair) for pair in seconds.items()]
 
@@ -286,12 +293,12 @@ def text(device: str, threads: int, rows: list[Speed]) -> str:
         "first side"
     ]
     lines.append(
-        f"{'rows x outputs x inputs':24} {'side':16} {'GB/s':>7} {'GOP/s':>8} {'ratio':>6}"
+        f"{'rows x outputs x inputs':24} {'side':20} {'GB/s':>7} {'GOP/s':>8} {'ratio':>6}"
     )
     for r in rows:
         shape = f"{r.m} x {r.n} x {r.k}"
         lines.append(
-            f"{shape:24} {r.side:16} {r.gb_per_second:7.1f} {r.gop_per_second:8.1f} {r.ratio:6.2f}"
+            f"{shape:24} {r.side:20} {r.gb_per_second:7.1f} {r.gop_per_second:8.1f} {r.ratio:6.2f}"
         )
     return "\n".join(lines)
 
@@ -304,7 +311,10 @@ def main() -> None:
         "--shape", action="append", help="rows x outputs x inputs, as 1x4096x4096; may repeat"
     )
     parser.add_argument(
-        "--scheme", choices=[name for name in SCHEMES if SCHEMES[name].takes_int8], default="w4"
+        "--scheme",
+        action="append",
+        choices=[name for name in SCHEMES if SCHEMES[name].takes_int8],
+        help="of the weights; may repeat  [w4]",
     )
     parser.add_argument(
         "--dot",
@@ -328,7 +338,7 @@ def main() -> None:
     result = {
         "device": cpu_name(),
         "threads": args.threads,
-        "scheme": args.scheme,
+        "schemes": args.scheme or ["w4"],
         "rows": [asdict(row) for row in rows],
     }
     print(json.dumps(result, indent=1) if args.json else text(cpu_name(), args.threads, rows))

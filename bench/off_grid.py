@@ -5,6 +5,7 @@
 A 4-bit file looks lossless to formats that share its grid. So each input channel of every linear is
 scaled by a random factor, the inverse goes into the norm or the linear before it, and the head
 becomes a tensor of its own: the function stays the same, in float32 as before.
+`--multiple 256` appends channels of zeros where columns are no multiple of llama.cpp's blocks.
 """
 
 from __future__ import annotations
@@ -76,6 +77,39 @@ def off_grid(weights: Weights, fields: dict, seed: int = 0) -> None:
     scale("model.norm.weight", [HEAD])
 
 
+def padded(weights: Weights, fields: dict, multiple: int) -> None:
+    """Appends zeros to the residual stream, to feed-forward channels and, as whole groups of heads,
+    to attention, until each is a multiple; the function stays the same.
+
+    The norms divide by the mean square of more channels, so their weights and epsilon shrink.
+    """
+    heads, kv_heads = _head_counts(fields)
+    head_dim, group = fields["llama.rope.dimension_count"], heads // kv_heads
+    width, inner = fields["llama.embedding_length"], fields["llama.feed_forward_length"]
+    hidden, inner = (-(-size // multiple) * multiple for size in (width, inner))
+    while kv_heads * group * head_dim % multiple:
+        kv_heads += 1
+    queries, keys = kv_heads * group * head_dim, kv_heads * head_dim
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+    columns = {"o_proj": queries, "down_proj": inner}
+    for name, array in weights.items():
+        part = name.split(".")[-2]
+        if array.ndim == 1:
+            weights[name] = _zeros_after(array * np.float32((width / hidden) ** 0.5), hidden)
+        else:
+            outer = len(array) if name in (EMBEDDING, HEAD) else rows.get(part, hidden)
+            weights[name] = _zeros_after(array, outer, columns.get(part, hidden))
+    fields["llama.embedding_length"] = hidden
+    fields["llama.feed_forward_length"] = inner
+    fields["llama.attention.head_count"] = kv_heads * group
+    fields["llama.attention.head_count_kv"] = kv_heads
+    fields["llama.attention.layer_norm_rms_epsilon"] *= width / hidden
+
+
+def _zeros_after(array: np.ndarray, *shape: int) -> np.ndarray:
+    return np.pad(array, [(0, size - own) for size, own in zip(shape, array.shape, strict=True)])
+
+
 def _head_counts(fields: dict) -> tuple[int, int]:
     return fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
 
@@ -92,6 +126,7 @@ def config_json(fields: dict, tied: bool) -> dict:
         "num_hidden_layers": fields["llama.block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
+        "head_dim": fields["llama.rope.dimension_count"],
         "hidden_act": "silu",
         "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
         "rope_theta": fields["llama.rope.freq_base"],
@@ -121,7 +156,7 @@ def tokenizer(fields: dict) -> Tokenizer:
     return made
 
 
-def write_checkpoint(source: Path, folder: Path, *, moved: bool = True) -> Path:
+def write_checkpoint(source: Path, folder: Path, *, moved: bool = True, multiple: int = 1) -> Path:
     """The checkpoint of a GGUF file, off its grid if `moved`, unless it is there -> folder."""
     if (folder / "config.json").exists():
         return folder
@@ -129,6 +164,8 @@ def write_checkpoint(source: Path, folder: Path, *, moved: bool = True) -> Path:
     fields, weights = read_gguf(source)
     if moved:
         off_grid(weights, fields)
+    if multiple > 1:
+        padded(weights, fields, multiple)
     save_file(
         {name: np.ascontiguousarray(rows) for name, rows in weights.items()},
         folder / "model.safetensors",
@@ -150,8 +187,10 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--as-is", action="store_true", help="leave the weights on their grid")
+    parser.add_argument("--multiple", type=int, default=1, help="of which all columns are")
     args = parser.parse_args()
-    print(write_checkpoint(args.gguf, args.folder, moved=not args.as_is))
+    options = {"moved": not args.as_is, "multiple": args.multiple}
+    print(write_checkpoint(args.gguf, args.folder, **options))
 
 
 if __name__ == "__main__":

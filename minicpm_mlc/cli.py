@@ -145,8 +145,8 @@ main.add_command(pull)
     "adapters",
     metavar="DIR[:WEIGHT]",
     multiple=True,
-    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
-    "once.",
+    help="A LoRA adapter's folder, or ORG/NAME, merged before the weights are stored; may be given "
+    "more than once.",
 )
 @click.option(
     "--ternary",
@@ -163,6 +163,12 @@ main.add_command(pull)
     flag_value="",
     help="Run the model on text, so that rounding keeps its answers: minutes for a 0.5B model. "
     "Without TEXT on texts that come with minicpm-mlc.",
+)
+@click.option(
+    "--bits",
+    type=click.FloatRange(min=1, max=32),
+    help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
+    "gain most.",
 )
 @click.option(
     "--dry-run",
@@ -182,25 +188,30 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    adapters: tuple[str, ...],
     draft: str | None,
     random_weights: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, or a hub's ORG/NAME.
+    """Compile SOURCE into a bundle: a checkpoint folder, a GGUF file, a bundle, or a hub's
+    ORG/NAME.
 
-    What a folder may hold: docs/checkpoints.md.
+    What a folder may hold: docs/checkpoints.md. A bundle's weights are carried as they are, for
+    another --device.
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path
 
     with show_progress() as report:
+        adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
         result = compile_model(
             source if random_weights else local_path(source, report, note),
+            adapters=adapters,
             draft=draft,
             random_weights=random_weights,
             scheme=quant,
@@ -297,6 +308,11 @@ def _converse(
     "--cors-origin", multiple=True, help="A page that may ask, such as https://a.b; * is all."
 )
 @click.option("--allowed-host", multiple=True, help="Another name of this server.")
+@click.option(
+    "--state",
+    type=click.Path(),
+    help="A folder where computed prompts are kept when the server ends, for the next one.",
+)
 @click.option("--grace", default=10.0, help="Seconds that requests have to end in at SIGTERM.")
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
@@ -329,17 +345,23 @@ def serve(
     serve_bundle(bundle, serving, say, **opened)
 
 
-@main.command(**example("minicpm-mlc inspect MiniCPM4.1-8B"))
+@main.command(**example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"))
 @click.argument("source")
+@click.option("--speed/--no-speed", default=True, help="Forecast tokens/s on this machine.")
+@click.option("--measure", is_flag=True, help="Measure this machine's limits again first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(source: str, as_json: bool) -> None:
-    """Show config, sizes and memory need of SOURCE.
+def inspect(source: str, speed: bool, measure: bool, as_json: bool) -> None:
+    """Show config, sizes, memory need and speed of SOURCE, before anything large is downloaded.
 
-    SOURCE is a bundle, a checkpoint, or a published model's name.
+    SOURCE is a bundle, a checkpoint, ORG/NAME of a hub, or a published model's name. Limits of the
+    machine are measured once, which takes some seconds.
     """
     from minicpm_mlc.inspect import describe
 
-    _print(describe.describe(source), describe.as_text, as_json)
+    report = describe.describe(source)
+    report = describe.with_speeds(report, measure) if speed else report
+    report.pop(describe.CONFIG, None)
+    _print(report, describe.as_text, as_json)
 
 
 @main.command(**example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))
@@ -429,6 +451,43 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
         place = [options.pop(name) for name in ("rpc", "key", "key_file")]
         options["remote"] = remote_machine(*place, options["path"])
     say(getattr(measure(**options), form or "plain")())
+
+
+@main.command(**example("minicpm-mlc quality ./MiniCPM4-0.5B-w4-cpu --reference ./MiniCPM4-0.5B"))
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--reference",
+    type=click.Path(),
+    required=True,
+    help="What is exact: a checkpoint, compiled to f32 for this, or a bundle.",
+)
+@click.option(
+    "--text",
+    "texts",
+    type=click.Path(),
+    multiple=True,
+    help="A text to compare on; repeatable.  [default: one that comes with minicpm-mlc]",
+)
+@click.option("--tokens", default=2048, help="Most tokens of each text.")
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="Of both.")
+@trust_options
+@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+def quality(form: str | None, **options: Any) -> None:
+    """Measure how far BUNDLE's answers are from the unquantised model's.
+
+    Kullback-Leibler divergence, how often the likeliest token is the same, perplexity, and the
+    error of the residual stream layer by layer.
+    """
+    from minicpm_mlc.base.progress import show_progress
+    from minicpm_mlc.bench.quality import bench_quality
+
+    with show_progress() as report:
+        result = bench_quality(
+            progress=report, say=lambda note: click.echo(note, err=True), **options
+        )
+    say(getattr(result, form or "plain")())
 
 
 @main.command(**example("minicpm-mlc verify ./MiniCPM4-0.5B-w4-cpu"))

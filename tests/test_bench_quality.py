@@ -14,6 +14,7 @@ import pytest
 from checkpoints import tiny_config
 from numpy_model import forward
 
+from minicpm_mlc.bench.divergence import Comparison, TextQuality, log_probabilities
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 
 pytest.importorskip("gguf")
@@ -43,24 +44,31 @@ def test_off_the_grid_the_function_is_the_same():
 def test_divergence_agreement_and_perplexity():
     exact = np.log(np.array([[0.5, 0.5], [0.9, 0.1]]))
     own = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
-    row = quality.Quality("w4", weights=10)
-    quality.compare(row, "text", [0, 1], own, exact)
+    comparison = Comparison("text", [0, 1])
+    for row in range(2):  # however they are cut
+        comparison.add(own[row : row + 1], exact[row : row + 1])
+    result = comparison.result()
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    assert row.divergence["text"] == pytest.approx(first / 2)
-    assert row.perplexity["text"] == pytest.approx(1 / 0.75)
-    assert row.agreement["text"] == 0.5
+    assert result.divergence == pytest.approx(first / 2)
+    assert result.perplexity == pytest.approx(1 / 0.75)
+    assert result.reference_perplexity == pytest.approx(2)
+    assert result.agreement == 0.5
 
 
 def test_log_probabilities_of_large_logits():
-    found = quality.log_probabilities(np.array([[1000.0, 1000.0]], np.float32))
+    found = log_probabilities(np.array([[1000.0, 1000.0]], np.float32))
     assert np.allclose(found, np.log(0.5))
 
 
 def test_the_table_has_ratios_to_plain_w4():
     rows = [
-        quality.Quality(name, 2_000_000, {"a": kl}, {"a": 0.5}, {"a": 7.0})
-        for name, kl in (("f32", 0.0), ("w4", 0.4), ("w4, calibrated", 0.1))
+        quality.Row(name, weights, bits, [TextQuality("a", 10, kl, 0.5, 7.0, 6.0)])
+        for name, weights, bits, kl in (
+            ("f32", 8_000_000, 32.0, 0.0),
+            ("w4", 1_125_000, 4.5, 0.4),
+            ("w4, calibrated", 1_125_000, 4.5, 0.1),
+        )
     ]
     table = quality.cells(rows)
     assert table[0][-1] == "of w4's KL" and table[-1][-1] == "0.25"
-    assert table[1][:3] == ["f32", "2.0", "0.0000"]
+    assert table[2][:4] == ["w4", "1.1", "4.50", "0.4000"]

@@ -293,7 +293,7 @@ def test_a_layout_that_the_activations_do_not_go_with_is_refused(place, change, 
 def test_another_format_or_abi_is_refused(place, change):
     write(place / "b", dataclasses.replace(MANIFEST, **change))
     with pytest.raises(
-        BundleError, match="this minicpm-mlc reads format 1 and ABI 6; compile it again"
+        BundleError, match="this minicpm-mlc reads format 1 and ABI 7; compile it again"
     ):
         read(place / "b")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
+from draft_heads import write_draft
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
@@ -20,6 +21,7 @@ from minicpm_mlc.compile.calibrate.layers import Calibration, second_moments
 from minicpm_mlc.compile.calibrate.rounding import Moments, compensated
 from minicpm_mlc.compile.calibrate.texts import calibration_sequences
 from minicpm_mlc.compile.checkpoint import open_checkpoint
+from minicpm_mlc.compile.draft import open_draft
 from minicpm_mlc.compile.model.registry import read_config_folder
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.kv import F32
@@ -37,7 +39,7 @@ def draw(length: int, seed: int = 0, vocabulary: int = 323) -> np.ndarray:
 class Exact(Calibration):
     """The layers without any rounding."""
 
-    def _multiply(self, linear, x, matrix, residual):
+    def multiply(self, param, linear, x, matrix):
         return x @ matrix.T
 
 
@@ -195,3 +197,38 @@ def test_without_a_tokenizer_tokens_are_drawn():
     once, again = (calibration_sequences(SmallFiles(None), config, []) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert sum(map(len, once)) == texts.MOST
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("eagle2", True), ("eagle3", False)])
+def test_a_draft_head_is_rounded_on_what_the_model_hands_to_it(tmp_path, kind, bias):
+    small = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2}
+    base = tiny_config("MiniCPM4-0.5B", **small)
+    write_checkpoint(tmp_path / "model", base, dtype="f32")
+    write_draft(tmp_path / "head", base, kind, bias=bias)
+    head = open_draft(tmp_path / "head", base)
+    precision = Precision(SCHEMES["w4"], SCHEMES["f32"], F32)
+    both = head.beside(open_checkpoint(tmp_path / "model", base), base.tie_word_embeddings)
+    sequences = [draw(60), draw(30, 1)]
+
+    def run(folder: str, kind: type[Calibration]) -> Calibration:
+        draft = head.config, precision
+        return kind(base, precision, both, sequences, tmp_path / folder, draft)
+
+    inputs: dict[str, np.ndarray] = {}
+
+    class Watched(Calibration):
+        def multiply(self, param, linear, x, matrix):
+            inputs[param.name] = x
+            return super().multiply(param, linear, x, matrix)
+
+    parts = run("once", Watched).run()
+    own = [name for name in parts if name.startswith("draft.")]
+    assert len(own) == 5 and "draft.head" not in own
+    assert all(len(inputs[name]) == 90 - 2 for name in own)
+    again = run("again", Calibration).run()
+    assert all(np.array_equal(parts[n]["weight"], again[n]["weight"]) for n in own)
+    fc, exact = W4().dequantize(parts["draft.fc"]), both.rows("draft/fc.weight")
+    plain = W4().dequantize(W4().quantize(exact))
+    x = inputs["draft.fc"]
+    lost, lost_plainly = (((x @ (w - exact).T) ** 2).sum() for w in (fc, plain))
+    assert lost < 0.9 * lost_plainly

@@ -142,7 +142,7 @@ def damage(checkpoint: Path, **changes: object) -> None:
     "changes, message",
     [
         ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "gpt2|GPT2"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],

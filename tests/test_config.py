@@ -206,6 +206,10 @@ def test_missing_keys_are_named(key):
         read_config(without(key), "tiny")
 
 
+def test_the_first_config_of_minicpm4_8b_has_the_familys_dim_model_base():
+    assert read_config(without("dim_model_base"), "MiniCPM4-8B").dim_model_base == 256
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

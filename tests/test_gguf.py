@@ -40,13 +40,12 @@ def write_gguf(
     arch: str = "llama",
     stored: str = "Q8_0",
     per_part: int = 0,
-    heads: tuple[int, int, int] | None = None,
+    heads: tuple[int, int, int] = (HEADS, KV_HEADS, HIDDEN // HEADS),
     **changes: Any,
 ) -> Path:
     """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`, all in
     one file or `per_part` in each. `heads`: of queries, of keys, and their size.
     """
-    heads = heads or (HEADS, KV_HEADS, HIDDEN // HEADS)
     keys = {
         f"{arch}.block_count": LAYERS,
         f"{arch}.context_length": 256,
@@ -233,13 +232,31 @@ def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
     for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
         path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
         result = compile_model(path, dry_run=True)
-        assert result.out == f"tiny-{scheme}-cpu" and result.notes == []
+        offers = [note.startswith("--calibrate would") for note in result.notes]
+        assert (result.out, offers) == (f"tiny-{scheme}-cpu", [True] if stored == "F16" else [])
     [note] = compile_model(path.with_name("tiny-Q8_0.gguf"), scheme="w4", dry_run=True).notes
     assert "14 tensors of Q8_0 are quantised again, to w4: relative error" in note
     assert find_gguf(tmp_path / "none") is None
     with pytest.raises(CheckpointError, match="several GGUF files"):
         find_gguf(tmp_path)
     assert describe(str(path))["kind"] == "GGUF file"
+
+
+@pytest.mark.parametrize(("stored", "name"), [("Q4_K", "w4k"), ("Q5_K", "w5k"), ("Q6_K", "w6")])
+def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
+    monkeypatch.setattr("test_gguf.HIDDEN", 256)
+    monkeypatch.setattr("test_gguf.WIDE", 512)
+    path = write_gguf(tmp_path / "tiny.gguf", stored=stored, heads=(4, 2, 64))
+    result = compile_model(path, dry_run=True)
+    assert result.out == f"tiny-{name}-cpu" and result.notes == []
+    weights, scheme = open_gguf(path).weights, SCHEMES[name]
+    for tensor in ("model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        parts = weights.carried(tensor, scheme, 16, 48)
+        assert parts is not None
+        assert np.array_equal(scheme.dequantize(parts), weights.rows(tensor, 16, 48))
+        assert weights.carried(tensor, SCHEMES["w4"], 16, 48) is None
+    [note] = compile_model(path, scheme="w8", dry_run=True).notes
+    assert f"tensors of {stored} are quantised again, to w8" in note
 
 
 def test_any_part_of_a_split_file_stands_for_all(tmp_path):
@@ -290,23 +307,6 @@ def test_a_file_has_the_sparse_config_that_is_given_or_the_published_one(tmp_pat
         compile_model(write_gguf(tmp_path / "l.gguf"), dry_run=True, sparse_config=given)
     with pytest.raises(ConfigError, match=r"--sparse-config .*: there is no such file"):
         compile_model(path, dry_run=True, sparse_config=tmp_path / "none")
-
-
-@pytest.mark.parametrize(("stored", "name"), [("Q4_K", "w4k"), ("Q5_K", "w5k"), ("Q6_K", "w6")])
-def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
-    monkeypatch.setattr("test_gguf.HIDDEN", 256)
-    monkeypatch.setattr("test_gguf.WIDE", 512)
-    path = write_gguf(tmp_path / "tiny.gguf", stored=stored)
-    result = compile_model(path, dry_run=True)
-    assert result.out == f"tiny-{name}-cpu" and result.notes == []
-    weights, scheme = open_gguf(path).weights, SCHEMES[name]
-    for tensor in ("model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"):
-        parts = weights.carried(tensor, scheme, 16, 48)
-        assert parts is not None
-        assert np.array_equal(scheme.dequantize(parts), weights.rows(tensor, 16, 48))
-        assert weights.carried(tensor, SCHEMES["w4"], 16, 48) is None
-    [note] = compile_model(path, scheme="w8", dry_run=True).notes
-    assert f"tensors of {stored} are quantised again, to w8" in note
 
 
 REFUSED = {

@@ -25,7 +25,6 @@ from minicpm_mlc.compile.checkpoint.adapters import Adapters
 from minicpm_mlc.compile.companions import open_companions
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import published_tensors
-from minicpm_mlc.ops.formats.weights import SCHEMES
 
 PREFIX = "base_model.model."
 Q = "model.layers.0.self_attn.q_proj"
@@ -187,7 +186,7 @@ def test_a_quantised_base_is_told_to_be_rounded_again(tmp_path):
     folder = write_adapter(tmp_path / "lora", lora(Q, (128, 128)))
     _, found = merged(tmp_path / "base", folder)
     assert found.schemes() == ("w4", None)
-    [note] = found.notes(SCHEMES["w4"], SCHEMES["w8"])
+    [note] = packers.notes_of(found, "w4", "w8")
     assert note.startswith("1 tensors of GPTQ (4 bits) with an adapter merged into them are quant")
 
 
@@ -215,6 +214,7 @@ REFUSED: dict[str, tuple[packers.Tensors, dict[str, Any]]] = {
     "the base has no model.layers.9.q.weight to change": (lora("model.layers.9.q", (8, 8)), {}),
     r"lora_A.weight has shape \[4, 64\], expected \[4, 128\]": (lora(Q, (128, 64)), {}),
     "changes a vector, of 128 numbers": (lora("model.norm", (128, 128)), {}),
+    "are two adapters; save one": (PAIR | {f"{Q}.lora_A.other.weight": PAIR[A]}, {}),
     "is no part of a LoRA": ({f"{Q}.bias": np.zeros(128)}, {}),
     "has no magnitudes": (PAIR, {"use_dora": True}),
     "belongs to DoRA, and use_dora is not set": (
@@ -260,7 +260,7 @@ def test_llama_factorys_folder_brings_its_tokenizer(tmp_path, base):
     )
     write_tokenizer(folder, 384)
     result = compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True)
-    assert result.notes == []
+    assert packers.told(result) == []
     alone = compile_model(base, tmp_path / "out", dry_run=True)
     assert result.weights > alone.weights
     opened = Adapters.open([str(folder)])
@@ -268,7 +268,8 @@ def test_llama_factorys_folder_brings_its_tokenizer(tmp_path, base):
     assert files.object("config.json")["vocab_size"] == 384
     assert files.content("tokenizer.json") == (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").unlink()  # then the base's is taken, with 323 tokens
-    assert compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True).notes == []
+    result = compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True)
+    assert packers.told(result) == []
 
 
 def test_xtuners_folder_is_read_from_a_file_of_torch(tmp_path, base):

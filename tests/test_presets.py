@@ -71,6 +71,11 @@ def test_parameter_counts_are_the_published_ones(name, parameters):
     assert count_parameters(PRESETS[name]) == parameters
 
 
+def test_minicpm5_2b_fills_its_published_file():
+    header = 5_033_557_096 - 2 * count_parameters(PRESETS["MiniCPM5-2B"])  # bytes beside the bf16
+    assert 0 < header < 150 * len(published_tensors(PRESETS["MiniCPM5-2B"]))
+
+
 @pytest.mark.parametrize(
     ("name", "per_token"), [("MiniCPM4-0.5B", 12_288), ("MiniCPM4-8B", 32_768)]
 )

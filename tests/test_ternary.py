@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import save_tensors, write_checkpoint
-from packers import small_config
+from packers import notes_of, small_config, told
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile import compile_model
@@ -40,7 +40,7 @@ def written(folder: Path, group: int = 64, gate: np.ndarray | None = None) -> We
 def test_ternary_weights_are_carried(tmp_path, group):
     weights = written(tmp_path, group)
     assert weights.schemes() == ("w4", None)
-    assert weights.notes(W4, W8) == []
+    assert notes_of(weights, "w4", "w8") == []
     for name, tensor in weights.tensors.items():
         for scheme in (W4, W8, W4A) if "_proj" in name else ():
             parts = tensor.carried(scheme, 3, 70)
@@ -53,7 +53,7 @@ def test_a_few_outliers_are_rounded_and_told(tmp_path):
     odd = ternary((192, 128), 64).astype(np.float32)
     odd[100, 5], odd[150, 127] = 0.25, -0.125  # beyond the rows that are sampled
     weights = written(tmp_path, gate=odd)
-    [note] = weights.notes(W4, W8)
+    [note] = notes_of(weights, "w4", "w8")
     assert note == "2 groups of 32 ternary weights hold other values, and are rounded"
     parts = weights.carried(GATE, W4, 90, 160)
     rows = weights.rows(GATE, 90, 160)
@@ -66,16 +66,16 @@ def test_weights_of_more_values_are_floats(tmp_path):
     odd = ternary((192, 128), 64).astype(np.float32)
     odd[:, 5] = 0.03125 * np.arange(192)
     weights = written(tmp_path, gate=odd)
-    [note] = weights.notes(W4, W8)
+    [note] = notes_of(weights, "w4", "w8")
     assert note.startswith("1 tensors of BF16, which the checkpoint left as floats, become w4")
 
 
 def test_latent_weights_are_rounded_as_in_training(tmp_path):
     folder = tmp_path / "BitCPM-CANN-8B"
     latent = write_checkpoint(folder, small_config(), dtype="bf16")
-    [note] = compile_model(folder, tmp_path / "out", dry_run=True).notes
+    [note] = told(compile_model(folder, tmp_path / "out", dry_run=True))
     assert "--ternary 128" in note
-    assert compile_model(folder, tmp_path / "out", ternary=64, dry_run=True).notes == []
+    assert told(compile_model(folder, tmp_path / "out", ternary=64, dry_run=True)) == []
     weights = open_checkpoint(folder, small_config(), ternary=64)
     groups = latent[GATE].reshape(192, 2, 64)
     size = np.abs(groups).mean(-1, keepdims=True).astype(np.float16).astype(np.float32)

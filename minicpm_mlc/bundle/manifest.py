@@ -23,7 +23,7 @@ from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 from minicpm_mlc.bundle.trust import refuse_stranger
 
 FORMAT = 1  # layout of the bundle folder
-ABI = 6  # functions of the compiled library
+ABI = 7  # functions of the compiled library
 SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_stride
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
@@ -52,6 +52,9 @@ class Manifest:
     was compiled for. `draft` is the EAGLE head: its kind ("eagle2" or "eagle3"), layers, width of
     the features that it takes and of its hidden states, its vocabulary, how many tokens (`top_k`)
     it proposes after each row, and its own state table. `state` is the model's (bundle/state.py).
+    `mixed` are the linears that aren't stored as `scheme` says: their schemes by the first
+    published tensor of each. `calibration` is the text that rounding saw, None if it saw none: the
+    SHA-256 and the number ("tokens") of its token ids.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Manifest:
     tvm: str
     activations: str = "f32"
     weight_layout: str = "rows16"
+    mixed: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     draft: dict[str, Any] | None = None
     page_size: int = PAGE_SIZE
     library: str = "model.so"

@@ -98,6 +98,7 @@ _DRAFT = fields(
         "state": a_list,  # bundle/state.py reads it
     }
 )
+_CALIBRATION = fields({"sha256": _sha256, "tokens": _COUNT})
 _TARGET = fields({"device": text, "triple": text, "cpu": text, "features": list_of(text)})
 
 CHECK: Check = fields(
@@ -107,6 +108,8 @@ CHECK: Check = fields(
         "name": text,
         "scheme": text,
         "embedding_scheme": text,
+        "mixed": by_name(text, text),
+        "calibration": optional(_CALIBRATION),
         "activations": one_of(*WEIGHT_LAYOUTS),
         "weight_layout": one_of(*WEIGHT_LAYOUTS.values()),
         "target": _TARGET,

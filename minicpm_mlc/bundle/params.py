@@ -15,9 +15,9 @@ from minicpm_mlc.bundle.manifest_schema import INT32, file_name
 from minicpm_mlc.bundle.npy import from_npy
 from minicpm_mlc.bundle.schema import (
     Damaged,
-    an_object,
     fields,
     list_of,
+    number,
     one_of,
     text,
     whole,
@@ -46,7 +46,8 @@ _SHARD = fields(
         "records": list_of(_RECORD),
     }
 )
-_CACHE = fields({"metadata": an_object, "records": list_of(_SHARD)})
+_METADATA = fields({"BitsPerParam": number}, others=number)
+_CACHE = fields({"metadata": _METADATA, "records": list_of(_SHARD)})
 
 
 def load_params(bundle: Bundle) -> list[np.ndarray]:
@@ -72,6 +73,13 @@ def load_params(bundle: Bundle) -> list[np.ndarray]:
 def mapped_files(bundle: Bundle) -> list[Path]:
     """The files that load_params maps."""
     return [bundle.file(shard["dataPath"]) for shard in _read_shards(bundle)]
+
+
+def bits_per_weight(bundle: Bundle) -> float | None:
+    """All stored bits by the number of weights; None where the bundle doesn't say."""
+    if TENSOR_CACHE not in bundle.manifest.files:
+        return None
+    return _read_cache(bundle)["metadata"].get("BitsPerParam")
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
@@ -102,6 +110,10 @@ def load_draft_ids(bundle: Bundle) -> np.ndarray:
 
 
 def _read_shards(bundle: Bundle) -> list[dict[str, Any]]:
+    return _read_cache(bundle)["records"]
+
+
+def _read_cache(bundle: Bundle) -> dict[str, Any]:
     try:
         cache = json.loads(bundle.file(TENSOR_CACHE).read_bytes())
         _CACHE(cache)
@@ -109,7 +121,7 @@ def _read_shards(bundle: Bundle) -> list[dict[str, Any]]:
         raise _damaged(bundle, str(damaged)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(bundle, str(error)) from None
-    return cache["records"]
+    return cache
 
 
 def _map_shard(bundle: Bundle, shard: dict[str, Any]) -> list[tuple[dict[str, Any], np.ndarray]]:

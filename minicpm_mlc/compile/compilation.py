@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.bundle.facts import TensorFact
 from minicpm_mlc.bundle.manifest import Manifest
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Compilation:
     """A model for a target, for up to `longest` tokens of context and `chunk` rows of a prefill.
 
-    `draft`: a draft head, and how it is stored.
+    `draft`: a draft head, and how it is stored. `calibration`: what the manifest says of the text
+    that rounding saw.
     """
 
     config: ModelConfig
@@ -33,6 +34,7 @@ class Compilation:
     longest: int
     chunk: int
     draft: tuple[DraftConfig, Precision] | None = None
+    calibration: dict[str, Any] | None = None
 
     @cached_property
     def params(self) -> list[Param]:
@@ -49,7 +51,13 @@ class Compilation:
     def manifest(self) -> Manifest:
         """The bundle's manifest, but for its files and the names of the stored tensors."""
         made = make_manifest(
-            self.config, self.precision, self.target, self.params, self.longest, self.chunk
+            self.config,
+            self.precision,
+            self.target,
+            self.params,
+            self.longest,
+            self.chunk,
+            self.calibration,
         )
         return with_draft(made, *self.draft, self.params) if self.draft else made
 

@@ -7,10 +7,10 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,22 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.facts import Facts, TensorFact
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest_schema import MANIFEST
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.compile.calibrate.asked import TextWork, calibration_offer
 from minicpm_mlc.compile.calibrate.layers import Calibration
-from minicpm_mlc.compile.calibrate.texts import calibration_sequences
-from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint, open_checkpoint
+from minicpm_mlc.compile.checkpoint import (
+    Checkpoint,
+    RandomCheckpoint,
+    Weights,
+    open_checkpoint,
+)
 from minicpm_mlc.compile.checkpoint.adapters import Adapters
+from minicpm_mlc.compile.checkpoint.bundle import DRAFT_LEFT, BundleWeights
 from minicpm_mlc.compile.checkpoint.files import check_whole_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
+from minicpm_mlc.compile.checkpoint.mixed import own_schemes
 from minicpm_mlc.compile.companions import (
     add_companions,
     check_companions,
@@ -42,10 +50,17 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
-from minicpm_mlc.compile.model.registry import read_config_folder, read_sparse_file, with_context
+from minicpm_mlc.compile.model.registry import (
+    build_model,
+    read_config_folder,
+    read_sparse_file,
+    with_context,
+)
+from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
 from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets import get_target
 
 if TYPE_CHECKING:
@@ -57,13 +72,16 @@ LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do."""
+    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do,
+    `offer` what could still be done for its answers.
+    """
 
     out: str
     written: bool
     weights: int
     memory: list[dict[str, int]]  # {"context", "bytes"}
     notes: list[str]
+    offer: str | None = None
 
     def json(self) -> str:
         """One JSON object."""
@@ -79,7 +97,8 @@ class CompileResult:
             f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}"
             for row in self.memory
         ]
-        return "\n".join([head, *rows, *(f"note: {note}" for note in self.notes)])
+        notes = [*(f"note: {note}" for note in self.notes), *([self.offer] if self.offer else [])]
+        return "\n".join([head, *rows, *notes])
 
 
 def compile_model(
@@ -102,6 +121,7 @@ def compile_model(
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
     calibrate: Sequence[str | Path] | None = None,
+    bits: float | None = None,
     adapters: Sequence[str] = (),
     ternary: int | None = None,
     overwrite: bool = False,
@@ -110,8 +130,8 @@ def compile_model(
     progress: Progress = no_progress,
     say: Callable[[str], object] = lambda note: None,
 ) -> CompileResult:
-    """Compile a checkpoint folder or a GGUF file, or with `random_weights` a published model's
-    name, into a bundle.
+    """Compile a checkpoint folder, a GGUF file or a bundle, or with `random_weights` a published
+    model's name, into a bundle. What a bundle has quantised is carried.
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
     then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
@@ -122,35 +142,45 @@ def compile_model(
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
     (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
-    goes on where it was. `adapters`: folders of LoRA adapters that are merged one after another,
-    each with ":WEIGHT" or without. `ternary` rounds linears to three values in groups of so many
-    columns, as BitCPM's training does. `say` is told at once what the bundle will not do; it is in
-    the result too. `sparse_config`: a JSON file with the settings of sparse attention, for a
-    checkpoint that has none.
+    goes on where it was. `bits`: of a linear's weight, on average; what is left of them goes to the
+    linears that gain most by a richer scheme. `adapters`: folders of LoRA adapters that are merged
+    one after another, each with ":WEIGHT" or without. `ternary` rounds linears to three values in
+    groups of so many columns, as BitCPM's training does. `sparse_config`: a JSON file with the
+    settings of sparse attention, for a checkpoint that has none. `say` is told at once what the
+    bundle will not do; it is in the result too.
     """
     with interrupts_told(), some_home():
         opened = _open(source, random_weights, adapters, ternary, sparse_config)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
+        context = opened.stored.context(context) if opened.stored else context
         longest, config = _for_context(opened.config, context, attention)
         target = get_target(device, cpu, gpu, arch)
         schemes = opened.schemes(scheme, embedding_scheme)
-        precision = choose_precision(*schemes, activations, kv, target)
-        again = opened.weights.notes(precision.linear, precision.embedding)
+        precision = choose_precision(*schemes, activations, kv or opened.kv, target)
+        precision = replace(precision, mixed=opened.mixed(precision, scheme))
+        carried = opened.carries(precision)
+        work = TextWork.asked(opened.files, config, calibrate, bits, carried)
+        again = opened.rounded(precision)
         for note in again:
             say(note)
+        if work:
+            precision = work.spent(config, precision, opened.weights, progress)
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
-        compilation = Compilation(config, precision, target, longest, chunk, stored)
+        said = work.said if work else opened.calibration
+        compilation = Compilation(config, precision, target, longest, chunk, stored, said)
         suffix = f"-{gpu}" if gpu else ""
         path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
         result = _result(path, compilation.manifest, opened.notes + again, written=not dry_run)
-        calibration = _calibration(compilation, opened, calibrate, path)
+        result = replace(result, offer=None if carried or work else opened.offer(precision))
         if not dry_run:
+            whole = opened.with_head(head)
+            calibration = work and work.calibration(compilation, whole, path)
             needed = result.weights + LIBRARY_BYTES
             with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-                _write(bundle, compilation, opened, head, calibration, progress)
+                _write(bundle, compilation, opened, whole, head, calibration, progress)
             if calibration:
                 shutil.rmtree(calibration.folder)
         return result
@@ -165,20 +195,59 @@ class _Opened:
     files: SmallFiles
     notes: list[str]
 
+    @property
+    def stored(self) -> BundleWeights | None:
+        """The weights, if they are a bundle's."""
+        return self.weights if isinstance(self.weights, BundleWeights) else None
+
     def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str | None]:
         """Those of the weights, and of embedding and head, of which None is what suits the
         weights.
         """
+        if self.stored:
+            self.stored.require(scheme, embedding)
         if scheme is not None:
             return scheme, embedding
         linear, tables = self.weights.schemes()
         return linear or DEFAULT_SCHEME, embedding or tables
 
-    def carries(self, params: Sequence[Param]) -> bool:
-        """Whether any weights are stored as the checkpoint has them in integers."""
+    @property
+    def kv(self) -> str | None:
+        """How a bundle stores keys and values; None where that is open."""
+        return self.stored.precision.kv.name if self.stored else None
+
+    def mixed(self, precision: Precision, asked: str | None) -> Mapping[str, Scheme]:
+        """The linears that other schemes suit, unless the user `asked` for one."""
+        if self.stored:
+            return self.stored.precision.mixed
+        if asked or not isinstance(self.weights, Weights):
+            return {}
+        return own_schemes(self._params(precision), self.weights, precision.linear.name)
+
+    def rounded(self, precision: Precision) -> list[str]:
+        """What is lost where the weights are integers already."""
+        params = [param for param in self._params(precision) if param.columns]
+        return self.weights.notes({name: p.scheme for p in params for name in p.sources})
+
+    def _params(self, precision: Precision) -> list[Param]:
+        return build_model(self.config, precision).parameters()
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """What a bundle's manifest says of it."""
+        return self.stored.manifest.calibration if self.stored else None
+
+    def offer(self, precision: Precision) -> str | None:
+        """What calibration could do for weights that are rounded here."""
+        if isinstance(self.weights, RandomCheckpoint) or self.config.lightning_layers:
+            return None
+        return calibration_offer(self._params(precision))
+
+    def carries(self, precision: Precision) -> bool:
+        """Whether any weights are stored as the source has them in integers."""
         return any(
             self.weights.carried(source, param.scheme, 0, 1)
-            for param in params
+            for param in self._params(precision)
             if param.columns
             for source in param.sources
         )
@@ -201,6 +270,7 @@ def _write(
     bundle: BundleWriter,
     compilation: Compilation,
     opened: _Opened,
+    weights: Checkpoint,
     head: DraftHead | None,
     calibration: Calibration | None,
     progress: Progress,
@@ -214,34 +284,11 @@ def _write(
     _add_library(bundle, program, manifest, compilation.tensors)
     progress("library", 1, 1)
     rounded = calibration.run(progress) if calibration else {}
-    weights = opened.with_head(head)
     convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     add_companions(bundle, opened.files, manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
     bundle.finish(manifest)
-
-
-def _calibration(
-    compilation: Compilation, opened: _Opened, texts: Sequence[str | Path] | None, path: Path
-) -> Calibration | None:
-    """On these texts, if any are given; it keeps what is done beside the bundle."""
-    if texts is None:
-        return None
-    if opened.config.lightning_layers:
-        raise CompileError(
-            f"--calibrate: {opened.config.name} keeps state per sequence, which calibration does "
-            "not run; leave it out"
-        )
-    if opened.carries(compilation.params):
-        raise CompileError(
-            "--calibrate would round again what the file has quantised; leave it out, or compile "
-            "the unquantised checkpoint"
-        )
-    sequences = calibration_sequences(opened.files, opened.config, [Path(t) for t in texts])
-    config, precision, weights = compilation.config, compilation.precision, opened.weights
-    folder = path.absolute().with_name(f".{path.name}.calibration")
-    return Calibration(config, precision, weights, sequences, folder)
 
 
 def _open(
@@ -253,16 +300,24 @@ def _open(
 ) -> _Opened:
     name, folder = str(source), Path(source)
     sparse = None if sparse_config is None else read_sparse_file(Path(sparse_config))
-    if sparse and not folder.exists():
-        raise CompileError(f"--sparse-config {sparse_config}: it is for a checkpoint; leave it out")
     if random_weights and adapters:
         raise CompileError("--adapter changes a model's weights; leave --random-weights out")
+    if (folder / MANIFEST).is_file():
+        if adapters or ternary is not None or sparse:
+            raise CompileError(
+                f"--adapter, --ternary and --sparse-config: {folder} is a bundle, whose weights "
+                "and config are carried; compile the checkpoint"
+            )
+        return _open_bundle(folder)
+    if sparse and not folder.exists():
+        raise CompileError(f"--sparse-config {sparse_config}: it is for a checkpoint; leave it out")
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
         return _Opened(PRESETS[name], weights, open_companions(None), [])
     if not folder.is_dir() and name in PRESETS:
         raise CheckpointError(
-            f"{name} is a published model, not a folder; download it, or add --random-weights"
+            f"{name} is a published model, not a folder; give its repository, ORG/{name}, or add "
+            "--random-weights"
         )
     path = find_gguf(folder)
     gguf = open_gguf(path, sparse) if path else None
@@ -280,6 +335,13 @@ def _open(
         return _Opened(config, RandomCheckpoint(config, seed=0), files, notes)
     weights = gguf.weights if gguf else open_checkpoint(folder, base, ternary)
     return _Opened(config, loras.weights(weights, base), files, notes)
+
+
+def _open_bundle(folder: Path) -> _Opened:
+    weights = BundleWeights(folder)
+    files = open_companions(folder)
+    left = [DRAFT_LEFT] if weights.manifest.draft else []
+    return _Opened(weights.config, weights, files, left + check_companions(files, weights.config))
 
 
 def _open_draft(

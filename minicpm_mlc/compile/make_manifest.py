@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
@@ -22,9 +23,10 @@ def make_manifest(
     params: list[Param],
     longest: int,
     prefill_chunk: int,
+    calibration: dict[str, Any] | None,
 ) -> Manifest:
     """The manifest, but for its files and the names of the stored tensors. `longest`: tokens of
-    context.
+    context; `calibration`: what the manifest says of the text that rounding saw.
     """
     state = model_state(config, precision.kv)
     return Manifest(
@@ -33,6 +35,8 @@ def make_manifest(
         embedding_scheme=precision.embedding.name,
         activations=precision.activations,
         weight_layout=WEIGHT_LAYOUTS[precision.activations],
+        mixed={source: scheme.name for source, scheme in precision.mixed.items()},
+        calibration=calibration,
         target=target.describe(),
         model=config.to_dict(),
         kv_dtype=precision.kv.dtype,

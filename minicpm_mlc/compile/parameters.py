@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
@@ -13,12 +14,18 @@ class Precision:
     """What is stored how: linears, embedding and head, and the key/value pools.
 
     Arithmetic is float32; with `activations` "int8" integer weights meet inputs rounded to 8 bits.
+    `mixed`: the linears that aren't as `linear` says, by the first published tensor of each.
     """
 
     linear: Scheme
     embedding: Scheme
     kv: KVFormat
     activations: str = "f32"
+    mixed: Mapping[str, Scheme] = field(default_factory=dict)
+
+    def of(self, source: str) -> Scheme:
+        """How the linear of a published tensor is stored, laid out for the activations."""
+        return self.mixed.get(source, self.linear).beside(self.activations)
 
     @property
     def matrices(self) -> Scheme:

@@ -34,7 +34,7 @@ from types import FrameType, ModuleType
 HERE = Path(__file__).parent
 SECONDS = 5  # of processor time, for one input
 MEGABYTES = 1024  # beside what the program itself takes
-MUTATIONS = 200  # of a run without atheris
+MUTATIONS = 200  # of a run without atheris; a target may have its own number
 LONGEST = 1 << 16  # bytes of an input
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
@@ -125,7 +125,7 @@ def replay(name: str, target: ModuleType, runner: Runner) -> None:
         sys.exit(f"{name}: the first seed is what the product writes, and it is refused")
     for data in known[1:]:
         runner(data)
-    for _ in range(MUTATIONS):
+    for _ in range(getattr(target, "MUTATIONS", MUTATIONS)):
         runner(mutations.mutate(rng.choice(known), rng)[:LONGEST])
 
 

@@ -14,6 +14,7 @@ from minicpm_mlc.ops.attend import AttendPrefill
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.operator import Operator
+from minicpm_mlc.ops.repeat_row import RepeatRow
 from minicpm_mlc.ops.rope_append import RopeAppend, rotate_definition
 from minicpm_mlc.ops.segment_means import SegmentMeans
 
@@ -47,9 +48,11 @@ class ArrayKernels:
         self.multiply = multiply
         self.received: np.ndarray | None = None
 
-    def __call__(self, operator: Operator, *inputs: Any) -> Any:
+    def __call__(self, operator: Operator, *inputs: Any, **dims: int) -> Any:
         """The operator's states as updated and its outputs; alone if that is one array."""
         match operator:
+            case RepeatRow():
+                return np.tile(inputs[0], (dims["n"], 1))
             case Linear():
                 return self._linear(operator, *inputs)
             case RopeAppend():

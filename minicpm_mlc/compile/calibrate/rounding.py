@@ -23,6 +23,7 @@ DAMPING = 0.2  # of every channel's own moment: what the calibration text didn't
 ROWS = 4096  # rounded at a time
 SWEEPS = 2
 BLOCK = 32  # columns whose errors are passed on together
+SPAN = 256  # the same in a sweep
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class _Rows:
         """The parts of these rows, and their weights."""
         self._fit()
         self._round()
+        gradient = self.moments.matrix @ self.errors  # half of it
         for _ in range(SWEEPS):
-            self._sweep()
+            for start in range(0, len(self.weights), SPAN):
+                self._sweep(slice(start, min(start + SPAN, len(self.weights))), gradient)
         values = self.scheme.stored(np.ascontiguousarray(self.numbers.T))
         parts = {"weight": values} | self.scheme.joined(self.fitted)
         return parts, np.ascontiguousarray((self.weights - self.errors).T)
@@ -108,19 +111,25 @@ class _Rows:
             self.numbers[column], fitted
         )
 
-    def _sweep(self) -> None:
-        """Every group again, with all others as they are."""
-        gradient = self.moments.matrix @ self.errors  # half of it
-        for g, columns in enumerate(self._groups()):
+    def _sweep(self, span: slice, gradient: np.ndarray) -> None:
+        """Every group of a span of columns again, with all others as they are. `gradient` [k, rows]
+        is brought up to date at the end; within the span after each group.
+        """
+        first, near = self.errors[span].copy(), gradient[span].copy()
+        for columns in self._groups(span):
+            g, here = columns.start // self.group, columns.start - span.start
             own = self.moments.matrix[columns, columns]
             before = self.errors[columns].copy()
-            self._refit(g, columns, gradient[columns], own)
-            slope = gradient[columns] + own @ (self.errors[columns] - before)
+            slope = near[here : here + self.group].copy()
+            self._refit(g, columns, slope, own)
+            slope += own @ (self.errors[columns] - before)
             self._round_again(g, columns, slope, own)
-            gradient += self.moments.matrix[:, columns] @ (self.errors[columns] - before)
+            near += self.moments.matrix[span, columns] @ (self.errors[columns] - before)
+        gradient += self.moments.matrix[:, span] @ (self.errors[span] - first)
 
-    def _groups(self) -> Iterator[slice]:
-        for start in range(0, len(self.weights), self.group):
+    def _groups(self, span: slice | None = None) -> Iterator[slice]:
+        within = span or slice(0, len(self.weights))
+        for start in range(within.start, within.stop, self.group):
             yield slice(start, start + self.group)
 
     def _refit(self, g: int, columns: slice, slope: np.ndarray, own: np.ndarray) -> None:

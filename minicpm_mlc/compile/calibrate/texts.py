@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,7 +16,7 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 
 MIX = Path(__file__).parent / "mix"
 LENGTH = 512  # tokens of a sequence
-MOST = 16384  # tokens of text that are read
+MOST = 24576  # tokens of text that are read
 
 Ids = np.ndarray  # int32 [tokens]
 
@@ -38,6 +40,12 @@ def calibration_sequences(
             f"--calibrate: the text has {len(stream)} tokens, expected at least {LENGTH}; add more"
         )
     return [stream[start : start + LENGTH] for start in range(0, len(stream), LENGTH)]
+
+
+def said_of(sequences: Sequence[Ids]) -> dict[str, Any]:
+    """What a manifest says of them: the SHA-256 of the token ids, and their number."""
+    ids = np.concatenate(sequences).astype("<i4")
+    return {"sha256": hashlib.sha256(ids.tobytes()).hexdigest(), "tokens": len(ids)}
 
 
 def _tokens(tokenizer: Tokenizer, texts: Sequence[Path]) -> Ids:

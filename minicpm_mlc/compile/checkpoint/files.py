@@ -61,10 +61,12 @@ def check_whole_model(folder: Path) -> None:
     """
     if (folder / CONFIG).is_file() or not folder.is_dir():
         return
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (path := folder / ADAPTER_CONFIG).is_file():
+        said = read_json_object(path, CheckpointError, "download it again")
+        trained_on = said.get("base_model_name_or_path") or "not named"
         raise CheckpointError(
             f"{folder} is a LoRA adapter, which changes a model; compile the model that it was "
-            f"trained on with it: minicpm-mlc compile MODEL --adapter {folder}"
+            f"trained on ({trained_on!r:.80}) with it: minicpm-mlc compile MODEL --adapter {folder}"
         )
     inside = [found for name in (CONFIG, ADAPTER_CONFIG) for found in folder.glob(f"*/{name}")]
     if inside:

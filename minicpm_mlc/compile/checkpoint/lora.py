@@ -57,7 +57,8 @@ class Change:
     def applied(self, rows: np.ndarray, start: int) -> np.ndarray:
         """Rows of the matrix from `start` on, changed."""
         stop = start + len(rows)
-        changed = rows + np.float32(self.strength) * (self.left[start:stop] @ self.right[:])
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged numbers: told by the scheme
+            changed = rows + np.float32(self.strength) * (self.left[start:stop] @ self.right[:])
         if self.lengths is None:
             return changed
         norms = np.linalg.norm(changed, axis=1, keepdims=True)
@@ -116,11 +117,14 @@ class Adapter:
             if not 1 <= len(entry.shape) <= 2:
                 raise self._error(name, f"has {len(entry.shape)} sizes, expected 1 or 2")
             if match := PART.fullmatch(own):
-                self._parts.setdefault(match[1], {})[match[2]] = name
+                places, place = self._parts.setdefault(match[1], {}), match[2]
             elif match := WHOLE.fullmatch(own):
-                self._whole[f"{match[1]}.weight"] = name
+                places, place = self._whole, _weight(match[1])
             else:
                 raise self._error(name, "is no part of a LoRA")
+            if place in places:
+                raise self._error(name, f"and {cut(places[place])} are two adapters; save one")
+            places[place] = name
 
     def config(self, base: ModelConfig) -> ModelConfig:
         """The model that it makes of a base: a vocabulary may be resized, a head become its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
-SAMPLED_ROWS = 64  # of a tensor, for what holds it and for the error of quantising it
+SAMPLED_ROWS = 16  # of a tensor, for what holds it and for the error of quantising it
 
 
 class Tensor(ABC):
@@ -49,21 +49,28 @@ class Tensor(ABC):
         """float32 rows [start:stop), in memory of their own."""
 
     def carried(self, scheme: Scheme, start: int, stop: int) -> Parts | None:
-        """The rows as `scheme` quantises them, with the integers and scales that are stored; None
-        where there are none, or the scheme doesn't hold these.
+        """The rows as `scheme` quantises them, with the integers that are stored, and their scales
+        and minimums, at most rounded to f16; None where the scheme doesn't hold the integers.
         """
         return None
 
     @cached_property
-    def carriers(self) -> tuple[str, ...]:
-        """The schemes that hold its first rows as they are, the smallest first."""
+    def holders(self) -> tuple[str, ...]:
+        """The schemes that hold its integers, as far as its first rows tell, the smallest first."""
         stop = min(SAMPLED_ROWS, self.shape[0])
-        return tuple(name for name in _by_size() if self.carried(SCHEMES[name], 0, stop))
+        return tuple(name for name in schemes_by_size() if self.carried(SCHEMES[name], 0, stop))
 
     @property
     def scheme(self) -> str:
         """The smallest scheme that holds it; where none does, the one that loses least."""
-        return (*self.carriers, "w8")[0]
+        return (*self.holders, "w8")[0]
+
+    def error(self, scheme: Scheme, name: str) -> tuple[float, float]:
+        """Squared error of the first rows in a scheme, and the square of these rows."""
+        rows = self.rows(0, SAMPLED_ROWS)
+        parts = self.carried(scheme, 0, len(rows)) or scheme.quantize(rows, name)
+        difference = scheme.dequantize(parts) - rows
+        return float(np.square(difference).sum()), float(np.square(rows).sum())
 
     @property
     def odd_groups(self) -> int:
@@ -71,11 +78,15 @@ class Tensor(ABC):
         return 0
 
 
-def _by_size() -> list[str]:
-    def size(name: str) -> int:
-        return sum(tensor.nbytes for tensor in SCHEMES[name].tensors(16, 4096))
+def bytes_of(name: str) -> int:
+    """What some weights take in a scheme."""
+    return sum(tensor.nbytes for tensor in SCHEMES[name].tensors(16, 4096))
 
-    return sorted(SCHEMES, key=size)
+
+@cache
+def schemes_by_size() -> tuple[str, ...]:
+    """All schemes, the smallest first."""
+    return tuple(sorted(SCHEMES, key=bytes_of))
 
 
 @dataclass(frozen=True)
@@ -126,12 +137,13 @@ class Integers:
 
     def weights(self) -> np.ndarray:
         """float32 [n, k]."""
-        weights = self._of_columns(self.scale) * self._numbers(self.groups)
-        return weights if self.minimum is None else weights + self._of_columns(self.minimum)
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales: told by the scheme
+            weights = self._of_columns(self.scale) * self._numbers(self.groups)
+            return weights if self.minimum is None else weights + self._of_columns(self.minimum)
 
     def carried(self, scheme: Scheme) -> Parts | None:
-        """The same weights in a scheme's own values and group tensors; None where a column's group
-        is not its neighbours', or a number is none of the scheme's.
+        """The same values in a scheme, with its group tensors; None where a column's group is not
+        its neighbours', or a number is none of the scheme's.
         """
         if not isinstance(scheme, GroupScheme) or len(self.groups) % scheme.group:
             return None
@@ -146,9 +158,11 @@ class Integers:
         fits = numbers.min() >= lowest and numbers.max() <= highest
         if not fits or {t.name for t in scheme.group_tensors} != others.keys():
             return None
-        halves = {name: _halves(part[:, runs[:, 0]]) for name, part in others.items()}
-        stored: Parts = {name: half for name, half in halves.items() if half is not None}
-        return {"weight": scheme.stored(numbers)} | stored if len(stored) == len(halves) else None
+        with np.errstate(over="ignore"):
+            halves = {name: part[:, runs[:, 0]].astype(np.float16) for name, part in others.items()}
+        if not all(np.isfinite(part).all() for part in halves.values()):
+            return None
+        return {"weight": scheme.stored(numbers)} | halves
 
     def _with_scale_only(self) -> tuple[np.ndarray, Parts] | None:
         if self.minimum is not None:
@@ -165,13 +179,6 @@ class Integers:
 
     def _of_columns(self, part: np.ndarray) -> np.ndarray:
         return part[:, self.groups]
-
-
-def _halves(numbers: np.ndarray) -> np.ndarray | None:
-    """float32 numbers as f16; None where one is not an f16, or not finite."""
-    with np.errstate(over="ignore"):
-        halves = numbers.astype(np.float16)
-    return halves if (halves == numbers).all() and np.isfinite(halves).all() else None
 
 
 class Quantised(Tensor):

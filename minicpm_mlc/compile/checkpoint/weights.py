@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from minicpm_mlc.compile.checkpoint.tensor import SAMPLED_ROWS, Tensor
+from minicpm_mlc.compile.checkpoint.tensor import Tensor
 from minicpm_mlc.compile.model.decoder import EMBEDDING, HEAD
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 
@@ -45,8 +45,8 @@ class Checkpoint(Protocol):
         """
         return None, None
 
-    def notes(self, linear: Scheme, embedding: Scheme) -> list[str]:
-        """What a user should know of the weights when they are stored in these schemes."""
+    def notes(self, schemes: Mapping[str, Scheme]) -> list[str]:
+        """What a user should know of the matrices when they are stored in these schemes."""
         return []
 
     @property
@@ -80,31 +80,24 @@ class Weights(Checkpoint):
 
     def schemes(self) -> tuple[str | None, str | None]:
         """The smallest ones that hold what most of the integers are stored as."""
-        matrices = self._matrices()
+        matrices = {name: tensor for name, tensor in self.tensors.items() if len(tensor.shape) == 2}
         ends = [tensor for name, tensor in matrices.items() if name in ENDS]
         layers = [tensor for name, tensor in matrices.items() if name not in ENDS]
         return _scheme_of(layers), _scheme_of(ends)
 
-    def notes(self, linear: Scheme, embedding: Scheme) -> list[str]:
+    def notes(self, schemes: Mapping[str, Scheme]) -> list[str]:
         """The remarks, and what is rounded, with the relative error of the weights over rows of
         each tensor.
         """
-        matrices = self._matrices()
-        mixed = any(t.quantised for name, t in matrices.items() if name not in ENDS)
+        mixed = any(self.tensors[name].quantised for name in schemes if name not in ENDS)
         errors: dict[str, list[tuple[float, float]]] = {}
         odd = 0
-        for name, tensor in matrices.items():
-            scheme = embedding if name in ENDS else linear
-            if scheme.name in tensor.carriers:
-                odd += tensor.odd_groups
-                continue
-            if tensor.quantised:
-                what = f"{tensor.form} are quantised again, to {scheme.name}"
-            elif mixed and name not in ENDS:
-                what = f"{tensor.form}, which the checkpoint left as floats, become {scheme.name}"
-            else:
-                continue
-            errors.setdefault(what, []).append(_error(name, tensor, scheme))
+        for name, scheme in schemes.items():
+            tensor = self.tensors[name]
+            if tensor.quantised or (mixed and name not in ENDS):
+                what = _what_becomes(tensor, scheme)
+                errors.setdefault(what, []).append(tensor.error(scheme, name))
+                odd += tensor.odd_groups if scheme.name in tensor.holders else 0
         others = [ODD_GROUPS.format(count=odd)] if odd else []
         return [*self.remarks, *others] + [
             f"{len(found)} tensors of {what}: relative error of their weights "
@@ -113,25 +106,21 @@ class Weights(Checkpoint):
             if _relative(found) > 0
         ]
 
-    def _matrices(self) -> dict[str, Tensor]:
-        return {name: t for name, t in self.tensors.items() if len(t.shape) == 2}
-
 
 def _scheme_of(tensors: list[Tensor]) -> str | None:
     count: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.quantised:
             count[tensor.scheme] += tensor.nbytes
-    if set(count) == {"w4", "w4a"}:
-        return "w4a"
     return count.most_common(1)[0][0] if count else None
 
 
-def _error(name: str, tensor: Tensor, scheme: Scheme) -> tuple[float, float]:
-    """Squared error and square of a tensor's first rows in a scheme."""
-    rows = tensor.rows(0, SAMPLED_ROWS)
-    difference = scheme.dequantize(scheme.quantize(rows, name)) - rows
-    return float(np.square(difference).sum()), float(np.square(rows).sum())
+def _what_becomes(tensor: Tensor, scheme: Scheme) -> str:
+    if not tensor.quantised:
+        return f"{tensor.form}, which the checkpoint left as floats, become {scheme.name}"
+    if scheme.name in tensor.holders:
+        return f"{tensor.form} keep their integers in {scheme.name}, scales are rounded to f16"
+    return f"{tensor.form} are quantised again, to {scheme.name}"
 
 
 def _relative(errors: list[tuple[float, float]]) -> float:

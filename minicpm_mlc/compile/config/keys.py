@@ -98,9 +98,9 @@ class Keys:
             raise self.refuse(key, value, "a positive number")
         return float(value)
 
-    def positive_or_null(self, key: str) -> float | None:
+    def positive_or_null(self, key: str, default: Any = _REQUIRED) -> float | None:
         """A positive number, or None where the file has null. Raises ConfigError."""
-        value = self.take(key)
+        value = self.take(key, default)
         if value is not None and not is_positive(value):
             raise self.refuse(key, value, "a positive number or null")
         return value

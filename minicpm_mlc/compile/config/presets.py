@@ -79,6 +79,10 @@ _MINICPM5_1B = ModelConfig(
     eos_token_ids=(1, 130073),
 )
 
+_MINICPM5_2B = replace(
+    _MINICPM5_1B, name="MiniCPM5-2B", hidden_size=2048, intermediate_size=6144, num_layers=42
+)
+
 _QWEN3_8B = ModelConfig(
     name="Qwen3-8B",
     model_type="qwen3",
@@ -117,6 +121,7 @@ PRESETS: dict[str, ModelConfig] = {
         _MINICPM41_8B,
         _MINICPM_SALA,
         _MINICPM5_1B,
+        _MINICPM5_2B,
         _QWEN3_06B,
         _QWEN3_8B,
     )

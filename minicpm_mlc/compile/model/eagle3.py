@@ -49,7 +49,7 @@ class Eagle3(Eagle):
     def __call__(self, embedded: Tensor, hidden: Tensor, pools: Pools, batch: Batch) -> Tensor:
         x = self.joined([self.input_norm(embedded), self.hidden_norm(hidden)])
         x = self.attention(x, hidden, pools, batch, [])
-        return self.mlp(self.mlp_norm(x), x)
+        return self.mlp(self.mlp_norm(x, self.mlp.gate_up), x)
 
     def before_head(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)

@@ -79,12 +79,14 @@ class RMSNorm(Vector):
         super().__init__(plan, source, plan.config.hidden_size)
         self.quantising = before_linears and plan.int8
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """float32 [n, hidden_size] -> the same shape, or int8 words."""
+    def __call__(self, x: Tensor, reader: Linear | None = None) -> Tensor:
+        """float32 [n, hidden_size] -> the same shape, or int8 words for the linear that reads
+        them.
+        """
         kernels = self.plan.kernels
         shape = (self.rows, self.plan.config.rms_norm_eps)
         if self.quantising:
-            factor = self.plan.sum_factor(self.plan.scheme)
+            factor = self.plan.sum_factor(reader.scheme if reader else self.plan.scheme)
             return kernels(RmsNormInt8(*shape, factor), x, self.values)
         return kernels(RmsNorm(*shape), x, self.values)
 
@@ -109,6 +111,11 @@ class Batch:
 
 class Mixer(Part):
     """The part of a layer that tokens see each other by."""
+
+    @property
+    def reader(self) -> Linear:
+        """The linear that reads the layer's normalised rows."""
+        raise NotImplementedError
 
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
@@ -158,6 +165,10 @@ class Attention(Mixer):
     ) -> Tensor:
         q, pools = self.append(self.project(x), pools, batch)
         return self.out(self.attend(q, pools, batch, selected), residual)
+
+    @property
+    def reader(self) -> Linear:
+        return self.qkv
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of every row, side by side, before RoPE."""
@@ -213,12 +224,17 @@ class MLP(Part):
     def gated(self, x: Tensor) -> Tensor:
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
-        if self.plan.int8:
-            gate_up = self.gate_up
+        gate_up = self.gate_up
+        if self.plan.int8 and read_alike(self.plan, gate_up, self.down):
             factor = self.plan.sum_factor(gate_up.scheme)
             operator = LinearSwigluInt8(width, gate_up.columns, gate_up.scheme, factor)
             return kernels(operator, x, *gate_up.stored())
-        return kernels(Swiglu(width), self.gate_up(x))
+        return kernels(Swiglu(width), gate_up(x))
+
+
+def read_alike(plan: Plan, *linears: Linear) -> bool:
+    """Whether linears of int8 activations read rows that are quantised alike."""
+    return len({plan.sum_factor(linear.scheme) for linear in linears}) == 1
 
 
 class Layer(Part):
@@ -236,5 +252,5 @@ class Layer(Part):
 
     def __call__(self, x: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
         """The residual stream before the layer -> after it, float32 [n, hidden_size]."""
-        x = self.attention(self.input_norm(x), x, pools, batch, selected)
-        return self.mlp(self.mlp_norm(x), x)
+        x = self.attention(self.input_norm(x, self.attention.reader), x, pools, batch, selected)
+        return self.mlp(self.mlp_norm(x, self.mlp.gate_up), x)

@@ -20,6 +20,8 @@ from minicpm_mlc.compile.model.layers import Attention, Layer
 from minicpm_mlc.compile.model.parts import Plan
 from minicpm_mlc.compile.model.sparse_attention import SparseAttention
 
+DIM_MODEL_BASE = 256  # of the whole family; MiniCPM4-8B's first config.json doesn't say it
+
 
 class MiniCPM4Layer(Layer):
     """A layer whose attention can be sparse."""
@@ -42,7 +44,7 @@ def read(keys: Keys) -> dict[str, Any]:
     sparse = keys.take("sparse_config", None)
     fields = decoder_fields(keys, tied=True)
     fields["scale_depth"] = keys.positive_or_null("scale_depth")
-    fields["dim_model_base"] = keys.positive_or_null("dim_model_base")
+    fields["dim_model_base"] = keys.positive_or_null("dim_model_base", DIM_MODEL_BASE)
     fields["scale_emb"] = keys.positive("scale_emb")
     return fields | {"sparse": None if sparse is None else SparseConfig.from_dict(sparse)}
 

@@ -18,11 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile.config.keys import Keys
 from minicpm_mlc.compile.model import minicpm4
 from minicpm_mlc.compile.model.declaration import ModelDeclaration
 from minicpm_mlc.compile.model.decoder import Decoder
-from minicpm_mlc.compile.model.layers import Attention, Batch, Layer, Linear, Mixer, Pools
+from minicpm_mlc.compile.model.layers import (
+    Attention,
+    Batch,
+    Layer,
+    Linear,
+    Mixer,
+    Pools,
+    read_alike,
+)
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector
 from minicpm_mlc.compile.model.sparse_attention import SparseAttention
 from minicpm_mlc.compile.state import LIGHTNING
@@ -73,10 +82,16 @@ class OutputGate(Part):
         self.width = c.num_heads * c.head_dim
         self.gate = Linear(plan, {source: self.width}, c.hidden_size)
 
-    def __call__(self, mixed: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, mixed: Tensor, x: Tensor, beside: Linear) -> Tensor:
         """float32 [n, heads * head_dim] and the input as linears want it -> float32, the same
-        shape.
+        shape. Raises CompileError where the linear `beside` it wants that input otherwise.
         """
+        if self.plan.int8 and not read_alike(self.plan, self.gate, beside):
+            raise CompileError(
+                f"an output gate is stored as {self.gate.scheme.name} beside {beside.scheme.name}, "
+                "which don't read the same int8 rows; name one scheme for all (--quant), or "
+                "--activations f32"
+            )
         return self.plan.kernels(SigmoidGate(self.width), mixed, self.gate(x))
 
 
@@ -89,13 +104,17 @@ class GatedAttention(Mixer):
         self.attention = SparseAttention(plan, at, sparse) if sparse else Attention(plan, at)
         self.gate = OutputGate(plan, f"{at}.o_gate.weight")
 
+    @property
+    def reader(self) -> Linear:
+        return self.attention.qkv
+
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
         attention, batch = self.attention, replace(batch, cos_sin=self.unturned(batch.positions))
         q, pools = attention.append(attention.project(x), pools, batch)
         mixed = attention.attend(q, pools, batch, selected)
-        return attention.out(self.gate(mixed, x), residual)
+        return attention.out(self.gate(mixed, x, self.reader), residual)
 
     def unturned(self, positions: Tensor) -> Tensor:
         """RoPE's cosines and sines of frequencies that are all 0: queries and keys stay as they
@@ -124,13 +143,17 @@ class LightningAttention(Mixer):
         output = {f"{at}.o_proj.weight": c.hidden_size}
         self.out = Linear(plan, output, width, scale=c.residual_scale, residual=True)
 
+    @property
+    def reader(self) -> Linear:
+        return self.qkv
+
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
         kernels, eps = self.plan.kernels, self.plan.config.rms_norm_eps
         mixed = self.mixed(self.qkv(x), pools, batch)
         normed = kernels(RmsNorm(self.o_norm.rows, eps), mixed, self.o_norm.values)
-        return self.out(self.gate(normed, x), residual)
+        return self.out(self.gate(normed, x, self.reader), residual)
 
     def mixed(self, qkv: Tensor, pools: Pools, batch: Batch) -> Tensor:
         """What each row reads of the state, float32 [n, heads * head_dim]."""

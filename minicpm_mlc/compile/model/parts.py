@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def scheme(self) -> Scheme:
-        """How linears are stored."""
+        """How linears are stored, unless the precision names another scheme."""
         return self.precision.matrices
 
     @property
@@ -113,11 +113,11 @@ class Weight(Part):
     def __init__(
         self, plan: Plan, sources: Mapping[str, int], columns: int, scheme: Scheme | None = None
     ) -> None:
-        """`scheme`: where it isn't the one of the plan's linears."""
+        """`scheme`: where it isn't the plan's for these tensors."""
         self.plan = plan
         self.sources = sources
         self.columns = columns
-        self.scheme = scheme or plan.scheme
+        self.scheme = scheme or plan.precision.of(next(iter(sources)))
 
     @property
     def rows(self) -> int:

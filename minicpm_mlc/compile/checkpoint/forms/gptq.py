@@ -44,7 +44,7 @@ def reader(stated: Stated, found: Found) -> Reader:
     version = stated.values.get(key) or "gptq"
     if version == "marlin" or stated.values.get("is_marlin_format"):
         return marlin_gptq(stated, found)
-    if version not in VERSIONS:
+    if not isinstance(version, str) or version not in VERSIONS:
         raise stated.refuse(key, f"{', '.join(VERSIONS)} or marlin")
     symmetric = bool(stated.values.get("sym", not stated.values.get("zero_point", False)))
     less = VERSIONS[version]
@@ -58,10 +58,13 @@ def _tensor(
     linear = Linear(name.removesuffix(".weight"), found)
     if not linear.has("qweight"):
         return None
-    tensor = GptqTensor(linear, shapes[name], less, symmetric)
+    uniform = not stated.values.get(
+        "dynamic"
+    )  # else modules have bits and zero points of their own
+    tensor = GptqTensor(linear, shapes[name], less, symmetric and uniform)
     named = (stated.values[key] for key in ("bits", "w_bit", "wbits") if key in stated.values)
     bits = next(named, tensor.bits)
-    if bits != tensor.bits and not stated.values.get("dynamic"):  # modules with bits of their own
+    if uniform and bits != tensor.bits:
         wrong = f"has {tensor.bits} bits, and {stated.where} says {bits}; download both again"
         raise linear.error("qweight", wrong)
     return tensor

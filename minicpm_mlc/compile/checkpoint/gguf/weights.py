@@ -62,7 +62,7 @@ class GgufTensor(Tensor):
         return self.place.nbytes
 
     @property
-    def carriers(self) -> tuple[str, ...]:
+    def holders(self) -> tuple[str, ...]:
         return self.place.block.carriers
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Parts of a group's range that its steps are tried over: cutting the ends off makes the steps
-# smaller for all other weights.
-PARTS = (1.0, 0.95, 0.9)
+# Steps that are cut off a group's range at its low and high end, to be tried: all other steps
+# become smaller. Of normal weights 6 % less squared error than three cuts of both ends alike, 1 %
+# more than 16 pairs.
+CUTS = ((0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5), (-0.4, 0), (0, -0.4), (1, 1))
 
 Line = tuple[np.ndarray, np.ndarray]  # scale and minimum, [groups] each
 
@@ -35,15 +36,15 @@ class LineLoss:
         cls, groups: np.ndarray, numbers: np.ndarray, importance: np.ndarray | None = None
     ) -> LineLoss:
         """Of squares with these weights, [group, groups] or [group, 1]; None: all 1."""
-        one = np.ones((1, 1), np.float32) if importance is None else importance
-        counted = numbers * one
-        return cls(
-            np.einsum("kg,kg->g", counted, numbers),
-            counted.sum(0),
-            np.broadcast_to(one, groups.shape).sum(0),
-            np.einsum("kg,kg->g", counted, groups),
-            (groups * one).sum(0),
-        )
+        count, width = groups.shape
+        if importance is None:
+            counted, ones, shift = numbers, np.full(width, count, np.float32), groups.sum(0)
+        else:
+            counted = numbers * importance
+            ones = np.broadcast_to(importance, groups.shape).sum(0)
+            shift = (groups * importance).sum(0)
+        size, along = (np.einsum("kg,kg->g", counted, other) for other in (numbers, groups))
+        return cls(size, counted.sum(0), ones, along, shift)
 
     def value(self, scale: np.ndarray, minimum: np.ndarray | None) -> np.ndarray:
         """The loss of each group."""
@@ -101,47 +102,36 @@ def best_scale(
 def best_line(
     groups: np.ndarray, importance: np.ndarray | None, largest: int, dtype: type, ceiling: float
 ) -> Line:
-    """Of the lines for PARTS of the range, the one of least squared error as `dtype`, to numbers
+    """Of the lines that CUTS lead to, the one of least squared error as `dtype`, to numbers
     0..largest. No minimum is above `ceiling`.
     """
-    low, high = np.minimum(groups.min(0), np.float32(ceiling)), groups.max(0)
-    middle, reach = (low + high) / 2, (high - low) / 2
-    best = (reach / np.float32(largest / 2)).astype(dtype), low.astype(dtype)
+    low = np.minimum(groups.min(0), np.float32(ceiling))
+    above = groups - low
+    step = above.max(0) / np.float32(largest)
+    best = step.astype(dtype), low.astype(dtype)
     least = np.full_like(low, np.inf)
-    for part in PARTS:
-        shortened = reach * np.float32(part)
-        step = shortened / np.float32(largest / 2)
-        line = _line(
-            steps(groups - (middle - shortened), step, 0, largest), groups, importance, ceiling
-        )
-        scale, minimum = (term.astype(dtype) for term in line)
-        numbers = steps(groups - minimum, scale, 0, largest)
-        error = (numbers * scale.astype(np.float32) + minimum - groups) ** 2
-        error = (error if importance is None else error * importance).sum(0)
-        better = error < least
-        for kept, found in zip((*best, least), (scale, minimum, error), strict=True):
+    for below, over in CUTS:
+        shortened = step * np.float32(1 - (below + over) / largest)
+        numbers = steps(above - step * np.float32(below), shortened, 0, largest)
+        loss = LineLoss.of(above, numbers, importance)
+        scale, minimum = _line(loss, shortened, np.float32(ceiling) - low)
+        scale, minimum = scale.astype(dtype), (minimum + low).astype(dtype)
+        value = loss.value(scale.astype(np.float32), minimum - low)
+        better = value < least
+        for kept, found in zip((*best, least), (scale, minimum, value), strict=True):
             np.copyto(kept, found, where=better)
     return best
 
 
-def _line(
-    numbers: np.ndarray, groups: np.ndarray, importance: np.ndarray | None, ceiling: float
-) -> Line:
-    """The line that brings numbers closest to weights."""
-    share = 1 / np.float32(len(numbers)) if importance is None else importance / importance.sum(0)
-    numbers_mean, weights_mean = ((v * share).sum(0) for v in (numbers, groups))
-    centred = numbers - numbers_mean
-    counted = centred * share
-    along, size = (np.einsum("kg,kg->g", v, counted) for v in (groups, centred))
-    scale = divided(along, size)
-    minimum = weights_mean - scale * numbers_mean
-    above = minimum > ceiling
-    if above.any():
-        minimum[above] = ceiling
-        chosen = None if importance is None else np.broadcast_to(importance, groups.shape)[:, above]
-        loss = LineLoss.of(groups[:, above], numbers[:, above], chosen)
-        scale[above] = loss.scale_for(ceiling)
-    return scale, minimum
+def _line(loss: LineLoss, otherwise: np.ndarray, highest: np.ndarray) -> Line:
+    """The line that costs least with a minimum up to `highest`; `otherwise` is the scale where the
+    numbers are all one.
+    """
+    scale = loss.scale(otherwise)
+    minimum = loss.minimum_for(scale)
+    too_high = minimum > highest
+    minimum = np.where(too_high, highest, minimum)
+    return np.where(too_high, loss.scale_for(minimum), scale), minimum
 
 
 def steps(groups: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
