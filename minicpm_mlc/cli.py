@@ -121,6 +121,12 @@ main.add_command(pull)
     default="auto",
     help="dense leaves out sparse kernels.",
 )
+@click.option(
+    "--sparse-config",
+    type=click.Path(),
+    help="Settings of sparse attention, for a GGUF file, which has none: a JSON file, as the "
+    "sparse_config of config.json or with one.",
+)
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
 @click.option(
     "--draft",
@@ -302,6 +308,11 @@ def _converse(
     "--cors-origin", multiple=True, help="A page that may ask, such as https://a.b; * is all."
 )
 @click.option("--allowed-host", multiple=True, help="Another name of this server.")
+@click.option(
+    "--state",
+    type=click.Path(),
+    help="A folder where computed prompts are kept when the server ends, for the next one.",
+)
 @click.option("--grace", default=10.0, help="Seconds that requests have to end in at SIGTERM.")
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")

@@ -32,6 +32,7 @@ VERBS = [
     "pull",
     "compile",
     "chat",
+    "serve",
     "inspect",
     "bench",
     "quality",
@@ -230,6 +231,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "bits": None,
         "adapters": (),
         "ternary": None,
+        "sparse_config": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
     for given, texts in ([], []), (["notes.txt"], ["notes.txt"]):

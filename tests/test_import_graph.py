@@ -44,13 +44,14 @@ ALLOWED: dict[str, set[str]] = {
     "compile": OPS | {"targets", "prompt"},
     "prompt": BELOW_OPS,
     "runtime_py": BELOW_OPS | {"prompt"},
+    "serve": BELOW_OPS | {"prompt", "runtime_py", ""},
     "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
     "hub": BELOW_OPS | {""},
     "inspect": OPS
     | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},
     "cli_hub": {"base", "hub", "cli_options"},
-    "cli": {"cli_options", "cli_hub"}
+    "cli": {"cli_options", "cli_hub", "serve"}
     | OPS
     | {"targets", "compile", "runtime_py", "bench", "inspect", "hub", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors

@@ -7,6 +7,7 @@ import json
 import pytest
 from serving import answer, model
 
+from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import (
     Counts,
     Ended,
@@ -18,7 +19,6 @@ from minicpm_mlc.runtime_py.events import (
     ToolCall,
 )
 from minicpm_mlc.serve import anthropic, ollama, openai_chat, openai_completions, responses
-from minicpm_mlc.serve.collected import Answer
 
 PLAIN = answer(Reasoning(0, "hm "), Reasoning(0, "so"), Text(0, "Hi"), Text(0, " you"))
 CALLS = answer(

@@ -33,7 +33,7 @@ class Text:
     def __init__(self) -> None:
         self.features = np.zeros((0, 2), np.float32)
         self.sequence = SimpleNamespace(
-            context=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[]
+            context=10_000, room=10_000, pool=SimpleNamespace(page_size=PAGE), tokens=[]
         )
 
     def __len__(self) -> int:
@@ -62,8 +62,12 @@ class Head:
         self.read: list[int] = []
         self.rows: dict[int, tuple[tuple[float, float], int]] = {}
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int) -> int:
         self.rows = {row: made for row, made in self.rows.items() if row < length}
+        return length
+
+    def adopt(self, length: int) -> int:
+        return 0
 
     def extend(self, root: int, features: np.ndarray) -> Proposed:
         tokens, start = self.text.sequence.tokens, len(self.text) - len(features)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from minicpm_mlc.base.errors import ConfigError
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE
+from minicpm_mlc.bundle.state import bytes_per
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes, stored_tensors
 from minicpm_mlc.compile.limits import choose_prefill_chunk
 from minicpm_mlc.compile.model.registry import build_model, with_context
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.state import attention_state, bytes_per_token
+from minicpm_mlc.compile.state import bytes_per_token, model_state
 from minicpm_mlc.ops.formats.kv import F16, F32
 from minicpm_mlc.ops.formats.weights import SCHEMES
 
@@ -117,7 +118,9 @@ class Forecast:
             work.weights / (READ * self.limits.bandwidth),
             (work.layers + work.head) / (unpack * self._arithmetic),
         )
-        attention = config.num_layers * self._attend_row(depth + 1, gear)
+        attention = self._attention_layers * self._attend_row(depth + 1, gear)
+        state = bytes_per("sequence", model_state(config, self.precision.kv))
+        attention += 2 * state / (READ * self.limits.bandwidth)  # read, and written back
         calls = config.num_layers * (PER_LAYER + PER_CHANNEL * config.hidden_size) + PER_STEP
         return linears + attention + calls
 
@@ -126,8 +129,12 @@ class Forecast:
         work = Work.of(self.config, self.precision)
         linears = (tokens * work.layers + work.head) / (MULTIPLY * self._arithmetic)
         read, scored = self._reach(depth + tokens / 2, gear)
-        attention = self.config.num_layers * tokens * (self._products(read) + self._scores(scored))
+        attention = self._attention_layers * tokens * (self._products(read) + self._scores(scored))
         return linears + attention / (ATTEND_ROWS * self.limits.float32)
+
+    @property
+    def _attention_layers(self) -> int:
+        return self.config.num_layers - len(self.config.lightning_layers)
 
     @property
     def _int8(self) -> bool:
@@ -156,8 +163,8 @@ class Forecast:
         """Seconds of one row's attention in one layer."""
         read, scored = self._reach(length, gear)
         config, limits, kv = self.config, self.limits, self.precision.kv
-        keys = read * bytes_per_token(attention_state(replace(config, sparse=None), kv))
-        keys /= config.num_layers
+        keys = read * bytes_per_token(model_state(replace(config, sparse=None), kv))
+        keys /= self._attention_layers
         products = self._products(read) / (ATTEND_ROW * limits.float32)
         scores = self._scores(scored) / (SCORE_ROW * limits.float32)
         return max(keys / (READ * limits.bandwidth), products) + scores
@@ -181,11 +188,12 @@ def needed_memory(config: ModelConfig, scheme: str) -> Callable[[int], int]:
     """
     precision = _stored(scheme)
     weights = Work.of(config, precision).weights
-    per_token = bytes_per_token(attention_state(config, precision.kv))
+    state = model_state(config, precision.kv)
+    per_token = bytes_per_token(state)
     chunk = choose_prefill_chunk(config, config.max_position_embeddings, None)
     gated = config.intermediate_size  # int8, or gate, up and product in float32
     row = 8 * config.hidden_size + gated * (1 if precision.linear.takes_int8 else 12)
-    fixed = weights + chunk * row + PROGRAM
+    fixed = weights + bytes_per("sequence", state) + chunk * row + PROGRAM
     return lambda context: fixed + context * per_token
 
 

@@ -91,6 +91,7 @@ class CachedModel:
         at = np.arange(len(token_ids), dtype=np.int32)
         table = np.array([sequence.page_table[-1], page], np.int32)
         self._library.commit(size + at, at, table, self._pools)
+        self.cache.copy_drafted(page, int(table[0]), len(token_ids) - 1)
         sequence.append(token_ids)
 
     def reuse(self, token_ids: Ids[int]) -> int:

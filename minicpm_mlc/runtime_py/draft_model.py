@@ -46,9 +46,36 @@ class DraftModel:
         self._first = 0  # the first row that is seen
         self._masks: list[int] = []  # of the draft tree's nodes
 
-    def truncate(self, length: int) -> None:
-        """Forgets the rows from `length` on; to be called when the sequence was cut back."""
+    def truncate(self, length: int) -> int:
+        """Forgets the rows from `length` on, and those from the first page on that was exchanged;
+        to be called when the sequence was cut back. Returns the row after the last one.
+        """
+        size = self._sequence.pool.page_size
+        table = self._sequence.page_table
         self._rows = min(self._rows, length)
+        for i in range(self._begin // size, -(-self._rows // size)):
+            held = i * size + int(self._sequence.pool.drafted[table[i]])
+            if held < min(self._rows, (i + 1) * size):
+                self._rows = held
+                break
+        return self._rows
+
+    def adopt(self, length: int) -> int:
+        """Takes over the rows that the pages of the first `length` tokens hold, from whichever
+        sequence; returns the row after the last one, 0 if there are none.
+        """
+        size = self._sequence.pool.page_size
+        held = self._sequence.pool.drafted[self._sequence.page_table[: -(-length // size)]]
+        full = length // size
+        first = full
+        while first and held[first - 1] == size:
+            first -= 1
+        rest = min(int(held[full]), length % size - 1) if length % size else 0
+        if first == full and rest <= 0:
+            return 0
+        self._begin = first * size
+        self._rows = full * size + max(rest, 0)
+        return self._rows
 
     def extend(self, root: int, features: np.ndarray) -> Proposed:
         """Appends the rows of the sequence's last n tokens, whose features float32 [n, F] the base
@@ -79,9 +106,17 @@ class DraftModel:
         self._rows = end
         self._masks = []
         tokens = np.array([*self._sequence.tokens[start + 1 :], root], np.int32)
+        self._note(start, end)
         parts = [slice(at, at + self._chunk) for at in range(0, end - start, self._chunk)]
         proposed = [self._extend(tokens[p], features[p], start + p.start) for p in parts]
         return proposed[-1]
+
+    def _note(self, start: int, end: int) -> None:
+        """The pages will hold the rows from one to another."""
+        size = self._sequence.pool.page_size
+        for i in range(start // size, -(-end // size)):
+            page = self._sequence.page_table[i]
+            self._sequence.pool.drafted[page] = min(size, end - i * size)
 
     def step(self, token_ids: Ids[int], hidden: np.ndarray, parents: Ids[int]) -> Proposed:
         """Runs n more nodes of a draft tree.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,15 +15,9 @@ from minicpm_mlc.base.errors import ContextError, EngineError, PromptTooLongErro
 from minicpm_mlc.bundle.manifest import Bundle, manifest_sha256
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.prompt.sampling import default_sampling
-from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
-from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
-from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.admission import admit
+from minicpm_mlc.runtime_py.answering import Answering
 from minicpm_mlc.runtime_py.cached_model import CachedModel
-from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
-from minicpm_mlc.runtime_py.chat.pieces import Pieces
-from minicpm_mlc.runtime_py.chat.text import StopStrings
-from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.defaults import (
     cache_tokens,
     choose_context,
@@ -39,6 +32,7 @@ from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
+from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
 from minicpm_mlc.runtime_py.scheduler.driver import Driver
@@ -63,7 +57,7 @@ if TYPE_CHECKING:
 CLOSED = "the engine is closed; open the bundle again: Engine(bundle)"
 
 
-class Engine:
+class Engine(Answering):
     """Runs a bundle. It keeps the keys and values of conversations, so that only what is new is
     computed.
 
@@ -134,12 +128,14 @@ class Engine:
         self.threads = threads or self._machine.cores
         self.prefill_chunk = manifest.prefill_chunk
         self.gears = Gears.of(manifest, attention)
-        self._files = SmallFiles(bundle.path)
-        self.defaults = default_sampling(self._files)
-        self.eos_token_ids = eos_token_ids(manifest, self._files)
+        files = SmallFiles(bundle.path)
+        super().__init__(files, manifest.model["bos_token_id"], self.vocab_size)
+        self.defaults = default_sampling(files)
+        self.eos_token_ids = eos_token_ids(manifest, files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
         self._turns = Turns()
+        self._prompt_scores = PromptScores()
         self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
@@ -148,7 +144,7 @@ class Engine:
         self._scheduler: Scheduler | None = Scheduler(
             slots, cache.pages, self.parallel, self._turns
         )
-        self._driver = Driver(self._scheduler, self._turns)
+        self._driver: Driver | None = Driver(self._scheduler, self._turns)
         if resume is not None:
             slots.load(resume, manifest_sha256(self.path))
 
@@ -158,113 +154,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Read when first used: a bundle of random weights has none and still gives logits."""
-        return Tokenizer.from_files(
-            self._files, self.manifest.model["bos_token_id"], self.vocab_size
-        )
-
-    @functools.cached_property
-    def template(self) -> ChatTemplate:
-        """The bundle's chat template."""
-        return ChatTemplate.from_files(self._files)
-
     def close(self) -> None:
         """Frees the cache and the library. Every later call raises EngineError."""
         with self._turns.call():
             if self._scheduler:
                 self._scheduler.close(EngineError(CLOSED))
-            self._scheduler = None
-            del self._driver
-
-    def tokenize(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of text, BOS first if the model wants it."""
-        return self.tokenizer.encode(text, bos)
-
-    def detokenize(self, token_ids: Ids[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(token_ids)
-
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[False] = False, **options: Unpack[Options]
-    ) -> str: ...
-    @overload
-    def generate(
-        self, prompt: str | Ids[int], *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Iterator[str]: ...
-    def generate(
-        self, prompt: str | Ids[int], *, stream: bool = False, **options: Any
-    ) -> str | Iterator[str]:
-        """Goes on from a prompt, text or token ids, without a chat template.
-
-        Returns the text, or with stream=True an iterator of its pieces as they come.
-        """
-        ids = self._prompt_ids(prompt)
-        request = self.request(ids, options)
-        stops = StopStrings(request.stop, self.tokenizer.hidden)
-        pieces = self._pieces(self.generation(request, Pieces(self.tokenizer, ids, stops)))
-        return pieces if stream else "".join(pieces)
-
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[False] = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> str: ...
-    @overload
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[True],
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Iterator[str]: ...
-    def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: bool = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Any,
-    ) -> str | Iterator[str]:
-        """The assistant's next turn, with its thinking between `<think>` and `</think>`.
-
-        Args:
-            messages: {"role", "content"} each.
-            stream: gives an iterator of pieces instead of the text.
-            think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
-                follows.
-            options: see `Options`.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        # A block that the template opened is opened in the text too, so that the text can be read
-        # alone.
-        texts = _texts(pieces, f"{OPEN}\n" if prompt.thinking else "")
-        return texts if stream else "".join(texts)
-
-    def chat_events(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Generator[tuple[str, str]]:
-        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
-        out.
-        """
-        prompt, pieces = self._chat(messages, think, max_think_tokens, options)
-        return _events(pieces, ThinkSplitter(prompt.thinking))
+            self._scheduler = self._driver = None
 
     @within_memory
     def logits(self, token_ids: Ids[int]) -> np.ndarray:
@@ -310,7 +205,7 @@ class Engine:
         generation = self.generation(self.request(token_ids, options), ReadIds())
         with self._own():
             self._note(generation)
-            logits = generation.start(self._open.slots.own)
+            logits = generation.start(self.scheduler.slots.own)
             try:
                 yield generation.steps, logits
             finally:
@@ -336,7 +231,7 @@ class Engine:
         Raises EngineError where that can't be, and for a model that keeps state per sequence.
         """
         with self._turns.call():
-            self._open.slots.save(path, manifest_sha256(self.path))
+            self.scheduler.slots.save(path, manifest_sha256(self.path))
 
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises
@@ -344,7 +239,8 @@ class Engine:
         """
         with self._own():
             self.gears = Gears.of(self.manifest, attention)
-            for slot in self._open.slots.all:
+            self.scheduler.slots.forget()  # pages of the other gear
+            for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
 
     @property
@@ -371,15 +267,16 @@ class Engine:
     @property
     def model(self) -> CachedModel:
         """The engine's own sequence. Raises EngineError once the engine is closed."""
-        return self._open.slots.own.model
+        return self.scheduler.slots.own.model
 
     @property
     def drafters(self) -> dict[str, Drafter]:
         """Who guesses tokens for the engine's own sequence, by name."""
-        return self._open.slots.own.drafters
+        return self.scheduler.slots.own.drafters
 
     @property
-    def _open(self) -> Scheduler:
+    def scheduler(self) -> Scheduler:
+        """Who runs what is asked of the engine. Raises EngineError once it is closed."""
         if self._scheduler is None:
             raise EngineError(CLOSED)
         return self._scheduler
@@ -388,12 +285,6 @@ class Engine:
     def library(self) -> Library:
         """The bundle's compiled functions. Raises EngineError once the engine is closed."""
         return self.model.cache.library
-
-    def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
-        if isinstance(prompt, str):
-            # an empty text is refused, even where BOS would be added
-            return self.tokenize(prompt) if prompt else []
-        return prompt
 
     def _checked(self, token_ids: Ids[int], cached: int = 0) -> list[int]:
         """The ids as plain ints. Raises ContextError if there are none or too many, EngineError for
@@ -430,7 +321,7 @@ class Engine:
 
     def request(self, token_ids: Ids[int], options: Mapping[str, Any]) -> Request:
         """A checked request of token ids and `Options`."""
-        own = self._open.slots.own  # a closed engine refuses now, not at the first piece
+        own = self.scheduler.slots.own  # a closed engine refuses now, not at the first piece
         request = Request.of(self._checked(token_ids), options, self.defaults)
         name = request.speculation.speculate
         if name not in ("auto", "off", *own.drafters):
@@ -440,16 +331,20 @@ class Engine:
 
     def generation(self, request: Request, reader: TokenReader) -> Generation:
         """What answers a request, for `submit`; `reader` sees its tokens."""
-        limits = Limits(self.vocab_size, self.eos_token_ids, self.prefill_chunk)
+        limits = Limits(
+            self.vocab_size, self.eos_token_ids, self.prefill_chunk, self._prompt_scores
+        )
         return Generation(request, self.context, self.manifest.page_size, limits, reader)
 
     def submit(
         self, generation: Generation, emit: Callable[[object], None], client: str = ""
     ) -> Task:
         """Has a generation go on by itself, in a thread of the engine; see `Task`."""
+        self._note(generation)
         task = Task(generation, emit, client, driven=True)
-        self._open.submit(task)
-        self._driver.wake()
+        self.scheduler.submit(task)
+        if self._driver:
+            self._driver.wake()
         return task
 
     def cancel(self, task: Task) -> None:
@@ -457,16 +352,16 @@ class Engine:
         if self._scheduler:
             self._scheduler.cancel(task)
 
-    def wait(self) -> None:
-        """Returns when what was submitted is over."""
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when it is done; computes in this thread where no other one does."""
         if scheduler := self._scheduler:
-            self._turns.until(lambda: not scheduler.driven, scheduler.step)
+            self._turns.until(done, scheduler.step)
 
     @contextmanager
     def _own(self) -> Iterator[CachedModel]:
         """A call on the engine's own sequence, which nobody else has meanwhile."""
         with self._turns.call():
-            scheduler = self._open
+            scheduler = self.scheduler
             scheduler.sweep()
             scheduler.release(scheduler.slots.own, EngineError(ENDED))
             yield scheduler.slots.own.model
@@ -476,36 +371,8 @@ class Engine:
         self.stats = generation.stats
         self.block_reads = generation.block_reads
 
-    def _pieces(self, generation: Generation) -> Generator[str]:
-        """The text, as it comes; nothing happens before the first piece is asked for."""
-        scheduler = self._open
+    def read(self, generation: Generation) -> Generator[object]:
+        """What a generation's reader makes of its tokens, computed in this thread as it is read."""
+        scheduler = self.scheduler
         self._note(generation)
-        with closing(read(generation, scheduler, self._turns)) as pieces:
-            yield from cast("Generator[str]", pieces)
-
-    def _chat(
-        self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generator[str]]:
-        prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = (
-            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
-        )
-        request = self.request(prompt.ids, options)
-        stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
-        reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self._pieces(self.generation(request, reader))
-
-
-def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
-    """`first` and the pieces."""
-    if first:
-        yield first
-    with closing(pieces):
-        yield from pieces
-
-
-def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:
-    with closing(pieces):
-        for piece in pieces:
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
+        return read(generation, scheduler, self._turns)

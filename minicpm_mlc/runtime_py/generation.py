@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.events import Scored
+from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.request import Request, Stats
 from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.scores import score, scores
@@ -61,12 +62,13 @@ class Ids:
 @dataclass(frozen=True)
 class Limits:
     """What an engine's generations have in common. `prefill_chunk`: prompt tokens that are computed
-    at once.
+    at once; `scored`: prompts whose scores are known.
     """
 
     vocab_size: int
     eos_token_ids: frozenset[int]
     prefill_chunk: int
+    scored: PromptScores = field(default_factory=PromptScores)
 
 
 class Generation:
@@ -117,8 +119,9 @@ class Generation:
         be computed.
         """
         prompt = self.request.token_ids
-        if self.request.echo and not self._said:
-            return []  # each prompt token's logits are wanted
+        if self.request.echo and self.fresh:
+            # the logits that say the score of the first unknown token are wanted
+            return prompt[: max(0, len(self._known_scores()) - 1)]
         return [*prompt, *self._said[:-1]] if self._said else prompt[:-1]
 
     def place(self, slot: Slot) -> None:
@@ -138,6 +141,9 @@ class Generation:
         self._cached = len(slot.model)
         if self.fresh:
             self.stats.cached_tokens = self._cached
+            if request.echo:
+                known = self._known_scores()[: self._cached + 1]
+                self.prompt_scores = known or [Scored(request.token_ids[0])]
         self.steps.begin()
 
     @property
@@ -229,11 +235,16 @@ class Generation:
         first = len(self.model)
         rows = self.model.prefill_chunk(part, sparse, all_rows=request.echo)
         self._logits = rows[-1]
-        if request.echo and not self._said:
-            if not first:
-                self.prompt_scores.append(Scored(part[0]))
+        if request.echo and self.fresh:
             after = request.token_ids[first + 1 : first + 1 + len(part)]
             self.prompt_scores += scores(rows[: len(after)], after, request.logprobs or 0)
+            if not self.missing:
+                self.limits.scored.add(request.token_ids, request.logprobs or 0, self.prompt_scores)
+
+    def _known_scores(self) -> list[Scored]:
+        """Of the first tokens of the prompt; of those before a rest all."""
+        known = self.limits.scored.find(self.request.token_ids, self.request.logprobs or 0)
+        return max(known, self.prompt_scores, key=len)
 
     def _replay(self, part: list[int]) -> None:
         """Tokens that were decoded before: a path's nodes are computed as decode steps are."""

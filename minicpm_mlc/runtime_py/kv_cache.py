@@ -16,13 +16,15 @@ class PagePool:
     """Free list and owner count of `num_pages` pages; a page with two owners is a shared prefix.
 
     `kept` bool [pages] marks those that one of the owners keeps only for what may come: where no
-    page is free, `reclaim` makes such an owner give one back, and says whether it did.
+    page is free, `reclaim` makes such an owner give one back, and says whether it did. `drafted`
+    int32 [pages] counts the rows that a draft head has of a page's tokens, from its first on.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.page_size = page_size
         self.owners = np.zeros(num_pages, np.int32)
         self.kept = np.zeros(num_pages, bool)
+        self.drafted = np.zeros(num_pages, np.int32)
         self.reclaim: Callable[[], bool] = lambda: False
         # The lowest page is taken first, so that memory never used is never committed by the
         # system.
@@ -48,6 +50,7 @@ class PagePool:
             )
         page = self._free.pop()
         self.owners[page] = 1
+        self.drafted[page] = 0
         return page
 
     def share(self, page: int) -> None:
@@ -144,6 +147,9 @@ class Sequence:
         if length % self.pool.page_size and self.pool.owners[self._table[pages - 1]] > 1:
             pages -= 1
             length = pages * self.pool.page_size
+        if rest := length % self.pool.page_size:
+            page = self._table[pages - 1]  # its last row was made of the token after it, too
+            self.pool.drafted[page] = min(self.pool.drafted[page], rest - 1)
         self._release_from(pages)
         del self.tokens[length:]
         return length

@@ -104,6 +104,18 @@ class Slots:
             self.clear(slot)
             self._idle.insert(0, slot)
 
+    def forget(self) -> None:
+        """Keeps nothing for what may come any more, but the engine's own text."""
+        while self.cache is not None and self.cache.evict():
+            pass
+
+    def spare(self) -> bool:
+        """Gives up the text of the engine's own slot where nobody has it; whether that was so."""
+        if self.own not in self._idle or not len(self.own.model):
+            return False
+        self.clear(self.own)
+        return True
+
     def clear(self, slot: Slot) -> None:
         """Its sequence is empty from now on; its pages are kept for what may come."""
         if self.cache is not None:

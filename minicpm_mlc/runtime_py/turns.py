@@ -29,6 +29,7 @@ class Turns:
         self.changed = threading.Condition()
         self._inside: tuple[int, int] | None = None  # the process and thread that compute
         self._call = False  # they are in a call on the engine's own sequence
+        self._callers = 0  # who wait for such a call: steps let them go first
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -36,10 +37,14 @@ class Turns:
         EngineError while another such call runs.
         """
         with self.changed:
-            while self._busy:
-                if self._call or self._inside == _here():
-                    raise EngineError(BUSY)
-                self.changed.wait()
+            self._callers += 1
+            try:
+                while self._busy:
+                    if self._call or self._inside == _here():
+                        raise EngineError(BUSY)
+                    self.changed.wait()
+            finally:
+                self._callers -= 1
             self._enter(call=True)
         try:
             yield
@@ -52,7 +57,7 @@ class Turns:
         """
         while True:
             with self.changed:
-                while self._busy and not done():
+                while (self._busy or self._callers) and not done():
                     if self._inside == _here():
                         raise EngineError(BUSY)
                     self.changed.wait()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minicpm_mlc.prompt.tools import Call, Tool, Turn
+from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import (
     Counts,
     Ended,
@@ -18,7 +19,6 @@ from minicpm_mlc.runtime_py.events import (
     ToolArguments,
     ToolCall,
 )
-from minicpm_mlc.serve.collected import Answer, Choice
 from minicpm_mlc.serve.drawing import IGNORED, cleaned, read_stops
 from minicpm_mlc.serve.errors import ANTHROPIC_STATUSES, ApiError, anthropic_error, bad
 from minicpm_mlc.serve.fields import Fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.serve.errors import bad
 from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.served import Drawing
@@ -29,6 +30,7 @@ def sampling_options(fields: Fields) -> dict[str, Any]:
         "top_k": fields.whole("top_k", -1),
         "min_p": fields.number("min_p", 0, 1),
         "repetition_penalty": fields.number("repetition_penalty", 0, 100),
+        "speculate": fields.choice("speculate", SPECULATE),  # the engine's own option
     }
     repeat = fields.number("repeat_penalty", 0, 100)  # llama.cpp's name
     options["repetition_penalty"] = options["repetition_penalty"] or repeat

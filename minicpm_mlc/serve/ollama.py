@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc.prompt.tools import Turn
+from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import (
     Counts,
     Ended,
@@ -19,7 +20,6 @@ from minicpm_mlc.runtime_py.events import (
     Text,
     ToolCall,
 )
-from minicpm_mlc.serve.collected import Answer, Choice
 from minicpm_mlc.serve.drawing import MOST_LIKELY, cleaned, read_stops
 from minicpm_mlc.serve.errors import OLLAMA_STATUSES, ApiError, bad, ollama_error
 from minicpm_mlc.serve.fields import Fields

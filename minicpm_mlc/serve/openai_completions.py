@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import Ended, Event, Scored, Started, Text
-from minicpm_mlc.serve.collected import Answer, Choice
 from minicpm_mlc.serve.drawing import IGNORED, MOST_LIKELY, read_drawing
 from minicpm_mlc.serve.errors import bad
 from minicpm_mlc.serve.fields import Fields

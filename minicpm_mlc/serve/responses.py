@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc.prompt.tools import Call, Tool, Turn, arguments_of
+from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import (
     Counts,
     Ended,
@@ -19,7 +20,6 @@ from minicpm_mlc.runtime_py.events import (
     ToolArguments,
     ToolCall,
 )
-from minicpm_mlc.serve.collected import Answer
 from minicpm_mlc.serve.drawing import IGNORED, read_drawing
 from minicpm_mlc.serve.errors import ApiError, bad, openai_error
 from minicpm_mlc.serve.fields import Fields

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Event, Job
-from minicpm_mlc.serve.collected import Answer
 from minicpm_mlc.serve.errors import ApiError
 from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.served import Served

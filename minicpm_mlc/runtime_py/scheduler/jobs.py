@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
+from weakref import WeakSet
 
-from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.events import Counts, Ended, Event, Failed, Job, Reader, Started
-from minicpm_mlc.runtime_py.generation import Generation
-from minicpm_mlc.runtime_py.request import Options
+from minicpm_mlc.runtime_py.generation import Generation, TokenReader
+from minicpm_mlc.runtime_py.request import Options, Request
 from minicpm_mlc.runtime_py.scheduler.task import Over, Progress, Task
 
 Emit = Callable[[Event], None]
 
 
+class Runs(Protocol):
+    """What is needed of an engine."""
+
+    def request(self, token_ids: Sequence[int], options: Mapping[str, Any]) -> Request:
+        """A checked request."""
+        ...
+
+    def generation(self, request: Request, reader: TokenReader) -> Generation:
+        """What answers it."""
+        ...
+
+    def submit(
+        self, generation: Generation, emit: Callable[[object], None], client: str = ""
+    ) -> Task:
+        """Has it go on by itself."""
+        ...
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when it is done."""
+
+    def cancel(self, task: Task) -> None:
+        """Ends a task before the next step."""
+
+
 class JobBackend:
     """Answers jobs together, as many at once as the engine does."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Runs) -> None:
         self._engine = engine
-        self._jobs: set[RunningJob] = set()
+        self._jobs: WeakSet[RunningJob] = WeakSet()  # tasks hold those that are not over
 
     def submit(self, job: Job, emit: Emit) -> RunningJob:
         """Takes a job; `emit` gets its events in the thread that computes. Raises what
         `Engine.generate` does for options that can't be.
         """
-        running = RunningJob(self._engine, job, emit, self._jobs.discard)
+        running = RunningJob(self._engine, job, emit)
         self._jobs.add(running)
         running.start()
         return running
 
     def close(self) -> None:
         """Cancels what runs and waits."""
-        for job in list(self._jobs):
+        jobs = list(self._jobs)
+        for job in jobs:
             job.cancel()
-        self._engine.wait()
+        self._engine.until(lambda: all(job.over for job in jobs))
 
 
 class RunningJob:
@@ -42,13 +68,10 @@ class RunningJob:
     pages.
     """
 
-    def __init__(
-        self, engine: Engine, job: Job, emit: Emit, done: Callable[[RunningJob], None]
-    ) -> None:
+    def __init__(self, engine: Runs, job: Job, emit: Emit) -> None:
         self._engine = engine
         self._job = job
         self._emit = emit
-        self._done = done
         self._choices = [self._generation(choice) for choice in range(job.n)]
         self._tasks: list[Task] = []
         self._left = job.n
@@ -61,6 +84,11 @@ class RunningJob:
             emit = _Choice(self, choice, generation, reader)
             self._tasks.append(self._engine.submit(generation, emit, self._job.client))
 
+    @property
+    def over(self) -> bool:
+        """Whether its last event was told."""
+        return self._left <= 0
+
     def cancel(self) -> None:
         """Ends the choices that have not ended, before the next step."""
         for task in self._tasks:
@@ -70,14 +98,12 @@ class RunningJob:
         """Tells one event; after the last one nothing more."""
         if self._left <= 0:
             return
+        self._emit(event)
         if isinstance(event, Ended):
             self._left -= 1
         elif isinstance(event, Failed):
             self._left = 0
             self.cancel()
-        if self._left <= 0:
-            self._done(self)
-        self._emit(event)
 
     def _generation(self, choice: int) -> tuple[Generation, Reader]:
         job = self._job

@@ -44,6 +44,11 @@ class Scheduler:
         self._cancelled = False  # a task was
 
     @property
+    def running(self) -> list[Task]:
+        """The tasks whose prompt is computed."""
+        return list(self._running)
+
+    @property
     def placed(self) -> list[Task]:
         """The tasks that have a sequence."""
         return [*self._running, self._reading] if self._reading else list(self._running)
@@ -114,13 +119,15 @@ class Scheduler:
         slot = self.slots.take()
         try:
             self.slots.place(slot, task.generation.reusable)
-            missing = len(task.generation) + 1 - len(slot.model)
+            sequence = slot.model.sequence
+            # with the first token, which needs no room in a full context
+            missing = min(len(task.generation) + 1, sequence.context) - len(sequence)
             # each of the others may need a page soon
-            room = slot.model.sequence.room - len(self._running) * self._pool.page_size
+            room = sequence.room - len(self._running) * self._pool.page_size
             if missing > room and self._running:
                 self._full = True
                 return
-            if missing > slot.model.sequence.room:
+            if missing > sequence.room:
                 raise _too_large(len(task.generation), self._pool)
             task.generation.place(slot)
             task.slot = slot
@@ -136,22 +143,29 @@ class Scheduler:
             return
         generation = task.generation
         with self._failing(task):
-            most = min(generation.missing, generation.limits.prefill_chunk)
-            tokens = min(most, self._chunks.most) if self._running else most
-            if not self._make_room(task, tokens):
+            if generation.missing and not self._read(task):
                 return
-            start = time.perf_counter()
-            generation.prefill(tokens)
-            self._chunks.took(tokens, time.perf_counter() - start)
-            assert task.slot
-            self.slots.keep(task.slot)
-            if generation.fresh:
-                task.emit(Progress(*generation.progress))
             if not generation.missing:
                 self._reading = None
                 self._running.append(task)
                 if generation.fresh:
                     self._draw(task)
+
+    def _read(self, task: Task) -> bool:
+        """Computes a chunk of what a task lacks, if there is room for it."""
+        generation = task.generation
+        most = min(generation.missing, generation.limits.prefill_chunk)
+        tokens = min(most, self._chunks.most) if self._running else most
+        if not self._make_room(task, tokens):
+            return False
+        start = time.perf_counter()
+        generation.prefill(tokens)
+        self._chunks.took(tokens, time.perf_counter() - start)
+        if task.slot:
+            self.slots.keep(task.slot)
+        if generation.fresh:
+            task.emit(Progress(*generation.progress))
+        return True
 
     def _decode(self) -> None:
         alone = len(self._running) == 1
@@ -199,13 +213,18 @@ class Scheduler:
             self._leave(task)
 
     def _make_room(self, task: Task, tokens: int) -> bool:
-        """Whether it can be given so many more tokens; the task that came last makes room."""
+        """Whether it has pages for so many more tokens; the task that came last makes room."""
         while task.slot and task.slot.model.sequence.room < tokens:
+            if self.slots.spare():
+                continue
             others = [each for each in self.placed if each is not task]
             if not others:
                 raise _too_large(len(task.slot.model) + tokens, self._pool)
             self._rest(max([*others, task], key=lambda each: each.arrival))
-        return task.slot is not None
+        if task.slot is None:
+            return False
+        task.slot.model.sequence.reserve(tokens)  # no other task of this step counts on them
+        return True
 
     def _rest(self, task: Task) -> None:
         """It gives its pages back and waits."""

@@ -41,6 +41,7 @@ class EagleDrafter:
         self._tokens: list[int] = []
         # how many of them a new call's text is known to begin with; None: no new call
         self._shared: int | None = None
+        self._cached = 0  # tokens that the new call's text began with, on whichever pages
 
     def begin(self) -> None:
         """The sequence was cut to what a new prompt shares with it, and calls before may have
@@ -49,6 +50,7 @@ class EagleDrafter:
         self._shared = common_prefix(self._tokens, self._model.sequence.tokens)
         self._rows -= min(self._rows, max(0, self._end - self._shared))
         self._end = min(self._end, self._shared)
+        self._cached = len(self._model)
 
     def cached(self, model: CachedModel) -> None:
         """Keeps the features of the tokens that were appended."""
@@ -78,8 +80,9 @@ class EagleDrafter:
                 self._tokens[self._shared :], tokens[self._shared :]
             )
             del self._tokens[shared:]
-            self._read = min(self._read, max(0, shared - 1))
-            self._head.truncate(self._read)
+            self._read = self._head.truncate(min(self._read, max(0, shared - 1)))
+            if not self._read:
+                self._read = self._head.adopt(self._cached)
             self._shared = None
         self._tokens += tokens[len(self._tokens) :]
 

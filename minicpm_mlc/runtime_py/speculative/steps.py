@@ -86,6 +86,9 @@ class Steps:
         self._drafting = bool(drafters) and options.speculate != "off"
         self._left = limit or model.sequence.context
         self._walk: _Walk | None = None
+        self._joined = (
+            False  # tokens came together with others': another text may have been drafted
+        )
         self.on_round: Callable[[Round], None] | None = None
 
     def __len__(self) -> int:
@@ -140,6 +143,7 @@ class Steps:
         self._stats.plain_steps += 1
         self._count_reads()
         self.cached()
+        self._joined = True
 
     def settle(self) -> None:
         """Keeps the path that was followed; nothing else of the tree survives."""
@@ -199,6 +203,10 @@ class Steps:
         room = self._model.sequence.room
         deepest = min(room, self._left) - 1
         start = self._clock()
+        if self._joined:
+            self._joined = False
+            for drafter in self._drafters.values():
+                drafter.begin()
         history = self._history.up_to(self._model.sequence.tokens, token_id)
         for name in names:
             plan = self._policy.plan(name, self._options)
