@@ -124,8 +124,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    with Engine(given.bundle, context=LONG + 256) as engine:
-        with server(given.bundle, "--parallel", "1", "--context", str(LONG + 256)) as address:
+    with Engine(given.bundle, parallel=1) as engine:
+        with server(given.bundle, "--parallel", "1") as address:
             report: dict[str, Any] = {
                 "model": engine.manifest.name,
                 "threads": engine.threads,

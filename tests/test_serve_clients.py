@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx2
 import numpy as np
 import ollama
 import openai
@@ -203,3 +204,26 @@ def test_a_key_and_a_name_are_asked_for(demo_bundle):
         with pytest.raises(openai.NotFoundError, match="mine"):
             ask(right)
         assert ask(right, model="mine").choices[0].message.content == ANSWER
+
+
+def test_what_was_read_is_there_after_a_restart(demo_bundle, tmp_path):
+    long = [{"role": "user", "content": "Remember: the password is tiger. " * 20}]
+    options = ("--state", str(tmp_path / "state"))
+    cached = []
+    for _ in range(2):
+        with server(demo_bundle, *options) as address:
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            said = ask(client, messages=long, max_tokens=4)
+            cached.append(said.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] < 64 < cached[1]
+
+
+def test_the_end_of_the_server_ends_a_stream(demo_bundle):
+    with server(demo_bundle, "--grace", "1") as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        endless = {"ignore_eos": True, "speculate": "off"}
+        stream = ask(client, stream=True, n=8, extra_body=endless)
+        next(stream)
+    with pytest.raises((openai.APIError, httpx2.HTTPError)):
+        for _ in stream:
+            pass

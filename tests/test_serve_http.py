@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,6 +343,23 @@ def test_tokens_of_a_text_and_back_in_both_forms(serve):
     assert count["input_tokens"] > 5
 
 
+def test_a_browser_gets_the_page_and_all_that_it_names(serve):
+    app = serve(access=Access(keys=["k"]))
+    page = request(app, "GET", "/", headers={"accept": "text/html,*/*"})
+    assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="(/[^"]+)"', page.body.decode())
+    texts = [request(app, "GET", path) for path in named]
+    assert len(named) == 2 and [text.status for text in texts] == [200, 200]
+    modules = re.findall(r'from "\./([^"]+)"', texts[-1].body.decode())
+    assert len(modules) == 2
+    for module in modules:
+        found = request(app, "GET", f"/page/{module}")
+        assert found.headers["content-type"].startswith("text/javascript")
+    assert request(app, "GET", "/page/index.html").status == 401
+    assert request(app, "GET", "/page/../server.py").status == 401
+
+
 def test_metrics_count_what_was_answered(serve):
     app = serve()
     request(app, "POST", CHAT, body(max_tokens=2))
@@ -352,6 +370,15 @@ def test_metrics_count_what_was_answered(serve):
     assert "minicpm_generation_tokens_total 2" in text
     assert 'minicpm_request_duration_seconds_bucket{le="+Inf"} 1' in text
     assert "minicpm_requests_running 0" in text
+
+
+def test_the_log_has_a_line_without_text_and_without_control_characters(serve, caplog):
+    app = serve()
+    with caplog.at_level("INFO", logger="minicpm_mlc.serve"):
+        request(app, "POST", CHAT, body(**{"a\nb\x1b[2J": 1}))
+    lines = [record.getMessage() for record in caplog.records]
+    assert "ignores the fields" in lines[0] and not {"\n", "\x1b"} & set(lines[0])
+    assert "prompt" in lines[1] and "output" in lines[1] and "4827" not in lines[1]
 
 
 def test_ollama_loads_what_is_loaded(serve):

@@ -47,14 +47,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation with tools: an assistant's has calls, a tool's the name of the
-    tool that gave it.
-    """
+    """One message of a conversation with tools: an assistant's may have calls."""
 
     role: str
     content: str
     calls: tuple[Call, ...] = ()
-    tool: str = ""
 
 
 class ToolFormat(Protocol):

@@ -18,6 +18,7 @@ size have this meaning: what leaves the range of float64 stays at its end.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
@@ -39,7 +40,7 @@ class Sampler:
     ) -> None:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
-        self._all = np.arange(vocab_size)
+        self._all = _all_ids(vocab_size)
         self._counts = np.zeros(vocab_size, np.int32)  # in the answer
         self._seen = np.zeros(vocab_size, bool)  # in the prompt or the answer
         self._seen[np.fromiter(prompt_ids, np.int64)] = True
@@ -105,6 +106,14 @@ class Sampler:
             - self.params.frequency_penalty * counts
         )
         return scores
+
+
+@functools.cache
+def _all_ids(vocab_size: int) -> np.ndarray:
+    """Shared by the samplers of all requests that wait."""
+    ids = np.arange(vocab_size)
+    ids.flags.writeable = False
+    return ids
 
 
 def _weights(

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
+from minicpm_mlc.serve import page_files
 from minicpm_mlc.serve.errors import ApiError
 from minicpm_mlc.serve.surface import dumps
 
@@ -23,7 +24,7 @@ HEADERS = re.compile(
     r"authorization|content-type|x-api-key|user-agent|accept|"
     r"anthropic-[a-z-]+|openai-[a-z-]+|x-stainless-[a-z-]+"
 )
-PUBLIC = ("/health", "/v1/health")
+PUBLIC = ("/health", "/v1/health", *page_files.PUBLIC)
 
 
 @dataclass(frozen=True)

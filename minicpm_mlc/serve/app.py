@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from minicpm_mlc.serve import anthropic, ollama_info, openai_models, tokens
+from minicpm_mlc.serve import anthropic, ollama_info, openai_models, page_files, tokens
 from minicpm_mlc.serve.access import Access, Guard
 from minicpm_mlc.serve.anthropic import Messages
 from minicpm_mlc.serve.endpoint import Endpoint, parsed, read_body
@@ -84,6 +84,8 @@ class _Routes:
         return [
             *(Route(path, self._health) for path in ("/health", "/v1/health")),
             Route("/metrics", self._metrics),
+            Route("/", page_files.root),
+            *(Route(f"/page/{name}", page_files.page_file) for name in page_files.NAMES),
             *self._openai(),
             self._ask("/v1/messages", Messages()),
             self._post("/v1/messages/count_tokens", anthropic.count_tokens),
@@ -108,7 +110,6 @@ class _Routes:
 
     def _ollama(self) -> list[BaseRoute]:
         return [
-            Route("/", _running),
             self._get("/api/version", ollama_info.version),
             self._get("/api/tags", ollama_info.tags),
             self._get("/api/ps", ollama_info.running),
@@ -186,8 +187,3 @@ async def _not_done(request: Request) -> Response:
     what = "embeddings" if "embed" in request.url.path else request.url.path[:200]
     error = ApiError(501, f"this server has no {what}: MiniCPM4 is a text generator", code="501")
     return _error(request, error)
-
-
-async def _running(_: Request) -> Response:
-    """What Ollama's clients look for."""
-    return PlainTextResponse("Ollama is running")

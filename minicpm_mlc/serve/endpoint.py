@@ -8,12 +8,14 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from minicpm_mlc.base.explain import explain, is_expected
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Ended, Failed, Started
 from minicpm_mlc.serve.errors import ApiError, api_error, bad
@@ -24,6 +26,7 @@ from minicpm_mlc.serve.served import Served
 from minicpm_mlc.serve.surface import Ask, Json, Surface, dumps, new_id
 
 PING_SECONDS = 15.0
+LONGEST_NOTE = 200  # characters
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -46,11 +49,17 @@ class Endpoint:
             body = await read_body(request, self._most_bytes)
             ask = await asyncio.to_thread(self._ask, body)
             if ask.note:
-                LOG.info("%s %s ignores the fields %s", id, self._surface.name, ask.note)
+                note = shown(ask.note, LONGEST_NOTE)
+                LOG.info("%s %s ignores the fields %s", id, self._surface.name, note)
+            client = client_of(request)
+            ask = replace(ask, jobs=[replace(job, client=client) for job in ask.jobs])
             await self._answer(id, ask, scope, receive, send)
+        except asyncio.CancelledError:  # the server ends, and the grace is over
+            LOG.info("%s %s ended with the server", id, self._surface.name)
+        except ClientDisconnect:
+            LOG.info("%s %s the client left before its request was whole", id, self._surface.name)
         except Exception as error:
-            response = self._refusal(id, error)
-            await response(scope, receive, send)
+            await self._refusal(id, error)(scope, receive, send)
 
     def _ask(self, body: bytes) -> Ask:
         return self._surface.ask(Fields(parsed(body)), self._served)
@@ -107,16 +116,22 @@ class Endpoint:
         }
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
+        last = self._surface.done
+        try:
+            await self._chunks(ask, timed, send)
+            if timed.error:
+                raise timed.error
+        except Exception as error:  # the headers are sent, so it can only be told in the stream
+            last = self._surface.error_frame(self._noted(id, error))
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _chunks(self, ask: Ask, timed: Timed, send: Send) -> None:
         renderer = ask.renderer()
         async for events in timed.events():
             chunks = (chunk for event in events for chunk in renderer.feed(event))
             body = b"".join(map(self._surface.frame, chunks)) if events else self._surface.ping
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-        last = self._surface.done
-        if timed.error:
-            last = self._surface.error_frame(self._noted(id, timed.error))
-        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _log(self, id: str, timed: Timed) -> None:
         answer, seconds = timed.answer, time.perf_counter() - timed.start
@@ -177,6 +192,12 @@ async def watched(receive: Receive, flow: Flow) -> AsyncIterator[asyncio.Task[No
         yield task
     finally:
         task.cancel()
+
+
+def client_of(request: Request) -> str:
+    """Whose request it is: who shows a key is known by it, others by their address."""
+    key = request.headers.get("x-api-key") or request.headers.get("authorization")
+    return key or (request.client.host if request.client else "")
 
 
 async def read_body(request: Request, most_bytes: int, any_type: bool = False) -> bytes:

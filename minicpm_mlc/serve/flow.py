@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from minicpm_mlc.runtime_py.events import Backend, Ended, Event, Failed, Job
+from minicpm_mlc.runtime_py.events import Backend, Ended, Event, Failed, Job, Running
 
 
 class Flow:
@@ -21,11 +21,15 @@ class Flow:
         self._events: list[Event] = []
         self._awaited: asyncio.Future[None] | None = None
         self._left = sum(job.n for job in jobs)
-        self._running = []
+        self._running: list[Running] = []
         first = 0
-        for job in jobs:
-            self._running.append(backend.submit(job, _Emitter(self, first)))
-            first += job.n
+        try:
+            for job in jobs:
+                self._running.append(backend.submit(job, _Emitter(self, first)))
+                first += job.n
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> None:
         """Ends all jobs soon; the events that they still have come."""

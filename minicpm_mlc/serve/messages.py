@@ -30,7 +30,7 @@ def read_message(message: Fields) -> Turn:
         raise bad("a message has no role", "messages")
     content = read_content(message)
     if role == "tool":
-        return Turn("tool", content, tool=message.text("name") or "")
+        return Turn("tool", content)
     calls = tuple(map(_call, message.objects("tool_calls"))) if role == "assistant" else ()
     return Turn(ROLES[role], content, calls)
 
@@ -74,8 +74,9 @@ def tool_of(fields: Fields, schema: str) -> Tool:
     values = dict(parameters.values) if parameters else {}
     if not isinstance(values.get("properties", {}), dict):
         raise bad(f"{schema}.properties of the tool {name} is no object", "tools")
-    if not isinstance(values.get("required") or [], list):
-        raise bad(f"{schema}.required of the tool {name} is no list", "tools")
+    required = values.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise bad(f"{schema}.required of the tool {name} is no list of names", "tools")
     return Tool(name, fields.text("description") or "", values)
 
 

@@ -48,11 +48,11 @@ class Room:
                 429, f"{self._inside} requests run or wait, as many as may; ask again in a moment"
             )
         self._inside += 1
-        flow = None
         try:
             flow = Flow(self.backend, ask.jobs)
-            yield flow
-        finally:
-            if flow:
+            try:
+                yield flow
+            finally:
                 flow.cancel()
+        finally:
             self._inside -= 1

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.bundle.manifest import manifest_sha256
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.engine import Engine
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from minicpm_mlc.serve.app import Settings
 
 MISSING = "serve needs starlette and uvicorn: pip install 'minicpm-mlc[serve]'"
+BACKLOG = 1024
 KEY_VARIABLE = "MINICPM_MLC_API_KEY"
 OPEN = (
     "warning: {host} is reachable by other machines and there is no key: everybody there may use "
@@ -44,6 +46,7 @@ class Serving:
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
     grace: float = 10.0
+    state: str | None = None  # a folder where computed prompts outlive the server
     most_bytes: int = 32 << 20
 
 
@@ -52,9 +55,28 @@ def serve(bundle: str, serving: Serving, say: Callable[[str], None], **engine_op
     library is missing.
     """
     _check_libraries()
-    with Engine(bundle, parallel=serving.parallel, **engine_options) as engine:
+    state = None if serving.state is None else state_file(serving.state, bundle)
+    with _opened(bundle, state, parallel=serving.parallel, **engine_options) as engine:
         check_device(engine)
         run(engine, serving, say)
+        if state:
+            engine.save(state)
+
+
+def state_file(folder: str | Path, bundle: str) -> Path:
+    """Where a bundle's computed prompts are kept, in a folder that is made for them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / f"{manifest_sha256(bundle)[:16]}.state"
+
+
+def _opened(bundle: str, state: Path | None, **options: Any) -> Engine:
+    """The engine, with what was computed before where that can be read."""
+    if state and state.exists():
+        try:
+            return Engine(bundle, resume=state, **options)
+        except EngineError as error:
+            print(f"warning: --state begins anew ({error})", file=sys.stderr, flush=True)
+    return Engine(bundle, **options)
 
 
 def run(engine: Engine, serving: Serving, say: Callable[[str], None]) -> None:
@@ -112,6 +134,7 @@ def _listen(
         access_log=False,
         server_header=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=max(1, round(serving.grace)),
     )
     socket = _bound(serving.host, serving.port)
@@ -132,6 +155,7 @@ def _bound(host: str, port: int) -> Any:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # who connects before the application is up, waits
         return listener
     except (OSError, OverflowError) as error:
         raise EngineError(
