@@ -81,11 +81,17 @@ class Served:
             else tool_format
         ]
         self._lock = threading.Lock()
+        self._pages = engine.model.cache.pages
 
     @property
     def thinks(self) -> bool:
         """Whether thinking can be switched."""
         return self.template.can_switch_thinking
+
+    @property
+    def cache_use(self) -> float:
+        """The share of the cache's pages that running answers hold."""
+        return 1 - self._pages.available / len(self._pages.owners)
 
     @property
     def size(self) -> int:
