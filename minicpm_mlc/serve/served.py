@@ -223,8 +223,7 @@ class Served:
         grammar = answer_grammar(prompt, body, may_think)
         with self._lock:
             grammars = self._grammars
-        grammars.check(grammar)
-        return lambda: grammars.start(grammar)
+        return grammars.start(grammar).copy
 
 
 def _chosen(chat: Chat) -> Sequence[Tool]:
