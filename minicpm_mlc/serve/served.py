@@ -50,6 +50,7 @@ class Chat:
     tools: Sequence[Tool] = ()
     tool_choice: str = "auto"  # or "none", "required", "=NAME"
     schema: Mapping[str, Any] | None = None
+    most_calls: int | None = None
     continues: bool = False  # the last message is the beginning of the answer
 
 
@@ -146,7 +147,7 @@ class Served:
         stop = list(drawing.stop)
 
         def reader(choice: int) -> ChatReader:
-            calls = ToolReader(choice, tools, self.form) if tools else None
+            calls = ToolReader(choice, tools, self.form, chat.most_calls) if tools else None
             return ChatReader(
                 choice, self.tokenizer, prompt.ids, stop, prompt.thinking, chat.most_thinking, calls
             )
