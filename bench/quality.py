@@ -34,12 +34,16 @@ VARIANTS = {
     "w4, embedding and head w4": "--quant w4 --embedding-quant w4",
     BASE: "--quant w4",
     "w4, exact activations": "--quant w4 --activations f32",
+    "w4k": "--quant w4k",
     "w4a": "--quant w4a",
+    "w5k": "--quant w5k",
+    "w6": "--quant w6",
     "w4, calibrated": "--calibrate --quant w4",
     "w4, calibrated, exact activations": "--calibrate --quant w4 --activations f32",
     "w4, calibrated, KV bf16": "--calibrate --quant w4 --kv bf16",
     "w4, calibrated, KV int8": "--calibrate --quant w4 --kv int8",
     "w4, calibrated, 4.85 bits": "--calibrate --quant w4 --bits 4.85",
+    "w4k, calibrated": "--calibrate --quant w4k",
     "w4a, calibrated": "--calibrate --quant w4a",
     "w8, KV int8": "--quant w8 --kv int8",
 }
@@ -47,10 +51,11 @@ VARIANTS = {
 
 @dataclass
 class Row:
-    """One variant: its weights' bytes, and what it says of each text."""
+    """One variant: its weights' bytes, their bits each, and what it says of each text."""
 
     variant: str
     weights: int
+    bits: float
     texts: list[TextQuality] = field(default_factory=list)
 
 
@@ -72,11 +77,13 @@ class Llama:
             yield self.model.scores[start : start + len(part)]
 
 
-def tensor_bytes(path: Path) -> int:
-    """Of all tensors in a GGUF file."""
+def tensor_sizes(path: Path) -> tuple[int, float]:
+    """Bytes of all tensors in a GGUF file, and bits of a weight."""
     from gguf import GGUFReader
 
-    return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+    tensors = GGUFReader(path).tensors
+    size = sum(int(tensor.n_bytes) for tensor in tensors)
+    return size, 8 * size / sum(int(tensor.n_elements) for tensor in tensors)
 
 
 def compiled(variant: str, args: argparse.Namespace) -> Path:
@@ -96,22 +103,31 @@ def measure(args: argparse.Namespace) -> list[Row]:
     with Engine(compiled(REFERENCE, args)) as engine:
         texts = read_texts(args.text).items()
         ids = {name: token_ids(engine, name, text, args.tokens) for name, text in texts}
-        exact, chunk = engine.logits_by_chunk, min(CHUNK, engine.prefill_chunk)
+        exact = {name: engine.logits(tokens) for name, tokens in ids.items()}
+        whole, chunk = engine.manifest.memory["weights"], min(CHUNK, engine.prefill_chunk)
 
-        def row(name: str, weights: int, answers: Answers) -> Row:
-            compared = [compare(Comparison(*text), answers, exact, chunk) for text in ids.items()]
-            made = Row(name, weights, compared)
-            print(json.dumps(asdict(made)), file=sys.stderr, flush=True)
-            return made
+    def row(name: str, weights: int, bits: float, answers: Answers) -> Row:
+        compared = [
+            compare(Comparison(*text), answers, kept(exact[text[0]]), chunk) for text in ids.items()
+        ]
+        made = Row(name, weights, bits, compared)
+        print(json.dumps(asdict(made)), file=sys.stderr, flush=True)
+        return made
 
-        rows = []
-        for variant in dict.fromkeys([REFERENCE, *(args.variant or VARIANTS)]):
-            with Engine(compiled(variant, args)) as own:
-                rows.append(row(variant, own.manifest.memory["weights"], own.logits_by_chunk))
-        for path in args.gguf:
-            answers = Llama(path, args.tokens).answers
-            rows.append(row(f"llama.cpp {path.stem}", tensor_bytes(path), answers))
+    rows = []
+    for variant in dict.fromkeys([REFERENCE, *(args.variant or VARIANTS)]):
+        with Engine(compiled(variant, args)) as own:
+            weights = own.manifest.memory["weights"]
+            rows.append(row(variant, weights, 32 * weights / whole, own.logits_by_chunk))
+    for path in args.gguf:
+        answers = Llama(path, args.tokens).answers
+        rows.append(row(f"llama.cpp {path.stem}", *tensor_sizes(path), answers))
     return rows
+
+
+def kept(logits: np.ndarray) -> Answers:
+    """The answers that were given, float32 [tokens, vocab]."""
+    return lambda ids, chunk: (logits[i : i + chunk] for i in range(0, len(ids), chunk))
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
@@ -120,11 +136,11 @@ def cells(rows: list[Row]) -> list[list[str]]:
     head = ["stored as", "weights MB", "bits a weight", *(f"KL, {text}" for text in texts)]
     base = next((row for row in rows if row.variant == BASE), None)
     head += ["same token", "perplexity", *(["of w4's KL"] if base else [])]
-    return [head, *(_line(row, rows[0], base) for row in rows)]
+    return [head, *(_line(row, base) for row in rows)]
 
 
-def _line(row: Row, exact: Row, base: Row | None) -> list[str]:
-    line = [row.variant, f"{row.weights / 1e6:.1f}", f"{32 * row.weights / exact.weights:.2f}"]
+def _line(row: Row, base: Row | None) -> list[str]:
+    line = [row.variant, f"{row.weights / 1e6:.1f}", f"{row.bits:.2f}"]
     line += [f"{text.divergence:.4f}" for text in row.texts]
     line.append(" / ".join(f"{text.agreement:.1%}" for text in row.texts))
     line.append(" / ".join(f"{text.perplexity:.2f}" for text in row.texts))

@@ -144,6 +144,15 @@ def llama_cpp(path: str, context: int, threads: int, random_cache: bool) -> Stop
     return Stopwatch(model, model.vocab_size, filler=model.fill_cache if random_cache else None)
 
 
+def llama_cpp_logits(path: str, ids: list[int], threads: int) -> np.ndarray:
+    """float32 [n, vocab] after each token."""
+    api: Any = importlib.import_module("llama_cpp")
+    options = {"n_threads": threads, "n_threads_batch": threads, "verbose": False}
+    model = api.Llama(path, n_ctx=len(ids), logits_all=True, **options)
+    model.eval(ids)
+    return model.scores[: len(ids)]
+
+
 class Remote:
     """A Stopwatch in a process of its own."""
 

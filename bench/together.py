@@ -4,8 +4,8 @@
     python bench/together.py build/05b --rows 8
 
 Both sides of each pair take turns in one run. A step is the scheduler's: the compiled call, drawing
-the tokens (greedily), and all bookkeeping. The kernels are those of the model's matrices, one layer
-after the other, then the head.
+the tokens (greedily), and all bookkeeping. The linear kernels are the library's own, watched in
+steps of their own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import linear
 import numpy as np
 
 from minicpm_mlc import Engine
@@ -28,11 +26,12 @@ from minicpm_mlc.runtime_py.machine import cpu_name
 from minicpm_mlc.runtime_py.scheduler.task import Task
 
 PROMPT = 64  # tokens
-REST = 0.5  # seconds: threads that wait for work spin a while
 
 
-def answers(engine: Engine, rows: int, steps: int) -> float:
-    """Tokens per second of so many answers, once all of them decode."""
+def answers(engine: Engine, rows: int, steps: int) -> tuple[float, float]:
+    """Of so many answers, once all of them decode: tokens per second, and tokens per second of the
+    linear kernels, watched in steps of their own.
+    """
     rng = np.random.default_rng(rows)
     said: list[list[object]] = [[] for _ in range(rows)]
     tasks = []
@@ -50,38 +49,36 @@ def answers(engine: Engine, rows: int, steps: int) -> float:
         engine.scheduler.step()
     seconds = time.perf_counter() - start
     made = sum(map(len, said)) - before
+    with LinearTime(engine) as linear:
+        for _ in range(steps // 2):
+            engine.scheduler.step()
     for task in tasks:
         engine.scheduler.cancel(task)
     engine.scheduler.sweep()
     engine.truncate(0)
-    return made / seconds
+    return made / seconds, rows * (steps // 2) / linear.seconds
 
 
-def kernels(engine: Engine, rows: int) -> Callable[[], Any]:
-    """A pass through the linear kernels of one step with so many rows."""
-    manifest = engine.manifest
-    model, scheme = manifest.model, manifest.scheme
-    hidden, inner, head_dim = (
-        model[name] for name in ("hidden_size", "intermediate_size", "head_dim")
-    )
-    heads, kv_heads, layers = (model[name] for name in ("num_heads", "num_kv_heads", "num_layers"))
-    shapes = [
-        (scheme, (heads + 2 * kv_heads) * head_dim, hidden, layers),
-        (scheme, hidden, heads * head_dim, layers),
-        (scheme, 2 * inner, hidden, layers),
-        (scheme, hidden, inner, layers),
-        (manifest.embedding_scheme, model["vocab_size"], hidden, 1),
-    ]
-    dot = linear.native().int8_dot
-    passes = [linear.Kernels(name, rows, *shape).int8(dot) for name, *shape in shapes]
-    return lambda: [run() for run in passes]
+class LinearTime:
+    """Seconds that a library spends in its linear kernels, while it is watched."""
 
+    def __init__(self, engine: Engine) -> None:
+        self.seconds = 0.0
+        assert engine.library.local
+        self._instrument = engine.library.local.instrument
 
-def gain_of_kernels(engine: Engine, rows: int, repeats: int) -> list[float]:
-    """Rows per second of the kernels at `rows` rows against one, of each pair."""
-    sides = {str(n): kernels(engine, n) for n in (1, rows)}
-    seconds = linear.measure(sides, repeats, time.perf_counter)
-    return [rows * one / many for one, many in zip(seconds["1"], seconds[str(rows)], strict=True)]
+    def __enter__(self) -> LinearTime:
+        self.seconds = 0.0
+        self._instrument(self._report)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._instrument(None)
+
+    def _report(self, function: Any, name: str, before: bool, result: Any, *args: Any) -> int:
+        if name.startswith("linear"):
+            self.seconds += (-1 if before else 1) * time.perf_counter()
+        return 0
 
 
 def main() -> None:
@@ -95,25 +92,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    os.environ["TVM_NUM_THREADS"] = str(args.threads)  # before TVM starts its pool
     with Engine(args.bundle, threads=args.threads, parallel=args.rows) as engine:
         engine.eos_token_ids = frozenset()
-        kernel_gains = gain_of_kernels(engine, args.rows, args.repeats)
-        time.sleep(REST)
         answers(engine, args.rows, 2)
         pairs = [
             (answers(engine, 1, args.steps), answers(engine, args.rows, args.steps))
             for _ in range(args.repeats)
         ]
-    gains = [many / one for one, many in pairs]
+    gains = [many / one for (one, _), (many, _) in pairs]
+    kernel_gains = [many / one for (_, one), (_, many) in pairs]
     result = {
         "device": cpu_name(),
         "threads": args.threads,
-        "alone_tokens_per_second": statistics.median(one for one, _ in pairs),
-        "together_tokens_per_second": statistics.median(many for _, many in pairs),
+        "alone_tokens_per_second": statistics.median(one for (one, _), _ in pairs),
+        "together_tokens_per_second": statistics.median(many for _, (many, _) in pairs),
         "gain": statistics.median(gains),
         "kernels_gain": statistics.median(kernel_gains),
-        "share": statistics.median(gains) / statistics.median(kernel_gains),
+        "share": statistics.median(a / b for a, b in zip(gains, kernel_gains, strict=True)),
     }
     if args.json:
         print(json.dumps(result, indent=1))

@@ -1,7 +1,8 @@
-"""minicpm-mlc and llama.cpp side by side: one shape, random 4-bit weights, the same threads, taking
-turns in one run.
+"""minicpm-mlc and llama.cpp side by side, on the same threads, taking turns in one run: one shape
+with random 4-bit weights, or one GGUF file, of which both also tell the perplexity of a text.
 
     python bench/vs_llama.py --work build/bench --markdown
+    python bench/vs_llama.py --gguf MODEL.gguf --markdown
     python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 \\
         --random-cache --prompt-tokens 0
 
@@ -18,12 +19,15 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from perplexity import surprise
 from shapes import shape, write_source
-from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, ours
+from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, llama_cpp_logits, ours
 
+from minicpm_mlc import Engine
 from minicpm_mlc.base.choices import ATTENTION
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.text import markdown_table, plain_table
@@ -31,14 +35,18 @@ from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.limits import measure_limits, memory_reader
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bench.speed_report import SpeedRow, bandwidth_cells
-from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.bundle.manifest import Bundle, read_bundle
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
+from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"
+RANDOM = "random weights, 4-bit linears, embedding and head"
+LICENCE = Path(__file__).parents[1] / "LICENSE"
+TEXT_TOKENS = 2048  # of the text whose perplexity is told
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Comparison:
     """The rows of every side, line by line; the first side is compared with each other. `agreement`
     is of their logits.
 
-    `load` is the load average when it began: programs that were running besides.
+    `load` is the load average when it began: programs that were running besides. `perplexity` of
+    a text, by side, where the weights are a model's.
     """
 
     name: str
@@ -56,12 +65,16 @@ class Comparison:
     load: float
     command: str
     sides: dict[str, list[SpeedRow]]
+    weights: str = RANDOM
+    perplexity: dict[str, float] = field(default_factory=dict)
 
     def head(self) -> str:
+        told = ", ".join(f"{side} {number:.3f}" for side, number in self.perplexity.items())
         return (
-            f"{self.name}, random weights, 4-bit linears, embedding and head; {self.device}, "
-            f"{self.limits.text()}. "
-            f"Logits correlate {self.agreement:.3f}. Load average before the run: {self.load:.1f}."
+            f"{self.name}, {self.weights}; {self.device}, {self.limits.text()}. "
+            f"Logits correlate {self.agreement:.3f}. "
+            + (f"Perplexity: {told}. " if told else "")
+            + f"Load average before the run: {self.load:.1f}."
         )
 
     def cells(self) -> list[list[str]]:
@@ -107,32 +120,64 @@ def gguf_traffic(path: Path, config: ModelConfig) -> bench.Traffic:
     return bench.Traffic(weights, config.kv_bytes_per_token(2))
 
 
-def prepared(config: ModelConfig, work: Path) -> tuple[Path, Path]:
-    """The bundle and the GGUF file of the shape, built in `work` unless they are there."""
+@dataclass(frozen=True)
+class Sources:
+    """What is compared: a shape's random weights, or one file's."""
+
+    config: ModelConfig
+    work: Path
+    file: Path | None = None
+
+    @staticmethod
+    def of(args: argparse.Namespace) -> Sources:
+        """What the command line names."""
+        if args.gguf:
+            return Sources(open_gguf(args.gguf).config, args.work, args.gguf)
+        return Sources(shape(args.preset, args.layers, args.sparse), args.work)
+
+    def prepared(self) -> tuple[Path, Path]:
+        """The bundle and the GGUF file, built in `work` unless they are there."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        if self.file:
+            bundle = self.work / f"{self.file.stem}-cpu"
+            compile_unless_there(bundle, str(self.file))
+            return bundle, self.file
+        bundle = self.work / f"{self.config.name}-w4-cpu"
+        quant = ("--quant", "w4", "--embedding-quant", "w4")
+        source = str(write_source(self.config, self.work))
+        compile_unless_there(bundle, source, "--random-weights", *quant)
+        return bundle, random_gguf(self.config, self.work)
+
+    def weights(self, bundle: Bundle) -> str:
+        """What the weights are, and how they are stored on our side."""
+        schemes = f"{bundle.manifest.scheme}, {bundle.manifest.embedding_scheme} for the embedding"
+        return f"weights of {self.file.name}, as {schemes}" if self.file else RANDOM
+
+
+def compile_unless_there(bundle: Path, source: str, *options: str) -> None:
+    if bundle.exists():
+        return
+    command = [sys.executable, "-m", "minicpm_mlc", "compile", source, *options, "--out"]
+    if subprocess.run([*command, str(bundle)], stdout=sys.stderr).returncode:
+        sys.exit("the bundle was not compiled; the reason is printed above")
+
+
+def random_gguf(config: ModelConfig, work: Path) -> Path:
     from gguf_random import write_gguf
 
-    work.mkdir(parents=True, exist_ok=True)
-    bundle, gguf_path = work / f"{config.name}-w4-cpu", work / f"{config.name}-q4_0.gguf"
-    if not bundle.exists():
-        source = write_source(config, work)
-        command = [
-            "compile",
-            str(source),
-            "--random-weights",
-            "--quant",
-            "w4",
-            "--embedding-quant",
-            "w4",
-            "--out",
-            str(bundle),
-        ]
-        if subprocess.run(
-            [sys.executable, "-m", "minicpm_mlc", *command], stdout=sys.stderr
-        ).returncode:
-            sys.exit("the bundle was not compiled; the reason is printed above")
-    if not gguf_path.exists():
-        write_gguf(gguf_path, config, RandomCheckpoint(config))
-    return bundle, gguf_path
+    path = work / f"{config.name}-q4_0.gguf"
+    if not path.exists():
+        write_gguf(path, config, RandomCheckpoint(config))
+    return path
+
+
+def perplexities(bundle: Path, file: Path, text: Path, threads: int) -> dict[str, float]:
+    """What each side makes of the text's first tokens."""
+    with Engine(bundle, threads=threads) as engine:
+        ids = engine.tokenize(text.read_text())[: min(TEXT_TOKENS, engine.manifest.max_context)]
+        sides = {OURS: engine.logits(ids)}
+    sides[THEIRS] = llama_cpp_logits(str(file), ids, threads)
+    return {name: float(np.exp(surprise(found, ids).mean())) for name, found in sides.items()}
 
 
 def compare(args: argparse.Namespace) -> Comparison:
@@ -140,8 +185,10 @@ def compare(args: argparse.Namespace) -> Comparison:
     context = max(
         AGREEMENT_TOKENS, bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
     )
-    config = shape(args.preset, args.layers, args.sparse)
-    path, gguf_path = prepared(config, args.work)
+    sources = Sources.of(args)
+    config = sources.config
+    path, gguf_path = sources.prepared()
+    told = perplexities(path, gguf_path, args.text, args.threads) if args.gguf else {}
     load = os.getloadavg()[0]
     reader = memory_reader(args.threads)
     limits = measure_limits(args.threads, reader)
@@ -159,7 +206,8 @@ def compare(args: argparse.Namespace) -> Comparison:
     limits = replace(limits, bandwidth=reader.best)
     rows = {name: [bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides}
     command = shlex.join(["python", "bench/vs_llama.py", *sys.argv[1:]])
-    return Comparison(config.name, cpu_name(), limits, agreed, load, command, rows)
+    weights = sources.weights(bundle)
+    return Comparison(config.name, cpu_name(), limits, agreed, load, command, rows, weights, told)
 
 
 def main() -> None:
@@ -167,6 +215,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="MiniCPM4-0.5B")
+    parser.add_argument(
+        "--gguf", type=Path, metavar="FILE", help="a model's own file, in place of a shape"
+    )
+    parser.add_argument(
+        "--text", type=Path, default=LICENCE, help="what perplexity is of, with --gguf"
+    )
     parser.add_argument("--layers", type=int, help="layers instead of the preset's")
     parser.add_argument(
         "--sparse", action="store_true", help="give the shape the published sparse attention"
@@ -199,9 +253,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.prepare:
-            return print(
-                *prepared(shape(args.preset, args.layers, args.sparse), args.work), sep="\n"
-            )
+            return print(*Sources.of(args).prepared(), sep="\n")
         result = compare(args)
     except MiniCPMError as error:
         sys.exit(f"error: {error}")

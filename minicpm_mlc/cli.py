@@ -121,6 +121,12 @@ main.add_command(pull)
     default="auto",
     help="dense leaves out sparse kernels.",
 )
+@click.option(
+    "--sparse-config",
+    type=click.Path(),
+    help="Settings of sparse attention, for a GGUF file, which has none: a JSON file, as the "
+    "sparse_config of config.json or with one.",
+)
 @click.option("--prefill-chunk", type=int, help="Prompt tokens computed at a time.")
 @click.option(
     "--draft",
@@ -139,8 +145,8 @@ main.add_command(pull)
     "adapters",
     metavar="DIR[:WEIGHT]",
     multiple=True,
-    help="A LoRA adapter's folder, merged before the weights are stored; may be given more than "
-    "once.",
+    help="A LoRA adapter's folder, or ORG/NAME, merged before the weights are stored; may be given "
+    "more than once.",
 )
 @click.option(
     "--ternary",
@@ -182,6 +188,7 @@ def compile_command(
     embedding_quant: str | None,
     draft_quant: str | None,
     calibrate: tuple[str, ...],
+    adapters: tuple[str, ...],
     draft: str | None,
     random_weights: bool,
     force: bool,
@@ -196,13 +203,15 @@ def compile_command(
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path
 
     with show_progress() as report:
+        adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
         result = compile_model(
             source if random_weights else local_path(source, report, note),
+            adapters=adapters,
             draft=draft,
             random_weights=random_weights,
             scheme=quant,
@@ -336,17 +345,23 @@ def serve(
     serve_bundle(bundle, serving, say, **opened)
 
 
-@main.command(**example("minicpm-mlc inspect MiniCPM4.1-8B"))
+@main.command(**example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"))
 @click.argument("source")
+@click.option("--speed/--no-speed", default=True, help="Forecast tokens/s on this machine.")
+@click.option("--measure", is_flag=True, help="Measure this machine's limits again first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(source: str, as_json: bool) -> None:
-    """Show config, sizes and memory need of SOURCE.
+def inspect(source: str, speed: bool, measure: bool, as_json: bool) -> None:
+    """Show config, sizes, memory need and speed of SOURCE, before anything large is downloaded.
 
-    SOURCE is a bundle, a checkpoint, or a published model's name.
+    SOURCE is a bundle, a checkpoint, ORG/NAME of a hub, or a published model's name. Limits of the
+    machine are measured once, which takes some seconds.
     """
     from minicpm_mlc.inspect import describe
 
-    _print(describe.describe(source), describe.as_text, as_json)
+    report = describe.describe(source)
+    report = describe.with_speeds(report, measure) if speed else report
+    report.pop(describe.CONFIG, None)
+    _print(report, describe.as_text, as_json)
 
 
 @main.command(**example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))

@@ -26,8 +26,10 @@ class Stand:
     repository: str = "openbmb/tiny"
     status: int = 200  # of every request to the first port
     retry_after: str | None = None
+    page: bytes | None = None  # what the first port answers instead
     cut_every: int = 0  # bytes after which a connection of the second port is cut
     wrong: set[str] = field(default_factory=set)  # files that come with other bytes
+    more: int = 0  # bytes that follow the end of each file
     ranges: bool = True
     token: str | None = None  # what the first port asks for
     asked: list[str] = field(default_factory=list)  # paths that were asked of both, "GET 9-/cdn/x"
@@ -37,7 +39,7 @@ class Stand:
 
     def body(self, path: str) -> bytes:
         """The bytes that are sent for a file."""
-        data = self.files[path]
+        data = self.files[path] + bytes(self.more)
         return data if path not in self.wrong else bytes([data[0] ^ 1]) + data[1:]
 
 
@@ -65,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._file(unquote(url.path).removeprefix("/cdn/"), self.stand.cut_every)
         if self.stand.token and self.headers.get("Authorization") != f"Bearer {self.stand.token}":
             return self._status(401)
+        if self.stand.page is not None:
+            return self._send(200, self.stand.page, {"Content-Type": "text/html"})
         if self.stand.status != 200:
             return self._status(self.stand.status)
         self._hub(unquote(url.path), {key: value[0] for key, value in parse_qs(url.query).items()})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from checkpoints import config_json, tiny_config, write_checkpoint, write_json
 
+from minicpm_mlc.compile import CompileResult
 from minicpm_mlc.compile.checkpoint.weights import ENDS, Weights
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.ops.formats.weights import SCHEMES
@@ -229,6 +230,11 @@ def notes_of(weights: Weights, linear: str, tables: str) -> list[str]:
     """Its notes where linears, and embedding and head, are stored in these schemes."""
     matrices = [name for name in weights.names() if len(weights.shape(name)) == 2]
     return weights.notes({n: SCHEMES[tables if n in ENDS else linear] for n in matrices})
+
+
+def told(result: CompileResult) -> list[str]:
+    """A compilation's notes without the offer to calibrate."""
+    return [note for note in result.notes if not note.startswith("--calibrate would")]
 
 
 def fused(weights: Tensors, fuse: dict[str, tuple[str, ...]]) -> Tensors:

@@ -62,11 +62,11 @@ def test_log_probabilities_of_large_logits():
 
 def test_the_table_has_ratios_to_plain_w4():
     rows = [
-        quality.Row(name, weights, [TextQuality("a", 10, kl, 0.5, 7.0, 6.0)])
-        for name, weights, kl in (
-            ("f32", 8_000_000, 0.0),
-            ("w4", 1_125_000, 0.4),
-            ("w4, calibrated", 1_125_000, 0.1),
+        quality.Row(name, weights, bits, [TextQuality("a", 10, kl, 0.5, 7.0, 6.0)])
+        for name, weights, bits, kl in (
+            ("f32", 8_000_000, 32.0, 0.0),
+            ("w4", 1_125_000, 4.5, 0.4),
+            ("w4, calibrated", 1_125_000, 4.5, 0.1),
         )
     ]
     table = quality.cells(rows)

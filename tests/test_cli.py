@@ -21,8 +21,10 @@ import minicpm_mlc.runtime_py.engine
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.errors import BundleError, CompileError, ContextError
 from minicpm_mlc.base.progress import Bars
+from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.cli import main
+from minicpm_mlc.inspect import machine_limits
 from minicpm_mlc.runtime_py import memory
 
 VERBS = [
@@ -30,6 +32,7 @@ VERBS = [
     "pull",
     "compile",
     "chat",
+    "serve",
     "inspect",
     "bench",
     "quality",
@@ -48,6 +51,13 @@ def run(*args: str, **options: Any) -> Result:
     result = CliRunner().invoke(main, list(args), prog_name="minicpm-mlc", **options)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that needn't be measured."""
+    limits = Limits(2, 40e9, 500e9, 2000e9)
+    monkeypatch.setattr(machine_limits, "machine_limits", lambda again: limits)
 
 
 @pytest.fixture
@@ -221,6 +231,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "bits": None,
         "adapters": (),
         "ternary": None,
+        "sparse_config": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
     for given, texts in ([], []), (["notes.txt"], ["notes.txt"]):

@@ -1,6 +1,4 @@
-"""GGUF files: blocks as the gguf package reads them, damaged files, and what the metadata stands
-for.
-"""
+"""GGUF files: what the metadata stands for, whole, in parts, of other models and damaged."""
 
 from __future__ import annotations
 
@@ -13,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import CHAT_TEMPLATE
+from test_gguf_blocks import blocks
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import Tokenizer
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.checkpoint.gguf import find_gguf, open_gguf
-from minicpm_mlc.compile.checkpoint.gguf.blocks import BLOCKS, Block, Floats
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile
 from minicpm_mlc.compile.checkpoint.gguf.spm_merges import merges_of
+from minicpm_mlc.compile.checkpoint.gguf.types import BLOCKS
+from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.inspect.describe import describe
 from minicpm_mlc.ops.formats.weights import SCHEMES
 
@@ -33,50 +33,19 @@ SCALED = {
     "residual_scale": 1.4 / LAYERS**0.5,
     "logit_scale": HIDDEN / 32.0,
 }
-NUMBERED = sorted((kind, block) for kind, block in BLOCKS.items() if not isinstance(block, Floats))
 
 
-def blocks(block: Block, count: int = 40) -> np.ndarray:
-    """Random blocks whose f16 fields are plain numbers; Q8_0 without -128."""
-    rng = np.random.default_rng(block.nbytes)
-    raw = rng.integers(0, 256, (count, block.nbytes)).astype(np.uint8)
-    halves = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
-    for at in halves.get(block.name, [0]):
-        raw[:, at : at + 2] = rng.normal(0, 0.1, (count, 1)).astype("<f2").view(np.uint8)
-    if block.name == "Q8_0":
-        raw[:, 2:][raw[:, 2:] == 128] = 129
-    return raw
-
-
-@pytest.mark.parametrize(("kind", "block"), NUMBERED, ids=lambda value: getattr(value, "name", ""))
-def test_blocks_stand_for_the_numbers_of_the_gguf_package(kind, block):
-    raw = blocks(block)
-    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(kind))
-    assert np.array_equal(block.numbers(raw), expected)
-
-
-@pytest.mark.parametrize(("kind", "block"), NUMBERED, ids=lambda value: getattr(value, "name", ""))
-def test_carried_blocks_are_the_same_weights(kind, block):
-    raw = blocks(block)
-    for name in block.carriers:
-        scheme = SCHEMES[name]
-        carried = block.carried(raw, name)
-        parts = {key: part.reshape(len(raw), -1) for key, part in carried.items()}
-        assert np.array_equal(scheme.dequantize(parts), block.numbers(raw)), name
-        like = scheme.quantize(block.numbers(raw))
-        assert {key: part.dtype for key, part in parts.items()} == {
-            key: part.dtype for key, part in like.items()
-        }
-
-
-def test_the_lowest_byte_of_q8_0_is_not_carried():
-    raw = blocks(BLOCKS[8])
-    raw[3, 9] = 128
-    assert BLOCKS[8].carried(raw, "w8") is None
-
-
-def write_gguf(path: Path, arch: str = "llama", stored: str = "Q8_0", **changes: Any) -> Path:
-    """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`."""
+def write_gguf(
+    path: Path,
+    arch: str = "llama",
+    stored: str = "Q8_0",
+    per_part: int = 0,
+    heads: tuple[int, int, int] = (HEADS, KV_HEADS, HIDDEN // HEADS),
+    **changes: Any,
+) -> Path:
+    """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`, all in
+    one file or `per_part` in each. `heads`: of queries, of keys, and their size.
+    """
     keys = {
         f"{arch}.block_count": LAYERS,
         f"{arch}.context_length": 256,
@@ -90,11 +59,14 @@ def write_gguf(path: Path, arch: str = "llama", stored: str = "Q8_0", **changes:
         "tokenizer.ggml.pre": "gpt-2",
         **changes,
     }
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=per_part)
     for key, value in keys.items():
         add_key(writer, key, value)
+    if keys.get(f"{arch}.rope.scaling.type") == "longrope":
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", factors(heads[2]))
     rng = np.random.default_rng(0)
-    for name, shape in shapes(len(keys["tokenizer.ggml.tokens"]), arch).items():
+    for name, shape in shapes(len(keys["tokenizer.ggml.tokens"]), arch, heads).items():
         numbers = rng.normal(0, 0.1, shape).astype(np.float32)
         if len(shape) == 1:
             writer.add_tensor(name, numbers)
@@ -131,14 +103,19 @@ def add_key(writer: Any, key: str, value: Any) -> None:
             writer.add_float32(key, float(value))
 
 
-def shapes(vocab: int, arch: str) -> dict[str, tuple[int, ...]]:
-    head = HIDDEN // HEADS
+def factors(head_dim: int) -> np.ndarray:
+    """LongRoPE's list."""
+    return np.linspace(1, 40, head_dim // 2).astype(np.float32)
+
+
+def shapes(vocab: int, arch: str, heads: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    queries, keys, head = heads
     layer = {
         "attn_norm": (HIDDEN,),
-        "attn_q": (HIDDEN, HIDDEN),
-        "attn_k": (KV_HEADS * head, HIDDEN),
-        "attn_v": (KV_HEADS * head, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN),
+        "attn_q": (queries * head, HIDDEN),
+        "attn_k": (keys * head, HIDDEN),
+        "attn_v": (keys * head, HIDDEN),
+        "attn_output": (HIDDEN, queries * head),
         "ffn_norm": (HIDDEN,),
         "ffn_gate": (WIDE, HIDDEN),
         "ffn_up": (WIDE, HIDDEN),
@@ -255,7 +232,8 @@ def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
     for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
         path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
         result = compile_model(path, dry_run=True)
-        assert result.out == f"tiny-{scheme}-cpu" and result.notes == []
+        offers = [note.startswith("--calibrate would") for note in result.notes]
+        assert (result.out, offers) == (f"tiny-{scheme}-cpu", [True] if stored == "F16" else [])
     [note] = compile_model(path.with_name("tiny-Q8_0.gguf"), scheme="w4", dry_run=True).notes
     assert "14 tensors of Q8_0 are quantised again, to w4: relative error" in note
     assert find_gguf(tmp_path / "none") is None
@@ -268,7 +246,7 @@ def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
 def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
     monkeypatch.setattr("test_gguf.HIDDEN", 256)
     monkeypatch.setattr("test_gguf.WIDE", 512)
-    path = write_gguf(tmp_path / "tiny.gguf", stored=stored)
+    path = write_gguf(tmp_path / "tiny.gguf", stored=stored, heads=(4, 2, 64))
     result = compile_model(path, dry_run=True)
     assert result.out == f"tiny-{name}-cpu" and result.notes == []
     weights, scheme = open_gguf(path).weights, SCHEMES[name]
@@ -281,10 +259,61 @@ def test_k_quants_are_carried_as_they_are(tmp_path, monkeypatch, stored, name):
     assert f"tensors of {stored} are quantised again, to w8" in note
 
 
+def test_any_part_of_a_split_file_stands_for_all(tmp_path):
+    whole = open_gguf(write_gguf(tmp_path / "tiny-Q8_0.gguf"))
+    (tmp_path / "parts").mkdir()
+    write_gguf(tmp_path / "parts" / "tiny-Q8_0.gguf", per_part=9)
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert [part.name for part in parts] == [f"tiny-Q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert find_gguf(tmp_path / "parts") == parts[0]
+    for path in parts:
+        opened = open_gguf(path)
+        assert opened.config == whole.config and opened.config.name == "tiny"
+        for name in whole.weights.names():
+            assert np.array_equal(opened.weights.rows(name), whole.weights.rows(name))
+
+
+def test_parts_that_are_not_one_file_are_refused_by_name(tmp_path):
+    write_gguf(tmp_path / "m.gguf", per_part=9)
+    first, second, third = sorted(tmp_path.iterdir())
+    kept = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(CheckpointError, match=r"00002-of-00003\.gguf: is part 3 of 3, expected"):
+        open_gguf(first)
+    second.unlink()
+    with pytest.raises(CheckpointError, match=r"2 of the 3 parts of .*, and not m-00002-of-00003"):
+        open_gguf(third)
+    second.write_bytes(kept)
+    write_gguf(tmp_path / "other.gguf")
+    with pytest.raises(CheckpointError, match="several GGUF files"):
+        find_gguf(tmp_path)
+    with pytest.raises(CheckpointError, match="is one part of a split file, part 1 of 3"):
+        open_gguf(first.rename(tmp_path / "renamed.gguf"))
+
+
+def test_a_file_has_the_sparse_config_that_is_given_or_the_published_one(tmp_path):
+    sizes = {"minicpm.attention.head_count": 32, "minicpm.attention.head_count_kv": 2}
+    keys = {**sizes, "minicpm.attention.key_length": 128, "minicpm.context_length": 16384}
+    path = write_gguf(tmp_path / "m.gguf", "minicpm", heads=(32, 2, 128), **keys)
+    [*_, note] = compile_model(path, dry_run=True).notes
+    assert "has no sparse_config: the published settings are used" in note
+    given = tmp_path / "sparse.json"
+    given.write_text('{"sparse_config": {"topk": 8, "dense_len": 1024}}')
+    config = open_gguf(path, json.loads(given.read_text())["sparse_config"]).config
+    assert config.sparse == SparseConfig(topk=8, dense_len=1024)
+    notes = compile_model(path, dry_run=True, sparse_config=given).notes
+    assert not any("sparse_config" in note for note in notes)
+    with pytest.raises(ConfigError, match=r"sparse_config = .* is not implemented"):
+        compile_model(write_gguf(tmp_path / "l.gguf"), dry_run=True, sparse_config=given)
+    with pytest.raises(ConfigError, match=r"--sparse-config .*: there is no such file"):
+        compile_model(path, dry_run=True, sparse_config=tmp_path / "none")
+
+
 REFUSED = {
     "general.architecture": {"arch": "gemma"},
     "tokenizer.ggml.pre is 'other'": {"tokenizer.ggml.pre": "other"},
     "is one part of a split file": {"split.count": 2},
+    "split.count is 'two', expected a whole number": {"split.count": "two"},
     "llama.expert_count is 4": {"llama.expert_count": 4},
     "rope_type is": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2},
 }
@@ -316,7 +345,7 @@ DAMAGED = {
     "has 9 sizes": header(9, 1, 0, 0),
     "expected rows of whole Q4_0": header(1, 33, 2, 0),
     "sizes \\[9223372036854775808": header(2, 1 << 63, 2, 0, 0),
-    "stored as IQ4_XS": header(1, 256, 23, 0),
+    "stored as IQ2_XS": header(1, 256, 17, 0),
     "no multiple of 32": header(1, 8, 0, 4),
     "is cut off: it has": header(2, 1 << 40, 1 << 40, 0, 0),
     "is cut off: the version": b"GGUF",

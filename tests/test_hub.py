@@ -172,6 +172,14 @@ def test_wrong_bytes_are_refused_and_fetched_again(stand: Stand, name: str, path
     assert contents(pulled(name).path)[path] == FILES[path]
 
 
+def test_a_file_without_end_does_not_fill_the_disk(stand: Stand) -> None:
+    stand.more = 1 << 26
+    with pytest.raises(HubError, match=r"model\.safetensors came with .* bytes, expected 40,960"):
+        pulled(NAMES["hf"])
+    kept = [path for path in huggingface.HuggingFace().cache.rglob("*") if path.is_file()]
+    assert not [path for path in kept if path.stat().st_size > 1 << 16]
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -186,6 +194,13 @@ def test_refusals_name_the_next_command(stand: Stand, name: str, status: int, sa
     stand.status = status
     stand.retry_after = "0"
     with pytest.raises(HubError, match=said):
+        pulled(name)
+
+
+@pytest.mark.parametrize("page", [b"<html>log in", b"[]", b'{"siblings": 3}', b""])
+def test_answers_of_something_else_are_told(stand: Stand, name: str, page: bytes) -> None:
+    stand.page = page
+    with pytest.raises(HubError, match=r"answers what no hub does|no weights that are read"):
         pulled(name)
 
 
@@ -207,7 +222,7 @@ def test_a_token_stays_with_the_hub(
     assert stand.tokens_at_files == []
 
 
-def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str) -> None:
+def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str, tmp_path: Path) -> None:
     before = pulled(name).path
     stand.status = 500  # not reached
     notes: list[str] = []
@@ -219,6 +234,9 @@ def test_without_the_hub_what_came_before_is_used(stand: Stand, name: str) -> No
         again = pull.pull_source(name, no_progress, notes.append)
         assert again.path == before
         assert f"{gone}" in notes[0] and "what was downloaded before is used" in notes[0]
+        next((tmp_path / "cache").rglob("pulled/*.json")).unlink()
+        again = pull.pull_source(name, no_progress, notes.append)  # by the hub's cache alone
+        assert (again.path, len(notes)) == (before, 2)
         with pytest.raises(HubError, match=f"{gone}.* was not downloaded before; see the network"):
             pulled(name.replace("tiny", "other"))
 
@@ -236,6 +254,19 @@ def test_one_file_of_a_gguf_repository(stand: Stand, name: str) -> None:
     stand.files = {f"m-{q}.gguf": q.encode() * 5000 for q in ("Q4_K_M", "Q8_0")}
     assert pulled(name).path.name == "m-Q4_K_M.gguf"
     assert pulled(f"{name}:Q8_0").path.read_bytes() == b"Q8_0" * 5000
+
+
+def test_adapters_may_have_a_weight(stand: Stand, tmp_path: Path) -> None:
+    stand.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    folder = pulled(NAMES["hf"]).path
+    assert set(contents(folder)) == set(stand.files)
+    for given, path in {
+        NAMES["hf"]: f"{folder}",
+        f"{NAMES['hf']}:0.5": f"{folder}:0.5",
+        f"{tmp_path}:2": f"{tmp_path}:2",
+        f"{tmp_path}": f"{tmp_path}",
+    }.items():
+        assert pull.local_adapter(given, no_progress, print) == path
 
 
 def test_pull_tells_where_it_is(stand: Stand) -> None:

@@ -107,6 +107,7 @@ def test_list_shows_bundles_and_downloads(stand: Stand, name: str, compiler: Com
     )
     assert "--quant w8" in "".join(table) and "just now" in table[1]
     told = {one["kind"]: one for one in json.loads(run("list", "--json").stdout)}
+    assert told["bundle"]["revision"] == told["download"]["revision"] != ""
     assert told["download"]["bytes"] == sum(len(FILES[path]) for path in NEEDED)
     assert table[-1].endswith("in all")
 

@@ -114,6 +114,13 @@ def test_split_and_unsloth_gguf_files() -> None:
     assert taken("m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf", choice="UD-Q4_K_M")[1] == "m-UD-Q4_K_M.gguf"
 
 
+def test_a_part_of_a_split_model_that_is_missing_is_told() -> None:
+    with pytest.raises(HubError, match=r"has 1 of the 2 files of model-00002-of-00002\.safetens"):
+        taken("config.json", "model-00002-of-00002.safetensors")
+    with pytest.raises(HubError, match=r"has 2 of the 3 files of m-Q8_0-00001-of-00003\.gguf"):
+        taken(*(f"m-Q8_0-0000{i}-of-00003.gguf" for i in (1, 3)), choice="Q8_0")
+
+
 def test_a_repository_without_weights_says_what_it_holds() -> None:
     with pytest.raises(HubError, match=r"no weights that are read .* but README.md, model.onnx"):
         taken("README.md", "model.onnx")

@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime_py": BELOW_OPS | {"prompt"},
     "serve": BELOW_OPS | {"prompt", "runtime_py", ""},
     "bench": OPS | {"targets", "prompt", "compile", "runtime_py"},
-    "hub": BELOW_OPS,
+    "hub": BELOW_OPS | {""},
     "inspect": OPS
     | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
     "cli_options": {"base", "ops/formats", "runtime_py"},

@@ -260,7 +260,7 @@ def test_llama_factorys_folder_brings_its_tokenizer(tmp_path, base):
     )
     write_tokenizer(folder, 384)
     result = compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True)
-    assert result.notes == []
+    assert packers.told(result) == []
     alone = compile_model(base, tmp_path / "out", dry_run=True)
     assert result.weights > alone.weights
     opened = Adapters.open([str(folder)])
@@ -268,7 +268,8 @@ def test_llama_factorys_folder_brings_its_tokenizer(tmp_path, base):
     assert files.object("config.json")["vocab_size"] == 384
     assert files.content("tokenizer.json") == (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").unlink()  # then the base's is taken, with 323 tokens
-    assert compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True).notes == []
+    result = compile_model(base, tmp_path / "out", adapters=[str(folder)], dry_run=True)
+    assert packers.told(result) == []
 
 
 def test_xtuners_folder_is_read_from_a_file_of_torch(tmp_path, base):

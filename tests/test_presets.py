@@ -88,6 +88,7 @@ def test_scalings_per_model():
         "MiniCPM4-0.5B": (0.2857738033, 1 / 4),
         "MiniCPM4-8B": (0.2474873734, 1 / 16),
         "MiniCPM4.1-8B": (0.2474873734, 1 / 16),
+        "MiniCPM-SALA": (0.2474873734, 1 / 16),
     }
     expected = dict.fromkeys(PRESETS, (1.0, 1.0)) | scaled
     found = {name: (config.residual_scale, config.logit_scale) for name, config in PRESETS.items()}

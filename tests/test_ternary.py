@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import save_tensors, write_checkpoint
-from packers import notes_of, small_config
+from packers import notes_of, small_config, told
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile import compile_model
@@ -73,9 +73,9 @@ def test_weights_of_more_values_are_floats(tmp_path):
 def test_latent_weights_are_rounded_as_in_training(tmp_path):
     folder = tmp_path / "BitCPM-CANN-8B"
     latent = write_checkpoint(folder, small_config(), dtype="bf16")
-    [note] = compile_model(folder, tmp_path / "out", dry_run=True).notes
+    [note] = told(compile_model(folder, tmp_path / "out", dry_run=True))
     assert "--ternary 128" in note
-    assert compile_model(folder, tmp_path / "out", ternary=64, dry_run=True).notes == []
+    assert told(compile_model(folder, tmp_path / "out", ternary=64, dry_run=True)) == []
     weights = open_checkpoint(folder, small_config(), ternary=64)
     groups = latent[GATE].reshape(192, 2, 64)
     size = np.abs(groups).mean(-1, keepdims=True).astype(np.float16).astype(np.float32)

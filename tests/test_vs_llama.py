@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,14 @@ def test_comparison_says_what_was_run():
     assert "correlate 0.980" in markdown and "Load average before the run: 3.2" in markdown
     assert "`python bench/vs_llama.py`" in markdown
     assert json.loads(COMPARISON.json())["sides"]["llama.cpp"][1]["samples"] == [10.0, 40.0, 90.0]
+
+
+def test_a_files_comparison_tells_both_perplexities():
+    told = {"minicpm-mlc": 12.3456, "llama.cpp": 12.4}
+    head = replace(COMPARISON, weights="weights of m.gguf", perplexity=told).head()
+    assert head.startswith("M, weights of m.gguf; some cpu")
+    assert "Perplexity: minicpm-mlc 12.346, llama.cpp 12.400. " in head
+    assert "random weights" in COMPARISON.head() and "Perplexity" not in COMPARISON.head()
 
 
 SHAPES = [("MiniCPM4-0.5B", None, True), ("MiniCPM4.1-8B", 4, False), ("MiniCPM5-1B", 1, False)]

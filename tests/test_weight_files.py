@@ -148,3 +148,6 @@ def test_a_damaged_file_of_torch_is_one_sentence(tmp_path):
     (tmp_path / SINGLE).rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin is not a whole file of torch"):
         open_checkpoint(tmp_path, CONFIG)
+    (tmp_path / "pytorch_model.bin").write_bytes(LFS)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: is a Git LFS pointer"):
+        open_checkpoint(tmp_path, CONFIG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,25 +35,74 @@ def memory_reader(threads: int) -> MemoryReader:
 
 
 def measure_limits(threads: int, reader: MemoryReader) -> Limits:
-    """All limits with `threads` threads; memory's is the reader's best."""
-    use_threads(threads)
-    target = CpuTarget.of("native")
-    float32 = _rate(multiply_add_peak(PEAK_VECTORS), "float32", threads, FLOAT32_OPERATIONS)
-    dot = target.int8_dot
-    int8 = None
-    if dot:
-        int8 = _rate(int8_peak(PEAK_VECTORS, dot), "int32", threads, int8_operations(dot))
-    return Limits(threads, reader.best, float32, int8)
+    """All limits with `threads` threads, the best of some passes; memory's is the reader's best."""
+    multipliers = Multipliers(threads)
+    for _ in range(PASSES):
+        multipliers.sample()
+    return Limits(threads, reader.best, *multipliers.chosen(max))
 
 
-def _rate(kernel: Any, dtype: str, threads: int, operations: int) -> float:
-    """Operations per second of a kernel that multiplies, the best of some passes."""
+class UsualLimits:
+    """What a program may count on beside others: medians of samples, which are best taken between
+    the measurements that they explain. `measure_limits` has the best.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._memory = memory_reader(threads)
+        self._multipliers = Multipliers(threads)
+
+    def sample(self) -> None:
+        """Measures all of them once."""
+        use_threads(self.threads)
+        self._memory.sample()
+        self._multipliers.sample()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._memory.forget()
+        self._multipliers.forget()
+
+    def limits(self) -> Limits:
+        """By the samples since the beginning."""
+        rates = self._multipliers.chosen(statistics.median)
+        return Limits(self.threads, self._memory.usual, *rates)
+
+
+class Multipliers:
+    """How many operations per second the processor multiplies and adds, float32 and int8 where it
+    has int8 dot products.
+    """
+
+    def __init__(self, threads: int) -> None:
+        use_threads(threads)
+        dot = CpuTarget.of("native").int8_dot
+        self._threads = threads
+        self._kernels = [_multiplier(multiply_add_peak(PEAK_VECTORS), "float32", threads)]
+        self._operations = [FLOAT32_OPERATIONS]
+        if dot:
+            self._kernels.append(_multiplier(int8_peak(PEAK_VECTORS, dot), "int32", threads))
+            self._operations.append(int8_operations(dot))
+        self._samples: list[list[float]] = [[] for _ in self._kernels]
+
+    def sample(self) -> None:
+        """Runs each once."""
+        for kernel, operations, samples in zip(
+            self._kernels, self._operations, self._samples, strict=True
+        ):
+            samples.append(self._threads * STEPS * PEAK_VECTORS * operations / seconds(kernel))
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._samples = [[] for _ in self._kernels]
+
+    def chosen(self, choose: Callable[[list[float]], float]) -> tuple[float, float | None]:
+        """One of the samples of float32, and of int8."""
+        float32, *int8 = map(choose, self._samples)
+        return float32, int8[0] if int8 else None
+
+
+def _multiplier(kernel: Any, dtype: str, threads: int) -> Callable[[], Any]:
     run = compiled(kernel)
     out = tvm.runtime.from_dlpack(reserve((threads, 16), np.dtype(dtype)))
-    return (
-        threads
-        * STEPS
-        * PEAK_VECTORS
-        * operations
-        / min(seconds(lambda: run(out)) for _ in range(PASSES))
-    )
+    return lambda: run(out)

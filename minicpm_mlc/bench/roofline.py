@@ -4,6 +4,7 @@ it multiplies.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,9 +46,9 @@ class MemoryReader:
     """How fast READ_KERNEL, a compiled function (x i32[n, 16], out i32[tasks, 16]), goes through a
     buffer with TVM's threads.
 
-    `best` is the best of all samples so far, in bytes per second. Other programs, and other guests
-    of a virtual machine, slow memory down at times: sample it between the measurements that it
-    bounds.
+    `best` is the best of all samples so far, in bytes per second, `usual` their median. Other
+    programs, and other guests of a virtual machine, slow memory down at times: sample it between
+    the measurements that it bounds.
     """
 
     def __init__(self, read: Callable[[Any, Any], None], nbytes: int = BUFFER_BYTES) -> None:
@@ -57,12 +58,26 @@ class MemoryReader:
         buffer[...] = 1  # untouched pages would all be the system's one page of zeros
         self._read = read
         self._bytes = buffer.nbytes
-        self.best = 0.0
+        self._samples: list[float] = []
         self._arguments = [HostMemory().tensor(array) for array in (buffer, sums)]
+
+    @property
+    def best(self) -> float:
+        """Of all samples; 0 before the first."""
+        return max(self._samples, default=0.0)
+
+    @property
+    def usual(self) -> float:
+        """What a program may count on: the median of the samples."""
+        return statistics.median(self._samples)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._samples.clear()
 
     def sample(self, passes: int = 1) -> None:
         """Goes through the buffer `passes` times."""
         for _ in range(passes):
             start = time.perf_counter()
             self._read(*self._arguments)
-            self.best = max(self.best, self._bytes / (time.perf_counter() - start))
+            self._samples.append(self._bytes / (time.perf_counter() - start))

@@ -50,7 +50,12 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
 from minicpm_mlc.compile.limits import choose_context, choose_prefill_chunk, choose_sparse
-from minicpm_mlc.compile.model.registry import build_model, read_config_folder, with_context
+from minicpm_mlc.compile.model.registry import (
+    build_model,
+    read_config_folder,
+    read_sparse_file,
+    with_context,
+)
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.storage import choose_precision, draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
@@ -67,13 +72,16 @@ LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do."""
+    """What was written (or would be), in bytes and tokens; `notes` are what the bundle can't do,
+    `offer` what could still be done for its answers.
+    """
 
     out: str
     written: bool
     weights: int
     memory: list[dict[str, int]]  # {"context", "bytes"}
     notes: list[str]
+    offer: str | None = None
 
     def json(self) -> str:
         """One JSON object."""
@@ -89,7 +97,8 @@ class CompileResult:
             f"  {row['context']:>8} tokens of context need {human_bytes(row['bytes'])}"
             for row in self.memory
         ]
-        return "\n".join([head, *rows, *(f"note: {note}" for note in self.notes)])
+        notes = [*(f"note: {note}" for note in self.notes), *([self.offer] if self.offer else [])]
+        return "\n".join([head, *rows, *notes])
 
 
 def compile_model(
@@ -107,6 +116,7 @@ def compile_model(
     context: int | None = None,
     prefill_chunk: int | None = None,
     attention: str = "auto",
+    sparse_config: str | Path | None = None,
     draft: str | Path | None = None,
     draft_scheme: str | None = None,
     frspec: str | Path | None = None,
@@ -135,11 +145,12 @@ def compile_model(
     goes on where it was. `bits`: of a linear's weight, on average; what is left of them goes to the
     linears that gain most by a richer scheme. `adapters`: folders of LoRA adapters that are merged
     one after another, each with ":WEIGHT" or without. `ternary` rounds linears to three values in
-    groups of so many columns, as BitCPM's training does. `say` is told at once what the bundle will
-    not do; it is in the result too.
+    groups of so many columns, as BitCPM's training does. `sparse_config`: a JSON file with the
+    settings of sparse attention, for a checkpoint that has none. `say` is told at once what the
+    bundle will not do; it is in the result too.
     """
     with interrupts_told(), some_home():
-        opened = _open(source, random_weights, adapters, ternary)
+        opened = _open(source, random_weights, adapters, ternary, sparse_config)
         for note in opened.notes:
             say(note)
         head = _open_draft(draft, opened.config, frspec)
@@ -151,9 +162,8 @@ def compile_model(
         precision = replace(precision, mixed=opened.mixed(precision, scheme))
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
-        later = opened.rounded(precision)
-        later += opened.offered(precision, carried, work)
-        for note in later:
+        again = opened.rounded(precision)
+        for note in again:
             say(note)
         if work:
             precision = work.spent(config, precision, opened.weights, progress)
@@ -163,7 +173,8 @@ def compile_model(
         compilation = Compilation(config, precision, target, longest, chunk, stored, said)
         suffix = f"-{gpu}" if gpu else ""
         path = Path(out) if out else Path(f"{config.name}-{schemes[0]}-{device}{suffix}")
-        result = _result(path, compilation.manifest, opened.notes + later, written=not dry_run)
+        result = _result(path, compilation.manifest, opened.notes + again, written=not dry_run)
+        result = replace(result, offer=None if carried or work else opened.offer(precision))
         if not dry_run:
             whole = opened.with_head(head)
             calibration = work and work.calibration(compilation, whole, path)
@@ -226,12 +237,11 @@ class _Opened:
         """What a bundle's manifest says of it."""
         return self.stored.manifest.calibration if self.stored else None
 
-    def offered(self, precision: Precision, carried: bool, work: TextWork | None) -> list[str]:
-        """What else could be done for the weights."""
-        if carried or work or isinstance(self.weights, RandomCheckpoint):
-            return []
-        offer = calibration_offer(self._params(precision))
-        return [offer] if offer else []
+    def offer(self, precision: Precision) -> str | None:
+        """What calibration could do for weights that are rounded here."""
+        if isinstance(self.weights, RandomCheckpoint) or self.config.lightning_layers:
+            return None
+        return calibration_offer(self._params(precision))
 
     def carries(self, precision: Precision) -> bool:
         """Whether any weights are stored as the source has them in integers."""
@@ -282,33 +292,41 @@ def _write(
 
 
 def _open(
-    source: str | Path, random_weights: bool, adapters: Sequence[str], ternary: int | None
+    source: str | Path,
+    random_weights: bool,
+    adapters: Sequence[str],
+    ternary: int | None,
+    sparse_config: str | Path | None,
 ) -> _Opened:
     name, folder = str(source), Path(source)
+    sparse = None if sparse_config is None else read_sparse_file(Path(sparse_config))
     if random_weights and adapters:
         raise CompileError("--adapter changes a model's weights; leave --random-weights out")
     if (folder / MANIFEST).is_file():
-        if adapters or ternary is not None:
+        if adapters or ternary is not None or sparse:
             raise CompileError(
-                f"--adapter and --ternary: {folder} is a bundle, whose weights are carried; "
-                "compile the checkpoint"
+                f"--adapter, --ternary and --sparse-config: {folder} is a bundle, whose weights "
+                "and config are carried; compile the checkpoint"
             )
         return _open_bundle(folder)
+    if sparse and not folder.exists():
+        raise CompileError(f"--sparse-config {sparse_config}: it is for a checkpoint; leave it out")
     if random_weights and name in PRESETS:
         weights = RandomCheckpoint(PRESETS[name], seed=0)
         return _Opened(PRESETS[name], weights, open_companions(None), [])
     if not folder.is_dir() and name in PRESETS:
         raise CheckpointError(
-            f"{name} is a published model, not a folder; download it, or add --random-weights"
+            f"{name} is a published model, not a folder; give its repository, ORG/{name}, or add "
+            "--random-weights"
         )
     path = find_gguf(folder)
-    gguf = open_gguf(path) if path else None
+    gguf = open_gguf(path, sparse) if path else None
     if gguf and ternary is not None:
         raise CompileError(f"--ternary {ternary}: {path} is quantised already; leave it out")
     if gguf is None:
         check_whole_model(folder)
     loras = Adapters.open(adapters)
-    base = gguf.config if gguf else read_config_folder(folder)
+    base = gguf.config if gguf else read_config_folder(folder, sparse)
     config = loras.config(base)
     files = loras.files(gguf.files if gguf else open_companions(folder), config)
     notes = [*(gguf.notes if gguf else []), *check_companions(files, config)]

@@ -72,8 +72,14 @@ def open_draft(
 
     `frspec`: a list of the tokens to propose. Raises ConfigError, CheckpointError or CompileError
         for a head that does
-    not fit the base, by the name of what doesn't.
+    not fit the base, by the name of what doesn't, and CompileError for a base that verifies no
+    trees.
     """
+    if base.lightning_layers:
+        raise CompileError(
+            f"--draft {source}: {base.name} keeps state per sequence, which can't be taken back to "
+            "verify drafts; leave it out"
+        )
     name, _, rows = str(source).partition(":")
     if (kind := name.removeprefix(RANDOM)) != name and kind in eagles():
         return _random(kind, base, rows, frspec)

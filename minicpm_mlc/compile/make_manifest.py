@@ -12,7 +12,7 @@ from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.state import attention_state, bytes_per_token
+from minicpm_mlc.compile.state import attention_state, bytes_per_token, model_state
 from minicpm_mlc.targets import Target
 
 
@@ -28,7 +28,7 @@ def make_manifest(
     """The manifest, but for its files and the names of the stored tensors. `longest`: tokens of
     context; `calibration`: what the manifest says of the text that rounding saw.
     """
-    state = attention_state(config, precision.kv)
+    state = model_state(config, precision.kv)
     return Manifest(
         name=config.name,
         scheme=precision.linear.name,

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.relax.frontend.nn import spec
 
-from minicpm_mlc.bundle.state import Table
+from minicpm_mlc.bundle.state import Table, bytes_per
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
@@ -27,20 +27,25 @@ def functions(model: Decoder) -> Functions:
 
 
 def model_functions(model: Decoder) -> Functions:
-    """Those of the base, in each gear that it has."""
-    pools = pool_arguments(model.state)
+    """Those of the base, in each gear that it has; state per sequence can't be taken back, so a
+    model with some verifies no tree.
+    """
+    pools, recurrent = pool_arguments(model.state), bytes_per("sequence", model.state) > 0
     rows = "token_ids positions slots"
     kinds = {
         "prefill": ids("n", rows) | ONE_TABLE | ids("m", "logit_rows"),
         "decode": ids("b", rows) | TABLES,
-        "verify": ids("t", rows) | tree_arguments("t"),
     }
+    if not recurrent:
+        kinds["verify"] = ids("t", rows) | tree_arguments("t")
     gears = ("", "_sparse") if model.config.sparse else ("",)
     called = {
         kind + gear: (getattr(model, kind + gear), arguments | pools | PARAMS)
         for kind, arguments in kinds.items()
         for gear in gears
     }
+    if recurrent:
+        return called
     commit = ids("t", "sources slots") | ONE_TABLE | pools | NO_PARAMS
     return called | {"commit": (model.commit, commit)}
 

@@ -7,17 +7,34 @@ from typing import TypeVar
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.bundle.state import StateEntry, Table, bytes_per, pool_places
-from minicpm_mlc.compile.config.model_config import LayerConfig
+from minicpm_mlc.compile.config.model_config import LayerConfig, ModelConfig
 from minicpm_mlc.ops.formats.kv import KVFormat
 
 Pool = TypeVar("Pool")
 
 
-def attention_state(config: LayerConfig, kv: KVFormat) -> list[StateEntry]:
-    """Keys and values of every layer; with sparse attention also the mean key of each segment of 16
-    tokens, in float32: rounded to float16 it can move a selection.
+LIGHTNING = "lightning"
+
+
+def model_state(config: ModelConfig, kv: KVFormat) -> list[StateEntry]:
+    """What attention keeps, and of each lightning layer a float32 matrix for every head."""
+    lightning, size = config.lightning_layers, config.head_dim
+    others = tuple(i for i in range(config.num_layers) if i not in lightning)
+    table = attention_state(config, kv, others)
+    if lightning:
+        shape = (config.num_heads, size, size)
+        table.append(StateEntry(LIGHTNING, lightning, shape, "float32", "sequence"))
+    return table
+
+
+def attention_state(
+    config: LayerConfig, kv: KVFormat, layers: tuple[int, ...] | None = None
+) -> list[StateEntry]:
+    """Keys and values of these layers, by default all; with sparse attention also the mean key of
+    each segment of 16 tokens, in float32: rounded to float16 it can move a selection.
     """
-    heads, width, layers = config.num_kv_heads, config.head_dim, tuple(range(config.num_layers))
+    heads, width = config.num_kv_heads, config.head_dim
+    layers = tuple(range(config.num_layers)) if layers is None else layers
     table = [
         StateEntry("keys", layers, kv.key_shape(heads, width), kv.storage),
         StateEntry("values", layers, kv.value_shape(heads, width), kv.storage),

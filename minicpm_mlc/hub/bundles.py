@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from minicpm_mlc import __version__
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.files import cache_folder, remember
 from minicpm_mlc.base.progress import Progress
@@ -31,9 +32,12 @@ Make = Callable[[str, Path], object]  # compiles a path into a bundle at another
 
 @dataclass(frozen=True)
 class Compiled:
-    """A bundle that `run` compiled: the source as it was typed, and the options."""
+    """A bundle that `run` compiled: the source as it was typed, its commit on the hub, if any, and
+    the options.
+    """
 
     source: str
+    revision: str
     options: dict[str, Any]
     path: Path
 
@@ -63,7 +67,8 @@ def bundle_for(
         if again or not (place / MANIFEST).is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
             make(path, place)
-    _remember(Compiled(source, options, place))
+    record = records.find(name) if name else None
+    _remember(Compiled(source, record.revision if record else "", options, place))
     return place
 
 
@@ -73,8 +78,9 @@ def compiled() -> Iterator[tuple[Path, Compiled]]:
         for file in sorted((cache_folder() / KIND).glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 values = json.loads(file.read_text(encoding="utf-8"))
+                source, revision = str(values["source"]), str(values["revision"])
                 bundle = file.with_suffix("")
-                yield file, Compiled(str(values["source"]), dict(values["options"]), bundle)
+                yield file, Compiled(source, revision, dict(values["options"]), bundle)
 
 
 def _fetch(name: Name, progress: Progress, say: Say) -> tuple[str, str]:
@@ -109,19 +115,24 @@ def _place(source: str, options: dict[str, Any], facts: str | None) -> Path | No
     if facts is None:
         return None
     host = this_host()
-    programs = [FORMAT, ABI, version("minicpm-mlc"), version("apache-tvm")]
+    programs = [FORMAT, ABI, __version__, version("apache-tvm")]
     machine = [host.system, host.machine, sorted(host.features or ())]
     told = json.dumps([facts, sorted(options.items()), programs, machine])
     key = hashlib.sha256(told.encode()).hexdigest()[:KEY_DIGITS]
     name = parse_name(source)
-    label = name.repository.rpartition("/")[2] if name else Path(source).absolute().stem
-    return cache_folder() / KIND / f"{label}-{key}"
+    label = (name.repository if name else str(Path(source).absolute())).rpartition("/")[2]
+    try:
+        return cache_folder() / KIND / f"{label.removesuffix('.gguf')}-{key}"
+    except RuntimeError:
+        raise HubError(
+            "there is no home folder to keep bundles in: set XDG_CACHE_HOME, or compile and chat"
+        ) from None
 
 
 def _remember(bundle: Compiled) -> None:
     """Writes down whose bundle it is, and that it ran now."""
     file = bundle.path.with_name(f"{bundle.path.name}.json")
-    told = {"source": bundle.source, "options": bundle.options}
+    told = {"source": bundle.source, "revision": bundle.revision, "options": bundle.options}
     with suppress(OSError):
         if not file.exists():
             remember(file, json.dumps(told))

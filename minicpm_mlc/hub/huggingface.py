@@ -21,6 +21,8 @@ from minicpm_mlc.hub.transfer import (
     UnreachableError,
     complete,
     fetch_all,
+    first_bytes,
+    understood,
 )
 
 LARGE = 1 << 20  # bytes from which a file is fetched by us
@@ -32,11 +34,14 @@ class HuggingFace:
 
     def __init__(self) -> None:
         try:
+            import httpx2  # noqa: F401  # earlier versions are on another library
             import huggingface_hub
+            import huggingface_hub.constants
+            import huggingface_hub.errors
         except ImportError:
             raise HubError(
-                "Hugging Face is reached through huggingface_hub, which is not installed: "
-                "pip install 'minicpm-mlc[hub]'"
+                "Hugging Face is reached through huggingface_hub 2.4 or newer, which is not "
+                "installed: pip install 'minicpm-mlc[hub]'"
             ) from None
         self._library = huggingface_hub
 
@@ -49,17 +54,18 @@ class HuggingFace:
         """What the repository holds now. Raises HubError, UnreachableError where there is no way
         to the hub.
         """
-        with _told(name):
+        with understood(self._library.constants.ENDPOINT), _told(name):
             info = self._library.HfApi().model_info(
                 name.repository, revision=name.revision, files_metadata=True
             )
-        files = [
-            RemoteFile(
-                each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None, each.blob_id
-            )
-            for each in info.siblings or ()
-        ]
-        return Listing(str(info.sha), files)
+            files = [
+                RemoteFile(
+                    *(each.rfilename, each.size or 0),
+                    *(each.lfs.sha256 if each.lfs else None, each.blob_id),
+                )
+                for each in info.siblings or ()
+            ]
+            return Listing(str(info.sha), files)
 
     def missing(
         self, name: Name, listing: Listing, files: Sequence[RemoteFile]
@@ -88,6 +94,16 @@ class HuggingFace:
                 counter(file.size)
                 _check_small(folder / file.path, file)
         return folder
+
+    def beginning(self, name: Name, listing: Listing, file: RemoteFile, count: int) -> bytes:
+        """The first `count` bytes of a file, or all of it; nothing is kept. Raises HubError."""
+        url = self._library.hf_hub_url(name.repository, file.path, revision=listing.revision)
+        last = min(count, file.size) - 1
+        try:
+            with _told(name), self._open(name, url, 0, last) as (_, blocks):
+                return first_bytes(blocks, count)
+        except Interrupted as cut:
+            raise cut.reason from cut
 
     def cached(self, name: Name) -> Path | None:
         """The folder of what was fetched before, without asking the hub."""
@@ -133,11 +149,16 @@ class HuggingFace:
         partial.replace(blob)
 
     @contextmanager
-    def _open(self, name: Name, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def _open(
+        self, name: Name, url: str, start: int, last: int | None = None
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
         import httpx2
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        asked = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+        asked = {
+            "Range": f"bytes={start}-{'' if last is None else last}",
+            "Accept-Encoding": "identity",
+        }
         headers = {**build_hf_headers(), **asked}
         timeout = self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
@@ -189,7 +210,7 @@ def _told(name: Name) -> Iterator[None]:
         raise _unreachable(error) from error
     except errors.HfHubHTTPError as error:
         raise _http_error(name, error) from error
-    except ValueError as error:  # names that the library refuses
+    except errors.HFValidationError as error:
         raise HubError(f"{name} is no name of a repository: {shown(error)}") from error
 
 
@@ -214,8 +235,9 @@ def _http_error(name: Name, error: Any) -> HubError:
         return HubError(f"{name.repository} has no revision {name.revision}; see {page}/tree/main")
     if status in (401, 404) and not isinstance(error, errors.RemoteEntryNotFoundError):
         return HubError(
-            f"{constants.ENDPOINT} has no {name.repository}, or it is private: see the spelling, "
-            f"or log in with hf auth login, or try modelscope:{name.repository}"
+            f"{constants.ENDPOINT} has no {name.repository}, or it is private: see the spelling "
+            "(no folder here is called so either), or log in with hf auth login, or try "
+            f"modelscope:{name.repository}"
         )
     if status == 403:
         return HubError(f"{page} may not be read with this token (403); hf auth login with another")

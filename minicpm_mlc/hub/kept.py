@@ -23,12 +23,13 @@ UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))  # seconds
 
 @dataclass(frozen=True)
 class Kept:
-    """A bundle or a download: the name that it was asked by, bytes on the disk, when it was used
-    last (seconds since 1970), and where it is. `files`: all that `rm` takes away.
+    """A bundle or a download: the name that it was asked by, the hub's commit, bytes on the disk,
+    when it was used last (seconds since 1970), and where it is. `files`: all that `rm` takes away.
     """
 
     name: str
     kind: str
+    revision: str
     options: str
     bytes: int
     used: float
@@ -54,7 +55,8 @@ def _bundle(file: Path, bundle: bundles.Compiled) -> Kept:
     options = " ".join(f"--{key} {value}" for key, value in told.items()) or "-"
     size = _size(bundle.path.rglob("*"))
     used = file.stat().st_mtime
-    return Kept(bundle.source, BUNDLE, options, size, used, str(bundle.path), (bundle.path, file))
+    names = bundle.source, BUNDLE, bundle.revision, options
+    return Kept(*names, size, used, str(bundle.path), (bundle.path, file))
 
 
 def _download(file: Path, record: records.Record) -> Kept:
@@ -62,7 +64,8 @@ def _download(file: Path, record: records.Record) -> Kept:
     size = _size(folder / path for path in record.files)
     ours = [folder / path for path in record.fetched if not _others_use(record, path)]
     files = (*ours, file)
-    return Kept(record.name, DOWNLOAD, "", size, file.stat().st_mtime, record.folder, files)
+    names = record.name, DOWNLOAD, record.revision, "-"
+    return Kept(*names, size, file.stat().st_mtime, record.folder, files)
 
 
 def _others_use(record: records.Record, path: str) -> bool:

@@ -15,7 +15,7 @@ from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import Name
-from minicpm_mlc.hub.transfer import Counter, UnreachableError
+from minicpm_mlc.hub.transfer import Counter, UnreachableError, first_bytes, understood
 
 KIND = "model"
 MAIN = "master"  # its default branch
@@ -52,7 +52,7 @@ class ModelScope:
         """What the repository holds now. Raises HubError, UnreachableError where there is no way
         to the hub.
         """
-        with _told(name):
+        with understood(str(self._config.endpoint)), _told(name):
             files = self._api.list_repo_files(name.repository, KIND, revision=name.revision or MAIN)
         listed = [RemoteFile(each.path, each.size, each.sha256) for each in files]
         return Listing(
@@ -95,6 +95,13 @@ class ModelScope:
                 file_list=wanted,
                 progress_callbacks=[_callback(counter)],
             )
+
+    def beginning(self, name: Name, listing: Listing, file: RemoteFile, count: int) -> bytes:
+        """The first `count` bytes of a file, or all of it; nothing is kept. Raises HubError."""
+        place = (name.repository, KIND, file.path, listing.revision)
+        asked = {"Range": f"bytes=0-{min(count, file.size) - 1}"}
+        with _told(name), self._api.legacy.download_stream(*place, headers=asked) as response:
+            return first_bytes(response.iter_content(1 << 16), count)
 
     def cached(self, name: Name) -> Path | None:
         """The folder of what was fetched before, without asking the hub."""

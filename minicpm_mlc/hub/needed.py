@@ -57,8 +57,19 @@ def needed_files(files: Sequence[RemoteFile], choice: str | None, where: str) ->
     doesn't have, and where a choice has to be made.
     """
     files = [file for file in files if _is_inside(file.path)]
-    if choice:
-        return _chosen(files, choice, where)
+    needed = _chosen(files, choice, where) if choice else _usual(files, where)
+    for group in _sets(needed.files).values():
+        split = SPLIT.fullmatch(group[0].path)
+        if split and len(group) != int(split["count"]):
+            raise HubError(
+                f"{where} has {len(group)} of the {int(split['count'])} files of {group[0].name}; "
+                "pull it again"
+            )
+    return needed
+
+
+def _usual(files: list[RemoteFile], where: str) -> Needed:
+    """Without a choice: a checkpoint, else the only GGUF model or the usual quantisation."""
     for folder in _model_folders(files):
         return _checkpoint(files, folder, where)
     ggufs = _gguf_models(files)

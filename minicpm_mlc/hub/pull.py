@@ -43,6 +43,10 @@ class Hub(Protocol):
         """Brings the files into the cache; their folder."""
         ...
 
+    def beginning(self, name: Name, listing: Listing, file: RemoteFile, count: int) -> bytes:
+        """The first bytes of a file."""
+        ...
+
     def cached(self, name: Name) -> Path | None:
         """The folder of what was fetched before, without asking the hub."""
         ...
@@ -100,6 +104,14 @@ def local_path(source: str, progress: Progress, say: Callable[[str], object]) ->
     return source if name is None else str(pull(name, progress, say).path)
 
 
+def local_adapter(given: str, progress: Progress, say: Callable[[str], object]) -> str:
+    """The same for SOURCE[:WEIGHT] of a LoRA adapter."""
+    source, _, weight = given.rpartition(":")
+    if source and weight.replace(".", "", 1).isdecimal():
+        return f"{local_path(source, progress, say)}:{weight}"
+    return local_path(given, progress, say)
+
+
 def pull(
     name: Name, progress: Progress = no_progress, say: Callable[[str], object] = print
 ) -> Pulled:
@@ -128,6 +140,10 @@ def pull(
 def _without_hub(
     hub: Hub, name: Name, error: UnreachableError, say: Callable[[str], object]
 ) -> Pulled:
+    record = records.find(name)
+    if record and record.is_whole:
+        say(f"{error}: what was downloaded before is used")
+        return Pulled(record.path, record)
     folder = hub.cached(name)
     if folder is None:
         other = "" if name.hub == MODELSCOPE else f", or try {MODELSCOPE}:{name.repository}"

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.files import sha256_of
 from minicpm_mlc.base.partial import hold
 from minicpm_mlc.base.progress import Progress
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import RemoteFile
 
 AT_ONCE = 4  # files
@@ -29,6 +30,18 @@ Open = Callable[[int], AbstractContextManager[tuple[int, Iterator[bytes]]]]
 
 class UnreachableError(HubError):
     """No way to the hub: what was fetched before may do."""
+
+
+@contextmanager
+def understood(hub: str) -> Iterator[None]:
+    """Raises HubError where an answer isn't a hub's, such as the page of a proxy."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(
+            f"{hub} answers what no hub does ({shown(error)}); see the address of the mirror, and "
+            "whether the network asks for a login"
+        ) from error
 
 
 class Counter:
@@ -103,7 +116,7 @@ def _read_to_end(partial: Path, file: RemoteFile, open_at: Open, counter: Counte
     idle = 0
     while (before := partial.stat().st_size) < file.size:
         try:
-            _append(partial, open_at, counter)
+            _append(partial, file.size, open_at, counter)
             reason, pause = HubError(f"the hub ends {file.path} too early"), None
         except Interrupted as cut:
             reason, pause = cut.reason, cut.pause
@@ -116,7 +129,8 @@ def _read_to_end(partial: Path, file: RemoteFile, open_at: Open, counter: Counte
         time.sleep(pause if pause is not None else PAUSES[max(idle - 1, 0)])
 
 
-def _append(partial: Path, open_at: Open, counter: Counter) -> None:
+def _append(partial: Path, size: int, open_at: Open, counter: Counter) -> None:
+    """As far as the connection brings it; no more than one block beyond `size`."""
     there = partial.stat().st_size
     with open_at(there) as (start, blocks), open(partial, "r+b") as out:
         counter(start - there)
@@ -125,6 +139,18 @@ def _append(partial: Path, open_at: Open, counter: Counter) -> None:
         for block in blocks:
             out.write(block)
             counter(len(block))
+            if out.tell() > size:
+                return
+
+
+def first_bytes(blocks: Iterator[bytes], count: int) -> bytes:
+    """What comes first, at most `count` bytes of it."""
+    came = b""
+    for block in blocks:
+        came += block
+        if len(came) >= count:
+            break
+    return came[:count]
 
 
 def check(path: Path, file: RemoteFile) -> None:

@@ -14,11 +14,16 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
 from minicpm_mlc.bundle.params import bits_per_weight
+from minicpm_mlc.hub import records
+from minicpm_mlc.hub.names import Name, parse_name
+from minicpm_mlc.hub.needed import GGUF
+from minicpm_mlc.hub.transfer import UnreachableError
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
 PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
+CONFIG = "config"  # of a report: the ModelConfig, which isn't shown
 COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
@@ -27,7 +32,8 @@ class NotFoundError(MiniCPMError):
 
 
 def describe(source: str) -> dict[str, Any]:
-    """Facts about a bundle folder, a checkpoint folder or GGUF file, or a published model's name.
+    """Facts about a bundle folder, a checkpoint folder or GGUF file, a repository of a hub, or a
+    published model's name.
 
     Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]},
     ready for JSON.
@@ -48,8 +54,11 @@ def describe(source: str) -> dict[str, Any]:
         return _describe_checkpoint(path)
     if source in PRESETS:
         return {"kind": "published model", "name": source, **_forecast(PRESETS[source])}
+    if name := parse_name(source):
+        return _describe_remote(name)
     raise NotFoundError(
-        f"{source} is not a folder; give a bundle, a checkpoint, or one of {', '.join(PRESETS)}"
+        f"{source} is not a folder; give a bundle, a checkpoint, ORG/NAME of a hub, or one of "
+        f"{', '.join(PRESETS)}"
     )
 
 
@@ -124,6 +133,27 @@ def _describe_gguf(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_remote(name: Name) -> dict[str, Any]:
+    """By its config alone; what was pulled before is described where the hub can't be reached."""
+    from minicpm_mlc.inspect.remote import remote_config
+
+    try:
+        config, listing, needed = remote_config(name)
+    except UnreachableError:
+        record = records.find(name)
+        if record is None or not record.is_whole:
+            raise
+        return describe(str(record.path))
+    return {
+        "kind": "GGUF file of a hub" if needed.main.endswith(GGUF) else "repository of a hub",
+        "name": str(name),
+        "revision": listing.revision,
+        "download": needed.bytes,
+        "files": [file.path for file in needed.files],
+        **_forecast(config),
+    }
+
+
 def _weights(path: Path, config: ModelConfig) -> int | str:
     """Bytes of the stored tensors, or what is wrong with them."""
     from minicpm_mlc.compile.checkpoint import open_checkpoint
@@ -135,32 +165,40 @@ def _weights(path: Path, config: ModelConfig) -> int | str:
 
 
 def _forecast(config: ModelConfig) -> dict[str, Any]:
-    """Weights and KV cache once compiled, per scheme; the activations of a prefill chunk come on
-    top.
+    """The bundle's weights, and what a chat takes at each length, per scheme; and the config that
+    it would be compiled with, for the forecast of its speed.
     """
-    from minicpm_mlc.compile.convert import stored_bytes
-    from minicpm_mlc.compile.model.registry import build_model, count_parameters, sparse_settings
-    from minicpm_mlc.compile.parameters import Precision
-    from minicpm_mlc.compile.state import attention_state, bytes_per_token
-    from minicpm_mlc.ops.formats.kv import F16
-    from minicpm_mlc.ops.formats.weights import SCHEMES
+    from minicpm_mlc.compile.model.registry import count_parameters, sparse_settings
+    from minicpm_mlc.inspect.forecast import bundle_bytes, needed_memory
 
-    schemes = {name: SCHEMES[name] for name in COMPARED}
-    weights = {
-        name: stored_bytes(build_model(config, Precision(scheme, tables, F16)).parameters())
-        for name, scheme in schemes.items()
-        for tables in (SCHEMES[scheme.tables or name],)
-    }
     config = replace(config, sparse=sparse_settings(config))
-    per_token = bytes_per_token(attention_state(config, F16))
+    needed = {name: needed_memory(config, name) for name in COMPARED}
     rows = [
-        {"context": n, **{name: size + n * per_token for name, size in weights.items()}}
+        {"context": n, **{name: need(n) for name, need in needed.items()}}
         for n in context_lengths(config.max_position_embeddings)
     ]
     return {
         "parameters": count_parameters(config),
+        "bundle": {name: bundle_bytes(config, name) for name in COMPARED},
         "model": _facts(config.to_dict()),
         "memory": rows,
+        CONFIG: config,
+    }
+
+
+def with_speeds(report: dict[str, Any], again: bool = False) -> dict[str, Any]:
+    """The report of something that isn't compiled yet, with tokens/s on this machine's CPU; its
+    limits are measured where they weren't, or `again`.
+    """
+    from minicpm_mlc.inspect.forecast import speed_table
+    from minicpm_mlc.inspect.machine_limits import machine_limits
+
+    if CONFIG not in report:
+        return report
+    limits = machine_limits(again)
+    return report | {
+        "this machine": limits.text(),
+        "speed": speed_table(report[CONFIG], COMPARED, limits),
     }
 
 
@@ -174,7 +212,7 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
     lines = [f"{shown(report['name'])} ({report['kind']})"]
     for key, value in report.items():
-        if key not in ("kind", "name", "model", "memory"):
+        if key not in ("kind", "name", "model", "memory", "speed"):
             lines.append(f"  {key:<24} {shown(_as_text(key, value))}")
     lines += [
         f"  {shown(key):<24} {shown(_as_text(key, value))}"
@@ -186,11 +224,23 @@ def as_text(report: dict[str, Any]) -> str:
         [str(row["context"]), *(human_bytes(row[name]) for name in columns[1:])]
         for row in report["memory"]
     ]
-    return "\n".join([*lines, "", plain_table([columns, *cells])])
+    tables = [["memory", plain_table([columns, *cells])]]
+    if report.get("speed"):
+        tables.append(["forecast of tokens/s", _speeds_as_text(report["speed"])])
+    return "\n".join([*lines, *(f"\n{title}\n{table}" for title, table in tables)])
+
+
+def _speeds_as_text(rows: list[dict[str, Any]]) -> str:
+    columns = list(rows[0])
+    cells = [
+        [f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    return plain_table([columns, *cells])
 
 
 def _as_text(key: str, value: Any) -> str:
-    if key in ("size", "weights") and isinstance(value, int):
+    if key in ("size", "weights", "download", *COMPARED) and isinstance(value, int):
         return human_bytes(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {_as_text(name, item)}" for name, item in value.items())

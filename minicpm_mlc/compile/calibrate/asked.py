@@ -51,8 +51,13 @@ class TextWork:
         """
         if calibrate is None and bits is None:
             return None
+        option = "--bits" if calibrate is None else "--calibrate"
+        if config.lightning_layers:
+            raise CompileError(
+                f"{option}: {config.name} keeps state per sequence, which calibration does not "
+                "run; leave it out"
+            )
         if carried:
-            option = "--bits" if calibrate is None else "--calibrate"
             raise CompileError(
                 f"{option} would round again what the file has quantised; leave it out, or compile "
                 "the unquantised checkpoint"

@@ -52,6 +52,8 @@ class SafetensorsFile:
             self._map = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
         except OSError as error:
             raise CheckpointError(f"{path} can't be opened: {error.strerror}") from None
+        if self._map[: len(GIT_LFS)].tobytes() == GIT_LFS:
+            raise self._error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
         self.entries = self._read_entries()
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -112,8 +114,6 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         """The parsed header and the byte where tensors begin."""
-        if self._map[: len(GIT_LFS)].tobytes() == GIT_LFS:
-            raise self._error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
         length = int.from_bytes(self._map[:8].tobytes(), "little")
         if self._map.size < 8 or not 2 <= length <= min(MAX_HEADER, self._map.size - 8):
             raise self._error(

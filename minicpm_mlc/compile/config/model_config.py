@@ -125,7 +125,8 @@ class LayerConfig(Protocol):
 class ModelConfig:
     """A decoder of any model: `model_type` names the file in compile/model that builds it.
 
-    The muP scalings are 1 unless the model has them, `sparse` is None unless it has InfLLM-v2.
+    The muP scalings are 1 unless the model has them, `sparse` is None unless it has InfLLM-v2;
+    `lightning_layers` keep a state of fixed size in place of keys and values.
     """
 
     name: str
@@ -149,6 +150,7 @@ class ModelConfig:
     scale_depth: float | None = None
     dim_model_base: float | None = None
     sparse: SparseConfig | None = None
+    lightning_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -183,13 +185,15 @@ class ModelConfig:
     @classmethod
     def from_manifest(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises ConfigError for missing or unknown fields."""
+        values = {"lightning_layers": [], **values}  # bundles made before the field lack it
         wrong = {f.name for f in fields(cls)} ^ set(values)
         if wrong:
             raise ConfigError(
                 f"manifest.json: model has missing or unknown fields: {', '.join(sorted(wrong))}"
             )
         sparse = values["sparse"]
-        lists = {key: tuple(values[key]) for key in ("rope_factors", "eos_token_ids")}
+        tuples = ("rope_factors", "eos_token_ids", "lightning_layers")
+        lists = {key: tuple(values[key]) for key in tuples}
         return cls(
             **{**values, **lists, "sparse": None if sparse is None else SparseConfig(**sparse)}
         )
@@ -217,5 +221,6 @@ class ModelConfig:
         )
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """Bytes of keys and values that one token adds over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
+        """Bytes of keys and values that one token adds over all layers that have some."""
+        layers = self.num_layers - len(self.lightning_layers)
+        return 2 * layers * self.num_kv_heads * self.head_dim * dtype_bytes

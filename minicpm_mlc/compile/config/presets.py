@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.rope_lists import FACTORS_05B, FACTORS_8B, FACTORS_41_8B
 
 _MINICPM4_8B = ModelConfig(
@@ -47,6 +47,16 @@ _MINICPM4_05B = replace(
 
 _MINICPM41_8B = replace(
     _MINICPM4_8B, name="MiniCPM4.1-8B", rope_factors=FACTORS_41_8B, max_position_embeddings=65536
+)
+
+_MINICPM_SALA = replace(
+    _MINICPM4_8B,
+    name="MiniCPM-SALA",
+    model_type="minicpm_sala",
+    rope_factors=(1.0,) * 64,
+    max_position_embeddings=524288,
+    sparse=SparseConfig(),
+    lightning_layers=tuple(i for i in range(32) if i not in (0, 9, 16, 17, 22, 29, 30, 31)),
 )
 
 _MINICPM5_1B = ModelConfig(
@@ -109,6 +119,7 @@ PRESETS: dict[str, ModelConfig] = {
         _MINICPM4_05B,
         _MINICPM4_8B,
         _MINICPM41_8B,
+        _MINICPM_SALA,
         _MINICPM5_1B,
         _MINICPM5_2B,
         _QWEN3_06B,

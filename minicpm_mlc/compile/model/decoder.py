@@ -18,7 +18,7 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.layers import Batch, Layer, Pools, RMSNorm, vocabulary_table
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
-from minicpm_mlc.compile.state import attention_state, layer_pools
+from minicpm_mlc.compile.state import layer_pools, model_state
 from minicpm_mlc.ops.embed import Embed
 from minicpm_mlc.ops.gather_rows import GatherRows
 from minicpm_mlc.ops.rope_angles import RopeAngles
@@ -40,7 +40,7 @@ class Decoder(Part):
     With a `draft` head these also return what the head reads of the residual stream.
     """
 
-    layer_part: type[Layer] = Layer  # a model whose layers differ has its own
+    layer_part: type[Layer] = Layer  # a model whose layers are others has its own
 
     def __init__(
         self, config: ModelConfig, precision: Precision, kernels: Kernels | None = None
@@ -50,11 +50,15 @@ class Decoder(Part):
         self.plan = plan
         self.config = config
         self.embedding = vocabulary_table(plan, config, EMBEDDING)
-        self.layers = [self.layer_part(plan, f"model.layers.{i}") for i in range(config.num_layers)]
+        self.layers = [self.layer(plan, i) for i in range(config.num_layers)]
         self.norm = RMSNorm(plan, "model.norm.weight")
         self.head = None if config.tie_word_embeddings else vocabulary_table(plan, config, HEAD)
-        self.state = attention_state(config, precision.kv)
+        self.state = model_state(config, precision.kv)
         self.draft: Eagle | None = None
+
+    def layer(self, plan: Plan, number: int) -> Layer:
+        """A layer by its number; a model whose layers differ overrides this."""
+        return self.layer_part(plan, f"model.layers.{number}")
 
     def prefill(
         self,

@@ -109,7 +109,32 @@ class Batch:
     tree: tuple[Tensor, Tensor] | None
 
 
-class Attention(Part):
+class Mixer(Part):
+    """The part of a layer that tokens see each other by."""
+
+    @property
+    def reader(self) -> Linear:
+        """The linear that reads the layer's normalised rows."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
+    ) -> Tensor:
+        """x as linears want it -> residual + residual_scale * what is mixed, float32.
+
+        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
+        reads.
+        """
+        raise NotImplementedError
+
+    def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
+        """Moves a token tree's accepted rows to their slots -> the pools; of models without state
+        per sequence.
+        """
+        raise NotImplementedError
+
+
+class Attention(Mixer):
     """Grouped-query attention over paged pools; writes its keys and values, then reads all up to
     its slot.
     """
@@ -138,13 +163,12 @@ class Attention(Part):
     def __call__(
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
-        """x as linears want it -> residual + residual_scale * attention(x), float32.
-
-        `pools` are the layer's own, by name. `selected` collects the blocks that a sparse layer
-        reads.
-        """
         q, pools = self.append(self.project(x), pools, batch)
         return self.out(self.attend(q, pools, batch, selected), residual)
+
+    @property
+    def reader(self) -> Linear:
+        return self.qkv
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of every row, side by side, before RoPE."""
@@ -170,7 +194,6 @@ class Attention(Part):
         return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
-        """Moves a token tree's accepted rows to their slots -> the pools."""
         operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
         keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
@@ -202,16 +225,16 @@ class MLP(Part):
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
         gate_up = self.gate_up
-        if self.plan.int8 and self._same_words():
+        if self.plan.int8 and read_alike(self.plan, gate_up, self.down):
             factor = self.plan.sum_factor(gate_up.scheme)
             operator = LinearSwigluInt8(width, gate_up.columns, gate_up.scheme, factor)
             return kernels(operator, x, *gate_up.stored())
         return kernels(Swiglu(width), gate_up(x))
 
-    def _same_words(self) -> bool:
-        """Whether what gate and up read, and what down reads, is quantised alike."""
-        factors = {self.plan.sum_factor(part.scheme) for part in (self.gate_up, self.down)}
-        return len(factors) == 1
+
+def read_alike(plan: Plan, *linears: Linear) -> bool:
+    """Whether linears of int8 activations read rows that are quantised alike."""
+    return len({plan.sum_factor(linear.scheme) for linear in linears}) == 1
 
 
 class Layer(Part):
@@ -223,11 +246,11 @@ class Layer(Part):
         self.mlp_norm = RMSNorm(plan, f"{at}.post_attention_layernorm.weight", before_linears=True)
         self.mlp = MLP(plan, f"{at}.mlp")
 
-    def attention_part(self, plan: Plan, at: str) -> Attention:
+    def attention_part(self, plan: Plan, at: str) -> Mixer:
         """The layer's attention; a model with another one overrides this."""
         return Attention(plan, at)
 
     def __call__(self, x: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
         """The residual stream before the layer -> after it, float32 [n, hidden_size]."""
-        x = self.attention(self.input_norm(x, self.attention.qkv), x, pools, batch, selected)
+        x = self.attention(self.input_norm(x, self.attention.reader), x, pools, batch, selected)
         return self.mlp(self.mlp_norm(x, self.mlp.gate_up), x)

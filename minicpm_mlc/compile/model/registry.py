@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from minicpm_mlc.base.errors import CheckpointError, ConfigError
-from minicpm_mlc.base.files import read_json
+from minicpm_mlc.base.files import read_json, read_json_object
 from minicpm_mlc.base.text import whole_characters
 from minicpm_mlc.compile import model as package
 from minicpm_mlc.compile.config.draft_config import UNUSED, DraftConfig, base_fields, draft_fields
@@ -57,11 +57,15 @@ def _declared(kind: type[Declared]) -> dict[str, Declared]:
     return {name: one for name, one in found.items() if isinstance(one, kind)}
 
 
-def read_config(raw: object, name: str, where: str = "config.json") -> ModelConfig:
-    """From a parsed config.json; `name` is the model's. Raises ConfigError naming the key that is
-    missing, mistyped or not implemented.
+def read_config(
+    raw: object, name: str, where: str = "config.json", sparse: object = None
+) -> ModelConfig:
+    """From a parsed config.json; `name` is the model's, `sparse` takes the place of its
+    `sparse_config`. Raises ConfigError naming the key that is missing, mistyped or not implemented.
     """
     keys = Keys(raw, where)
+    if sparse is not None:
+        keys.left["sparse_config"] = sparse
     model_type = _model_type(keys)
     for key in QUANTISATION:
         keys.take(key, None)
@@ -70,16 +74,27 @@ def read_config(raw: object, name: str, where: str = "config.json") -> ModelConf
     return ModelConfig(name=name, model_type=model_type, **fields)
 
 
-def read_config_folder(folder: str | Path) -> ModelConfig:
-    """From a checkpoint folder, which names the model. Raises CheckpointError when it is no folder,
-    ConfigError for its config.json.
+def read_config_folder(folder: str | Path, sparse: object = None) -> ModelConfig:
+    """From a checkpoint folder, which names the model; `sparse` as in read_config. Raises
+    CheckpointError when it is no folder, ConfigError for its config.json.
     """
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not a folder; give the folder that holds config.json and the weights"
         )
-    return read_config(_read_json(path / "config.json"), model_name(path))
+    return read_config(_read_json(path / "config.json"), model_name(path), sparse=sparse)
+
+
+def read_sparse_file(path: Path) -> object:
+    """The `sparse_config` in a JSON file: a config.json that has one, or that object alone. Raises
+    ConfigError.
+    """
+    try:
+        values = read_json_object(path, ConfigError, "give the object, or a config.json with it")
+    except FileNotFoundError:
+        raise ConfigError(f"--sparse-config {path}: there is no such file") from None
+    return values.get("sparse_config", values)
 
 
 def model_name(folder: Path) -> str:

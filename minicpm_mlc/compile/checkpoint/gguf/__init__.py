@@ -20,6 +20,7 @@ from minicpm_mlc.bundle.small_files import (
 )
 from minicpm_mlc.compile.checkpoint.gguf.config import Metadata, config_json, generation_json
 from minicpm_mlc.compile.checkpoint.gguf.container import MAGIC, GgufFile
+from minicpm_mlc.compile.checkpoint.gguf.parts import one_file, open_whole, whole_name
 from minicpm_mlc.compile.checkpoint.gguf.tokenizer import tokenizer_config_json, tokenizer_json
 from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -29,7 +30,7 @@ SUFFIX = ".gguf"
 TYPE = re.compile(r"[-._](I?Q\d\w*|B?F16|F32)$", re.IGNORECASE)  # ends a file's name
 NO_SPARSE = (
     "a GGUF file has no sparse_config: the published settings are used in long contexts; "
-    "--attention dense leaves them out"
+    "--sparse-config FILE gives others, --attention dense leaves them out"
 )
 
 
@@ -58,14 +59,14 @@ class Gguf:
 
 def find_gguf(source: Path) -> Path | None:
     """The GGUF file that is meant: the source itself, or the only one in a folder without a
-    config.json. Raises CheckpointError where there are several.
+    config.json, or its first part. Raises CheckpointError where there are several.
     """
     if source.is_file():
         return source if source.suffix.lower() == SUFFIX or _begins_as_gguf(source) else None
     if not source.is_dir() or (source / CONFIG).is_file():
         return None
     found = sorted(file for file in source.iterdir() if file.suffix.lower() == SUFFIX)
-    if len(found) > 1:
+    if found and not one_file(found):
         names = ", ".join(file.name for file in found[:8])
         raise CheckpointError(f"{source} has several GGUF files ({names:.200}); give one of them")
     return found[0] if found else None
@@ -77,18 +78,20 @@ def _begins_as_gguf(source: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def open_gguf(path: Path) -> Gguf:
-    """Maps a file and checks it whole. Raises CheckpointError or ConfigError naming the key or the
+def open_gguf(path: Path, sparse: object = None) -> Gguf:
+    """Maps a file, with its other parts if it was split, and checks it whole; `sparse` is the
+    `sparse_config` that it can't have. Raises CheckpointError or ConfigError naming the key or the
     tensor that is missing, damaged or not read.
     """
-    file = GgufFile(path)
+    file = open_whole(path)
     metadata = Metadata(file)
     raw, notes = config_json(metadata)
-    config = read_config(raw, _name(path), f"{path}: config.json, made of its metadata")
+    where = f"{path}: config.json, made of its metadata"
+    config = read_config(raw, _name(path), where, sparse)
     if config.sparse is None and sparse_settings(config):
         notes.append(NO_SPARSE)
     contents: dict[str, Any] = {
-        CONFIG: raw,
+        CONFIG: raw if sparse is None else raw | {"sparse_config": sparse},
         GENERATION_CONFIG: generation_json(metadata, raw),
         TOKENIZER: _tokenizer(file),
         TOKENIZER_CONFIG: tokenizer_config_json(file),
@@ -107,5 +110,5 @@ def _tokenizer(file: GgufFile) -> bytes | dict[str, Any]:
 
 
 def _name(path: Path) -> str:
-    stem = path.stem if path.suffix.lower() == SUFFIX else path.name
+    stem = whole_name(path) if path.suffix.lower() == SUFFIX else path.name
     return whole_characters(TYPE.sub("", stem)) or "model"

@@ -1,5 +1,5 @@
-"""The tensor types of GGUF: how a block's bytes stand for numbers, and which of a bundle's schemes
-hold the same integers and scales.
+"""Blocks of 4 to 8 bits, and floats: how a block's bytes stand for numbers, and which of a bundle's
+schemes hold the same integers and scales.
 
 A number is scale * integer - minimum in float32, computed in llama.cpp's order.
 """
@@ -73,7 +73,7 @@ class Ints32(Block):
 
     def integers(self, raw: np.ndarray) -> np.ndarray:
         """uint8 [n, 32]."""
-        values = _low_then_high(raw[:, -16:])
+        values = low_then_high(raw[:, -16:])
         if self.bits == 5:
             high = raw[:, -20:-16]
             values |= np.unpackbits(high, axis=1, bitorder="little") << 4
@@ -81,19 +81,14 @@ class Ints32(Block):
 
     def numbers(self, raw: np.ndarray) -> np.ndarray:
         centred = self.integers(raw).astype(np.float32) - self.zero
-        scaled = _half(raw, 0) * centred
-        return scaled + _half(raw, 2) if self.has_minimum else scaled
+        scaled = half(raw, 0) * centred
+        return scaled + half(raw, 2) if self.has_minimum else scaled
 
     def carried(self, raw: np.ndarray, scheme: str) -> Parts | None:
-        values, scale = self.integers(raw), _stored_half(raw, 0)
-        if scheme == "w4":
-            return {"weight": values, "scale": scale}
-        if scheme == "w8":
-            return {"weight": (values - np.uint8(self.zero)).view(np.int8), "scale": scale}
-        with np.errstate(over="ignore"):
-            minimum = _stored_half(raw, 2) if self.has_minimum else scale * np.float16(-self.zero)
-        parts = {"weight": values, "scale": scale, "minimum": minimum}
-        return parts if np.isfinite(minimum).all() else None
+        values, scale = self.integers(raw), stored_half(raw, 0)
+        if self.has_minimum:
+            return {"weight": values, "scale": scale, "minimum": stored_half(raw, 2)}
+        return around_zero(values, self.zero, scale, scheme)
 
 
 @dataclass(frozen=True)
@@ -103,12 +98,12 @@ class Q8(Block):
     carriers = ("w8",)
 
     def numbers(self, raw: np.ndarray) -> np.ndarray:
-        return _half(raw, 0) * _signed(raw[:, 2:]).astype(np.float32)
+        return half(raw, 0) * signed(raw[:, 2:]).astype(np.float32)
 
     def carried(self, raw: np.ndarray, scheme: str) -> Parts | None:
-        values = _signed(raw[:, 2:])
+        values = signed(raw[:, 2:])
         # w8 ends at -127; llama.cpp's quantiser too
-        return None if (values == -128).any() else {"weight": values, "scale": _stored_half(raw, 0)}
+        return None if (values == -128).any() else {"weight": values, "scale": stored_half(raw, 0)}
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ class KPairs(Block):
 
     def integers(self, raw: np.ndarray) -> np.ndarray:
         """uint8 [n, 8, 32]."""
-        values = _low_then_high(raw[:, -128:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+        values = low_then_high(raw[:, -128:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
         if self.bits == 5:
             shifts = np.arange(8, dtype=np.uint8)[:, None]
             values |= (raw[:, 16:48][:, None] >> shifts & 1) << 4
@@ -134,13 +129,13 @@ class KPairs(Block):
 
     def numbers(self, raw: np.ndarray) -> np.ndarray:
         scales, minimums = (levels.astype(np.float32) for levels in _six_bit_pairs(raw[:, 4:16]))
-        scale, minimum = _half(raw, 0) * scales, _half(raw, 2) * minimums
+        scale, minimum = half(raw, 0) * scales, half(raw, 2) * minimums
         values = self.integers(raw).astype(np.float32)
         return (scale[..., None] * values - minimum[..., None]).reshape(-1, SUPER)
 
     def carried(self, raw: np.ndarray, scheme: str) -> Parts:
         levels = level_bytes(*_six_bit_pairs(raw[:, 4:16]))
-        units = {"scale": _stored_half(raw, 0), "minimum": -_stored_half(raw, 2)}
+        units = {"scale": stored_half(raw, 0), "minimum": -stored_half(raw, 2)}
         return {"weight": self.integers(raw).reshape(-1, SUPER), **units, "levels": levels}
 
 
@@ -153,38 +148,52 @@ class Q6K(Block):
 
     def integers(self, raw: np.ndarray) -> np.ndarray:
         """uint8 [n, 256]: 32 is the number 0."""
-        low = _low_then_high(raw[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
+        low = low_then_high(raw[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
         shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
         high = raw[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3
         return (low | high << 4).reshape(-1, SUPER)
 
     def numbers(self, raw: np.ndarray) -> np.ndarray:
         values = self.integers(raw).reshape(-1, 16, 16).astype(np.float32) - 32
-        scale = _half(raw, 208) * _signed(raw[:, 192:208]).astype(np.float32)
+        scale = half(raw, 208) * signed(raw[:, 192:208]).astype(np.float32)
         return (scale[..., None] * values).reshape(-1, SUPER)
 
     def carried(self, raw: np.ndarray, scheme: str) -> Parts:
-        levels = _signed(raw[:, 192:208])
-        return {"weight": self.integers(raw), "scale": _stored_half(raw, 208), "levels": levels}
+        levels = signed(raw[:, 192:208])
+        return {"weight": self.integers(raw), "scale": stored_half(raw, 208), "levels": levels}
 
 
-def _low_then_high(raw: np.ndarray) -> np.ndarray:
+def around_zero(values: np.ndarray, zero: int, scale: np.ndarray, scheme: str) -> Parts | None:
+    """uint8 integers [n, 32] around `zero` with f16 scales [n], in a scheme that holds them; None
+    where w4a has no f16 minimum for them.
+    """
+    if scheme == "w4":
+        return {"weight": values, "scale": scale}
+    if scheme == "w8":
+        return {"weight": (values - np.uint8(zero)).view(np.int8), "scale": scale}
+    with np.errstate(over="ignore"):
+        minimum = scale * np.float16(-zero)
+    parts = {"weight": values, "scale": scale, "minimum": minimum}
+    return parts if np.isfinite(minimum).all() else None
+
+
+def low_then_high(raw: np.ndarray) -> np.ndarray:
     """The low nibbles of bytes [..., n], then the high ones: [..., 2 n]."""
     return np.concatenate([raw & 15, raw >> 4], axis=-1)
 
 
-def _signed(raw: np.ndarray) -> np.ndarray:
+def signed(raw: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(raw).view(np.int8)
 
 
-def _stored_half(raw: np.ndarray, at: int) -> np.ndarray:
+def stored_half(raw: np.ndarray, at: int) -> np.ndarray:
     """f16 [n], of two bytes of each block."""
     return np.ascontiguousarray(raw[:, at : at + 2]).view("<f2").reshape(-1)
 
 
-def _half(raw: np.ndarray, at: int) -> np.ndarray:
+def half(raw: np.ndarray, at: int) -> np.ndarray:
     """The same as float32 [n, 1]."""
-    return _stored_half(raw, at).astype(np.float32)[:, None]
+    return stored_half(raw, at).astype(np.float32)[:, None]
 
 
 def _six_bit_pairs(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,49 +202,3 @@ def _six_bit_pairs(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales = np.concatenate([first & 63, last & 15 | first >> 6 << 4], axis=1)
     minimums = np.concatenate([second & 63, last >> 4 | second >> 6 << 4], axis=1)
     return scales, minimums
-
-
-BLOCKS: dict[int, Block] = {
-    0: Floats("F32", 1, 4, "<f4"),
-    1: Floats("F16", 1, 2, "<f2"),
-    30: Floats("BF16", 1, 2, "<u2"),
-    2: Ints32("Q4_0", 32, 18, bits=4, has_minimum=False),
-    3: Ints32("Q4_1", 32, 20, bits=4, has_minimum=True),
-    6: Ints32("Q5_0", 32, 22, bits=5, has_minimum=False),
-    7: Ints32("Q5_1", 32, 24, bits=5, has_minimum=True),
-    8: Q8("Q8_0", 32, 34),
-    12: KPairs("Q4_K", SUPER, 144, bits=4),
-    13: KPairs("Q5_K", SUPER, 176, bits=5),
-    14: Q6K("Q6_K", SUPER, 210),
-}
-REFUSED = {
-    4: "Q4_2",
-    5: "Q4_3",
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
-    40: "NVFP4",
-    41: "Q1_0",
-    42: "Q2_0",
-}

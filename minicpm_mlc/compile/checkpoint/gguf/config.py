@@ -56,11 +56,6 @@ class Metadata:
         if self.values.get("general.type", "model") != "model":
             kind = self.values["general.type"]
             raise file.error(f"general.type is {kind!r:.60}, expected a whole model")
-        if _number(self.values.get("split.count", 1)) != 1:
-            raise file.error(
-                "is one part of a split file; join them: llama-gguf-split --merge FIRST.gguf "
-                "WHOLE.gguf"
-            )
 
     def own(self, key: str, default: Value | None = None) -> Any:
         """The value of the architecture's `key`; a list of one value for each layer is that
@@ -142,10 +137,6 @@ def generation_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any
     return given | {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
 
 
-def _number(value: Value) -> float:
-    return value if isinstance(value, (int, float)) else math.nan
-
-
 def _tokens(metadata: Metadata) -> list[str]:
     tokens = metadata.values.get("tokenizer.ggml.tokens", [])
     return tokens if isinstance(tokens, list) else []
@@ -176,8 +167,8 @@ def _rope_scaling(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "rope_scaling": {
             "rope_type": "longrope",
-            "short_factor": [decimal(factor) for factor in short],
-            "long_factor": [decimal(factor) for factor in long],
+            "short_factor": short.tolist(),
+            "long_factor": long.tolist(),
             "original_max_position_embeddings": config["max_position_embeddings"],
         }
     }

@@ -7,14 +7,15 @@ offsets, then their numbers. Every count and length is held against the file bef
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import GIT_LFS
-from minicpm_mlc.compile.checkpoint.gguf.blocks import BLOCKS, REFUSED, Block
+from minicpm_mlc.compile.checkpoint.gguf.blocks import Block
+from minicpm_mlc.compile.checkpoint.gguf.types import BLOCKS, REFUSED
 
 MAGIC = b"GGUF"
 MAX_KEYS = 4096
@@ -34,12 +35,13 @@ Value = int | float | bool | str | list[str] | np.ndarray
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as stored: `shape` as published, rows first; `start` counts file bytes."""
+    """A tensor as stored: `shape` as published, rows first; `start` counts bytes of its `file`."""
 
     name: str
     shape: tuple[int, ...]
     block: Block
     start: int
+    file: np.ndarray = field(repr=False, compare=False)  # uint8, memory-mapped
 
     @property
     def row_bytes(self) -> int:
@@ -54,7 +56,7 @@ class Tensor:
 
 class GgufFile:
     """`metadata` by key and `tensors` by name. Raises CheckpointError for a file that is damaged,
-    cut off, split, or of a version or tensor type that is not read.
+    cut off, or of a version or tensor type that is not read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,8 +75,16 @@ class GgufFile:
     def raw(self, name: str) -> np.ndarray:
         """uint8 [rows, bytes of a row] of a tensor as stored; a vector is one row."""
         tensor = self.tensors[name]
-        stored = self._map[tensor.start : tensor.start + tensor.nbytes]
+        stored = tensor.file[tensor.start : tensor.start + tensor.nbytes]
         return stored.reshape(-1, tensor.row_bytes)
+
+    def join(self, part: GgufFile) -> None:
+        """Takes the tensors of another part of a split file. Raises CheckpointError for one that is
+        here already.
+        """
+        if twice := sorted(self.tensors.keys() & part.tensors.keys()):
+            raise part.error(f"tensor {twice[0]} is in another part too; download both again")
+        self.tensors |= part.tensors
 
     def error(self, what: str) -> CheckpointError:
         """The error of this file."""
@@ -149,7 +159,7 @@ class GgufFile:
                 raise self.error(f"names the tensor {name} twice; download it again")
             if offset % alignment:
                 raise self.error(f"tensor {name} is at {offset}, no multiple of {alignment}")
-            tensors[name] = Tensor(name, shape, block, data + offset)
+            tensors[name] = Tensor(name, shape, block, data + offset, self._map)
         self._check_places(tensors)
         return tensors
 
