@@ -104,7 +104,8 @@ def richer(base: GroupScheme) -> list[GroupScheme]:
 
 def bits_of(scheme: GroupScheme) -> float:
     """Bits that a weight takes, its share of the group's numbers included."""
-    numbers = sum(np.dtype(t.dtype).itemsize / t.columns for t in scheme.group_tensors)
+    tensors = scheme.group_tensors
+    numbers = sum(t.count * np.dtype(t.dtype).itemsize / t.columns for t in tensors)
     return scheme.values.bits + 8 * numbers
 
 
