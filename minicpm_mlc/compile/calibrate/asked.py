@@ -24,7 +24,7 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
-CORE_SECONDS = 2e-6  # of one core for each weight of a linear, on a machine of 2024
+CORE_SECONDS = 5e-6  # of one core for each weight of a linear: measured, docs/quality.md
 
 
 @dataclass(frozen=True)
