@@ -188,7 +188,7 @@ def test_integers_are_carried_where_a_scheme_holds_them(tmp_path, form):
         else:
             check_carried(parts, linear, rows[5:40])
         if scheme == "w4a" and form != "mlx":  # a zero point times a scale needs 15 bits
-            assert "scales are rounded to f16: relative error of their weights 0.0" in notes
+            assert "minimums are rounded to f16: relative error of their weights 0.0" in notes
             check_carried(tensor.carried(SCHEMES["w8"], 5, 40), SCHEMES["w8"], rows[5:40])
 
 

@@ -119,7 +119,8 @@ def _what_becomes(tensor: Tensor, scheme: Scheme) -> str:
     if not tensor.quantised:
         return f"{tensor.form}, which the checkpoint left as floats, become {scheme.name}"
     if scheme.name in tensor.holders:
-        return f"{tensor.form} keep their integers in {scheme.name}, scales are rounded to f16"
+        kept = f"{tensor.form} keep their integers in {scheme.name}"
+        return f"{kept}, and their scales and minimums are rounded to f16"
     return f"{tensor.form} are quantised again, to {scheme.name}"
 
 
