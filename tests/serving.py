@@ -158,8 +158,14 @@ def joined(events: Iterable[Event], kind: type) -> str:
     return "".join(event.text for event in events if isinstance(event, kind))  # type: ignore[attr-defined]
 
 
+class Address(str):
+    """A server's address, and its process."""
+
+    pid: int
+
+
 @contextmanager
-def server(bundle: Path, *options: str) -> Iterator[str]:
+def server(bundle: Path, *options: str) -> Iterator[Address]:
     """`minicpm-mlc serve` in a process of its own, and its address."""
     command = [sys.executable, "-m", "minicpm_mlc", "serve", str(bundle), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -167,7 +173,8 @@ def server(bundle: Path, *options: str) -> Iterator[str]:
     try:
         line = process.stdout.readline()
         assert "http://" in line, line + process.stderr.read()
-        address = "http://" + line.split("http://")[1].split()[0]
+        address = Address("http://" + line.split("http://")[1].split()[0])
+        address.pid = process.pid
         with urllib.request.urlopen(f"{address}/health", timeout=30) as reply:
             assert json.load(reply) == {"status": "ok"}
         yield address

@@ -370,6 +370,7 @@ def test_metrics_count_what_was_answered(serve):
     assert "minicpm_generation_tokens_total 2" in text
     assert 'minicpm_request_duration_seconds_bucket{le="+Inf"} 1' in text
     assert "minicpm_requests_running 0" in text
+    assert "minicpm_kv_cache_usage_ratio 0" in text
 
 
 def test_the_log_has_a_line_without_text_and_without_control_characters(serve, caplog):

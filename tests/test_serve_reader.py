@@ -75,6 +75,13 @@ def test_two_calls_in_one_answer(name):
         ] * 2
 
 
+def test_calls_after_the_last_that_is_wanted_are_left_out():
+    form = FORMATS["hermes"]
+    for pieces in splits(CALLS["hermes"] * 2):
+        events = read(lambda t: chat(t, tools=ToolReader(0, [WEATHER], form, most=1)), pieces)
+        assert [type(e) for e in events] == [ToolCall, ToolArguments]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_call_stays_text(name):
     broken = CALLS[name].replace("get", "got")

@@ -22,7 +22,7 @@ MISSING = "schemas and forced tool calls need llguidance: pip install 'minicpm-m
 
 
 class Grammars:
-    """Grammars over one tokenizer. They are for one answer each."""
+    """Grammars over one tokenizer."""
 
     def __init__(
         self, tokenizer: Tokenizer, eos_token_ids: Collection[int], vocab_size: int
@@ -37,20 +37,17 @@ class Grammars:
             tokenizer.raw.to_str(), n_vocab=vocab_size, eos_token=sorted(eos_token_ids)
         )
 
-    def check(self, grammar: str) -> None:
-        """Raises SamplingError for a grammar that can't be followed, with what it doesn't know."""
-        from llguidance import LLMatcher
-
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
-        if wrong:
-            said = messages[0].splitlines()[0].split("failed to compile JSON schema: ")[-1]
-            raise SamplingError(f"the schema can't be enforced: {said:.300}")
-
     def start(self, grammar: str) -> Grammar:
-        """A grammar that was checked, at its beginning."""
+        """A grammar at its beginning. Raises SamplingError for one that can't be followed, with
+        what it doesn't know.
+        """
         from llguidance import LLMatcher
 
-        return Grammar(LLMatcher(self._tokenizer, grammar), self._vocab_size)
+        matcher = LLMatcher(self._tokenizer, grammar)
+        if matcher.is_error():
+            said = matcher.get_error().splitlines()[0].split("failed to compile JSON schema: ")[-1]
+            raise SamplingError(f"the schema can't be enforced: {said:.300}")
+        return Grammar(matcher, self._vocab_size)
 
 
 class Grammar:
@@ -59,6 +56,10 @@ class Grammar:
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
         self._size = vocab_size
+
+    def copy(self) -> Grammar:
+        """The same at the same place, to go another way. Much quicker than to begin anew."""
+        return Grammar(self._matcher.deep_copy(), self._size)
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Logits float32 [vocab], -inf where a token can't follow."""

@@ -84,6 +84,7 @@ def read_chat(fields: Fields, served: Served) -> tuple[Chat, list[str]]:
     )
     tools, others = _read_tools(fields)
     think, budget = _read_thinking(fields, served)
+    choice = fields.object("tool_choice") or Fields({})
     chat = Chat(
         _read_turns(fields),
         Drawing(options, read_stops(fields, "stop_sequences")),
@@ -91,6 +92,7 @@ def read_chat(fields: Fields, served: Served) -> tuple[Chat, list[str]]:
         budget,
         tools,
         _read_choice(fields, tools),
+        most_calls=1 if choice.flag("disable_parallel_tool_use") else None,
         continues=_continues(fields),
     )
     return chat, [f"tools of the type {kind}" for kind in others]

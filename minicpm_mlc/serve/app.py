@@ -152,6 +152,7 @@ class _Routes:
         gauges = {
             "requests_running": self._room.running,
             "requests_waiting": self._room.waiting,
+            "kv_cache_usage_ratio": self._served.cache_use,
         }
         text = self._room.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

@@ -102,6 +102,11 @@ def read_tool_choice(fields: Fields, tools: Sequence[Tool]) -> str:
     return choice or "auto"
 
 
+def read_most_calls(fields: Fields) -> int | None:
+    """How many calls an answer may have; None: any number."""
+    return 1 if fields.flag("parallel_tool_calls") is False else None
+
+
 def read_schema(form: Fields | None) -> dict[str, Any] | None:
     """The schema that a response format asks for."""
     kind = form.choice("type", ("text", "json_object", "json_schema")) if form else None

@@ -24,7 +24,13 @@ from minicpm_mlc.serve.drawing import IGNORED, MOST_LIKELY, read_drawing
 from minicpm_mlc.serve.errors import ApiError, bad, openai_error
 from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.logprobs import chat_logprobs
-from minicpm_mlc.serve.messages import read_messages, read_schema, read_tool_choice, read_tools
+from minicpm_mlc.serve.messages import (
+    read_messages,
+    read_most_calls,
+    read_schema,
+    read_tool_choice,
+    read_tools,
+)
 from minicpm_mlc.serve.served import Chat, Served
 from minicpm_mlc.serve.surface import Ask, Json, new_id, server_sent
 
@@ -112,7 +118,6 @@ def read_chat(fields: Fields) -> Chat:
     shorter = fields.whole("max_tokens", 1)
     logprobs = _likely(fields)
     tools = read_tools(fields)
-    fields.flag("parallel_tool_calls")
     return Chat(
         read_messages(fields),
         read_drawing(fields, longest if longest is not None else shorter, logprobs),
@@ -121,6 +126,7 @@ def read_chat(fields: Fields) -> Chat:
         tools,
         read_tool_choice(fields, tools),
         read_schema(fields.object("response_format")),
+        read_most_calls(fields),
         _continues(fields),
     )
 

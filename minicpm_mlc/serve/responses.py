@@ -26,6 +26,7 @@ from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.messages import (
     ROLES,
     read_content,
+    read_most_calls,
     read_schema,
     read_tool_choice,
     tool_of,
@@ -96,7 +97,6 @@ class Responses:
             "reasoning": fields.values.get("reasoning") or {"effort": None, "summary": None},
         }
         stream = fields.flag("stream") or False
-        fields.flag("parallel_tool_calls")
         form = Form(served, new_id("resp_"), int(time.time()), asked)
         return Ask(
             [served.chat_job(chat)],
@@ -137,6 +137,7 @@ def read_response(fields: Fields) -> tuple[Chat, list[str]]:
         tools=tools,
         tool_choice=read_tool_choice(fields, tools),
         schema=read_schema(text.object("format") if text else None),
+        most_calls=read_most_calls(fields),
     )
     return chat, [f"tools of the type {kind}" for kind in others]
 

@@ -50,6 +50,7 @@ class Chat:
     tools: Sequence[Tool] = ()
     tool_choice: str = "auto"  # or "none", "required", "=NAME"
     schema: Mapping[str, Any] | None = None
+    most_calls: int | None = None
     continues: bool = False  # the last message is the beginning of the answer
 
 
@@ -81,11 +82,17 @@ class Served:
             else tool_format
         ]
         self._lock = threading.Lock()
+        self._pages = engine.model.cache.pages
 
     @property
     def thinks(self) -> bool:
         """Whether thinking can be switched."""
         return self.template.can_switch_thinking
+
+    @property
+    def cache_use(self) -> float:
+        """The share of the cache's pages that running answers hold."""
+        return 1 - self._pages.available / len(self._pages.owners)
 
     @property
     def size(self) -> int:
@@ -140,7 +147,7 @@ class Served:
         stop = list(drawing.stop)
 
         def reader(choice: int) -> ChatReader:
-            calls = ToolReader(choice, tools, self.form) if tools else None
+            calls = ToolReader(choice, tools, self.form, chat.most_calls) if tools else None
             return ChatReader(
                 choice, self.tokenizer, prompt.ids, stop, prompt.thinking, chat.most_thinking, calls
             )
@@ -217,8 +224,7 @@ class Served:
         grammar = answer_grammar(prompt, body, may_think)
         with self._lock:
             grammars = self._grammars
-        grammars.check(grammar)
-        return lambda: grammars.start(grammar)
+        return grammars.start(grammar).copy
 
 
 def _chosen(chat: Chat) -> Sequence[Tool]:

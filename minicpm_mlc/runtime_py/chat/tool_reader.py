@@ -17,10 +17,14 @@ class ToolReader:
     can't be read as one stays text. White space before and after a call belongs to it.
     """
 
-    def __init__(self, choice: int, tools: Sequence[Tool], form: ToolFormat) -> None:
+    def __init__(
+        self, choice: int, tools: Sequence[Tool], form: ToolFormat, most: int | None = None
+    ) -> None:
+        """`most`: calls that are sent; those after them are left out."""
         self._choice = choice
         self._tools = tools
         self._form = form
+        self._left = most
         self._held = ""
         self._state = "text"  # or "call", "thought"
         self._called_last = False  # what came last was a call: white space after it is dropped
@@ -112,6 +116,8 @@ class ToolReader:
     def _called(self, calls: Sequence[Call]) -> list[Found]:
         self._called_last = True
         events: list[Found] = []
+        calls = calls[: self._left]
+        self._left = self._left and self._left - len(calls)
         for call in calls:
             events += [
                 ToolCall(self._choice, call.name),

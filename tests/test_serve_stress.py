@@ -1,0 +1,119 @@
+"""A crowd of clients that leave, read slowly, send too much or ask too often."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import re
+import socket
+import time
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from serving import SUM, Address, server
+
+pytestmark = pytest.mark.campaign
+AT_ONCE = 20
+
+
+def post(address: Address, body: bytes, timeout: float = 60) -> http.client.HTTPResponse:
+    """An answer's beginning."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=timeout)
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    return connection.getresponse()
+
+
+def asks(**options: object) -> bytes:
+    return json.dumps({"messages": SUM, "ignore_eos": True, "max_tokens": 100} | options).encode()
+
+
+def cut(address: Address, seed: int) -> int:
+    """Opens an answer and leaves in the middle of it, or before it begins."""
+    draw = random.Random(seed)
+    stream = draw.random() < 0.7
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        body = asks(stream=stream, max_tokens=300)
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json"
+        )
+        whole = f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        connection.sendall(whole[: draw.choice((40, len(whole), len(whole), len(whole)))])
+        for _ in range(draw.randrange(8)):
+            connection.settimeout(0.05)
+            try:
+                connection.recv(draw.choice((1, 100, 4000)))
+            except TimeoutError:
+                break
+    return seed
+
+
+def refused(address: Address, body: bytes) -> bool:
+    """Whether a body is: told, or cut off while it is sent."""
+    try:
+        return post(address, body).status == 413
+    except OSError:
+        return True
+
+
+def memory(address: Address) -> int:
+    """Bytes of the server's memory that are resident."""
+    return int(Path(f"/proc/{address.pid}/statm").read_text().split()[1]) * 4096
+
+
+def running(address: Address) -> float:
+    with urllib.request.urlopen(f"{address}/metrics") as reply:
+        found = re.findall(
+            r"^minicpm_requests_(?:running|waiting) (\d+)", reply.read().decode(), re.M
+        )
+    return sum(map(int, found))
+
+
+def wait_until_idle(address: Address) -> None:
+    for _ in range(200):
+        if running(address) == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a request is stuck")
+
+
+def test_a_thousand_streams_cut_at_random(demo_bundle):
+    with (
+        server(demo_bundle, "--max-waiting", "100") as address,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        sizes = []
+        for part in range(5):
+            list(pool.map(lambda seed: cut(address, seed), range(200 * part, 200 * (part + 1))))
+            wait_until_idle(address)
+            sizes.append(memory(address))
+        assert json.load(post(address, asks(max_tokens=3)))["usage"]["completion_tokens"] == 3
+        assert sizes[-1] < 1.02 * max(sizes[:3]), sizes
+
+
+def test_slow_readers_hold_up_nobody(demo_bundle):
+    with server(demo_bundle, "--parallel", "4", "--max-waiting", "300") as address:
+        slow = [post(address, asks(stream=True, max_tokens=60)) for _ in range(200)]
+        started = time.perf_counter()
+        assert json.load(post(address, asks(max_tokens=3)))["usage"]["completion_tokens"] == 3
+        assert time.perf_counter() - started < 30
+        for reply in slow:
+            assert reply.read(100)
+            reply.close()
+        wait_until_idle(address)
+
+
+def test_too_much_is_refused_and_the_rest_answered(demo_bundle):
+    with server(demo_bundle, "--parallel", "2", "--max-waiting", "6") as address:
+        with ThreadPoolExecutor(64) as pool:
+            ask = asks(max_tokens=200)
+            statuses = Counter(pool.map(lambda _: post(address, ask).status, range(400)))
+        assert set(statuses) == {200, 429} and statuses[200] >= 8
+        assert refused(address, b"x" * (100 << 20))
+        wait_until_idle(address)
+        assert post(address, asks(max_tokens=3)).status == 200
