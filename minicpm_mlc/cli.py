@@ -4,6 +4,7 @@ imported before a verb runs.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
@@ -356,12 +357,10 @@ def inspect(source: str, speed: bool, measure: bool, as_json: bool) -> None:
     SOURCE is a bundle, a checkpoint, ORG/NAME of a hub, or a published model's name. Limits of the
     machine are measured once, which takes some seconds.
     """
-    from minicpm_mlc.inspect import describe
+    from minicpm_mlc.inspect import describe, machine_limits
 
-    report = describe.describe(source)
-    report = describe.with_speeds(report, measure) if speed else report
-    report.pop(describe.CONFIG, None)
-    _print(report, describe.as_text, as_json)
+    limits = functools.partial(machine_limits.machine_limits, measure)
+    _print(describe.describe(source, limits if speed else None), describe.as_text, as_json)
 
 
 @main.command(**example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown"))

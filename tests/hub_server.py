@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,13 +179,22 @@ def _lfs(data: bytes, key: str) -> dict[str, Any]:
     return {"lfs": {key: sha256(data), "size": len(data), "pointerSize": 134}}
 
 
+class Server(ThreadingHTTPServer):
+    """Is silent about clients that go away."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints what isn't a broken connection."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve(stand: Stand) -> Iterator[Stand]:
     """Both ports, as long as the block runs."""
     servers = []
     for of_files in (False, True):
         kind = type("Bound", (Handler,), {"stand": stand, "of_files": of_files})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        server = Server(("127.0.0.1", 0), kind)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
     stand.url, stand.files_url = (f"http://127.0.0.1:{each.server_port}" for each in servers)

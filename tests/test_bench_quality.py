@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,35 @@ def test_off_the_grid_the_function_is_the_same():
     assert same == ["model.embed_tokens.weight"] and len(moved) == len(weights) + 1
     ids = [5, 9, 200, 17, 5]
     own, exact = (forward(config, w, ids, [False] * len(ids)) for w in (moved, weights))
+    assert np.abs(own - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_channels_of_zeros_leave_the_function():
+    config = tiny_config("MiniCPM5-1B", tie_word_embeddings=True, num_heads=6, num_kv_heads=3)
+    source = RandomCheckpoint(config)
+    weights = {name: source.rows(name) for name in source.names()}
+    wider = dict(weights)
+    fields = {
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.attention.head_count": 6,
+        "llama.attention.head_count_kv": 3,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    off_grid.padded(wider, fields, 256)
+    assert all(array.shape[-1] % 256 == 0 for array in wider.values())
+    padded = replace(
+        config,
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_heads=fields["llama.attention.head_count"],
+        num_kv_heads=fields["llama.attention.head_count_kv"],
+        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+    )
+    ids = [5, 9, 200, 17, 5]
+    own = forward(padded, wider, ids, [False] * len(ids))
+    exact = forward(config, weights, ids, [False] * len(ids))
     assert np.abs(own - exact).max() < 1e-4 * np.abs(exact).max()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,25 @@ def test_memory_is_what_a_chat_touches(tmp_path: Path) -> None:
         stored = embedding * config.hidden_size * 17 // 16  # 8 bits, and a scale of 16 for 32
         fixed = need(0) - forecast.PROGRAM - (result.weights - stored)
         assert 0 < fixed < 512 * 4 * (3 * config.intermediate_size + 2 * config.hidden_size)
+
+
+def test_the_command_shows_the_error_of_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--replay foretells again what an earlier run measured."""
+    limits = {"threads": 2, "bandwidth": 49.8e9, "float32": 592e9, "int8": 2049e9}
+    decode = {"preset": "MiniCPM4.1-8B", "what": "decode", "context": 0, "attention": "dense"}
+    memory = decode | {"what": "memory", "context": 4096, "attention": "", "limits": None}
+    record = tmp_path / "record.json"
+    rows = [decode | {"rows": 1, "value": 10.6, "limits": limits}]
+    record.write_text(json.dumps([*rows, memory | {"rows": 0, "value": 4.6e9}]))
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    monkeypatch.setattr(sys, "argv", ["forecast.py", "--replay", str(record)])
+    importlib.import_module("forecast").main()
+    done = capsys.readouterr().out
+    line = next(line for line in done.splitlines() if line.startswith("MiniCPM4.1-8B  decode"))
+    error = float(line.split()[-1].rstrip("%"))
+    foretold = table("MiniCPM4.1-8B")["decode", 0, "dense"]
+    assert error == round(100 * (foretold / 10.6 - 1))
+    assert f"largest error of speed: {abs(error):.0f}%" in done
+    assert "largest error of memory: " in done

@@ -4,6 +4,7 @@ length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from minicpm_mlc.hub.needed import GGUF
 from minicpm_mlc.hub.transfer import UnreachableError
 
 if TYPE_CHECKING:  # what a bundle needs comes without the compiler
+    from minicpm_mlc.bench.roofline import Limits
     from minicpm_mlc.compile.config.model_config import ModelConfig
 
+    Found = tuple[dict[str, Any], ModelConfig | None]
+
 PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
-CONFIG = "config"  # of a report: the ModelConfig, which isn't shown
 COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
 
 
@@ -31,29 +34,36 @@ class NotFoundError(MiniCPMError):
     """A source that is neither a bundle, a checkpoint nor a published model."""
 
 
-def describe(source: str) -> dict[str, Any]:
+def describe(source: str, limits: Callable[[], Limits] | None = None) -> dict[str, Any]:
     """Facts about a bundle folder, a checkpoint folder or GGUF file, a repository of a hub, or a
     published model's name.
 
     Returns {"kind", "name", "model", ..., "memory": [{"context": tokens, COLUMN: bytes, ...}]},
-    ready for JSON.
+    ready for JSON; of a model that isn't compiled, with the machine's `limits`, also "speed":
+    [{"phase", "depth", "attention", COLUMN: tokens/s, ...}].
 
     Raises:
         NotFoundError: `source` is none of them.
         MiniCPMError: it is one of them and damaged.
     """
+    report, config = _found(source)
+    return report | _forecast(config, limits) if config else report
+
+
+def _found(source: str) -> Found:
+    """What a source is, and the config to forecast by where it isn't compiled yet."""
     from minicpm_mlc.compile.checkpoint.gguf import find_gguf
     from minicpm_mlc.compile.config.presets import PRESETS
 
     path = Path(source)
     if (path / MANIFEST).is_file():
-        return _describe_bundle(path)
+        return _describe_bundle(path), None
     if gguf := find_gguf(path):
         return _describe_gguf(gguf)
     if path.is_dir():
         return _describe_checkpoint(path)
     if source in PRESETS:
-        return {"kind": "published model", "name": source, **_forecast(PRESETS[source])}
+        return {"kind": "published model", "name": source}, PRESETS[source]
     if name := parse_name(source):
         return _describe_remote(name)
     raise NotFoundError(
@@ -109,31 +119,23 @@ def mixed_with(mixed: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _describe_checkpoint(path: Path) -> dict[str, Any]:
+def _describe_checkpoint(path: Path) -> Found:
     from minicpm_mlc.compile.model.registry import read_config_folder
 
     config = read_config_folder(path)
-    return {
-        "kind": "checkpoint",
-        "name": config.name,
-        "weights": _weights(path, config),
-        **_forecast(config),
-    }
+    weights = _weights(path, config)
+    return {"kind": "checkpoint", "name": config.name, "weights": weights}, config
 
 
-def _describe_gguf(path: Path) -> dict[str, Any]:
+def _describe_gguf(path: Path) -> Found:
     from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 
     gguf = open_gguf(path)
-    return {
-        "kind": "GGUF file",
-        "name": gguf.config.name,
-        "weights": gguf.weights.bytes,
-        **_forecast(gguf.config),
-    }
+    report = {"kind": "GGUF file", "name": gguf.config.name, "weights": gguf.weights.bytes}
+    return report, gguf.config
 
 
-def _describe_remote(name: Name) -> dict[str, Any]:
+def _describe_remote(name: Name) -> Found:
     """By its config alone; what was pulled before is described where the hub can't be reached."""
     from minicpm_mlc.inspect.remote import remote_config
 
@@ -143,15 +145,14 @@ def _describe_remote(name: Name) -> dict[str, Any]:
         record = records.find(name)
         if record is None or not record.is_whole:
             raise
-        return describe(str(record.path))
+        return _found(str(record.path))
     return {
         "kind": "GGUF file of a hub" if needed.main.endswith(GGUF) else "repository of a hub",
         "name": str(name),
         "revision": listing.revision,
         "download": needed.bytes,
         "files": [file.path for file in needed.files],
-        **_forecast(config),
-    }
+    }, config
 
 
 def _weights(path: Path, config: ModelConfig) -> int | str:
@@ -164,42 +165,29 @@ def _weights(path: Path, config: ModelConfig) -> int | str:
         return str(error)
 
 
-def _forecast(config: ModelConfig) -> dict[str, Any]:
-    """The bundle's weights, and what a chat takes at each length, per scheme; and the config that
-    it would be compiled with, for the forecast of its speed.
+def _forecast(config: ModelConfig, limits: Callable[[], Limits] | None) -> dict[str, Any]:
+    """The bundle's size, what a chat takes at each length, and tokens/s on a machine of these
+    limits, per scheme.
     """
     from minicpm_mlc.compile.model.registry import count_parameters, sparse_settings
-    from minicpm_mlc.inspect.forecast import bundle_bytes, needed_memory
+    from minicpm_mlc.inspect.forecast import bundle_bytes, needed_memory, speed_table
 
     config = replace(config, sparse=sparse_settings(config))
     needed = {name: needed_memory(config, name) for name in COMPARED}
-    rows = [
-        {"context": n, **{name: need(n) for name, need in needed.items()}}
-        for n in context_lengths(config.max_position_embeddings)
-    ]
-    return {
+    report = {
         "parameters": count_parameters(config),
         "bundle": {name: bundle_bytes(config, name) for name in COMPARED},
         "model": _facts(config.to_dict()),
-        "memory": rows,
-        CONFIG: config,
+        "memory": [
+            {"context": n, **{name: need(n) for name, need in needed.items()}}
+            for n in context_lengths(config.max_position_embeddings)
+        ],
     }
-
-
-def with_speeds(report: dict[str, Any], again: bool = False) -> dict[str, Any]:
-    """The report of something that isn't compiled yet, with tokens/s on this machine's CPU; its
-    limits are measured where they weren't, or `again`.
-    """
-    from minicpm_mlc.inspect.forecast import speed_table
-    from minicpm_mlc.inspect.machine_limits import machine_limits
-
-    if CONFIG not in report:
+    if limits is None:
         return report
-    limits = machine_limits(again)
-    return report | {
-        "this machine": limits.text(),
-        "speed": speed_table(report[CONFIG], COMPARED, limits),
-    }
+    around = limits()
+    speeds = speed_table(config, COMPARED, around)
+    return report | {"this machine": around.text(), "speed": speeds}
 
 
 def _facts(model: dict[str, Any]) -> dict[str, Any]:

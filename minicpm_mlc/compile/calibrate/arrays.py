@@ -127,11 +127,13 @@ def _by_rows(operator: Operator, *inputs: np.ndarray) -> Any:
     states = [inputs[i] for i in operator.states()]
     by_row = [argument.shape[0] == "n" for argument in arguments]
     n = next(len(array) for array, sliced in zip(inputs, by_row, strict=True) if sliced)
-    pieces = []
+    out: np.ndarray | None = None
     for start in range(0, n, ROWS):
         rows = slice(start, start + ROWS)
         given = [a[rows] if cut else a for a, cut in zip(inputs, by_row, strict=True)]
-        made = operator.define(*given)
-        pieces += [] if made is None else [cast(np.ndarray, made).astype(np.float32)]
-    results = [*states, *([np.concatenate(pieces)] if pieces else [])]
+        made = cast("np.ndarray | None", operator.define(*given))
+        if made is not None:
+            out = np.empty((n, *made.shape[1:]), np.float32) if out is None else out
+            out[rows] = made
+    results = [*states, *([] if out is None else [out])]
     return results[0] if len(results) == 1 else results

@@ -24,7 +24,7 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
-CORE_SECONDS = 2e-6  # of one core for each weight of a linear, on a machine of 2024
+CORE_SECONDS = 5e-6  # of one core for each weight of a linear: measured, docs/quality.md
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def richer(base: GroupScheme) -> list[GroupScheme]:
 
 def bits_of(scheme: GroupScheme) -> float:
     """Bits that a weight takes, its share of the group's numbers included."""
-    numbers = sum(np.dtype(t.dtype).itemsize / t.columns for t in scheme.group_tensors)
+    tensors = scheme.group_tensors
+    numbers = sum(t.count * np.dtype(t.dtype).itemsize / t.columns for t in tensors)
     return scheme.values.bits + 8 * numbers
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.compile.checkpoint.files import Found, find_tensors, listing
 from minicpm_mlc.compile.checkpoint.forms import Reader, Shapes, open_form
 from minicpm_mlc.compile.checkpoint.random import RandomCheckpoint
-from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile, cut
+from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
 from minicpm_mlc.compile.checkpoint.stated import stated_form
 from minicpm_mlc.compile.checkpoint.tensor import Dense, Tensor
 from minicpm_mlc.compile.checkpoint.ternary import LATENT, Ternary, with_ternary
@@ -94,7 +95,7 @@ def assembled(
     extra = [name for name in found if name not in known and not name.endswith(beside)]
     if extra:
         raise CheckpointError(
-            f"{found[extra[0]].path}: tensor {cut(extra[0])} is not part of the "
+            f"{found[extra[0]].path}: tensor {shown(extra[0])} is not part of the "
             f"model{_and_more(extra)}"
         )
     return tensors

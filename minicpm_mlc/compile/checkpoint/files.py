@@ -9,8 +9,9 @@ from pathlib import Path
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import read_json_object
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.bundle.small_files import CONFIG
-from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile, cut
+from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
 from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
 
 Found = Mapping[str, SafetensorsFile]  # the file of each stored tensor
@@ -113,7 +114,7 @@ def _in_files(paths: list[Path], kind: Kind) -> dict[str, SafetensorsFile]:
         file = kind.reader(path)
         if twice := next((name for name in file.entries if name in found), None):
             raise CheckpointError(
-                f"{path} and {found[twice].path.name} both hold tensor {cut(twice)}; "
+                f"{path} and {found[twice].path.name} both hold tensor {shown(twice)}; "
                 "download the index too, or move one out"
             )
         found |= dict.fromkeys(file.entries, file)
@@ -158,7 +159,7 @@ def _no_weights(folder: Path) -> CheckpointError:
     names = sorted(file.name for file in folder.iterdir())
     if name := unfinished(folder):
         return CheckpointError(
-            f"{folder} has {cut(name)}, a download that has not ended, and no {SINGLE}; run the "
+            f"{folder} has {shown(name)}, a download that has not ended, and no {SINGLE}; run the "
             "download again"
         )
     if others := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf"))]:
@@ -175,20 +176,21 @@ def _follow(index: Path, places: dict[str, str], kind: Kind) -> dict[str, Safete
     for name in sorted(set(places.values())):
         if not (index.parent / name).is_file():
             raise CheckpointError(
-                f"{index} names {cut(name)}, which is not in the folder; download it"
+                f"{index} names {shown(name)}, which is not in the folder; download it"
                 f"{_still(index.parent)}"
             )
         files[name] = kind.reader(index.parent / name)
     for tensor, name in places.items():
         if tensor not in files[name].entries:
             raise CheckpointError(
-                f"{index} places tensor {cut(tensor)} in {cut(name)}, which doesn't hold it; "
+                f"{index} places tensor {shown(tensor)} in {shown(name)}, which doesn't hold it; "
                 "download both again"
             )
     for name, file in files.items():
         if strays := [tensor for tensor in file.entries if places.get(tensor) != name]:
             raise CheckpointError(
-                f"{file.path} holds tensor {cut(strays[0])}, which {kind.index} doesn't place there"
+                f"{file.path} holds tensor {shown(strays[0])}, which {kind.index} doesn't "
+                "place there"
             )
     return {tensor: files[name] for tensor, name in places.items()}
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
+from minicpm_mlc.base.text import shown
 from minicpm_mlc.compile.checkpoint.files import ADAPTER
 from minicpm_mlc.compile.checkpoint.lora_config import LoraConfig
 from minicpm_mlc.compile.checkpoint.packed import Numbers
-from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile, cut
-from minicpm_mlc.compile.checkpoint.tensor import Dense, Tensor
+from minicpm_mlc.compile.checkpoint.safetensors import STORED, SafetensorsFile
+from minicpm_mlc.compile.checkpoint.tensor import Dense, Derived, Tensor
 from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
 from minicpm_mlc.compile.checkpoint.weights import ENDS, Weights
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -67,10 +68,9 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Adapted(Tensor):
+class Adapted(Derived):
     """A matrix of the base with a change."""
 
-    base: Tensor
     change: Change
 
     @property
@@ -84,18 +84,6 @@ class Adapted(Tensor):
     @property
     def form(self) -> str:
         return f"{self.base.form} with an adapter merged into them"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes
-
-    @property
-    def stored(self) -> tuple[str, ...]:
-        return self.base.stored
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self.change.applied(self.base.rows(start, stop), start)
@@ -123,7 +111,7 @@ class Adapter:
             else:
                 raise self._error(name, "is no part of a LoRA")
             if place in places:
-                raise self._error(name, f"and {cut(places[place])} are two adapters; save one")
+                raise self._error(name, f"and {shown(places[place])} are two adapters; save one")
             places[place] = name
 
     def config(self, base: ModelConfig) -> ModelConfig:
@@ -141,7 +129,7 @@ class Adapter:
             tensors[HEAD] = tensors[EMBEDDING]
         for name in (*self._whole, *map(_weight, self._parts)):
             if name not in tensors and name != HEAD:
-                raise CheckpointError(f"{self._file.path}: the base has no {cut(name)} to change")
+                raise CheckpointError(f"{self._file.path}: the base has no {shown(name)} to change")
         for name, stored in self._whole.items():
             if name in tensors:
                 tensors[name] = self._replaced(name, stored, tensors[name], config)
@@ -213,7 +201,7 @@ class Adapter:
         return Numbers(self._file.array(name))
 
     def _error(self, name: str, wrong: str) -> CheckpointError:
-        return CheckpointError(f"{self._file.path}: tensor {cut(name)} {wrong}")
+        return CheckpointError(f"{self._file.path}: tensor {shown(name)} {wrong}")
 
 
 def _weight(module: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import GIT_LFS, json_value
-from minicpm_mlc.base.text import any_of
+from minicpm_mlc.base.text import any_of, shown
 from minicpm_mlc.ops.formats.bfloat16 import bfloat16_numbers
 
 MAX_HEADER = 16 << 20  # bytes; a tensor takes some 150
@@ -94,14 +94,14 @@ class SafetensorsFile:
     def _read_entries(self) -> dict[str, Entry]:
         header, start = self._read_header()
         header.pop("__metadata__", None)
-        entries = {name: self._entry(cut(name), value, start) for name, value in header.items()}
+        entries = {name: self._entry(shown(name), value, start) for name, value in header.items()}
         end = start
         for name, entry in sorted(
             entries.items(), key=lambda item: (item[1].start, item[1].nbytes)
         ):
             if entry.start != end:
                 raise self._error(
-                    f"tensor {cut(name)} starts at byte {entry.start}, expected {end}; "
+                    f"tensor {shown(name)} starts at byte {entry.start}, expected {end}; "
                     "download it again"
                 )
             end += entry.nbytes
@@ -143,7 +143,7 @@ class SafetensorsFile:
                 f"tensor {name} has a shape or offset that isn't a whole number below 2^63"
             )
         if dtype not in ITEM_BYTES:
-            raise self._error(f"tensor {name} has dtype {cut(dtype)}, expected BF16, F16 or F32")
+            raise self._error(f"tensor {name} has dtype {shown(dtype)}, expected BF16, F16 or F32")
         nbytes = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != nbytes:
             raise self._error(
@@ -151,8 +151,3 @@ class SafetensorsFile:
                 f"{nbytes}"
             )
         return Entry(dtype, tuple(shape), base + begin, nbytes)
-
-
-def cut(name: str) -> str:
-    """A tensor's name as messages show it: a file may hold one of megabytes."""
-    return name if len(name) <= 120 else f"{name[:117]}..."

@@ -78,6 +78,25 @@ class Tensor(ABC):
         return 0
 
 
+@dataclass(frozen=True)
+class Derived(Tensor):
+    """A matrix in the place of another one, `base`, of the same shape."""
+
+    base: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return self.base.stored
+
+
 def bytes_of(name: str) -> int:
     """What some weights take in a scheme."""
     return sum(tensor.nbytes for tensor in SCHEMES[name].tensors(16, 4096))

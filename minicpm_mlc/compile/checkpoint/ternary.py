@@ -13,6 +13,7 @@ import numpy as np
 from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.compile.checkpoint.tensor import (
     SAMPLED_ROWS,
+    Derived,
     Integers,
     Tensor,
     contiguous_groups,
@@ -31,26 +32,12 @@ LATENT = (
 
 
 @dataclass(frozen=True)
-class Ternary(Tensor):
+class Ternary(Derived):
     """A matrix of floats whose groups of 32 columns have three values each, but for a few."""
-
-    base: Tensor
 
     @property
     def form(self) -> str:
         return f"ternary {self.base.form}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes
-
-    @property
-    def stored(self) -> tuple[str, ...]:
-        return self.base.stored
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self.base.rows(start, stop)

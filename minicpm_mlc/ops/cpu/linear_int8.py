@@ -5,6 +5,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm.script import tirx as T
 
@@ -76,6 +77,7 @@ class Int8Loops:
     totals: Buffer
     m: Expr
     scale: float = 1.0
+    table: Buffer | None = None  # of a run's scales and minimums, where reading them is dear
 
     def __init__(self, n: int, k: int, scheme: Scheme, dot: Int8Dot) -> None:
         self.groups, self.scheme, self.dot = k // GROUP, scheme, dot
@@ -130,15 +132,55 @@ class Int8Loops:
         while size:
             count = rows // size % 2 if size < whole else rows // size
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
-            together = streams if size <= self.dot.paired else 1
-            with T.serial(streams // together) as s, T.serial(count) as t:
-                self.tile(
-                    T.Bind(start + t * size),
-                    size,
-                    [block_at(s * together + i) for i in range(together)],
-                    c,
-                )
+            tiles = partial(self.same_size, start, size, count, streams, block_at, c)
+            if size < whole or most < 2 * whole or not self.scheme.leveled:
+                tiles()
+            else:
+                self.tabulated(tiles, count)
             size //= 2
+
+    def tabulated(self, tiles: Callable[..., None], count: Expr) -> None:
+        """Several tiles read scales and minimums from a table, in L1, that is made of them once."""
+        shape = (STREAMS, CACHE_GROUPS, self.scheme.terms_count, LANES)
+        with T.If(count > 1):
+            with T.Then():
+                tiles(T.alloc_buffer(shape, "float32"))
+            with T.Else():
+                tiles()
+
+    def same_size(
+        self,
+        start: Expr,
+        size: int,
+        count: Expr,
+        streams: int,
+        block_at: BlockAt,
+        c: Expr,
+        table: Buffer | None = None,
+    ) -> None:
+        """`count` tiles of `size` rows."""
+        together = streams if size <= self.dot.paired else 1
+        with T.serial(streams // together) as s:
+            blocks = [block_at(s * together + i) for i in range(together)]
+            if table is not None:
+                self.tabulate(table, [block for block, _ in blocks], c)
+            self.table = table
+            with T.serial(count) as t:
+                self.tile(T.Bind(start + t * size), size, blocks, c)
+            self.table = None
+
+    def tabulate(self, table: Buffer, blocks: list[Expr], c: Expr) -> None:
+        """table[i, g] = the scales and minimums of the i-th block's groups of a run."""
+        start, lanes = T.Bind(c * CACHE_GROUPS), T.ramp(0, 1, LANES)
+        with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
+            for i, block in enumerate(blocks):
+                halves = [
+                    self.scheme.terms(self.stored, block, T.Bind(start + g), lanes, LANES, half)
+                    for half in range(self.scheme.halves)
+                ]
+                numbers = [n for terms in halves for n in (terms.scale, terms.minimum)]
+                for at, number in enumerate(n for n in numbers if n is not None):
+                    vector.store(table, number, i, g, at, 0)
 
     def tile(self, first: Expr, rows: int, blocks: list[tuple[Expr, Expr]], c: Expr) -> None:
         """totals[first : first + rows] += x @ w^T over one run of column groups; the last run
@@ -179,7 +221,7 @@ class Int8Loops:
         for block in blocks:
             self.prefetch(block, g, AHEAD[len(blocks)])
         for part in range(0, LANES, self.dot.rows):
-            weights = [self.weights(block, g, part) for block in blocks]
+            weights = [self.weights(i, block, g, part) for i, block in enumerate(blocks)]
             for r in range(0, rows, self.dot.together):
                 beside = range(r, min(r + self.dot.together, rows))
                 for half in range(self.scheme.halves):
@@ -197,21 +239,25 @@ class Int8Loops:
         for i in range(lines):
             vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
 
-    def weights(self, block: Expr, g: Expr, part: int) -> list[tuple[Terms, list[Expr]]]:
-        """Terms and unpacked weights of one register of rows; of each half of the columns where
-        those have their own scales.
+    def weights(self, i: int, block: Expr, g: Expr, part: int) -> list[tuple[Terms, list[Expr]]]:
+        """Terms and unpacked weights of one register of rows of the i-th block; of each half of the
+        columns where those have their own scales.
         """
-        width, halves = self.dot.rows, self.scheme.halves
-        lanes = T.ramp(part, 1, width)
         unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
-        size = len(unpacked) // halves
+        size = len(unpacked) // self.scheme.halves
         return [
-            (
-                self.scheme.terms(self.stored, block, g, lanes, width, half).bound(),
-                unpacked[half * size : (half + 1) * size],
-            )
-            for half in range(halves)
+            (self.terms(i, block, g, part, half).bound(), unpacked[half * size : (half + 1) * size])
+            for half in range(self.scheme.halves)
         ]
+
+    def terms(self, i: int, block: Expr, g: Expr, part: int, half: int) -> Terms:
+        """From the table, if there is one."""
+        lanes = T.ramp(part, 1, self.dot.rows)
+        if self.table is None:
+            return self.scheme.terms(self.stored, block, g, lanes, self.dot.rows, half)
+        count = self.scheme.terms_count // self.scheme.halves
+        places = range(half * count, (half + 1) * count)
+        return Terms(*(self.table[i, g % CACHE_GROUPS, at, lanes] for at in places))
 
     def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Expr) -> None:
         """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""

@@ -90,6 +90,7 @@ class Scheme(ABC):
     name: ClassVar[str]
     values: ClassVar[Values]
     has_minimum: ClassVar[bool] = False
+    leveled: ClassVar[bool] = False  # whether kernels make a scale of several stored numbers
     tables: ClassVar[str | None] = None  # the usual scheme of embedding and head beside it
     group: int = 0
     layout: str = ROWS16
@@ -104,6 +105,11 @@ class Scheme(ABC):
         """The scheme of a key. Raises KeyError for a name that is not there."""
         name, group, layout = key.split(":")
         return replace(SCHEMES[name], group=int(group), layout=layout)
+
+    @property
+    def terms_count(self) -> int:
+        """Scales and minimums of 32 columns."""
+        return self.halves * (2 if self.has_minimum else 1)
 
     @property
     def halves(self) -> int:

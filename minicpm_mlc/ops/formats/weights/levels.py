@@ -32,6 +32,7 @@ class LevelScheme(GroupScheme):
     level_type: ClassVar[type]
     largest_level: ClassVar[int]
     tables = "w8"
+    leveled = True
 
     @property
     def together(self) -> int:
