@@ -14,7 +14,9 @@ from serving import DEMO, server
 from minicpm_mlc.runtime_py.engine import Engine
 
 pytestmark = pytest.mark.campaign
-lm_eval = pytest.importorskip("lm_eval", reason="pip install lm_eval")
+for library in ("lm_eval", "tenacity"):  # the latter is of its extra, api
+    pytest.importorskip(library, reason="pip install 'lm_eval[api]'")
+lm_eval = pytest.importorskip("lm_eval")
 manager = pytest.importorskip("lm_eval.tasks")
 
 CHECKPOINT = Path(__file__).parents[1] / "examples" / "demo_model" / DEMO
