@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,16 @@ def evaluate(model: str, task: str, tasks: Any, **arguments: Any) -> list[dict[s
 
 
 @pytest.mark.parametrize("backend", ["huggingface", "remote"])
-def test_log_likelihoods(demo_bundle, tasks, backend):
+def test_log_likelihoods(demo_bundle, tasks, tmp_path, backend):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(CHECKPOINT / name, tmp_path)  # transformers knows no model of this config.json
     with server(demo_bundle) as address:
         samples = evaluate(
             "local-completions",
             "sums_choice",
             tasks,
             base_url=f"{address}/v1/completions",
-            tokenizer=str(CHECKPOINT) if backend == "huggingface" else None,
+            tokenizer=str(tmp_path) if backend == "huggingface" else None,
             tokenizer_backend=backend,
             tokenized_requests=True,
             batch_size=4,
