@@ -38,7 +38,10 @@ def server(bundle: str, *options: str) -> Iterator[str]:
     )
     assert process.stdout
     try:
-        yield process.stdout.readline().split("http://")[1].split()[0]
+        said = process.stdout.readline()
+        if "http://" not in said:
+            raise SystemExit(f"the server did not start: {' '.join(command)} says why")
+        yield said.split("http://")[1].split()[0]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -9,12 +9,13 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 from minicpm_mlc.runtime_py.events import Counts, Ended, Event, Scored, Started
 
@@ -168,18 +169,25 @@ class Address(str):
 def server(bundle: Path, *options: str) -> Iterator[Address]:
     """`minicpm-mlc serve` in a process of its own, and its address."""
     command = [sys.executable, "-m", "minicpm_mlc", "serve", str(bundle), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stderr
-    try:
-        line = process.stdout.readline()
-        assert "http://" in line, line + process.stderr.read()
-        address = Address("http://" + line.split("http://")[1].split()[0])
-        address.pid = process.pid
-        with urllib.request.urlopen(f"{address}/health", timeout=30) as reply:
-            assert json.load(reply) == {"status": "ok"}
-        yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
-    assert process.returncode == 0, log
-    assert "Traceback" not in log, log
+    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would hold it up
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout
+        try:
+            line = process.stdout.readline()
+            assert "http://" in line, line + _all_of(log)
+            address = Address("http://" + line.split("http://")[1].split()[0])
+            address.pid = process.pid
+            with urllib.request.urlopen(f"{address}/health", timeout=30) as reply:
+                assert json.load(reply) == {"status": "ok"}
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            process.stdout.close()
+        said = _all_of(log)
+        assert process.returncode == 0 and "Traceback" not in said, said
+
+
+def _all_of(log: TextIO) -> str:
+    log.seek(0)
+    return log.read()

@@ -119,6 +119,7 @@ def test_an_answer_and_its_stream_agree(serve):
         ({}, "messages is empty"),
         (body(messages=[{"role": "tool", "content": "1"}]), "role tool"),
         (body(messages=[{"role": "king", "content": "1"}]), "role"),
+        (body(messages=[{"role": [], "content": "1"}]), "role"),
         (body(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "text only"),
         (body(temperature=3), "temperature is 3"),
         (body(temperature="hot"), "temperature"),

@@ -88,12 +88,12 @@ def test_a_thousand_streams_cut_at_random(demo_bundle):
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         sizes = []
-        for part in range(5):
+        for part in range(15):  # memory grows until the cache's pages have been used once
             list(pool.map(lambda seed: cut(address, seed), range(200 * part, 200 * (part + 1))))
             wait_until_idle(address)
             sizes.append(memory(address))
         assert json.load(post(address, asks(max_tokens=3)))["usage"]["completion_tokens"] == 3
-        assert sizes[-1] < 1.02 * max(sizes[:3]), sizes
+        assert sizes[-1] < 1.02 * sizes[9], sizes  # over the last thousand
 
 
 def test_slow_readers_hold_up_nobody(demo_bundle):

@@ -79,5 +79,5 @@ def answer_grammar(prompt: Prompt, body: str, may_think: bool) -> str:
     if prompt.thinking:
         return f"start: thought GAP body\n{THOUGHT}{GAP}{body}"
     if may_think:
-        return f'start: ("{OPEN}" thought)? GAP body\n{THOUGHT}{GAP}{body}'
-    return f"start: GAP body\n{GAP}{body}"
+        return f'start: ("{OPEN}" thought GAP)? body\n{THOUGHT}{GAP}{body}'
+    return f"start: body\n{body}"

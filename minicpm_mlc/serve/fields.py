@@ -81,7 +81,7 @@ class Fields:
     def choice(self, name: str, values: Collection[str]) -> str | None:
         """One of these texts."""
         value = self.get(name)
-        if value is not None and value not in values:
+        if value is not None and value not in tuple(values):  # it may be of any kind, a list too
             raise self.wrong(name, "one of " + ", ".join(values))
         return value
 
