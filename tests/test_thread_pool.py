@@ -147,6 +147,28 @@ def test_case_79_a_fork_waits_until_no_other_thread_is_within_a_call(bundle: Pat
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_case_79_a_lock_of_another_thread_is_free_in_the_child(engine: Engine) -> None:
+    expected, locked, over = answer(engine), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine._turns.changed:
+            locked.set()
+            over.wait()
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    locked.wait()
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    worker = context.Process(target=put_answer, args=(answers, engine))
+    worker.start()
+    worker.join(30)
+    over.set()
+    holding.join()
+    worker.kill()
+    assert worker.exitcode == 0 and answers.get() == expected
+
+
 def threads_here() -> int:
     return len(os.listdir("/proc/self/task"))
 

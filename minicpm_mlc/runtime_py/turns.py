@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,7 @@ class Turns:
         self._inside: tuple[int, int] | None = None  # the process and thread that compute
         self._call = False  # they are in a call on the engine's own sequence
         self._callers = 0  # who wait for such a call: steps let them go first
+        _of_this_process.add(self)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -81,6 +83,10 @@ class Turns:
         finally:
             self._leave()
 
+    def begin_anew(self) -> None:
+        """Nobody waits, and no lock is taken."""
+        self.changed, self._callers = threading.Condition(), 0
+
     @property
     def _busy(self) -> bool:
         """Whether a thread of this process computes; a forked one has only the thread that
@@ -100,3 +106,16 @@ class Turns:
 
 def _here() -> tuple[int, int]:
     return os.getpid(), threading.get_ident()
+
+
+_of_this_process: weakref.WeakSet[Turns] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    """In a forked child, where its parent's threads, which may have held a lock, are not."""
+    for turns in _of_this_process:
+        turns.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
