@@ -228,7 +228,7 @@ def test_absent_keys_have_the_defaults_of_the_published_class():
         ("layer_types", ["full_attention"] * 35),
         ("hidden_act", "gelu"),
         ("num_experts", 128),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
         ("scale_emb", 12.0),
     ],
 )

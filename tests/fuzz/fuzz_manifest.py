@@ -9,6 +9,7 @@ from pathlib import Path
 from checkpoints import tiny_config
 
 from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.params import TENSOR_CACHE
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import SparseConfig
@@ -36,5 +37,6 @@ def made(config, head: DraftConfig | None) -> bytes:
 
 def run(data: bytes, folder: Path) -> None:
     (folder / "manifest.json").write_bytes(data)
+    (folder / TENSOR_CACHE).write_text(json.dumps({"metadata": {"BitsPerParam": 5}, "records": []}))
     json.dumps(describe(str(folder)))
     choose_context(Manifest.load(folder), None, 1 << 33)

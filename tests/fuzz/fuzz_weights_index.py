@@ -20,7 +20,7 @@ SHARD = {"dataPath": DATA, "nbytes": 80, "format": "raw-shard", "md5sum": "", "r
 
 
 def seeds() -> list[bytes]:
-    return [json.dumps({"metadata": {}, "records": [SHARD]}).encode()]
+    return [json.dumps({"metadata": {"BitsPerParam": 24.0}, "records": [SHARD]}).encode()]
 
 
 def run(data: bytes, folder: Path) -> None:
