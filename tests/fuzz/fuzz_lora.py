@@ -27,7 +27,7 @@ SETTINGS = {
     "rank_pattern": {},
     "init_lora_weights": True,
     "target_modules": ["q_proj"],
-    "base_model_name_or_path": "/root/MiniCPM4-8B",
+    "base_model_name_or_path": "/models/MiniCPM4-8B",
 }
 PAIR = {f"{Q}.lora_A.weight": np.ones((2, 64)), f"{Q}.lora_B.weight": np.ones((64, 2))}
 SAVED = {"model.embed_tokens.weight": np.ones((72, 64)), "lm_head.weight": np.ones((72, 64))}
