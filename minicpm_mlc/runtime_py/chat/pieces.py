@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
-from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
+from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget, ThinkEnd
 from minicpm_mlc.runtime_py.events import Scored
 
 
@@ -21,11 +21,9 @@ class Pieces:
         stops: StopStrings | AnswerStops,
         budget: ThinkBudget | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, prompt_ids)
         self._stops = stops
-        self._budget = budget
-        self._close = bool(budget and budget.start())
+        self._end = ThinkEnd(tokenizer, budget)
 
     @property
     def stop(self) -> str | None:
@@ -34,17 +32,12 @@ class Pieces:
 
     def forced(self) -> Sequence[int]:
         """The end of the think block, once its budget is spent."""
-        if not self._close:
-            return ()
-        self._close = False
-        self._budget = None
-        return self._tokenizer.encode_middle(CLOSING)
+        return self._end.forced()
 
     def feed(self, token: Scored) -> list[str]:
         """The text that can be shown now."""
         said = self._text.feed(token.token_id)
-        if self._budget:
-            self._close = self._budget.spend(said, self._text.at_border)
+        self._end.spend(said, self._text.at_border)
         return _shown(self._stops.feed(said + self._stops.mark(token.token_id)))
 
     def finish(self) -> list[str]:

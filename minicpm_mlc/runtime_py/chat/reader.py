@@ -9,7 +9,7 @@ from minicpm_mlc.prompt.thinking import ThinkSplitter
 from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.text import StopStrings, TextStream
-from minicpm_mlc.runtime_py.chat.think_budget import CLOSING, ThinkBudget
+from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget, ThinkEnd
 from minicpm_mlc.runtime_py.chat.tool_reader import Found, ToolReader
 from minicpm_mlc.runtime_py.events import Reasoning, Scored, Text
 
@@ -95,28 +95,22 @@ class ChatReader(TextReader):
         most.
         """
         super().__init__(choice, tokenizer, prompt_ids, stop)
-        self._tokenizer = tokenizer
         self._stops = AnswerStops(StopStrings(stop, tokenizer.hidden), opened)
         self._splitter = ThinkSplitter(opened)
-        self._budget = None if most_thinking is None else ThinkBudget(most_thinking, opened)
-        self._close = bool(self._budget and self._budget.start())
+        budget = None if most_thinking is None else ThinkBudget(most_thinking, opened)
+        self._end = ThinkEnd(tokenizer, budget)
         self._tools = tools
         self._answering = False
 
     def forced(self) -> Sequence[int]:
         """The end of the think block, once its budget is spent."""
-        if not self._close:
-            return ()
-        self._close = False
-        self._budget = None
-        return self._tokenizer.encode_middle(CLOSING)
+        return self._end.forced()
 
     def feed(self, token: Scored) -> Iterable[Found]:
         """The events that this token completes."""
         self.reasoning_tokens += self._splitter.thinking
         said = self._text.feed(token.token_id)
-        if self._budget:
-            self._close = self._budget.spend(said, self._text.at_border)
+        self._end.spend(said, self._text.at_border)
         piece = said + self._stops.mark(token.token_id)
         self._scores.add(token, len(piece))
         events = self._read(self._stops.feed(piece))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minicpm_mlc.prompt.sampling import check_count
 from minicpm_mlc.prompt.thinking import CLOSE, ThinkSplitter
+from minicpm_mlc.prompt.tokenizer import Tokenizer
 from minicpm_mlc.runtime_py.chat.text import overlap
 
 CLOSING = f"\n{CLOSE}\n\n"  # what the engine writes in the model's place
@@ -43,3 +46,27 @@ class ThinkBudget:
             and at_border
             and not overlap(self._tail, CLOSE)
         )
+
+
+class ThinkEnd:
+    """Closes the think block in the model's place, once its budget is spent; without a budget
+    never.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, budget: ThinkBudget | None) -> None:
+        self._tokenizer = tokenizer
+        self._budget = budget
+        self._due = bool(budget and budget.start())
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next whatever the model says."""
+        if not self._due:
+            return ()
+        self._due = False
+        self._budget = None
+        return self._tokenizer.encode_middle(CLOSING)
+
+    def spend(self, said: str, at_border: bool) -> None:
+        """Counts a token, as ThinkBudget does."""
+        if self._budget:
+            self._due = self._budget.spend(said, at_border)
