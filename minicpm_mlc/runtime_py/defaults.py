@@ -28,7 +28,7 @@ def choose_context(manifest: Manifest, asked: int | None, available: int) -> int
     if fits == 0 or (asked or 0) > fits:
         size = asked or manifest.page_size
         hint = (
-            f"give --context {fits} or less"
+            f"give --context {_fits_next_time(fits, manifest.page_size)} or less"
             if fits
             else "close other programs, raise the limit that this process runs under (ulimit -v, "
             "the container's memory), or compile with --quant w4"
@@ -78,6 +78,14 @@ def _tokens_that_fit(manifest: Manifest, available: int) -> int:
 def eos_token_ids(manifest: Manifest, files: SmallFiles) -> frozenset[int]:
     """Every token that ends an answer: the model's, and those that generation_config.json adds."""
     return frozenset([*manifest.model["eos_token_ids"], *files.generation.eos_token_ids])
+
+
+def _fits_next_time(fits: int, page_size: int) -> int:
+    """Tokens to name in an error: free memory moves by some MB between processes, and the
+    context named must fit then too: 3 % less, in whole pages.
+    """
+    pages = fits // page_size
+    return (pages - pages // 32) * page_size
 
 
 def _gb(size: int) -> str:
