@@ -20,6 +20,7 @@ from pathlib import Path
 
 from shapes import shape, write_source
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME as SCHEME
 from minicpm_mlc.base.text import human_bytes, markdown_table, plain_table
 from minicpm_mlc.bench.decode import GearSide, measure
 from minicpm_mlc.bench.limits import UsualLimits
@@ -36,7 +37,6 @@ from minicpm_mlc.targets import get_target
 NEW_TOKENS = 8
 REPEATS = 2
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
-SCHEME = "w4"
 HEAD = ["model", "what", "context", "attention", "limits", "forecast", "measured", "error"]
 CONTEXTS = (4096, 32768)  # tokens, for memory
 # the largest resident set of a process that holds a whole context and computes its last chunk

@@ -165,7 +165,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory, state_home: Path) -> Path:
-    """The demo model in w4 with its EAGLE-3 head."""
+    """The demo model in the default scheme with its EAGLE-3 head."""
     from minicpm_mlc.compile import compile_model
 
     bundle = shared_folder(tmp_path_factory) / "demo-bundle"

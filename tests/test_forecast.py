@@ -165,7 +165,7 @@ def test_memory_is_what_a_chat_touches(tmp_path: Path) -> None:
         result = compile_model(tmp_path / preset, dry_run=True)
         short, *_, long = result.memory
         config = replace(config, sparse=sparse_settings(config))
-        need = needed_memory(config, "w4")
+        need = needed_memory(config, "w4a")
         assert need(long["context"]) - need(short["context"]) == long["bytes"] - short["bytes"]
         stored = embedding * config.hidden_size * 17 // 16  # 8 bits, and a scale of 16 for 32
         fixed = need(0) - forecast.PROGRAM - (result.weights - stored)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minicpm_mlc.base.choices import BUDGET_SCHEME, DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.base.interrupts import interrupts_told
 from minicpm_mlc.base.progress import Progress, no_progress
@@ -66,7 +67,6 @@ from minicpm_mlc.targets import get_target
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
 
-DEFAULT_SCHEME = "w4"
 LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 
@@ -134,10 +134,10 @@ def compile_model(
     model's name, into a bundle. What a bundle has quantised is carried.
 
     Raises MiniCPMError (ConfigError, CheckpointError, CompileError) for anything a user can fix;
-    then nothing is written. The same input gives the same bytes. `scheme` is w4 by default, and of
-    quantised weights the one that holds most of them as they are. `activations` are rounded to
-    int8 where they meet w4 or w8 weights ("auto", if the processor multiplies int8; "int8"
-    insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
+    then nothing is written. The same input gives the same bytes. `scheme` is w4a by default, w4k
+    with `bits`, and of quantised weights the one that holds most of them as they are.
+    `activations` are rounded to int8 where they meet integer weights ("auto", if the processor
+    multiplies int8; "int8" insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
     f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
     (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
     proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
@@ -157,7 +157,8 @@ def compile_model(
         context = opened.stored.context(context) if opened.stored else context
         longest, config = _for_context(opened.config, context, attention)
         target = get_target(device, cpu, gpu, arch)
-        schemes = opened.schemes(scheme, embedding_scheme)
+        usual = DEFAULT_SCHEME if bits is None else BUDGET_SCHEME
+        schemes = opened.schemes(scheme, embedding_scheme, usual)
         precision = choose_precision(*schemes, activations, kv or opened.kv, target)
         precision = replace(precision, mixed=opened.mixed(precision, scheme))
         carried = opened.carries(precision)
@@ -200,16 +201,18 @@ class _Opened:
         """The weights, if they are a bundle's."""
         return self.weights if isinstance(self.weights, BundleWeights) else None
 
-    def schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str | None]:
-        """Those of the weights, and of embedding and head, of which None is what suits the
-        weights.
+    def schemes(
+        self, scheme: str | None, embedding: str | None, usual: str
+    ) -> tuple[str, str | None]:
+        """Those of the weights, `usual` for floats, and of embedding and head, of which None is
+        what suits the weights.
         """
         if self.stored:
             self.stored.require(scheme, embedding)
         if scheme is not None:
             return scheme, embedding
         linear, tables = self.weights.schemes()
-        return linear or DEFAULT_SCHEME, embedding or tables
+        return linear or usual, embedding or tables
 
     @property
     def kv(self) -> str | None:

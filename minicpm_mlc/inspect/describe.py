@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     Found = tuple[dict[str, Any], ModelConfig | None]
 
 PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
-COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+COMPARED = ("f16", "w8", DEFAULT_SCHEME)  # those worth comparing before anything is compiled
 
 
 class NotFoundError(MiniCPMError):
