@@ -97,7 +97,7 @@ class Measured:
 
 def bundle_of(config: ModelConfig, work: Path) -> Path:
     """The shape's bundle, compiled with random weights unless it is there."""
-    path = work / f"{config.name}-default-cpu"
+    path = work / f"{config.name}-{SCHEME}-default-cpu"
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         compile_model(write_source(config, work), path, random_weights=True)

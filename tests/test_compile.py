@@ -114,7 +114,7 @@ def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
+        ({"activations": "int8", "scheme": "f16"}, "use --quant w4a or w8, or --activations f32"),
         ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
         (
             {"activations": "int8", "cpu": "x86-64-v2"},

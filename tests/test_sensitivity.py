@@ -88,6 +88,7 @@ def test_a_mixed_bundle_is_compiled_run_told_and_carried(tmp_path, monkeypatch):
     assert shards[0] == shards[1]
     manifests = [json.loads((b / "manifest.json").read_bytes()) for b in (mixed, again)]
     assert manifests[0]["mixed"] and manifests[0]["calibration"]
+    assert manifests[0]["scheme"] == "w4k"  # the fewest bits, where nothing else is asked for
     for key in ("mixed", "calibration", "scheme", "embedding_scheme"):
         assert manifests[0][key] == manifests[1][key]
 

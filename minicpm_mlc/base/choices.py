@@ -4,12 +4,10 @@ functions behind it refuse others with them.
 
 from __future__ import annotations
 
-DEFAULT_SCHEME = "w4a"  # of weights: the nearest at 5 bits at most, docs/quality.md
+DEFAULT_SCHEME = "w4a"  # of weights: the nearest of at most 5 bits, docs/quality.md
 BUDGET_SCHEME = "w4k"  # what --bits starts from: the nearest of the fewest bits
 ATTENTION = ("auto", "dense", "sparse")  # auto is sparse from the model's dense_len tokens on
-COMPILED_DEFAULT_SCHEME = "w4a"  # of weights: the nearest at 5 bits at most, docs/quality.md
-BUDGET_SCHEME = "w4k"  # what --bits starts from: the nearest of the fewest bits
-ATTENTION = ("auto", "dense")  # dense leaves the sparse kernels out
+COMPILED_ATTENTION = ("auto", "dense")  # dense leaves the sparse kernels out
 KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops/formats/kv)
 ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays

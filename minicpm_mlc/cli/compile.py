@@ -36,7 +36,8 @@ from minicpm_mlc.cli.options import KV, SCHEMES
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
+    help="How the weights are stored.  [default: w4a, with --bits w4k; of quantised weights, what "
+    "holds them]",
 )
 @click.option(
     "--embedding-quant",
@@ -106,7 +107,7 @@ from minicpm_mlc.cli.options import KV, SCHEMES
     "--bits",
     type=click.FloatRange(min=1, max=32),
     help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
-    "gain most.",
+    "gain most, such as 4.85.",
 )
 @click.option(
     "--dry-run",

@@ -137,17 +137,17 @@ def compile_model(
     then nothing is written. The same input gives the same bytes. `scheme` is w4a by default, w4k
     with `bits`, and of quantised weights the one that holds most of them as they are.
     `activations` are rounded to int8 where they meet integer weights ("auto", if the processor
-    multiplies int8; "int8" insists) or stay exact ("f32"). `kv` is how keys and values are stored: f32, f16, bf16 or int8;
-    f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's folder or a random one
-    (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec` lists the tokens it
-    proposes. `calibrate`: texts to run the model on, so that rounding keeps its outputs close
-    (compile/calibrate); none of them means the texts that are shipped, and a run that was killed
-    goes on where it was. `bits`: of a linear's weight, on average; what is left of them goes to the
-    linears that gain most by a richer scheme. `adapters`: folders of LoRA adapters that are merged
-    one after another, each with ":WEIGHT" or without. `ternary` rounds linears to three values in
-    groups of so many columns, as BitCPM's training does. `sparse_config`: a JSON file with the
-    settings of sparse attention, for a checkpoint that has none. `say` is told at once what the
-    bundle will not do; it is in the result too.
+    multiplies int8; "int8" insists) or stay exact ("f32"). `kv` is how keys and values are stored:
+    f32, f16, bf16 or int8; f16 by default, f32 beside f32 weights. `draft` is an EAGLE head's
+    folder or a random one (compile/draft.py), stored in `draft_scheme` or as the model is; `frspec`
+    lists the tokens it proposes. `calibrate`: texts to run the model on, so that rounding keeps its
+    outputs close (compile/calibrate); none of them means the texts that are shipped, and a run that
+    was killed goes on where it was. `bits`: of a linear's weight, on average; what is left of them
+    goes to the linears that gain most by a richer scheme. `adapters`: folders of LoRA adapters that
+    are merged one after another, each with ":WEIGHT" or without. `ternary` rounds linears to three
+    values in groups of so many columns, as BitCPM's training does. `sparse_config`: a JSON file
+    with the settings of sparse attention, for a checkpoint that has none. `say` is told at once
+    what the bundle will not do; it is in the result too.
     """
     with interrupts_told(), some_home():
         opened = _open(source, random_weights, adapters, ternary, sparse_config)

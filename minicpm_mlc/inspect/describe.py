@@ -172,6 +172,7 @@ def _forecast(config: ModelConfig, limits: Callable[[], Limits] | None) -> dict[
     """
     from minicpm_mlc.compile.model.registry import count_parameters, sparse_settings
     from minicpm_mlc.inspect.forecast import bundle_bytes, needed_memory, speed_table
+    from minicpm_mlc.inspect.schemes import scheme_rows
 
     config = replace(config, sparse=sparse_settings(config))
     needed = {name: needed_memory(config, name) for name in COMPARED}
@@ -179,6 +180,7 @@ def _forecast(config: ModelConfig, limits: Callable[[], Limits] | None) -> dict[
         "parameters": count_parameters(config),
         "bundle": {name: bundle_bytes(config, name) for name in COMPARED},
         "model": _facts(config.to_dict()),
+        "schemes": scheme_rows(config),
         "memory": [
             {"context": n, **{name: need(n) for name, need in needed.items()}}
             for n in context_lengths(config.max_position_embeddings)
@@ -201,7 +203,7 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
     lines = [f"{shown(report['name'])} ({report['kind']})"]
     for key, value in report.items():
-        if key not in ("kind", "name", "model", "memory", "speed"):
+        if key not in ("kind", "name", "model", "memory", "schemes", "speed"):
             lines.append(f"  {key:<24} {shown(_as_text(key, value))}")
     lines += [
         f"  {shown(key):<24} {shown(_as_text(key, value))}"
@@ -214,6 +216,10 @@ def as_text(report: dict[str, Any]) -> str:
         for row in report["memory"]
     ]
     tables = [["memory", plain_table([columns, *cells])]]
+    if report.get("schemes"):
+        from minicpm_mlc.inspect import schemes
+
+        tables.append(["weights, by compile --quant", schemes.as_text(report["schemes"])])
     if report.get("speed"):
         tables.append(["forecast of tokens/s", _speeds_as_text(report["speed"])])
     return "\n".join([*lines, *(f"\n{title}\n{table}" for title, table in tables)])
