@@ -6,7 +6,7 @@
 
 Random weights of one shape, each scheme in a process of its own, taking turns; ratios are medians
 of those within the rounds. `--record` writes them, and the divergences of the rows, to
-minicpm_mlc/inspect/schemes.json.
+minicpm_mlc/inspect/schemes.json. Prints what was measured, then README's table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.speed_report import SpeedRow
 from minicpm_mlc.compile.config.presets import PRESETS
-from minicpm_mlc.inspect.schemes import RECORD
+from minicpm_mlc.inspect import schemes as told
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
@@ -135,7 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     args.scheme = args.scheme or INTEGERS
     args.work.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    table = markdown_table if args.markdown else plain_table
+    kept = json.loads(told.RECORD.read_text(encoding="utf-8")) if told.RECORD.exists() else {}
     if args.quality:
         kept = merged(kept, of_quality(json.loads(args.quality.read_text(encoding="utf-8"))))
     if args.repeats:
@@ -145,9 +146,11 @@ def main() -> None:
             sys.exit(f"error: {error}")
         kept = merged(kept, of_speeds(rows))
         print(f"{args.preset}, {args.threads} threads of {cpu_name()}")
-        print((markdown_table if args.markdown else plain_table)(cells(rows)))
+        print(table(cells(rows)))
     if args.record:
-        write_text(RECORD, json.dumps(kept, indent=1) + "\n")
+        write_text(told.RECORD, json.dumps(kept, indent=1) + "\n")
+    rows = told.scheme_rows(PRESETS["MiniCPM4.1-8B"])
+    print(f"\n{table([told.HEAD, *map(told.cells, rows)])}")
 
 
 if __name__ == "__main__":

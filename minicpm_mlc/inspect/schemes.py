@@ -25,6 +25,7 @@ Row = dict[str, Any]
 NOTE = """\
 bits of a linear's weight; KL to the unquantised model and perplexity of SmolLM2-135M-Instruct on a
 licence and a Python source; decode of a 0.5B model relative to w4: docs/quality.md"""
+HEAD = ["scheme", "bits", "embedding", "bundle", "KL", "calibrated", "perplexity", "decode"]
 TEXTS = {"divergence": ".3f", "calibrated": ".3f", "perplexity": ".1f"}
 
 
@@ -56,8 +57,7 @@ def bits(scheme: Scheme) -> float:
 
 def as_text(rows: list[Row]) -> str:
     """The rows as a table, with a line that says what its numbers are."""
-    head = ["scheme", "bits", "embedding", "bundle", "KL", "calibrated", "perplexity", "decode"]
-    return f"{plain_table([head, *map(cells, rows)])}\n{NOTE}"
+    return f"{plain_table([HEAD, *map(cells, rows)])}\n{NOTE}"
 
 
 def cells(row: Row) -> list[str]:
