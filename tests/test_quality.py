@@ -99,9 +99,9 @@ def test_prompts_are_spread_over_a_text_and_none_is_twice():
 
 def test_accept_lengths_of_draft_heads_are_told(demo_bundle, tiny_bundle):
     question = "<|im_start|>user\nWhat is 4827 + 356?<|im_end|>\n<|im_start|>assistant\n"
-    with Engine(demo_bundle, context=512) as engine:
-        report = measure_quality(engine, engine, {"sum": question})
-        length = accept_length(engine, [engine.tokenize(question)])
+    with Engine(demo_bundle, context=512) as own, Engine(demo_bundle, context=512) as exact:
+        report = measure_quality(own, exact, {"sum": question})
+        length = accept_length(own, [own.tokenize(question)])
     assert report.accept_lengths == (length, length) and length and length > 2
     assert f"brings: {length:.3f}, of the reference {length:.3f}" in report.plain()
     with Engine(tiny_bundle(PRESET).path) as engine:
