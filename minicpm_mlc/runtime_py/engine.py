@@ -91,8 +91,7 @@ class Engine(Answering):
         on this machine, or that the caller trusts.
 
         Args:
-            context: most tokens in the cache; None: as many as the bundle was compiled for and
-                memory holds.
+            context: most tokens in the cache; None: as many as the bundle and memory allow.
             threads: None: the physical cores.
             attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or
                 "sparse" forces one.
