@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from minicpm_mlc.prompt.fields import Fields
-from minicpm_mlc.serve import anthropic, ollama_info, openai_models, page_files, tokens
+from minicpm_mlc.serve import anthropic, ollama_info, openai_models, openapi, page_files, tokens
 from minicpm_mlc.serve.access import Access, Guard
 from minicpm_mlc.serve.anthropic import Messages
 from minicpm_mlc.serve.endpoint import Endpoint, parsed, read_body
@@ -82,6 +82,7 @@ class _Routes:
             self._post("/detokenize", tokens.detokenize),
             self._post("/apply-template", tokens.apply_template),
             self._get("/tokenizer_info", tokens.tokenizer_info),
+            self._get("/openapi.json", lambda *_: openapi.description()),
             self._get("/props", lambda served, _: tokens.props(served, self._room.parallel)),
         ]
 

@@ -92,11 +92,12 @@ class Forward:
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
         finally:
+            answering.cancel()
             leaving.cancel()
-            if not answering.done():
-                answering.cancel()
-        await asyncio.gather(answering, return_exceptions=leaving.done() and not leaving.cancelled())
+            await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
 async def replies(app: Any, scope: Scope, body: bytes) -> AsyncIterator[Message]:

@@ -12,12 +12,14 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
-from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.bundle.manifest import manifest_sha256, read_bundle
+from minicpm_mlc.bundle.trust import refuse_stranger
 from minicpm_mlc.serve.access import Access, Guard
 from minicpm_mlc.serve.app import Settings, make_routes
 from minicpm_mlc.serve.errors import ApiError
@@ -166,12 +168,16 @@ def deploy(
     """
     if serving.state is not None:
         raise EngineError("--state can't be used with --ray: all replicas would write one file")
-    device = read_bundle(bundle, verify="never").manifest.target["device"]
+    device = read_bundle(bundle).manifest.target["device"]
+    pins = {path: manifest_sha256(path) for path in (bundle, engine_options.get("draft")) if path}
+    for path, sha256 in pins.items():  # other nodes don't know who is trusted here
+        refuse_stranger(Path(path), sha256)
     gpus = not DEVICE_RUNTIMES[device].in_process
     options = {"host": serving.host, "port": serving.port}
     serve.start(proxy_location="EveryNode", http_options=options)
     wanted = Replicas.of(replicas, gpus)
-    made = application(bundle, replace(serving), engine_options, wanted, gpus)
+    engine_options = {**engine_options, "sha256": list(pins.values())}
+    made = application(bundle, serving, engine_options, wanted, gpus)
     serve.run(made, name=APPLICATION, route_prefix="/")
     return f"http://{serving.host}:{serving.port}"
 
