@@ -53,7 +53,7 @@ def listening(app: Any) -> Iterator[str]:
 
 
 def until(page: Any, script: str, seconds: float = 10) -> None:
-    """Waits until a script gives true. (Playwright's own way is an eval, which the page forbids.)"""
+    """Waits until a script gives true. Playwright's own way is an eval, which the page forbids."""
     for _ in range(int(seconds * 50)):
         if page.evaluate(script):
             return
