@@ -7,7 +7,7 @@ Sides take turns, each in a process of its own, on the same random prompts, gree
 speculation:
 
 - minicpm-mlc: its server, asked over HTTP;
-- llama.cpp: its library called as its own server calls it, all sequences in one batch, without HTTP;
+- llama.cpp: its library, all sequences in one batch as in its own server, without HTTP;
 - llama-cpp-python: its server (pip install 'llama-cpp-python[server]'), which answers one request
   at a time; left out where it is not installed.
 """

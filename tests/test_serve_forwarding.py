@@ -102,7 +102,7 @@ def test_who_leaves_ends_the_request_there(serve):
 
 def test_what_nobody_takes_is_told():
     class Full:
-        async def messages(self, *_: Any) -> AsyncIterator[Any]:
+        async def messages(self, scope: Any, body: bytes, conversation: str) -> AsyncIterator[Any]:
             raise ApiError(429, "come again")
             yield
 

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,11 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(demo_bundle: Path) -> Iterator[Deployed]:
-    import ray
-    from ray import serve
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    ray = import_module("ray")
+    serve = import_module("ray.serve")
+    cluster = import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2}
+    )
     try:
         cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)

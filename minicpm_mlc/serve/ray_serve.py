@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from minicpm_mlc.serve.server import log_to_stderr
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
 
 try:
-    import ray
-    from ray import serve
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import BackPressureError
+    ray: Any = import_module("ray")
+    serve: Any = import_module("ray.serve")
+    RayError: Any = import_module("ray.exceptions").RayError
+    BackPressureError: Any = import_module("ray.serve.exceptions").BackPressureError
 except ImportError:
     raise EngineError("--ray needs Ray Serve: pip install 'minicpm-mlc[ray]'") from None
 
