@@ -77,6 +77,7 @@ def applications(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Callable[.
         library: FakeLibrary | None = None,
         parallel: int = 1,
         max_waiting: int = 4,
+        strict: bool = False,
         **settings: Any,
     ) -> Any:
         model = manifest().model | SIZES
@@ -84,7 +85,11 @@ def applications(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Callable[.
         engine = Engine(folder, parallel=parallel)
         backend = JobBackend(engine)
         opened.append((engine, backend))
-        return make_app(Served(engine), Room(backend, parallel, max_waiting), Settings(**settings))
+        return make_app(
+            Served(engine, strict_model=strict),
+            Room(backend, parallel, max_waiting),
+            Settings(**settings),
+        )
 
     yield make
     for engine, backend in opened:

@@ -103,6 +103,28 @@ def test_other_statuses(serve, method, path, status, kind):
     assert reply.status == status and reply.json["error"]["type"] == kind
 
 
+def test_every_status_that_a_client_can_cause_has_its_type(serve):
+    """Section 1.9 of the specification; 429, 500 and 503 are in tests of their own."""
+    app = serve(access=Access(keys=["k"]), strict=True, most_bytes=3000)
+    key = {"authorization": "Bearer k"}
+    long = body(messages=[{"role": "user", "content": "hello " * 300}])
+    form = {"content-type": "text/plain"}
+    for status, kind, method, path, sent, headers in [
+        (400, "invalid_request_error", "POST", CHAT, b"{", key),
+        (400, "exceed_context_size_error", "POST", CHAT, long, key),
+        (401, "authentication_error", "POST", CHAT, body(), {}),
+        (403, "permission_error", "POST", CHAT, body(), key | {"host": "evil.example"}),
+        (404, "not_found_error", "GET", "/nothing", b"", key),
+        (404, "not_found_error", "POST", CHAT, body(model="other"), key),
+        (405, "invalid_request_error", "GET", CHAT, b"", key),
+        (413, "invalid_request_error", "POST", CHAT, b"x" * 3001, key),
+        (415, "invalid_request_error", "POST", CHAT, body(), key | form),
+        (501, "not_supported_error", "POST", "/v1/embeddings", {}, key),
+    ]:
+        reply = request(app, method, path, sent, headers)
+        assert (reply.status, reply.json["error"]["type"]) == (status, kind), reply.body
+
+
 def test_errors_have_the_form_of_their_protocol(serve):
     app = serve()
     messages = request(app, "POST", "/v1/messages", {"messages": []})
