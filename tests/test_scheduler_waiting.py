@@ -28,7 +28,7 @@ def test_clients_take_turns_and_each_ones_tasks_keep_their_order():
         running[found.client] += 1
         order.append(found)
     assert order == [many[0], late, many[1], many[2]]
-    assert not waiting and list(waiting) == [] and late not in waiting
+    assert list(waiting) == [] and late not in waiting
 
 
 def test_who_gave_its_pages_back_comes_before_those_behind_it():

@@ -256,11 +256,8 @@ class Answering(ABC):
         rest = dict(options)
         own = {name: rest.pop(name, None) for name in CHAT_OPTIONS}
         think, most = own["think"], own["max_think_tokens"]
-        if (
-            own["tools"]
-            or own["tool_choice"]
-            or any("tool_calls" in message for message in messages)
-        ):
+        called = any("tool_calls" in message for message in messages)
+        if own["tools"] or own["tool_choice"] or called:
             chat = chat_of(messages, think, most, own["tools"], own["tool_choice"], own["schema"])
             prompt = self.chats.prompt(chat)
         else:

@@ -105,8 +105,6 @@ class Scheduler:
     def _admit(self) -> None:
         if self._reading or self._full or len(self._running) >= self.parallel:
             return
-        if not self._waiting:
-            return
         if task := self._waiting.next(Counter(task.client for task in self._running)):
             with self._failing(task):
                 self._begin(task)

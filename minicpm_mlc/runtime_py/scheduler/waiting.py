@@ -24,9 +24,6 @@ class Waiting:
         with self._lock:
             return task in self._of.get(task.client, ())
 
-    def __bool__(self) -> bool:
-        return bool(self._of)
-
     def add(self, task: Task) -> None:
         """It waits."""
         with self._lock:
