@@ -69,7 +69,7 @@ def run(data: bytes, folder: Path) -> None:
     packers.notes_of(weights, "w4", "w8")
     for name, tensor in weights.tensors.items():
         tensor.rows(0, 3)
-        for scheme in ("w4", "w4a", "w8") if len(tensor.shape) == 2 else ():
+        for scheme in ("w4", "w4z", "w4a", "w8") if len(tensor.shape) == 2 else ():
             parts = weights.carried(name, SCHEMES[scheme], 1, min(20, tensor.shape[0]))
             assert parts is None or all(np.isfinite(part).all() for part in parts.values())
 
