@@ -16,6 +16,7 @@ from checkpoints import config_json
 from minicpm_mlc.compile.checkpoint import open_checkpoint
 from minicpm_mlc.ops.formats.weights import SCHEMES
 
+READER = True
 MUTATIONS = 600
 CONFIG = packers.small_config(
     hidden_size=64, intermediate_size=64, num_heads=2, num_kv_heads=1, vocab_size=64

@@ -8,6 +8,7 @@ from typing import Any
 
 from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 
+READER = True
 HIDDEN, WIDE, TOKENS = 32, 64, ["<s>", "</s>", "a", "b", "ab"]
 SIZES = {
     "block_count": 1,
