@@ -13,3 +13,4 @@ ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto i
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
 PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux")
 TOOL_FORMATS = ("minicpm", "hermes", "minicpm5")  # how a model writes calls of tools
+SERVE_PORT = 8080  # where serve listens unless told otherwise

@@ -142,14 +142,18 @@ def compile_command(
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_adapter, local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path, local_source
 
     with show_progress() as report:
         adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
+        origin = None
+        if not random_weights:
+            source, origin = local_source(source, report, note)
         result = compile_model(
-            source if random_weights else local_path(source, report, note),
+            source,
+            origin=origin,
             adapters=adapters,
             draft=draft,
             random_weights=random_weights,

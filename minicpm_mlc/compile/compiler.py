@@ -66,6 +66,7 @@ def compile_model(
     bits: float | None = None,  # of a linear's weight on average; richer schemes where most gained
     adapters: Sequence[str] = (),  # folders of LoRA adapters, each with ":WEIGHT" or without
     ternary: int | None = None,  # columns of a group that is rounded to three values, as BitCPM's
+    origin: str | None = None,  # what a hub calls the source, with its commit
     overwrite: bool = False,
     random_weights: bool = False,  # `source` may be a published model's name
     dry_run: bool = False,  # write nothing
@@ -95,7 +96,8 @@ def compile_model(
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         said = work.said if work else opened.calibration
-        compilation = Compilation(config, precision, target, longest, chunk, stored, said)
+        told = (said, origin or opened.origin)
+        compilation = Compilation(config, precision, target, longest, chunk, stored, *told)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)
         if not dry_run:

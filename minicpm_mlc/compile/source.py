@@ -108,6 +108,11 @@ class Source:
         """What a bundle's manifest says of it."""
         return self.stored.manifest.calibration if self.stored else None
 
+    @property
+    def origin(self) -> str | None:
+        """Where a bundle's checkpoint was from."""
+        return self.stored.manifest.source if self.stored else None
+
     def offer(self, precision: Precision) -> str | None:
         """What calibration could do for weights that are rounded here."""
         if isinstance(self.weights, RandomCheckpoint) or self.config.lightning_layers:

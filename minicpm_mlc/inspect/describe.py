@@ -86,6 +86,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "kind": "bundle",
         "name": manifest.name,
         "manifest SHA-256": manifest_sha256(path),
+        "source": manifest.source or "a folder or file",
         "a program": PROGRAM,
         "runs here": mismatch(manifest.target, this_host())
         or device_here(manifest.target["device"])[1]

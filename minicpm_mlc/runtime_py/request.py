@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict
@@ -54,6 +54,20 @@ class Options(TypedDict, total=False):
     draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
     constraint: Constraint | None  # which tokens may come
+
+
+class ChatOptions(Options, total=False):
+    """Options of one answer in a chat."""
+
+    think: bool | None  # whether to think first; None: the template's default
+    # the most tokens of thinking; then the block is closed and the answer follows
+    max_think_tokens: int | None
+    # functions that may be called: {"name", "description", "parameters": their JSON schema}, or in
+    # the form of OpenAI's API
+    tools: Sequence[Mapping[str, Any]] | None
+    # "auto" (the default), "none", "required", or {"name": the one to call}
+    tool_choice: str | Mapping[str, Any] | None
+    schema: Mapping[str, Any] | None  # a JSON schema that the answer follows, after the thinking
 
 
 @dataclass(frozen=True)
