@@ -120,7 +120,7 @@ def _place(source: str, options: dict[str, Any], facts: str | None) -> Path | No
     told = json.dumps([facts, sorted(options.items()), programs, machine])
     key = hashlib.sha256(told.encode()).hexdigest()[:KEY_DIGITS]
     name = parse_name(source)
-    label = (name.repository if name else str(Path(source).absolute())).rpartition("/")[2]
+    label = name.repository.rpartition("/")[2] if name else Path(source).absolute().name
     try:
         return cache_folder() / KIND / f"{label.removesuffix('.gguf')}-{key}"
     except RuntimeError:

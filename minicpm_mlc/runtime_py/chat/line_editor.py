@@ -4,7 +4,6 @@ chat.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
+from minicpm_mlc.base.files import state_folder
 from minicpm_mlc.runtime_py.chat.session import open_quotes
 
 
@@ -51,11 +51,7 @@ def history_path() -> Path:
     """Where typed lines are kept between sessions: the user's state folder of this system. Raises
     RuntimeError where the user has no home.
     """
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "minicpm-mlc" / "history"
+    return state_folder() / "history"
 
 
 def _history() -> History:
