@@ -411,7 +411,7 @@ def test_a_bug_is_one_line_and_with_debug_its_traceback(monkeypatch: pytest.Monk
     monkeypatch.setattr(engine, "Engine", lambda *_, **__: 1 / 0)
     result = run("chat", "B", "--prompt", "Hi")
     assert result.exit_code == 1 and re.fullmatch(
-        r"error: ZeroDivisionError: division by zero \(cli\.py:\d+\); this is a bug in "
+        r"error: ZeroDivisionError: division by zero \(chat\.py:\d+\); this is a bug in "
         "minicpm-mlc: please report it with what the same command prints with --debug\n",
         result.stderr,
     )

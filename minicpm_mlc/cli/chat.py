@@ -1,0 +1,75 @@
+"""chat: a conversation with a bundle, or one question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minicpm_mlc.cli.commands import Command, debugging, example
+from minicpm_mlc.cli.options import chat_options
+from minicpm_mlc.cli.rpc import remote_machine, rpc_options
+from minicpm_mlc.cli.trust import trust_options
+
+if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
+
+
+@click.command(
+    cls=Command,
+    **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'),
+)
+@click.argument("bundle", type=click.Path())
+@chat_options
+@rpc_options
+@trust_options
+def chat(
+    bundle: str, rpc: str | None, key: str | None, key_file: str | None, **options: Any
+) -> None:
+    """Chat with BUNDLE; /help lists the commands of the chat.
+
+    --prompt, or text from a pipe, is one question; both together are one message, the piped text
+    first (start with < /dev/null where nothing is piped in). The answer goes to standard output,
+    its thinking to standard error.
+    """
+    remote = remote_machine(rpc, key, key_file, bundle, options["draft_model"])
+    converse(bundle, remote, **options)
+
+
+def converse(
+    bundle: str,
+    remote: RemoteMachine | None,
+    *,
+    prompt: str | None,
+    system: str | None,
+    context: int | None,
+    threads: int | None,
+    attention: str,
+    draft_model: str | None,
+    hide_thinking: bool,
+    show_blocks: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Opens `bundle`, and answers the question that the options or a pipe hold, or else talks."""
+    from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
+    from minicpm_mlc.runtime_py.device_check import check_device
+    from minicpm_mlc.runtime_py.engine import Engine
+
+    given = given_options(options)
+    shared: dict[str, Any] = {
+        "system": system,
+        "hide_thinking": hide_thinking,
+        "show_blocks": show_blocks,
+    }
+    question = read_question(prompt)
+    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    with Engine(bundle, remote=remote, **opened) as engine:
+        check_device(engine)
+        if question is None:
+            talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
+        else:
+            answer_once(
+                engine, question, options=given, as_json=as_json, with_stats=stats, **shared
+            )
