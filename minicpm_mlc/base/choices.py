@@ -9,5 +9,6 @@ COMPILED_ATTENTION = ("auto", "dense")  # dense leaves the sparse kernels out
 KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops/formats/kv)
 ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
+OVERFLOW = ("error", "drop_oldest")  # what a conversation longer than the context does
 PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux", "windows")
 TOOL_FORMATS = ("minicpm", "hermes", "minicpm5")  # how a model writes calls of tools

@@ -36,40 +36,35 @@ def chat(
     converse(bundle, remote, **options)
 
 
-def converse(
-    bundle: str,
-    remote: RemoteMachine | None,
-    *,
-    prompt: str | None,
-    system: str | None,
-    context: int | None,
-    threads: int | None,
-    attention: str,
-    draft_model: str | None,
-    hide_thinking: bool,
-    show_blocks: bool,
-    as_json: bool,
-    stats: bool,
-    **options: Any,
-) -> None:
+def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
     """Opens `bundle`, and answers the question that the options or a pipe hold, or else talks."""
-    from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
+    from minicpm_mlc.runtime_py.chat.repl import (
+        Look,
+        answer_once,
+        conversation_of,
+        given_options,
+        read_question,
+        talk,
+        text_or_file,
+    )
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
-    given = given_options(options)
-    shared: dict[str, Any] = {
-        "system": system,
-        "hide_thinking": hide_thinking,
-        "show_blocks": show_blocks,
-    }
-    question = read_question(prompt)
-    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    take = options.pop
+    opened = {name: take(name) for name in ("context", "threads", "attention")}
+    opened["draft"] = take("draft_model")
+    look = Look(
+        **{name: take(name) for name in ("hide_thinking", "show_blocks", "markdown", "stats")},
+        debug=debugging(click.get_current_context()),
+    )
+    saved = conversation_of(take("load"), take("go_on"))
+    system = text_or_file(take("system"), take("system_file"), "--system")
+    question = read_question(text_or_file(take("prompt"), take("prompt_file"), "--prompt"))
+    as_json = take("as_json")
+    shared: dict[str, Any] = {"options": given_options(options), "system": system, "look": look}
     with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
-            talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
+            talk(engine, saved=saved, **shared)
         else:
-            answer_once(
-                engine, question, options=given, as_json=as_json, with_stats=stats, **shared
-            )
+            answer_once(engine, question, as_json=as_json, saved=saved, **shared)

@@ -22,7 +22,8 @@ from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
 from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import Event, Job
 from minicpm_mlc.runtime_py.generation import Generation, TokenReader
-from minicpm_mlc.runtime_py.request import Options, Request
+from minicpm_mlc.runtime_py.overflow import check_overflow, kept_messages
+from minicpm_mlc.runtime_py.request import ChatOptions, Options, Request
 from minicpm_mlc.runtime_py.scheduler.awaited import Awaited
 from minicpm_mlc.runtime_py.scheduler.jobs import RunningJob
 from minicpm_mlc.runtime_py.scheduler.task import Task
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 
 class Answering(ABC):
-    """Answers in text, by generations that an engine runs."""
+    """Answers in text, by generations that an engine runs. `context`: the most tokens of one."""
+
+    context: int
 
     def __init__(self, files: SmallFiles, bos_token_id: int | None, vocab_size: int) -> None:
         """`files`: the bundle's."""
@@ -106,73 +109,48 @@ class Answering(ABC):
         """Like generate, for an event loop: `await` it, or read its pieces by `async for`."""
         return Awaited(self._going_on(prompt, options), self.submit, self.cancel)
 
+    def count(self, messages: Ids[Message], *, think: bool | None = None) -> int:
+        """Tokens of the prompt that chat would make of messages."""
+        return len(self.template.prompt(self.tokenizer.raw, messages, think).ids)
+
     @overload
     def chat(
         self,
         messages: Ids[Message],
         *,
         stream: Literal[False] = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> str: ...
     @overload
     def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[True],
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Ids[Message], *, stream: Literal[True], **options: Unpack[ChatOptions]
     ) -> Iterator[str]: ...
     def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: bool = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Any,
+        self, messages: Ids[Message], *, stream: bool = False, **options: Any
     ) -> str | Iterator[str]:
         """The assistant's next turn, with its thinking between `<think>` and `</think>`.
 
         Args:
             messages: {"role", "content"} each.
             stream: gives an iterator of pieces instead of the text.
-            think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
-                follows.
-            options: see `Options`.
+            options: see `ChatOptions`.
         """
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        prompt, generation = self._chat(messages, options)
         texts = _texts(self._pieces(generation), _opening(prompt))
         return texts if stream else "".join(texts)
 
-    def achat(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Awaited:
+    def achat(self, messages: Ids[Message], **options: Unpack[ChatOptions]) -> Awaited:
         """Like chat, for an event loop: `await` it, or read its pieces by `async for`."""
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        prompt, generation = self._chat(messages, options)
         return Awaited(generation, self.submit, self.cancel, _opening(prompt))
 
     def chat_events(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Ids[Message], **options: Unpack[ChatOptions]
     ) -> Generator[tuple[str, str]]:
         """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
         out.
         """
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
+        prompt, generation = self._chat(messages, options)
         return _events(self._pieces(generation), ThinkSplitter(prompt.thinking))
 
     def choices(
@@ -238,13 +216,18 @@ class Answering(ABC):
         with closing(self.read(generation)) as pieces:
             yield from cast("Generator[str]", pieces)
 
-    def _chat(
-        self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generation]:
+    def _chat(self, messages: Ids[Message], options: Any) -> tuple[Prompt, Generation]:
+        """`options` are ChatOptions."""
+        think, most = options.pop("think", None), options.pop("max_think_tokens", None)
+        overflow, pinned = options.pop("overflow", "error"), options.pop("pinned", ())
+        check_overflow(overflow)
+        if overflow == "drop_oldest":
+            count = functools.partial(self.count, think=think)
+            limit = options.get("max_tokens")
+            kept = kept_messages(messages, count, self.context, pinned, limit)
+            messages = [messages[i] for i in kept]
         prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = (
-            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
-        )
+        budget = None if most is None else ThinkBudget(most, prompt.thinking)
         request = self.request(prompt.ids, options)
         stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
         reader = Pieces(self.tokenizer, prompt.ids, stops, budget)

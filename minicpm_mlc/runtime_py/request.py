@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict
@@ -56,6 +56,18 @@ class Options(TypedDict, total=False):
     constraint: Constraint | None  # which tokens may come
 
 
+class ChatOptions(Options, total=False):
+    """Options of a call with messages."""
+
+    think: bool | None  # whether to think first; None: the template's default
+    # the most tokens of thinking; then the block is closed and the answer follows
+    max_think_tokens: int | None
+    # what messages longer than the context do: "error" (the default) refuses them, "drop_oldest"
+    # leaves out the oldest turns, but no system message and none of `pinned`, by their places
+    overflow: str
+    pinned: Collection[int]
+
+
 @dataclass(frozen=True)
 class Request:
     """Checked options and the prompt."""
@@ -100,6 +112,9 @@ class Stats:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
+    computed_tokens: int = (
+        0  # of the prompt, by this call: fewer than asked for where it was stopped
+    )
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
     # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
@@ -117,11 +132,7 @@ class Stats:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed per second."""
-        return (
-            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
-            if self.prefill_seconds
-            else 0.0
-        )
+        return self.computed_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:

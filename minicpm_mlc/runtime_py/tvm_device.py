@@ -65,4 +65,3 @@ def _load_native_package(device: str) -> None:
             "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall "
             "--no-deps ./native"
         )
-

@@ -48,8 +48,7 @@ class CpuTarget:
         native = CpuTarget.of("native")
         present = this_host().features or frozenset()
         levels = {
-            name: set(CpuTarget.of(name).features) <= present
-            for name in native.platform.levels
+            name: set(CpuTarget.of(name).features) <= present for name in native.platform.levels
         }
         return {"native": native.cpu, "features": list(native.features), "levels": levels}
 

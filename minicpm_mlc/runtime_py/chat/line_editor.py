@@ -14,6 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 from minicpm_mlc.base.files import state_folder
+from minicpm_mlc.runtime_py.chat.completion import Commands
 from minicpm_mlc.runtime_py.chat.session import open_quotes
 
 
@@ -42,6 +43,9 @@ def prompt_session() -> PromptSession[str]:
     return PromptSession(
         history=_history(),
         multiline=True,
+        completer=Commands(),
+        complete_while_typing=False,
+        enable_suspend=True,
         key_bindings=_keys(),
         prompt_continuation=lambda *_: ". ",
     )
