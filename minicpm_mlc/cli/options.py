@@ -48,9 +48,28 @@ def drafting_options(command: Any) -> Any:
             help="A smaller bundle with the same tokenizer, to draft with.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(command, options)
+
+
+def sampling_options(command: Any) -> Any:
+    """How tokens are drawn."""
+    options = [
+        click.option("--temperature", type=float, help="0 is greedy."),
+        click.option("--top-k", type=int, help="0 is all."),
+        click.option(
+            "--top-p", type=float, help="Draw from the likeliest tokens that make up this share."
+        ),
+        click.option(
+            "--min-p",
+            type=float,
+            help="Draw from tokens at least this times as likely as the likeliest.",
+        ),
+        click.option("--repetition-penalty", type=float, help="1 is none."),
+        click.option("--presence-penalty", type=float, help="0 is none."),
+        click.option("--frequency-penalty", type=float, help="0 is none."),
+        click.option("--seed", type=int, help="Same seed, same text."),
+    ]
+    return _with(command, options)
 
 
 def chat_options(command: Any) -> Any:
@@ -74,20 +93,7 @@ def chat_options(command: Any) -> Any:
             default="auto",
             help="auto is sparse from the model's dense_len tokens on.",
         ),
-        click.option("--temperature", type=float, help="0 is greedy."),
-        click.option("--top-k", type=int, help="0 is all."),
-        click.option(
-            "--top-p", type=float, help="Draw from the likeliest tokens that make up this share."
-        ),
-        click.option(
-            "--min-p",
-            type=float,
-            help="Draw from tokens at least this times as likely as the likeliest.",
-        ),
-        click.option("--repetition-penalty", type=float, help="1 is none."),
-        click.option("--presence-penalty", type=float, help="0 is none."),
-        click.option("--frequency-penalty", type=float, help="0 is none."),
-        click.option("--seed", type=int, help="Same seed, same text."),
+        sampling_options,
         click.option(
             "--stop",
             multiple=True,
@@ -131,6 +137,11 @@ def chat_options(command: Any) -> Any:
             help="Tokens/s and context used.  [default: in a conversation, after each answer]",
         ),
     ]
+    return _with(command, options)
+
+
+def _with(command: Any, options: list[Any]) -> Any:
+    """The command with these options, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
