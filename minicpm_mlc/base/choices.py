@@ -12,3 +12,15 @@ SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what 
 OVERFLOW = ("error", "drop_oldest")  # what a conversation longer than the context does
 PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux", "windows")
 TOOL_FORMATS = ("minicpm", "hermes", "minicpm5")  # how a model writes calls of tools
+DEVICES = (  # targets/registry.py says what each is
+    "cpu",
+    "linux-arm64",
+    "macos-arm64",
+    "windows-x64",
+    "cuda",
+    "opencl",
+    "vulkan",
+    "android",
+    "metal",
+    "ios",
+)

@@ -57,14 +57,19 @@ def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
         **{name: take(name) for name in ("hide_thinking", "show_blocks", "markdown", "stats")},
         debug=debugging(click.get_current_context()),
     )
-    saved = conversation_of(take("load"), take("go_on"))
-    system = text_or_file(take("system"), take("system_file"), "--system")
-    question = read_question(text_or_file(take("prompt"), take("prompt_file"), "--prompt"))
-    as_json = take("as_json")
-    shared: dict[str, Any] = {"options": given_options(options), "system": system, "look": look}
+    load, go_on, as_json = take("load"), take("go_on"), take("as_json")
+    role, asked = ((take(name), take(f"{name}_file")) for name in ("system", "prompt"))
+    given = given_options(options)
+    shared: dict[str, Any] = {
+        "options": given,
+        "system": text_or_file(*role, "--system"),
+        "look": look,
+        "saved": conversation_of(load, go_on),
+    }
+    question = read_question(text_or_file(*asked, "--prompt"))
     with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
-            talk(engine, saved=saved, **shared)
+            talk(engine, **shared)
         else:
-            answer_once(engine, question, as_json=as_json, saved=saved, **shared)
+            answer_once(engine, question, as_json=as_json, **shared)

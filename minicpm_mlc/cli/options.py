@@ -30,6 +30,15 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
 
 
+def device_option(text: str) -> Any:
+    """--device, whose values the shell completes."""
+
+    def complete(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+        return [name for name in choices.DEVICES if name.startswith(typed)]
+
+    return click.option("--device", default="cpu", help=text, shell_complete=complete)
+
+
 def drafting_options(command: Any) -> Any:
     """The options of speculative decoding."""
     options = [

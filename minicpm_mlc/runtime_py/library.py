@@ -215,7 +215,7 @@ def load_runtime() -> None:
     path = tvm_library("tvm_runtime")
     if path is None:
         raise BundleError(
-            "TVM's runtime library is not installed; try: pip install apache-tvm==0.27.0.post1"
+            "TVM's runtime library is not installed; try: pip install minicpm-mlc-runtime"
         )
     load_global(path)
 

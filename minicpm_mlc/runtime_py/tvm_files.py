@@ -1,4 +1,4 @@
-"""The libraries in TVM's wheel, found and loaded without importing `tvm`."""
+"""TVM's libraries, in its wheel or carried by ours, found and loaded without importing `tvm`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from minicpm_mlc.bundle.tvm_runtime import CARRIED
+
 SUFFIXES = (".so", ".dylib", ".dll")  # the wheel of Windows has .lib files too
 
 
@@ -14,8 +16,10 @@ def tvm_library(name: str) -> Path | None:
     """The file of a library such as tvm_runtime, whatever this system calls it."""
     spec = importlib.util.find_spec("tvm")
     folders = list(spec.submodule_search_locations or []) if spec else []
-    names = [f"lib/{prefix}{name}{suffix}" for prefix in ("lib", "") for suffix in SUFFIXES]
-    found = (Path(folder) / each for folder in folders for each in names)
+    names = [f"{prefix}{name}{suffix}" for prefix in ("lib", "") for suffix in SUFFIXES]
+    # TVM's own first: whoever imports tvm later must find the copy that is loaded
+    places = [*(Path(folder) / "lib" for folder in folders), CARRIED]
+    found = (place / each for place in places for each in names)
     return next((path for path in found if path.is_file()), None)
 
 
