@@ -488,6 +488,7 @@ def test_every_command_has_debug() -> None:
     [
         (MemoryError("Unable to allocate 9 TiB"), "memory is used up; close other programs"),
         (RecursionError("maximum recursion depth"), "nested too deeply"),
+        (ModuleNotFoundError("No module named 'tvm'", name="tvm"), "pip install minicpm-mlc"),
         (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "convert it"),
         (type("PanicException", (BaseException,), {})("from Rust"), "this is a bug"),
     ],

@@ -64,7 +64,7 @@ def test_thinking_and_answer_are_apart() -> None:
 
 
 def test_thinking_is_dimmed_on_a_terminal() -> None:
-    assert "\x1b[2m| 1\x1b[0m" in show(hide_thinking=False, terminal=True)
+    assert "\x1b[2m| 1 +\x1b[0m" in show(hide_thinking=False, terminal=True)
 
 
 def test_hidden_thinking_never_reaches_the_screen() -> None:
@@ -376,7 +376,7 @@ def test_the_banner_says_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_tab_completes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "conversation.json").write_text("{}")
     engine = FakeEngine()
-    keys = f"/set thi\t off\r/load {tmp_path}/conv\t\r/qu\t\r"
+    keys = f"/set thi\t off\r/load {tmp_path}/conv\t\r/qu\t\r\x04"
     shown = type_keys(monkeypatch, tmp_path, keys, engine)
     assert "think = False" in shown and "conversation.json is not a saved session" in shown
 

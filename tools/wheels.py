@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 TVM = "apache-tvm"
@@ -76,7 +77,7 @@ def _runtime(folder: Path, project: dict[str, Any], platform: str) -> Path:
     ]
     changed = {
         "name": "minicpm-mlc-runtime",
-        "description": "Runs bundles of minicpm-mlc: chat, server, benchmarks, without the compiler",
+        "description": "Runs bundles of minicpm-mlc without the compiler: chat, server, benchmarks",
         "dependencies": needs,
         "scripts": project["scripts"],
     }
