@@ -345,9 +345,9 @@ def test_inspect_of_a_published_model() -> None:
     assert (short["context"], long["context"]) == (1024, 32768)
     keys_and_values = 2 * 32 * 2 * 128 * 2
     assert (
-        long["w4"] - short["w4"] == (32768 - 1024) * keys_and_values * 17 // 16
+        long["w4a"] - short["w4a"] == (32768 - 1024) * keys_and_values * 17 // 16
     )  # segment means are a sixteenth
-    assert short["w4"] < short["w8"] < short["f16"]
+    assert short["w4a"] < short["w8"] < short["f16"]
     assert "8,185,253,888" in run("inspect", "MiniCPM4-8B").stdout
 
 

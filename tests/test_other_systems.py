@@ -17,7 +17,6 @@ from pe import ANY_ADDRESS, NO_EXECUTE, read_pe
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle import host, supported
 from minicpm_mlc.bundle.host import Host, compile_options
-from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.package import package_bundle
 from minicpm_mlc.runtime_py import machine, other_systems
 from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
@@ -46,23 +45,15 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
     host.this_host.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Any:
-    """compiled(device): a tiny model's bundle."""
+@pytest.fixture(scope="session")
+def compiled_for(compiled: Any, tiny_bundle: Any) -> Any:
+    """compiled_for(device): a tiny model's bundle."""
     checkpoint = tiny_bundle("MiniCPM4-8B").checkpoint
-    made: dict[str, Path] = {}
-
-    def compile_for(device: str) -> Path:
-        if device not in made:
-            made[device] = tmp_path_factory.mktemp("compiled") / device
-            compile_model(checkpoint, made[device], device=device)
-        return made[device]
-
-    return compile_for
+    return lambda device: compiled(checkpoint, named="tiny MiniCPM4-8B", device=device)
 
 
-def test_a_windows_library_keeps_to_the_pe_format(compiled: Any) -> None:
-    library = read_pe((compiled("windows-x64") / "model.dll").read_bytes())
+def test_a_windows_library_keeps_to_the_pe_format(compiled_for: Any) -> None:
+    library = read_pe((compiled_for("windows-x64") / "model.dll").read_bytes())
     platform = PLATFORMS["windows"]
     assert {name: set(symbols) for name, symbols in platform.needed.items()} == library.needed
     assert library.exported >= POOL | {"__TVMBackendParallelLaunch"}
@@ -71,8 +62,8 @@ def test_a_windows_library_keeps_to_the_pe_format(compiled: Any) -> None:
     assert library.entry == 0  # nothing of it runs when it is loaded
 
 
-def test_a_mac_library_keeps_to_the_mach_o_format(compiled: Any) -> None:
-    library = read_mach_o((compiled("macos-arm64") / "model.dylib").read_bytes())
+def test_a_mac_library_keeps_to_the_mach_o_format(compiled_for: Any) -> None:
+    library = read_mach_o((compiled_for("macos-arm64") / "model.dylib").read_bytes())
     assert (library.kind, library.name) == (DYLIB, "@rpath/model.dylib")
     assert (library.platform, library.minimum, library.signed) == (MACOS, (13, 0), True)
     assert library.needed == ["/usr/lib/libSystem.B.dylib"]
@@ -105,13 +96,13 @@ def test_levels_that_are_named_are_levels(device: str) -> None:
         assert get_target(device, level).describe()["cpu"] == level
 
 
-def test_a_bundle_is_packaged_for_windows_and_no_other(compiled: Any, tmp_path: Path) -> None:
-    said = package_bundle(compiled("windows-x64"), "windows", tmp_path / "app.zip")
+def test_a_bundle_is_packaged_for_windows_and_no_other(compiled_for: Any, tmp_path: Path) -> None:
+    said = package_bundle(compiled_for("windows-x64"), "windows", tmp_path / "app.zip")
     assert "app.zip" in said
     with pytest.raises(CompileError, match=r"doesn't fit --for linux; .* --device cpu"):
-        package_bundle(compiled("windows-x64"), "linux")
+        package_bundle(compiled_for("windows-x64"), "linux")
     with pytest.raises(CompileError, match=r"--device windows-x64"):
-        package_bundle(compiled("macos-arm64"), "windows")
+        package_bundle(compiled_for("macos-arm64"), "windows")
 
 
 @pytest.mark.parametrize(("told", "platform"), SYSTEMS.items())

@@ -7,13 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from checkpoints import SPARSE
 
 from minicpm_mlc.bench import plot as module
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.plot import PlotError, bench_both_gears, plot
 from minicpm_mlc.bench.reports import Reports
 from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
-from minicpm_mlc.compile.config.model_config import SparseConfig
 
 MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 
@@ -67,9 +67,7 @@ def test_a_missing_library_or_folder_is_said_plainly(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle):
-    return tiny_bundle(
-        "MiniCPM4.1-8B", sparse=SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
-    ).path
+    return tiny_bundle("MiniCPM4.1-8B", sparse=SPARSE).path
 
 
 def test_both_gears_are_measured_in_one_run(bundle, tmp_path):

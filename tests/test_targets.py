@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import DEMO
 from elf import AARCH64, X86_64, read_shared_object
 
 import minicpm_mlc.bundle.host as host
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
-from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py import tvm_files
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import open_memory
@@ -89,14 +89,11 @@ def test_the_native_processor_of_another_machine_is_refused():
 
 
 @pytest.mark.parametrize("device", ["cpu", "linux-arm64"])
-def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, tiny_bundle, tmp_path):
-    bundle = tiny_bundle("MiniCPM4-8B")
-    if device != "cpu":
-        compile_model(bundle.checkpoint, tmp_path / "bundle", device=device)
-    library = read_shared_object(
-        (bundle.path if device == "cpu" else tmp_path / "bundle") / "model.so"
-    )
-    assert library.machine == MACHINES[platform.machine() if device == "cpu" else "aarch64"]
+def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, demo_bundle, compiled):
+    here = device == "cpu"
+    bundle = demo_bundle if here else compiled(DEMO, device=device, scheme="f32")
+    library = read_shared_object(bundle / "model.so")
+    assert library.machine == MACHINES[platform.machine() if here else "aarch64"]
     assert library.needed == []  # both are in the process that loads it
     undefined = {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))}
     assert undefined <= PLATFORM | THREADS

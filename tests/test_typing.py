@@ -31,6 +31,8 @@ def ask(engine: Engine, question: str) -> str:
         said += piece
     for kind, text in engine.chat_events(messages, max_tokens=engine.count(messages)):
         said += f"{kind}: {text}"
+    count = engine.count(messages, think=False)
+    said += f"{count}"
     return said + engine.chat(messages, stop=["END"], pinned=[0])
 
 

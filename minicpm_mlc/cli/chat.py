@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'),
+    **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4a-cpu --prompt "What is a page table?"'),
 )
 @click.argument("bundle", type=click.Path())
 @chat_options

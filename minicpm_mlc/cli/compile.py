@@ -34,7 +34,8 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
+    help="How the weights are stored.  [default: w4a, with --bits w4k; of quantised weights, what "
+    "holds them]",
 )
 @click.option(
     "--embedding-quant",
@@ -104,7 +105,7 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     "--bits",
     type=click.FloatRange(min=1, max=32),
     help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
-    "gain most.",
+    "gain most, such as 4.85.",
 )
 @click.option(
     "--dry-run",
@@ -139,14 +140,18 @@ def compile_command(
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_adapter, local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path, local_source
 
     with show_progress() as report:
         adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
+        origin = None
+        if not random_weights:
+            source, origin = local_source(source, report, note)
         result = compile_model(
-            source if random_weights else local_path(source, report, note),
+            source,
+            origin=origin,
             adapters=adapters,
             draft=draft,
             random_weights=random_weights,

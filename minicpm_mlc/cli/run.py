@@ -47,10 +47,10 @@ def compile_and_chat(
 
     with show_progress() as report:
 
-        def make(path: str, place: Any) -> None:
+        def make(path: str, place: Any, origin: str | None) -> None:
             head = draft and local_path(draft, report, note)
             given = {"scheme": quant, "device": device, "draft": head, "overwrite": force}
-            compile_model(path, place, **given, progress=report, say=note)
+            compile_model(path, place, **given, origin=origin, progress=report, say=note)
 
         kept = {"device": device, "quant": quant, "draft": draft}  # list shows them
         bundle = bundle_for(source, kept, make, report, note, force)

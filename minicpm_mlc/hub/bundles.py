@@ -27,7 +27,8 @@ from minicpm_mlc.hub.pull import pull
 KIND = "bundles"
 KEY_DIGITS = 12
 Say = Callable[[str], object]
-Make = Callable[[str, Path], object]  # compiles a path into a bundle at another
+# compiles a path into a bundle at another, which says that it is of this name and commit
+Make = Callable[[str, Path, str | None], object]
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,15 @@ def bundle_for(
         assert place, "what was fetched is known"
         if again or not (place / MANIFEST).is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
-            make(path, place)
-    record = records.find(name) if name else None
+            record = _record(name)
+            make(path, place, record and record.origin)
+    record = _record(name)
     _remember(Compiled(source, record.revision if record else "", options, place))
     return place
+
+
+def _record(name: Name | None) -> records.Record | None:
+    return records.find(name) if name else None
 
 
 def compiled() -> Iterator[tuple[Path, Compiled]]:

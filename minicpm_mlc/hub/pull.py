@@ -99,10 +99,22 @@ def pull_source(source: str, progress: Progress, say: Callable[[str], object]) -
     raise HubError(f"{shown(source)} is neither here nor a name: give {FORM}, such as {EXAMPLES}")
 
 
-def local_path(source: str, progress: Progress, say: Callable[[str], object]) -> str:
-    """The path that a source stands for: itself, or where its repository was pulled to."""
+def local_source(
+    source: str, progress: Progress, say: Callable[[str], object]
+) -> tuple[str, str | None]:
+    """The path that a source stands for: itself, or where its repository was pulled to; and of a
+    repository its name with the commit that was pulled.
+    """
     name = parse_name(source)
-    return source if name is None else str(pull(name, progress, say).path)
+    if name is None:
+        return source, None
+    pulled = pull(name, progress, say)
+    return str(pulled.path), pulled.record and pulled.record.origin
+
+
+def local_path(source: str, progress: Progress, say: Callable[[str], object]) -> str:
+    """The path alone."""
+    return local_source(source, progress, say)[0]
 
 
 def local_adapter(given: str, progress: Progress, say: Callable[[str], object]) -> str:

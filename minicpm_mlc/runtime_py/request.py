@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict
@@ -57,15 +57,21 @@ class Options(TypedDict, total=False):
 
 
 class ChatOptions(Options, total=False):
-    """Options of a call with messages."""
+    """Options of one answer in a chat."""
 
     think: bool | None  # whether to think first; None: the template's default
     # the most tokens of thinking; then the block is closed and the answer follows
     max_think_tokens: int | None
+    # functions that may be called: {"name", "description", "parameters": their JSON schema}, or in
+    # the form of OpenAI's API
+    tools: Sequence[Mapping[str, Any]] | None
+    # "auto" (the default), "none", "required", or {"name": the one to call}
+    tool_choice: str | Mapping[str, Any] | None
+    schema: Mapping[str, Any] | None  # a JSON schema that the answer follows, after the thinking
     # what messages longer than the context do: "error" (the default) refuses them, "drop_oldest"
     # leaves out the oldest turns, but no system message and none of `pinned`, by their places
-    overflow: str
-    pinned: Collection[int]
+    overflow: str | None
+    pinned: Collection[int] | None
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,7 @@ class Stats:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
-    computed_tokens: int = (
-        0  # of the prompt, by this call: fewer than asked for where it was stopped
-    )
+    computed_tokens: int = 0  # of the prompt, by this call: fewer where it was stopped
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
     # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens

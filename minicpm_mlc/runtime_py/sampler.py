@@ -41,14 +41,17 @@ class Sampler:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._all = _all_ids(vocab_size)
-        self._counts = np.zeros(vocab_size, np.int32)  # in the answer
-        self._seen = np.zeros(vocab_size, bool)  # in the prompt or the answer
-        self._seen[np.fromiter(prompt_ids, np.int64)] = True
+        size = vocab_size if params.penalises else 0  # thousands of requests may wait
+        self._counts = np.zeros(size, np.int32)  # in the answer
+        self._seen = np.zeros(size, bool)  # in the prompt or the answer
+        if size:
+            self._seen[np.fromiter(prompt_ids, np.int64)] = True
 
     def accept(self, token_id: int) -> None:
         """Counts a token of the answer for the penalties to come."""
-        self._counts[token_id] += 1
-        self._seen[token_id] = True
+        if self.params.penalises:
+            self._counts[token_id] += 1
+            self._seen[token_id] = True
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once

@@ -16,6 +16,7 @@ from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.kv_cache import PagePool
 from minicpm_mlc.runtime_py.scheduler.chunks import Chunks
 from minicpm_mlc.runtime_py.scheduler.task import Progress, Task
+from minicpm_mlc.runtime_py.scheduler.waiting import Waiting
 from minicpm_mlc.runtime_py.slots import Slot, Slots
 from minicpm_mlc.runtime_py.turns import Turns
 
@@ -38,7 +39,7 @@ class Scheduler:
         self._pool = pool
         self._turns = turns
         self._chunks = Chunks(pool.page_size)
-        self._waiting: list[Task] = []
+        self._waiting = Waiting()
         self._reading: Task | None = None  # whose prompt is being computed
         self._running: list[Task] = []
         self._full = False  # the next task has to wait for pages
@@ -67,7 +68,7 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Takes a task; the next step may begin it."""
         with self._turns.changed:
-            self._waiting.append(task)
+            self._waiting.add(task)
             self._turns.changed.notify_all()
 
     def cancel(self, task: Task) -> None:
@@ -102,17 +103,10 @@ class Scheduler:
         for task in self.tasks:
             self._leave(task, error)
 
-    def _next(self) -> Task | None:
-        """Of the clients with the fewest tasks running, the task that came first."""
-        running = Counter(task.client for task in self._running)
-        return min(
-            self._waiting, key=lambda task: (running[task.client], task.arrival), default=None
-        )
-
     def _admit(self) -> None:
         if self._reading or self._full or len(self._running) >= self.parallel:
             return
-        if task := self._next():
+        if task := self._waiting.next(Counter(task.client for task in self._running)):
             with self._failing(task):
                 self._begin(task)
 
@@ -237,7 +231,7 @@ class Scheduler:
     def _rest(self, task: Task) -> None:
         """It gives its pages back and waits."""
         self._stop(task)
-        self._waiting.append(task)
+        self._waiting.add(task)
 
     def _leave(self, task: Task, error: BaseException | None = None) -> None:
         if task in self._waiting:

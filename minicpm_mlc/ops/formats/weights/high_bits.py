@@ -18,6 +18,7 @@ from minicpm_mlc.ops.formats.weights.packing import QUADS, ROWS16
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    quad_bits,
     quad_place,
     small_integer,
     some_bits,
@@ -106,6 +107,18 @@ class HighBits(Values):
             T.Bind(
                 self._nibble(loaded[i // 2], i % 2, width)
                 | self._above(loaded[low_rows + i % high_rows], i // high_rows, width)
+            )
+            for i in range(REGISTERS)
+        ]
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        low_rows, high_rows = self._parts(QUADS)
+        words = [T.Bind(read(i)) for i in range(low_rows + high_rows)]
+        mask = (1 << self.high) - 1 << 4
+        return [
+            T.Bind(
+                quad_bits(words[i // 2], i % 2 * 4, 15)
+                | quad_bits(words[low_rows + i % high_rows], i // high_rows * self.high - 4, mask)
             )
             for i in range(REGISTERS)
         ]

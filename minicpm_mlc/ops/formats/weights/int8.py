@@ -48,6 +48,9 @@ class Int8Values(Values):
         lanes = T.ramp(first, 1, width)
         return [T.Bind(stored[block, g * REGISTERS + i, lanes]) for i in range(REGISTERS)]
 
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        return [T.Bind(read(i)) for i in range(REGISTERS)]
+
     def _number(
         self, stored: Buffer, block: Expr, column: Expr, lane: Expr, lanes: int, layout: str
     ) -> Expr:
