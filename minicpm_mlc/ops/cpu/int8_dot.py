@@ -10,13 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
-<<<<<<< HEAD
-from minicpm_mlc.ops.formats.weights.values import Values
-from minicpm_mlc.ops.int8_sums import factor_of, start_of
-=======
 from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values
-from minicpm_mlc.ops.quantize_rows import TWO_SUMS
->>>>>>> cpu
+from minicpm_mlc.ops.int8_sums import factor_of, start_of
 from minicpm_mlc.ops.tir import Expr, T
 
 HELD = 4  # registers of weights that NEON unpacks in turn; more don't fit beside their sums
