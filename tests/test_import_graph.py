@@ -49,11 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": BELOW_OPS | {""},
     "inspect": OPS
     | {"targets", "prompt", "compile", "runtime_py", "bench", "hub"},  # it measures too
-    "cli_options": {"base", "ops/formats", "runtime_py"},
-    "cli_hub": {"base", "hub", "cli_options"},
-    "cli": {"cli_options", "cli_hub", "serve"}
-    | OPS
-    | {"targets", "compile", "runtime_py", "bench", "inspect", "hub", ""},
+    "cli": {"serve"} | OPS | {"targets", "compile", "runtime_py", "bench", "inspect", "hub", ""},
     "": {"base", "runtime_py"},  # the package itself: the engine and the errors
     "__main__": {"cli"},
 }

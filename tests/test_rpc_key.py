@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from test_rpc import started
 
-from minicpm_mlc import cli, cli_options
+from minicpm_mlc import cli
 from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.runtime_py.rpc import client, server
 from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
@@ -76,10 +76,10 @@ def test_rob_27_the_commands_take_a_key_from_each_place(tmp_path: Path, monkeypa
         == [("h:1", f"{where}") for where in ("of the file", "written", "of the environment")] * 3
     )
     seen.clear()
-    monkeypatch.setattr(cli_options.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(cli.rpc.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(click, "prompt", lambda text, **how: f"{text} {how['hide_input']}")
     with pytest.raises(EngineError, match="seen"):
-        cli_options.remote_machine("h:1", None, None)
+        cli.rpc.remote_machine("h:1", None, None)
     assert seen == [("h:1", "Key of h:1 True")]
 
 

@@ -23,7 +23,7 @@ from minicpm_mlc.base.errors import (
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile import CompileResult, compile_model
-from minicpm_mlc.compile import compiler as compiler_module
+from minicpm_mlc.compile import source as source_module
 from minicpm_mlc.compile.companions import add_companions, open_companions
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.prompt.sampling import default_sampling
@@ -47,7 +47,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(compiler_module, "open_checkpoint", opened)
+    monkeypatch.setattr(source_module, "open_checkpoint", opened)
 
 
 def change(file: Path, **changes: Any) -> None:
@@ -64,14 +64,14 @@ def plan(model: Path) -> CompileResult:
 def end_tokens(model: Path) -> list[int]:
     """Those of the manifest that compile would write."""
     made: list[Manifest] = []
-    result = compiler_module._result
+    result = CompileResult.of
 
-    def keep(path: Path, manifest: Manifest, *args: Any, **options: Any) -> CompileResult:
+    def keep(path: Path, written: bool, manifest: Manifest, *args: Any) -> CompileResult:
         made.append(manifest)
-        return result(path, manifest, *args, **options)
+        return result(path, written, manifest, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler_module, "_result", keep)
+        patch.setattr(CompileResult, "of", keep)
         plan(model)
     return made[0].model["eos_token_ids"]
 

@@ -22,7 +22,7 @@ from minicpm_mlc.bundle.state import (
     pool_places,
     pool_shapes,
 )
-from minicpm_mlc.cli_options import KV
+from minicpm_mlc.cli.options import KV
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.state import attention_state, bytes_per_token, layer_pools
 from minicpm_mlc.ops.formats.kv import INT8, KV_FORMATS

@@ -11,12 +11,13 @@ from click.testing import CliRunner, Result
 from odd_bundles import copy_of, rewrite
 from test_bundle import HOST, write
 
-from minicpm_mlc import Engine, cli, cli_options
+from minicpm_mlc import Engine, cli
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle import trust as trust_module
 from minicpm_mlc.bundle.host import this_host
 from minicpm_mlc.bundle.manifest import manifest_sha256, read_bundle
 from minicpm_mlc.bundle.trust import is_trusted, trust, trusted_folder
+from minicpm_mlc.cli import trust as cli_trust
 from minicpm_mlc.runtime_py.admission import admit
 from minicpm_mlc.targets.link import PLATFORMS, link
 
@@ -151,7 +152,7 @@ def test_rob_20_a_state_folder_that_is_a_file_does_no_harm(tmp_path: Path) -> No
 def test_rob_20_a_command_asks_once_in_a_terminal(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_options, "_at_a_terminal", lambda: True)
+    monkeypatch.setattr(cli_trust, "_at_a_terminal", lambda: True)
     no = run("verify", str(bundle), input="n\n")
     assert no.exit_code == 1 and "Do you trust its maker? [y/N]" in no.stderr
     assert "was not compiled here" in no.stderr.splitlines()[-1]

@@ -26,27 +26,15 @@ def lightning_attend(
 ) -> None:
     """A task takes some columns of a head's state through all rows: they depend on no others."""
     heads, size = operator.num_heads, operator.head_dim
-    half, blocks = size // 2, size // COLUMNS
-    vectors = vector.vectors_in(half, "half of head_dim")
+    blocks = size // COLUMNS
     offsets = range(0, COLUMNS, vector.LANES)
     sequences = dims.n if operator.batched else 1
     rows = 1 if operator.batched else dims.n
 
-    def turn(row: Expr, part: int, head: Expr, turned: Buffer, factor: float) -> None:
-        """The query or key of a row, rotated, into `turned`."""
-        column = (part * heads + head) * size
-        for j in range(0, vectors * vector.LANES, vector.LANES):
-            first = T.Bind(vector.load(qkv, row, column + j) * vector.splat(factor))
-            second = T.Bind(vector.load(qkv, row, column + half + j) * vector.splat(factor))
-            cos = T.Bind(vector.load(cos_sin, row, j))
-            sin = T.Bind(vector.load(cos_sin, row, half + j))
-            vector.store(turned, first * cos - second * sin, part * size + j)
-            vector.store(turned, second * cos + first * sin, part * size + half + j)
-
     def step(row: Expr, sequence: Expr, head: Expr, first: Expr, turned: Buffer) -> None:
         """Adds a row to the state's columns, and reads them for its output."""
-        turn(row, 0, head, turned, 1 / sqrt(size))
-        turn(row, 1, head, turned, 1.0)
+        for part, factor in enumerate((1 / sqrt(size), 1.0)):
+            _turn(qkv, cos_sin, row, (part * heads + head) * size, turned, part * size, factor)
         kept = T.Bind(vector.splat(decay[head]))
         column = (2 * heads + head) * size + first
         values = [T.Bind(vector.load(qkv, row, column + offset)) for offset in offsets]
@@ -76,3 +64,17 @@ def lightning_attend(
             step(row, sequence, head, first, turned)
 
     vector.spread(sequences * heads * blocks, task, serial_below=8)
+
+
+def _turn(
+    qkv: Buffer, cos_sin: Buffer, row: Expr, column: Expr, turned: Buffer, at: int, factor: float
+) -> None:
+    """Stores a row's query or key from `column` on, times `factor` and rotated, into `turned`."""
+    half = int(cos_sin.shape[1]) // 2
+    for j in range(0, vector.vectors_in(half, "half of head_dim") * vector.LANES, vector.LANES):
+        first = T.Bind(vector.load(qkv, row, column + j) * vector.splat(factor))
+        second = T.Bind(vector.load(qkv, row, column + half + j) * vector.splat(factor))
+        cos = T.Bind(vector.load(cos_sin, row, j))
+        sin = T.Bind(vector.load(cos_sin, row, half + j))
+        vector.store(turned, first * cos - second * sin, at + j)
+        vector.store(turned, second * cos + first * sin, at + half + j)

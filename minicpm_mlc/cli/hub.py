@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from minicpm_mlc.base.streams import json_text, say
-from minicpm_mlc.cli_options import Command, example, note
+from minicpm_mlc.cli.commands import Command, example, note
 
 
 @click.command(cls=Command, **example("minicpm-mlc pull openbmb/MiniCPM4.1-8B-GGUF:Q4_K_M"))

@@ -1,0 +1,48 @@
+"""trace: what a bundle's sparse attention read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from minicpm_mlc.base.streams import say
+from minicpm_mlc.base.text import decode_text
+from minicpm_mlc.cli.commands import Command, example
+from minicpm_mlc.cli.options import ATTENTION
+from minicpm_mlc.cli.trust import trust_options
+
+
+@click.command(
+    cls=Command,
+    **example("minicpm-mlc trace ./MiniCPM4.1-8B-w4a-cpu --prompt-file question.txt -o trace.html"),
+)
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--prompt-file",
+    type=click.File("rb"),
+    required=True,
+    help="The message: document and question.",
+)
+@click.option("-o", "--out", type=click.Path(), default="trace.html", help="Page to write.")
+@click.option("--max-tokens", default=128, help="Longest answer, in tokens.")
+@click.option(
+    "--context", type=int, help="Tokens of context.  [default: all that the model and memory allow]"
+)
+@click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
+@click.option("--attention", type=ATTENTION, default="auto", help="sparse shows short prompts too.")
+@trust_options
+def trace(bundle: str, prompt_file: Any, out: str, max_tokens: int, **options: Any) -> None:
+    """Show which blocks of a document each answer token of BUNDLE read, as one HTML page.
+
+    It shows selection, not attribution.
+    """
+    from minicpm_mlc.inspect.trace import trace as record
+    from minicpm_mlc.inspect.trace_page import as_html, write_page
+    from minicpm_mlc.runtime_py.engine import Engine
+
+    question = {"role": "user", "content": decode_text(prompt_file.read())}
+    with Engine(bundle, **options) as engine:
+        result = record(engine, [question], max_tokens)
+    write_page(out, as_html(result))
+    say(f"wrote {out}: {len(result.reads)} answer tokens over {len(result.blocks)} blocks")
