@@ -9,19 +9,17 @@ import click
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example, note
-from minicpm_mlc.cli.options import KV, SCHEMES
+from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 
 
 @click.command(
     "compile", cls=Command, **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4")
 )
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]"
 )
-@click.option(
-    "--device", default="cpu", help="What to compile for; minicpm-mlc devices lists what there is."
-)
+@device_option("What to compile for; minicpm-mlc devices lists what there is.")
 @click.option(
     "--cpu",
     help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native "
