@@ -22,6 +22,7 @@ from pathlib import Path
 
 from shapes import shape, write_source
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME as SCHEME
 from minicpm_mlc.base.text import human_bytes, markdown_table, plain_table
 from minicpm_mlc.bench.decode import GearSide, Side, measure
 from minicpm_mlc.bench.limits import UsualLimits
@@ -39,7 +40,6 @@ NEW_TOKENS = 8
 REPEATS = 5
 SAMPLES = 3  # of the limits, before and after each repeat
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
-SCHEME = "w4"
 HEAD = ["model", "what", "context", "attention", "limits", "forecast", "measured", "error"]
 CONTEXTS = (4096, 32768)  # tokens, for memory
 # the largest resident set of a process that holds a whole context and computes its last chunk
@@ -129,7 +129,7 @@ class Surroundings:
 
 def bundle_of(config: ModelConfig, work: Path) -> Path:
     """The shape's bundle, compiled with random weights unless it is there."""
-    path = work / f"{config.name}-default-cpu"
+    path = work / f"{config.name}-{SCHEME}-default-cpu"
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         compile_model(write_source(config, work), path, random_weights=True)

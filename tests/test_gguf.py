@@ -233,7 +233,7 @@ def test_merges_of_scored_pieces_are_those_of_the_notes():
 
 
 def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
-    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
+    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4a"}.items():
         path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
         result = compile_model(path, dry_run=True)
         assert (result.out, result.notes) == (f"tiny-{scheme}-cpu", [])

@@ -5,7 +5,6 @@ on this machine.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import stat
@@ -21,6 +20,7 @@ from minicpm_mlc.bundle.manifest_schema import CHECK, MANIFEST, PAGE_SIZE, check
 from minicpm_mlc.bundle.schema import Damaged
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 from minicpm_mlc.bundle.trust import refuse_stranger
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 
 FORMAT = 1  # layout of the bundle folder
 ABI = 7  # functions of the compiled library
@@ -262,10 +262,10 @@ def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> 
 
 
 def _installed_tvm() -> str:
-    try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
-        raise BundleError("apache-tvm is not installed: pip install minicpm-mlc") from None
+    version = tvm_version()
+    if version is None:
+        raise BundleError("TVM's runtime is not installed: pip install minicpm-mlc-runtime")
+    return version
 
 
 def _check_tvm(folder: Path, manifest: Manifest, installed: str) -> None:
