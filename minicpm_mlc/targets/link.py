@@ -23,6 +23,16 @@ _ANDROID = (
     "-Wl,--hash-style=both",
     "-Wl,-soname,model.so",
 )
+# what the thread pool of a CPU's library asks the system for
+_THREADS = (
+    "pthread_create",
+    "pthread_detach",
+    "pthread_self",
+    "sched_yield",
+    "syscall",
+    "clock_gettime",
+    "__register_atfork",
+)
 _MACH_O = ("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/model.dylib")
 
 
@@ -55,8 +65,13 @@ PLATFORMS = {
         _ANDROID,
         ("model.so", "model.tar"),
         {
-            "libtvm_ffi.so": ("TVMFFIErrorSetRaisedFromCStrParts",),
-            "libc.so": ("memcpy", "memset", "memmove"),
+            "libtvm_ffi.so": (
+                "TVMFFIErrorSetRaisedFromCStrParts",
+                "TVMFFIErrorMoveFromRaised",
+                "TVMFFIErrorSetRaised",
+                "TVMFFIObjectDecRef",
+            ),
+            "libc.so": ("memcpy", "memset", "memmove", *_THREADS),
         },
     ),
     "macos": Platform(
