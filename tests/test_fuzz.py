@@ -53,6 +53,19 @@ def test_what_takes_too_long_is_a_crash(tmp_path, monkeypatch) -> None:
     assert tried(run, tmp_path, monkeypatch).seen.pop().startswith("SlowError")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited on Linux alone")
+def test_a_reader_that_takes_more_than_its_file_is_a_crash(tmp_path) -> None:
+    def run(data: bytes, folder: Path) -> None:
+        assert len(bytearray(80 << 20)) and len(bytearray(2 * len(data)))
+
+    small, large = b"x", bytes(40 << 20)
+    for is_reader, crashes in ((False, 0), (True, 1)):
+        target = SimpleNamespace(run=run, READER=is_reader)
+        runner = driver.Runner(target, tmp_path, tmp_path / "crashes")
+        assert runner(small) and runner(large)  # the first imports what it needs
+        assert runner(small) != is_reader and len(runner.seen) == crashes
+
+
 def test_errors_of_ours_are_none(tmp_path, monkeypatch) -> None:
     def run(data: bytes, folder: Path) -> None:
         raise CheckpointError("damaged")

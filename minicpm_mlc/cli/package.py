@@ -11,7 +11,7 @@ from minicpm_mlc.cli.commands import Command, example
 
 @click.command(
     cls=Command,
-    **example("minicpm-mlc package ./MiniCPM4-0.5B-w4-android --for android -o phone.zip"),
+    **example("minicpm-mlc package ./MiniCPM4-0.5B-w4a-android --for android -o phone.zip"),
 )
 @click.argument("bundle", type=click.Path())
 @click.option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minicpm_mlc.base.choices import BUDGET_SCHEME, DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.interrupts import interrupts_told
 from minicpm_mlc.base.progress import Progress, no_progress
@@ -50,10 +51,9 @@ def compile_model(
     cpu: str | None = None,
     gpu: str | None = None,  # beside an arm64 processor
     arch: str | None = None,  # of CUDA: all, or for example sm_87,sm_90
-    scheme: str
-    | None = None,  # of weights; None: w4, or what holds most quantised ones as they are
+    scheme: str | None = None,  # None: w4a, w4k with `bits`, or what holds most quantised weights
     embedding_scheme: str | None = None,
-    activations: str = "auto",  # int8 beside w4 or w8 if the processor multiplies it; int8; f32
+    activations: str = "auto",  # int8 beside integers if the processor multiplies it; int8; f32
     kv: str | None = None,  # None: f16, or f32 beside f32 weights
     context: int | None = None,  # the longest, in tokens; None: the model's
     prefill_chunk: int | None = None,  # most tokens of a prompt that are computed at a time
@@ -66,6 +66,7 @@ def compile_model(
     bits: float | None = None,  # of a linear's weight on average; richer schemes where most gained
     adapters: Sequence[str] = (),  # folders of LoRA adapters, each with ":WEIGHT" or without
     ternary: int | None = None,  # columns of a group that is rounded to three values, as BitCPM's
+    origin: str | None = None,  # what a hub calls the source, with its commit
     overwrite: bool = False,
     random_weights: bool = False,  # `source` may be a published model's name
     dry_run: bool = False,  # write nothing
@@ -84,7 +85,8 @@ def compile_model(
         head = _open_head(draft, opened.config, frspec)
         longest, config = opened.for_context(context, attention)
         target = get_target(device, cpu, gpu, arch)
-        precision = opened.precision(scheme, embedding_scheme, activations, kv, target)
+        usual = DEFAULT_SCHEME if bits is None else BUDGET_SCHEME
+        precision = opened.precision(scheme, embedding_scheme, activations, kv, target, usual)
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
         lost = opened.rounded(precision)
@@ -94,7 +96,8 @@ def compile_model(
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         said = work.said if work else opened.calibration
-        compilation = Compilation(config, precision, target, longest, chunk, stored, said)
+        told = (said, origin or opened.origin)
+        compilation = Compilation(config, precision, target, longest, chunk, stored, *told)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)
         if not dry_run:

@@ -32,6 +32,7 @@ _STATIC = " (statically: {archives})"
 _ORDER = {
     "linux": (_PYTHON, _RUNTIME),
     "macos": (_PYTHON, _RUNTIME),
+    "windows": (_PYTHON, _RUNTIME),
     "android": (_APP, _RUNTIME),
     "ios": (_APP, _RUNTIME),
 }

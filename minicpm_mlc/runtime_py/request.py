@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict
 
@@ -67,6 +67,10 @@ class ChatOptions(Options, total=False):
     # "auto" (the default), "none", "required", or {"name": the one to call}
     tool_choice: str | Mapping[str, Any] | None
     schema: Mapping[str, Any] | None  # a JSON schema that the answer follows, after the thinking
+    # what messages longer than the context do: "error" (the default) refuses them, "drop_oldest"
+    # leaves out the oldest turns, but no system message and none of `pinned`, by their places
+    overflow: str | None
+    pinned: Collection[int] | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Stats:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
+    computed_tokens: int = 0  # of the prompt, by this call: fewer where it was stopped
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
     # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
@@ -130,11 +135,7 @@ class Stats:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed per second."""
-        return (
-            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
-            if self.prefill_seconds
-            else 0.0
-        )
+        return self.computed_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
