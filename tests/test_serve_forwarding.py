@@ -69,11 +69,11 @@ def test_an_answer_comes_as_it_was_sent(serve, stream):
 def test_a_replica_that_is_lost_costs_one_stream(serve):
     app = serve()
     body = {"messages": SUM, "max_tokens": 4, "stream": True}
-    process = Process(app, broken={0: 3})
+    process = Process(app, broken={0: 1})
     reply = request(forward(process), "POST", CHAT, body)
     assert reply.status == 200 and b"[DONE]" not in reply.body
     assert objects(reply.body)[-1]["error"]["type"] == "unavailable_error"
-    lines = request(forward(Process(app, {0: 3})), "POST", "/api/chat", {"messages": SUM}).body
+    lines = request(forward(Process(app, {0: 1})), "POST", "/api/chat", {"messages": SUM}).body
     assert "lost" in json.loads(lines.splitlines()[-1])["error"]
 
 

@@ -21,7 +21,7 @@ _DRAFTING = (
 PLAIN = ""  # prefill and decode, what is measured when no option asks for something else
 MODES: dict[str, tuple[str, ...]] = {
     "attention_only": ("depth", "prompt_tokens", "repeats", "threads", "kv"),
-    "operators": ("bundle", "depth", "repeats", "threads", "attention"),
+    "operators": ("bundle", "depth", "prompt_tokens", "repeats", "threads", "attention"),
     "speculate": (
         "bundle",
         "speculate",

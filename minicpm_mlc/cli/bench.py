@@ -48,7 +48,7 @@ from minicpm_mlc.cli.trust import trust_options
 @click.option(
     "--operators",
     is_flag=True,
-    help="Where the time of one decode step goes, operator by operator.",
+    help="Where the time of a prefill and of one decode step goes, operator by operator.",
 )
 @click.option(
     "--random-cache",

@@ -185,10 +185,12 @@ class Scheduler:
                 joint[0].generation.decode()
                 self._draw(joint[0])
             return
-        for sparse in (False, True):
-            rows = [task for task in joint if task.slot and task.generation.sparse == sparse]
-            if rows:
-                self._decode_rows(rows)
+        rows: dict[bool, list[Task]] = {False: [], True: []}  # by gear
+        for task in joint:
+            if task.slot:
+                rows[task.generation.sparse].append(task)
+        for tasks in filter(None, rows.values()):
+            self._decode_rows(tasks)
 
     def _decode_rows(self, tasks: list[Task]) -> None:
         """One token of each of these, in one call."""

@@ -7,7 +7,7 @@ four rows of low nibbles, and one row of high bits (two) by quads in the same wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,17 +99,18 @@ class HighBits(Values):
             for half in (0, 1)
         ]
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
         lanes, start = T.ramp(first, 1, width), g * self.group_rows(QUADS)
         low_rows, high_rows = self._parts(QUADS)
-        loaded = [T.Bind(stored[block, start + i, lanes]) for i in range(low_rows + high_rows)]
-        return [
-            T.Bind(
-                self._nibble(loaded[i // 2], i % 2, width)
-                | self._above(loaded[low_rows + i % high_rows], i // high_rows, width)
-            )
-            for i in range(REGISTERS)
-        ]
+        high = [T.Bind(stored[block, start + low_rows + i, lanes]) for i in range(high_rows)]
+        for i in range(low_rows):
+            low = T.Bind(stored[block, start + i, lanes])
+            for second in range(2):
+                at = 2 * i + second
+                above = self._above(high[at % high_rows], at // high_rows, width)
+                yield T.Bind(self._nibble(low, second, width) | above)
 
     def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
         low_rows, high_rows = self._parts(QUADS)

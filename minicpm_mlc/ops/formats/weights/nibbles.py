@@ -7,7 +7,7 @@ their high nibbles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,15 +84,14 @@ class Nibbles(Values):
             for nibble in (0, 4)
         ]
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
-        lanes, nibbles, loads = T.ramp(first, 1, width), [], REGISTERS // 2
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
+        lanes, loads = T.ramp(first, 1, width), REGISTERS // 2
         for i in range(loads):
             loaded = T.Bind(stored[block, g * loads + i, lanes])
-            nibbles += [
-                T.Bind(loaded & T.broadcast(T.uint8(15), width)),
-                T.Bind(T.shift_right(loaded, T.broadcast(T.uint8(4), width))),
-            ]
-        return nibbles
+            yield T.Bind(loaded & T.broadcast(T.uint8(15), width))
+            yield T.Bind(T.shift_right(loaded, T.broadcast(T.uint8(4), width)))
 
     def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
         words = [T.Bind(read(i)) for i in range(REGISTERS // 2)]

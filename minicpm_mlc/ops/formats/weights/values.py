@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -86,9 +86,11 @@ class Values(ABC):
         in the layout rows16.
         """
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
         """The integers of a group in the layout rows16x4: eight vectors of `width` bytes from byte
-        `first` on, which hold four columns each, in order.
+        `first` on, which hold four columns each, in order. Each is read when it is asked for.
         """
         raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
 
