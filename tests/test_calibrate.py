@@ -169,7 +169,7 @@ def test_compile_calibrate_writes_what_was_rounded(no_code, tmp_path, monkeypatc
 @pytest.mark.parametrize("scheme", ["f16", "f32"])
 def test_floats_are_not_calibrated(tmp_path, scheme):
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B"))
-    with pytest.raises(CompileError, match=f"{scheme} weights are not rounded.*--quant w4"):
+    with pytest.raises(CompileError, match=f"{scheme} weights are not rounded.*--quant w4a"):
         compile_model(tmp_path / "model", tmp_path / "out", scheme=scheme, calibrate=[])
 
 

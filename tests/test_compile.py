@@ -143,7 +143,7 @@ def check_stored(bundle: Path, activations: str, layout: str, quads: bool) -> No
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
+        ({"activations": "int8", "scheme": "f16"}, "use --quant w4a or w8, or --activations f32"),
         ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
         (
             {"activations": "int8", "cpu": "x86-64-v2"},

@@ -233,7 +233,7 @@ def test_merges_of_scored_pieces_are_those_of_the_notes():
 
 
 def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
-    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
+    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4a"}.items():
         path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
         result = compile_model(path, dry_run=True)
         assert (result.out, result.notes) == (f"tiny-{scheme}-cpu", [])
@@ -321,6 +321,7 @@ REFUSED = {
     "llama.expert_count is 4": {"llama.expert_count": 4},
     "rope.scaling.type is 'dynamic'": {"llama.rope.scaling.type": "dynamic"},
     "rope.scaling.attn_factor is 1.5, expected 1": {"llama.rope.scaling.attn_factor": 1.5},
+    "yarn_log_multiplier is 1.0": {"llama.rope.scaling.yarn_log_multiplier": 1.0},
     "rope.scaling.factor is -2": {"llama.rope.scaling.factor": -2.0},
 }
 

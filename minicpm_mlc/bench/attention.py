@@ -27,7 +27,7 @@ from minicpm_mlc.compile.config.rope_lists import LONGER_CONTEXT
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.attend_blocks import AttendBlocks
 from minicpm_mlc.ops.build import build
-from minicpm_mlc.ops.cpu.speed_limits import PEAK_VECTORS, STEPS, bf16_peak, multiply_add_peak
+from minicpm_mlc.ops.cpu.speed_limits import STEPS, bf16_peak, multiply_add_peak
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.segment_means import SegmentMeans
@@ -253,10 +253,11 @@ class _Bench:
     def peak(self, threads: int) -> float:
         """GFLOP/s of multiply-adds on registers alone, of the kind that attention makes."""
         paired = self.arithmetic == "bfloat16"
-        kernel = _compiled((bf16_peak if paired else multiply_add_peak)(PEAK_VECTORS))
+        vectors = CpuTarget.of("native").traits.peak_vectors
+        kernel = _compiled((bf16_peak if paired else multiply_add_peak)(vectors))
         out = _aligned(np.zeros((threads, 16), np.float32))
         seconds = min(medians([lambda: kernel(out)], 5))
-        return threads * STEPS * PEAK_VECTORS * 16 * (4 if paired else 2) / seconds / 1e9
+        return threads * STEPS * vectors * 16 * (4 if paired else 2) / seconds / 1e9
 
 
 def _compiled(kernel: Any) -> Callable[..., None]:

@@ -12,7 +12,7 @@ import tvm
 from minicpm_mlc.bench.roofline import Limits, MemoryReader
 from minicpm_mlc.bench.timing import compiled, seconds, use_threads
 from minicpm_mlc.ops.cpu.speed_limits import (
-    PEAK_VECTORS,
+    INT8_CHAINS,
     STEPS,
     int8_operations,
     int8_peak,
@@ -76,13 +76,14 @@ class Multipliers:
 
     def __init__(self, threads: int) -> None:
         use_threads(threads)
-        dot = CpuTarget.of("native").int8_dot
+        traits = CpuTarget.of("native").traits
+        vectors, dot = traits.peak_vectors, traits.int8_dot
         self._threads = threads
-        self._kernels = [_multiplier(multiply_add_peak(PEAK_VECTORS), "float32", threads)]
-        self._operations = [FLOAT32_OPERATIONS]
+        self._kernels = [_multiplier(multiply_add_peak(vectors), "float32", threads)]
+        self._operations = [vectors * FLOAT32_OPERATIONS]  # of a step
         if dot:
-            self._kernels.append(_multiplier(int8_peak(PEAK_VECTORS, dot), "int32", threads))
-            self._operations.append(int8_operations(dot))
+            self._kernels.append(_multiplier(int8_peak(INT8_CHAINS, dot), "int32", threads))
+            self._operations.append(INT8_CHAINS * int8_operations(dot))
         self._samples: list[list[float]] = [[] for _ in self._kernels]
 
     def sample(self) -> None:
@@ -90,7 +91,7 @@ class Multipliers:
         for kernel, operations, samples in zip(
             self._kernels, self._operations, self._samples, strict=True
         ):
-            samples.append(self._threads * STEPS * PEAK_VECTORS * operations / seconds(kernel))
+            samples.append(self._threads * STEPS * operations / seconds(kernel))
 
     def forget(self) -> None:
         """Begins anew."""

@@ -21,7 +21,7 @@ _DRAFTING = (
 PLAIN = ""  # prefill and decode, what is measured when no option asks for something else
 MODES: dict[str, tuple[str, ...]] = {
     "attention_only": ("depth", "prompt_tokens", "repeats", "threads", "kv"),
-    "operators": ("bundle", "depth", "repeats", "threads", "attention"),
+    "operators": ("bundle", "depth", "prompt_tokens", "repeats", "threads", "attention"),
     "speculate": (
         "bundle",
         "speculate",
@@ -56,7 +56,7 @@ MODES: dict[str, tuple[str, ...]] = {
     ),
 }
 _ALWAYS = ("form", "sha256", "trust")  # json or markdown; which bundles may run
-_NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the functions that measure
+_NAMES = {"bundle": "path", "depth": "depths", "plot": "picture"}  # of the functions that measure
 
 
 def mode_and_options(ctx: click.Context) -> tuple[str, dict[str, Any]]:

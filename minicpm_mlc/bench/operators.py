@@ -1,8 +1,8 @@
-"""Where the time of one decode step goes: every operator's calls, time and traffic against the
-machine's limits.
+"""Where the time of a prefill and of one decode step goes: every operator's calls, time and traffic
+against the machine's limits.
 
 The virtual machine reports each call before and after it runs. That costs 1 to 3 us a call, so the
-step is timed without that too.
+run is timed without that too.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ COLUMNS = [
 ]
 # the virtual machine's own functions, and those that compute shapes for it
 OWN = ("vm.builtin.", "shape_func")
+MEMORY = "memory, shapes"  # the row of all these
 WARM_UP_STEPS = 3
 ROOM = 64  # tokens of context beside the depth
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
@@ -57,7 +58,7 @@ class OperatorCall:
 
 @dataclass(frozen=True)
 class OperatorRow:
-    """All calls of one operator at one shape in a step; `seconds` is the median step's sum."""
+    """All calls of one operator at one shape in a run; `seconds` is the median run's sum."""
 
     operator: str
     shape: str
@@ -70,8 +71,8 @@ class OperatorRow:
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """The operators by their time, the step's time without reports (seconds), and the limits
-    measured beside it.
+    """The operators by their time in a `run` ("one decode step"), that run's time without reports
+    (seconds), and the limits measured beside it.
     """
 
     name: str
@@ -82,10 +83,11 @@ class OperatorReport:
     limits: Limits
     command: str
     rows: list[OperatorRow]
+    run: str = "one decode step"
 
     @property
     def between_seconds(self) -> float:
-        """Of the step, outside operators. These are timed in other steps, which a busy machine can
+        """Of the run, outside operators. These are timed in other runs, which a busy machine can
         make the longer ones: then it is 0, and `head` says so."""
         return max(0.0, self.step_seconds - self._operator_seconds)
 
@@ -94,7 +96,7 @@ class OperatorReport:
         return sum(row.seconds for row in self.rows)
 
     def head(self) -> str:
-        """Three lines: the step, the limits, the command."""
+        """Three lines: the run, the limits, the command."""
         share = self._operator_seconds / self.step_seconds
         busy = (
             f" (operators watched one by one took {share:.0%} of that: a busy machine, run it "
@@ -103,7 +105,7 @@ class OperatorReport:
             else ""
         )
         return (
-            f"{self.name} on {self.device}, one decode step at depth {self.depth}, "
+            f"{self.name} on {self.device}, {self.run} at depth {self.depth}, "
             f"{self.attention} attention: "
             f"{self.step_seconds * 1e3:.2f} ms{busy}\n{self.limits.text()}\n{self.command}"
         )
@@ -156,12 +158,13 @@ def _rate(amount: int, seconds: float, limit: float) -> list[str]:
 def bench_operators(
     path: str | Path,
     depths: Sequence[int] = (0, 1024),
+    prompt_tokens: Sequence[int] = (512,),
     repeats: int = 3,
     threads: int | None = None,
     attention: str = "auto",
 ) -> Reports:
-    """One operator table for each depth (tokens in the cache, random ones), by name. `threads` None
-    means the physical cores.
+    """Operator tables for each depth (tokens in the cache, random ones), by name: of prefills of so
+    many tokens (none for 0), and of a decode step. `threads` None means the physical cores.
 
     Raises BenchError for counts and depths that are impossible or too deep, BundleError for the
     bundle.
@@ -169,26 +172,34 @@ def bench_operators(
     threads = physical_cores() if threads is None else threads
     need_positive(repeats=repeats, threads=threads)
     need_depths(depths)
-    context = max(depths) + ROOM
+    prefills = [tokens for tokens in prompt_tokens if tokens]
+    need_positive(**({"prompt_tokens": min(prefills)} if prefills else {}))
+    context = max(depths) + max([ROOM, *prefills])
     need_room(Manifest.load(path), depths, context)
     reader = memory_reader(threads)
     limits = measure_limits(threads, reader)
     reports = {}
     with Engine(path, context=context, threads=threads, attention=attention) as engine:
-        for depth in depths:
+        for depth, tokens in [(depth, tokens) for depth in depths for tokens in [*prefills, 0]]:
             fill_cache(engine, depth)
-            seconds, rows = decode_operators(engine, repeats)
+            seconds, rows = (
+                prefill_operators(engine, tokens, repeats)
+                if tokens
+                else decode_operators(engine, repeats)
+            )
             reader.sample(READS)
             limits = replace(limits, bandwidth=reader.best)
-            gear = "sparse" if engine.gears.sparse(depth + 1) else "dense"
+            gear = "sparse" if engine.gears.sparse(depth + (tokens or 1)) else "dense"
             command = (
                 f"minicpm-mlc bench {shlex.quote(str(path))} --operators --depth {depth} "
-                f"--repeats {repeats} "
+                f"--prompt-tokens {tokens} --repeats {repeats} "
                 f"--threads {threads} --attention {attention}"
             )
             name = f"{engine.manifest.name} {engine.manifest.scheme}"
-            reports[f"depth {depth}"] = OperatorReport(
-                name, cpu_name(), depth, gear, seconds, limits, command, rows
+            run = f"a prefill of {tokens} tokens" if tokens else "one decode step"
+            key = f"prefill {tokens} at depth {depth}" if tokens else f"depth {depth}"
+            reports[key] = OperatorReport(
+                name, cpu_name(), depth, gear, seconds, limits, command, rows, run
             )
     return Reports(reports)
 
@@ -197,48 +208,80 @@ def decode_operators(engine: Engine, repeats: int) -> tuple[float, list[Operator
     """Seconds of a decode step at the engine's cached length, and its operators, the slowest
     first.
     """
+    pages = engine.gears.blocks(len(engine.cached_tokens) + 1)
+    return operators_of(engine, lambda: engine.decode(TOKEN), lambda: pages, repeats)
+
+
+def prefill_operators(engine: Engine, tokens: int, repeats: int) -> tuple[float, list[OperatorRow]]:
+    """The same of a prefill behind the cached tokens, by chunks as the engine computes it. A
+    chunk's attention counts as if all rows read what its middle one does.
+    """
+    model, chunk, gears = engine.model, engine.prefill_chunk, engine.gears
+    end = len(model) + tokens
+    sparse = gears.sparse(end)
+
+    def pages() -> tuple[int, int]:
+        middle = len(model) + min(chunk, end - len(model)) // 2
+        present = middle // gears.block_size + 1
+        return min(gears.budget, present) if sparse else present, present
+
+    return operators_of(engine, lambda: engine.prefill([TOKEN] * tokens), pages, repeats)
+
+
+def operators_of(
+    engine: Engine, run: Callable[[], Any], pages: Callable[[], tuple[int, int]], repeats: int
+) -> tuple[float, list[OperatorRow]]:
+    """Seconds of a run of the engine, which is taken back after it, and its operators, the slowest
+    first; pages() are the blocks that attention reads now, and those there are.
+    """
     depth = len(engine.cached_tokens)
 
-    def step() -> float:
+    def timed() -> float:
         start = time.perf_counter()
-        engine.decode(TOKEN)
+        run()
         seconds = time.perf_counter() - start
         engine.truncate(depth)
         return seconds
 
-    pages = engine.gears.blocks(depth + 1)
     records = records_of(Path(engine.path))
     calls: list[OperatorCall] = []
 
     def look(kernel: str, args: Sequence[Any]) -> None:
-        calls.append(described(records[kernel], args, *pages))
+        calls.append(described(records[kernel], args, *pages()))
 
     for _ in range(WARM_UP_STEPS):
         calls.clear()
-        observe(engine, step, look)
-    plain, times = zip(*((step(), observe(engine, step)) for _ in range(repeats)), strict=True)
-    return statistics.median(plain), aggregate(calls, times)
+        observe(engine, timed, look)
+    own: list[float] = []
+    plain, times = zip(
+        *((timed(), observe(engine, timed, own=own)) for _ in range(repeats)), strict=True
+    )
+    rows = [*aggregate(calls, times), OperatorRow(MEMORY, "", 0, sum(own) / repeats, 0, 0, False)]
+    return statistics.median(plain), sorted(rows, key=lambda row: -row.seconds)
 
 
 def observe(
     engine: Engine,
     step: Callable[[], Any],
     look: Callable[[str, Sequence[Any]], None] | None = None,
+    own: list[float] | None = None,
 ) -> list[float]:
     """Seconds of every operator call of one step, in order; `look` is shown each call's name and
-    arguments.
+    arguments. Those of the virtual machine's own functions are added to `own`.
     """
     seconds: list[float] = []
     started = [0.0]
 
     def report(_function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
         now = time.perf_counter()
-        if not name.startswith(OWN):
-            if before and look:
-                look(name, args)
-            if not before:
-                seconds.append(now - started[0])
-            started[0] = time.perf_counter()
+        is_own = name.startswith(OWN)
+        if before and look and not is_own:
+            look(name, args)
+        if not before:
+            into = own if is_own else seconds
+            if into is not None:
+                into.append(now - started[0])
+        started[0] = time.perf_counter()
         return 0  # run the function
 
     library = engine.library.local

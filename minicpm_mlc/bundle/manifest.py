@@ -5,9 +5,9 @@ on this machine.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,6 +21,7 @@ from minicpm_mlc.bundle.manifest_schema import CHECK, MANIFEST, PAGE_SIZE, check
 from minicpm_mlc.bundle.schema import Damaged
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 from minicpm_mlc.bundle.trust import refuse_stranger
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 
 FORMAT = 1  # layout of the bundle folder
 ABI = 7  # functions of the compiled library
@@ -107,6 +108,11 @@ class Manifest:
         compiled in.
         """
         return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
+
+    @property
+    def symbol_prefix(self) -> str:
+        """What the symbols of its static library begin with, by which an app finds them."""
+        return re.sub(r"\W", "_", f"{self.name}_{self.scheme}_")
 
     @property
     def recurrent(self) -> bool:
@@ -262,10 +268,10 @@ def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> 
 
 
 def _installed_tvm() -> str:
-    try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
-        raise BundleError("apache-tvm is not installed: pip install minicpm-mlc") from None
+    version = tvm_version()
+    if version is None:
+        raise BundleError("TVM's runtime is not installed: pip install minicpm-mlc-runtime")
+    return version
 
 
 def _check_tvm(folder: Path, manifest: Manifest, installed: str) -> None:

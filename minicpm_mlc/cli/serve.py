@@ -13,7 +13,7 @@ from minicpm_mlc.cli.options import ATTENTION
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4-cpu"))
+@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"))
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", default=choices.SERVE_PORT, help="0 is any free one.")

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from minicpm_mlc.base.files import cache_folder, remember
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.host import this_host
 from minicpm_mlc.bundle.manifest import ABI, FORMAT, MANIFEST
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 from minicpm_mlc.hub import records
 from minicpm_mlc.hub.names import Name, parse_name
 from minicpm_mlc.hub.pull import pull
@@ -121,12 +121,12 @@ def _place(source: str, options: dict[str, Any], facts: str | None) -> Path | No
     if facts is None:
         return None
     host = this_host()
-    programs = [FORMAT, ABI, __version__, version("apache-tvm")]
+    programs = [FORMAT, ABI, __version__, tvm_version()]
     machine = [host.system, host.machine, sorted(host.features or ())]
     told = json.dumps([facts, sorted(options.items()), programs, machine])
     key = hashlib.sha256(told.encode()).hexdigest()[:KEY_DIGITS]
     name = parse_name(source)
-    label = (name.repository if name else str(Path(source).absolute())).rpartition("/")[2]
+    label = name.repository.rpartition("/")[2] if name else Path(source).absolute().name
     try:
         return cache_folder() / KIND / f"{label.removesuffix('.gguf')}-{key}"
     except RuntimeError:

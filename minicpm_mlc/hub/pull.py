@@ -12,6 +12,7 @@ from typing import Protocol
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes, shown
+from minicpm_mlc.bundle.supported import check_system
 from minicpm_mlc.hub import records
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import EXAMPLES, FORM, MODELSCOPE, Name, parse_name
@@ -130,8 +131,9 @@ def pull(
     """Fetches what is missing of a model. Where the hub can't be reached, what was fetched before
     is used, and `say` is told so.
 
-    Raises HubError.
+    Raises HubError, and UnsupportedSystemError where nothing could be done with the files.
     """
+    check_system()
     hub = open_hub(name)
     try:
         listing = hub.listing(name)

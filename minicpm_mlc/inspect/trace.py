@@ -21,7 +21,7 @@ class Trace:
 
     `forced[i, block]` marks the blocks that this row reads whatever the scores. The first `dense`
     tokens of `answer`, each a piece of text, were chosen in the dense gear; the rows are those of
-    the others.
+    the others. `model` is its name.
     """
 
     blocks: list[str]
@@ -29,6 +29,7 @@ class Trace:
     dense: int
     reads: np.ndarray
     forced: np.ndarray
+    model: str = ""
 
 
 def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
@@ -59,6 +60,7 @@ def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
         dense,
         np.array([count_reads(step, len(texts)) for step in sparse]),
         np.array([engine.gears.forced(own + i, len(texts)) for i in range(len(sparse))]),
+        engine.manifest.name,
     )
 
 

@@ -29,6 +29,7 @@ from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.constraints import Chain
 from minicpm_mlc.runtime_py.events import Event, Job, Reasoning, Text, ToolArguments, ToolCall
 from minicpm_mlc.runtime_py.generation import Generation, TokenReader
+from minicpm_mlc.runtime_py.overflow import check_overflow, kept_messages
 from minicpm_mlc.runtime_py.request import ChatOptions, Constraint, Options, Request
 from minicpm_mlc.runtime_py.scheduler.awaited import Awaited
 from minicpm_mlc.runtime_py.scheduler.jobs import RunningJob
@@ -61,7 +62,9 @@ class Asked:
 
 
 class Answering(ABC):
-    """Answers in text, by generations that an engine runs."""
+    """Answers in text, by generations that an engine runs. `context`: the most tokens of one."""
+
+    context: int
 
     manifest: Manifest
     eos_token_ids: frozenset[int]
@@ -144,6 +147,17 @@ class Answering(ABC):
     def agenerate(self, prompt: str | Ids[int], **options: Unpack[Options]) -> Awaited:
         """Like generate, for an event loop: `await` it, or read its pieces by `async for`."""
         return Awaited(self._going_on(prompt, options), self.submit, self.cancel)
+
+    def count(
+        self,
+        messages: Ids[Message],
+        *,
+        think: bool | None = None,
+        tools: Ids[Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Tokens of the prompt that chat would make of messages."""
+        own = dict.fromkeys(CHAT_OPTIONS) | {"think": think, "tools": tools}
+        return len(self._rendered(messages, own)[1].ids)
 
     @overload
     def chat(
@@ -255,15 +269,28 @@ class Answering(ABC):
         """
         rest = dict(options)
         own = {name: rest.pop(name, None) for name in CHAT_OPTIONS}
+        overflow = own["overflow"] or "error"
+        check_overflow(overflow)
+        if overflow == "drop_oldest":
+
+            def count(some: Ids[Message]) -> int:
+                return len(self._rendered(some, own)[1].ids)
+
+            pinned, most = own["pinned"] or (), rest.get("max_tokens")
+            kept = kept_messages(messages, count, self.context, pinned, most)
+            messages = [messages[i] for i in kept]
+        chat, prompt = self._rendered(messages, own)
+        return Asked(chat, prompt, cast("Options", rest), self.chats.constraint(chat, prompt))
+
+    def _rendered(self, messages: Ids[Message], own: Mapping[str, Any]) -> tuple[Chat, Prompt]:
+        """The chat, and its prompt; `own` are the ChatOptions that are no Options."""
         think, most = own["think"], own["max_think_tokens"]
         called = any("tool_calls" in message for message in messages)
         if own["tools"] or own["tool_choice"] or called:
             chat = chat_of(messages, think, most, own["tools"], own["tool_choice"], own["schema"])
-            prompt = self.chats.prompt(chat)
-        else:
-            chat = Chat((), think, most, schema=own["schema"])
-            prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        return Asked(chat, prompt, cast("Options", rest), self.chats.constraint(chat, prompt))
+            return chat, self.chats.prompt(chat)
+        chat = Chat((), think, most, schema=own["schema"])
+        return chat, self.template.prompt(self.tokenizer.raw, messages, think)
 
     def _answer(self, asked: Asked) -> Generation:
         """What answers it in text."""

@@ -46,7 +46,7 @@ class Messages(NamedEvents):
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         chat, notes = read_chat(fields, served)
         drawing = read_drawing(fields)
         id = new_id("msg_")

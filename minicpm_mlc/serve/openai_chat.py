@@ -74,7 +74,7 @@ class ChatCompletions(Surface):
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         chat = read_chat(fields)
         longest = fields.whole("max_completion_tokens", 1)
         shorter = fields.whole("max_tokens", 1)

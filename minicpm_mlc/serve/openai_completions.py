@@ -56,7 +56,7 @@ class Completions(ChatCompletions):
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         fields.refuse("suffix", why="this model has no documented format for it")
         prompts = read_prompts(fields, served)
         echo = fields.flag("echo") or False

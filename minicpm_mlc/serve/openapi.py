@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minicpm_mlc import __version__
-from minicpm_mlc.base.choices import SPECULATE
 from minicpm_mlc.serve.drawing import MOST_CHOICES, MOST_LIKELY, MOST_STOPS
 from minicpm_mlc.serve.errors import TYPES
 from minicpm_mlc.serve.openai_chat import EFFORTS
@@ -69,25 +68,29 @@ DRAWING = {
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "repetition_penalty": number(0, 100),
-    "speculate": one_of(*SPECULATE),
+    "speculate": one_of("auto", "off"),  # others need a bundle that has them
 }
 SHARED = {"model": TEXT, "stream": FLAG}
+CONVERSATION = {
+    "messages": items(MESSAGE, least=1),
+    "tools": items(TOOL),
+    "tool_choice": one_of("auto", "none"),
+    "response_format": fields(["type"], type=one_of("text", "json_object")),
+    "reasoning_effort": one_of(*EFFORTS),
+    "reasoning_budget": whole(-1),
+}
+PROMPT = fields(["messages"], **CONVERSATION)
 CHAT = fields(
     ["messages"],
     **SHARED,
     **DRAWING,
-    messages=items(MESSAGE, least=1),
+    **CONVERSATION,
     max_tokens=whole(1),
     max_completion_tokens=whole(1),
     stop=STOPS,
     n=whole(1, MOST_CHOICES),
     logprobs=FLAG,
     stream_options=fields(include_usage=FLAG),
-    tools=items(TOOL),
-    tool_choice=one_of("auto", "none"),
-    response_format=fields(["type"], type=one_of("text", "json_object")),
-    reasoning_effort=one_of(*EFFORTS),
-    reasoning_budget=whole(-1),
     min_tokens=whole(0),
     block_reads=FLAG,
 )
@@ -111,17 +114,20 @@ RESPONSE = fields(
     max_output_tokens=whole(1),
     reasoning=fields(effort=one_of(*EFFORTS)),
 )
+TURNS = {
+    "messages": items(MESSAGE, least=1),
+    "system": CONTENT,
+    "thinking": fields(type=one_of("enabled", "disabled", "adaptive"), budget_tokens=whole(0)),
+}
 MESSAGES = fields(
     ["messages"],
     **SHARED,
-    messages=items(MESSAGE, least=1),
-    system=CONTENT,
+    **TURNS,
     max_tokens=whole(1),
     temperature=number(0, 2),
     top_p=number(0, 1),
     top_k=whole(-1),
-    stop_sequences=items(TEXT, most=MOST_STOPS),
-    thinking=fields(type=one_of("enabled", "disabled", "adaptive"), budget_tokens=whole(0)),
+    stop_sequences=STOPS,
 )
 OPTIONS = fields(
     num_predict=whole(-2),
@@ -140,18 +146,18 @@ TOKENIZE = fields(["content"], content=TEXT, add_special=FLAG, parse_special=FLA
 
 POSTS: Mapping[str, tuple[str, Schema]] = {
     "/v1/chat/completions": ("An answer in a chat", CHAT),
-    "/v1/chat/completions/input_tokens": ("The length of a chat's prompt", CHAT),
+    "/v1/chat/completions/input_tokens": ("The length of a chat's prompt", PROMPT),
     "/v1/completions": ("How a text goes on", COMPLETION),
     "/v1/responses": ("An answer, in OpenAI's newer form", RESPONSE),
     "/v1/messages": ("An answer, in Anthropic's form", MESSAGES),
-    "/v1/messages/count_tokens": ("The length of its prompt", MESSAGES),
+    "/v1/messages/count_tokens": ("The length of its prompt", fields(["messages"], **TURNS)),
     "/api/chat": ("An answer, in Ollama's form", OLLAMA_CHAT),
     "/api/generate": ("How a text goes on, in Ollama's form", GENERATE),
     "/api/show": ("The model, in Ollama's form", fields(model=TEXT)),
     "/api/pull": ("Nothing, as the model is there", fields(model=TEXT)),
     "/tokenize": ("A text's tokens", TOKENIZE),
     "/detokenize": ("A text of tokens", fields(tokens=items(whole(0, 0)))),
-    "/apply-template": ("A chat's prompt", CHAT),
+    "/apply-template": ("A chat's prompt", PROMPT),
 }
 GETS: Mapping[str, str] = {
     "/v1/models": "The model",

@@ -79,7 +79,7 @@ class Responses(NamedEvents):
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         fields.refuse("previous_response_id", "conversation", why="this server stores nothing")
         chat, notes = read_response(fields)
         drawing = read_drawing(fields, fields.whole("max_output_tokens", 1), None)

@@ -6,15 +6,15 @@ every row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
-from minicpm_mlc.ops.formats.weights.values import Values
-from minicpm_mlc.ops.quantize_rows import TWO_SUMS
+from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values
+from minicpm_mlc.ops.int8_sums import factor_of, start_of
 from minicpm_mlc.ops.tir import Expr, T
 
+HELD = 4  # registers of weights that NEON unpacks in turn; more don't fit beside their sums
 SATURATED = 1 << 15  # what a 16-bit sum must stay below
 
 
@@ -30,18 +30,22 @@ class Activations:
 
 @dataclass(frozen=True)
 class Int8Dot:
-    """`rows` weight rows per register; `tile` activation rows that leave room for the weights in
-    the registers.
+    """`rows` weight rows per register; `tile` activation rows meet the weights, as each is then
+    unpacked once for all of them.
 
-    `together` activation rows meet the weights at once. Up to `paired` rows meet two blocks of
-    weights, where registers hold both, as each activation is then loaded once for the two.
+    `sums`: registers of integer sums that fit beside as many float totals, the weights of a word
+    and an activation. A tile's rows meet so many registers of weights that its sums fill them, as
+    each activation is then loaded once for these.
     """
 
     name: str
     rows: int
     tile: int
-    together: int = 1
-    paired: int = 1
+    sums: int
+
+    def wide(self, rows: int) -> int:
+        """Registers of weights that meet a tile of so many activation rows."""
+        return max(1, self.sums // rows)
 
     def zero(self, values: Values) -> int:
         """What the weights are too large by when they meet the activations."""
@@ -51,46 +55,48 @@ class Int8Dot:
         """What quantize_rows multiplies the sum of a group's activations by, to be read where a
         scheme needs it: it starts the integer product, or meets the group's minimum.
         """
-        if scheme.halves > 1:
-            return TWO_SUMS
-        return 1 if scheme.has_minimum else -self.zero(scheme.values)
+        return factor_of(scheme, self.zero(scheme.values))
 
     def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
         """What the integer product starts from, given that word; of a half where those have their
         own scales.
         """
-        if scheme.halves > 1:
-            return _sums_of(word)[half] * -self.zero(scheme.values)
-        if not scheme.has_minimum:
-            return word
-        zero = self.zero(scheme.values)
-        return word * -zero if zero else T.int32(0)
+        return start_of(scheme, self.zero(scheme.values), word, half)
 
-    def unpack(self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int) -> list[Expr]:
-        """A group's eight registers of weights, from a row of the block on."""
+    def unpack(
+        self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: Expr
+    ) -> Iterator[Expr]:
+        """A group's eight registers of weights, from a row of the block on. Each is unpacked when
+        it is asked for: all at once would not fit the registers beside the sums.
+        """
         return scheme.values.registers(stored["weight"], block, g, 4 * row, 4 * self.rows)
 
     def groups(
-        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
     ) -> list[list[Expr]]:
-        """Of each block of weights, of each activation row, int32[rows]: its correction + the sum
-        of all products.
-        """
-        return [
-            [
-                self.group(
-                    values, weights, [x.word(i, 1) for i in range(len(weights))], x.correction
-                )
-                for x in inputs
-            ]
-            for weights in blocks
-        ]
+        """Of each of some rows of weights, of each activation row, int32[rows]: its correction +
+        the sum of its products with the next `count` registers.
 
-    def group(
-        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
-    ) -> Expr:
-        """`groups` of one block and one row."""
+        Word by word: an activation that is loaded meets all weights, and every sum has its turn.
+        """
+        sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
+        words = [self._words(x) for x in inputs]
+        for _ in range(count):
+            for i, row, weight, word in _in_turn(weights, words):
+                sums[i][row] = self.step(values, sums[i][row], weight, word)
+        return sums
+
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        """total int32[rows] + the products of a register of weights and four activations."""
         raise NotImplementedError
+
+    def _words(self, x: Activations) -> Iterator[Expr]:
+        """A group's activations, four in every row. Each is loaded when it is asked for."""
+        return (T.Bind(self._splat(x.word(i, 1))) for i in range(REGISTERS))
 
     def products(self) -> int:
         """Pairs that one `peak_step` multiplies and adds."""
@@ -119,27 +125,18 @@ class VpDpBusd(Int8Dot):
     def zero(self, values: Values) -> int:
         return values.zero if values.unsigned else values.zero + 128
 
-    def unpack(self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int) -> list[Expr]:
-        weights = super().unpack(scheme, stored, block, g, row)
-        if scheme.values.unsigned:
-            return weights
-        return [
-            T.Bind(T.reinterpret(w, dtype=self._type(8, "uint")) ^ self._bytes(128))
-            for w in weights
-        ]
+    def unpack(
+        self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: Expr
+    ) -> Iterator[Expr]:
+        for weight in super().unpack(scheme, stored, block, g, row):
+            if scheme.values.unsigned:
+                yield weight
+            else:
+                yield T.Bind(T.reinterpret(weight, dtype=self._type(8, "uint")) ^ self._bytes(128))
 
-    def groups(
-        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
-    ) -> list[list[Expr]]:
-        """Sums take turns, as a product waits for the one before it of its own sum."""
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
-        totals = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in blocks]
-        for i in range(len(blocks[0])):
-            for row, x in enumerate(inputs):
-                word = T.Bind(self._splat(x.word(i, 1)))
-                for sums, weights in zip(totals, blocks, strict=True):
-                    sums[row] = _intrinsic(name, self._type(32), sums[row], weights[i], word)
-        return totals
+        return _intrinsic(name, self._type(32), total, weight, word)
 
     def peak_step(self, total: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
@@ -155,31 +152,47 @@ class PMAddUbsW(Int8Dot):
     which meet as |w| and sign(w) x.
     """
 
-    def group(
-        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
-    ) -> Expr:
-        total = T.broadcast(correction, self.rows)
+    def groups(
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
+    ) -> list[list[Expr]]:
+        """Unsigned weights are summed in 16 bits as far as these hold them."""
         if not values.unsigned:
-            return reduce(lambda a, b: a + b, map(self._signed, weights, words), total)
-        pairs = [self._pairs(w, self._splat(x)) for w, x in zip(weights, words, strict=True)]
+            return super().groups(values, weights, inputs, count)
         summed = (SATURATED - 1) // (2 * values.largest * 127)
-        for start in range(0, len(pairs), summed):
-            few = reduce(lambda a, b: a + b, pairs[start : start + summed])
-            total = total + self._quads(few)
-        return total
+        sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
+        words = [self._words(x) for x in inputs]
+        for start in range(0, count, summed):
+            few = self._sixteens(weights, words, min(summed, count - start))
+            for total, pairs in zip(sums, few, strict=True):
+                total[:] = [t + self._quads(p) for t, p in zip(total, pairs, strict=True)]
+        return sums
+
+    def _sixteens(
+        self, weights: list[Iterator[Expr]], words: list[Iterator[Expr]], count: int
+    ) -> list[list[Expr]]:
+        """`groups` of so few words that 16 bits hold the sums of pairs, int16[2 rows]."""
+        sums: list[list[Expr]] = [[None] * len(words) for _ in weights]
+        for _ in range(count):
+            for i, row, weight, word in _in_turn(weights, words):
+                pairs, before = self._pairs(weight, word), sums[i][row]
+                sums[i][row] = pairs if before is None else _in_order(before + pairs)
+        return sums
+
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        """Of signed weights."""
+        size = T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight)
+        size = T.reinterpret(size, dtype=self._type(8, "uint"))
+        x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), word, weight)
+        return _in_order(total + self._quads(self._pairs(size, x)))
 
     def peak_step(self, total: Expr) -> Expr:
         pairs = T.reinterpret(total, dtype=self._type(16))
         pairs = pairs + self._pairs(self._bytes(1), T.reinterpret(total, dtype=self._type(8)))
         return T.reinterpret(pairs, dtype=self._type(32))
-
-    def _signed(self, weight: Expr, word: Expr) -> Expr:
-        size = T.reinterpret(
-            T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight),
-            dtype=self._type(8, "uint"),
-        )
-        x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), self._splat(word), weight)
-        return self._quads(self._pairs(size, x))
 
     def _pairs(self, weight: Expr, x: Expr) -> Expr:
         return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", self._type(16), weight, x)
@@ -193,17 +206,34 @@ class PMAddUbsW(Int8Dot):
 class SDot(Int8Dot):
     """Armv8.2 dotprod: four signed products, added to 32 bits."""
 
-    def group(
-        self, values: Values, weights: list[Expr], words: list[Expr], correction: Expr
-    ) -> Expr:
-        total = T.broadcast(correction, self.rows)
-        for weight, word in zip(weights, words, strict=True):
-            if values.unsigned:
-                weight = T.reinterpret(weight, dtype=self._type(8))
-            total = _intrinsic(
-                "llvm.aarch64.neon.sdot", self._type(32), total, weight, self._splat(word)
-            )
-        return total
+    def groups(
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
+    ) -> list[list[Expr]]:
+        """In order, so that neither other weights are unpacked nor scales multiplied before these
+        sums are there.
+        """
+        sums = []
+        for i in range(0, len(weights), HELD):
+            some = super().groups(values, weights[i : i + HELD], inputs, count)
+            sums += [[_in_order(total) for total in each] for each in some]
+        return sums
+
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        if values.unsigned:
+            weight = T.reinterpret(weight, dtype=self._type(8))
+        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, word)
+
+    def _words(self, x: Activations) -> Iterator[Expr]:
+        """By lane: the instruction takes one of a register's four words."""
+        for i in range(REGISTERS):
+            if i % 4 == 0:
+                four = T.Bind(x.word(i, 4))
+            word = T.Shuffle([four], [i % 4] * self.rows)
+            yield T.Bind(T.reinterpret(word, dtype=self._type(8)))
 
     def peak_step(self, total: Expr) -> Expr:
         return _intrinsic(
@@ -221,35 +251,37 @@ class SmMlA(SDot):
     """
 
     def groups(
-        self, values: Values, blocks: list[list[Expr]], inputs: list[Activations]
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
     ) -> list[list[Expr]]:
-        if len(inputs) < self.together:
-            return super().groups(values, blocks, inputs)
-        first, second = inputs
-        words = [
-            _joined(first.word(i, 2), second.word(i, 2), [0, 1, 2, 3])
-            for i in range(0, len(blocks[0]), 2)
+        pairs = list(zip(inputs[::2], inputs[1::2], strict=False))
+        if not pairs:
+            return super().groups(values, weights, inputs, count)
+        # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
+        starts = [
+            _joined(T.broadcast(a.correction, 4), T.broadcast(b.correction, 4), [0, 4, 0, 4])
+            for a, b in pairs
         ]
-        pairs = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
-        return [self._matrices(weights, pairs, inputs) for weights in blocks]
+        sums = [[[start] * 2 for start in starts] for _ in weights]
+        for i in range(0, count, 2):
+            words = [_joined(a.word(i, 2), b.word(i, 2), [0, 1, 2, 3]) for a, b in pairs]
+            both = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
+            for matrices, each in zip(sums, weights, strict=True):
+                octets = self._octets(next(each), next(each))
+                for at, x in enumerate(both):
+                    matrices[at] = [
+                        self._matrix(m, rows, x)
+                        for m, rows in zip(matrices[at], octets, strict=True)
+                    ]
+        return [[row for pair in matrices for row in self._by_row(*pair)] for matrices in sums]
 
-    def _matrices(
-        self, weights: list[Expr], pairs: list[Expr], inputs: list[Activations]
-    ) -> list[Expr]:
-        """Of one block, of both rows."""
-        sums = [
-            T.broadcast(0, self.rows)
-        ] * 2  # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
-        for i, x in enumerate(pairs):
-            octets = self._octets(*weights[2 * i : 2 * i + 2])
-            sums = [
-                self._matrix(total, octet, x) for total, octet in zip(sums, octets, strict=True)
-            ]
-        columns = [_joined(sums[0], sums[1], lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
-        return [
-            T.Bind(total + T.broadcast(x.correction, 4))
-            for total, x in zip(columns, inputs, strict=True)
-        ]
+    def _by_row(self, first: Expr, second: Expr) -> list[Expr]:
+        """The sums of two activation rows, from those of two weight rows each."""
+        lanes = ([0, 2, 4, 6], [1, 3, 5, 7])
+        return [_in_order(_joined(first, second, each)) for each in lanes]
 
     def products(self) -> int:
         return 8 * self.rows
@@ -269,16 +301,35 @@ class SmMlA(SDot):
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
-def _sums_of(word: Expr) -> tuple[Expr, Expr]:
-    """The sums of the first and of the last 16 values, from their word of TWO_SUMS."""
-    bits = TWO_SUMS.bit_length() - 1
-    first = T.Bind(T.shift_right(T.shift_left(word, 32 - bits), 32 - bits))
-    return first, T.shift_right(word - first, bits)
-
-
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:
     """Lanes of a, then of b, by their number."""
     return T.Bind(T.Shuffle([a, b], lanes))
+
+
+def _in_turn(
+    weights: list[Iterator[Expr]], words: list[Iterator[Expr]]
+) -> Iterator[tuple[int, int, Expr, Expr]]:
+    """The next weights of each against the next activations of each: (which weights, which
+    activations, the weights, the activations). What there is one of is held, the other passes.
+    """
+    if len(words) == 1:
+        word = next(words[0])
+        yield from ((i, 0, next(each), word) for i, each in enumerate(weights))
+        return
+    held = [next(each) for each in weights]
+    for row, each in enumerate(words):
+        word = next(each)
+        yield from ((i, row, weight, word) for i, weight in enumerate(held))
+
+
+def _in_order(total: Expr) -> Expr:
+    """A sum that LLVM keeps as it is written. Else it would add the products in an order that
+    needs more registers than there are. No instruction comes of it.
+    """
+    total = T.Bind(total)
+    fake_use = T.llvm_lookup_intrinsic_id("llvm.fake.use")
+    T.evaluate(T.call_llvm_intrin(fake_use, total, dtype="void"))
+    return total
 
 
 def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
@@ -288,10 +339,10 @@ def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
 DOTS = {
     dot.name: dot
     for dot in (
-        VpDpBusd("avx512vnni", rows=16, tile=4, paired=4),
-        VpDpBusd("avxvnni", rows=8, tile=4),
-        PMAddUbsW("avx2", rows=8, tile=4),
-        SDot("dotprod", rows=4, tile=4),
-        SmMlA("i8mm", rows=4, tile=4, together=2),
+        VpDpBusd("avx512vnni", rows=16, tile=8, sums=8),
+        VpDpBusd("avxvnni", rows=8, tile=4, sums=4),
+        PMAddUbsW("avx2", rows=8, tile=4, sums=4),
+        SDot("dotprod", rows=4, tile=4, sums=8),
+        SmMlA("i8mm", rows=4, tile=4, sums=8),
     )
 }

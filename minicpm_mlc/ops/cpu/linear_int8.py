@@ -5,6 +5,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from tvm.script import tirx as T
@@ -63,6 +64,18 @@ def dot_of(operator: LinearInt8 | LinearSwigluInt8, traits: CpuTraits) -> Int8Do
             f"{operator.sum_factor} beside weights of {operator.scheme.name}"
         )
     return DOTS[traits.int8_dot]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A register of weight rows: its stream and block, the column of the block's totals, and its
+    first row in the block.
+    """
+
+    stream: int
+    block: Expr
+    column: Expr
+    row: Expr
 
 
 class Int8Loops:
@@ -159,7 +172,7 @@ class Int8Loops:
         table: Buffer | None = None,
     ) -> None:
         """`count` tiles of `size` rows."""
-        together = streams if size <= self.dot.paired else 1
+        together = min(streams, max(1, self.dot.wide(size) * self.dot.rows // LANES))
         with T.serial(streams // together) as s:
             blocks = [block_at(s * together + i) for i in range(together)]
             if table is not None:
@@ -183,81 +196,85 @@ class Int8Loops:
                     vector.store(table, number, i, g, at, 0)
 
     def tile(self, first: Expr, rows: int, blocks: list[tuple[Expr, Expr]], c: Expr) -> None:
-        """totals[first : first + rows] += x @ w^T over one run of column groups; the last run
-        applies the epilogue.
+        """totals[first : first + rows] += x @ w^T over one run of column groups: in one go or,
+        where registers don't hold the sums of 16 weight rows, in several.
         """
-        total = vector.registers(rows * len(blocks))
-        places = [(first + r, column) for _, column in blocks for r in range(rows)]
+        parts = min(LANES // self.dot.rows, self.dot.wide(rows))
+        goes = LANES // self.dot.rows // parts
+        for go in range(goes):
+            at = [go * parts * self.dot.rows + part * self.dot.rows for part in range(parts)]
+            weights = [Weights(i, *block, row) for i, block in enumerate(blocks) for row in at]
+            self.go(T.Bind(first), rows, weights, c, go, goes)
+
+    def go(
+        self, first: Expr, rows: int, weights: list[Weights], c: Expr, go: Expr, goes: int
+    ) -> None:
+        """`tile` with these registers of weights; the last run applies the epilogue."""
+        width = self.dot.rows
+        total = T.alloc_buffer((rows * len(weights) * width,), "float32", scope="global")
+        places = [(first + r, w.column + w.row) for w in weights for r in range(rows)]
+        lanes = [T.ramp(i * width, 1, width) for i in range(len(places))]
         start = T.Bind(c * CACHE_GROUPS)
         with T.If(c == 0):
             with T.Then():
-                for i in range(len(places)):
-                    vector.store(total, vector.splat(0.0), i * LANES)
+                for held in lanes:
+                    T.buffer_store(total, T.broadcast(T.float32(0), width), [held])
             with T.Else():
-                for i, place in enumerate(places):
-                    vector.store(total, vector.load(self.totals, *self.total_at(*place)), i * LANES)
+                for held, place in zip(lanes, places, strict=True):
+                    T.buffer_store(total, self.totals[self.total_at(*place)], [held])
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            self.group(total, [block for block, _ in blocks], first, rows, T.Bind(start + g))
+            self.prefetch(weights, T.Bind(start + g), go, goes)
+            self.group(total, weights, first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
-                for i, place in enumerate(places):
-                    vector.store(
-                        self.totals,
-                        self.finish(vector.load(total, i * LANES), *place),
-                        *self.total_at(*place),
-                    )
+                for held, place in zip(lanes, places, strict=True):
+                    value = self.finish(total[held], *place)
+                    T.buffer_store(self.totals, value, self.total_at(*place))
             with T.Else():
-                for i, place in enumerate(places):
-                    vector.store(self.totals, vector.load(total, i * LANES), *self.total_at(*place))
+                for held, place in zip(lanes, places, strict=True):
+                    T.buffer_store(self.totals, total[held], self.total_at(*place))
+
+    def lanes(self, column: Expr) -> Expr:
+        """A register's columns from there on."""
+        return T.ramp(column, 1, self.dot.rows)
 
     def total_at(self, row: Expr, column: Expr) -> tuple[Expr, Expr]:
-        """Where a row's 16 totals lie."""
-        return row, column
+        """Where a row's totals of a register of columns lie."""
+        return row, self.lanes(column)
 
-    def group(self, total: Expr, blocks: list[Expr], first: Expr, rows: int, g: Expr) -> None:
-        """Add one column group of some blocks to their totals: weights are unpacked once for all
+    def prefetch(self, weights: list[Weights], g: Expr, go: Expr, goes: int) -> None:
+        """Each go asks for its share of the weights' lines."""
+        stored, blocks = self.stored["weight"], {w.stream: w.block for w in weights}
+        lines = int(stored.shape[1]) // self.groups
+        ahead = AHEAD[len(blocks)] // 64
+        for block in blocks.values():
+            for i in range(-(-lines // goes)):
+                vector.prefetch(stored, block, g * lines + i * goes + go + ahead, 0)
+
+    def group(self, total: Buffer, weights: list[Weights], first: Expr, rows: int, g: Expr) -> None:
+        """Add one column group of some weights to their totals: weights are unpacked once for all
         rows, x loaded once.
         """
-        for block in blocks:
-            self.prefetch(block, g, AHEAD[len(blocks)])
-        for part in range(0, LANES, self.dot.rows):
-            weights = [self.weights(i, block, g, part) for i, block in enumerate(blocks)]
-            for r in range(0, rows, self.dot.together):
-                beside = range(r, min(r + self.dot.together, rows))
-                for half in range(self.scheme.halves):
-                    inputs = [self.activations(first + row, g, half) for row in beside]
-                    unpacked = [halves[half][1] for halves in weights]
-                    products = self.dot.groups(self.scheme.values, unpacked, inputs)
-                    for i, halves in enumerate(weights):
-                        for row, product in zip(beside, products[i], strict=True):
-                            at = (i * rows + row) * LANES + part
-                            self.add(total, at, first + row, g, halves[half][0], product)
+        halves, width = self.scheme.halves, self.dot.rows
+        unpacked = [self.dot.unpack(self.scheme, self.stored, w.block, g, w.row) for w in weights]
+        for half in range(halves):
+            inputs = [self.activations(first + r, g, half) for r in range(rows)]
+            products = self.dot.groups(self.scheme.values, unpacked, inputs, REGISTERS // halves)
+            for i, w in enumerate(weights):
+                terms = self.terms(w, g, half).bound()
+                for r, product in enumerate(products[i]):
+                    self.add(total, (i * rows + r) * width, first + r, g, terms, product)
 
-    def prefetch(self, block: Expr, g: Expr, ahead: int) -> None:
-        weight = self.stored["weight"]
-        lines = int(weight.shape[1]) // self.groups
-        for i in range(lines):
-            vector.prefetch(weight, block, g * lines + i + ahead // 64, 0)
-
-    def weights(self, i: int, block: Expr, g: Expr, part: int) -> list[tuple[Terms, list[Expr]]]:
-        """Terms and unpacked weights of one register of rows of the i-th block; of each half of the
-        columns where those have their own scales.
+    def terms(self, weights: Weights, g: Expr, half: int) -> Terms:
+        """Of a register of weight rows; of a half of the columns where those have their own. From
+        the table, if there is one.
         """
-        unpacked = self.dot.unpack(self.scheme, self.stored, block, g, part)
-        size = len(unpacked) // self.scheme.halves
-        return [
-            (self.terms(i, block, g, part, half).bound(), unpacked[half * size : (half + 1) * size])
-            for half in range(self.scheme.halves)
-        ]
-
-    def terms(self, i: int, block: Expr, g: Expr, part: int, half: int) -> Terms:
-        """From the table, if there is one."""
-        lanes = T.ramp(part, 1, self.dot.rows)
+        lanes = self.lanes(weights.row)
         if self.table is None:
-            return self.scheme.terms(self.stored, block, g, lanes, self.dot.rows, half)
+            return self.scheme.terms(self.stored, weights.block, g, lanes, self.dot.rows, half)
         count = self.scheme.terms_count // self.scheme.halves
         places = range(half * count, (half + 1) * count)
-        return Terms(*(self.table[i, g % CACHE_GROUPS, at, lanes] for at in places))
+        return Terms(*(self.table[weights.stream, g % CACHE_GROUPS, at, lanes] for at in places))
 
     def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Expr) -> None:
         """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
@@ -267,7 +284,7 @@ class Int8Loops:
         if terms.minimum is not None:
             x_sum = T.broadcast(T.Cast("float32", self.x[row, g, SUM]), width)
             value = value + terms.minimum * T.Bind(x_sum * x_scale)
-        T.buffer_store(total, total[T.ramp(at, 1, width)] + value, [T.ramp(at, 1, width)])
+        T.buffer_store(total, total[self.lanes(at)] + value, [self.lanes(at)])
 
     def activations(self, row: Expr, g: Expr, half: int) -> Activations:
         first = half * REGISTERS // self.scheme.halves
@@ -278,5 +295,9 @@ class Int8Loops:
         return Activations(word, self.dot.start(self.scheme, self.x[row, g, SUM], half))
 
     def finish(self, value: Expr, row: Expr, column: Expr) -> Expr:
-        value = value if self.scale == 1.0 else value * vector.splat(self.scale)
-        return value if self.residual is None else vector.load(self.residual, row, column) + value
+        value = (
+            value
+            if self.scale == 1.0
+            else value * T.broadcast(T.float32(self.scale), self.dot.rows)
+        )
+        return value if self.residual is None else self.residual[row, self.lanes(column)] + value

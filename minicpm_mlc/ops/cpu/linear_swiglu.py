@@ -87,4 +87,4 @@ class _Loops(Int8Loops):
         return T.Bind(i * (self.blocks // 2) + block), (2 * half + i) * LANES
 
     def total_at(self, row: Expr, column: Expr) -> tuple[Expr, Expr]:
-        return row - self.first, column
+        return row - self.first, self.lanes(column)

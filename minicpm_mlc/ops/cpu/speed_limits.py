@@ -11,8 +11,7 @@ from minicpm_mlc.ops.cpu import bf16_dot, vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.tir import Buffer, Dims, Expr, PrimFunc, T, prim_func
 
-# independent multiply-adds that hide their latency and fit 32 registers of 16 lanes
-PEAK_VECTORS = 10
+INT8_CHAINS = 10  # independent int8 products that hide their latency and fit 16 registers
 STEPS = 2_000_000  # per thread: some hundredths of a second
 READ_STREAMS = 2  # read at once by a thread: memory delivers a sixth more than to one
 

@@ -21,6 +21,7 @@ class CpuTraits:
     """
 
     folder: ClassVar[str] = "cpu"
+    f16_tiles: ClassVar[bool] = False
     accumulators: int
     int8_dot: str | None = None
     bf16_dot: bool = False
@@ -38,6 +39,13 @@ class CpuTraits:
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""
         return replace(self, bf16_dot=False)
+
+    @property
+    def peak_vectors(self) -> int:
+        """Independent multiply-adds of 16 lanes that hide their latency and stay in registers: 10
+        of 32 with AVX-512, 10 of 16 with AVX2, 20 of 32 with NEON.
+        """
+        return self.accumulators * 5 // 4
 
     @property
     def attention_vectors(self) -> int:

@@ -12,6 +12,7 @@ from itertools import chain
 
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.runtime_py.cached_model import decode_together
+from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.kv_cache import PagePool
 from minicpm_mlc.runtime_py.scheduler.chunks import Chunks
 from minicpm_mlc.runtime_py.scheduler.task import Progress, Task
@@ -149,7 +150,7 @@ class Scheduler:
         """Computes a chunk of what a task lacks, if there is room for it."""
         generation = task.generation
         most = min(generation.missing, generation.limits.prefill_chunk)
-        tokens = min(most, self._chunks.most) if self._running else most
+        tokens = min(most, self._bound(generation))
         if not self._make_room(task, tokens):
             return False
         start = time.perf_counter()
@@ -160,6 +161,13 @@ class Scheduler:
         if generation.fresh:
             task.emit(Progress(*generation.progress))
         return True
+
+    def _bound(self, generation: Generation) -> int:
+        """Tokens that a chunk may have."""
+        if self._running:
+            return self._chunks.most
+        watched = generation.request.on_prefill is not None
+        return self._chunks.watched if watched else generation.limits.prefill_chunk
 
     def _decode(self) -> None:
         alone = len(self._running) == 1
@@ -177,10 +185,12 @@ class Scheduler:
                 joint[0].generation.decode()
                 self._draw(joint[0])
             return
-        for sparse in (False, True):
-            rows = [task for task in joint if task.slot and task.generation.sparse == sparse]
-            if rows:
-                self._decode_rows(rows)
+        rows: dict[bool, list[Task]] = {False: [], True: []}  # by gear
+        for task in joint:
+            if task.slot:
+                rows[task.generation.sparse].append(task)
+        for tasks in filter(None, rows.values()):
+            self._decode_rows(tasks)
 
     def _decode_rows(self, tasks: list[Task]) -> None:
         """One token of each of these, in one call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -44,9 +44,17 @@ class Int8Values(Values):
         flipped = T.Bind(T.bitwise_xor(read(step), T.uint32(0x80808080)))  # 128 more
         return [[small_integer(some_bits(flipped, 8 * row, 255), 128) for row in range(self.rows)]]
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
         lanes = T.ramp(first, 1, width)
-        return [T.Bind(stored[block, g * REGISTERS + i, lanes]) for i in range(REGISTERS)]
+        return (T.Bind(stored[block, g * REGISTERS + i, lanes]) for i in range(REGISTERS))
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        return [T.Bind(read(i)) for i in range(REGISTERS)]
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        return list(zip(read(T.Bind(2 * t)), read(T.Bind(2 * t + 1)), strict=True))
 
     def _number(
         self, stored: Buffer, block: Expr, column: Expr, lane: Expr, lanes: int, layout: str

@@ -7,7 +7,7 @@ their high nibbles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from minicpm_mlc.ops.formats.weights.packing import (
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    quad_bits,
     quad_place,
     small_integer,
     some_bits,
@@ -83,15 +84,21 @@ class Nibbles(Values):
             for nibble in (0, 4)
         ]
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
-        lanes, nibbles, loads = T.ramp(first, 1, width), [], REGISTERS // 2
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
+        lanes, loads = T.ramp(first, 1, width), REGISTERS // 2
         for i in range(loads):
             loaded = T.Bind(stored[block, g * loads + i, lanes])
-            nibbles += [
-                T.Bind(loaded & T.broadcast(T.uint8(15), width)),
-                T.Bind(T.shift_right(loaded, T.broadcast(T.uint8(4), width))),
-            ]
-        return nibbles
+            yield T.Bind(loaded & T.broadcast(T.uint8(15), width))
+            yield T.Bind(T.shift_right(loaded, T.broadcast(T.uint8(4), width)))
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        words = [T.Bind(read(i)) for i in range(REGISTERS // 2)]
+        return [quad_bits(word, at, 15) for word in words for at in (0, 4)]
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        return [(quad_bits(word, 0, 15), quad_bits(word, 4, 15)) for word in read(t)]
 
     def _in_quad(self, stored: Buffer, block: Expr, column: Expr, lane: Expr) -> Expr:
         """int32 value of one column of one row in the layout rows16x4."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -86,9 +86,23 @@ class Values(ABC):
         in the layout rows16.
         """
 
-    def registers(self, stored: Buffer, block: Expr, g: Expr, first: int, width: int) -> list[Expr]:
+    def registers(
+        self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int
+    ) -> Iterator[Expr]:
         """The integers of a group in the layout rows16x4: eight vectors of `width` bytes from byte
-        `first` on, which hold four columns each, in order.
+        `first` on, which hold four columns each, in order. Each is read when it is asked for.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        """The integers of a row's group in the layout rows16x4, as uint32 of four columns each, in
+        order: read(i) is the uint32 of that row in stored row i of the group.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        """Quads 2 t and 2 t + 1 of `quads`, of several rows: read(i) are their words in stored row
+        i.
         """
         raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
 
@@ -101,6 +115,15 @@ def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
 def some_bits(word: Expr, shift: Expr, mask: int) -> Expr:
     """Bits of a uint32, as its last ones."""
     return T.bitwise_and(T.shift_right(word, T.Cast("uint32", shift)), T.uint32(mask))
+
+
+def quad_bits(word: Expr, at: int, mask: int) -> Expr:
+    """Bits of each byte of a uint32, from bit `at` on, as the last ones of that byte; above bit 0
+    they move down, below they move up.
+    """
+    shift = T.shift_right if at >= 0 else T.shift_left
+    moved = shift(word, T.uint32(abs(at))) if at else word
+    return T.Bind(T.bitwise_and(moved, T.uint32(mask * 0x01010101)))
 
 
 def small_integer(bits: Expr, zero: int) -> Expr:

@@ -1,0 +1,196 @@
+"""A MiniCPM4 beside the Qwen3 of its size, both in this engine, on the same threads, taking turns
+in one run: memory of the cache, prefill and decode behind a context, in both gears.
+
+    python bench/vs_qwen3.py --layers 4 --depth 0,32768 --random-cache --prompt-tokens 0
+    python bench/vs_qwen3.py --size 0.5B --depth 0,8192 --random-cache --markdown
+
+Both shapes are the published ones with random weights of the same bits and the same cache.
+`--layers` of MiniCPM's layers are measured, and of Qwen3's the same share; memory is told of the
+whole models. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from shapes import shape, write_source
+from sides import Remote, ours
+from vs_llama import compile_unless_there, number_list
+
+from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench import decode as bench
+from minicpm_mlc.bench.limits import measure_limits, memory_reader
+from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bench.speed_report import SpeedRow
+from minicpm_mlc.bundle.manifest import read_bundle
+from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.presets import PRESETS
+from minicpm_mlc.compile.state import bytes_per_token, model_state
+from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
+
+PAIRS = {"8B": ("MiniCPM4.1-8B", "Qwen3-8B"), "0.5B": ("MiniCPM4-0.5B", "Qwen3-0.6B")}
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The shapes that are measured."""
+
+    ours: ModelConfig
+    theirs: ModelConfig
+
+    @staticmethod
+    def of(size: str, layers: int | None, sparse: bool) -> Rivals:
+        """The pair of a size; `layers` of ours and the same share of theirs."""
+        first, second = (PRESETS[name] for name in PAIRS[size])
+        share = layers and max(1, round(layers * second.num_layers / first.num_layers))
+        return Rivals(shape(first.name, layers, sparse), shape(second.name, share))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of every side, line by line; the last side is Qwen3, which the others are held
+    against. `cache` holds the whole models' cache in bytes a token.
+    """
+
+    device: str
+    limits: Limits
+    kv: str
+    command: str
+    cache: dict[str, int]
+    sides: dict[str, list[SpeedRow]]
+
+    def head(self) -> str:
+        """What was measured, and on what."""
+        (first, mine), (second, theirs) = self.cache.items()
+        measured = f"{' and '.join(self.sides)}; random weights of 4 bits, {self.kv} cache"
+        return (
+            f"{measured}; {self.device}, {self.limits.text()}. A token of cache takes {mine} bytes "
+            f"in {first}, {theirs} in {second}: {mine / theirs:.1%}."
+        )
+
+    def cells(self) -> list[list[str]]:
+        """The table: tokens/s of each side, and how many times Qwen3's the others' are."""
+        *others, last = self.sides
+        head = ["phase", "depth", "tokens", "cache, GiB", *(f"{s} tokens/s" for s in self.sides)]
+        head += [f"{side} to {last}" for side in others]
+        return [head, *map(self._line, zip(*self.sides.values(), strict=True))]
+
+    def _line(self, rows: tuple[SpeedRow, ...]) -> list[str]:
+        speeds = [row.tokens_per_second for row in rows]
+        first = rows[0]
+        gib = [each * first.depth / 2**30 for each in self.cache.values()]
+        return [
+            first.phase,
+            f"{first.depth}",
+            f"{first.tokens}",
+            " / ".join(f"{each:.2f}" for each in gib),
+            *(f"{speed:.1f}" for speed in speeds),
+            *(f"{speed / speeds[-1]:.2f}x" for speed in speeds[:-1]),
+        ]
+
+    def plain(self) -> str:
+        """For a terminal."""
+        return f"{self.head()}\n\n{plain_table(self.cells())}"
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        return f"{self.head()}\n\n`{self.command}`\n\n{markdown_table(self.cells())}"
+
+    def json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def bundle_of(config: ModelConfig, kv: str, work: Path) -> Path:
+    """The compiled shape, built in `work` unless it is there."""
+    work.mkdir(parents=True, exist_ok=True)
+    bundle = work / f"{config.name}-w4-{kv}-cpu"
+    options = ("--random-weights", "--quant", "w4", "--embedding-quant", "w4", "--kv", kv)
+    compile_unless_there(bundle, str(write_source(config, work)), *options)
+    return bundle
+
+
+def cache_bytes(config: ModelConfig, kv: str) -> int:
+    """Of a token in all layers of the published shape."""
+    whole = replace(config, num_layers=PRESETS[preset_of(config.name)].num_layers)
+    return bytes_per_token(model_state(whole, KVFormat.named(kv)))
+
+
+def preset_of(name: str) -> str:
+    """The preset that a shape or its bundle was made of: the longest that its name begins with."""
+    return max((preset for preset in PRESETS if name.startswith(preset)), key=len)
+
+
+def compare(args: argparse.Namespace) -> Comparison:
+    """Both models at each depth. Raises BenchError for counts and depths that can't be."""
+    bench.need_positive(repeats=args.repeats, threads=args.threads)
+    bench.need_depths(args.depths)
+    context = bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
+    rivals = Rivals.of(args.size, args.layers, args.sparse)
+    configs = (rivals.ours, rivals.theirs)
+    paths = [bundle_of(config, args.kv, args.work) for config in configs]
+    reader = memory_reader(args.threads)
+    limits = measure_limits(args.threads, reader)
+    gears = ["dense", "sparse"] if rivals.ours.sparse else ["dense"]
+    sides, traffic = {}, {}
+    for path, gear in [*((paths[0], gear) for gear in gears), (paths[1], "dense")]:
+        bundle = read_bundle(path)
+        name = f"{preset_of(bundle.manifest.name)} {gear}"
+        sides[name] = Remote(ours, str(path), context, args.threads, gear, args.random_cache)
+        traffic[name] = bench.bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
+    counts = (args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
+    rows = bench.measure(sides, *counts, lambda: reader.sample(bench.READS))
+    rows = {name: [bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides}
+    limits = replace(limits, bandwidth=reader.best)
+    cache = {preset_of(config.name): cache_bytes(config, args.kv) for config in configs}
+    command = shlex.join(["python", "bench/vs_qwen3.py", *sys.argv[1:]])
+    return Comparison(cpu_name(), limits, args.kv, command, cache, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=PAIRS, default="8B")
+    parser.add_argument("--layers", type=int, help="of MiniCPM's layers, instead of all")
+    parser.add_argument(
+        "--sparse", action="store_true", help="give the 0.5B the published sparse attention"
+    )
+    parser.add_argument("--kv", choices=KV_FORMATS, default="f16", help="of both caches")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where the bundles are kept"
+    )
+    parser.add_argument(
+        "--depth", dest="depths", type=number_list, default=[0, 8192, 32768], help="0,8192,32768"
+    )
+    parser.add_argument(
+        "--random-cache",
+        action="store_true",
+        help="fill the cache with random numbers, not by a prefill",
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out"
+    )
+    parser.add_argument("--new-tokens", type=int, default=16, help="0 leaves decode out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args()
+    try:
+        result = compare(args)
+    except MiniCPMError as error:
+        sys.exit(f"error: {error}")
+    print(result.json() if args.json else result.markdown() if args.markdown else result.plain())
+
+
+if __name__ == "__main__":
+    main()
