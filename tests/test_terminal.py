@@ -128,7 +128,9 @@ class Conversation:
 
     def __init__(self, *command: str, **env: str) -> None:
         given = environment("", **env)
-        given["CODE"] = given["CODE"].replace("events = [", f"{SLOW}\nevents = Slow() or [")
+        given["CODE"] = given["CODE"].replace(
+            "events = [", f"{SLOW}\nevents = Slow() if True else ["
+        )
         self.master, slave = pty.openpty()
         self.shown = b""
         self.process = subprocess.Popen(
@@ -195,7 +197,9 @@ def test_ctrl_z_pauses_a_chat_and_fg_goes_on(tmp_path: Path) -> None:
     chat.until(b"Stopped")
     chat.type(b"fg\r")
     chat.until(b"upon")
-    chat.type(b"/quit\r")
+    chat.type(b"/quit")
+    chat.until(b"/quit")
+    chat.type(b"\r")
     chat.until(b"shell>", 3)
     chat.type(b"exit\r")
     assert chat.close() == 0
