@@ -71,9 +71,23 @@ class Int8Matrix:
         """The words of rows 4 q .. 4 q + 3 of a block's group, by stored row, then row."""
         words = registers(ROWS * self.per_group, "uint32")
         for i in range(self.per_group):
-            at = T.Bind(((g * self.per_group + i) * ACROSS + q) * ROWS)
-            T.buffer_store(words, self.words[block, T.ramp(at, 1, ROWS)], [T.ramp(ROWS * i, 1, 4)])
+            self._load_row(words, ROWS * i, block, g, q, i)
         return words
+
+    def _load_row(self, to: Buffer, place: int, block: Expr, g: Expr, q: Expr, i: Expr) -> None:
+        """The words of four rows in stored row i of a group."""
+        at = T.Bind(((g * self.per_group + i) * ACROSS + q) * ROWS)
+        T.buffer_store(to, self.words[block, T.ramp(at, 1, ROWS)], [T.ramp(place, 1, ROWS)])
+
+    def quad_pairs(self, block: Expr, g: Expr, q: Expr, t: Expr) -> list[tuple[Expr, Expr]]:
+        """The integers of columns 8 t .. 8 t + 3 and 8 t + 4 .. 8 t + 7 of rows 4 q .. 4 q + 3."""
+
+        def read(i: Expr) -> list[Expr]:
+            words = registers(ROWS, "uint32")
+            self._load_row(words, 0, block, g, q, i)
+            return [words[r] for r in range(ROWS)]
+
+        return self.values.quad_pairs(read, t)
 
     def quads(self, words: Buffer, row: int) -> list[Expr]:
         """Eight uint32 of four integers each of one of the four rows."""
