@@ -1,5 +1,5 @@
-"""Packages with the engine: the program answers from the unpacked archive, on Linux and, as a static
-program with the model's code in it, on any arm64 Linux, under qemu.
+"""Packages with the engine: the program answers from the unpacked archive, on Linux and, as a
+static program with the model's code in it, on any arm64 Linux, under qemu.
 """
 
 from __future__ import annotations
