@@ -12,6 +12,7 @@ import pytest
 from fake_serving import Slow, applications
 from serving import SUM, objects, request
 
+from minicpm_mlc.serve.access import Access, Guard
 from minicpm_mlc.serve.errors import ApiError
 from minicpm_mlc.serve.forwarding import Forward, Lost, conversation_of, replies
 
@@ -40,7 +41,7 @@ class Process:
 
 
 def forward(process: Process) -> Forward:
-    return Forward(lambda: process, MOST)
+    return Forward(process, MOST)
 
 
 @pytest.fixture
@@ -106,10 +107,25 @@ def test_what_nobody_takes_is_told():
             raise ApiError(429, "come again")
             yield
 
-    app = Forward(Full, MOST)
+    app = Forward(Full(), MOST)
     assert request(app, "POST", CHAT, {}).status == 429
     assert request(app, "POST", "/api/chat", {}).status == 503
     assert request(app, "POST", CHAT, b"x" * (MOST + 1)).status == 413
+
+
+def test_an_application_begins_and_ends():
+    told = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return told.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    app = Guard(forward(Process(None)), Access())
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def named(**body: Any) -> str:

@@ -20,7 +20,7 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 TVM = "apache-tvm"
-COMPILER = (TVM, "ziglang")  # what only compiling takes
+COMPILER = (f"{TVM}==", "ziglang")  # what only compiling takes
 PLATFORMS = (  # as pip names them
     "manylinux_2_28_x86_64",
     "manylinux_2_28_aarch64",

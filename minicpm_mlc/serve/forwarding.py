@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -43,12 +43,14 @@ class Forward:
     goes to another one.
     """
 
-    def __init__(self, replicas: Callable[[], Replicas], most_bytes: int) -> None:
+    def __init__(self, replicas: Replicas, most_bytes: int) -> None:
         self._replicas = replicas
         self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """One request."""
+        """One request, or the application's own life, with which nothing begins or ends."""
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
         started: list[str] = []  # the content type, once headers were sent
 
         async def sending(message: Message) -> None:
@@ -81,7 +83,7 @@ class Forward:
         plain = {name: scope[name] for name in SCOPE if name in scope}
         plain["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         plain["client"] = tuple(scope.get("client") or ("", 0))
-        found = self._replicas().messages(plain, body, conversation_of(body))
+        found = self._replicas.messages(plain, body, conversation_of(body))
 
         async def pass_on() -> None:
             async with aclosing(found) as messages:  # type: ignore[type-var]
@@ -156,6 +158,12 @@ def _first(said: object) -> object:
         if isinstance(message, Mapping) and message.get("role") == "user":
             return said[: at + 1]
     return said[:64]
+
+
+async def _live(receive: Any, send: Any) -> None:
+    while (await receive())["type"] != "lifespan.shutdown":
+        await send({"type": "lifespan.startup.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _left(receive: Any) -> None:

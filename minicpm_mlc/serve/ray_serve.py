@@ -7,6 +7,7 @@ routes requests for one of several models to the replica that has loaded it.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -100,8 +101,9 @@ class Model:
 class Handle:
     """The replicas behind Ray's handle of them."""
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    @functools.cached_property
+    def _handle(self) -> Any:
+        return serve.get_deployment_handle(MODEL, app_name=APPLICATION)
 
     async def messages(
         self, scope: Scope, body: bytes, conversation: str
@@ -143,10 +145,7 @@ def application(
     access = Access(serving.host, serving.keys, serving.origins, serving.hosts)
 
     def front() -> Guard:
-        def handle() -> Handle:
-            return Handle(serve.get_deployment_handle(MODEL, app_name=APPLICATION))
-
-        return Guard(Forward(handle, serving.most_bytes), access)
+        return Guard(Forward(Handle(), serving.most_bytes), access)
 
     fronts = serve.deployment(
         serve.ingress(front)(),

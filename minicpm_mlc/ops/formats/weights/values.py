@@ -100,6 +100,12 @@ class Values(ABC):
         """
         raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
 
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        """Quads 2 t and 2 t + 1 of `quads`, of several rows: read(i) are their words in stored row
+        i.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
 
 def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
     """(quad, byte) of a row's column in the layout rows16x4."""
