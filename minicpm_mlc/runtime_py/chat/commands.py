@@ -128,7 +128,7 @@ def _undo(session: ChatSession, _: str) -> None:
         session.documents.pop()
         session.write("taken back: the document that was read last", "note")
         return
-    question, _ = session.take_last()
+    question = session.take_last()[0]
     session.write(f"taken back: {shown(question['content'], 60)}", "note")
 
 
