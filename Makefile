@@ -1,5 +1,6 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
 # make campaign: the tests that take minutes each: long texts, 20 kills of everything, ten minutes of calls.
+# make wheels: the wheels of a release, in dist/.   make docs: the documentation as a site, in build/site.
 # make native: build and install the runtimes for OpenCL and Vulkan devices; make native-asan: their tests under AddressSanitizer.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ DEMO := examples/demo_model/MiniCPM4.1-demo
 
 NATIVE := $(shell find native -type f)
 
-.PHONY: demo test check campaign native native-asan devices clean
+.PHONY: demo test check campaign native native-asan devices wheels docs clean
 
 demo: .venv/.installed
 	$(BIN)/minicpm-mlc compile $(DEMO) -o build/demo --force
@@ -33,6 +34,12 @@ check: .venv/.tests
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+wheels: .venv/.made
+	$(BIN)/python tools/wheels.py dist
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 clean:
 	rm -rf .venv build
 
@@ -47,6 +54,10 @@ clean:
 
 .venv/.tests: .venv/.installed
 	$(BIN)/pip install --quiet '.[dev]'
+	touch $@
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet '.[docs]'
 	touch $@
 
 # built against TVM's wheel in the venv, without a second copy of it

@@ -2,9 +2,10 @@
 
     python bench/forecast.py MiniCPM4-0.5B MiniCPM4.1-8B:4     # all layers, and 4 of them
 
-Bundles of random weights are compiled into build/bench. The limits that the forecast starts from
-are measured in the same run. The cache is filled with random numbers, so that the depths cost no
-time.
+Bundles of random weights are compiled into build/bench. The cache is filled with random numbers, so
+that the depths cost no time. The limits that the forecast starts from are measured before and after
+each repeat, since a machine that others share gives less at times; of a row's repeats the one with
+the median error is shown.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shapes import shape, write_source
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME as SCHEME
 from minicpm_mlc.base.text import human_bytes, markdown_table, plain_table
-from minicpm_mlc.bench.decode import GearSide, measure
+from minicpm_mlc.bench.decode import GearSide, Side, measure
 from minicpm_mlc.bench.limits import UsualLimits
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
@@ -34,11 +37,12 @@ from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.targets import get_target
 
 NEW_TOKENS = 8
-REPEATS = 2
+REPEATS = 5
+SAMPLES = 3  # of the limits, before and after each repeat
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
-SCHEME = "w4"
 HEAD = ["model", "what", "context", "attention", "limits", "forecast", "measured", "error"]
 CONTEXTS = (4096, 32768)  # tokens, for memory
+OLD = {"scheme": "w4"}  # of recordings that don't tell, the default then
 # the largest resident set of a process that holds a whole context and computes its last chunk
 RESIDENT = """
 import re, sys
@@ -54,8 +58,8 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of tokens/s or bytes, of a preset such as MiniCPM4.1-8B:4, and the limits that were
-    sampled between its repeats. `rows`: of a prefill.
+    """A number of tokens/s of one repeat, or of bytes, of a preset such as MiniCPM4.1-8B:4, and the
+    limits around it. `rows`: of a prefill. `scheme`: of the linears.
     """
 
     preset: str
@@ -65,6 +69,7 @@ class Measured:
     rows: int
     value: float
     limits: Limits | None = None
+    scheme: str = SCHEME
 
     @property
     def config(self) -> ModelConfig:
@@ -75,8 +80,8 @@ class Measured:
     def foretold(self) -> float:
         """The forecast of it."""
         if self.limits is None:
-            return needed_memory(self.config, SCHEME)(self.context)
-        precision = choose_precision(SCHEME, None, "auto", None, get_target("cpu", "native"))
+            return needed_memory(self.config, self.scheme)(self.context)
+        precision = choose_precision(self.scheme, None, "auto", None, get_target("cpu", "native"))
         forecast = Forecast(self.config, precision, self.limits)
         if self.what == "decode":
             return 1 / forecast.decode_seconds(self.context, self.attention)
@@ -87,17 +92,46 @@ class Measured:
         """Of the forecast, as a share of what was measured."""
         return self.foretold() / self.value - 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is a repeat of."""
+        return self.preset, self.what, f"{self.context}", self.attention
+
     def cells(self) -> list[str]:
         """For a table."""
         show = "{:.1f}".format if self.limits else human_bytes
         numbers = [show(self.foretold()), show(self.value), f"{self.error:+.0%}"]
-        names = [self.preset, self.what, f"{self.context}", self.attention]
-        return [*names, self.limits.text() if self.limits else "", *numbers]
+        return [*self.names, self.limits.text() if self.limits else "", *numbers]
+
+
+class Surroundings:
+    """The limits before and after each repeat of a measurement."""
+
+    def __init__(self, usual: UsualLimits) -> None:
+        self._usual = usual
+        self._found: list[Limits] = []
+
+    def sample(self) -> None:
+        """Measures them now."""
+        self._usual.forget()
+        for _ in range(SAMPLES):
+            self._usual.sample()
+        self._found.append(self._usual.limits())
+
+    def around(self, repeat: int) -> Limits:
+        """The means of those before a repeat, counted over all phases, and after it."""
+        pair = [asdict(limits) for limits in self._found[repeat : repeat + 2]]
+        return Limits(
+            **{
+                key: value and statistics.mean(each[key] for each in pair)
+                for key, value in pair[0].items()
+            }
+        )
 
 
 def bundle_of(config: ModelConfig, work: Path) -> Path:
     """The shape's bundle, compiled with random weights unless it is there."""
-    path = work / f"{config.name}-default-cpu"
+    path = work / f"{config.name}-{SCHEME}-default-cpu"
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         compile_model(write_source(config, work), path, random_weights=True)
@@ -113,15 +147,23 @@ def speeds(
     with Engine(path, context=context, threads=usual.threads, attention=gears[0]) as engine:
         sides = {gear: GearSide(engine, gear, lambda n: fill_cache(engine, n)) for gear in gears}
         for depth in depths:
-            usual.forget()
             own = {gear: sides[gear] for gear in gears if depth or gear == "dense"}
-            prompt = BEHIND if depth else PROMPT
-            found = measure(own, [depth], [prompt], NEW_TOKENS, REPEATS, usual.sample)
-            for gear, rows in found.items():
-                for row in rows:
-                    number = prompt if row.phase == "prefill" else 1
-                    place = row.phase, depth, gear, number
-                    yield Measured(preset, *place, row.tokens_per_second, usual.limits())
+            yield from _at_depth(preset, depth, own, Surroundings(usual))
+
+
+def _at_depth(
+    preset: str, depth: int, sides: Mapping[str, Side], around: Surroundings
+) -> Iterator[Measured]:
+    """Every repeat of prefill and decode, with the limits before and after it."""
+    prompt = BEHIND if depth else PROMPT
+    found = measure(sides, [depth], [prompt], NEW_TOKENS, REPEATS, around.sample)
+    around.sample()
+    for gear, rows in found.items():
+        for phase, row in enumerate(rows):
+            number = prompt if row.phase == "prefill" else 1
+            for repeat, value in enumerate(row.samples):
+                limits = around.around(phase * REPEATS + repeat)
+                yield Measured(preset, row.phase, depth, gear, number, value, limits)
 
 
 def memory(preset: str, path: Path) -> Iterator[Measured]:
@@ -146,12 +188,20 @@ def measured(presets: list[str], depths: list[int], threads: int, work: Path) ->
 
 def recorded(file: Path) -> list[Measured]:
     """What an earlier run measured."""
-    rows = json.loads(file.read_text())
+    rows = [OLD | row for row in json.loads(file.read_text())]
     limits = [row.pop("limits") for row in rows]
     return [
         Measured(**row, limits=around and Limits(**around))
         for row, around in zip(rows, limits, strict=True)
     ]
+
+
+def middle(rows: Iterable[Measured]) -> list[Measured]:
+    """Of all repeats of each measurement the one with the median error."""
+    repeats: dict[tuple[str, ...], list[Measured]] = {}
+    for row in rows:
+        repeats.setdefault(row.names, []).append(row)
+    return [sorted(of_one, key=lambda r: r.error)[len(of_one) // 2] for of_one in repeats.values()]
 
 
 def main() -> None:
@@ -172,6 +222,7 @@ def main() -> None:
         rows = measured(args.presets, depths, args.threads, args.work)
     if args.record:
         args.record.write_text(json.dumps([asdict(row) for row in rows]))
+    rows = middle(rows)
     table = markdown_table if args.markdown else plain_table
     print(f"{cpu_name()}\n{shlex.join(['python', 'bench/forecast.py', *sys.argv[1:]])}\n")
     print(table([HEAD, *(row.cells() for row in rows)]))

@@ -4,7 +4,9 @@
     python bench/llama_files.py build/smollm2-256 build/llama Q4_0 Q4_K_M Q6_K Q8_0
 
 `--importance` gives llama.cpp an importance matrix: the mean squares of every linear's inputs over
-the text of `compile --calibrate`. Files have no vocabulary; token ids are fed.
+the text of `compile --calibrate`. `--tables Q8_0` is the type of embedding and head, which its
+mixtures choose themselves; so linears can be compared alone. Files have no vocabulary; token ids
+are fed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import cast
 
 import llama_cpp
 import numpy as np
+from gguf import GGMLQuantizationType
 from gguf_random import gguf_name, write_gguf
 
 from minicpm_mlc.bundle.small_files import SmallFiles
@@ -57,10 +60,16 @@ def importance(folder: Path, config: ModelConfig, weights: Checkpoint) -> dict[s
     return MeanSquares(config, PLAIN, weights, sequences).measure()
 
 
-def quantise(source: Path, out: Path, kind: str, found: dict[str, np.ndarray]) -> None:
-    """Has llama.cpp write a GGUF file in one of its types; an empty `found` is no importance."""
+def quantise(
+    source: Path, out: Path, kind: str, found: dict[str, np.ndarray], tables: str | None = None
+) -> None:
+    """Has llama.cpp write a GGUF file in one of its types; an empty `found` is no importance.
+    `tables`: another type for embedding and head.
+    """
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = KINDS[kind]
+    if tables:
+        options.token_embedding_type = options.output_tensor_type = GGMLQuantizationType[tables]
     entries = [
         (name.encode(), np.ascontiguousarray(row, np.float32)) for name, row in found.items()
     ]
@@ -82,6 +91,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind", nargs="+", choices=KINDS)
     parser.add_argument("--importance", action="store_true")
+    parser.add_argument("--tables", choices=GGMLQuantizationType.__members__)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     config = read_config_folder(args.checkpoint)
@@ -91,8 +101,9 @@ def main() -> None:
         write_gguf(source, config, weights, "f32", "f32")
     found = importance(args.checkpoint, config, weights) if args.importance else {}
     for kind in cast(list[str], args.kind):
-        out = args.folder / f"{kind}{'-importance' if found else ''}.gguf"
-        quantise(source, out, kind, found)
+        marks = ["importance"] * bool(found) + [args.tables] * bool(args.tables)
+        out = args.folder / f"{'-'.join([kind, *marks])}.gguf"
+        quantise(source, out, kind, found, args.tables)
         print(out)
 
 

@@ -5,13 +5,16 @@
 A 4-bit file looks lossless to formats that share its grid. So each input channel of every linear is
 scaled by a random factor, the inverse goes into the norm or the linear before it, and the head
 becomes a tensor of its own: the function stays the same, in float32 as before.
-`--multiple 256` appends channels of zeros where columns are no multiple of llama.cpp's blocks.
+`--multiple 256` appends channels of zeros where columns are no multiple of llama.cpp's blocks;
+`--sparse` calls it a MiniCPM4.1 of the same maths, with the published sparse attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from gguf.quants import dequantize
 from gguf_random import LAYER_NAMES, OUTER_NAMES
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from minicpm_mlc.compile.config.model_config import SparseConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SPREAD = (0.7, 1.4)  # of the random factors
@@ -156,7 +161,21 @@ def tokenizer(fields: dict) -> Tokenizer:
     return made
 
 
-def write_checkpoint(source: Path, folder: Path, *, moved: bool = True, multiple: int = 1) -> Path:
+def as_minicpm(config: dict) -> dict:
+    """The config.json of the same model as a MiniCPM4.1 whose scalings are all 1."""
+    return config | {
+        "architectures": ["MiniCPMForCausalLM"],
+        "model_type": "minicpm",
+        "scale_emb": 1,
+        "scale_depth": math.sqrt(config["num_hidden_layers"]),
+        "dim_model_base": config["hidden_size"],
+        "sparse_config": asdict(SparseConfig()),
+    }
+
+
+def write_checkpoint(
+    source: Path, folder: Path, *, moved: bool = True, multiple: int = 1, sparse: bool = False
+) -> Path:
     """The checkpoint of a GGUF file, off its grid if `moved`, unless it is there -> folder."""
     if (folder / "config.json").exists():
         return folder
@@ -176,7 +195,9 @@ def write_checkpoint(source: Path, folder: Path, *, moved: bool = True, multiple
         "add_bos_token": fields["tokenizer.ggml.add_bos_token"],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(chat))
-    (folder / "config.json").write_text(json.dumps(config_json(fields, tied=not moved), indent=1))
+    config = config_json(fields, tied=not moved)
+    config = as_minicpm(config) if sparse else config
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder
 
 
@@ -188,8 +209,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--as-is", action="store_true", help="leave the weights on their grid")
     parser.add_argument("--multiple", type=int, default=1, help="of which all columns are")
+    parser.add_argument("--sparse", action="store_true", help="as a MiniCPM4.1")
     args = parser.parse_args()
-    options = {"moved": not args.as_is, "multiple": args.multiple}
+    options = {"moved": not args.as_is, "multiple": args.multiple, "sparse": args.sparse}
     print(write_checkpoint(args.gguf, args.folder, **options))
 
 

@@ -31,6 +31,7 @@ VARIANTS = {
     "f32, KV int8": "--quant f32 --kv int8",
     "w8": "--quant w8 --activations f32",
     "w8, int8 activations": "--quant w8 --activations int8",
+    "w4a, int8 activations": "--quant w4a --activations int8",
     "w4": "--quant w4 --embedding-quant w4 --activations f32",
     "w4, int8 activations": "--quant w4 --embedding-quant w4 --activations int8",
     "w4, int8 activations, KV bf16": "--quant w4 --embedding-quant w4 --activations int8 --kv bf16",

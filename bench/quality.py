@@ -5,47 +5,70 @@
 
 Compiles the variants that --work lacks, runs all over the same tokens, and compares what they say
 after each token with the f32 bundle, as `minicpm-mlc quality` does. llama.cpp's files of the same
-weights are rows too (--gguf; bench/llama_files.py makes them).
+weights are rows too (--gguf; bench/llama_files.py makes them). Rows are kept in --work: a run that
+was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.base.files import write_text
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.divergence import Answers, Comparison, TextQuality, compare
 from minicpm_mlc.bench.quality import CHUNK, read_texts, token_ids
+from minicpm_mlc.bundle.manifest import manifest_sha256
 
 REFERENCE = "f32"
 BASE = "w4"  # what ratios are to
+
+
+class Variant(NamedTuple):
+    """Options of `compile`, what it compiles if not the checkpoint (another variant's bundle), and
+    the gear that answers.
+    """
+
+    options: str
+    source: str | None = None
+    attention: str = "dense"
+
+
 VARIANTS = {
-    REFERENCE: "--quant f32",
-    "w8": "--quant w8",
-    "w4, embedding and head w4": "--quant w4 --embedding-quant w4",
-    BASE: "--quant w4",
-    "w4, exact activations": "--quant w4 --activations f32",
-    "w4k": "--quant w4k",
-    "w4a": "--quant w4a",
-    "w5k": "--quant w5k",
-    "w6": "--quant w6",
-    "w4, calibrated": "--calibrate --quant w4",
-    "w4, calibrated, exact activations": "--calibrate --quant w4 --activations f32",
-    "w4, calibrated, KV bf16": "--calibrate --quant w4 --kv bf16",
-    "w4, calibrated, KV int8": "--calibrate --quant w4 --kv int8",
-    "w4, calibrated, 4.85 bits": "--calibrate --quant w4 --bits 4.85",
-    "w4k, calibrated": "--calibrate --quant w4k",
-    "w4a, calibrated": "--calibrate --quant w4a",
-    "w8, KV int8": "--quant w8 --kv int8",
+    REFERENCE: Variant("--quant f32"),
+    "f32, KV f16": Variant("--quant f32 --kv f16"),
+    "f32, KV bf16": Variant("--quant f32 --kv bf16"),
+    "f32, KV int8": Variant("--quant f32 --kv int8"),
+    "f32, sparse attention": Variant("--quant f32", attention="sparse"),
+    "w8, exact activations": Variant("--quant w8 --activations f32"),
+    "w8": Variant("--quant w8"),
+    "w6": Variant("--quant w6"),
+    "w5k": Variant("--quant w5k"),
+    "w4a": Variant("--quant w4a"),
+    "w4z": Variant("--quant w4z"),
+    "w4k": Variant("--quant w4k"),
+    BASE: Variant("--quant w4"),
+    "w4, embedding and head w4": Variant("--quant w4 --embedding-quant w4"),
+    "w4k, 4.85 bits": Variant("--bits 4.85"),
+    "w4a, calibrated": Variant("--calibrate --quant w4a"),
+    "w4k, calibrated": Variant("--calibrate --quant w4k"),
+    "w4, calibrated": Variant("--calibrate --quant w4"),
+    "w4k, calibrated, 4.85 bits": Variant("--calibrate --bits 4.85"),
+    "w4a, calibrated, exact activations": Variant("--activations f32", "w4a, calibrated"),
+    "w4a, calibrated, KV bf16": Variant("--kv bf16", "w4a, calibrated"),
+    "w4a, calibrated, KV int8": Variant("--kv int8", "w4a, calibrated"),
 }
 
 
@@ -86,21 +109,25 @@ def tensor_sizes(path: Path) -> tuple[int, float]:
     return size, 8 * size / sum(int(tensor.n_elements) for tensor in tensors)
 
 
-def compiled(variant: str, args: argparse.Namespace) -> Path:
-    """The variant's bundle in --work, compiled unless it is there."""
-    bundle = args.work / f"{args.checkpoint.name} {variant}".replace(", ", "-").replace(" ", "-")
+def compiled(name: str, args: argparse.Namespace) -> Path:
+    """A variant's bundle in --work, compiled unless it is there."""
+    variant = VARIANTS[name]
+    if (variant.options, variant.source) == (VARIANTS[REFERENCE].options, None):
+        name = REFERENCE
+    bundle = args.work / f"{args.checkpoint.name} {name}".replace(", ", "-").replace(" ", "-")
     if not bundle.exists():
         args.work.mkdir(parents=True, exist_ok=True)
-        options = [*VARIANTS[variant].split(), "--context", str(args.tokens), "-o", str(bundle)]
-        command = [sys.executable, "-m", "minicpm_mlc", "compile", str(args.checkpoint), *options]
+        source = compiled(variant.source, args) if variant.source else args.checkpoint
+        options = [*variant.options.split(), "--context", str(args.tokens), "-o", str(bundle)]
+        command = [sys.executable, "-m", "minicpm_mlc", "compile", str(source), *options]
         if subprocess.run(command, stdout=sys.stderr).returncode:
-            sys.exit(f"{variant} was not compiled; the reason is printed above")
+            sys.exit(f"{name} was not compiled; the reason is printed above")
     return bundle
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
     """A row for each variant, the reference first, then one for each GGUF file."""
-    with Engine(compiled(REFERENCE, args)) as engine:
+    with Engine(compiled(REFERENCE, args), attention="dense") as engine:
         texts = read_texts(args.text).items()
         ids = {name: token_ids(engine, name, text, args.tokens) for name, text in texts}
         exact = {name: engine.logits(tokens) for name, tokens in ids.items()}
@@ -108,24 +135,44 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
     def row(name: str, weights: int, bits: float, answers: Answers) -> Row:
         compared = [
-            compare(Comparison(*text), answers, kept(exact[text[0]]), chunk) for text in ids.items()
+            compare(Comparison(*text), answers, given(exact[text[0]]), chunk)
+            for text in ids.items()
         ]
-        made = Row(name, weights, bits, compared)
-        print(json.dumps(asdict(made)), file=sys.stderr, flush=True)
-        return made
+        return Row(name, weights, bits, compared)
+
+    def of_variant(name: str, bundle: Path) -> Row:
+        with Engine(bundle, attention=VARIANTS[name].attention) as own:
+            weights = own.manifest.memory["weights"]
+            return row(name, weights, 32 * weights / whole, own.logits_by_chunk)
+
+    def of_file(path: Path) -> Row:
+        answers = Llama(path, args.tokens).answers
+        return row(f"llama.cpp {path.stem}", *tensor_sizes(path), answers)
 
     rows = []
-    for variant in dict.fromkeys([REFERENCE, *(args.variant or VARIANTS)]):
-        with Engine(compiled(variant, args)) as own:
-            weights = own.manifest.memory["weights"]
-            rows.append(row(variant, weights, 32 * weights / whole, own.logits_by_chunk))
+    for name in dict.fromkeys([REFERENCE, *(args.variant or VARIANTS)]):
+        bundle = compiled(name, args)
+        what = name, manifest_sha256(bundle), ids
+        rows.append(kept(args.work, what, partial(of_variant, name, bundle)))
     for path in args.gguf:
-        answers = Llama(path, args.tokens).answers
-        rows.append(row(f"llama.cpp {path.stem}", *tensor_sizes(path), answers))
+        what = path.stem, path.stat().st_size, path.stat().st_mtime, ids
+        rows.append(kept(args.work, what, partial(of_file, path)))
     return rows
 
 
-def kept(logits: np.ndarray) -> Answers:
+def kept(work: Path, what: tuple, measured: Callable[[], Row]) -> Row:
+    """A row that an earlier run has measured of the same, or one measured now."""
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    file = work / "rows" / f"{key}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(measured())))
+    found = json.loads(file.read_text())
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    return Row(**found | {"texts": [TextQuality(**text) for text in found["texts"]]})
+
+
+def given(logits: np.ndarray) -> Answers:
     """The answers that were given, float32 [tokens, vocab]."""
     return lambda ids, chunk: (logits[i : i + chunk] for i in range(0, len(ids), chunk))
 

@@ -1,7 +1,7 @@
 """What a server adds to the engine: per token of a stream, and until the first token of a prompt.
 
     python bench/serve.py build/demo
-    python bench/serve.py MiniCPM4-0.5B-w4-cpu --tokens 128 --repeats 5
+    python bench/serve.py MiniCPM4-0.5B-w4a-cpu --tokens 128 --repeats 5
 
 The server is a process of its own; engine and server take turns, repeat by repeat, on the same
 random prompts without speculation. The times are medians; those of the server are what a client on

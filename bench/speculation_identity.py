@@ -33,6 +33,7 @@ from demo import HEAD, SKILLS, compiled, data, prompt_of
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.text import plain_table
+from minicpm_mlc.ops.formats.weights import SCHEMES
 
 HEADS = {
     "eagle3": ["--draft", str(HEAD)],
@@ -200,7 +201,7 @@ def rounding(engine: Engine) -> float:
     """How far a logit may be moved by verifying trees instead of decoding (docs/architecture.md,
     Speculation).
     """
-    integer_weights = engine.manifest.scheme in ("w4", "w8")
+    integer_weights = SCHEMES[engine.manifest.scheme].takes_int8
     return 1e-3 if integer_weights and engine.manifest.activations == "f32" else 0.0
 
 

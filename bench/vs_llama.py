@@ -40,11 +40,11 @@ from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.config.presets import PRESETS
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"
-RANDOM = "random weights, 4-bit linears, embedding and head"
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 TEXT_TOKENS = 2048  # of the text whose perplexity is told
 
@@ -65,7 +65,7 @@ class Comparison:
     load: float
     command: str
     sides: dict[str, list[SpeedRow]]
-    weights: str = RANDOM
+    weights: str = "random weights"
     perplexity: dict[str, float] = field(default_factory=dict)
 
     def head(self) -> str:
@@ -127,13 +127,16 @@ class Sources:
     config: ModelConfig
     work: Path
     file: Path | None = None
+    scheme: str = "w4"
+    type: str = "Q4_0"  # llama.cpp's
 
     @staticmethod
     def of(args: argparse.Namespace) -> Sources:
         """What the command line names."""
         if args.gguf:
             return Sources(open_gguf(args.gguf).config, args.work, args.gguf)
-        return Sources(shape(args.preset, args.layers, args.sparse), args.work)
+        config = shape(args.preset, args.layers, args.sparse)
+        return Sources(config, args.work, scheme=args.quant, type=args.type)
 
     def prepared(self) -> tuple[Path, Path]:
         """The bundle and the GGUF file, built in `work` unless they are there."""
@@ -142,16 +145,17 @@ class Sources:
             bundle = self.work / f"{self.file.stem}-cpu"
             compile_unless_there(bundle, str(self.file))
             return bundle, self.file
-        bundle = self.work / f"{self.config.name}-w4-cpu"
-        quant = ("--quant", "w4", "--embedding-quant", "w4")
+        bundle = self.work / f"{self.config.name}-{self.scheme}-cpu"
+        alike = ("--embedding-quant", "w4") if self.scheme == "w4" else ()
         source = str(write_source(self.config, self.work))
-        compile_unless_there(bundle, source, "--random-weights", *quant)
-        return bundle, random_gguf(self.config, self.work)
+        compile_unless_there(bundle, source, "--random-weights", "--quant", self.scheme, *alike)
+        return bundle, random_gguf(self.config, self.work, self.type)
 
     def weights(self, bundle: Bundle) -> str:
         """What the weights are, and how they are stored on our side."""
         schemes = f"{bundle.manifest.scheme}, {bundle.manifest.embedding_scheme} for the embedding"
-        return f"weights of {self.file.name}, as {schemes}" if self.file else RANDOM
+        whose = f"weights of {self.file.name}" if self.file else f"random weights, {self.type}"
+        return f"{whose} and {schemes}"
 
 
 def compile_unless_there(bundle: Path, source: str, *options: str) -> None:
@@ -162,12 +166,19 @@ def compile_unless_there(bundle: Path, source: str, *options: str) -> None:
         sys.exit("the bundle was not compiled; the reason is printed above")
 
 
-def random_gguf(config: ModelConfig, work: Path) -> Path:
+def random_gguf(config: ModelConfig, work: Path, kind: str) -> Path:
+    """The same weights in one of llama.cpp's types; in Q4_0, embedding and head too."""
     from gguf_random import write_gguf
+    from llama_files import quantise
 
-    path = work / f"{config.name}-q4_0.gguf"
+    path = work / f"{config.name}-{kind.lower()}.gguf"
+    if kind == "Q4_0" and not path.exists():
+        return write_gguf(path, config, RandomCheckpoint(config))
     if not path.exists():
-        write_gguf(path, config, RandomCheckpoint(config))
+        floats = work / f"{config.name}-f16.gguf"
+        write_gguf(floats, config, RandomCheckpoint(config), "f16", "f16")
+        quantise(floats, path, kind, {})
+        floats.unlink()
     return path
 
 
@@ -221,6 +232,10 @@ def main() -> None:
     parser.add_argument(
         "--text", type=Path, default=LICENCE, help="what perplexity is of, with --gguf"
     )
+    parser.add_argument(
+        "--quant", choices=SCHEMES, default="w4", help="our weights; a w4 head beside w4"
+    )
+    parser.add_argument("--type", default="Q4_0", help="llama.cpp's weights, such as Q4_K_M")
     parser.add_argument("--layers", type=int, help="layers instead of the preset's")
     parser.add_argument(
         "--sparse", action="store_true", help="give the shape the published sparse attention"

@@ -6,18 +6,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from minicpm_mlc.base import errors
     from minicpm_mlc.base.errors import MiniCPMError
+    from minicpm_mlc.runtime_py.collected import Choice
     from minicpm_mlc.runtime_py.engine import Engine
+    from minicpm_mlc.runtime_py.request import ChatOptions, Message, Options, Stats
 
-__all__ = ["Engine", "MiniCPMError", "__version__", "errors"]
+__all__ = [
+    "ChatOptions",
+    "Choice",
+    "Engine",
+    "Message",
+    "MiniCPMError",
+    "Options",
+    "Stats",
+    "__version__",
+    "errors",
+]
 
 _HOMES = {
+    "ChatOptions": "runtime_py.request",
+    "Choice": "runtime_py.collected",
     "Engine": "runtime_py.engine",
+    "Message": "runtime_py.request",
     "MiniCPMError": "base.errors",
+    "Options": "runtime_py.request",
+    "Stats": "runtime_py.request",
 }
 
 

@@ -14,7 +14,7 @@ from safetensors import TensorSpec, serialize_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
-from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.config.model_config import ModelConfig, SparseConfig
 from minicpm_mlc.compile.config.presets import PRESETS
 
 # Each keeps its preset's head_dim, factors, tying and number of query heads per kv head.
@@ -44,6 +44,9 @@ TINY: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
     },
 }
+# Settings of sparse attention, few so that tests share bundles: a row reads 6 blocks, or 3.
+SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
+NARROW = SparseConfig(init_blocks=1, window_size=64, topk=2, dense_len=256)
 # LongRoPE factors as the config.json files have them, digit by digit: model -> "native" and "128K".
 PUBLISHED_ROPE: dict[str, dict[str, list[float]]] = json.loads(
     (Path(__file__).parent / "published_rope_factors.json").read_text()

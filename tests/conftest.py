@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,30 +88,61 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
-    tmp_path_factory: pytest.TempPathFactory, state_home: Path
-) -> Callable[..., TinyBundle]:
-    """tiny_bundle(preset, scheme="f32", **config overrides), shared by all tests that ask for the
-    same.
+def compiled(tmp_path_factory: pytest.TempPathFactory, state_home: Path) -> Callable[..., Path]:
+    """compiled(source, **options of compile_model) -> the bundle, made by the first test of the
+    session that asks for it. Tests only read it. `named`: what all processes call a source that
+    each of them has in a folder of its own.
     """
     from minicpm_mlc.compile import compile_model
 
-    built: dict[Any, TinyBundle] = {}
     shared = shared_folder(tmp_path_factory)
 
-    def build(preset: str, scheme: str = "f32", **overrides: Any) -> TinyBundle:
-        key = (preset, scheme, *sorted(overrides.items()))
-        if key not in built:
-            checkpoint, config = tmp_path_factory.mktemp("tiny"), tiny_config(preset, **overrides)
-            weights = write_checkpoint(checkpoint, config, dtype="f32")
-            bundle = shared / f"bundle-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
-            with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
-                if not bundle.exists():
-                    compile_model(checkpoint, bundle, scheme=scheme, prefill_chunk=2048)
-            built[key] = TinyBundle(bundle, checkpoint, config, weights)
-        return built[key]
+    def build(source: Path, *, named: Any = None, **options: Any) -> Path:
+        key = repr((named or source, sorted(options.items())))
+        bundle = shared / f"bundle-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
+            if not bundle.exists():
+                compile_model(source, bundle, **options)
+        return bundle
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, compiled: Callable[..., Path]
+) -> Callable[..., TinyBundle]:
+    """tiny_bundle(preset, scheme="f32", kv=None, **config overrides), shared by all tests that ask
+    for the same.
+    """
+
+    @cache
+    def written(config: ModelConfig) -> tuple[Path, dict[str, np.ndarray]]:
+        checkpoint = tmp_path_factory.mktemp("tiny")
+        return checkpoint, write_checkpoint(checkpoint, config, dtype="f32")
+
+    def build(
+        preset: str, scheme: str = "f32", kv: str | None = None, **overrides: Any
+    ) -> TinyBundle:
+        config = tiny_config(preset, **overrides)
+        checkpoint, weights = written(config)
+        kv = kv or ("f32" if scheme == "f32" else "f16")
+        path = compiled(checkpoint, named=config, scheme=scheme, kv=kv, prefill_chunk=2048)
+        return TinyBundle(path, checkpoint, config, weights)
+
+    return build
+
+
+@pytest.fixture
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles get an empty library: for tests of what else is in them."""
+    from minicpm_mlc.compile.pipeline import Program
+
+    def write(program: Program, folder: Path, *_: object) -> None:
+        for library in program.target.libraries:
+            (folder / library).touch()
+
+    monkeypatch.setattr(Program, "write", write)
 
 
 class RealModel(NamedTuple):
@@ -137,44 +169,28 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
 
 
 @pytest.fixture(scope="session")
-def real_bundle(
-    tmp_path_factory: pytest.TempPathFactory, real_model: RealModel, state_home: Path
-) -> Callable[..., Path]:
+def real_bundle(real_model: RealModel, compiled: Callable[..., Path]) -> Callable[..., Path]:
     """real_bundle(scheme, kv=None): the model with a sparse gear, compiled once per session."""
-    from minicpm_mlc.compile import compile_model
 
     def build(scheme: str, kv: str | None = None) -> Path:
-        bundle = shared_folder(tmp_path_factory) / f"real-{scheme}-{kv or 'auto'}"
-        with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
-            if not bundle.exists():
-                compile_model(
-                    real_model.minicpm,
-                    bundle,
-                    scheme=scheme,
-                    kv=kv,
-                    context=4096,
-                    prefill_chunk=256,
-                )
-        return bundle
+        options = {"scheme": scheme, "kv": kv, "context": 4096, "prefill_chunk": 256}
+        return compiled(real_model.minicpm, **options)
 
     return build
 
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "demo_model"
+DEMO = EXAMPLES / "MiniCPM4.1-demo"
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory, state_home: Path) -> Path:
-    """The demo model in w4 with its EAGLE-3 head."""
-    from minicpm_mlc.compile import compile_model
+def demo_on(compiled: Callable[..., Path]) -> Callable[..., Path]:
+    """demo_on(device, **options): the demo model with its EAGLE-3 head."""
+    options = {"draft": EXAMPLES / "MiniCPM4.1-demo-Eagle3", "prefill_chunk": 256}
+    return lambda device, **more: compiled(DEMO, device=device, **options, **more)
 
-    bundle = shared_folder(tmp_path_factory) / "demo-bundle"
-    with FileLock(f"{bundle}.lock"), trusted_by_all(state_home):
-        if not bundle.exists():
-            compile_model(
-                DEMO / "MiniCPM4.1-demo",
-                bundle,
-                draft=DEMO / "MiniCPM4.1-demo-Eagle3",
-                prefill_chunk=256,
-            )
-    return bundle
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_on: Callable[..., Path]) -> Path:
+    """The same on this processor in the default scheme."""
+    return demo_on("cpu")

@@ -50,7 +50,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, config: ModelConfig) -> np.ndarr
 
 def rotate(x: np.ndarray, positions: np.ndarray, config: ModelConfig) -> np.ndarray:
     angles = positions[:, None] * config.inv_freq.astype(np.float64)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    cos, sin = (f(angles)[:, None] * config.rope_attention_scale for f in (np.cos, np.sin))
     first, second = np.split(x, 2, -1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 

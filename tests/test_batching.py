@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import NARROW
 
 from minicpm_mlc import Engine
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel, decode_together
 from minicpm_mlc.runtime_py.draft_model import DraftModel
 from minicpm_mlc.runtime_py.generation import Ids
 
-SPARSE = SparseConfig(topk=3, window_size=64, dense_len=256)
 PAGE = 64
 LENGTHS = (1, 63, 64, 65, 130, 200, 255, 300)
 PROMPTS = [[(31 * i + 7 * n) % 300 for i in range(1, n + 1)] for n in LENGTHS]
@@ -23,7 +22,7 @@ PROMPTS = [[(31 * i + 7 * n) % 300 for i in range(1, n + 1)] for n in LENGTHS]
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Path:
-    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path
+    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path
 
 
 @pytest.fixture

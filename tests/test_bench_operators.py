@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from checkpoints import NARROW
 
 from minicpm_mlc import Engine
 from minicpm_mlc.bench import decode as bench
@@ -23,17 +24,14 @@ from minicpm_mlc.bench.operators import (
 )
 from minicpm_mlc.bench.random_cache import fill_cache
 from minicpm_mlc.bench.roofline import Limits
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.ops.operator import Cost
 from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
-
-SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 
 
 @pytest.fixture
 def engine(tiny_bundle):
     with Engine(
-        tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path, context=640, threads=1
+        tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path, context=640, threads=1
     ) as opened:
         yield opened
 

@@ -102,3 +102,24 @@ def test_the_table_has_ratios_to_plain_w4():
     table = quality.cells(rows)
     assert table[0][-1] == "of w4's KL" and table[-1][-1] == "0.25"
     assert table[2][:4] == ["w4", "1.1", "4.50", "0.4000"]
+
+
+def test_a_row_is_measured_once_and_again_when_its_bundle_changed(tmp_path):
+    calls = []
+
+    def measured() -> Any:
+        calls.append(1)
+        return quality.Row("w4", 10, 4.5, [TextQuality("a", 10, 0.4, 0.5, 7.0, 6.0)])
+
+    first, second, other = (
+        quality.kept(tmp_path, ("w4", manifest, {"a": [1, 2]}), measured) for manifest in "xxy"
+    )
+    assert first == second == other == measured() and len(calls) == 3
+
+
+def test_the_same_model_as_a_minicpm_with_sparse_attention():
+    config = tiny_config("MiniCPM5-1B")
+    dense = {"num_hidden_layers": config.num_layers, "hidden_size": config.hidden_size}
+    made = off_grid.as_minicpm(dense)
+    assert made["scale_depth"] ** 2 == pytest.approx(config.num_layers)
+    assert made["dim_model_base"] == config.hidden_size and made["sparse_config"]["topk"] == 64

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config, write_checkpoint
+from checkpoints import SPARSE, tiny_config, write_checkpoint
 from draft_heads import write_draft
 
 from minicpm_mlc import Engine
@@ -29,7 +29,11 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 from minicpm_mlc.ops.formats.weights.schemes.w4 import W4
 
-PRESETS = ["MiniCPM4-0.5B", "MiniCPM4.1-8B", "MiniCPM5-1B"]  # muP, sparse, Llama
+PRESETS = {  # muP, sparse, Llama
+    "MiniCPM4-0.5B": {},
+    "MiniCPM4.1-8B": {"sparse": SPARSE},
+    "MiniCPM5-1B": {},
+}
 
 
 def draw(length: int, seed: int = 0, vocabulary: int = 323) -> np.ndarray:
@@ -60,7 +64,7 @@ def last_states(run: Calibration) -> np.ndarray:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_layers_on_arrays_are_the_models(tiny_bundle, tmp_path, preset):
-    tiny = tiny_bundle(preset)
+    tiny = tiny_bundle(preset, **PRESETS[preset])
     sequences = [draw(70), draw(1, 1), draw(9, 2)]
     run = run_of(tiny.checkpoint, tmp_path / "work", sequences, Exact)
     states = last_states(run).astype(np.float64)
@@ -148,7 +152,7 @@ def test_another_text_starts_anew(tmp_path):
     assert seen == [0, 1, 2, 2, 0, 1, 2]
 
 
-def test_compile_calibrate_writes_what_was_rounded(tmp_path, monkeypatch):
+def test_compile_calibrate_writes_what_was_rounded(no_code, tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "LENGTH", 32)
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B"), dtype="f32")
     text = tmp_path / "text.txt"
@@ -165,7 +169,7 @@ def test_compile_calibrate_writes_what_was_rounded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("scheme", ["f16", "f32"])
 def test_floats_are_not_calibrated(tmp_path, scheme):
     write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B"))
-    with pytest.raises(CompileError, match=f"{scheme} weights are not rounded.*--quant w4"):
+    with pytest.raises(CompileError, match=f"{scheme} weights are not rounded.*--quant w4a"):
         compile_model(tmp_path / "model", tmp_path / "out", scheme=scheme, calibrate=[])
 
 

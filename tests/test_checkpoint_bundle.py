@@ -11,7 +11,7 @@ import pytest
 from checkpoints import tiny_config
 
 from minicpm_mlc.base.errors import BundleError, CompileError
-from minicpm_mlc.bundle.manifest import Bundle
+from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.checkpoint import Checkpoint, RandomCheckpoint
@@ -19,13 +19,16 @@ from minicpm_mlc.compile.checkpoint.bundle import BundleWeights
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.convert import convert
 from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.compile.source import open_source
 from minicpm_mlc.compile.writer import BundleWriter
+from minicpm_mlc.inspect.describe import as_text, describe
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.targets.cpu import CpuTarget
 
 CONFIG = tiny_config("MiniCPM5-1B", tie_word_embeddings=False)
 DOWN = "model.layers.1.mlp.down_proj.weight"
+SOURCE = "openbmb/MiniCPM5-1B@c0ffee"
 CALIBRATION = {"sha256": "ab" * 32, "tokens": 512}
 
 
@@ -33,7 +36,7 @@ def compilation(activations: str, scheme: str = "w4") -> Compilation:
     mixed = {DOWN: SCHEMES["w8"]}
     precision = Precision(SCHEMES[scheme], SCHEMES["w8"], F16, activations, mixed)
     target = CpuTarget.of("x86-64-v3")
-    return Compilation(CONFIG, precision, target, 256, 64, calibration=CALIBRATION)
+    return Compilation(CONFIG, precision, target, 256, 64, None, CALIBRATION, SOURCE)
 
 
 def written(folder: Path, made: Compilation, weights: Checkpoint) -> Bundle:
@@ -57,6 +60,18 @@ def test_it_describes_itself(folder):
     assert weights.precision == compilation("int8").precision
     assert weights.names() == RandomCheckpoint(CONFIG).names()
     assert weights.manifest.calibration == CALIBRATION
+    assert weights.manifest.source == open_source(folder, False, [], None, None).origin == SOURCE
+
+
+def test_where_the_checkpoint_was_from_is_no_part_of_the_library(folder, tmp_path):
+    described = describe(str(folder))
+    assert described["source"] == SOURCE and SOURCE in as_text(described)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["source"]  # as earlier versions wrote it
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    old = Manifest.load(tmp_path)
+    assert old.source is None
+    assert old.compiled_part() == BundleWeights(folder).manifest.compiled_part()
 
 
 @pytest.mark.parametrize("name", ["k_proj", "down_proj", "o_proj", "embed_tokens", "norm"])

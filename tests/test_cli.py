@@ -29,6 +29,7 @@ from minicpm_mlc.runtime_py import memory
 
 VERBS = [
     "run",
+    "demo",
     "pull",
     "compile",
     "chat",
@@ -95,6 +96,54 @@ def test_the_formats_that_kv_offers_are_those_that_exist() -> None:
     assert choices.KV_NAMES == tuple(KV_FORMATS)
 
 
+def test_the_devices_that_the_shell_completes_are_those_that_exist() -> None:
+    from minicpm_mlc.targets import DEVICE_OPTIONS
+
+    assert choices.DEVICES == tuple(DEVICE_OPTIONS)
+
+
+def test_the_shell_completes_commands_devices_and_paths() -> None:
+    def completed(typed: str, words: str) -> list[str]:
+        env = {
+            "_MINICPM_MLC_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"minicpm-mlc {words}{typed}",
+        }
+        return run(env=env | {"COMP_CWORD": str(len(words.split()) + 1)}).output.split()
+
+    assert completed("de", "") == ["plain,demo", "plain,devices"]
+    assert completed("ma", "compile X --device ") == ["plain,macos-arm64"]
+    for verb in ("compile", "run", "chat", "bench", "inspect"):
+        assert completed("", f"{verb} ")[0].startswith("file,")
+
+
+def test_the_demo_is_compiled_and_chatted_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minicpm_mlc.cli import demo
+
+    seen: list[Any] = []
+    monkeypatch.setattr(demo, "compile_and_chat", lambda source, **options: seen.append(source))
+    assert run("demo", "--prompt", "Hi").exit_code == 0
+    assert (Path(seen[0]) / "model.safetensors").is_file()
+    monkeypatch.setattr(demo, "PLACES", (Path("/no/such/folder"),))
+    assert "the demo model is not installed" in run("demo").stderr
+
+
+def test_a_compiled_bundle_names_the_next_command(tmp_path: Path) -> None:
+    from minicpm_mlc.bundle.host import this_host
+    from minicpm_mlc.compile.result import CompileResult
+
+    def told(triple: str, written: bool = True, device: str = "cpu") -> str:
+        target = MANIFEST.target | {"triple": triple, "device": device}
+        made = replace(MANIFEST, target=target)
+        return CompileResult.of(Path("a b"), written, made, [], None).plain().splitlines()[-1]
+
+    assert told(f"{this_host().machine}-unknown-linux-gnu") == "next: minicpm-mlc chat 'a b'"
+    assert told("x86_64-pc-windows-gnu") == "next: minicpm-mlc package 'a b' --for windows"
+    phone = told("aarch64-linux-android24", device="opencl")
+    assert phone == "next: minicpm-mlc package 'a b' --for android"
+    assert told("arm64-apple-macos13.0", device="metal").endswith("--for macos")
+    assert "next" not in told("x86_64-pc-windows-gnu", written=False)
+
+
 def test_verbs_are_listed_in_the_order_of_use() -> None:
     commands = run("--help").output.partition("Commands:\n")[2]
     assert [line.split()[0] for line in commands.splitlines()] == VERBS
@@ -126,6 +175,16 @@ def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
     assert engine.calls == [
         ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
     ]
+
+
+def test_chat_reads_texts_from_files(engine: FakeEngine, tmp_path: Path) -> None:
+    (tmp_path / "role").write_text("Be brief.")
+    (tmp_path / "question").write_text("Why?")
+    files = ["--system-file", str(tmp_path / "role"), "--prompt-file", str(tmp_path / "question")]
+    assert run("chat", "B", *files, input="a document\n").exit_code == 0
+    assert [m["content"] for m in engine.calls[0][0]] == ["Be brief.", "a document\n\nWhy?"]
+    result = run("chat", "B", "--prompt-file", str(tmp_path / "none"))
+    assert "none can't be read (No such file or directory)" in result.stderr
 
 
 def test_chat_answers_a_pipe(engine: FakeEngine) -> None:
@@ -232,6 +291,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "adapters": (),
         "ternary": None,
         "sparse_config": None,
+        "origin": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}
     for given, texts in ([], []), (["notes.txt"], ["notes.txt"]):
@@ -286,9 +346,9 @@ def test_inspect_of_a_published_model() -> None:
     assert (short["context"], long["context"]) == (1024, 32768)
     keys_and_values = 2 * 32 * 2 * 128 * 2
     assert (
-        long["w4"] - short["w4"] == (32768 - 1024) * keys_and_values * 17 // 16
+        long["w4a"] - short["w4a"] == (32768 - 1024) * keys_and_values * 17 // 16
     )  # segment means are a sixteenth
-    assert short["w4"] < short["w8"] < short["f16"]
+    assert short["w4a"] < short["w8"] < short["f16"]
     assert "8,185,253,888" in run("inspect", "MiniCPM4-8B").stdout
 
 
@@ -429,6 +489,7 @@ def test_every_command_has_debug() -> None:
     [
         (MemoryError("Unable to allocate 9 TiB"), "memory is used up; close other programs"),
         (RecursionError("maximum recursion depth"), "nested too deeply"),
+        (ModuleNotFoundError("No module named 'tvm'", name="tvm"), "pip install minicpm-mlc"),
         (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "convert it"),
         (type("PanicException", (BaseException,), {})("from Rust"), "this is a bug"),
     ],

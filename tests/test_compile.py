@@ -10,6 +10,7 @@ import json
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,27 +19,52 @@ from checkpoints import PUBLISHED_ROPE, tiny_config, write_checkpoint
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.bundle.manifest import Manifest, read_bundle
-from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile import CompileResult, compile_model
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.limits import choose_prefill_chunk
 from minicpm_mlc.runtime_py.gears import Gears
 
+OPTIONS: dict[str, Any] = {"cpu": "x86-64-v3", "context": 4096}
+
+
+def written(folder: Path) -> Path:
+    write_checkpoint(folder, tiny_config("MiniCPM5-1B", num_layers=1))
+    return folder
+
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    write_checkpoint(tmp_path / "model", tiny_config("MiniCPM5-1B", num_layers=1))
-    return tmp_path / "model"
+    return written(tmp_path / "model")
+
+
+class Made(NamedTuple):
+    """A bundle of OPTIONS, what compile_model said of it, and each stage's last progress."""
+
+    path: Path
+    result: CompileResult
+    progress: dict[str, tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    folder, seen = tmp_path_factory.mktemp("made"), {}
+    result = compile_model(
+        written(folder / "model"),
+        folder / "out",
+        progress=lambda stage, done, total: seen.update({stage: (done, total)}),
+        **OPTIONS,
+    )
+    return Made(folder / "out", result, seen)
 
 
 def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_the_same_input_gives_the_same_bytes(checkpoint, tmp_path):
-    compile_model(checkpoint, tmp_path / "one", cpu="x86-64-v3")
-    compile_model(checkpoint, tmp_path / "two", cpu="x86-64-v3")
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    bundle = read_bundle(tmp_path / "one", verify="always")
+def test_the_same_input_gives_the_same_bytes(made, checkpoint, tmp_path):
+    compile_model(checkpoint, tmp_path / "again", **OPTIONS)
+    assert hashes(tmp_path / "again") == hashes(made.path)
+    bundle = read_bundle(made.path, verify="always")
     assert bundle.manifest.target["cpu"] == "x86-64-v3"
     assert set(bundle.manifest.files) >= {
         "model.so",
@@ -48,25 +74,18 @@ def test_the_same_input_gives_the_same_bytes(checkpoint, tmp_path):
     }
 
 
-def test_progress_is_reported_for_weights_and_library(checkpoint, tmp_path):
-    seen: dict[str, tuple[int, int]] = {}
-    compile_model(
-        checkpoint,
-        tmp_path / "out",
-        progress=lambda stage, done, total: seen.update({stage: (done, total)}),
-    )
-    assert set(seen) == {"weights", "library"}
-    assert all(done == total for done, total in seen.values())
+def test_progress_is_reported_for_weights_and_library(made):
+    assert set(made.progress) == {"weights", "library"}
+    assert all(done == total for done, total in made.progress.values())
 
 
-def test_dry_run_writes_nothing_and_forecasts_what_the_manifest_says(checkpoint, tmp_path):
-    forecast = compile_model(checkpoint, tmp_path / "out", context=4096, dry_run=True)
+def test_dry_run_writes_nothing_and_forecasts_what_the_manifest_says(made, checkpoint, tmp_path):
+    forecast = compile_model(checkpoint, tmp_path / "out", dry_run=True, **OPTIONS)
     assert not forecast.written and not (tmp_path / "out").exists()
     assert [row["context"] for row in forecast.memory] == [1024, 2048, 4096]
-    made = compile_model(checkpoint, tmp_path / "out", context=4096)
-    manifest = Manifest.load(tmp_path / "out")
+    manifest = Manifest.load(made.path)
     needs = [{"context": n, "bytes": manifest.memory_need(n)} for n in (1024, 2048, 4096)]
-    assert made.memory == forecast.memory == needs
+    assert made.result.memory == forecast.memory == needs
 
 
 def test_published_shapes_forecast_without_weights():
@@ -75,7 +94,7 @@ def test_published_shapes_forecast_without_weights():
     assert forecast.memory[-1] == {"context": 65536, "bytes": forecast.memory[-1]["bytes"]}
 
 
-def test_head_and_embedding_have_their_own_scheme(checkpoint, tmp_path):
+def test_head_and_embedding_have_their_own_scheme(no_code, checkpoint, tmp_path):
     compile_model(checkpoint, tmp_path / "out", scheme="w4", embedding_scheme="f16")
     stored = json.loads((tmp_path / "out" / "tensor-cache.json").read_text())
     dtypes = {r["name"]: r["dtype"] for shard in stored["records"] for r in shard["records"]}
@@ -94,18 +113,28 @@ def test_head_and_embedding_have_their_own_scheme(checkpoint, tmp_path):
             False,
         ),
         ({"cpu": "x86-64-v3", "activations": "f32"}, "f32", "rows16", False),
-        ({"cpu": "x86-64-v2"}, "f32", "rows16", False),
         ({"cpu": "x86-64-v3", "scheme": "f16"}, "f32", "rows16", False),
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
 def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
-    checkpoint, tmp_path, options, activations, layout, quads
+    no_code, checkpoint, tmp_path, options, activations, layout, quads
 ):
     compile_model(checkpoint, tmp_path / "out", **options)
-    manifest = Manifest.load(tmp_path / "out")
+    check_stored(tmp_path / "out", activations, layout, quads)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+def test_a_processor_without_int8_instructions_gets_exact_activations(checkpoint, tmp_path):
+    compile_model(checkpoint, tmp_path / "out", cpu="x86-64-v2")
+    check_stored(tmp_path / "out", "f32", "rows16", False)
+
+
+def check_stored(bundle: Path, activations: str, layout: str, quads: bool) -> None:
+    """quads: whether a row of a linear's weight holds four columns of 16 rows."""
+    manifest = Manifest.load(bundle)
     assert (manifest.activations, manifest.weight_layout) == (activations, layout)
-    stored = json.loads((tmp_path / "out" / "tensor-cache.json").read_text())
+    stored = json.loads((bundle / "tensor-cache.json").read_text())
     shapes = {r["name"]: r["shape"] for shard in stored["records"] for r in shard["records"]}
     assert (shapes["layers.0.mlp.down.weight"][-1] == 64) == quads
     assert (shapes["embedding.weight"][-1] == 64) == (activations == "int8")
@@ -114,7 +143,7 @@ def test_activations_are_int8_where_integer_weights_meet_int8_instructions(
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"activations": "int8", "scheme": "f16"}, "use --quant w4 or w8, or --activations f32"),
+        ({"activations": "int8", "scheme": "f16"}, "use --quant w4a or w8, or --activations f32"),
         ({"activations": "int4"}, "--activations int4: choose auto, int8 or f32"),
         (
             {"activations": "int8", "cpu": "x86-64-v2"},
@@ -245,7 +274,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_midway_leaves_nothing(no_code, checkpoint, tmp_path, monkeypatch):
     from minicpm_mlc.compile import writer as bundle
 
     written = 0
@@ -265,7 +294,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint, tmp_path, monkey
     assert set(tmp_path.iterdir()) == before
 
 
-def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint, tmp_path):
+def test_an_existing_bundle_is_replaced_only_when_asked(no_code, checkpoint, tmp_path):
     compile_model(checkpoint, tmp_path / "out")
     with pytest.raises(CompileError, match="--force"):
         compile_model(checkpoint, tmp_path / "out", scheme="w8")

@@ -5,18 +5,34 @@ that bundles hold.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tvm
 from elf import CUDA, read_object
 from shim_cases import Grid
+from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.ops.attend import AttendDecode
+from minicpm_mlc.ops.build import build
+from minicpm_mlc.ops.formats.kv import F16
+from minicpm_mlc.ops.gpu.kernel import kernel, registers, workgroups
 from minicpm_mlc.targets import cuda, cuda_compiler, get_target
-from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, fat_binary, has_compiler, nvcc, nvrtc
+from minicpm_mlc.targets.cuda_compiler import (
+    GET_NVRTC,
+    PRELUDE,
+    fat_binary,
+    has_compiler,
+    nvcc,
+    nvrtc,
+    without_head,
+)
 from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack, unpack
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
@@ -32,13 +48,22 @@ SOURCE = (
 )
 
 
+def nvidia_tool(name: str) -> str | None:
+    """A program of the toolkit: on the path, or beside nvcc, which says where it is."""
+    nvcc_path = shutil.which("nvcc")
+    if shutil.which(name) or nvcc_path is None:
+        return shutil.which(name)
+    dry = subprocess.run(
+        [nvcc_path, "--dryrun", "-x", "cu", "-"], stdin=subprocess.DEVNULL, capture_output=True
+    )
+    here = re.search(rb"_HERE_=(\S+)", dry.stderr)
+    return shutil.which(name, path=here[1].decode()) if here else None
+
+
 @pytest.fixture
 def source_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries get the source in place of machine code, for the shim."""
-    kernels = cuda_compiler.FIRST_KERNEL
-    monkeypatch.setattr(
-        cuda, "fat_binary", lambda source, _: source[source.index(kernels) :].encode()
-    )
+    monkeypatch.setattr(cuda, "fat_binary", lambda source, _: without_head(source).encode())
 
 
 @pytest.mark.skipif(HAS_DEVICE, reason="CUDA itself is here")
@@ -66,8 +91,9 @@ def test_a_library_holds_machine_code_and_ptx_but_no_source(library: bytes):
         code = read_object(image.data)
         assert code.machine == CUDA and code.flags >> 8 & 0xFF == image.sm
         assert all(name.startswith(".nv.reservedSmem") for name in code.undefined)  # the driver's
-        assert {"linear_kernel", "attend_decode_kernel", "rms_norm_kernel"} <= code.defined
-    assert b".target sm_87" in ptx.data and b".entry linear_kernel" in ptx.data
+        kernels = {"linear_int8_kernel", "attend_decode_kernel", "rms_norm_int8_kernel"}
+        assert kernels <= code.defined
+    assert b".target sm_87" in ptx.data and b".entry linear_int8_kernel" in ptx.data
 
 
 @needs_compiler
@@ -102,19 +128,51 @@ def test_each_compiler_gives_the_same_bytes_again_or_says_what_is_wrong(compiler
 
 
 @pytest.mark.skipif(
-    not (shutil.which("fatbinary") and shutil.which("nvcc")), reason="no CUDA toolkit"
+    not (nvidia_tool("fatbinary") and shutil.which("nvcc")), reason="no CUDA toolkit"
 )
-def test_a_fat_binary_is_what_nvidias_tool_writes(tmp_path: Path):
-    images = [image for image in unpack(fat_binary(SOURCE, ARCHS, nvcc)) if image.kind == ELF]
+@pytest.mark.parametrize("arch", cuda.ARCHS)
+def test_a_fat_binary_is_what_nvidias_tool_writes(arch: str, tmp_path: Path):
+    """For every architecture that `--arch` names."""
+    code = nvcc(PRELUDE + SOURCE, arch, False)
+    images = [Image(ELF, int(arch.removeprefix("sm_")), code)]
     arguments = [f"--image3=kind=elf,sm={image.sm},file={image.sm}" for image in images]
     for image in images:
         (tmp_path / str(image.sm)).write_bytes(image.data)
     subprocess.run(
-        ["fatbinary", "--create=all", "--compress=false", "-64", *arguments],
+        [nvidia_tool("fatbinary"), "--create=all", "--compress=false", "-64", *arguments],
         cwd=tmp_path,
         check=True,
     )
     assert pack(images) == (tmp_path / "all").read_bytes()
+
+
+def test_attention_asks_for_memory_that_does_not_grow_with_the_context():
+    """A larger workspace in a later step is another one, and what was recorded has the old one."""
+    record = AttendDecode(16, 1, 128, F16)
+    lines = build(record, get_target("cuda", arch="sm_90").traits).script().splitlines()
+    asked = [line for line in lines if "alloc_buffer" in line and "scope" not in line]
+    most = re.search(r"alloc_buffer\(\((v_\d+), n, 16, 128\)\)", asked[0])
+    assert most and all(f"({most[1]}, n, 16" in line for line in asked)
+    splits = next(line for line in lines if f"{most[1]}: T.let" in line)
+    assert re.search(r"\bn\b", splits) and not re.search(r"\bp\b", splits)
+
+
+@needs_compiler
+def test_the_functions_that_tvm_writes_for_ptx_stay_before_the_kernels():
+    def emit(_: Any, x: Any, out: Any) -> None:
+        with workgroups(1, 32) as (_, thread):
+            rounded = registers(1, "uint32")
+            T.evaluate(T.ptx["cvt.rna.tf32.f32"](rounded[0], x[thread]))
+            T.buffer_store(out, rounded[0], [thread])
+
+    func = kernel("rounded", {"x": ("float32", 32), "out": ("uint32", 32)}, emit)
+    target = get_target("cuda", arch="sm_87")
+    module = tvm.IRModule({"rounded": func.with_attr("global_symbol", "rounded")})
+    built = tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())
+    source = built.mod.imports[0].inspect_source()
+    assert cuda_compiler.HELPER in without_head(source)
+    code = unpack(fat_binary(source, ("sm_87",)))[0]
+    assert "rounded_kernel" in read_object(code.data).defined
 
 
 def test_a_fat_binary_is_read_back_and_a_damaged_one_refused():

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from checkpoints import tiny_config, write_checkpoint
@@ -120,9 +121,9 @@ def test_limits_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def table(model: str, limits: Limits = EPYC) -> dict[tuple[Any, ...], float]:
-    rows = speed_table(PRESETS[model], ["w4"], limits)
-    return {(row["phase"], row["depth"], row["attention"]): float(row["w4"]) for row in rows}
+def table(model: str, limits: Limits = EPYC, scheme: str = "w4") -> dict[tuple[Any, ...], float]:
+    rows = speed_table(PRESETS[model], [scheme], limits)
+    return {(row["phase"], row["depth"], row["attention"]): float(row[scheme]) for row in rows}
 
 
 def test_the_forecast_is_near_what_was_measured_on_that_machine() -> None:
@@ -165,7 +166,7 @@ def test_memory_is_what_a_chat_touches(tmp_path: Path) -> None:
         result = compile_model(tmp_path / preset, dry_run=True)
         short, *_, long = result.memory
         config = replace(config, sparse=sparse_settings(config))
-        need = needed_memory(config, "w4")
+        need = needed_memory(config, "w4a")
         assert need(long["context"]) - need(short["context"]) == long["bytes"] - short["bytes"]
         stored = embedding * config.hidden_size * 17 // 16  # 8 bits, and a scale of 16 for 32
         fixed = need(0) - forecast.PROGRAM - (result.weights - stored)
@@ -178,6 +179,7 @@ def test_the_command_shows_the_error_of_what_was_measured(
     """--replay foretells again what an earlier run measured."""
     limits = {"threads": 2, "bandwidth": 49.8e9, "float32": 592e9, "int8": 2049e9}
     decode = {"preset": "MiniCPM4.1-8B", "what": "decode", "context": 0, "attention": "dense"}
+    decode |= {"scheme": "w4a"}
     memory = decode | {"what": "memory", "context": 4096, "attention": "", "limits": None}
     record = tmp_path / "record.json"
     rows = [decode | {"rows": 1, "value": 10.6, "limits": limits}]
@@ -188,7 +190,32 @@ def test_the_command_shows_the_error_of_what_was_measured(
     done = capsys.readouterr().out
     line = next(line for line in done.splitlines() if line.startswith("MiniCPM4.1-8B  decode"))
     error = float(line.split()[-1].rstrip("%"))
-    foretold = table("MiniCPM4.1-8B")["decode", 0, "dense"]
+    foretold = table("MiniCPM4.1-8B", scheme="w4a")["decode", 0, "dense"]
     assert error == round(100 * (foretold / 10.6 - 1))
     assert f"largest error of speed: {abs(error):.0f}%" in done
     assert "largest error of memory: " in done
+
+
+def test_a_row_of_the_command_is_the_repeat_of_median_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    bench = importlib.import_module("forecast")
+    rows = [
+        bench.Measured("MiniCPM4.1-8B", what, 0, "dense", 1, value, EPYC)
+        for what in ("decode", "prefill")
+        for value in (10.6, 40.0, 9.9)  # of one a neighbour took half
+    ]
+    assert [row.value for row in bench.middle(rows)] == [10.6, 10.6]
+
+
+def test_limits_are_those_before_and_after_a_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    bench = importlib.import_module("forecast")
+    found = [Limits(2, speed, 4 * speed, None) for speed in (1e9, 3e9, 3e9)]
+    usual = Mock(limits=Mock(side_effect=found))
+    around = bench.Surroundings(usual)
+    for _ in found:
+        around.sample()
+    assert usual.sample.call_count == bench.SAMPLES * usual.forget.call_count == 9
+    assert [around.around(repeat) for repeat in (0, 1)] == [Limits(2, 2e9, 8e9, None), found[1]]

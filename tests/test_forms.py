@@ -149,13 +149,13 @@ FORMS: dict[str, tuple[packers.Packer, dict[str, Any], str | None]] = {
     "gptq one group": (packers.gptq(group=0), GPTQ | {"group_size": -1}, "w4"),
     "gptq v2": (packers.gptq(less=0), GPTQ | {"checkpoint_format": "gptq_v2"}, "w4"),
     "gptq 8 bits": (packers.gptq(8), GPTQ | {"bits": 8}, "w8"),
-    "gptq asymmetric": (packers.gptq(symmetric=False), GPTQ | {"sym": False}, "w4a"),
+    "gptq asymmetric": (packers.gptq(symmetric=False), GPTQ | {"sym": False}, "w4z"),
     "gptq act order": (packers.gptq(order=True), GPTQ | {"desc_act": True}, None),
-    "awq": (packers.awq(), {"quant_method": "awq", "version": "gemm"}, "w4a"),
+    "awq": (packers.awq(), {"quant_method": "awq", "version": "gemm"}, "w4z"),
     "compressed": (packers.compressed(), COMPRESSED, "w4"),
     "compressed channel": (packers.compressed(group=0), COMPRESSED, "w4"),
     "compressed 8 bits": (packers.compressed(8), COMPRESSED, "w8"),
-    "compressed asymmetric": (packers.compressed(symmetric=False), COMPRESSED, "w4a"),
+    "compressed asymmetric": (packers.compressed(symmetric=False), COMPRESSED, "w4z"),
     "compressed int8": (packers.compressed_int8, COMPRESSED | {"format": "int-quantized"}, "w8"),
     "mlx": (packers.mlx(), {"group_size": 64, "bits": 4}, "w4a"),
     "mlx 6 bits": (packers.mlx(6), {"group_size": 64, "bits": 6}, None),
@@ -187,9 +187,12 @@ def test_integers_are_carried_where_a_scheme_holds_them(tmp_path, form):
             assert parts is None
         else:
             check_carried(parts, linear, rows[5:40])
-        if scheme == "w4a" and form != "mlx":  # a zero point times a scale needs 15 bits
-            assert "minimums are rounded to f16: relative error of their weights 0.0" in notes
+        if scheme == "w4z":
             check_carried(tensor.carried(SCHEMES["w8"], 5, 40), SCHEMES["w8"], rows[5:40])
+            check_carried(tensor.carried(SCHEMES["w4a"], 5, 40), SCHEMES["w4a"], rows[5:40])
+    if scheme == "w4z":  # a zero point times a scale needs 15 bits
+        [*_, note] = packers.notes_of(weights, "w4a", "f16")
+        assert "minimums are rounded to f16: relative error of their weights 0.0" in note
 
 
 def check_carried(parts: Parts | None, scheme: Scheme, rows: np.ndarray) -> None:
@@ -332,7 +335,7 @@ def test_damaged_linears_are_refused_by_name(tmp_path, wrong):
 def test_settings_beside_the_config_are_found(tmp_path):
     config = write_quantised(tmp_path, packers.awq(), {})
     write_json(tmp_path / "quant_config.json", {"w_bit": 4, "version": "GEMM", "zero_point": True})
-    assert open_checkpoint(tmp_path, config).schemes() == ("w4a", None)
+    assert open_checkpoint(tmp_path, config).schemes() == ("w4z", None)
     (tmp_path / "quant_config.json").unlink()
     (tmp_path / "other").mkdir()
     write_quantised(tmp_path / "other", packers.gptq(), {})  # CPM.cu says nothing

@@ -242,7 +242,7 @@ def test_the_json_holds_times_and_ratios(tmp_path, model, monkeypatch):
     assert report["coverage"][0]["size"] == 6
     assert report["speed"]["head"] == {"whole_ms": 8.0, "list_ms": 2.0, "ratio": 4.0}
     assert report["speed"]["level"] == {"whole_ms": 10.0, "list_ms": 4.0, "ratio": 2.5}
-    assert report["speed"]["scheme"] == "w4" and report["speed"]["threads"] >= 1
+    assert report["speed"]["scheme"] == "w4a" and report["speed"]["threads"] >= 1
 
 
 def test_text_too_short_to_hold_any_out_and_tokens_it_lacks_are_said(tmp_path, model):

@@ -4,6 +4,7 @@ a process of its own; and what makes a run of them fail.
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,23 @@ def test_what_takes_too_long_is_a_crash(tmp_path, monkeypatch) -> None:
             pass
 
     assert tried(run, tmp_path, monkeypatch).seen.pop().startswith("SlowError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited on Linux alone")
+def test_a_reader_that_takes_more_than_its_file_is_a_crash(tmp_path) -> None:
+    def run(data: bytes, folder: Path) -> None:
+        for size in (80 << 20, 2 * len(data)):
+            try:
+                mmap.mmap(-1, size).close()
+            except OSError:
+                raise MemoryError from None
+
+    small, large = b"x", bytes(40 << 20)
+    for is_reader, crashes in ((False, 0), (True, 1)):
+        target = SimpleNamespace(run=run, READER=is_reader)
+        runner = driver.Runner(target, tmp_path, tmp_path / "crashes")
+        assert runner(small) and runner(large)  # the first imports what it needs
+        assert runner(small) != is_reader and len(runner.seen) == crashes
 
 
 def test_errors_of_ours_are_none(tmp_path, monkeypatch) -> None:

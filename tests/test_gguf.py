@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ def write_gguf(
     stored: str = "Q8_0",
     per_part: int = 0,
     heads: tuple[int, int, int] = (HEADS, KV_HEADS, HIDDEN // HEADS),
+    lists: Mapping[str, np.ndarray] | None = None,
     **changes: Any,
 ) -> Path:
     """A small model. `changes` sets metadata keys, None removes one; tensors are `stored`, all in
-    one file or `per_part` in each. `heads`: of queries, of keys, and their size.
+    one file or `per_part` in each. `heads`: of queries, of keys, and their size. `lists`: more
+    tensors, of float32.
     """
     keys = {
         f"{arch}.block_count": LAYERS,
@@ -65,6 +67,8 @@ def write_gguf(
     if keys.get(f"{arch}.rope.scaling.type") == "longrope":
         for name in ("long", "short"):
             writer.add_tensor(f"rope_factors_{name}.weight", factors(heads[2]))
+    for name, numbers in (lists or {}).items():
+        writer.add_tensor(name, numbers)
     rng = np.random.default_rng(0)
     for name, shape in shapes(len(keys["tokenizer.ggml.tokens"]), arch, heads).items():
         numbers = rng.normal(0, 0.1, shape).astype(np.float32)
@@ -229,7 +233,7 @@ def test_merges_of_scored_pieces_are_those_of_the_notes():
 
 
 def test_the_scheme_follows_the_file_unless_another_is_asked_for(tmp_path):
-    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4"}.items():
+    for stored, scheme in {"Q4_0": "w4", "Q4_1": "w4a", "Q8_0": "w8", "F16": "w4a"}.items():
         path = write_gguf(tmp_path / f"tiny-{stored}.gguf", stored=stored)
         result = compile_model(path, dry_run=True)
         assert (result.out, result.notes) == (f"tiny-{scheme}-cpu", [])
@@ -315,7 +319,10 @@ REFUSED = {
     "is one part of a split file": {"split.count": 2},
     "split.count is 'two', expected a whole number": {"split.count": "two"},
     "llama.expert_count is 4": {"llama.expert_count": 4},
-    "rope_type is": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2},
+    "rope.scaling.type is 'dynamic'": {"llama.rope.scaling.type": "dynamic"},
+    "rope.scaling.attn_factor is 1.5, expected 1": {"llama.rope.scaling.attn_factor": 1.5},
+    "yarn_log_multiplier is 1.0": {"llama.rope.scaling.yarn_log_multiplier": 1.0},
+    "rope.scaling.factor is -2": {"llama.rope.scaling.factor": -2.0},
 }
 
 

@@ -4,13 +4,14 @@ speculative.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm_ffi
+from conftest import DEMO
 from test_rpc import KEY, started
 
 from minicpm_mlc import Engine
@@ -19,8 +20,6 @@ from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py.rpc.client import connect
 from minicpm_mlc.runtime_py.verify import verify_bundle
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "demo_model"
-DEMO, HEAD = EXAMPLES / "MiniCPM4.1-demo", EXAMPLES / "MiniCPM4.1-demo-Eagle3"
 RNG = np.random.default_rng(6)
 SUMS = [f"What is {a} + {b}?" for a, b in RNG.integers(100, 9999, (40, 2))]
 TALK = [
@@ -32,31 +31,22 @@ TALK = [
 ]
 QUESTIONS = SUMS + TALK + [f"{question} /no_think" for question in TALK]
 LONG = RNG.integers(4, 1500, 700).tolist()  # tokens beyond the demo's dense_len of 512
-TOKENS = {
-    "opencl": (64, 24),
-    "vulkan": (16, 6),
-}  # of each of the 50 answers: decoded one by one; in trees, and sparsely
+TOKENS, TREES = 16, 6  # of each of the 50 answers: decoded one by one; in trees, and sparsely
+SHORT: dict[str, Any] = {"attention": "dense", "prefill_chunk": 64}  # of the compilation
 pytestmark = pytest.mark.usefixtures("vulkan_silent")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
-
-
-@pytest.fixture(scope="module")
-def cpu(folder: Path) -> Iterator[Engine]:
+def cpu(demo_on: Callable[..., Path]) -> Iterator[Engine]:
     """The demo and its draft head in float32."""
-    compile_model(DEMO, folder / "cpu", scheme="f32", prefill_chunk=256, draft=HEAD)
-    with Engine(folder / "cpu", context=1024) as engine:
+    with Engine(demo_on("cpu", scheme="f32"), context=1024) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def gpu(device: str, folder: Path) -> Iterator[Engine]:
+def gpu(device: str, demo_on: Callable[..., Path]) -> Iterator[Engine]:
     """The same on a device."""
-    compile_model(DEMO, folder / device, device=device, scheme="f32", prefill_chunk=256, draft=HEAD)
-    with Engine(folder / device, context=1024) as engine:
+    with Engine(demo_on(device, scheme="f32"), context=1024) as engine:
         assert engine.manifest.target["device"] == device
         yield engine
 
@@ -87,41 +77,34 @@ def answers(cpu: Engine) -> dict[str, tuple[list[int], list[int]]]:
 
 
 def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(
-    device: str, cpu: Engine, gpu: Engine, answers: dict
+    cpu: Engine, gpu: Engine, answers: dict
 ):
-    """Of all, where the next test decodes but the first tokens."""
-    for question in QUESTIONS if TOKENS[device][0] < 64 else TALK:
-        ids, answer = answers[question]
+    """Of all 64, where the next test decodes but the first."""
+    for question, (ids, answer) in answers.items():
         logits = gpu.logits(ids + answer)
         np.testing.assert_array_equal(logits[len(ids) - 1 : -1].argmax(-1), answer, question)
         np.testing.assert_allclose(logits[-1], cpu.logits(ids + answer)[-1], atol=1e-4)
 
 
-def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(
-    device: str, gpu: Engine, answers: dict
-):
-    alone, together = TOKENS[device]
+def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(gpu: Engine, answers: dict):
     for question, (ids, answer) in answers.items():
-        for speculate, count in (("off", alone), ("ngram", together), ("eagle", together)):
+        for speculate, count in (("off", TOKENS), ("ngram", TREES), ("eagle", TREES)):
             tokens = greedy(gpu, ids, count + 1, speculate=speculate)[len(ids) :]
             assert tokens == answer[:count], (question, speculate)
 
 
-@pytest.mark.parametrize("speculate", ["ngram", "eagle"])
-def test_64_tokens_decoded_in_trees(gpu: Engine, answers: dict, speculate: str):
+@pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])
+def test_64_tokens_decoded_one_by_one_and_in_trees(gpu: Engine, answers: dict, speculate: str):
     ids, answer = answers[SUMS[0]]
     assert greedy(gpu, ids, 65, speculate=speculate)[len(ids) :] == answer
 
 
-def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(
-    device: str, cpu: Engine, gpu: Engine
-):
+def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(cpu: Engine, gpu: Engine):
     """The text, of more blocks than are read, is computed once."""
-    _, count = TOKENS[device]
     for question in QUESTIONS:
         ids = LONG[:600] + prompt(cpu, question)
-        expected = greedy(cpu, ids, count + 1, speculate="off")
-        assert greedy(gpu, ids, count + 1, speculate="off") == expected, question
+        expected = greedy(cpu, ids, TREES + 1, speculate="off")
+        assert greedy(gpu, ids, TREES + 1, speculate="off") == expected, question
         assert gpu.stats.attention == "sparse" and gpu.stats.blocks_read < gpu.stats.blocks
         assert gpu.stats.cached_tokens >= 600 or question == QUESTIONS[0]
 
@@ -136,23 +119,21 @@ def test_a_long_context_shifts_to_sparse_and_says_the_same(
 
 
 @pytest.fixture(scope="module")
-def answer_of_4_bits(folder: Path) -> dict[str, list[int]]:
+def answer_of_4_bits(compiled: Callable[..., Path]) -> dict[str, list[int]]:
     """What the CPU says with 4-bit weights and float32 activations, by the cache's format."""
     answers = {}
     for kv in ("f16", "int8"):
-        compile_model(DEMO, folder / f"cpu-{kv}", activations="f32", kv=kv)
-        with Engine(folder / f"cpu-{kv}", context=512) as engine:
+        with Engine(compiled(DEMO, activations="f32", kv=kv, **SHORT), context=512) as engine:
             answers[kv] = greedy(engine, prompt(engine, "What is 4827 + 356?"), 64)
     return answers
 
 
 @pytest.mark.parametrize("kv", ["f16", "int8"])
 def test_4_bit_weights_and_small_caches_answer_too(
-    device: str, answer_of_4_bits: dict, kv: str, tmp_path: Path
+    device: str, answer_of_4_bits: dict, kv: str, compiled: Callable[..., Path]
 ):
     """float16 is a type that PoCL's compiler hasn't got."""
-    compile_model(DEMO, tmp_path / kv, device=device, kv=kv)
-    with Engine(tmp_path / kv, context=512) as engine:
+    with Engine(compiled(DEMO, device=device, kv=kv, **SHORT), context=512) as engine:
         assert greedy(engine, prompt(engine, "What is 4827 + 356?"), 64) == answer_of_4_bits[kv]
 
 

@@ -5,19 +5,19 @@ device fails.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import DEMO
 from driver_cases import command, in_new_process, lost, needs_cc, small
 from test_rpc import KEY, started
 
 from minicpm_mlc import cli
 from minicpm_mlc.bundle.manifest import Manifest
-from minicpm_mlc.compile import compile_model
 from minicpm_mlc.runtime_py.memory import open_memory
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 CHAT = (
     "--prompt",
     "What does minicpm-mlc do? /no_think",
@@ -31,10 +31,8 @@ BENCH = ("--depth", "0", "--prompt-tokens", "8", *FEW)
 
 
 @pytest.fixture(scope="module")
-def bundle(device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("demo") / device
-    compile_model(DEMO, path, device=device, prefill_chunk=64)
-    return path
+def bundle(device: str, compiled: Callable[..., Path]) -> Path:
+    return compiled(DEMO, device=device, kv="f16", attention="dense", prefill_chunk=64)
 
 
 def shown(*arguments: str) -> str:

@@ -62,7 +62,9 @@ def test_run_compiles_once_for_each_source_and_its_options(
     chat(NAMES["hf"])
     assert len(compiler.calls) == 1
     path, options = compiler.calls[0]
-    assert path.endswith("c0ffee" + "0" * 34) and options["device"] == "cpu"
+    commit = "c0ffee" + "0" * 34
+    assert path.endswith(commit) and options["device"] == "cpu"
+    assert options["origin"] == f"{NAMES['hf']}@{commit}"
     stand.asked.clear()
     chat(NAMES["hf"])
     assert len(compiler.calls) == 1 and stand.asked == []  # no hub is asked

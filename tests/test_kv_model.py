@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import SPARSE
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.config.model_config import SparseConfig
 
-SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 BOUNDS = {
     "f32": 0.0,
     "f16": 1e-6,
@@ -29,11 +28,9 @@ def exact(tiny_bundle):
 
 
 @pytest.fixture(scope="module", params=BOUNDS)
-def stored(request, exact, tmp_path_factory) -> tuple[str, Path]:
+def stored(request, tiny_bundle) -> tuple[str, Path]:
     """(format, bundle) with float32 weights."""
-    path = tmp_path_factory.mktemp("kv") / request.param
-    compile_model(exact.checkpoint, path, scheme="f32", kv=request.param)
-    return request.param, path
+    return request.param, tiny_bundle("MiniCPM4.1-8B", kv=request.param, sparse=SPARSE).path
 
 
 def prompt(exact, length: int) -> list[int]:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DEMO
 from gpu_cases import compiled_together
 from mach_o import DYLIB, IOS, MACOS, OBJECT, read_archive, read_mach_o
 from shim_cases import Grid
@@ -26,7 +27,6 @@ from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.metal import MetalTarget
 
 pytestmark = pytest.mark.skipif(platform.system() == "Darwin", reason="Metal itself is here")
-DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 TARGET = MetalTarget(CpuTarget.of("native"))
 GRID = Grid(TARGET)
 RNG = np.random.default_rng(7)
@@ -68,20 +68,21 @@ def test_a_missing_barrier_gives_wrong_numbers_and_an_uneven_one_an_error():
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine]]:
+def engines(
+    tmp_path_factory: pytest.TempPathFactory, demo_on: Callable[..., Path]
+) -> Iterator[tuple[Engine, Engine]]:
     """The demo in float32: on the CPU, and for Metal beside this machine's processor instead of
     Apple's.
     """
-    folder = tmp_path_factory.mktemp("demo")
+    here = tmp_path_factory.mktemp("demo") / "metal"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             DEVICE_OPTIONS, "metal", replace(DEVICE_OPTIONS["metal"], platform=None, cpu="native")
         )
-        for device in ("cpu", "metal"):
-            compile_model(DEMO, folder / device, device=device, scheme="f32", prefill_chunk=256)
+        compile_model(DEMO, here, device="metal", scheme="f32", prefill_chunk=256)
     with (
-        Engine(folder / "cpu", context=1024) as cpu,
-        Engine(folder / "metal", context=1024) as metal,
+        Engine(demo_on("cpu", scheme="f32"), context=1024) as cpu,
+        Engine(here, context=1024) as metal,
     ):
         yield cpu, metal
 

@@ -44,7 +44,7 @@ def schemes(folder: Path, odd: str, pack: packers.Packer) -> dict[str, str]:
 CASES: dict[str, tuple[str, packers.Packer, dict[str, str]]] = {
     "all alike": ("down", packers.gptq(), {}),
     "more bits": ("down", packers.gptq(8), {DOWN: "w8"}),
-    "zero points": ("down", packers.gptq(symmetric=False), {DOWN: "w4a"}),
+    "zero points": ("down", packers.gptq(symmetric=False), {DOWN: "w4z"}),
     "floats": ("down", lambda w: {"weight": w.astype(np.float16)}, {DOWN: "w8"}),
     "activation order": ("gate and up", packers.gptq(order=True), {GATE: "w8"}),
     "some of those that are stacked": ("k and v", packers.gptq(8), {QKV: "w8"}),

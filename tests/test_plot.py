@@ -1,4 +1,4 @@
-"""bench --plot: an SVG with a line per phase and gear."""
+"""bench --plot: an SVG or PNG with a line per phase and gear."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from checkpoints import SPARSE
 
 from minicpm_mlc.bench import plot as module
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.plot import PlotError, bench_both_gears, plot
 from minicpm_mlc.bench.reports import Reports
 from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
-from minicpm_mlc.compile.config.model_config import SparseConfig
 
 MANIFEST = SimpleNamespace(memory_need=lambda context: context * 1000)
 
@@ -39,11 +39,21 @@ def test_the_svg_names_gears_phases_and_machine(tmp_path):
         one_cache,
         "decode, tokens/s",
         "prefill, tokens/s",
-        "memory needed, GiB",
+        "memory needed, MiB",
         "a processor",
     ):
         assert f"<!-- {word}" in page or word in page
     assert [path.name for path in tmp_path.iterdir()] == ["out.svg"]
+
+
+def test_a_png_is_one_and_no_other_form_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    large = SimpleNamespace(memory_need=lambda context: context * 10**7)
+    plot({"dense": report(10)}, large, tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n")
+    for name in ("out.pdf", "out"):
+        with pytest.raises(PlotError, match=r"ends in \.svg or \.png"):
+            plot({"dense": report(10)}, large, tmp_path / name)
 
 
 def test_a_missing_library_or_folder_is_said_plainly(tmp_path, monkeypatch):
@@ -57,9 +67,7 @@ def test_a_missing_library_or_folder_is_said_plainly(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle):
-    return tiny_bundle(
-        "MiniCPM4.1-8B", sparse=SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
-    ).path
+    return tiny_bundle("MiniCPM4.1-8B", sparse=SPARSE).path
 
 
 def test_both_gears_are_measured_in_one_run(bundle, tmp_path):

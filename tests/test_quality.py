@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from minicpm_mlc import Engine
+from minicpm_mlc.bench.accepted import BEFORE, accept_length, places
 from minicpm_mlc.bench.quality import QualityError, Watched, bench_quality, measure_quality
 from minicpm_mlc.cli import main
 from minicpm_mlc.compile.calibrate.text_run import TextRun
@@ -89,3 +90,25 @@ def test_a_text_that_is_not_there(tiny_bundle, tmp_path):
     path = tiny_bundle(PRESET).path
     with pytest.raises(QualityError, match=r"nothing.txt: can't be read .*; give a file"):
         bench_quality(path, path, [tmp_path / "nothing.txt"])
+
+
+def test_prompts_are_spread_over_a_text_and_none_is_twice():
+    assert places(BEFORE + 700) == [0, 100, 200, 300, 400, 500, 600, 700]
+    assert places(BEFORE + 3) == [0, 1, 2, 3] and places(5) == [0]
+
+
+def test_accept_lengths_of_draft_heads_are_told(demo_bundle, tiny_bundle):
+    question = "<|im_start|>user\nWhat is 4827 + 356?<|im_end|>\n<|im_start|>assistant\n"
+    with Engine(demo_bundle, context=512) as own, Engine(demo_bundle, context=512) as exact:
+        report = measure_quality(own, exact, {"sum": question})
+        length = accept_length(own, [own.tokenize(question)])
+    assert report.accept_lengths == (length, length) and length and length > 2
+    assert f"brings: {length:.3f}, of the reference {length:.3f}" in report.plain()
+    with Engine(tiny_bundle(PRESET).path) as engine:
+        assert accept_length(engine, [[1, 2, 3]]) is None
+
+
+def test_a_bundle_as_the_reference_takes_no_draft_head(tiny_bundle):
+    path = tiny_bundle(PRESET).path
+    with pytest.raises(QualityError, match=r"--draft head: .* leave --draft out"):
+        bench_quality(path, path, draft="head")

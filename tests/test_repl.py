@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeStats
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -21,13 +21,18 @@ from minicpm_mlc.base.streams import InputError
 from minicpm_mlc.runtime_py.chat import repl
 from minicpm_mlc.runtime_py.chat.line_editor import history_path
 from minicpm_mlc.runtime_py.chat.repl import (
-    Screen,
+    Look,
     answer_once,
+    conversation_of,
     given_options,
     read_question,
     talk,
+    text_or_file,
 )
-from minicpm_mlc.runtime_py.chat.session import SessionError
+from minicpm_mlc.runtime_py.chat.saved import Saved
+from minicpm_mlc.runtime_py.chat.screen import Screen
+from minicpm_mlc.runtime_py.chat.settings import SessionError
+from minicpm_mlc.runtime_py.chat.typed_ahead import edited
 
 
 class Terminal(io.StringIO):
@@ -55,11 +60,11 @@ def show(hide_thinking: bool, terminal: bool = False) -> str:
 
 
 def test_thinking_and_answer_are_apart() -> None:
-    assert show(hide_thinking=False) == "1 + 1\n\nTwo.\nnumbers\n"
+    assert show(hide_thinking=False) == "| 1 + 1\n\nTwo.\nnumbers\n"
 
 
 def test_thinking_is_dimmed_on_a_terminal() -> None:
-    assert "\x1b[2m1 + \x1b[0m" in show(hide_thinking=False, terminal=True)
+    assert "\x1b[2m| 1 +\x1b[0m" in show(hide_thinking=False, terminal=True)
 
 
 def test_hidden_thinking_never_reaches_the_screen() -> None:
@@ -73,6 +78,48 @@ def test_reading_a_long_prompt_is_shown() -> None:
     write.on_prefill(64, 128)
     write("Hi", "answer")
     assert "reading 64 of 128 tokens" in out.getvalue()
+
+
+def test_reading_is_shown_before_the_first_token() -> None:
+    write, out = screen(terminal=True)
+    write.on_prefill(0, 0)
+    write.pause()
+    assert "reading the prompt" in out.getvalue()
+
+
+def test_words_are_wrapped_and_code_is_not() -> None:
+    out = io.StringIO()
+    write = Screen(Console(file=out, width=20))
+    for piece in ("hm, what a ques", "tion this is"):
+        write(piece, "thinking")
+    for piece in ("several words that ", "don't fit\n```\na line of code ", "longer\n```\n你好"):
+        write(piece, "answer")
+    write("世界" * 6, "answer")
+    write("", "end")
+    assert out.getvalue() == (
+        "| hm, what a\n| question this is\n\nseveral words that\ndon't fit\n"
+        "```\na line of code longer\n```\n你好世界世界世界世界\n世界世界\n"
+    )
+
+
+def test_no_text_is_lost_by_wrapping() -> None:
+    text = "a  b\n\n  indented\tand " + "x" * 50 + "\n"
+    out = io.StringIO()
+    write = Screen(Console(file=out, width=20))
+    for character in text:
+        write(character, "answer")
+    write("", "end")
+    assert out.getvalue().split() == text.split()
+
+
+def test_markdown_is_rendered_block_by_block() -> None:
+    out = io.StringIO()
+    write = Screen(Console(file=out, force_terminal=True, width=30), markdown=True)
+    for piece in ("some **bo", "ld** words\n", "\n```\na = 1\n\nb = 2\n```\n"):
+        write(piece, "answer")
+    assert "\x1b[1mbold\x1b[0m" in out.getvalue() and "b = 2" not in out.getvalue()
+    write("", "end")
+    assert "b = 2" in out.getvalue() and "```" not in out.getvalue()
 
 
 def test_a_model_can_not_drive_the_terminal() -> None:
@@ -90,11 +137,11 @@ def once(
 
 def test_a_pipe_gets_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert once(capsys) == ("Hello\n", "hm\n")
-    assert once(capsys, hide_thinking=True) == ("Hello\n", "")
+    assert once(capsys, look=Look(hide_thinking=True)) == ("Hello\n", "")
 
 
 def test_stats_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = once(capsys, hide_thinking=True, with_stats=True)
+    out, err = once(capsys, look=Look(hide_thinking=True, stats=True))
     assert out == "Hello\n" and "100.0 tok/s" in err
 
 
@@ -110,6 +157,46 @@ def test_system_prompt_and_options_reach_the_engine() -> None:
     answer_once(engine, "Hi", options={"seed": 1}, system="Be brief.")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert engine.calls == [(messages, {"seed": 1})]
+
+
+def test_a_cut_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    stats = FakeStats(finish_reason="length", generated_tokens=256)
+    answer_once(FakeEngine([("answer", "Hello")], stats=stats), "Hi", options={})
+    assert capsys.readouterr() == ("Hello\n", "(cut at 256 tokens)\n")
+
+
+def test_a_question_goes_on_with_a_saved_conversation(tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    before = [{"role": "system", "content": "Old"}, {"role": "user", "content": "Hi"}]
+    Saved(before, {"seed": 1, "top_k": 2}).write(file)
+    engine = FakeEngine()
+    saved = conversation_of(str(file), False)
+    answer_once(engine, "Q", options={"seed": 3}, system="New", saved=saved)
+    messages, options = engine.calls[0]
+    assert [m["content"] for m in messages] == ["New", "Hi", "Q"]
+    assert options == {"seed": 3, "top_k": 2}
+
+
+def test_the_last_conversation_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(SessionError, match="there is no last conversation"):
+        conversation_of(None, True)
+    type_keys(monkeypatch, tmp_path, "Hi\r/quit\r", FakeEngine())
+    saved = conversation_of(None, True)
+    assert saved and [m["content"] for m in saved.messages] == ["Hi", "Hello"]
+    with pytest.raises(SessionError, match="name two conversations"):
+        conversation_of("file", True)
+
+
+def test_texts_come_from_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "system.txt"
+    file.write_bytes(b"Be brief, caf\xe9.")
+    assert text_or_file(None, str(file), "--system") == "Be brief, caf\ufffd."
+    assert f"note: {file} is not UTF-8 text" in capsys.readouterr().err
+    with pytest.raises(SessionError, match="--system and --system-file say the same thing"):
+        text_or_file("a", str(file), "--system")
 
 
 def test_empty_question_is_refused() -> None:
@@ -225,7 +312,8 @@ def test_case_08_a_terminal_gets_no_control_characters_and_a_pipe_all(
     answer_once(FakeEngine([("thinking", ESCAPES), ("answer", ESCAPES)]), "Hi", options={})
     for file, end in ((out, "\n"), (err, "\n")):
         marked = ESCAPES.replace("\x1b", "\ufffd").replace("\x07", "\ufffd")
-        assert file.getvalue() == (marked if file.isatty() else ESCAPES) + end
+        shown = file.getvalue().rpartition("\x1b[2K")[2]  # behind the spinner, which is gone
+        assert shown == (marked if file.isatty() else ESCAPES) + end
 
 
 def test_case_08_json_escapes_what_drives_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +367,40 @@ def test_typing_at_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "a\nb",
     ]
     assert shown.count("Hello") == 4 and "Ctrl-D" in shown
+
+
+def test_the_banner_says_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = type_keys(monkeypatch, tmp_path, "/quit\r", FakeEngine())
+    assert shown.startswith("fake (w4) on cpu, 2 threads, context 64, dense\n")
+
+
+def test_tab_completes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "conversation.json").write_text("{}")
+    engine = FakeEngine()
+    keys = f"/set thi\t off\r/load {tmp_path}/conv\t\r/qu\t\r\x04"
+    shown = type_keys(monkeypatch, tmp_path, keys, engine)
+    assert "think = False" in shown and "conversation.json is not a saved session" in shown
+
+
+def test_an_edited_question_is_in_the_editor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = FakeEngine()
+    type_keys(monkeypatch, tmp_path, "one\r/edit\r more\r/quit\r", engine)
+    assert [call[0][-1]["content"] for call in engine.calls] == ["one", "one more"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("next question\r", "next question"),
+        ("a\x7fb\x1b[A\x1b[1;5Cc\x01", "bc"),
+        ("two\rlines", "two\nlines"),
+        ("caf\u00e9\t\x1bOP!", "caf\u00e9\t!"),
+    ],
+)
+def test_keys_that_were_pressed_meanwhile_are_text(keys: str, text: str) -> None:
+    assert edited(keys) == text
 
 
 def test_bad_command_and_ctrl_c_at_the_prompt_keep_the_session(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import NARROW
 from click.testing import CliRunner
 
 from minicpm_mlc import Engine, cli
@@ -22,7 +23,6 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bench.decode import BenchError, bench_bundle
 from minicpm_mlc.bundle.kernel_cases import load_cases
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.rpc import server as server_module
 from minicpm_mlc.runtime_py.rpc.client import RemoteLibrary, RemoteMachine, connect
@@ -31,14 +31,13 @@ from minicpm_mlc.runtime_py.rpc.server import run_server
 from minicpm_mlc.runtime_py.rpc.store import Store
 from minicpm_mlc.runtime_py.verify import verify_bundle
 
-SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
 KEY = "a key"
 PROMPT = [(31 * i) % 300 for i in range(1, 70)]
 
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Path:
-    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path
+    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_rpc import KEY, SPARSE, bundle_of, started
+from checkpoints import NARROW
+from test_rpc import KEY, bundle_of, started
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError, EngineError
@@ -103,7 +104,7 @@ def test_rob_27_what_was_damaged_since_it_came_is_sent_again(tmp_path: Path, lef
 def test_rob_27_a_damaged_bundle_is_mended_when_its_client_comes_again(
     tmp_path: Path, tiny_bundle: Any
 ) -> None:
-    bundle = tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path
+    bundle = tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path
     address, _ = started(tmp_path)
     first = RemoteMachine(address, KEY)
     with Engine(bundle, remote=first, context=64, threads=1) as engine:

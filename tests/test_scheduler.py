@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.generation import Ids
+from minicpm_mlc.runtime_py.scheduler.chunks import STALL_SECONDS, WATCHED, Chunks
 from minicpm_mlc.runtime_py.scheduler.task import Over, Progress, Task
 
 BASE = [1, *range(30, 60)]
@@ -317,3 +318,46 @@ def test_submitted_generations_go_on_by_themselves() -> None:
     engine.until(lambda: all(hear.over for hear in heard))
     for n, hear in enumerate(heard):
         assert hear == alone(tuple(BASE[: 5 + n]), 7, None)
+
+
+def read(engine: Engine, prompt: list[int], **options: Any) -> list[object]:
+    """What a call says that nobody else runs."""
+    return list(engine.read(engine.generation(engine.request(prompt, options), Ids())))
+
+
+def test_a_prompt_that_is_watched_is_computed_in_short_chunks() -> None:
+    """So that Ctrl-C ends it soon: the first has few tokens, later ones what takes 0.2 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_library(patch, prefill_chunk=64, max_context=200)
+        engine = Engine("")
+    library = engine.library
+    assert isinstance(library, FakeLibrary)
+    seen: list[tuple[int, int]] = []
+    prompt = [1, *range(30, 130)]
+    read(engine, prompt, max_tokens=1, on_prefill=lambda *event: seen.append(event))
+    assert library.calls[0] == WATCHED and seen[0] == (WATCHED, 101) and seen[-1] == (101, 101)
+    library.calls.clear()
+    read(engine, [2, *prompt], max_tokens=1)
+    assert library.calls == [64, 38]
+
+
+@pytest.mark.parametrize(("milliseconds", "tokens"), [(100, 16), (10, 20), (1, 192), (0.1, 1984)])
+def test_watched_chunks_take_as_long_on_any_machine(milliseconds: float, tokens: int) -> None:
+    chunks = Chunks(page_size=64)
+    assert chunks.watched == WATCHED
+    chunks.took(WATCHED, WATCHED * milliseconds / 1e3)
+    assert chunks.watched == tokens
+    assert milliseconds > 10 or tokens * milliseconds <= 1e3 * STALL_SECONDS
+
+
+def test_figures_count_what_was_computed_before_a_stop() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_library(patch, prefill_chunk=16)
+        engine = Engine("")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read(engine, [1, *range(30, 130)], on_prefill=stop)
+    assert (engine.stats.prompt_tokens, engine.stats.computed_tokens) == (101, 16)

@@ -11,10 +11,12 @@ from checkpoints import tiny_config, write_checkpoint
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
-from minicpm_mlc.compile.calibrate import texts
+from minicpm_mlc.compile.calibrate import forecast, texts
 from minicpm_mlc.compile.calibrate.asked import bits_of, richer
+from minicpm_mlc.compile.calibrate.forecast import calibration_seconds
 from minicpm_mlc.compile.calibrate.sensitivity import Choice, Sensitivity, within_budget
 from minicpm_mlc.compile.checkpoint import open_checkpoint
+from minicpm_mlc.compile.convert import Param
 from minicpm_mlc.compile.model.registry import read_config_folder
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.inspect.describe import describe, mixed_with
@@ -88,6 +90,7 @@ def test_a_mixed_bundle_is_compiled_run_told_and_carried(tmp_path, monkeypatch):
     assert shards[0] == shards[1]
     manifests = [json.loads((b / "manifest.json").read_bytes()) for b in (mixed, again)]
     assert manifests[0]["mixed"] and manifests[0]["calibration"]
+    assert manifests[0]["scheme"] == "w4k"  # the fewest bits, where nothing else is asked for
     for key in ("mixed", "calibration", "scheme", "embedding_scheme"):
         assert manifests[0][key] == manifests[1][key]
 
@@ -110,3 +113,14 @@ def test_calibration_is_offered_for_four_bits_alone(tmp_path):
     }
     assert "take about 1 min here" in str(offers["w4"])
     assert offers["w8"] is offers["f16"] is None
+
+
+def test_calibration_is_foretold_by_its_multiplications(monkeypatch):
+    monkeypatch.setattr(forecast, "multiplying_speed", lambda: 1e12)
+    monkeypatch.setattr(forecast, "PASSES", 0.0)
+    one = Param("layers.0.mlp.down", ("down",), 1024, 4096, W4)
+    seconds = [calibration_seconds([one], tokens) for tokens in (1000, 2000)]
+    outputs, triangle = 4 * 1024 * 4096, 4096**2  # of a token
+    added = 1000 * (outputs + triangle) / 1e12
+    assert seconds[1] - seconds[0] == pytest.approx(added)
+    assert calibration_seconds([one, one], 1000) == pytest.approx(2 * seconds[0])

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import NARROW
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import ContextError
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.generation import Generation, Limits
 from minicpm_mlc.runtime_py.generation import Ids as ReadIds
@@ -19,7 +19,6 @@ from minicpm_mlc.runtime_py.request import Request
 from minicpm_mlc.runtime_py.slots import Slot
 from minicpm_mlc.runtime_py.speculative.policy import Policy
 
-SPARSE = SparseConfig(topk=3, window_size=64, dense_len=256)
 PAGE = 64
 PAGES = 12
 STEPS = 24
@@ -28,7 +27,7 @@ PROMPTS = [[(31 * i) % 300 for i in range(1, n)] for n in (200, 245)]  # one cro
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Path:
-    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path
+    return tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path
 
 
 @pytest.fixture(params=["dense", "sparse", "auto"])

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from fake_library import EOS, TOKENIZER, manifest, use_fake_library
 
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.serve import anthropic, ollama_info, served, tokens
 from minicpm_mlc.serve.anthropic import Messages
 from minicpm_mlc.serve.errors import api_error
-from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.ollama import OllamaChat, OllamaGenerate
 from minicpm_mlc.serve.openai_chat import ChatCompletions
 from minicpm_mlc.serve.openai_completions import Completions

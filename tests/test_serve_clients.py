@@ -56,6 +56,19 @@ def test_openai_chat(client):
     assert ask(client, max_tokens=3).choices[0].finish_reason == "length"
 
 
+def test_the_blocks_that_a_sparse_answer_read_are_told(client):
+    notes = "".join(f"Box {i} has the number {i * 37 % 101}.\n" for i in range(90))
+    long = [{"role": "user", "content": notes + SUM[0]["content"]}]
+    asked = {"max_tokens": 8, "extra_body": {"block_reads": True}}
+    found = ask(client, messages=long, **asked).choices[0].model_extra["block_reads"]
+    assert found["tokens"] == 64 and found["first"] == 1 and sum(found["reads"]) > 0
+    assert "Box 0 has" in found["texts"][0] and len(found["texts"]) <= len(found["reads"])
+    streamed = list(ask(client, messages=long, stream=True, **asked))
+    assert streamed[-1].choices[0].model_extra["block_reads"]["texts"] == found["texts"]
+    assert "block_reads" not in ask(client, **asked).choices[0].model_extra
+    assert "block_reads" not in ask(client, messages=long, max_tokens=2).choices[0].model_extra
+
+
 def test_openai_stream(client):
     text, thought, usage = "", "", None
     for chunk in ask(client, stream=True, stream_options={"include_usage": True}):

@@ -3,93 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_library import EOS, TOKENIZER, FakeLibrary, manifest, token, use_fake_library
+from fake_library import FakeLibrary
+from fake_serving import WORDS, Slow, applications, says
 from serving import SUM, asked, objects, request
 
-from minicpm_mlc.runtime_py.engine import Engine
-from minicpm_mlc.runtime_py.scheduler.jobs import JobBackend
-from minicpm_mlc.serve import served as served_room
 from minicpm_mlc.serve.access import Access
-from minicpm_mlc.serve.app import Settings, make_app
-from minicpm_mlc.serve.room import Room
-from minicpm_mlc.serve.served import Served
 
 CHAT = "/v1/chat/completions"
-WORDS = ["▁hello", "▁world", "hello"]
-SIZES = {
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 200,
-}
-
-
-class Slow(FakeLibrary):
-    """Says hello for ever; waits for `go` before each call once `hold` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda history: token("▁hello"))
-        self.hold = False
-        self.go = threading.Semaphore(0)
-        self.asked = threading.Semaphore(0)
-
-    def prefill(self, *arguments: Any, **options: Any) -> Any:
-        if self.hold:
-            self.asked.release()
-            self.go.acquire(timeout=10)
-        return super().prefill(*arguments, **options)
-
-
-def says(words: list[str]) -> Callable[[list[int]], int]:
-    """After the prompt, whose last token is a line end's, these words and then the end."""
-
-    def say(history: list[int]) -> int:
-        said = 0
-        while said < min(len(words), len(history)) and history[-1 - said] != token("<0x0A>"):
-            said += 1
-        return token(words[said]) if said < len(words) else EOS
-
-    return say
 
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """serve(library, parallel=..., max_waiting=..., **settings) makes an application."""
-    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [2, EOS], "do_sample": False})
-    )
-    monkeypatch.setattr(served_room, "manifest_sha256", lambda path: "0" * 64)
-    opened: list[tuple[Engine, JobBackend]] = []
-
-    def make(
-        library: FakeLibrary | None = None,
-        parallel: int = 1,
-        max_waiting: int = 4,
-        **settings: Any,
-    ) -> Any:
-        model = manifest().model | SIZES
-        use_fake_library(monkeypatch, lambda: library or FakeLibrary(says(WORDS)), model=model)
-        engine = Engine(tmp_path, parallel=parallel)
-        backend = JobBackend(engine)
-        opened.append((engine, backend))
-        app = make_app(Served(engine), Room(backend, parallel, max_waiting), Settings(**settings))
-        return app
-
-    yield make
-    for engine, backend in opened:
-        backend.close()
-        engine.close()
+    with applications(tmp_path, monkeypatch) as make:
+        yield make
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -168,6 +101,28 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(serve):
 def test_other_statuses(serve, method, path, status, kind):
     reply = request(serve(), method, path)
     assert reply.status == status and reply.json["error"]["type"] == kind
+
+
+def test_every_status_that_a_client_can_cause_has_its_type(serve):
+    """Section 1.9 of the specification; 429, 500 and 503 are in tests of their own."""
+    app = serve(access=Access(keys=["k"]), strict=True, most_bytes=3000)
+    key = {"authorization": "Bearer k"}
+    long = body(messages=[{"role": "user", "content": "hello " * 300}])
+    form = {"content-type": "text/plain"}
+    for status, kind, method, path, sent, headers in [
+        (400, "invalid_request_error", "POST", CHAT, b"{", key),
+        (400, "exceed_context_size_error", "POST", CHAT, long, key),
+        (401, "authentication_error", "POST", CHAT, body(), {}),
+        (403, "permission_error", "POST", CHAT, body(), key | {"host": "evil.example"}),
+        (404, "not_found_error", "GET", "/nothing", b"", key),
+        (404, "not_found_error", "POST", CHAT, body(model="other"), key),
+        (405, "invalid_request_error", "GET", CHAT, b"", key),
+        (413, "invalid_request_error", "POST", CHAT, b"x" * 3001, key),
+        (415, "invalid_request_error", "POST", CHAT, body(), key | form),
+        (501, "not_supported_error", "POST", "/v1/embeddings", {}, key),
+    ]:
+        reply = request(app, method, path, sent, headers)
+        assert (reply.status, reply.json["error"]["type"]) == (status, kind), reply.body
 
 
 def test_errors_have_the_form_of_their_protocol(serve):
@@ -353,7 +308,7 @@ def test_a_browser_gets_the_page_and_all_that_it_names(serve):
     texts = [request(app, "GET", path) for path in named]
     assert len(named) == 2 and [text.status for text in texts] == [200, 200]
     modules = re.findall(r'from "\./([^"]+)"', texts[-1].body.decode())
-    assert len(modules) == 2
+    assert len(modules) == 3
     for module in modules:
         found = request(app, "GET", f"/page/{module}")
         assert found.headers["content-type"].startswith("text/javascript")

@@ -123,3 +123,11 @@ try {{
 }}
 """
     assert said in run(script)
+
+
+def test_the_manual_has_pictures_of_the_page():
+    """tests/page_pictures.py makes them."""
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "serving.md").read_text("utf-8")
+    for name in ("page-desktop.png", "page-blocks.png", "page-phone.png"):
+        assert f"images/{name}" in text and (docs / "images" / name).stat().st_size > 5000

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import random
 import re
+import resource
 import socket
 import time
 import urllib.request
@@ -18,6 +20,7 @@ from serving import SUM, Address, server
 
 pytestmark = pytest.mark.campaign
 AT_ONCE = 20
+MANY = 10_000
 
 
 def post(address: Address, body: bytes, timeout: float = 60) -> http.client.HTTPResponse:
@@ -106,6 +109,45 @@ def test_slow_readers_hold_up_nobody(demo_bundle):
             assert reply.read(100)
             reply.close()
         wait_until_idle(address)
+
+
+async def queued(address: Address, count: int) -> Counter[int]:
+    """The statuses of so many requests that wait at the same time."""
+    host, port = address.removeprefix("http://").split(":")
+    body = asks(max_tokens=1)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json"
+    sent = f"{head}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    opening = asyncio.Semaphore(200)  # more handshakes at once would be tried again much later
+
+    async def one() -> int:
+        async with opening:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            await writer.drain()
+        reply = await reader.read()
+        writer.close()
+        return int(reply.split()[1])
+
+    return Counter(await asyncio.gather(*(one() for _ in range(count))))
+
+
+def test_ten_thousand_requests_wait_and_are_answered(demo_bundle):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < MANY + 1000:
+        pytest.skip(f"the system allows {hard} open files; ulimit -n {MANY + 1000}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MANY + 1000, hard))
+    try:
+        with server(demo_bundle, "--max-waiting", str(MANY)) as address:
+            sizes = []
+            for _ in range(3):
+                assert asyncio.run(queued(address, MANY)) == {200: MANY}
+                wait_until_idle(address)
+                sizes.append(memory(address))
+            print(f"resident after each {MANY} requests: {[size >> 20 for size in sizes]} MiB")
+            assert sizes[-1] < 1.02 * sizes[-2], sizes
+            assert post(address, asks(max_tokens=3)).status == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_too_much_is_refused_and_the_rest_answered(demo_bundle):

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlc.base.errors import ContextError, PromptTooLongError, SamplingError
-from minicpm_mlc.runtime_py.chat.session import (
-    COMMANDS,
-    SETTINGS,
-    ChatSession,
-    SessionError,
-    join_lines,
-    open_quotes,
-    parse_setting,
-    stats_line,
-)
+from minicpm_mlc.runtime_py.chat.commands import ALIASES, COMMANDS, QUIT
+from minicpm_mlc.runtime_py.chat.figures import ROW, Reading, stats_line, stats_row
+from minicpm_mlc.runtime_py.chat.session import ChatSession, join_lines, open_quotes
+from minicpm_mlc.runtime_py.chat.settings import SETTINGS, SessionError, parse_setting
 
 
 class Recorder:
@@ -50,22 +44,61 @@ def test_an_answer_joins_the_conversation_without_its_thinking() -> None:
     assert [m["content"] for m in chat.engine.calls[1][0]] == ["Hi", "Hello", "More"]
 
 
-def test_numbers_follow_every_answer() -> None:
+def test_numbers_follow_every_answer_in_a_row_unless_switched_off() -> None:
     chat, recorder = session()
     chat.handle("Hi")
+    row = "8 read, 100 tok/s | 3 said, 20.0 tok/s | 15 of 64 dense"
+    assert recorder.of("note") == row == stats_row(chat.engine.stats)
+    recorder.pieces.clear()
+    for line in ("/stats off", "Hi"):
+        chat.handle(line)
+    assert recorder.of("note") == "figures after each answer: off"
+    chat.handle("/stats maybe")
+    assert "/stats takes on, off or nothing" in recorder.of("error")
+
+
+def test_all_numbers_are_told_when_asked_for() -> None:
+    chat, recorder = session()
+    chat.handle("/stats")
     parts = [
         "prompt 12 tokens (4 cached), 100.0 tok/s",
         "answer 3 tokens, 20.0 tok/s",
         "context 15/64, dense",
     ]
-    assert recorder.of("note") == " | ".join(parts) == stats_line(chat.engine.stats)
+    assert recorder.of("note").startswith(" | ".join(parts))
+
+
+def test_numbers_count_what_was_computed() -> None:
+    stats = FakeStats(prompt_tokens=900, cached_tokens=100, computed_tokens=256)
+    assert stats_line(stats).startswith("prompt 356 of 900 tokens (100 cached), 100.0 tok/s")
+    assert stats_row(stats).startswith("256 read, 100 tok/s")
+
+
+def test_the_row_fits_eighty_columns() -> None:
+    long = FakeStats(
+        computed_tokens=131072,
+        generated_tokens=131072,
+        context_used=131072,
+        context=131072,
+        attention="sparse",
+        prefill_rate=12345.6,
+        decode_rate=1234.5,
+    )
+    assert "131.1k of 131.1k sparse" in stats_row(long) and len(stats_row(long)) <= ROW
+
+
+def test_a_prompt_that_is_read_tells_speed_and_time_left() -> None:
+    reading = Reading(10.0)
+    assert reading.text(0, 0, 10.0) == "reading the prompt"
+    assert reading.text(512, 4096, 12.0) == "reading 512 of 4096 tokens, 256 tok/s, 14 s left"
+    assert reading.text(10, 10_000, 20.0).endswith("1 tok/s, 166 min left")
 
 
 def test_ctrl_c_keeps_the_partial_answer_and_the_session() -> None:
     chat, recorder = session(events=[("answer", "Once upon"), KeyboardInterrupt()])
     assert chat.handle("Tell a story")
     assert chat.messages[-1] == {"role": "assistant", "content": "Once upon"}
-    assert "stopped" in recorder.of("note")
+    assert "(stopped; what was said is kept)" in recorder.of("note")
     assert ("", "end") in recorder.pieces and chat.engine.closed == 1
 
 
@@ -93,11 +126,14 @@ def test_an_engine_error_leaves_the_conversation_as_it_was() -> None:
     assert chat.messages == [] and recorder.of("error") == "the prompt has 99 tokens"
 
 
-@pytest.mark.parametrize(("reason", "hint"), [("length", "max_tokens"), ("context", "/reset")])
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [("length", "(cut at 256 tokens; /set max_tokens"), ("context", "(cut: the context is full")],
+)
 def test_a_cut_off_answer_says_why(reason: str, hint: str) -> None:
-    chat, recorder = session(stats=FakeStats(finish_reason=reason))
+    chat, recorder = session(stats=FakeStats(finish_reason=reason, generated_tokens=256))
     chat.handle("Hi")
-    assert "cut off" in recorder.of("note") and hint in recorder.of("note")
+    assert hint in recorder.of("note")
 
 
 def test_an_answer_cut_off_inside_its_thinking_says_both() -> None:
@@ -120,7 +156,14 @@ def test_reset_keeps_the_system_prompt() -> None:
 def test_only_quit_ends_the_session() -> None:
     chat, _ = session()
     assert chat.handle("/help") and chat.handle("") and chat.handle("/nonsense")
-    assert not chat.handle("/quit")
+    assert not any(chat.handle(f"/{name}") for name in QUIT)
+
+
+def test_other_names_of_commands() -> None:
+    chat, recorder = session()
+    for line in ("Hi", "/clear", "/?"):
+        chat.handle(line)
+    assert chat.messages == [] and "/undo" in recorder.of("note") and set(ALIASES) == {"clear", "?"}
 
 
 def test_help_names_every_command() -> None:
@@ -135,11 +178,11 @@ def test_help_names_every_command() -> None:
         ("/nonsense", "there is no command /nonsense"),
         ("/no_think", "end of a message"),
         ("/set colour red", "there is no setting 'colour'"),
-        ("/set temperature warm", "temperature takes number"),
-        ("/set temperature", "temperature takes number"),
+        ("/set temperature warm", "temperature takes a number (0 is greedy), not 'warm'"),
+        ("/set temperature", "temperature takes a number (0 is greedy): /set temperature VALUE"),
         ("/set temperature -1", "temperature"),
         ("/set temperature nan", "temperature"),
-        ("/set top_k 1.5", "top_k takes whole number"),
+        ("/set top_k 1.5", "top_k takes a whole number"),
         ("/set max_tokens 0", "max_tokens is 0"),
         ("/set think maybe", "think takes on, off or auto"),
         ("/set stop", "stop is ['']"),
@@ -148,7 +191,16 @@ def test_help_names_every_command() -> None:
         ("/save", "which file?"),
         ("/load", "which file?"),
         ("/load /no/such/file", "there is no file"),
-        ("/save /no/such/folder/file", "No such file or directory"),
+        (
+            "/save /no/such/folder/file",
+            "/no/such/folder/file can't be written (No such file or directory); name another file",
+        ),
+        ("/set overflow maybe", "choose error, drop_oldest"),
+        ("/undo", "nothing was asked yet"),
+        ("/regen", "nothing was asked yet"),
+        ("/read", "which file? /read FILE"),
+        ("/read /no/such/file", "/no/such/file can't be read (No such file or directory)"),
+        ("/read /dev/zero", "/dev/zero is not a file"),
         ("/save a\0b", "can't be a file's name"),
     ],
 )
@@ -178,7 +230,9 @@ def test_no_setting_can_raise_anything_but_an_error_for_users(name: str, value: 
 )
 def test_no_text_can_end_the_session(command: str, text: str) -> None:
     chat, recorder = session()
-    assert chat.handle(command + text) == (not (command + text).strip().startswith("/quit"))
+    typed = command + text
+    line = typed.startswith("/") and "\n" not in typed.strip() and typed.strip()[1:]
+    assert chat.handle(typed) == (not line or line.partition(" ")[0] not in QUIT)
     assert "report it" not in recorder.of("error")
     "".join(message["content"] for message in chat.messages).encode()
 
@@ -251,6 +305,8 @@ def test_save_replaces_a_saved_session_and_nothing_else(tmp_path: Path) -> None:
         {"options": {"temperature": "hot"}},
         {"options": {"unknown": 1}},
         {"options": {"stop": "END"}},
+        {"pinned": [0]},
+        {"pinned": 1},
     ],
 )
 def test_a_damaged_session_file_is_refused_whole(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -344,14 +400,15 @@ def test_case_103_an_unknown_home_is_one_line(command: str) -> None:
 
 
 def test_case_43_a_full_conversation_says_how_to_go_on() -> None:
-    for largest, more in ((64, ""), (128, "; chat --context 128 holds more")):
+    for largest, more in ((64, ""), (128, ", chat --context 128 holds more")):
         chat, recorder = session()
         chat.handle("Hi")
         chat.engine.events = [PromptTooLongError(65, 64, largest)]
         chat.handle("Hi")
         assert recorder.of("error") == (
             "the conversation is full (the prompt has 65 tokens and the context holds 64): "
-            f"/save FILE keeps it, /reset begins anew{more}"
+            "/context shows by what, /set overflow drop_oldest leaves out the oldest, /undo takes "
+            f"back the last turn, /reset begins anew{more}"
         )
         assert len(chat.messages) == 2
 
@@ -371,3 +428,121 @@ def test_text_that_looks_like_a_command_can_be_sent() -> None:
         "/etc/hosts is what?",
         "/usr\n/bin",
     ]
+
+
+def asked(chat: ChatSession) -> list[str]:
+    """The messages of the last call."""
+    return [message["content"] for message in chat.engine.calls[-1][0]]
+
+
+def test_the_last_turn_is_taken_back_asked_again_or_edited() -> None:
+    chat, recorder = session()
+    for line in ("one", "two", "/undo"):
+        chat.handle(line)
+    assert [m["content"] for m in chat.messages] == ["one", "Hello"]
+    assert "taken back: two" in recorder.of("note")
+    chat.engine.events = [("answer", "Again")]
+    chat.handle("/regen")
+    assert asked(chat) == ["one"] and [m["content"] for m in chat.messages] == ["one", "Again"]
+    chat.handle("/edit")
+    assert (chat.messages, chat.draft) == ([], "one")
+
+
+def test_a_question_that_gets_no_second_answer_keeps_its_first() -> None:
+    chat, _ = session()
+    chat.handle("one")
+    before = list(chat.messages)
+    chat.engine.events = [KeyboardInterrupt()]
+    chat.handle("/regen")
+    assert chat.messages == before
+
+
+def test_a_file_goes_before_the_next_message_and_is_pinned(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(b"the notes caf\xe9")
+    chat, recorder = session()
+    chat.handle(f"/read {file}")
+    assert "is not UTF-8 text: 1 characters" in recorder.of("note")
+    assert f"{file}: 14 tokens" in recorder.of("note")
+    chat.handle("What is open?")
+    assert asked(chat) == ["the notes caf\ufffd\n\nWhat is open?"]
+    chat.handle("More")
+    assert asked(chat)[-1] == "More" and chat.pinned == chat.messages[:1]
+
+
+def test_a_document_that_does_not_fit_is_refused_and_one_that_waits_taken_back(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "long").write_text("x" * 64)
+    (tmp_path / "short").write_text("x" * 63)
+    chat, recorder = session()
+    for line in (f"/read {tmp_path / 'long'}", f"/read {tmp_path / 'short'}", "/undo", "Hi"):
+        chat.handle(line)
+    assert "has 64 tokens and the context holds 64" in recorder.of("error")
+    assert asked(chat) == ["Hi"] and "taken back" in recorder.of("note")
+
+
+def test_help_fits_eighty_columns() -> None:
+    chat, recorder = session()
+    chat.handle("/help")
+    assert max(map(len, recorder.of("note").splitlines())) <= ROW
+
+
+def test_a_full_context_drops_the_oldest_turns_when_told_to(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("pinned")
+    chat = ChatSession(FakeEngine(), Recorder(), {"overflow": "drop_oldest"}, system="Be brief.")
+    lines = (f"/read {file}", "first", "second", "third", "fourth " + "x" * 9, "fifth")
+    for line in lines:
+        chat.handle(line)
+    assert asked(chat)[:2] == ["Be brief.", "pinned\n\nfirst"]
+    assert "second" not in asked(chat) and asked(chat)[-1] == "fifth"
+    assert "the oldest" in chat.write.of("note")
+    assert chat.engine.count(chat.engine.calls[-1][0]) <= chat.engine.context
+    assert all("overflow" not in options for _, options in chat.engine.calls)
+
+
+def test_what_fills_the_context_is_told() -> None:
+    chat, recorder = session()
+    chat.handle("/context")
+    assert recorder.of("note").endswith("0  of 64 tokens; 64 are free")
+    for line in ("Hi", "/context"):
+        chat.handle(line)
+    for part in ("2  user: Hi", "5  assistant: Hello", "2  the chat template", "55 are free"):
+        assert part in recorder.of("note")
+
+
+def test_the_system_prompt_changes_within_a_conversation() -> None:
+    chat, recorder = session()
+    for line in ("Hi", "/system Be brief.", "More", "/system none", "/system"):
+        chat.handle(line)
+    assert asked(chat) == ["Be brief.", "Hi", "Hello", "More"]
+    assert chat.messages[0]["role"] == "user" and "system prompt: none" in recorder.of("note")
+
+
+def test_the_model_is_told() -> None:
+    chat, recorder = session()
+    chat.handle("/model")
+    assert "w4, 1.0 MiB" in recorder.of("note") and "cpu: no device" in recorder.of("note")
+
+
+def test_a_conversation_is_kept_after_each_answer(tmp_path: Path) -> None:
+    chat, _ = session()
+    chat.kept_in = tmp_path / "last-chat.json"
+    chat.handle("Hi")
+    other, _ = session()
+    other.handle(f"/load {chat.kept_in}")
+    assert other.messages == chat.messages
+    chat.kept_in = tmp_path / "none" / "last-chat.json"
+    assert chat.handle("Hi") and chat.write.of("error") == ""
+
+
+def test_pinned_messages_come_back_from_a_file(tmp_path: Path) -> None:
+    notes, file = tmp_path / "notes.txt", tmp_path / "saved.json"
+    notes.write_text("notes")
+    chat, _ = session()
+    for line in (f"/read {notes}", "Hi", f"/save {file}"):
+        chat.handle(line)
+    other, _ = session()
+    other.handle(f"/load {file}")
+    assert other.pinned == [other.messages[0]]

@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from checkpoints import SPARSE
 from numpy_model import forward
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError
-from minicpm_mlc.compile.config.model_config import SparseConfig
 
-SPARSE = SparseConfig(
-    init_blocks=1, window_size=128, topk=4, dense_len=384
-)  # 6 of 10 blocks, 2 of them by score
-LENGTH = 600
+LENGTH = 600  # tokens: 10 blocks, of which 6 are read, 2 of them by score
 
 
 @pytest.fixture(scope="module")

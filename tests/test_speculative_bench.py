@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import NARROW
 from fake_library import EOS, FIRST_WORD, TOKENIZER, FakeLibrary, use_fake_library
 
 from minicpm_mlc.base.errors import MiniCPMError
@@ -21,7 +22,6 @@ from minicpm_mlc.bench.replay import Record
 from minicpm_mlc.bench.speculation import SpeculationReport, bench_speculation
 from minicpm_mlc.bench.tasks import OWN, read_prompts
 from minicpm_mlc.bench.watch import Watch
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.speculative.draft_bundle import ModelDrafter
@@ -234,9 +234,7 @@ def test_a_bundles_compiled_functions_are_found(tiny_bundle: Callable[..., Any])
     """On the crossing from dense to sparse; on a real library, so that Python's share is neither
     all nor nothing.
     """
-    path = tiny_bundle(
-        "MiniCPM4.1-8B", "w4", sparse=SparseConfig(topk=2, window_size=64, dense_len=256)
-    ).path
+    path = tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path
     with Engine(path, threads=1) as engine:
         assert engine.library.local
         names = list(engine.library.local.functions)

@@ -8,18 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import DEMO
 from elf import AARCH64, X86_64, read_shared_object
 
 import minicpm_mlc.bundle.host as host
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
-from minicpm_mlc.compile import compile_model
-from minicpm_mlc.runtime_py import tvm_device
+from minicpm_mlc.runtime_py import tvm_files
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import open_memory
 from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
 from minicpm_mlc.targets.embed import changed, string
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
+from minicpm_mlc.targets.registry import NO_GPU
 
 PLATFORM = {"memcpy", "memset"}  # of the C library
 THREADS = {  # what the thread pool takes of Linux's C library
@@ -32,7 +33,7 @@ THREADS = {  # what the thread pool takes of Linux's C library
     "syscall",
 }
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
-ALL = "cpu, linux-arm64, cuda, opencl, vulkan, android, metal, ios"
+ALL = "cpu, linux-arm64, macos-arm64, windows-x64, cuda, opencl, vulkan, android, metal, ios"
 
 
 @pytest.mark.parametrize("device", DEVICE_OPTIONS)
@@ -41,7 +42,8 @@ def test_every_device_has_a_target_that_llvm_knows(device):
         target = get_target(device, gpu=gpu)
         tvm_target = target.tvm_target()
         assert (tvm_target.host or tvm_target).attrs["mtriple"] == target.triple
-        assert target.describe()["device"] == (gpu or DEVICE_OPTIONS[device].device)
+        named = "cpu" if gpu == NO_GPU else gpu
+        assert target.describe()["device"] == (named or DEVICE_OPTIONS[device].device)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,11 @@ def test_the_native_processor_of_another_machine_is_refused():
 
 
 @pytest.mark.parametrize("device", ["cpu", "linux-arm64"])
-def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, tiny_bundle, tmp_path):
-    bundle = tiny_bundle("MiniCPM4-8B")
-    if device != "cpu":
-        compile_model(bundle.checkpoint, tmp_path / "bundle", device=device)
-    library = read_shared_object(
-        (bundle.path if device == "cpu" else tmp_path / "bundle") / "model.so"
-    )
-    assert library.machine == MACHINES[platform.machine() if device == "cpu" else "aarch64"]
+def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, demo_bundle, compiled):
+    here = device == "cpu"
+    bundle = demo_bundle if here else compiled(DEMO, device=device, scheme="f32")
+    library = read_shared_object(bundle / "model.so")
+    assert library.machine == MACHINES[platform.machine() if here else "aarch64"]
     assert library.needed == []  # both are in the process that loads it
     undefined = {name for name in library.undefined if not name.startswith(("TVM", "__TVM"))}
     assert undefined <= PLATFORM | THREADS
@@ -153,7 +152,7 @@ def test_the_imports_of_a_library_are_changed_one_by_one():
 )
 def test_a_device_that_is_not_here_is_refused_with_what_it_needs(device, needs, monkeypatch):
     monkeypatch.setattr(
-        tvm_device.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file"))
+        tvm_files.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file"))
     )
     monkeypatch.setattr(
         "minicpm_mlc.runtime_py.tvm_device.tvm_ffi.get_global_func", lambda *_, **__: None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from checkpoints import SPARSE
 from click.testing import CliRunner
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError, MiniCPMError
 from minicpm_mlc.cli import main
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.inspect.trace import count_reads, trace
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
 
-SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 DOCUMENT = "<b>lamp & key</b> of Dee " * 40
 QUESTION = [{"role": "user", "content": DOCUMENT}]
 

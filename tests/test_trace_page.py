@@ -19,7 +19,8 @@ def example() -> Trace:
     """Four blocks, two layers, an answer of three tokens, the first of them dense."""
     reads = np.array([[[1, 0.5, 0, 1], [1, 0, 0.5, 1]], [[1, 0, 1, 0.5], [1, 0, 1, 1]]], np.float32)
     forced = np.array([[True, False, False, True], [True, False, False, False]])
-    return Trace(["<b>a &", " lamp", " of", " Dee"], ["It", " is", " <here>"], 1, reads, forced)
+    blocks, answer = ["<b>a &", " lamp", " of", " Dee"], ["It", " is", " <here>"]
+    return Trace(blocks, answer, 1, reads, forced, "Mini <CPM>")
 
 
 def shaded(page: str, view: int) -> dict[int, str]:
@@ -30,9 +31,9 @@ def shaded(page: str, view: int) -> dict[int, str]:
     }
 
 
-def picture(page: str, view: int) -> np.ndarray:
-    """The shades [layers, blocks] of a view's map, read back from its PNG."""
-    found = re.search(rf'id=m{view} alt="" src="data:image/png;base64,([^"]*)"', page)
+def picture(page: str, view: int, kind: str = "m") -> np.ndarray:
+    """The shades [layers, blocks] of a view's map, or its overview "s", read back from its PNG."""
+    found = re.search(rf'id={kind}{view} alt="" src="data:image/png;base64,([^"]*)"', page)
     assert found
     data, chunks = base64.b64decode(found[1]), {}
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -74,6 +75,16 @@ def test_maps_hold_every_layer_of_every_token():
         [FORCED, 3, 5, 5],
         [FORCED, 0, 8, 10],
     ]  # where they could be left out
+
+
+def test_an_overview_of_the_document_stays_in_sight():
+    page = as_html(example())
+    top = page[page.index("<header class=top>") : page.index("</header>")]
+    assert "Mini &lt;CPM&gt;, read for" in top and "<b id=n2> &lt;here&gt;</b>" in top
+    assert picture(page, 2, "s").tolist() == [[FORCED, 0, SHADES, 8]]
+    assert "#t2:checked~.top :is(#s2,#n2){display:inline-block}" in page
+    assert ".top{position:sticky" in page and top.count("<a href=") == 4
+    assert all(f'href="#b{block}"' in top and f"id=b{block} " in page for block in range(4))
 
 
 def test_blocks_that_are_always_read_say_so():

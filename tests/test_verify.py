@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from checkpoints import NARROW, SPARSE
 from tree_cases import make_tree
 
 from minicpm_mlc.base.errors import ContextError
 from minicpm_mlc.bundle.manifest import read_bundle
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 
-SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
 CONTEXT = 640
 
 
@@ -60,7 +59,7 @@ def pools_of(model: CachedModel) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def int8_library(tiny_bundle) -> LocalLibrary:
-    bundle = read_bundle(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path)
+    bundle = read_bundle(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path)
     if bundle.manifest.activations != "int8":
         pytest.skip("this processor has no int8 dot products")
     return LocalLibrary(bundle, threads=2)
@@ -111,7 +110,9 @@ def test_a_commit_leaves_the_pools_of_decoding_bit_for_bit(
     check_commit(library, ids, base, attention, nodes, deep)
 
 
-@pytest.mark.parametrize("base, attention", [(62, "dense"), (380, "auto"), (500, "sparse")])
+@pytest.mark.parametrize(
+    "base, attention", [(62, "dense"), (NARROW.dense_len - 4, "auto"), (500, "sparse")]
+)
 @pytest.mark.parametrize("nodes, deep", TREES)
 def test_with_int8_activations_trees_and_decoding_agree_bit_for_bit(
     int8_library, ids, base, attention, nodes, deep

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from checkpoints import tiny_config
+from checkpoints import NARROW, tiny_config
 from click.testing import CliRunner
 from odd_bundles import copy_of, rewrite_allowed
 
@@ -18,7 +18,6 @@ from minicpm_mlc import cli
 from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases, to_bytes
 from minicpm_mlc.bundle.manifest import Bundle, read_bundle
-from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.kernel_cases import kernel_cases
 from minicpm_mlc.compile.kernels import Kernels
 from minicpm_mlc.compile.model.registry import build_model
@@ -35,12 +34,10 @@ from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.verify import VerifyReport, verify_library
 from minicpm_mlc.targets import get_target
 
-SPARSE = SparseConfig(topk=2, window_size=64, dense_len=256)
-
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Bundle:
-    return read_bundle(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=SPARSE).path)
+    return read_bundle(tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +99,7 @@ def test_every_kernel_of_a_library_has_cases(device, scheme):
     activations = "int8" if target.int8_dot and scheme == "w4" else "f32"
     kernels = Kernels(target.traits)
     precision = Precision(SCHEMES[scheme], SCHEMES[scheme], F16, activations)
-    config = tiny_config("MiniCPM4.1-8B", sparse=SPARSE)
+    config = tiny_config("MiniCPM4.1-8B", sparse=NARROW)
     module, _ = export(build_model(config, precision, kernels=kernels))
     cases = kernel_cases(kernels, module)
     named = {

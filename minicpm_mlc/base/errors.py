@@ -59,5 +59,13 @@ class TemplateError(MiniCPMError):
     """A chat template that can't be parsed or rendered."""
 
 
+class FieldError(MiniCPMError):
+    """A field of a request that is missing or has another kind of value. `param` is its name."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class EngineError(MiniCPMError):
     """An engine that is closed, busy, or asked for something that it does not have."""

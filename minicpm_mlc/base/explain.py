@@ -32,6 +32,8 @@ def explain(error: BaseException) -> str:
     """
     if is_expected(error):
         return cut(harmless(str(error)), LONGEST_MESSAGE)
+    if isinstance(error, ModuleNotFoundError) and error.name == "tvm":
+        return "this takes TVM's compiler, which is not installed; try: pip install minicpm-mlc"
     said = next((line for line in str(error).splitlines() if line.strip()), "")
     said = shown(f"{type(error).__name__}: {said}".rstrip(": "), LONGEST_NAME)
     for kind, advice in _ADVICE.items():

@@ -44,10 +44,11 @@ def read_small(path: Path, error: type[MiniCPMError], advice: str) -> bytes:
     can't be read, is too large, or is the stand-in that Git LFS leaves.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
             raise error(f"{path} is not a file; {advice}")
-        with open(path, "rb") as file:
-            data = file.read(SMALL_BYTES + 1)
+        with open(path, "rb") as file:  # which sets memory aside for all that is asked for
+            data = file.read(min(found.st_size, SMALL_BYTES) + 1)
     except FileNotFoundError:
         raise
     except OSError as reason:
@@ -126,7 +127,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     held = hold(partial)
     try:
         write(partial)
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         partial.replace(target)
     finally:
@@ -136,14 +137,29 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file as write_whole does. Raises OSError."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda partial: partial.write_bytes(text.encode()))
 
 
 def cache_folder() -> Path:
     """The user's folder of ours for what can be made again. Raises RuntimeError where the user has
     no home.
     """
+    if os.name == "nt" and not os.environ.get("XDG_CACHE_HOME"):
+        return _local_data() / "minicpm-mlc" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicpm-mlc"
+
+
+def state_folder() -> Path:
+    """The user's folder of ours for what can't be made again: typed lines, trusted bundles. Raises
+    RuntimeError where the user has no home.
+    """
+    if os.name == "nt":
+        return _local_data() / "minicpm-mlc"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "minicpm-mlc"
+
+
+def _local_data() -> Path:
+    return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
 
 
 def cache_file(kind: str, key: bytes) -> Path:

@@ -113,6 +113,10 @@ def _is_own(path: Path) -> bool:
 
 
 def _alive(number: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        import psutil
+
+        return psutil.pid_exists(number)
     try:
         os.kill(number, 0)
     except ProcessLookupError:

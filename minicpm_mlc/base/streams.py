@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.base.text import decode_text, harmless
+from minicpm_mlc.base.text import MARK, decode_text, harmless
 
 LONGEST_INPUT = 16 << 20  # bytes; no context holds more
 NOTE_SECONDS = 3.0  # of waiting for standard input, before that is told
@@ -63,18 +64,47 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def read_piped() -> str:
-    """All of standard input, which is no terminal. What can't be read becomes U+FFFD.
+    """All of standard input, which is no terminal. What can't be read becomes U+FFFD, which is
+    told.
 
     Raises InputError for more than LONGEST_INPUT bytes.
     """
     with _note_of_waiting():
         data = sys.stdin.buffer.read(LONGEST_INPUT + 1)
+    return _text(data, "standard input", sys.stdin.encoding, _note)
+
+
+def read_text(path: Path, note: Callable[[str], object] | None = None) -> str:
+    """The text of a file; what isn't UTF-8 becomes U+FFFD, and `note` (None: standard error) is
+    told so. Raises InputError for a file that can't be read, or is larger than LONGEST_INPUT.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe's end may never come
+            raise InputError(f"{path} is not a file; name another one")
+        with open(path, "rb") as file:
+            data = file.read(LONGEST_INPUT + 1)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); name another file") from None
+    return _text(data, str(path), "utf-8", note or _note)
+
+
+def _text(data: bytes, source: str, encoding: str, note: Callable[[str], object]) -> str:
     if len(data) > LONGEST_INPUT:
         raise InputError(
-            f"standard input has more than {LONGEST_INPUT >> 20} MiB, which no context holds; "
-            "pipe less text in"
+            f"{source} has more than {LONGEST_INPUT >> 20} MiB, which no context holds; give less "
+            "text"
         )
-    return decode_text(data, sys.stdin.encoding)
+    text = decode_text(data, encoding)
+    if unreadable := text.count(MARK) - data.count(MARK.encode()):
+        note(
+            f"{source} is not {encoding.upper()} text: {unreadable} characters could not be read; "
+            "convert it, for example with iconv"
+        )
+    return text
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}", stream=sys.stderr)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME
 from minicpm_mlc.bench.timing import compiled, medians, use_threads
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import draft_config_like, eagles
@@ -25,7 +26,7 @@ from minicpm_mlc.runtime_py.memory import reserve
 from minicpm_mlc.targets.cpu import CpuTarget
 
 KIND = "eagle2"
-SCHEME = SCHEMES["w4"]
+SCHEME = SCHEMES[DEFAULT_SCHEME]
 ROWS = 4  # nodes of a level: draft_top_k by default
 REPEATS = 15
 

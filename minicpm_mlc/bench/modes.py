@@ -56,7 +56,7 @@ MODES: dict[str, tuple[str, ...]] = {
     ),
 }
 _ALWAYS = ("form", "sha256", "trust")  # json or markdown; which bundles may run
-_NAMES = {"bundle": "path", "depth": "depths", "plot": "svg"}  # of the functions that measure
+_NAMES = {"bundle": "path", "depth": "depths", "plot": "picture"}  # of the functions that measure
 
 
 def mode_and_options(ctx: click.Context) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tokens/s and memory over context length, both gears, as one SVG."""
+"""Tokens/s and memory over context length, both gears, as one SVG or PNG."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.bench.decode import GEARS, bench_gears
 from minicpm_mlc.bench.reports import Reports
 from minicpm_mlc.bench.speed_report import SpeedReport
 from minicpm_mlc.bundle.manifest import Manifest
+
+FORMS = (".svg", ".png")
 
 
 class PlotError(MiniCPMError):
     """A plot that can't be drawn or written."""
 
 
-def bench_both_gears(path: str | Path, svg: str | Path, **options: Any) -> Reports:
+def bench_both_gears(path: str | Path, picture: str | Path, **options: Any) -> Reports:
     """Benchmark a bundle dense and sparse, in turns, and draw both. `options` are bench_gears'.
 
     Raises PlotError before anything is measured where nothing could be drawn, BenchError as
@@ -31,12 +34,13 @@ def bench_both_gears(path: str | Path, svg: str | Path, **options: Any) -> Repor
             f"{path} has no sparse attention, and --plot draws both gears; measure it without "
             "--plot"
         )
-    if not Path(svg).absolute().parent.is_dir():
-        raise PlotError(f"{svg} can't be written: its folder is not there; choose another file")
+    _form(Path(picture))
+    if not Path(picture).absolute().parent.is_dir():
+        raise PlotError(f"{picture} can't be written: its folder is not there; choose another file")
     reports = bench_gears(
-        path, GEARS[::-1], f"--plot {shlex.quote(str(svg))}", **options
+        path, GEARS[::-1], f"--plot {shlex.quote(str(picture))}", **options
     )  # the faster one fills the cache
-    plot(reports, manifest, svg)
+    plot(reports, manifest, picture)
     return Reports(reports)
 
 
@@ -57,15 +61,16 @@ def plot(reports: dict[str, SpeedReport], manifest: Manifest, path: str | Path) 
             )
         axis.set(ylabel=f"{phase}, tokens/s", ylim=(0, None))
     depths = sorted({row.depth for report in reports.values() for row in report.rows})
-    needs = [manifest.memory_need(max(depth, 1)) / 2**30 for depth in depths]
+    needs = [manifest.memory_need(max(depth, 1)) for depth in depths]
+    unit, size = ("GiB", 2**30) if max(needs) >= 2**30 else ("MiB", 2**20)
     axes[2].plot(
         depths,
-        needs,
+        [need / size for need in needs],
         marker="o",
         color="black",
         label=f"{' and '.join(reports)}: one cache, segment means in it",
     )
-    axes[2].set(ylabel="memory needed, GiB", xlabel="tokens in the cache", ylim=(0, None))
+    axes[2].set(ylabel=f"memory needed, {unit}", xlabel="tokens in the cache", ylim=(0, None))
     for axis in axes:
         axis.legend()
     first = next(iter(reports.values()))
@@ -81,8 +86,16 @@ def _figure_class() -> Any:
     return Figure
 
 
+def _form(path: Path) -> str:
+    """What kind of file a name asks for. Raises PlotError for one that is not drawn."""
+    if path.suffix.lower() not in FORMS:
+        raise PlotError(f"--plot {path}: name a file that ends in {any_of(FORMS)}")
+    return path.suffix.lower().removeprefix(".")
+
+
 def _write(figure: Any, path: Path) -> None:
+    form = _form(path)
     try:
-        write_whole(path, lambda partial: figure.savefig(partial, format="svg"))
+        write_whole(path, lambda partial: figure.savefig(partial, format=form, dpi=150))
     except OSError as error:
         raise PlotError(f"{path} can't be written: {error.strerror}; choose another file") from None

@@ -18,6 +18,7 @@ import numpy as np
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import decode_text, human_bytes, markdown_table, plain_table
+from minicpm_mlc.bench.accepted import accept_length
 from minicpm_mlc.bench.divergence import Comparison, TextQuality
 from minicpm_mlc.bench.operators import records_of
 from minicpm_mlc.bundle.manifest import MANIFEST
@@ -93,7 +94,7 @@ def _lost(own: np.ndarray, exact: np.ndarray) -> float:
 @dataclass(frozen=True)
 class QualityReport:
     """A bundle beside a reference. `layers`: the relative error of the residual stream behind each
-    layer, of all texts.
+    layer, of all texts. `accept_lengths`: of the two draft heads, None where there is none.
     """
 
     bundle: str
@@ -102,6 +103,7 @@ class QualityReport:
     weights: int  # bytes
     texts: list[TextQuality]
     layers: list[float] = field(default_factory=list)
+    accept_lengths: tuple[float | None, float | None] = (None, None)
 
     def json(self) -> str:
         """One JSON object."""
@@ -109,11 +111,11 @@ class QualityReport:
 
     def plain(self) -> str:
         """For a terminal."""
-        return "\n\n".join([self._head(), plain_table(self._cells()), self._layers()])
+        return "\n\n".join([self._head(), plain_table(self._cells()), self._lines()])
 
     def markdown(self) -> str:
         """The texts as a Markdown table."""
-        return "\n\n".join([self._head(), markdown_table(self._cells()), self._layers()])
+        return "\n\n".join([self._head(), markdown_table(self._cells()), self._lines()])
 
     def _head(self) -> str:
         return f"{self.bundle} ({self.scheme}, {human_bytes(self.weights)}) beside {self.reference}"
@@ -122,9 +124,13 @@ class QualityReport:
         head = ["text", "tokens", "KL", "same token", "perplexity", "of the reference"]
         return [head, *map(_cells, self.texts)]
 
-    def _layers(self) -> str:
+    def _lines(self) -> str:
         shown = " ".join(f"{100 * error:.2g}" for error in self.layers)
-        return f"error of the residual stream behind each layer, %: {shown}"
+        told = [f"error of the residual stream behind each layer, %: {shown}"]
+        if any(self.accept_lengths):
+            own, exact = ("no head" if n is None else f"{n:.3f}" for n in self.accept_lengths)
+            told.append(f"tokens a verified draft brings: {own}, of the reference {exact}")
+        return "\n".join(told)
 
 
 def _cells(row: TextQuality) -> list[str]:
@@ -140,14 +146,15 @@ def bench_quality(
     tokens: int = TOKENS,
     threads: int | None = None,
     attention: str = "auto",
+    draft: str | Path | None = None,
     progress: Progress = no_progress,
     say: Callable[[str], object] = lambda note: None,
 ) -> QualityReport:
-    """A bundle beside `reference`: a bundle, or a checkpoint that is compiled to f32 for this. Both
-    attend by `attention`. Raises MiniCPMError.
+    """A bundle beside `reference`: a bundle, or a checkpoint that is compiled to f32 for this, with
+    the head `draft` if it is given. Both attend by `attention`. Raises MiniCPMError.
     """
     read = read_texts([Path(text) for text in texts])
-    with exact_bundle(Path(reference), tokens, progress, say) as path:
+    with exact_bundle(Path(reference), tokens, draft, progress, say) as path:
         options: dict[str, Any] = {"threads": threads, "attention": attention, "context": tokens}
         with Engine(bundle, **options) as own, Engine(path, **options) as exact:
             report = measure_quality(own, exact, read, tokens, progress)
@@ -158,11 +165,19 @@ def bench_quality(
 def exact_bundle(
     reference: Path,
     tokens: int,
+    draft: str | Path | None = None,
     progress: Progress = no_progress,
     say: Callable[[str], object] = lambda note: None,
 ) -> Iterator[Path]:
-    """The bundle itself, or the checkpoint's in f32 in a temporary folder."""
+    """The bundle itself, or the checkpoint's in f32 in a temporary folder. Raises QualityError for
+    a draft head beside a bundle.
+    """
     if (reference / MANIFEST).is_file():
+        if draft:
+            raise QualityError(
+                f"--draft {draft}: {reference} is a bundle, which has its own draft head or none; "
+                "leave --draft out, or give --reference the checkpoint"
+            )
         yield reference
         return
     from minicpm_mlc.compile import compile_model  # imports TVM
@@ -170,7 +185,8 @@ def exact_bundle(
     with TemporaryDirectory(prefix="minicpm-mlc-quality-") as folder:
         say(f"{reference} is a checkpoint: compiling it to f32 in {folder}, for this run only")
         out = Path(folder) / "f32"
-        compile_model(reference, out, scheme="f32", context=tokens, progress=progress)
+        options: dict[str, Any] = {"scheme": "f32", "context": tokens, "draft": draft}
+        compile_model(reference, out, **options, progress=progress)
         yield out
 
 
@@ -207,10 +223,11 @@ def measure_quality(
     """
     _check_same_model(own, exact)
     watched, errors = (Watched(own), Watched(exact)), LayerErrors()
-    rows, chunk = [], min(CHUNK, own.prefill_chunk, exact.prefill_chunk)
+    rows, read, chunk = [], [], min(CHUNK, own.prefill_chunk, exact.prefill_chunk)
     for place, (name, text) in enumerate(texts.items()):
         progress("comparing", place, len(texts))
         ids = token_ids(own, name, text, min(tokens, own.context, exact.context))
+        read.append(ids)
         comparison = Comparison(name, ids)
         for pair in zip(*(side.answers(ids, chunk) for side in watched), strict=True):
             comparison.add(*pair)
@@ -225,6 +242,7 @@ def measure_quality(
         manifest.memory["weights"],
         rows,
         errors.roots(),
+        (accept_length(own, read), accept_length(exact, read)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,17 @@ ARM_BITS = {
     "i8mm": (_HWCAP2, 13),
     "bf16": (_HWCAP2, 14),
 }
+# LLVM feature -> macOS's name of it below hw.optional.arm
+APPLE_NAMES = {
+    "neon": "AdvSIMD",
+    "lse": "FEAT_LSE",
+    "fullfp16": "FEAT_FP16",
+    "rdm": "FEAT_RDM",
+    "dotprod": "FEAT_DotProd",
+    "fp16fml": "FEAT_FHM",
+    "i8mm": "FEAT_I8MM",
+    "bf16": "FEAT_BF16",
+}
 MACHINE_ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}  # Linux's name of each
 SYSTEM_WORDS = {  # of LLVM's triples, the system that each stands for; the first that occurs counts
     "android": "android",
@@ -66,8 +78,19 @@ SYSTEM_WORDS = {  # of LLVM's triples, the system that each stands for; the firs
     "windows": "windows",
     "mingw": "windows",
 }
-# by system, the value of --device whose bundles run there on arm64; Linux has one per machine
-DEVICE_OF_SYSTEM = {"android": "android", "darwin": "metal", "ios": "ios"}
+# by system, the value of --device whose bundles run there; Linux has one per machine
+DEVICE_OF_SYSTEM = {
+    "android": "android",
+    "darwin": "metal",
+    "ios": "ios",
+    "windows": "windows-x64",
+}
+# and the one for its processor alone
+CPU_DEVICES = {
+    ("linux", "aarch64"): "linux-arm64",
+    ("darwin", "aarch64"): "macos-arm64",
+    ("windows", "x86_64"): "windows-x64",
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,8 @@ def this_host() -> Host:
     """The machine this process runs on."""
     system = "android" if hasattr(sys, "getandroidapilevel") else platform.system().lower()
     machine = _machine(platform.machine())
+    if system == "darwin":
+        return Host(system, machine, _apple_features())
     arm_linux = machine == "aarch64" and system in ("linux", "android")
     return Host(system, machine, _hwcap_features() if arm_linux else _cpuinfo_features())
 
@@ -117,14 +142,16 @@ def compile_options(host: Host, device: str) -> str:
     """
     here = this_host()
     runtime = DEVICE_RUNTIMES.get(device)
-    gpu = device if runtime and runtime.beside_linux else None
-    if host.system == "linux" and host.machine == here.machine:
+    gpu = device if runtime and runtime.beside_linux and host.system == "linux" else None
+    on_processor = host.system == "linux" or device == "cpu"
+    if on_processor and (host.system, host.machine) == (here.system, here.machine):
         return f"--device {gpu or 'cpu'} --cpu {'native' if host == here else _level(host)}"
-    if (host.system, host.machine) == ("linux", "aarch64"):
-        return f"--device linux-arm64{f' --gpu {gpu}' if gpu else ''}"
+    processor = CPU_DEVICES.get((host.system, host.machine))
+    if on_processor and processor:
+        return f"--device {processor}{f' --gpu {gpu}' if gpu else ''}"
     if host.machine == "aarch64" and host.system in DEVICE_OF_SYSTEM:
         return f"--device {DEVICE_OF_SYSTEM[host.system]}"
-    return "--device DEVICE; minicpm-mlc devices lists them"
+    return f"--device {processor or 'DEVICE; minicpm-mlc devices lists them'}"
 
 
 def _level(host: Host) -> str:
@@ -158,6 +185,17 @@ def _hwcap_features() -> frozenset[str]:
     ask.argtypes = [ctypes.c_ulong]
     ask.restype = ctypes.c_ulong
     return frozenset(name for name, (kind, bit) in ARM_BITS.items() if ask(kind) >> bit & 1)
+
+
+def _apple_features() -> frozenset[str] | None:
+    """What macOS 12 and later tells; None before."""
+    command = ["/usr/sbin/sysctl", "hw.optional"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
+    present = {line.partition(":")[0].split(".")[-1] for line in told.splitlines() if ": 1" in line}
+    return frozenset(llvm for llvm, name in APPLE_NAMES.items() if name in present) or None
 
 
 def _cpuinfo_features() -> frozenset[str] | None:

@@ -5,9 +5,9 @@ on this machine.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,6 +21,7 @@ from minicpm_mlc.bundle.manifest_schema import CHECK, MANIFEST, PAGE_SIZE, check
 from minicpm_mlc.bundle.schema import Damaged
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 from minicpm_mlc.bundle.trust import refuse_stranger
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 
 FORMAT = 1  # layout of the bundle folder
 ABI = 7  # functions of the compiled library
@@ -54,7 +55,8 @@ class Manifest:
     it proposes after each row, and its own state table. `state` is the model's (bundle/state.py).
     `mixed` are the linears that aren't stored as `scheme` says: their schemes by the first
     published tensor of each. `calibration` is the text that rounding saw, None if it saw none: the
-    SHA-256 and the number ("tokens") of its token ids.
+    SHA-256 and the number ("tokens") of its token ids. `source` is what a hub calls the checkpoint,
+    with its commit, as `compile` takes it again; None for one that lay on a disk.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Manifest:
     weight_layout: str = "rows16"
     mixed: dict[str, str] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    source: str | None = None
     draft: dict[str, Any] | None = None
     page_size: int = PAGE_SIZE
     library: str = "model.so"
@@ -86,9 +89,11 @@ class Manifest:
         return _parse(_read(Path(folder)), Path(folder))
 
     def compiled_part(self) -> dict[str, Any]:
-        """What the library is compiled from: all but the files, as JSON gives it back."""
+        """What the library is compiled from: all but the files and where the checkpoint was found,
+        as JSON gives it back.
+        """
         whole = json.loads(self.to_bytes())
-        del whole["files"]
+        del whole["files"], whole["source"]
         return whole
 
     def to_bytes(self) -> bytes:
@@ -103,6 +108,11 @@ class Manifest:
         compiled in.
         """
         return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
+
+    @property
+    def symbol_prefix(self) -> str:
+        """What the symbols of its static library begin with, by which an app finds them."""
+        return re.sub(r"\W", "_", f"{self.name}_{self.scheme}_")
 
     @property
     def recurrent(self) -> bool:
@@ -230,6 +240,7 @@ def _parse(text: bytes, folder: Path) -> Manifest:
             f"{folder} has bundle format {seen[0]!r:.9} and ABI {seen[1]!r:.9}; "
             f"this minicpm-mlc reads format {FORMAT} and ABI {ABI}; {COMPILE_AGAIN}"
         )
+    data = {"source": None} | data  # bundles of earlier versions don't tell
     try:
         CHECK(data)
         check_together(data)
@@ -257,10 +268,10 @@ def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> 
 
 
 def _installed_tvm() -> str:
-    try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
-        raise BundleError("apache-tvm is not installed: pip install minicpm-mlc") from None
+    version = tvm_version()
+    if version is None:
+        raise BundleError("TVM's runtime is not installed: pip install minicpm-mlc-runtime")
+    return version
 
 
 def _check_tvm(folder: Path, manifest: Manifest, installed: str) -> None:

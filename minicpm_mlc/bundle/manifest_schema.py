@@ -110,6 +110,7 @@ CHECK: Check = fields(
         "embedding_scheme": text,
         "mixed": by_name(text, text),
         "calibration": optional(_CALIBRATION),
+        "source": optional(text),
         "activations": one_of(*WEIGHT_LAYOUTS),
         "weight_layout": one_of(*WEIGHT_LAYOUTS.values()),
         "target": _TARGET,

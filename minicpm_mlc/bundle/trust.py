@@ -7,11 +7,11 @@ at once don't meet, and removing one takes the trust back.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.base.files import state_folder
 
 _allowed: set[str] = set()  # what this process was told to run
 
@@ -43,11 +43,7 @@ def is_trusted(sha256: str) -> bool:
 
 def trusted_folder() -> Path:
     """Where trusted manifests are remembered. Raises RuntimeError where the user has no home."""
-    if os.name == "nt":
-        state = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "minicpm-mlc" / "trusted"
+    return state_folder() / "trusted"
 
 
 def refuse_stranger(folder: Path, sha256: str) -> None:

@@ -11,6 +11,7 @@ from minicpm_mlc.cli import (
     bench,
     chat,
     compile,
+    demo,
     frspec,
     hub,
     inspect,
@@ -33,6 +34,7 @@ def main() -> None:
 
 for verb in (  # in the order of a user's work
     run.run,
+    demo.demo,
     hub.pull,
     compile.compile_command,
     chat.chat,

@@ -14,7 +14,7 @@ from minicpm_mlc.cli.trust import trust_options
 
 
 @click.command(
-    cls=Command, **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4-cpu --depth 0,1024 --markdown")
+    cls=Command, **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4a-cpu --depth 0,1024 --markdown")
 )
 @click.argument("bundle", type=click.Path(), required=False)
 @click.option(
@@ -56,7 +56,9 @@ from minicpm_mlc.cli.trust import trust_options
     help="Fill the cache with random numbers instead of computing the tokens.",
 )
 @click.option(
-    "--plot", type=click.Path(), help="Measure both gears and draw them into this SVG file."
+    "--plot",
+    type=click.Path(),
+    help="Measure both gears and draw them into this .svg or .png file.",
 )
 @click.option(
     "--speculate", type=SPECULATE, help="Speculative decoding against plain, with this drafter."

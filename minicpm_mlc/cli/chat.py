@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4-cpu --prompt "What is a page table?"'),
+    **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4a-cpu --prompt "What is a page table?"'),
 )
 @click.argument("bundle", type=click.Path())
 @chat_options
@@ -36,40 +36,40 @@ def chat(
     converse(bundle, remote, **options)
 
 
-def converse(
-    bundle: str,
-    remote: RemoteMachine | None,
-    *,
-    prompt: str | None,
-    system: str | None,
-    context: int | None,
-    threads: int | None,
-    attention: str,
-    draft_model: str | None,
-    hide_thinking: bool,
-    show_blocks: bool,
-    as_json: bool,
-    stats: bool,
-    **options: Any,
-) -> None:
+def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
     """Opens `bundle`, and answers the question that the options or a pipe hold, or else talks."""
-    from minicpm_mlc.runtime_py.chat.repl import answer_once, given_options, read_question, talk
+    from minicpm_mlc.runtime_py.chat.repl import (
+        Look,
+        answer_once,
+        conversation_of,
+        given_options,
+        read_question,
+        talk,
+        text_or_file,
+    )
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
+    take = options.pop
+    opened = {name: take(name) for name in ("context", "threads", "attention")}
+    opened["draft"] = take("draft_model")
+    look = Look(
+        **{name: take(name) for name in ("hide_thinking", "show_blocks", "markdown", "stats")},
+        debug=debugging(click.get_current_context()),
+    )
+    load, go_on, as_json = take("load"), take("go_on"), take("as_json")
+    role, asked = ((take(name), take(f"{name}_file")) for name in ("system", "prompt"))
     given = given_options(options)
     shared: dict[str, Any] = {
-        "system": system,
-        "hide_thinking": hide_thinking,
-        "show_blocks": show_blocks,
+        "options": given,
+        "system": text_or_file(*role, "--system"),
+        "look": look,
+        "saved": conversation_of(load, go_on),
     }
-    question = read_question(prompt)
-    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    question = read_question(text_or_file(*asked, "--prompt"))
     with Engine(bundle, remote=remote, **opened) as engine:
         check_device(engine)
         if question is None:
-            talk(engine, options=given, debug=debugging(click.get_current_context()), **shared)
+            talk(engine, **shared)
         else:
-            answer_once(
-                engine, question, options=given, as_json=as_json, with_stats=stats, **shared
-            )
+            answer_once(engine, question, as_json=as_json, **shared)

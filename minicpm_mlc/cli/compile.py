@@ -9,19 +9,17 @@ import click
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example, note
-from minicpm_mlc.cli.options import KV, SCHEMES
+from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 
 
 @click.command(
     "compile", cls=Command, **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4")
 )
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o", "--out", type=click.Path(), help="Bundle folder to write.  [default: NAME-SCHEME-DEVICE]"
 )
-@click.option(
-    "--device", default="cpu", help="What to compile for; minicpm-mlc devices lists what there is."
-)
+@device_option("What to compile for; minicpm-mlc devices lists what there is.")
 @click.option(
     "--cpu",
     help="native, a level such as x86-64-v3, or a processor that LLVM knows.  [default: native "
@@ -36,7 +34,8 @@ from minicpm_mlc.cli.options import KV, SCHEMES
 @click.option(
     "--quant",
     type=SCHEMES,
-    help="How the weights are stored.  [default: w4; of quantised weights, what holds them]",
+    help="How the weights are stored.  [default: w4a, with --bits w4k; of quantised weights, what "
+    "holds them]",
 )
 @click.option(
     "--embedding-quant",
@@ -106,7 +105,7 @@ from minicpm_mlc.cli.options import KV, SCHEMES
     "--bits",
     type=click.FloatRange(min=1, max=32),
     help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
-    "gain most.",
+    "gain most, such as 4.85.",
 )
 @click.option(
     "--dry-run",
@@ -141,14 +140,18 @@ def compile_command(
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
-    from minicpm_mlc.hub.pull import local_adapter, local_path
+    from minicpm_mlc.hub.pull import local_adapter, local_path, local_source
 
     with show_progress() as report:
         adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):
             draft = local_path(draft, report, note)
+        origin = None
+        if not random_weights:
+            source, origin = local_source(source, report, note)
         result = compile_model(
-            source if random_weights else local_path(source, report, note),
+            source,
+            origin=origin,
             adapters=adapters,
             draft=draft,
             random_weights=random_weights,

@@ -10,7 +10,7 @@ from minicpm_mlc.cli.commands import Command, example, print_report
 
 
 @click.command(cls=Command, **example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"))
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option("--speed/--no-speed", default=True, help="Forecast tokens/s on this machine.")
 @click.option("--measure", is_flag=True, help="Measure this machine's limits again first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

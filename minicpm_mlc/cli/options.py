@@ -30,6 +30,15 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0,1024", param, ctx)
 
 
+def device_option(text: str) -> Any:
+    """--device, whose values the shell completes."""
+
+    def complete(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+        return [name for name in choices.DEVICES if name.startswith(typed)]
+
+    return click.option("--device", default="cpu", help=text, shell_complete=complete)
+
+
 def drafting_options(command: Any) -> Any:
     """The options of speculative decoding."""
     options = [
@@ -76,7 +85,11 @@ def chat_options(command: Any) -> Any:
     """What a conversation or one question can be told: sampling, thinking, speculation, output."""
     options = [
         click.option("--prompt", help="Answer this and leave. Piped text goes before it."),
+        click.option("--prompt-file", type=click.Path(), help="The same, from a file."),
         click.option("--system", help="System prompt."),
+        click.option("--system-file", type=click.Path(), help="The same, from a file."),
+        click.option("--load", type=click.Path(), help="Go on with a conversation of /save."),
+        click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation."),
         click.option(
             "--context",
             type=int,
@@ -108,7 +121,14 @@ def chat_options(command: Any) -> Any:
             help="Guess tokens ahead; the text stays the same.  [default: auto]",
         ),
         drafting_options,
+        click.option(
+            "--overflow",
+            type=click.Choice(choices.OVERFLOW),
+            help="A full context ends the conversation, or drops its oldest turns.  "
+            "[default: error]",
+        ),
         click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks."),
+        click.option("--markdown", is_flag=True, help="Render answers, in a terminal."),
         click.option(
             "--show-blocks",
             is_flag=True,
@@ -121,9 +141,9 @@ def chat_options(command: Any) -> Any:
             help="One question: print answer, thinking and numbers as JSON.",
         ),
         click.option(
-            "--stats",
-            is_flag=True,
-            help="One question: print tokens/s and context used on standard error.",
+            "--stats/--no-stats",
+            default=None,
+            help="Tokens/s and context used.  [default: in a conversation, after each answer]",
         ),
     ]
     return _with(command, options)

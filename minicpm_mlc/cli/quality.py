@@ -13,7 +13,8 @@ from minicpm_mlc.cli.trust import trust_options
 
 
 @click.command(
-    cls=Command, **example("minicpm-mlc quality ./MiniCPM4-0.5B-w4-cpu --reference ./MiniCPM4-0.5B")
+    cls=Command,
+    **example("minicpm-mlc quality ./MiniCPM4-0.5B-w4a-cpu --reference ./MiniCPM4-0.5B"),
 )
 @click.argument("bundle", type=click.Path())
 @click.option(
@@ -21,6 +22,11 @@ from minicpm_mlc.cli.trust import trust_options
     type=click.Path(),
     required=True,
     help="What is exact: a checkpoint, compiled to f32 for this, or a bundle.",
+)
+@click.option(
+    "--draft",
+    type=click.Path(),
+    help="The draft head of a checkpoint that is the reference: accept lengths are compared.",
 )
 @click.option(
     "--text",
@@ -38,8 +44,8 @@ from minicpm_mlc.cli.trust import trust_options
 def quality(form: str | None, **options: Any) -> None:
     """Measure how far BUNDLE's answers are from the unquantised model's.
 
-    Kullback-Leibler divergence, how often the likeliest token is the same, perplexity, and the
-    error of the residual stream layer by layer.
+    Kullback-Leibler divergence, how often the likeliest token is the same, perplexity, the error of
+    the residual stream layer by layer, and where there are draft heads, how many tokens they bring.
     """
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.bench.quality import bench_quality

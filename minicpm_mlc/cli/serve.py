@@ -13,10 +13,10 @@ from minicpm_mlc.cli.options import ATTENTION
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4-cpu"))
+@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"))
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
-@click.option("--port", default=8000, help="0 is any free one.")
+@click.option("--port", default=choices.SERVE_PORT, help="0 is any free one.")
 @click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
 @click.option("--max-waiting", default=64, help="Requests that may wait; one more gets status 429.")
 @click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
@@ -53,6 +53,13 @@ from minicpm_mlc.cli.trust import trust_options
     type=click.Path(),
     help="A smaller bundle with the same tokenizer, to draft with.",
 )
+@click.option(
+    "--ray", is_flag=True, help="On a Ray cluster: RAY_ADDRESS's, or one of this machine alone."
+)
+@click.option(
+    "--replicas",
+    help="With --ray, N or MIN:MAX.  [default: up to one for each node, or GPU]",
+)
 @trust_options
 def serve(
     bundle: str,
@@ -64,13 +71,21 @@ def serve(
     threads: int | None,
     attention: str,
     draft_model: str | None,
+    ray: bool,
+    replicas: str | None,
     **options: Any,
 ) -> None:
     """Answer the APIs of OpenAI, Anthropic and Ollama with BUNDLE."""
-    from minicpm_mlc.serve.server import Serving, given_keys
+    from minicpm_mlc.serve.options import Serving, given_keys
+    from minicpm_mlc.serve.server import check_libraries
     from minicpm_mlc.serve.server import serve as serve_bundle
 
+    check_libraries()
     keys = given_keys(api_key, api_key_file)
     serving = Serving(keys=keys, origins=cors_origin, hosts=allowed_host, **options)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    if ray:
+        from minicpm_mlc.serve.ray_serve import run
+
+        return run(bundle, serving, say, replicas, **opened)
     serve_bundle(bundle, serving, say, **opened)

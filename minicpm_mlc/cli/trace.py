@@ -15,7 +15,7 @@ from minicpm_mlc.cli.trust import trust_options
 
 @click.command(
     cls=Command,
-    **example("minicpm-mlc trace ./MiniCPM4.1-8B-w4-cpu --prompt-file question.txt -o trace.html"),
+    **example("minicpm-mlc trace ./MiniCPM4.1-8B-w4a-cpu --prompt-file question.txt -o trace.html"),
 )
 @click.argument("bundle", type=click.Path())
 @click.option(

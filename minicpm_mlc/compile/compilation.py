@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Compilation:
     """A model for a target, for up to `longest` tokens of context and `chunk` rows of a prefill.
 
-    `draft`: a draft head, and how it is stored. `calibration`: what the manifest says of the text
-    that rounding saw.
+    `draft`: a draft head, and how it is stored. `calibration` and `source`: what the manifest says
+    of the text that rounding saw, and of where the checkpoint is from.
     """
 
     config: ModelConfig
@@ -35,6 +35,7 @@ class Compilation:
     chunk: int
     draft: tuple[DraftConfig, Precision] | None = None
     calibration: dict[str, Any] | None = None
+    source: str | None = None
 
     @cached_property
     def params(self) -> list[Param]:
@@ -50,7 +51,12 @@ class Compilation:
     @cached_property
     def manifest(self) -> Manifest:
         """The bundle's manifest, but for its files and the names of the stored tensors."""
-        made = make_manifest(
+        made = replace(self._manifest, source=self.source)
+        return with_draft(made, *self.draft, self.params) if self.draft else made
+
+    @property
+    def _manifest(self) -> Manifest:
+        return make_manifest(
             self.config,
             self.precision,
             self.target,
@@ -59,7 +65,6 @@ class Compilation:
             self.chunk,
             self.calibration,
         )
-        return with_draft(made, *self.draft, self.params) if self.draft else made
 
     def program(self) -> Program:
         """The functions to lower. Raises AssertionError if they take other parameters than are

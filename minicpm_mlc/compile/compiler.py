@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minicpm_mlc.base.choices import BUDGET_SCHEME, DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.interrupts import interrupts_told
 from minicpm_mlc.base.progress import Progress, no_progress
@@ -50,10 +50,9 @@ def compile_model(
     cpu: str | None = None,
     gpu: str | None = None,  # beside an arm64 processor
     arch: str | None = None,  # of CUDA: all, or for example sm_87,sm_90
-    scheme: str
-    | None = None,  # of weights; None: w4, or what holds most quantised ones as they are
+    scheme: str | None = None,  # None: w4a, w4k with `bits`, or what holds most quantised weights
     embedding_scheme: str | None = None,
-    activations: str = "auto",  # int8 beside w4 or w8 if the processor multiplies it; int8; f32
+    activations: str = "auto",  # int8 beside integers if the processor multiplies it; int8; f32
     kv: str | None = None,  # None: f16, or f32 beside f32 weights
     context: int | None = None,  # the longest, in tokens; None: the model's
     prefill_chunk: int | None = None,  # most tokens of a prompt that are computed at a time
@@ -66,6 +65,7 @@ def compile_model(
     bits: float | None = None,  # of a linear's weight on average; richer schemes where most gained
     adapters: Sequence[str] = (),  # folders of LoRA adapters, each with ":WEIGHT" or without
     ternary: int | None = None,  # columns of a group that is rounded to three values, as BitCPM's
+    origin: str | None = None,  # what a hub calls the source, with its commit
     overwrite: bool = False,
     random_weights: bool = False,  # `source` may be a published model's name
     dry_run: bool = False,  # write nothing
@@ -84,7 +84,8 @@ def compile_model(
         head = _open_head(draft, opened.config, frspec)
         longest, config = opened.for_context(context, attention)
         target = get_target(device, cpu, gpu, arch)
-        precision = opened.precision(scheme, embedding_scheme, activations, kv, target)
+        usual = DEFAULT_SCHEME if bits is None else BUDGET_SCHEME
+        precision = opened.precision(scheme, embedding_scheme, activations, kv, target, usual)
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
         lost = opened.rounded(precision)
@@ -94,7 +95,8 @@ def compile_model(
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         said = work.said if work else opened.calibration
-        compilation = Compilation(config, precision, target, longest, chunk, stored, said)
+        told = (said, origin or opened.origin)
+        compilation = Compilation(config, precision, target, longest, chunk, stored, *told)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)
         if not dry_run:
@@ -166,9 +168,8 @@ def _add_library(
     """The library, which tells its bundle from others, and the cases of its kernels."""
     cases = to_bytes(program.cases())
     facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
-    prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")
     with bundle.scratch() as scratch, temporary_files_in(scratch):
-        program.write(scratch, prefix, facts)
+        program.write(scratch, manifest.symbol_prefix, facts)
         for library in program.target.libraries:
             bundle.add_file(library, scratch / library)
     bundle.add_file(KERNEL_CASES, cases)

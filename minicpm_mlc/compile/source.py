@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CheckpointError, CompileError
 from minicpm_mlc.bundle.manifest_schema import MANIFEST
 from minicpm_mlc.bundle.small_files import SmallFiles
@@ -41,8 +42,6 @@ from minicpm_mlc.compile.storage import choose_precision
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.targets import Target
 
-DEFAULT_SCHEME = "w4"
-
 
 @dataclass(frozen=True)
 class Source:
@@ -58,16 +57,18 @@ class Source:
         """The weights, if they are a bundle's."""
         return self.weights if isinstance(self.weights, BundleWeights) else None
 
-    def _schemes(self, scheme: str | None, embedding: str | None) -> tuple[str, str | None]:
-        """Those of the weights, and of embedding and head, of which None is what suits the
-        weights.
+    def _schemes(
+        self, scheme: str | None, embedding: str | None, usual: str
+    ) -> tuple[str, str | None]:
+        """Those of the weights, `usual` for floats, and of embedding and head, of which None is
+        what suits the weights.
         """
         if self.stored:
             self.stored.require(scheme, embedding)
         if scheme is not None:
             return scheme, embedding
         linear, tables = self.weights.schemes()
-        return linear or DEFAULT_SCHEME, embedding or tables
+        return linear or usual, embedding or tables
 
     def precision(
         self,
@@ -76,10 +77,13 @@ class Source:
         activations: str,
         kv: str | None,
         target: Target,
+        usual: str = DEFAULT_SCHEME,
     ) -> Precision:
-        """How to store what the source holds; None takes what suits it. Raises CompileError."""
+        """How to store what the source holds; None takes what suits it, `usual` for floats. Raises
+        CompileError.
+        """
         kv = kv or (self.stored.precision.kv.name if self.stored else None)
-        schemes = self._schemes(scheme, embedding)
+        schemes = self._schemes(scheme, embedding, usual)
         precision = choose_precision(*schemes, activations, kv, target)
         return replace(precision, mixed=self._mixed(precision, scheme))
 
@@ -103,6 +107,11 @@ class Source:
     def calibration(self) -> dict[str, Any] | None:
         """What a bundle's manifest says of it."""
         return self.stored.manifest.calibration if self.stored else None
+
+    @property
+    def origin(self) -> str | None:
+        """Where a bundle's checkpoint was from."""
+        return self.stored.manifest.source if self.stored else None
 
     def offer(self, precision: Precision) -> str | None:
         """What calibration could do for weights that are rounded here."""

@@ -54,7 +54,8 @@ def _activations(wanted: str, integer_weights: bool, target: Target) -> str:
         raise CompileError(f"--activations {wanted}: choose {any_of(ACTIVATIONS)}")
     if wanted == "int8" and not integer_weights:
         raise CompileError(
-            "--activations int8: the weights are floats; use --quant w4 or w8, or --activations f32"
+            "--activations int8: the weights are floats; use --quant w4a or w8, or "
+            "--activations f32"
         )
     if wanted == "int8" and not target.int8_dot:
         raise CompileError(f"--activations int8: {target.no_int8_dot}; use --activations f32")

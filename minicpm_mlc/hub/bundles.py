@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from minicpm_mlc.base.files import cache_folder, remember
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.host import this_host
 from minicpm_mlc.bundle.manifest import ABI, FORMAT, MANIFEST
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 from minicpm_mlc.hub import records
 from minicpm_mlc.hub.names import Name, parse_name
 from minicpm_mlc.hub.pull import pull
@@ -27,7 +27,8 @@ from minicpm_mlc.hub.pull import pull
 KIND = "bundles"
 KEY_DIGITS = 12
 Say = Callable[[str], object]
-Make = Callable[[str, Path], object]  # compiles a path into a bundle at another
+# compiles a path into a bundle at another, which says that it is of this name and commit
+Make = Callable[[str, Path, str | None], object]
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,15 @@ def bundle_for(
         assert place, "what was fetched is known"
         if again or not (place / MANIFEST).is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
-            make(path, place)
-    record = records.find(name) if name else None
+            record = _record(name)
+            make(path, place, record and record.origin)
+    record = _record(name)
     _remember(Compiled(source, record.revision if record else "", options, place))
     return place
+
+
+def _record(name: Name | None) -> records.Record | None:
+    return records.find(name) if name else None
 
 
 def compiled() -> Iterator[tuple[Path, Compiled]]:
@@ -115,12 +121,12 @@ def _place(source: str, options: dict[str, Any], facts: str | None) -> Path | No
     if facts is None:
         return None
     host = this_host()
-    programs = [FORMAT, ABI, __version__, version("apache-tvm")]
+    programs = [FORMAT, ABI, __version__, tvm_version()]
     machine = [host.system, host.machine, sorted(host.features or ())]
     told = json.dumps([facts, sorted(options.items()), programs, machine])
     key = hashlib.sha256(told.encode()).hexdigest()[:KEY_DIGITS]
     name = parse_name(source)
-    label = (name.repository if name else str(Path(source).absolute())).rpartition("/")[2]
+    label = name.repository.rpartition("/")[2] if name else Path(source).absolute().name
     try:
         return cache_folder() / KIND / f"{label.removesuffix('.gguf')}-{key}"
     except RuntimeError:

@@ -38,6 +38,12 @@ class Name:
         return f"{hub}{self.repository}{revision}{f':{self.choice}' if self.choice else ''}"
 
 
+def read_name(text: str) -> Name | None:
+    """The repository that a text names, whatever lies on this machine; None for other texts."""
+    found = _NAME.fullmatch(text)
+    return found and Name(**(found.groupdict() | {"hub": found["hub"] or HUGGING_FACE}))
+
+
 def parse_name(source: str) -> Name | None:
     """The repository that `source` names. None for a path: what lies on this machine always wins.
 
@@ -45,8 +51,8 @@ def parse_name(source: str) -> Name | None:
     """
     if Path(source).exists():
         return None
-    if found := _NAME.fullmatch(source):
-        return Name(**(found.groupdict() | {"hub": found["hub"] or HUGGING_FACE}))
+    if name := read_name(source):
+        return name
     if source.startswith((f"{HUGGING_FACE}:", f"{MODELSCOPE}:")):
         raise HubError(f"{quoted(source)} is no name; give {FORM}, for example {EXAMPLES}")
     return None

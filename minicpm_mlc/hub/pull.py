@@ -12,6 +12,7 @@ from typing import Protocol
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes, shown
+from minicpm_mlc.bundle.supported import check_system
 from minicpm_mlc.hub import records
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import EXAMPLES, FORM, MODELSCOPE, Name, parse_name
@@ -98,10 +99,22 @@ def pull_source(source: str, progress: Progress, say: Callable[[str], object]) -
     raise HubError(f"{shown(source)} is neither here nor a name: give {FORM}, such as {EXAMPLES}")
 
 
-def local_path(source: str, progress: Progress, say: Callable[[str], object]) -> str:
-    """The path that a source stands for: itself, or where its repository was pulled to."""
+def local_source(
+    source: str, progress: Progress, say: Callable[[str], object]
+) -> tuple[str, str | None]:
+    """The path that a source stands for: itself, or where its repository was pulled to; and of a
+    repository its name with the commit that was pulled.
+    """
     name = parse_name(source)
-    return source if name is None else str(pull(name, progress, say).path)
+    if name is None:
+        return source, None
+    pulled = pull(name, progress, say)
+    return str(pulled.path), pulled.record and pulled.record.origin
+
+
+def local_path(source: str, progress: Progress, say: Callable[[str], object]) -> str:
+    """The path alone."""
+    return local_source(source, progress, say)[0]
 
 
 def local_adapter(given: str, progress: Progress, say: Callable[[str], object]) -> str:
@@ -118,8 +131,9 @@ def pull(
     """Fetches what is missing of a model. Where the hub can't be reached, what was fetched before
     is used, and `say` is told so.
 
-    Raises HubError.
+    Raises HubError, and UnsupportedSystemError where nothing could be done with the files.
     """
+    check_system()
     hub = open_hub(name)
     try:
         listing = hub.listing(name)

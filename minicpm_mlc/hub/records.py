@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.files import cache_file, remember
-from minicpm_mlc.hub.names import Name
+from minicpm_mlc.hub.names import Name, read_name
 from minicpm_mlc.hub.needed import Needed
 
 KIND = "pulled"
@@ -37,6 +37,14 @@ class Record:
     def path(self) -> Path:
         """What is compiled."""
         return Path(self.folder) / self.main
+
+    @property
+    def origin(self) -> str | None:
+        """The name with the commit that was pulled: what brings the same files again. ModelScope
+        tells no commit, so that a branch stays one.
+        """
+        name = read_name(self.name)
+        return name and str(replace(name, revision=self.revision))
 
     @property
     def is_whole(self) -> bool:

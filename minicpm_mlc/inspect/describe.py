@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlc.base.choices import DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # what a bundle needs comes without the compiler
     Found = tuple[dict[str, Any], ModelConfig | None]
 
 PROGRAM = "it runs with your rights: run it only if you trust its maker (hashes don't tell)"
-COMPARED = ("f16", "w8", "w4")  # those worth comparing before anything is compiled
+COMPARED = ("f16", "w8", DEFAULT_SCHEME)  # those worth comparing before anything is compiled
 
 
 class NotFoundError(MiniCPMError):
@@ -85,6 +86,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "kind": "bundle",
         "name": manifest.name,
         "manifest SHA-256": manifest_sha256(path),
+        "source": manifest.source or "a folder or file",
         "a program": PROGRAM,
         "runs here": mismatch(manifest.target, this_host())
         or device_here(manifest.target["device"])[1]
@@ -171,6 +173,7 @@ def _forecast(config: ModelConfig, limits: Callable[[], Limits] | None) -> dict[
     """
     from minicpm_mlc.compile.model.registry import count_parameters, sparse_settings
     from minicpm_mlc.inspect.forecast import bundle_bytes, needed_memory, speed_table
+    from minicpm_mlc.inspect.schemes import scheme_rows
 
     config = replace(config, sparse=sparse_settings(config))
     needed = {name: needed_memory(config, name) for name in COMPARED}
@@ -178,6 +181,7 @@ def _forecast(config: ModelConfig, limits: Callable[[], Limits] | None) -> dict[
         "parameters": count_parameters(config),
         "bundle": {name: bundle_bytes(config, name) for name in COMPARED},
         "model": _facts(config.to_dict()),
+        "schemes": scheme_rows(config),
         "memory": [
             {"context": n, **{name: need(n) for name, need in needed.items()}}
             for n in context_lengths(config.max_position_embeddings)
@@ -200,7 +204,7 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line per fact, then the memory table."""
     lines = [f"{shown(report['name'])} ({report['kind']})"]
     for key, value in report.items():
-        if key not in ("kind", "name", "model", "memory", "speed"):
+        if key not in ("kind", "name", "model", "memory", "schemes", "speed"):
             lines.append(f"  {key:<24} {shown(_as_text(key, value))}")
     lines += [
         f"  {shown(key):<24} {shown(_as_text(key, value))}"
@@ -213,6 +217,10 @@ def as_text(report: dict[str, Any]) -> str:
         for row in report["memory"]
     ]
     tables = [["memory", plain_table([columns, *cells])]]
+    if report.get("schemes"):
+        from minicpm_mlc.inspect import schemes
+
+        tables.append(["weights, by compile --quant", schemes.as_text(report["schemes"])])
     if report.get("speed"):
         tables.append(["forecast of tokens/s", _speeds_as_text(report["speed"])])
     return "\n".join([*lines, *(f"\n{title}\n{table}" for title, table in tables)])

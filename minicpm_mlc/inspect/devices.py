@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.runtime_py.device_here import device_here
-from minicpm_mlc.runtime_py.machine import CORES, available_memory, cpu_name, physical_cores
+from minicpm_mlc.runtime_py.machine import (
+    CORES,
+    available_memory,
+    cpu_name,
+    physical_cores,
+    total_memory,
+)
 from minicpm_mlc.targets import DEVICE_OPTIONS
 
 
@@ -24,7 +29,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": physical_cores(),
         "threads": len(CORES),
-        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory": total_memory(),
         "memory available": available_memory(),
         "python": platform.python_version(),
     }

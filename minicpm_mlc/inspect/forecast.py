@@ -34,7 +34,7 @@ UNPACK = 0.125  # one row's products with integer weights, of int8 arithmetic
 UNPACK_FLOAT = 0.26  # the same with exact activations, of float32 arithmetic
 MULTIPLY = 0.50  # products with many rows, of int8 or float32 arithmetic
 ATTEND_ROW = 0.47  # one row's attention, of float32 arithmetic
-ATTEND_ROWS = 0.65  # many rows'
+ATTEND_ROWS = 0.60  # many rows'
 SCORE_ROW = 0.26  # one row's block scores
 # seconds of a decode step in which nothing is read: norms, RoPE, calls, waking threads
 PER_LAYER = 25e-6

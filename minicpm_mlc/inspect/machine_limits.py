@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 
 from minicpm_mlc.base.files import cache_file, remember
 from minicpm_mlc.bench.roofline import Limits
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 
 SAMPLES = 9
@@ -19,7 +19,7 @@ def machine_limits(again: bool = False) -> Limits:
     weren't before.
     """
     threads = physical_cores()
-    key = json.dumps([cpu_name(), threads, version("apache-tvm")])
+    key = json.dumps([cpu_name(), threads, tvm_version()])
     with suppress(OSError, ValueError, TypeError, RuntimeError):
         if not again:
             return Limits(**json.loads(cache_file("limits", key.encode()).read_text()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from minicpm_mlc.base.errors import EngineError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.prompt.sampling import check_count
 from minicpm_mlc.prompt.template import Message
-from minicpm_mlc.runtime_py.chat.text import TextStream
+from minicpm_mlc.runtime_py.chat.text import pieces_of
 from minicpm_mlc.runtime_py.engine import Engine
 
 
@@ -22,7 +21,7 @@ class Trace:
 
     `forced[i, block]` marks the blocks that this row reads whatever the scores. The first `dense`
     tokens of `answer`, each a piece of text, were chosen in the dense gear; the rows are those of
-    the others.
+    the others. `model` is its name.
     """
 
     blocks: list[str]
@@ -30,6 +29,7 @@ class Trace:
     dense: int
     reads: np.ndarray
     forced: np.ndarray
+    model: str = ""
 
 
 def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
@@ -52,14 +52,15 @@ def trace(engine: Engine, messages: list[Message], max_tokens: int) -> Trace:
             f"give a prompt of {engine.gears.dense_len} tokens or more, or --attention sparse"
         )
     dense = len(steps) - len(sparse)
-    texts = list(_pieces(engine, prompt, PAGE_SIZE))
+    texts = list(pieces_of(engine.tokenizer, prompt, PAGE_SIZE))
     own = len(prompt) - 1 + dense  # the position of the first sparse row
     return Trace(
         texts,
-        list(_pieces(engine, answer, 1, after=prompt)),
+        list(pieces_of(engine.tokenizer, answer, 1, after=prompt)),
         dense,
         np.array([count_reads(step, len(texts)) for step in sparse]),
         np.array([engine.gears.forced(own + i, len(texts)) for i in range(len(sparse))]),
+        engine.manifest.name,
     )
 
 
@@ -97,18 +98,6 @@ def _answer(
         answer.append(token)
         steps.append(engine.selected)
     return answer, steps
-
-
-def _pieces(
-    engine: Engine, token_ids: list[int], size: int, after: list[int] | None = None
-) -> Iterator[str]:
-    """The text of every `size` tokens; joined they are the whole text, spaces at their borders and
-    all.
-    """
-    stream = TextStream(engine.tokenizer, after or ())
-    for start in range(0, len(token_ids), size):
-        text = "".join(map(stream.feed, token_ids[start : start + size]))
-        yield text if start + size < len(token_ids) else text + stream.finish()
 
 
 def count_reads(selected: list[np.ndarray], blocks: int) -> np.ndarray:

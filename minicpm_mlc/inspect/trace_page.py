@@ -35,8 +35,14 @@ STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 "
     "1rem;color:#222}"
     "input{position:fixed;top:0;opacity:0;pointer-events:none}label{cursor:pointer}.text{white-space:pre-wrap}.dense{color:#888}"
-    ".layers img{display:none;width:100%;image-rendering:pixelated;border:1px solid #ccc}"
+    ".layers img,.top img,.top b{display:none}.layers img,.top img{width:100%;"
+    "image-rendering:pixelated;border:1px solid #ccc;box-sizing:border-box}"
+    ".top{position:sticky;top:0;background:#fff;padding:.4rem 0;z-index:1}"
+    ".top div{position:relative;height:1.2rem}.top img{height:100%}"
+    ".top nav{position:absolute;inset:0;display:flex}.top a{flex:1}"
+    ".doc span{scroll-margin-top:5rem}"
 )
+JUMPS = 64  # places of the overview that a click goes to
 
 
 def as_html(trace: Trace) -> str:
@@ -53,14 +59,16 @@ def as_html(trace: Trace) -> str:
     )
     dense = html.escape("".join(trace.answer[: trace.dense]))
     rules = "".join(_rules(i, share.mean(0), forced) for i, (share, forced) in enumerate(views))
-    maps = "".join(_map(i, _shades(share, forced)) for i, (share, forced) in enumerate(views))
+    maps = "".join(
+        _picture("m", i, _shades(share, forced)) for i, (share, forced) in enumerate(views)
+    )
     total = views[0][0].mean(0).tolist()
     always = views[0][1].tolist()
     text = "".join(map(_passage, range(len(total)), trace.blocks, total, always))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Blocks read</title><style>{STYLE}"
         f".layers img{{height:{8 * trace.reads.shape[1]}px}}{rules}</style>{inputs}"
-        f"<h1>Blocks read</h1><p>{NOTE}</p>"
+        f"{_overview(trace.model, names, views)}<h1>Blocks read</h1><p>{NOTE}</p>"
         "<h2>Answer</h2><p>Choose a token, or the arrow keys go from one to the next. What is "
         "shown was read by the row that "
         f"chose it{', grey ones in the dense gear, which reads every block' if dense else ''}.</p>"
@@ -108,7 +116,7 @@ def _rules(view: int, share: np.ndarray, forced: np.ndarray) -> str:
     chosen = f"#t{view}:checked~"
     rules = [
         f"{chosen}.answer [for=t{view}]{{outline:2px solid #f80}}{chosen}.layers "
-        f"#m{view}{{display:block}}"
+        f"#m{view}{{display:block}}{chosen}.top :is(#s{view},#n{view}){{display:inline-block}}"
     ]
     for shade in np.unique(shades[shades > 0]).tolist():
         blocks = ",".join(f"#b{block}" for block in np.flatnonzero(shades == shade))
@@ -121,9 +129,27 @@ def _passage(number: int, text: str, share: float, always: bool) -> str:
     return f'<span id=b{number} title="block {number}: {title}">{html.escape(text)}</span>'
 
 
-def _map(view: int, shades: np.ndarray) -> str:
+def _overview(model: str, names: list[str], views: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    """What stays in sight while the page is scrolled: the model, the token, and the whole document
+    as one strip, where a click goes to the passage.
+    """
+    tokens = "".join(f"<b id=n{i}>{html.escape(name)}</b>" for i, name in enumerate(names))
+    strips = "".join(
+        _picture("s", i, _shades(share.mean(0), forced)[None])
+        for i, (share, forced) in enumerate(views)
+    )
+    blocks = len(views[0][1])
+    places = sorted({blocks * i // JUMPS for i in range(JUMPS)})
+    links = "".join(f'<a href="#b{place}" aria-label="block {place}"></a>' for place in places)
     return (
-        f'<img id=m{view} alt="" '
+        f"<header class=top>{html.escape(model)}, read for {tokens}"
+        f"<div>{strips}<nav>{links}</nav></div></header>"
+    )
+
+
+def _picture(kind: str, view: int, shades: np.ndarray) -> str:
+    return (
+        f'<img id={kind}{view} alt="" '
         f'src="data:image/png;base64,{base64.b64encode(_png(shades)).decode()}">'
     )
 

@@ -20,7 +20,7 @@ from minicpm_mlc.ops.paged_samples import (
 )
 from minicpm_mlc.ops.samples import Draw, Sample, sample
 
-ROUNDED = 1e-4  # NMSE; of attention that rounds queries and weights to bfloat16
+ROUNDED = 1e-4  # NMSE; of attention that rounds queries and weights
 
 
 def attend_definition(
@@ -82,7 +82,9 @@ class Attention(PagedOperator):
         return [q, *drawn_pools(draw, pages, self.num_kv_heads, self.head_dim, self.kv)]
 
     def rounded_limit(self, limit: float, traits: Any) -> float:
-        return ROUNDED if self.kv.multiplied_as_bfloat16(traits.bf16_dot) else limit
+        halves = traits.f16_tiles and self.kv.storage == "float16"
+        rounds = halves or self.kv.multiplied_as_bfloat16(traits.bf16_dot)
+        return ROUNDED if rounds else limit
 
     def cost(self, extent: Extent) -> Cost:
         return cost_of_pages(self, extent, self.num_heads, extent.blocks_read)

@@ -5,6 +5,7 @@ have a size for each number of rows. This bounds what it keeps.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -34,6 +35,8 @@ class KeptResults:
 def empty_allocator() -> None:
     """Give the system back what TVM's allocator keeps for all libraries of this process."""
     tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    if os.name == "nt":
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's keeps freed memory too
     if trim:
         trim(0)

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import functools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.prompt.conversation import Chat, chat_of
 from minicpm_mlc.prompt.sampling import check_count
 from minicpm_mlc.prompt.template import ChatTemplate, Message, Prompt
-from minicpm_mlc.prompt.thinking import OPEN, ThinkSplitter
+from minicpm_mlc.prompt.thinking import OPEN
 from minicpm_mlc.prompt.tokenizer import Tokenizer
+from minicpm_mlc.prompt.tools import compact
 from minicpm_mlc.runtime_py.chat.answer_stops import AnswerStops
 from minicpm_mlc.runtime_py.chat.pieces import Pieces
-from minicpm_mlc.runtime_py.chat.reader import ChatReader, TextReader
+from minicpm_mlc.runtime_py.chat.reader import TextReader
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.chat.think_budget import ThinkBudget
+from minicpm_mlc.runtime_py.chats import Chats, format_named
 from minicpm_mlc.runtime_py.collected import Answer, Choice
-from minicpm_mlc.runtime_py.events import Event, Job
+from minicpm_mlc.runtime_py.constraints import Chain
+from minicpm_mlc.runtime_py.events import Event, Job, Reasoning, Text, ToolArguments, ToolCall
 from minicpm_mlc.runtime_py.generation import Generation, TokenReader
-from minicpm_mlc.runtime_py.request import Options, Request
+from minicpm_mlc.runtime_py.overflow import check_overflow, kept_messages
+from minicpm_mlc.runtime_py.request import ChatOptions, Constraint, Options, Request
 from minicpm_mlc.runtime_py.scheduler.awaited import Awaited
 from minicpm_mlc.runtime_py.scheduler.jobs import RunningJob
 from minicpm_mlc.runtime_py.scheduler.task import Task
@@ -31,8 +39,36 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+CHAT_OPTIONS = ChatOptions.__annotations__.keys() - Options.__annotations__.keys()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A chat that is to be answered. `hold` makes what holds one answer to a schema or a call."""
+
+    chat: Chat
+    prompt: Prompt
+    options: Options
+    hold: Callable[[], Constraint] | None
+
+    @property
+    def held(self) -> Options:
+        """The options of one answer, with what holds it."""
+        if self.hold is None:
+            return self.options
+        given = self.options.get("constraint")
+        both: Constraint = Chain([given, self.hold()]) if given else self.hold()
+        return {**self.options, "constraint": both}
+
+
 class Answering(ABC):
-    """Answers in text, by generations that an engine runs."""
+    """Answers in text, by generations that an engine runs. `context`: the most tokens of one."""
+
+    context: int
+
+    manifest: Manifest
+    eos_token_ids: frozenset[int]
+    tool_format = "auto"  # how the model writes calls of tools; another one before the first chat
 
     def __init__(self, files: SmallFiles, bos_token_id: int | None, vocab_size: int) -> None:
         """`files`: the bundle's."""
@@ -76,6 +112,12 @@ class Answering(ABC):
         """The bundle's chat template."""
         return ChatTemplate.from_files(self._files)
 
+    @functools.cached_property
+    def chats(self) -> Chats:
+        """What prompts and answers of conversations are made and read by."""
+        form = format_named(self.tool_format, self.template.source, self.manifest.model)
+        return Chats(self.template, self.tokenizer, self.eos_token_ids, self.vocab_size, form)
+
     def tokenize(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of text, BOS first if the model wants it."""
         return self.tokenizer.encode(text, bos)
@@ -106,74 +148,60 @@ class Answering(ABC):
         """Like generate, for an event loop: `await` it, or read its pieces by `async for`."""
         return Awaited(self._going_on(prompt, options), self.submit, self.cancel)
 
+    def count(
+        self,
+        messages: Ids[Message],
+        *,
+        think: bool | None = None,
+        tools: Ids[Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Tokens of the prompt that chat would make of messages."""
+        own = dict.fromkeys(CHAT_OPTIONS) | {"think": think, "tools": tools}
+        return len(self._rendered(messages, own)[1].ids)
+
     @overload
     def chat(
         self,
         messages: Ids[Message],
         *,
         stream: Literal[False] = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> str: ...
     @overload
     def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: Literal[True],
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Ids[Message], *, stream: Literal[True], **options: Unpack[ChatOptions]
     ) -> Iterator[str]: ...
     def chat(
-        self,
-        messages: Ids[Message],
-        *,
-        stream: bool = False,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Any,
+        self, messages: Ids[Message], *, stream: bool = False, **options: Any
     ) -> str | Iterator[str]:
-        """The assistant's next turn, with its thinking between `<think>` and `</think>`.
+        """The assistant's next turn, with its thinking between `<think>` and `</think>` and calls
+        of tools as the model writes them (chat_events and choices have them read).
 
         Args:
-            messages: {"role", "content"} each.
+            messages: {"role", "content"} each; of tools in the form of OpenAI's chat API.
             stream: gives an iterator of pieces instead of the text.
-            think: whether to think first; None: the template's default.
-            max_think_tokens: the most tokens of thinking; then the block is closed and the answer
-                follows.
-            options: see `Options`.
+            options: see `ChatOptions`.
         """
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
-        texts = _texts(self._pieces(generation), _opening(prompt))
+        asked = self._asked(messages, options)
+        texts = _texts(self._pieces(self._answer(asked)), _opening(asked.prompt))
         return texts if stream else "".join(texts)
 
-    def achat(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
-    ) -> Awaited:
+    def achat(self, messages: Ids[Message], **options: Unpack[ChatOptions]) -> Awaited:
         """Like chat, for an event loop: `await` it, or read its pieces by `async for`."""
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
-        return Awaited(generation, self.submit, self.cancel, _opening(prompt))
+        asked = self._asked(messages, options)
+        opening = _opening(asked.prompt)
+        return Awaited(self._answer(asked), self.submit, self.cancel, opening)
 
     def chat_events(
-        self,
-        messages: Ids[Message],
-        *,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Ids[Message], **options: Unpack[ChatOptions]
     ) -> Generator[tuple[str, str]]:
-        """Like chat, as (kind, text) events; kind is "thinking" or "answer", the markers are left
-        out.
+        """Like chat, as (kind, text) events; kind is "thinking", "answer" or "call", the markers
+        are left out. The text of a call is JSON: {"name", "arguments"}.
         """
-        prompt, generation = self._chat(messages, think, max_think_tokens, options)
-        return _events(self._pieces(generation), ThinkSplitter(prompt.thinking))
+        asked = self._asked(messages, options)
+        request = self.request(asked.prompt.ids, asked.held)
+        reader = self.chats.reader(asked.chat, asked.prompt, request.stop)(0)
+        return _events(self.read(self.generation(request, reader)))
 
     def choices(
         self,
@@ -181,9 +209,7 @@ class Answering(ABC):
         n: int = 1,
         *,
         logprobs: int | None = None,
-        think: bool | None = None,
-        max_think_tokens: int | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> list[Choice]:
         """n answers to one prompt, drawn with the seeds from `seed` on; they share its pages.
 
@@ -191,22 +217,21 @@ class Answering(ABC):
             prompt: messages of a chat, a text, or token ids.
             n: how many answers.
             logprobs: score the answers' tokens, and so many of the likeliest beside each.
-            think, max_think_tokens, options: as in chat.
+            options: as in chat.
         """
         check_count("n", n, lowest=1)
         check_count("logprobs", logprobs or 0)
         stop = options.pop("stop", None)
         StopStrings(stop)
-        reading = {"tokenizer": self.tokenizer, "stop": stop}
         if _is_chat(prompt):
-            made = self.template.prompt(self.tokenizer.raw, cast("Ids[Message]", prompt), think)
-            ids = made.ids
-            reading |= {"opened": made.thinking, "most_thinking": max_think_tokens}
-        else:
-            ids = list(self._prompt_ids(cast("str | Ids[int]", prompt)))
-        kind = ChatReader if _is_chat(prompt) else TextReader
-        reader = functools.partial(kind, prompt_ids=ids, **reading)
-        return self._choices(Job(ids, reader, options, n, logprobs))
+            asked = self._asked(cast("Ids[Message]", prompt), options)
+            reader = self.chats.reader(asked.chat, asked.prompt, stop)
+            hold = asked.hold
+            made = Job(asked.prompt.ids, reader, asked.options, n, logprobs)
+            return self._choices(replace(made, constraint=hold and (lambda _: hold())))
+        ids = list(self._prompt_ids(cast("str | Ids[int]", prompt)))
+        reader = functools.partial(TextReader, tokenizer=self.tokenizer, prompt_ids=ids, stop=stop)
+        return self._choices(Job(ids, reader, cast("Options", options), n, logprobs))
 
     def _prompt_ids(self, prompt: str | Ids[int]) -> Ids[int]:
         if isinstance(prompt, str):
@@ -238,17 +263,42 @@ class Answering(ABC):
         with closing(self.read(generation)) as pieces:
             yield from cast("Generator[str]", pieces)
 
-    def _chat(
-        self, messages: Ids[Message], think: bool | None, max_think_tokens: int | None, options: Any
-    ) -> tuple[Prompt, Generation]:
-        prompt = self.template.prompt(self.tokenizer.raw, messages, think)
-        budget = (
-            None if max_think_tokens is None else ThinkBudget(max_think_tokens, prompt.thinking)
-        )
-        request = self.request(prompt.ids, options)
+    def _asked(self, messages: Ids[Message], options: Mapping[str, Any]) -> Asked:
+        """What a chat asks for. Plain messages go to the template as they are, which says what is
+        wrong with them.
+        """
+        rest = dict(options)
+        own = {name: rest.pop(name, None) for name in CHAT_OPTIONS}
+        overflow = own["overflow"] or "error"
+        check_overflow(overflow)
+        if overflow == "drop_oldest":
+
+            def count(some: Ids[Message]) -> int:
+                return len(self._rendered(some, own)[1].ids)
+
+            pinned, most = own["pinned"] or (), rest.get("max_tokens")
+            kept = kept_messages(messages, count, self.context, pinned, most)
+            messages = [messages[i] for i in kept]
+        chat, prompt = self._rendered(messages, own)
+        return Asked(chat, prompt, cast("Options", rest), self.chats.constraint(chat, prompt))
+
+    def _rendered(self, messages: Ids[Message], own: Mapping[str, Any]) -> tuple[Chat, Prompt]:
+        """The chat, and its prompt; `own` are the ChatOptions that are no Options."""
+        think, most = own["think"], own["max_think_tokens"]
+        called = any("tool_calls" in message for message in messages)
+        if own["tools"] or own["tool_choice"] or called:
+            chat = chat_of(messages, think, most, own["tools"], own["tool_choice"], own["schema"])
+            return chat, self.chats.prompt(chat)
+        chat = Chat((), think, most, schema=own["schema"])
+        return chat, self.template.prompt(self.tokenizer.raw, messages, think)
+
+    def _answer(self, asked: Asked) -> Generation:
+        """What answers it in text."""
+        prompt, most = asked.prompt, asked.chat.most_thinking
+        budget = None if most is None else ThinkBudget(most, prompt.thinking)
+        request = self.request(prompt.ids, asked.held)
         stops = AnswerStops(StopStrings(request.stop, self.tokenizer.hidden), prompt.thinking)
-        reader = Pieces(self.tokenizer, prompt.ids, stops, budget)
-        return prompt, self.generation(request, reader)
+        return self.generation(request, Pieces(self.tokenizer, prompt.ids, stops, budget))
 
 
 def _opening(prompt: Prompt) -> str:
@@ -268,8 +318,22 @@ def _texts(pieces: Generator[str], first: str = "") -> Generator[str]:
         yield from pieces
 
 
-def _events(pieces: Generator[str], splitter: ThinkSplitter) -> Generator[tuple[str, str]]:
-    with closing(pieces):
-        for piece in pieces:
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
+def _events(found: Generator[object]) -> Generator[tuple[str, str]]:
+    """A reader's events, a call's arguments put together."""
+    call: list[str] = []  # its name, then its arguments
+    with closing(found):
+        for event in found:
+            if isinstance(event, ToolArguments):
+                call.append(event.text)
+                continue
+            yield from _called(call)
+            call = [event.name] if isinstance(event, ToolCall) else []
+            if isinstance(event, Reasoning | Text):
+                yield "thinking" if isinstance(event, Reasoning) else "answer", event.text
+    yield from _called(call)
+
+
+def _called(call: list[str]) -> Iterator[tuple[str, str]]:
+    if call:
+        name, *arguments = call
+        yield "call", compact({"name": name, "arguments": json.loads("".join(arguments))})

@@ -229,7 +229,9 @@ def decode_together(models: Ids[CachedModel], token_ids: Ids[int]) -> np.ndarray
     All are in one gear, by the length that the token brings them to. Each row is computed as it
     would be alone. Where the call fails, all sequences are as they were before.
     """
-    slots = np.concatenate([model.sequence.reserve(1) for model in models])
+    for model in models:
+        model.sequence.reserve(1)
+    slots = np.array([len(model) for model in models], np.int32)
     gears = {model.gears.sparse(len(model) + 1) for model in models}
     (sparse,) = gears
     tables = [model.sequence.page_table for model in models]

@@ -31,6 +31,7 @@ class Choice:
     stop: str | None = None
     counts: Counts = field(default_factory=Counts)
     end_token: Scored | None = None
+    block_reads: tuple[int, ...] = ()
 
     @property
     def called(self) -> bool:
@@ -98,3 +99,4 @@ class Answer:
 def _end(choice: Choice, ended: Ended) -> None:
     choice.reason, choice.stop = ended.reason, ended.stop
     choice.counts, choice.end_token = ended.counts, ended.end_token
+    choice.block_reads = ended.block_reads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,8 +91,7 @@ class Engine(Answering):
         on this machine, or that the caller trusts.
 
         Args:
-            context: most tokens in the cache; None: as many as the bundle was compiled for and
-                memory holds.
+            context: most tokens in the cache; None: as many as the bundle and memory allow.
             threads: None: the physical cores.
             attention: "auto" shifts from dense to sparse at the model's dense_len; "dense" or
                 "sparse" forces one.
@@ -110,14 +109,9 @@ class Engine(Answering):
             ContextError: the context exceeds the model's, or the device's free memory.
             EngineError: the saved state is damaged or another bundle's.
         """
-        if threads is not None and threads < 1:
-            raise EngineError(
-                f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
-            )
+        _require_threads(threads)
+        _admit((bundle_path, draft), sha256, trust)
         self._machine: Machine = remote or LocalMachine()
-        if sha256 is not None or trust:
-            for path in filter(None, (bundle_path, draft)):
-                admit(path, sha256, trust)
         bundle = self._machine.read_bundle(bundle_path)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
@@ -139,6 +133,12 @@ class Engine(Answering):
         self.parallel = choose_parallel(manifest, parallel)
         tokens = cache_tokens(manifest, self.context, parallel or 1, available)
         cache = PagedCache(self._machine.open_library(bundle, self.threads), tokens)
+        self._start(cache, draft, resume)
+
+    def _start(
+        self, cache: PagedCache, draft: str | Path | None, resume: str | Path | None
+    ) -> None:
+        """Opens what computes on the cache, which is filled from the file `resume`."""
         small = None if draft is None else self._open_drafter(Path(draft))
         slots = self._open_slots(cache, small)
         self._scheduler: Scheduler | None = Scheduler(
@@ -376,3 +376,19 @@ class Engine(Answering):
         scheduler = self.scheduler
         self._note(generation)
         return read(generation, scheduler, self._turns)
+
+
+def _require_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise EngineError(
+            f"threads is {threads}; it must be 1 or more, or left out for the physical cores"
+        )
+
+
+def _admit(
+    bundles: Iterable[str | Path | None], sha256: str | Collection[str] | None, trust: bool
+) -> None:
+    """Trusts the bundles, if the caller says so."""
+    if sha256 is not None or trust:
+        for path in filter(None, bundles):
+            admit(path, sha256, trust)

@@ -93,6 +93,8 @@ class Ended:
     counts: Counts
     stop: str | None = None  # the stop string that ended it
     end_token: Scored | None = None  # the end token that was drawn, where scores are wanted
+    # of the sparse gear: how often each block of the context was chosen by its score
+    block_reads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,7 @@ class Generation:
         sparse = self.model.gears.sparse(length)
         first = len(self.model)
         rows = self.model.prefill_chunk(part, sparse, all_rows=request.echo)
+        self.stats.computed_tokens += len(part)
         self._logits = rows[-1]
         if request.echo and self.fresh:
             after = request.token_ids[first + 1 : first + 1 + len(part)]

@@ -4,8 +4,6 @@ package.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import os
 import sys
 import threading
@@ -27,6 +25,7 @@ from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import REPAIR, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
+from minicpm_mlc.bundle.supported import check_system
 from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
@@ -37,6 +36,7 @@ from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
+from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
 RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 
@@ -211,14 +211,13 @@ def load_runtime() -> None:
     """Load libtvm_runtime.so, unless the whole of TVM is loaded already."""
     if "tvm" in sys.modules:
         return
-    spec = importlib.util.find_spec("tvm")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    libraries = [path for folder in folders for path in Path(folder).glob("lib/libtvm_runtime.*")]
-    if not libraries:
+    check_system()
+    path = tvm_library("tvm_runtime")
+    if path is None:
         raise BundleError(
-            "TVM's runtime library is not installed; try: pip install apache-tvm==0.27.0.post1"
+            "TVM's runtime library is not installed; try: pip install minicpm-mlc-runtime"
         )
-    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
+    load_global(path)
 
 
 def _check_threads(threads: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import floor, inf
 from pathlib import Path, PurePosixPath
 
+from minicpm_mlc.runtime_py.other_systems import processor_name, told_by_system
+
 try:
     import resource
 except ImportError:  # Windows has no such limits
@@ -48,11 +50,16 @@ class Limits:
     cpus: float
 
 
+def is_linux() -> bool:
+    """Whether /proc and /sys tell; Android's are Linux's."""
+    return platform.system() in ("Linux", "Android")
+
+
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
     lines = _read(PROC / "cpuinfo").splitlines()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return next(names, "") or processor_name() or platform.processor() or platform.machine()
 
 
 def physical_cores() -> int:
@@ -62,13 +69,20 @@ def physical_cores() -> int:
     siblings = {
         _read(CPUS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in CORES
     }
-    return max(1, floor(min(len(siblings), limits().cpus + 0.5)))
+    cores = len(siblings) if is_linux() else min(told_by_system().cores, len(CORES))
+    return max(1, floor(min(cores, limits().cpus + 0.5)))
+
+
+def total_memory() -> int:
+    """Bytes that this machine has."""
+    known = _table(PROC / "meminfo").get("MemTotal:", 0) * 1024
+    return known or told_by_system().memory
 
 
 def available_memory() -> int:
     """Bytes that can be taken without swapping."""
     known = _table(PROC / "meminfo").get("MemAvailable:", 0) * 1024
-    free = known or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = known or told_by_system().available
     return max(0, int(min(free, limits().memory)))
 
 

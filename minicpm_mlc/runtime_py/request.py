@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict
 
@@ -13,6 +12,7 @@ import numpy as np
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted
 from minicpm_mlc.prompt.sampling import SamplingParams, check_count
+from minicpm_mlc.prompt.template import Message as Message  # what a call is given
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
@@ -54,6 +54,24 @@ class Options(TypedDict, total=False):
     draft_top_k: int | None
     on_prefill: Callable[[int, int], None] | None  # (tokens done, tokens to do)
     constraint: Constraint | None  # which tokens may come
+
+
+class ChatOptions(Options, total=False):
+    """Options of one answer in a chat."""
+
+    think: bool | None  # whether to think first; None: the template's default
+    # the most tokens of thinking; then the block is closed and the answer follows
+    max_think_tokens: int | None
+    # functions that may be called: {"name", "description", "parameters": their JSON schema}, or in
+    # the form of OpenAI's API
+    tools: Sequence[Mapping[str, Any]] | None
+    # "auto" (the default), "none", "required", or {"name": the one to call}
+    tool_choice: str | Mapping[str, Any] | None
+    schema: Mapping[str, Any] | None  # a JSON schema that the answer follows, after the thinking
+    # what messages longer than the context do: "error" (the default) refuses them, "drop_oldest"
+    # leaves out the oldest turns, but no system message and none of `pinned`, by their places
+    overflow: str | None
+    pinned: Collection[int] | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,7 @@ class Stats:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
+    computed_tokens: int = 0  # of the prompt, by this call: fewer where it was stopped
     prefill_seconds: float = 0.0
     generated_tokens: int = 0
     # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
@@ -117,22 +136,32 @@ class Stats:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed per second."""
-        return (
-            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
-            if self.prefill_seconds
-            else 0.0
-        )
+        return self.computed_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
         """Tokens decoded per second."""
         return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
-    @contextmanager
-    def timing(self, name: str) -> Iterator[None]:
+    def timing(self, name: str) -> Timing:
         """Adds the time of the block to the field `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+        return Timing(self, name)
+
+
+class Timing:
+    """A block that is timed. A class: a generator would cost thrice as much, several times for each
+    row of a step.
+    """
+
+    __slots__ = ("_name", "_start", "_stats")
+
+    def __init__(self, stats: Stats, name: str) -> None:
+        self._stats = stats
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = getattr(self._stats, self._name) + time.perf_counter() - self._start
+        setattr(self._stats, self._name, spent)

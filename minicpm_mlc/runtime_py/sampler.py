@@ -39,21 +39,27 @@ class Sampler:
         self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()
     ) -> None:
         self.params = params
+        self._greedy = params.temperature == 0 and not params.penalises
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._all = _all_ids(vocab_size)
-        self._counts = np.zeros(vocab_size, np.int32)  # in the answer
-        self._seen = np.zeros(vocab_size, bool)  # in the prompt or the answer
-        self._seen[np.fromiter(prompt_ids, np.int64)] = True
+        size = vocab_size if params.penalises else 0  # thousands of requests may wait
+        self._counts = np.zeros(size, np.int32)  # in the answer
+        self._seen = np.zeros(size, bool)  # in the prompt or the answer
+        if size:
+            self._seen[np.fromiter(prompt_ids, np.int64)] = True
 
     def accept(self, token_id: int) -> None:
         """Counts a token of the answer for the penalties to come."""
-        self._counts[token_id] += 1
-        self._seen[token_id] = True
+        if self.params.penalises:
+            self._counts[token_id] += 1
+            self._seen[token_id] = True
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once
         accepted.
         """
+        if self._greedy:
+            return int(_likeliest(logits))
         ids, probs = self.probabilities(logits)
         return int(ids[0]) if len(ids) == 1 else int(ids[self._draw(probs)])
 
@@ -65,12 +71,7 @@ class Sampler:
         Greedy is the one token with the largest logit after the penalties, the lowest id among
         equals.
         """
-        best = logits.argmax()  # the first NaN, if there is one
-        if not math.isfinite(logits[best]):
-            raise SamplingError(
-                "the largest logit is not a finite number; "
-                "the weights are damaged: compile the checkpoint again"
-            )
+        best = _likeliest(logits)
         with np.errstate(over="ignore"):  # a tiny temperature or penalty
             scores = self._penalised(logits)
             if self.params.temperature == 0:
@@ -106,6 +107,19 @@ class Sampler:
             - self.params.frequency_penalty * counts
         )
         return scores
+
+
+def _likeliest(logits: np.ndarray) -> np.intp:
+    """The token with the largest logit, the lowest id among equals. Raises SamplingError where that
+    is no finite number.
+    """
+    best = logits.argmax()  # the first NaN, if there is one
+    if not math.isfinite(logits[best]):
+        raise SamplingError(
+            "the largest logit is not a finite number; "
+            "the weights are damaged: compile the checkpoint again"
+        )
+    return best
 
 
 @functools.cache

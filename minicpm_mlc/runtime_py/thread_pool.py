@@ -65,8 +65,17 @@ def pool_for(library: Path) -> ThreadPool:
     loaded = ctypes.CDLL(str(path))
     # TVM's runtime has put its own pool there
     ctypes.c_void_p.in_dll(loaded, LAUNCH).value = _shared[0].launch.value
-    ctypes.CDLL(None).dlclose(ctypes.c_void_p(loaded._handle))  # TVM unloads it in the end
+    _unload(loaded)  # TVM does so too, in the end
     return _shared[0]
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    """Takes one of a library's users away."""
+    handle = ctypes.c_void_p(library._handle)
+    if os.name == "nt":
+        ctypes.CDLL("kernel32").FreeLibrary(handle)
+    else:
+        ctypes.CDLL(None).dlclose(handle)
 
 
 _opening = threading.RLock()  # held while TVM works outside of any turn

@@ -4,15 +4,14 @@ TVM's wheel, and the package minicpm-mlc-native.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
 
 def load_device_runtime(device: str) -> None:
@@ -32,12 +31,12 @@ def _is_loaded(device: str) -> bool:
 
 def _load_library_of_tvm(device: str) -> None:
     needs = DEVICE_RUNTIMES[device].needs
-    libraries = sorted(_folder("tvm").glob(f"lib/libtvm_runtime_{device}.*"))
-    if not libraries:
+    library = tvm_library(f"tvm_runtime_{device}")
+    if library is None:
         raise BundleError(f"TVM has no {device} runtime for this system; it takes {needs}")
     try:
-        for path in [*_needed_first(device), libraries[0]]:
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        for path in [*_needed_first(device), library]:
+            load_global(path)
     except OSError as error:
         raise BundleError(
             f"TVM's {device} runtime does not load ({error}); it takes {needs}"
@@ -66,9 +65,3 @@ def _load_native_package(device: str) -> None:
             "install opencl-headers and libvulkan-dev, then: pip install --force-reinstall "
             "--no-deps ./native"
         )
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return Path(folders[0]) if folders else Path()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from minicpm_mlc.serve import page_files
-from minicpm_mlc.serve.errors import ApiError
-from minicpm_mlc.serve.surface import dumps
+from minicpm_mlc.serve.errors import ApiError, form_of
+from minicpm_mlc.serve.loading import HEALTH
+from minicpm_mlc.serve.surface import refusal
 
 HOSTS = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 LOCAL_PAGE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
@@ -24,7 +25,7 @@ HEADERS = re.compile(
     r"authorization|content-type|x-api-key|user-agent|accept|"
     r"anthropic-[a-z-]+|openai-[a-z-]+|x-stainless-[a-z-]+"
 )
-PUBLIC = ("/health", "/v1/health", *page_files.PUBLIC)
+PUBLIC = (*HEALTH, *page_files.PUBLIC)
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,9 @@ class Access:
 class Guard:
     """An ASGI application behind these rules."""
 
-    def __init__(
-        self, app: Any, access: Access, as_error: Callable[[str, ApiError], Mapping[str, Any]]
-    ) -> None:
-        """`as_error` makes an error's body for a path."""
+    def __init__(self, app: Any, access: Access) -> None:
         self._app = app
         self._access = access
-        self._as_error = as_error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -104,8 +101,7 @@ class Guard:
         origin = headers.get("origin")
         error = self._access.refusal(scope["method"], scope["path"], headers)
         if error:
-            body = dumps(self._as_error(scope["path"], error))
-            response = Response(body, error.status, error.headers, "application/json")
+            response = refusal(form_of(scope["path"]), error)
             if error.status == 403:  # the page doesn't get to read it
                 origin = None
             return await response(scope, receive, _with_origin(send, origin))

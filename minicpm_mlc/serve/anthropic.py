@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.conversation import (
+    Chat,
+    check_turns,
+    read_content,
+    tool_of,
+    unlike,
+)
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.prompt.tools import Call, Tool, Turn
 from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import (
@@ -20,50 +29,35 @@ from minicpm_mlc.runtime_py.events import (
     ToolCall,
 )
 from minicpm_mlc.serve.drawing import IGNORED, cleaned, read_stops
-from minicpm_mlc.serve.errors import ANTHROPIC_STATUSES, ApiError, anthropic_error, bad
-from minicpm_mlc.serve.fields import Fields
-from minicpm_mlc.serve.messages import read_content, tool_of, unlike
-from minicpm_mlc.serve.served import Chat, Drawing, Served, check_turns
-from minicpm_mlc.serve.surface import Ask, Json, new_id, server_sent
+from minicpm_mlc.serve.errors import ANTHROPIC
+from minicpm_mlc.serve.served import Drawing, Served
+from minicpm_mlc.serve.surface import Ask, Json, NamedEvents, ask_of, new_id, server_sent
 
 UNUSED = frozenset("context_management container mcp_servers output_config betas".split())
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class Messages:
+class Messages(NamedEvents):
     """The surface."""
 
     name = "messages"
-    media_type = "text/event-stream"
     ping = server_sent({"type": "ping"}, "ping")
-    done = b""
-    statuses: Mapping[int, int] = ANTHROPIC_STATUSES
+    errors = ANTHROPIC
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         chat, notes = read_chat(fields, served)
-        stream = fields.flag("stream") or False
+        drawing = read_drawing(fields)
         id = new_id("msg_")
-        return Ask(
-            [served.chat_job(chat)],
-            stream,
+        return ask_of(
+            fields,
+            [served.chat_job(chat, drawing)],
             functools.partial(whole, served.name, id),
             functools.partial(MessageStream, served.name, id),
-            ", ".join([*notes, *fields.unread(IGNORED | UNUSED)]),
+            IGNORED | UNUSED,
+            notes,
         )
-
-    def frame(self, chunk: Json) -> bytes:
-        """One event, named by its type."""
-        return server_sent(chunk, chunk["type"])
-
-    def error(self, error: ApiError) -> Json:
-        """Anthropic's form."""
-        return anthropic_error(error)
-
-    def error_frame(self, error: ApiError) -> bytes:
-        """An event of the type error."""
-        return server_sent(anthropic_error(error), "error")
 
 
 def count_tokens(served: Served, fields: Fields) -> Json:
@@ -72,8 +66,8 @@ def count_tokens(served: Served, fields: Fields) -> Json:
     return {"input_tokens": len(served.prompt(chat).ids)}
 
 
-def read_chat(fields: Fields, served: Served) -> tuple[Chat, list[str]]:
-    """The conversation and options of a body, and which of its tools are none of this server's."""
+def read_drawing(fields: Fields) -> Drawing:
+    """How its tokens are drawn."""
     options = cleaned(
         {
             "max_tokens": fields.whole("max_tokens", 1),
@@ -82,12 +76,16 @@ def read_chat(fields: Fields, served: Served) -> tuple[Chat, list[str]]:
             "top_k": fields.whole("top_k", -1),
         }
     )
+    return Drawing(options, read_stops(fields, "stop_sequences"))
+
+
+def read_chat(fields: Fields, served: Served) -> tuple[Chat, list[str]]:
+    """The conversation of a body, and which of its tools are none of this server's."""
     tools, others = _read_tools(fields)
     think, budget = _read_thinking(fields, served)
     choice = fields.object("tool_choice") or Fields({})
     chat = Chat(
         _read_turns(fields),
-        Drawing(options, read_stops(fields, "stop_sequences")),
         think,
         budget,
         tools,
@@ -142,8 +140,10 @@ def _user(blocks: list[Fields], role: str) -> list[Turn]:
     return [*results, *([Turn(role, "".join(texts))] if texts or not results else [])]
 
 
-def _no_text(kind: object) -> ApiError:
-    return bad(f"content has a block of the type {str(kind)[:40]!r}; this model takes text only")
+def _no_text(kind: object) -> FieldError:
+    return FieldError(
+        f"content has a block of the type {str(kind)[:40]!r}; this model takes text only"
+    )
 
 
 def _read_tools(fields: Fields) -> tuple[list[Tool], list[str]]:
@@ -164,7 +164,7 @@ def _read_choice(fields: Fields, tools: list[Tool]) -> str:
     kind = given.choice("type", (*CHOICES, "tool")) or "auto"
     choice = f"={given.need('name')}" if kind == "tool" else CHOICES[kind]
     if choice not in ("auto", "none") and not tools:
-        raise bad("tool_choice asks for a call and there are no tools", "tool_choice")
+        raise FieldError("tool_choice asks for a call and there are no tools", "tool_choice")
     return choice
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,25 +13,21 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from minicpm_mlc.serve import anthropic, ollama_info, openai_models, page_files, tokens
+from minicpm_mlc.prompt.fields import Fields
+from minicpm_mlc.serve import anthropic, ollama_info, openai_models, openapi, page_files, tokens
 from minicpm_mlc.serve.access import Access, Guard
 from minicpm_mlc.serve.anthropic import Messages
 from minicpm_mlc.serve.endpoint import Endpoint, parsed, read_body
-from minicpm_mlc.serve.errors import (
-    ApiError,
-    anthropic_error,
-    api_error,
-    ollama_error,
-    openai_error,
-)
-from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.serve.errors import ApiError, api_error, form_of
+from minicpm_mlc.serve.loading import HEALTH
 from minicpm_mlc.serve.ollama import OllamaChat, OllamaGenerate
 from minicpm_mlc.serve.openai_chat import ChatCompletions
 from minicpm_mlc.serve.openai_completions import Completions
+from minicpm_mlc.serve.options import Serving
 from minicpm_mlc.serve.responses import Responses
 from minicpm_mlc.serve.room import Room
 from minicpm_mlc.serve.served import Served
-from minicpm_mlc.serve.surface import Json, Surface, dumps
+from minicpm_mlc.serve.surface import Json, Surface, dumps, refusal
 
 NOT_DONE = (
     "/v1/embeddings",
@@ -41,7 +37,6 @@ NOT_DONE = (
     "/v1/images/{rest:path}",
     "/v1/fine_tuning/{rest:path}",
 )
-MOST_BYTES = 32 << 20  # of a body
 Answer = Callable[[Served, Fields], Any]
 
 
@@ -51,26 +46,20 @@ class Settings:
 
     access: Access = field(default_factory=Access)
     reasoning_field: str = "reasoning_content"
-    most_bytes: int = MOST_BYTES
+    most_bytes: int = Serving.most_bytes
 
 
 def make_app(served: Served, room: Room, settings: Settings) -> Guard:
     """The ASGI application."""
-    made = _Routes(served, room, settings)
-    app = Starlette(
-        routes=made.routes(),
+    return Guard(make_routes(served, room, settings), settings.access)
+
+
+def make_routes(served: Served, room: Room, settings: Settings) -> Starlette:
+    """The same without anybody who asks who may ask."""
+    return Starlette(
+        routes=_Routes(served, room, settings).routes(),
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
     )
-    return Guard(app, settings.access, error_of)
-
-
-def error_of(path: str, error: ApiError) -> Mapping[str, Any]:
-    """An error in the form of the path's protocol."""
-    if path.startswith("/api/"):
-        return ollama_error(error)
-    if path.startswith("/v1/messages"):
-        return anthropic_error(error)
-    return openai_error(error)
 
 
 class _Routes:
@@ -82,10 +71,9 @@ class _Routes:
     def routes(self) -> list[BaseRoute]:
         """All of them."""
         return [
-            *(Route(path, self._health) for path in ("/health", "/v1/health")),
+            *(Route(path, self._health) for path in HEALTH),
             Route("/metrics", self._metrics),
-            Route("/", page_files.root),
-            *(Route(f"/page/{name}", page_files.page_file) for name in page_files.NAMES),
+            *(Route(path, page_files.answer) for path in page_files.PUBLIC),
             *self._openai(),
             self._ask("/v1/messages", Messages()),
             self._post("/v1/messages/count_tokens", anthropic.count_tokens),
@@ -94,6 +82,7 @@ class _Routes:
             self._post("/detokenize", tokens.detokenize),
             self._post("/apply-template", tokens.apply_template),
             self._get("/tokenizer_info", tokens.tokenizer_info),
+            self._get("/openapi.json", lambda *_: openapi.description()),
             self._get("/props", lambda served, _: tokens.props(served, self._room.parallel)),
         ]
 
@@ -145,7 +134,9 @@ class _Routes:
 
         return Route(path, post, methods=["POST"])
 
-    async def _health(self, _: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
+        if self._room.closing:
+            return _error(request, ApiError(503, "Shutting down"))
         return _json({"status": "ok"})
 
     async def _metrics(self, _: Request) -> Response:
@@ -169,8 +160,7 @@ def _json(value: Json) -> Response:
 
 
 def _error(request: Request, error: ApiError) -> Response:
-    body = dumps(error_of(request.url.path, error))
-    return Response(body, error.status, error.headers, "application/json")
+    return refusal(form_of(request.url.path), error)
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minicpm_mlc.base.choices import SPECULATE
-from minicpm_mlc.serve.errors import bad
-from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.serve.served import Drawing
 
 MOST_STOPS = 64
@@ -71,7 +71,7 @@ def read_stops(fields: Fields, name: str) -> list[str]:
     """Stop strings; empty ones are none."""
     stops = [stop for stop in fields.texts(name) if stop]
     if len(stops) > MOST_STOPS:
-        raise bad(f"{name} has {len(stops)} texts; expected at most {MOST_STOPS}", name)
+        raise FieldError(f"{name} has {len(stops)} texts; expected at most {MOST_STOPS}", name)
     return stops
 
 
@@ -80,6 +80,8 @@ def _biases(fields: Fields) -> dict[int, float]:
     biases: dict[int, float] = {}
     for key in given.values if given else ():
         if not key.isdecimal() or len(key) > 9:
-            raise bad(f"logit_bias has the key {key!r:.40}; expected token ids", "logit_bias")
+            raise FieldError(
+                f"logit_bias has the key {key!r:.40}; expected token ids", "logit_bias"
+            )
         biases[int(key)] = given.number(key, -100, 100) or 0.0  # type: ignore[union-attr]
     return biases

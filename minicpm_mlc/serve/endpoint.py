@@ -14,16 +14,17 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from minicpm_mlc.base.errors import FieldError
 from minicpm_mlc.base.explain import explain, is_expected
 from minicpm_mlc.base.text import shown
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Ended, Failed, Started
-from minicpm_mlc.serve.errors import ApiError, api_error, bad
-from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.serve.errors import ApiError, api_error
 from minicpm_mlc.serve.flow import Flow
 from minicpm_mlc.serve.room import LOG, Room
 from minicpm_mlc.serve.served import Served
-from minicpm_mlc.serve.surface import Ask, Json, Surface, dumps, new_id
+from minicpm_mlc.serve.surface import Ask, Json, Surface, dumps, new_id, refusal
 
 PING_SECONDS = 15.0
 LONGEST_NOTE = 200  # characters
@@ -65,10 +66,7 @@ class Endpoint:
         return self._surface.ask(Fields(parsed(body)), self._served)
 
     def _refusal(self, id: str, error: Exception) -> Response:
-        refused = self._noted(id, error)
-        body = dumps(self._surface.error(refused))
-        status = self._surface.statuses.get(refused.status, refused.status)
-        return Response(body, status, refused.headers, "application/json")
+        return refusal(self._surface.errors, self._noted(id, error))
 
     def _noted(self, id: str, error: BaseException) -> ApiError:
         """The error as the client gets it. What the log gets holds no text of the request."""
@@ -224,4 +222,4 @@ def parsed(body: bytes) -> Json:
         return json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         said = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise bad(f"the body is not JSON: {said:.200}") from None
+        raise FieldError(f"the body is not JSON: {said:.200}") from None

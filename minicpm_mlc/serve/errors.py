@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from minicpm_mlc.base.errors import (
     ContextError,
     EngineError,
+    FieldError,
     MiniCPMError,
     SamplingError,
     TemplateError,
@@ -26,9 +29,6 @@ TYPES = {
     501: "not_supported_error",
     503: "unavailable_error",
 }
-# statuses that a protocol has another number for
-ANTHROPIC_STATUSES = {503: 529}
-OLLAMA_STATUSES = {429: 503}
 ANTHROPIC_TYPES = {
     413: "request_too_large",
     500: "api_error",
@@ -65,11 +65,6 @@ class ApiError(Exception):
         return {"Retry-After": "1"} if self.status in (429, 503) else {}
 
 
-def bad(message: str, param: str | None = None) -> ApiError:
-    """A field that can't be taken."""
-    return ApiError(400, message, param)
-
-
 def too_long(tokens: int, context: int) -> ApiError:
     """A prompt that the context doesn't hold."""
     return ApiError(
@@ -87,10 +82,12 @@ def api_error(error: BaseException) -> ApiError:
     """Any error as a client sees it; a bug's message stays here, as it may name files."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, FieldError):
+        return ApiError(400, str(error), error.param)
     if isinstance(error, SamplingError | TemplateError | ContextError | EngineError):
-        return bad(str(error))
+        return ApiError(400, str(error))
     if isinstance(error, RecursionError):
-        return bad("something in the request is nested too deeply")
+        return ApiError(400, "something in the request is nested too deeply")
     kind = type(error).__name__ if isinstance(error, MiniCPMError) else "an unexpected error"
     return ApiError(500, f"the server failed ({kind}); its log says more")
 
@@ -114,3 +111,27 @@ def ollama_error(error: ApiError) -> dict[str, Any]:
     if error.code == "context_length_exceeded":
         return {"error": f"the input length exceeds the context length: {error.message}"}
     return {"error": error.message}
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """How a protocol says an error: its body, and the statuses that it has another number for."""
+
+    body: Callable[[ApiError], dict[str, Any]]
+    statuses: Mapping[int, int] = field(default_factory=dict)
+
+    def status(self, error: ApiError) -> int:
+        """The number in the answer's first line."""
+        return self.statuses.get(error.status, error.status)
+
+
+OPENAI = ErrorForm(openai_error)
+ANTHROPIC = ErrorForm(anthropic_error, {503: 529})
+OLLAMA = ErrorForm(ollama_error, {429: 503})
+
+
+def form_of(path: str) -> ErrorForm:
+    """How the protocol of a path says it."""
+    if path.startswith("/api/"):
+        return OLLAMA
+    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI

@@ -6,10 +6,13 @@ import datetime
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.conversation import Chat, turns_of
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.prompt.tools import Turn
 from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import (
@@ -21,12 +24,11 @@ from minicpm_mlc.runtime_py.events import (
     ToolCall,
 )
 from minicpm_mlc.serve.drawing import MOST_LIKELY, cleaned, read_stops
-from minicpm_mlc.serve.errors import OLLAMA_STATUSES, ApiError, bad, ollama_error
-from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.serve.errors import OLLAMA
 from minicpm_mlc.serve.logprobs import chat_logprobs
-from minicpm_mlc.serve.messages import read_messages, read_tools
-from minicpm_mlc.serve.served import Chat, Drawing, Served
-from minicpm_mlc.serve.surface import Ask, Json, dumps, new_id
+from minicpm_mlc.serve.messages import read_tools
+from minicpm_mlc.serve.served import Drawing, Served
+from minicpm_mlc.serve.surface import Ask, Json, Surface, ask_of, dumps, new_id
 
 UNUSED = frozenset("keep_alive truncate shift context".split())
 UNUSED_OPTIONS = frozenset(
@@ -71,26 +73,17 @@ class Form:
         return end
 
 
-class OllamaSurface:
-    """What /api/chat and /api/generate share."""
+class OllamaSurface(Surface):
+    """What /api/chat and /api/generate share: lines of JSON. An error is a stream's last one."""
 
     name = "ollama"
     media_type = "application/x-ndjson"
     ping = b""
-    done = b""
-    statuses: Mapping[int, int] = OLLAMA_STATUSES
+    errors = OLLAMA
 
     def frame(self, chunk: Json) -> bytes:
         """One line."""
         return (dumps(chunk) + "\n").encode()
-
-    def error(self, error: ApiError) -> Json:
-        """Ollama's form."""
-        return ollama_error(error)
-
-    def error_frame(self, error: ApiError) -> bytes:
-        """The last line."""
-        return self.frame(ollama_error(error))
 
 
 class OllamaChat(OllamaSurface):
@@ -101,13 +94,14 @@ class OllamaChat(OllamaSurface):
         form = _form(fields, served, "message")
         if not fields.items("messages"):
             return _load(fields, form)
-        for message in fields.objects("messages"):
+        messages = fields.objects("messages")
+        for message in messages:
             message.refuse("images", why="this model takes text only")
         tools = read_tools(fields)
         think = read_think(fields, served)
         drawing, notes = read_options(fields, served)
-        chat = Chat(read_messages(fields), drawing, think, None, tools, schema=_format(fields))
-        return _ask(fields, served.chat_job(chat), form, notes)
+        chat = Chat(turns_of(messages), think, None, tools, schema=_format(fields))
+        return _ask(fields, served.chat_job(chat, drawing), form, notes)
 
 
 class OllamaGenerate(OllamaSurface):
@@ -127,11 +121,11 @@ class OllamaGenerate(OllamaSurface):
         schema = _format(fields)
         if fields.flag("raw"):
             if schema is not None:
-                raise bad("format can't be used with raw", "format")
+                raise FieldError("format can't be used with raw", "format")
             return _ask(fields, served.text_job(served.tokens(prompt), drawing), form, notes)
         turns = [*([Turn("system", system)] if system else []), Turn("user", prompt)]
-        chat = Chat(turns, drawing, think, schema=schema)
-        return _ask(fields, served.chat_job(chat), form, notes)
+        chat = Chat(turns, think, schema=schema)
+        return _ask(fields, served.chat_job(chat, drawing), form, notes)
 
 
 def read_think(fields: Fields, served: Served) -> bool | None:
@@ -140,7 +134,7 @@ def read_think(fields: Fields, served: Served) -> bool | None:
     if think not in (None, True, False, *LEVELS):
         raise fields.wrong("think", "true, false, " + ", ".join(LEVELS))
     if think and not served.thinks:
-        raise bad(f'"{served.name}" does not support thinking', "think")
+        raise FieldError(f'"{served.name}" does not support thinking', "think")
     return None if think is None else bool(think)
 
 
@@ -149,7 +143,7 @@ def read_options(fields: Fields, served: Served) -> tuple[Drawing, list[str]]:
     options = fields.object("options") or Fields({})
     context = options.whole("num_ctx", 0)
     if context is not None and context > served.context:
-        raise bad(
+        raise FieldError(
             f"options.num_ctx is {context} and the context holds {served.context}; start the "
             "server with a larger --context",
             "options",
@@ -195,14 +189,8 @@ def _form(fields: Fields, served: Served, key: str) -> Form:
 
 
 def _ask(fields: Fields, job: Any, form: Form, notes: list[str]) -> Ask:
-    stream = fields.flag("stream")
-    return Ask(
-        [job],
-        stream is not False,
-        functools.partial(whole, form),
-        functools.partial(OllamaStream, form),
-        ", ".join([*notes, *fields.unread(UNUSED)]),
-    )
+    render = functools.partial(OllamaStream, form)
+    return ask_of(fields, [job], functools.partial(whole, form), render, UNUSED, notes, stream=True)
 
 
 def _load(fields: Fields, form: Form) -> Ask:

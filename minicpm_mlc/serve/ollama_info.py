@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.serve.errors import ApiError
-from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.ollama import now
 from minicpm_mlc.serve.served import Served
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc import __version__
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.conversation import Chat, tool_choice_of, turns_of
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import (
     Counts,
@@ -20,19 +23,12 @@ from minicpm_mlc.runtime_py.events import (
     ToolArguments,
     ToolCall,
 )
+from minicpm_mlc.serve.block_map import BlockMap
 from minicpm_mlc.serve.drawing import IGNORED, MOST_LIKELY, read_drawing
-from minicpm_mlc.serve.errors import ApiError, bad, openai_error
-from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.logprobs import chat_logprobs
-from minicpm_mlc.serve.messages import (
-    read_messages,
-    read_most_calls,
-    read_schema,
-    read_tool_choice,
-    read_tools,
-)
-from minicpm_mlc.serve.served import Chat, Served
-from minicpm_mlc.serve.surface import Ask, Json, new_id, server_sent
+from minicpm_mlc.serve.messages import read_most_calls, read_schema, read_tools
+from minicpm_mlc.serve.served import Served
+from minicpm_mlc.serve.surface import Ask, Json, Surface, ask_of, new_id
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 FINISH = {"stop": "stop", "length": "length", "context": "length"}
@@ -49,6 +45,7 @@ class Shape:
     usage: bool  # a stream ends with the counts
     reasoning_field: str
     choices: int
+    blocks: BlockMap | None = None
 
     def head(self, kind: str) -> dict[str, Any]:
         """The fields that each object begins with."""
@@ -60,71 +57,67 @@ class Shape:
             "system_fingerprint": f"minicpm-mlc-{__version__}",
         }
 
+    def block_reads(self, reads: Sequence[int]) -> dict[str, Any]:
+        """The field of a choice that read sparsely, where it was asked for."""
+        found = self.blocks and self.blocks.of(reads)
+        return {"block_reads": found} if found else {}
 
-class ChatCompletions:
-    """The surface."""
+
+class ChatCompletions(Surface):
+    """The surface. An error in a stream has no [DONE] behind it: the official client raises."""
 
     name = "chat"
-    media_type = "text/event-stream"
-    ping = b": ping\n\n"
     done = b"data: [DONE]\n\n"
-    statuses: Mapping[int, int] = {}
 
     def __init__(self, reasoning_field: str = "reasoning_content") -> None:
         self._reasoning_field = reasoning_field
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         chat = read_chat(fields)
-        stream = fields.flag("stream") or False
-        usage = fields.object("stream_options")
+        longest = fields.whole("max_completion_tokens", 1)
+        shorter = fields.whole("max_tokens", 1)
+        limit = shorter if longest is None else longest
+        drawing = read_drawing(fields, limit, _likely(fields))
+        job = served.chat_job(chat, drawing)
         shape = Shape(
             served,
             new_id("chatcmpl-", 22),
             int(time.time()),
-            chat.drawing.logprobs,
-            bool(usage and usage.flag("include_usage")),
+            drawing.logprobs,
+            wants_usage(fields),
             self._reasoning_field,
-            chat.drawing.n,
+            drawing.n,
+            BlockMap(served, job.token_ids) if fields.flag("block_reads") else None,
         )
-        return Ask(
-            [served.chat_job(chat)],
-            stream,
+        return ask_of(
+            fields,
+            [job],
             functools.partial(whole, shape),
             functools.partial(ChatStream, shape),
-            ", ".join(fields.unread(IGNORED)),
+            IGNORED,
         )
 
-    def frame(self, chunk: Json) -> bytes:
-        """One event."""
-        return server_sent(chunk)
 
-    def error(self, error: ApiError) -> Json:
-        """OpenAI's form."""
-        return openai_error(error)
-
-    def error_frame(self, error: ApiError) -> bytes:
-        """An event without [DONE] behind it: the official client raises."""
-        return server_sent(openai_error(error))
+def wants_usage(fields: Fields) -> bool:
+    """Whether a stream ends with the counts."""
+    options = fields.object("stream_options")
+    return bool(options and options.flag("include_usage"))
 
 
 def read_chat(fields: Fields) -> Chat:
-    """The conversation and options of a body."""
+    """The conversation of a body."""
     fields.refuse("audio", "web_search_options", why="this model takes and gives text alone")
     if set(fields.items("modalities") or ["text"]) != {"text"}:
         raise fields.wrong("modalities", '["text"]')
-    longest = fields.whole("max_completion_tokens", 1)
-    shorter = fields.whole("max_tokens", 1)
-    logprobs = _likely(fields)
     tools = read_tools(fields)
     return Chat(
-        read_messages(fields),
-        read_drawing(fields, longest if longest is not None else shorter, logprobs),
+        turns_of(fields.objects("messages")),
         read_think(fields),
         read_budget(fields),
         tools,
-        read_tool_choice(fields, tools),
+        tool_choice_of(fields, tools),
         read_schema(fields.object("response_format")),
         read_most_calls(fields),
         _continues(fields),
@@ -135,7 +128,7 @@ def _likely(fields: Fields) -> int | None:
     count = fields.whole("top_logprobs", 0, MOST_LIKELY)
     if not fields.flag("logprobs"):
         if count:
-            raise bad("top_logprobs needs logprobs: true", "top_logprobs")
+            raise FieldError("top_logprobs needs logprobs: true", "top_logprobs")
         return None
     return count or 0
 
@@ -147,7 +140,7 @@ def read_think(fields: Fields) -> bool | None:
         inner = kwargs.flag("enable_thinking")
         switch = switch if inner is None else inner
         if other := kwargs.unread():
-            raise bad(
+            raise FieldError(
                 f"chat_template_kwargs.{other[0]} is none of this server's; it passes "
                 "enable_thinking",
                 "chat_template_kwargs",
@@ -173,7 +166,9 @@ def _continues(fields: Fields) -> bool:
         return False
     last = (fields.items("messages") or [{}])[-1]
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
-        raise bad("the last message is not the assistant's, so it can't be continued", "messages")
+        raise FieldError(
+            "the last message is not the assistant's, so it can't be continued", "messages"
+        )
     return True
 
 
@@ -238,6 +233,7 @@ def _whole_choice(shape: Shape, index: int, choice: Choice) -> dict[str, Any]:
         "message": message,
         "logprobs": _logprobs(shape, choice.tokens) if scored else None,
         "finish_reason": finish_reason(choice.called, choice.reason),
+        **shape.block_reads(choice.block_reads),
     }
 
 
@@ -295,6 +291,7 @@ class ChatStream:
     def _end(self, event: Ended) -> Iterator[Json]:
         called = self._answer.choices[event.choice].called
         chunk = self._chunk(event.choice, {}, None, finish_reason(called, event.reason))
+        chunk["choices"][0] |= self._shape.block_reads(event.block_reads)
         ended = sum(bool(choice.reason) for choice in self._answer.choices.values())
         if ended < self._shape.choices:
             yield chunk

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.runtime_py.collected import Answer, Choice
 from minicpm_mlc.runtime_py.events import Ended, Event, Scored, Started, Text
 from minicpm_mlc.serve.drawing import IGNORED, MOST_LIKELY, read_drawing
-from minicpm_mlc.serve.errors import bad
-from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.logprobs import text_logprobs
 from minicpm_mlc.serve.openai_chat import (
     FINISH,
@@ -20,9 +20,10 @@ from minicpm_mlc.serve.openai_chat import (
     Shape,
     timings_of,
     usage_of,
+    wants_usage,
 )
 from minicpm_mlc.serve.served import Served
-from minicpm_mlc.serve.surface import Ask, Json, new_id
+from minicpm_mlc.serve.surface import Ask, Json, ask_of, new_id
 
 DEFAULT_TOKENS = 16
 MOST_PROMPTS = 2048
@@ -55,34 +56,34 @@ class Completions(ChatCompletions):
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         fields.refuse("suffix", why="this model has no documented format for it")
         prompts = read_prompts(fields, served)
         echo = fields.flag("echo") or False
-        stream = fields.flag("stream") or False
         longest = fields.whole("max_tokens", 0 if echo else 1)
         likely = fields.whole("logprobs", 0, MOST_LIKELY)
         drawing = read_drawing(fields, DEFAULT_TOKENS if longest is None else longest, likely)
         if (best := fields.whole("best_of", 1)) not in (None, drawing.n):
-            raise bad(f"best_of is {best} and n is {drawing.n}; they must be equal", "best_of")
-        usage = fields.object("stream_options")
+            raise FieldError(
+                f"best_of is {best} and n is {drawing.n}; they must be equal", "best_of"
+            )
         shape = Shape(
             served,
             new_id("cmpl-", 22),
             int(time.time()),
             likely,
-            bool(usage and usage.flag("include_usage")),
+            wants_usage(fields),
             "",
             drawing.n * len(prompts),
         )
         scores_prompt = echo and likely is not None
         repeated = Echo(shape, prompts, drawing.n, echo)
-        return Ask(
+        return ask_of(
+            fields,
             [served.text_job(ids, drawing, scores_prompt) for ids in prompts],
-            stream,
             functools.partial(whole, repeated),
             functools.partial(CompletionStream, repeated),
-            ", ".join(fields.unread(IGNORED)),
+            IGNORED,
         )
 
 
@@ -91,7 +92,9 @@ def read_prompts(fields: Fields, served: Served) -> list[list[int]]:
     given = fields.need("prompt")
     several = given if isinstance(given, list) and not _are_ids(given) else [given]
     if not several or len(several) > MOST_PROMPTS:
-        raise bad(f"prompt has {len(several)} prompts; expected 1 to {MOST_PROMPTS}", "prompt")
+        raise FieldError(
+            f"prompt has {len(several)} prompts; expected 1 to {MOST_PROMPTS}", "prompt"
+        )
     prompts = []
     for prompt in several:
         if isinstance(prompt, str):
@@ -99,14 +102,16 @@ def read_prompts(fields: Fields, served: Served) -> list[list[int]]:
         elif isinstance(prompt, list) and _are_ids(prompt):
             prompts.append(check_ids(prompt, served))
         else:
-            raise bad("prompt is neither a text nor token ids, nor a list of them", "prompt")
+            raise FieldError("prompt is neither a text nor token ids, nor a list of them", "prompt")
     return prompts
 
 
 def check_ids(ids: list[int], served: Served) -> list[int]:
-    """The ids. Raises ApiError for one outside of the vocabulary."""
+    """The ids. Raises FieldError for one outside of the vocabulary."""
     if wrong := [i for i in ids if not 0 <= i < served.vocab_size]:
-        raise bad(f"the token id {wrong[0]} is none of the {served.vocab_size} tokens", "prompt")
+        raise FieldError(
+            f"the token id {wrong[0]} is none of the {served.vocab_size} tokens", "prompt"
+        )
     return ids
 
 

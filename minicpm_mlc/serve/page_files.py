@@ -16,20 +16,19 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-NAMES = ("page.css", "page.js", "chat.js", "markdown.js")
+NAMES = ("page.css", "page.js", "blocks.js", "chat.js", "markdown.js")
 PUBLIC = ("/", *(f"/page/{name}" for name in NAMES))
 
 
-async def root(request: Request) -> Response:
-    """The page for a browser; what Ollama's clients look for, for all others."""
+async def answer(request: Request) -> Response:
+    """One of PUBLIC. At the root, the page for a browser; what Ollama's clients look for, for all
+    others.
+    """
+    if request.url.path != "/":
+        return _file(request.url.path.rsplit("/", 1)[-1])
     if "text/html" in request.headers.get("accept", ""):
         return _file("index.html")
     return PlainTextResponse("Ollama is running")
-
-
-async def page_file(request: Request) -> Response:
-    """One of the page's files, whose names the routes list."""
-    return _file(request.url.path.rsplit("/", 1)[-1])
 
 
 def _file(name: str) -> Response:

@@ -8,6 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.conversation import (
+    ROLES,
+    Chat,
+    check_turns,
+    read_content,
+    tool_choice_of,
+    tool_of,
+    unlike,
+)
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.prompt.tools import Call, Tool, Turn, arguments_of
 from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import (
@@ -21,20 +32,11 @@ from minicpm_mlc.runtime_py.events import (
     ToolCall,
 )
 from minicpm_mlc.serve.drawing import IGNORED, read_drawing
-from minicpm_mlc.serve.errors import ApiError, bad, openai_error
-from minicpm_mlc.serve.fields import Fields
-from minicpm_mlc.serve.messages import (
-    ROLES,
-    read_content,
-    read_most_calls,
-    read_schema,
-    read_tool_choice,
-    tool_of,
-    unlike,
-)
+from minicpm_mlc.serve.errors import ApiError
+from minicpm_mlc.serve.messages import read_most_calls, read_schema
 from minicpm_mlc.serve.openai_chat import EFFORTS
-from minicpm_mlc.serve.served import Chat, Served, check_turns
-from minicpm_mlc.serve.surface import Ask, Json, new_id, server_sent
+from minicpm_mlc.serve.served import Served
+from minicpm_mlc.serve.surface import Ask, Json, NamedEvents, ask_of, new_id
 
 TEXTS = ("input_text", "output_text", "text")
 UNUSED = frozenset("include background truncation prompt max_tool_calls client_metadata".split())
@@ -70,58 +72,53 @@ class Form:
         }
 
 
-class Responses:
+class Responses(NamedEvents):
     """The surface."""
 
     name = "responses"
-    media_type = "text/event-stream"
-    ping = b": ping\n\n"
-    done = b""
-    statuses: Mapping[int, int] = {}
 
     def ask(self, fields: Fields, served: Served) -> Ask:
         """The request of a body."""
-        served.check_model(fields.get("model"))
+        served.check_model(fields.text("model"))
         fields.refuse("previous_response_id", "conversation", why="this server stores nothing")
         chat, notes = read_response(fields)
-        asked = {
-            "instructions": fields.text("instructions"),
-            "parallel_tool_calls": fields.values.get("parallel_tool_calls", True),
-            "tool_choice": fields.values.get("tool_choice", "auto"),
-            "tools": fields.values.get("tools") or [],
-            "temperature": fields.values.get("temperature"),
-            "top_p": fields.values.get("top_p"),
-            "max_output_tokens": fields.values.get("max_output_tokens"),
-            "metadata": fields.values.get("metadata") or {},
-            "text": fields.values.get("text") or {"format": {"type": "text"}},
-            "reasoning": fields.values.get("reasoning") or {"effort": None, "summary": None},
-        }
-        stream = fields.flag("stream") or False
-        form = Form(served, new_id("resp_"), int(time.time()), asked)
-        return Ask(
-            [served.chat_job(chat)],
-            stream,
+        drawing = read_drawing(fields, fields.whole("max_output_tokens", 1), None)
+        form = Form(served, new_id("resp_"), int(time.time()), repeated(fields))
+        return ask_of(
+            fields,
+            [served.chat_job(chat, drawing)],
             functools.partial(whole, form),
             functools.partial(ResponseStream, form),
-            ", ".join([*notes, *fields.unread(IGNORED | UNUSED)]),
+            IGNORED | UNUSED,
+            notes,
         )
-
-    def frame(self, chunk: Json) -> bytes:
-        """One event, named by its type."""
-        return server_sent(chunk, chunk["type"])
-
-    def error(self, error: ApiError) -> Json:
-        """OpenAI's form."""
-        return openai_error(error)
 
     def error_frame(self, error: ApiError) -> bytes:
         """An event of the type error."""
-        chunk = {"type": "error", "message": error.message, "code": error.kind, "param": None}
-        return server_sent(chunk, "error")
+        return self.frame(
+            {"type": "error", "message": error.message, "code": error.kind, "param": None}
+        )
+
+
+def repeated(fields: Fields) -> Json:
+    """What every copy of the response repeats of the request, as it came."""
+    given = fields.values
+    return {
+        "instructions": fields.text("instructions"),
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
+        "tool_choice": given.get("tool_choice", "auto"),
+        "tools": given.get("tools") or [],
+        "temperature": given.get("temperature"),
+        "top_p": given.get("top_p"),
+        "max_output_tokens": given.get("max_output_tokens"),
+        "metadata": given.get("metadata") or {},
+        "text": given.get("text") or {"format": {"type": "text"}},
+        "reasoning": given.get("reasoning") or {"effort": None, "summary": None},
+    }
 
 
 def read_response(fields: Fields) -> tuple[Chat, list[str]]:
-    """The conversation and options of a body, and which of its tools are none of this server's."""
+    """The conversation of a body, and which of its tools are none of this server's."""
     turns = read_input(fields)
     if instructions := fields.text("instructions"):
         turns = [Turn("system", instructions), *turns]
@@ -132,10 +129,9 @@ def read_response(fields: Fields) -> tuple[Chat, list[str]]:
     text = fields.object("text")
     chat = Chat(
         turns,
-        read_drawing(fields, fields.whole("max_output_tokens", 1), None),
         False if effort in ("none", "minimal") else None,
         tools=tools,
-        tool_choice=read_tool_choice(fields, tools),
+        tool_choice=tool_choice_of(fields, tools),
         schema=read_schema(text.object("format") if text else None),
         most_calls=read_most_calls(fields),
     )
@@ -147,7 +143,7 @@ def read_flat_tools(fields: Fields) -> tuple[list[Tool], list[str]]:
     tools, others = [], []
     for entry in fields.objects("tools"):
         if entry.get("type") == "function":
-            tools.append(tool_of(entry, "parameters"))
+            tools.append(tool_of(entry))
         else:
             others.append(str(entry.get("type"))[:40])
     return unlike(tools), others
@@ -172,7 +168,7 @@ def read_input(fields: Fields) -> list[Turn]:
             role = item.choice("role", ROLES) or "user"
             turns.append(Turn(ROLES[role], read_content(item, "content", TEXTS)))
         elif kind != "reasoning":
-            raise bad(f"input has an item of the type {str(kind)[:40]!r}", "input")
+            raise FieldError(f"input has an item of the type {str(kind)[:40]!r}", "input")
     return turns
 
 

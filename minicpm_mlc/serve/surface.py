@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from starlette.responses import Response
+
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.runtime_py.collected import Answer
 from minicpm_mlc.runtime_py.events import Event, Job
-from minicpm_mlc.serve.errors import ApiError
-from minicpm_mlc.serve.fields import Fields
+from minicpm_mlc.serve.errors import OPENAI, ApiError, ErrorForm
 from minicpm_mlc.serve.served import Served
 
 Json = Mapping[str, Any]
@@ -42,30 +45,59 @@ class Ask:
     note: str = ""
 
 
-class Surface(Protocol):
-    """One protocol's way to ask and be answered."""
+def ask_of(
+    fields: Fields,
+    jobs: Sequence[Job],
+    whole: Callable[[Answer], Json],
+    renderer: Callable[[], Renderer],
+    ignored: Collection[str],
+    notes: Sequence[str] = (),
+    stream: bool = False,
+) -> Ask:
+    """The request of a body whose other fields were read. `ignored` are fields that change nothing
+    here, `notes` what else goes into the log; `stream`: where the body says nothing.
+    """
+    given = fields.flag("stream")
+    note = ", ".join([*notes, *fields.unread(ignored)])
+    return Ask(jobs, stream if given is None else given, whole, renderer, note)
+
+
+class Surface(ABC):
+    """One protocol's way to ask and be answered. As it stands here, its streams are server-sent
+    events and its errors OpenAI's.
+    """
 
     name: str
-    media_type: str  # of a stream
-    ping: bytes  # sent while nothing comes
-    done: bytes  # the stream's last bytes
-    statuses: Mapping[int, int]  # of errors, where the protocol has another number
+    media_type = "text/event-stream"  # of a stream
+    ping = b": ping\n\n"  # sent while nothing comes
+    done = b""  # the stream's last bytes
+    errors: ErrorForm = OPENAI
 
+    @abstractmethod
     def ask(self, fields: Fields, served: Served) -> Ask:
-        """The request of a body. Raises ApiError or MiniCPMError for one that can't be answered."""
-        ...
+        """The request of a body. Raises MiniCPMError or ApiError for one that can't be answered."""
 
     def frame(self, chunk: Json) -> bytes:
         """One object of a stream, as bytes."""
-        ...
-
-    def error(self, error: ApiError) -> Json:
-        """The body of an error."""
-        ...
+        return server_sent(chunk)
 
     def error_frame(self, error: ApiError) -> bytes:
         """An error in the middle of a stream."""
-        ...
+        return self.frame(self.errors.body(error))
+
+
+class NamedEvents(Surface):
+    """Streams whose events are named by their type."""
+
+    def frame(self, chunk: Json) -> bytes:
+        """One event."""
+        return server_sent(chunk, chunk["type"])
+
+
+def refusal(form: ErrorForm, error: ApiError) -> Response:
+    """An error as an answer."""
+    body = dumps(form.body(error))
+    return Response(body, form.status(error), error.headers, "application/json")
 
 
 def dumps(value: object) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from minicpm_mlc import __version__
+from minicpm_mlc.base.errors import FieldError
+from minicpm_mlc.prompt.fields import Fields
 from minicpm_mlc.prompt.prompt_tokens import PlainText
-from minicpm_mlc.serve.errors import bad
-from minicpm_mlc.serve.fields import Fields
 from minicpm_mlc.serve.openai_chat import read_chat
 from minicpm_mlc.serve.openai_completions import check_ids
 from minicpm_mlc.serve.served import Served
@@ -22,7 +22,7 @@ def tokenize(served: Served, fields: Fields) -> dict[str, Any]:
         return {"tokens": ids, "count": len(ids), "max_model_len": served.context}
     content = fields.text("content")
     if content is None:
-        raise bad("content is missing; expected content or prompt", "content")
+        raise FieldError("content is missing; expected content or prompt", "content")
     special = fields.flag("add_special") or False
     if fields.flag("parse_special") is False:
         ids = PlainText().ids(served.tokenizer.raw, content)

@@ -4,7 +4,6 @@ linked.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,17 +13,15 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
-from minicpm_mlc.targets.link import PLATFORMS, Platform, compile_object, link
+from minicpm_mlc.targets.link import PLATFORMS, Platform, compile_object, link, platform_here
 from minicpm_mlc.targets.lowering import cpu_pipeline
 
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")
+# processors that LLVM takes, and names on a Mac, but doesn't list -> as it lists them
+LLVM_ALIASES = {"apple-m1": "apple-a14", "apple-m2": "apple-a15", "apple-m3": "apple-a16"}
 THREAD_POOL = Path(__file__).parent / "thread_pool" / "pool.c"
-LEVELS = {  # processors that `--cpu` names besides this machine's, the oldest first
-    "x86_64": ("x86-64-v2", "x86-64-v3", "x86-64-v4"),
-    "aarch64": ("generic", "cortex-a76", "neoverse-n1"),
-}
 
 
 @dataclass(frozen=True)
@@ -53,26 +50,21 @@ class CpuTarget:
         native = CpuTarget.of("native")
         present = this_host().features or frozenset()
         levels = {
-            name: set(CpuTarget.of(name).features) <= present
-            for name in LEVELS[native.platform.machine]
+            name: set(CpuTarget.of(name).features) <= present for name in native.platform.levels
         }
         return {"native": native.cpu, "features": list(native.features), "levels": levels}
 
     @classmethod
     def of(cls, cpu: str, platform_name: str | None = None) -> CpuTarget:
         """`native`, a level such as x86-64-v3, or any processor that LLVM knows; the platform None
-        is Linux on this machine.
+        is this machine's.
 
         Raises CompileError for a processor that the platform can't have.
         """
-        here = platform.machine()
+        here = platform_here()
         native = cpu == "native"
-        there = PLATFORMS.get(platform_name or here)
-        if there is None:
-            raise CompileError(
-                f"no CPU target for {platform_name or here}; there are {', '.join(PLATFORMS)}"
-            )
-        if native and there is not PLATFORMS.get(here):
+        there = PLATFORMS[platform_name] if platform_name else here
+        if native and there is not here:
             raise CompileError(
                 f"--cpu native: this machine is no {there.triple}; name its processor, such as "
                 "--cpu generic"
@@ -166,14 +158,10 @@ def _llvm_features(cpu: str, there: Platform) -> set[str]:
     from tvm.target import codegen
 
     generic = tvm.target.Target({"kind": "llvm", "mtriple": there.triple})
-    if cpu not in codegen.llvm_get_cpu_archlist(generic):
-        examples = (
-            "native, x86-64-v3, x86-64-v4"
-            if there.machine == "x86_64"
-            else "native, generic, cortex-a76"
-        )
+    if LLVM_ALIASES.get(cpu, cpu) not in codegen.llvm_get_cpu_archlist(generic):
         raise CompileError(
-            f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example {examples}"
+            f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example native, "
+            f"{', '.join(there.levels)}"
         )
     target = tvm.target.Target({"kind": "llvm", "mtriple": there.triple, "mcpu": cpu})
     return {str(feature) for feature in codegen.llvm_get_cpu_features(target)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.cuda_compiler import GET_NVRTC, fat_binary, has_compiler
 from minicpm_mlc.targets.embed import Reader, string, with_changed_imports
@@ -49,6 +50,11 @@ class CudaTarget(GpuTarget):
     def missing(cls) -> list[str]:
         """The commands that install what compiling takes and is not here."""
         return super().missing() + ([] if has_compiler(tuple(ARCHS)) else [GET_NVRTC])
+
+    @property
+    def traits(self) -> GpuTraits:
+        """What its kernels may assume."""
+        return GpuTraits(int8_dot="dp4a", f16_tiles=True, int8_tiles=True)
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

@@ -22,22 +22,11 @@ from minicpm_mlc.targets.fatbin import ELF, PTX, Image, pack
 
 # PTX of a later version than the runtime's wants a later driver
 GET_NVRTC = 'pip install "nvidia-cuda-nvrtc==13.0.*"'
-# the names that TVM's CUDA uses; its own beginning of a file wants headers that come in other
-# packages
-PRELUDE = """
-#define int8_t signed char
-#define uint8_t unsigned char
-#define int16_t short
-#define uint16_t unsigned short
-#define int32_t int
-#define uint32_t unsigned int
-#define int64_t long long
-#define uint64_t unsigned long long
-#define uint unsigned int
-#define uchar unsigned char
-#define ushort unsigned short
-"""
+# the names that TVM's CUDA uses, as its own beginning of a file wants headers that come in other
+# packages; and the functions that kernels call by name
+PRELUDE = Path(__file__).with_name("cuda_prelude.cuh").read_text()
 FIRST_KERNEL = 'extern "C" __global__'
+HELPER = "__forceinline__ __device__"  # how TVM begins a function that it wrote for T.ptx
 PROBE = FIRST_KERNEL + " void probe() {}"
 
 Compiler = Callable[
@@ -52,10 +41,17 @@ def fat_binary(source: str, archs: tuple[str, ...], compiler: Compiler | None = 
     Raises CompileError where no compiler is found, or with what it says.
     """
     run = compiler or find_compiler(archs)
-    kernels = PRELUDE + source[source.index(FIRST_KERNEL) :]
+    kernels = PRELUDE + without_head(source)
     jobs = [*((arch, False) for arch in archs), (archs[0], True)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return pack(list(pool.map(lambda job: _image(run, kernels, *job), jobs)))
+
+
+def without_head(source: str) -> str:
+    """TVM's CUDA source from its first helper function on, or from its first kernel."""
+    kernel = source.index(FIRST_KERNEL)
+    helper = source.find(HELPER, 0, kernel)
+    return source[kernel if helper < 0 else helper :]
 
 
 def _image(run: Compiler, source: str, arch: str, ptx: bool) -> Image:
@@ -120,7 +116,7 @@ def nvcc(source: str, arch: str, ptx: bool) -> bytes:
             if ptx
             else ["-cubin", f"-arch={arch}"]
         )
-        command = ["nvcc", "-O3", *kind, "-o", "kernels.out", "kernels.cu"]
+        command = ["nvcc", "-w", "-O3", *kind, "-o", "kernels.out", "kernels.cu"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             raise CompileError(f"nvcc failed for {arch}: {result.stderr.strip()[-2000:]}")
@@ -159,7 +155,8 @@ def nvrtc(source: str, arch: str, ptx: bool) -> bytes:
         arch,
     )
     try:
-        options = [f"--gpu-architecture={arch.replace('sm', 'compute') if ptx else arch}".encode()]
+        target = arch.replace("sm", "compute") if ptx else arch
+        options = [f"--gpu-architecture={target}".encode(), b"--disable-warnings"]
         array = (ctypes.c_char_p * len(options))(*options)
         if library.nvrtcCompileProgram(program, len(options), array):
             log = _read(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program, arch)

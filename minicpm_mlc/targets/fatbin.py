@@ -23,7 +23,8 @@ _IMAGE = struct.Struct("<HHIQIIHHIIIQ16x")
 _FLAGS = 0x11
 _WITH_COMPATIBILITY = 0x1000000
 _CUBIN_ABI = (8, 1)  # minor, major of the machine code's version
-_COMPATIBILITY = ".nv.compat"  # a section of machine code from sm_100 on, repeated in front of it
+_COMPATIBILITY = ".nv.compat"  # a section of machine code; NVIDIA's tool repeats it in front of
+_COMPATIBLE_FROM = 100  # code for these architectures and later, though sm_90's has one too
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def pack(images: list[Image]) -> bytes:
 
 
 def _packed(image: Image) -> bytes:
-    compatibility = _section(image.data, _COMPATIBILITY) if image.kind == ELF else b""
+    repeats = image.kind == ELF and image.sm >= _COMPATIBLE_FROM
+    compatibility = _section(image.data, _COMPATIBILITY) if repeats else b""
     options = b""
     if image.kind == PTX or compatibility:
         options = (

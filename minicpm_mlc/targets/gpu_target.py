@@ -70,9 +70,9 @@ class GpuTarget:
         return GpuTraits()
 
     @property
-    def int8_dot(self) -> None:
-        """Kernels multiply float32."""
-        return None
+    def int8_dot(self) -> str | None:
+        """What multiplies int8 activations; None where nothing does."""
+        return self.traits.int8_dot
 
     @property
     def no_int8_dot(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from minicpm_mlc.ops.gpu.intrinsics import HALF_BITS_TO_FLOAT
 from minicpm_mlc.targets.gpu_target import GpuTarget
 
 PRECISE = ("exp", "log", "sin", "cos", "sqrt")
@@ -27,6 +28,7 @@ class MetalTarget(GpuTarget):
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""
         _use_precise_functions()
+        _use_half()
         return super().tvm_target()
 
 
@@ -42,3 +44,17 @@ def _use_precise_functions() -> None:
 
     for name in PRECISE:
         register_intrin_lowering(f"tirx.{name}", target="metal", f=precise, level=99)
+
+
+@cache
+def _use_half() -> None:
+    """The bits of a float16 are one of Metal's own half numbers."""
+    from tvm.tirx import call_pure_extern, register_intrin_lowering
+
+    def lowered(call: Any) -> Any:
+        name, *arguments = call.args
+        if name.value != HALF_BITS_TO_FLOAT:
+            return call
+        return call_pure_extern("float16", "as_type<half>", *arguments).astype("float32")
+
+    register_intrin_lowering("tirx.call_pure_extern", target="metal", f=lowered, level=99)

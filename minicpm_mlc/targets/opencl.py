@@ -5,9 +5,19 @@ first launched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 from minicpm_mlc.targets.gpu_target import GpuTarget
+
+# functions that kernels call by name (ops/gpu/intrinsics.py); reading a float16 takes no extension
+PRELUDE = """#ifndef MINICPM_PRELUDE
+#define MINICPM_PRELUDE
+static float half_bits_to_float(ushort bits) {
+  return vload_half(0, (const __private half*)&bits);
+}
+#endif
+"""
 
 
 @dataclass(frozen=True)
@@ -21,3 +31,19 @@ class OpenCLTarget(GpuTarget):
         "thread_warp_size": 1,  # nothing is assumed of threads that run together
         "max_shared_memory_per_block": 32768,
     }
+
+    def tvm_target(self) -> Any:
+        """The target as TVM's compiler takes it."""
+        _use_prelude()
+        return super().tvm_target()
+
+
+@cache
+def _use_prelude() -> None:
+    """Have TVM pass on every kernel's OpenCL C with the prelude before it."""
+    import tvm_ffi
+
+    def with_prelude(source: str, _: Any) -> str:
+        return PRELUDE + source
+
+    tvm_ffi.register_global_func("tvm_callback_opencl_postproc", with_prelude)

@@ -4,7 +4,6 @@ beside it.
 
 from __future__ import annotations
 
-import platform as this_machine
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,12 @@ from minicpm_mlc.targets.base import Target
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.cuda import CudaTarget
 from minicpm_mlc.targets.gpu_target import GpuTarget
-from minicpm_mlc.targets.link import PLATFORMS, Platform
+from minicpm_mlc.targets.link import PLATFORMS, Platform, platform_here
 from minicpm_mlc.targets.metal import MetalTarget
 from minicpm_mlc.targets.opencl import OpenCLTarget
 from minicpm_mlc.targets.vulkan import VulkanTarget
 
+NO_GPU = "none"
 GPUS: dict[str, type[GpuTarget]] = {
     kind.device: kind for kind in (CudaTarget, OpenCLTarget, VulkanTarget, MetalTarget)
 }
@@ -28,9 +28,9 @@ GPUS: dict[str, type[GpuTarget]] = {
 class DeviceOption:
     """A value of `--device`; `note` says what its bundles are for.
 
-    `platform` None is Linux on this machine, `gpu` None the processor itself. `cpu` is the
-    processor unless another is named, `gpus` are the other values of `--gpu`. `app`: what runs the
-    bundles, where that is not this package.
+    `platform` None is this machine's, `gpu` None the processor itself. `cpu` is the processor
+    unless another is named, `gpus` are the other values of `--gpu`; NO_GPU among them is the
+    processor alone. `app`: what runs the bundles, where that is not this package.
     """
 
     note: str
@@ -43,7 +43,7 @@ class DeviceOption:
     @property
     def system(self) -> Platform:
         """Where its libraries run."""
-        return PLATFORMS[self.platform or this_machine.machine()]
+        return PLATFORMS[self.platform] if self.platform else platform_here()
 
     @property
     def device(self) -> str:
@@ -75,6 +75,16 @@ DEVICE_OPTIONS = {
         cpu="generic",
         gpus=tuple(name for name in GPUS if DEVICE_RUNTIMES[name].beside_linux),
     ),
+    "macos-arm64": DeviceOption(
+        "macOS 13 or later on Apple silicon, its processor; --cpu apple-m2 for newer ones",
+        platform="macos",
+        cpu="apple-m1",
+    ),
+    "windows-x64": DeviceOption(
+        "Windows 10 or later on x86-64 with AVX2; --cpu x86-64-v2 for older ones",
+        platform="windows",
+        cpu="x86-64-v3",
+    ),
     "cuda": DeviceOption("NVIDIA GPUs; machine code for those that --arch names", gpu="cuda"),
     "opencl": DeviceOption("OpenCL 1.2; the driver compiles the kernels", gpu="opencl"),
     "vulkan": DeviceOption(
@@ -85,7 +95,7 @@ DEVICE_OPTIONS = {
         platform="android",
         gpu="opencl",
         cpu="generic",
-        gpus=("vulkan",),
+        gpus=("vulkan", NO_GPU),
         app=_APP,
     ),
     "metal": DeviceOption(
@@ -122,7 +132,7 @@ def get_target(
         advice = f"choose {choices}" if choices else "there is none"
         raise CompileError(f"--gpu {gpu}: for --device {device} {advice}")
     kind = gpu or option.gpu
-    if arch is not None and not (kind and GPUS[kind].architectures):
+    if arch is not None and not (kind in GPUS and GPUS[kind].architectures):
         raise CompileError(f"--arch {arch}: only CUDA has it; use --device cuda")
     host = CpuTarget.of(cpu or option.cpu, option.platform)
-    return GPUS[kind].beside(host, arch) if kind else host
+    return GPUS[kind].beside(host, arch) if kind and kind != NO_GPU else host

@@ -7,7 +7,8 @@
 A target has `seeds() -> list[bytes]`, the first of them without a fault, and `run(data, folder)`,
 which does with a file of a stranger what the product does with it. It may raise MiniCPMError. Any
 other exception, more than SECONDS or more than MEGABYTES is a crash; its input is written to
---crashes, and the exit status is 1. A crash that was mended goes to corpus/NAME, where every run
+--crashes, and the exit status is 1. A target that is a READER may take 4 bytes for each of its
+input, and 64 MB. A crash that was mended goes to corpus/NAME, where every run
 tries it.
 """
 
@@ -34,6 +35,7 @@ from types import FrameType, ModuleType
 HERE = Path(__file__).parent
 SECONDS = 5  # of processor time, for one input
 MEGABYTES = 1024  # beside what the program itself takes
+READERS = 4, 64 << 20  # bytes that a reader may take: for each byte of its input, and beside
 MUTATIONS = 200  # of a run without atheris; a target may have its own number
 LONGEST = 1 << 16  # bytes of an input
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -53,6 +55,7 @@ class Runner:
 
         self.allowed = getattr(target, "ALLOWED", MiniCPMError)
         self.target, self.folder, self.crashes = target, folder, crashes
+        self.reader = getattr(target, "READER", False)
         self.seen: set[str] = set()
         self.tried = 0
         self.slowest = 0.0
@@ -62,7 +65,7 @@ class Runner:
         self.tried += 1
         start, taken = time.process_time(), False
         try:
-            with limited_time():
+            with limited_time(), self._limited_memory(len(data)):
                 self.target.run(data, self.folder)
             taken = True
         except self.allowed:
@@ -73,6 +76,13 @@ class Runner:
             self._keep(data, error)
         self.slowest = max(self.slowest, time.process_time() - start)
         return taken
+
+    def _limited_memory(self, size: int) -> contextlib.AbstractContextManager[None]:
+        """Not of the first input, for which modules are imported."""
+        if not self.reader or self.tried == 1 or sys.platform != "linux":
+            return contextlib.nullcontext()
+        each, beside = READERS
+        return limited_growth(each * size + beside)
 
     def _keep(self, data: bytes, error: BaseException) -> None:
         kind = crash_kind(error)
@@ -132,9 +142,24 @@ def replay(name: str, target: ModuleType, runner: Runner) -> None:
 def limit_memory() -> None:
     """From here on MEGABYTES more than what is mapped; beyond it, MemoryError or the end."""
     if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + (MEGABYTES << 20)
+        most = mapped() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+@contextlib.contextmanager
+def limited_growth(nbytes: int) -> Iterator[None]:
+    """In the block no more than so many bytes may be mapped beside what is; else MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped() + nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def mapped() -> int:
+    """Bytes of this process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def explore(name: str, target: ModuleType, runner: Runner, minutes: float, seed: int) -> None:
@@ -158,7 +183,9 @@ def explore(name: str, target: ModuleType, runner: Runner, minutes: float, seed:
 
     corpus = runner.crashes / "inputs"  # kept: the next run goes on with what this one found
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(inputs(name, target)):
+    known = inputs(name, target)
+    runner(known[0])  # imports what it needs
+    for number, data in enumerate(known):
         (corpus / str(number)).write_bytes(data)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     options = [f"-max_len={LONGEST}", f"-rss_limit_mb={MEGABYTES + resident}", "-timeout=30"]

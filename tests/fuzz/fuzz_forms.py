@@ -16,6 +16,7 @@ from checkpoints import config_json
 from minicpm_mlc.compile.checkpoint import open_checkpoint
 from minicpm_mlc.ops.formats.weights import SCHEMES
 
+READER = True
 MUTATIONS = 600
 CONFIG = packers.small_config(
     hidden_size=64, intermediate_size=64, num_heads=2, num_kv_heads=1, vocab_size=64
@@ -69,7 +70,7 @@ def run(data: bytes, folder: Path) -> None:
     packers.notes_of(weights, "w4", "w8")
     for name, tensor in weights.tensors.items():
         tensor.rows(0, 3)
-        for scheme in ("w4", "w4a", "w8") if len(tensor.shape) == 2 else ():
+        for scheme in ("w4", "w4z", "w4a", "w8") if len(tensor.shape) == 2 else ():
             parts = weights.carried(name, SCHEMES[scheme], 1, min(20, tensor.shape[0]))
             assert parts is None or all(np.isfinite(part).all() for part in parts.values())
 

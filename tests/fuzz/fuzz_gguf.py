@@ -8,6 +8,7 @@ from typing import Any
 
 from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 
+READER = True
 HIDDEN, WIDE, TOKENS = 32, 64, ["<s>", "</s>", "a", "b", "ab"]
 SIZES = {
     "block_count": 1,
@@ -30,6 +31,8 @@ LAYER = {
     "ffn_down": (WIDE, HIDDEN),
 }
 BYTE_LEVEL = {"tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.merges": ["a b"]}
+YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+LISTS = {"rope_freqs.weight": (HIDDEN // 2,)}
 SCORES = {"tokenizer.ggml.scores": [0.0, 0.0, -2.0, -3.0, -1.0]}
 PARTS = {"split.no": 0, "split.count": 2}
 WHOLE, FIRST, SECOND = "m.gguf", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"
@@ -85,6 +88,8 @@ def seeds() -> list[bytes]:
         file_of(llama, TENSORS | LAYERS),
         file_of(old, TENSORS | LAYERS, kind=2),
         file_of(llama | PARTS, TENSORS),
+        file_of(llama | YARN, TENSORS | LAYERS),
+        file_of(llama, TENSORS | LAYERS | LISTS),
     ]
 
 

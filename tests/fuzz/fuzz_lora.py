@@ -16,6 +16,7 @@ from fuzz_forms import CONFIG, settings_of, with_metadata
 from minicpm_mlc.compile.checkpoint import Weights, open_checkpoint
 from minicpm_mlc.compile.checkpoint.adapters import Adapters
 
+READER = True
 PREFIX, Q = "base_model.model.", "model.layers.0.self_attn.q_proj"
 SETTINGS = {
     "peft_type": "LORA",

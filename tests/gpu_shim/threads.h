@@ -68,6 +68,12 @@ static bool run(unsigned groups, int threads, bool backwards, void (*kernel_body
   return true;
 }
 
+static inline float half_number(ushort bits) {
+  _Float16 number;
+  memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
 struct Pointer {  // a buffer's address, as whatever pointer the kernel takes
   void* address;
   template <class T>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.small_files import SmallFiles
+from minicpm_mlc.compile.calibrate.forecast import calibration_seconds
 from minicpm_mlc.compile.calibrate.layers import Calibration, require_integers
 from minicpm_mlc.compile.calibrate.sensitivity import Sensitivity, spread, within_budget
-from minicpm_mlc.compile.calibrate.texts import calibration_sequences, said_of
+from minicpm_mlc.compile.calibrate.texts import MOST, calibration_sequences, said_of
 from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -23,8 +23,6 @@ from minicpm_mlc.compile.convert import Param
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
-
-CORE_SECONDS = 5e-6  # of one core for each weight of a linear: measured, docs/quality.md
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def calibration_offer(params: Sequence[Param]) -> str | None:
     linears = of_linears(params)
     if not all(isinstance(p.scheme, GroupScheme) and p.scheme.values.bits <= 4 for p in linears):
         return None
-    seconds = CORE_SECONDS * sum(param.weights for param in linears) / (os.cpu_count() or 1)
+    seconds = calibration_seconds(linears, MOST)
     return (
         "--calibrate would bring the answers closer to the unquantised model's (a third of the "
         f"divergence, docs/quality.md) and take about {_duration(seconds)} here"

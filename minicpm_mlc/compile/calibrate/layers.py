@@ -165,7 +165,7 @@ def require_integers(scheme: Scheme, option: str) -> GroupScheme:
     """
     if not isinstance(scheme, GroupScheme):
         raise CompileError(
-            f"{option}: {scheme.name} weights are not rounded to integers; use --quant w4, or "
+            f"{option}: {scheme.name} weights are not rounded to integers; use --quant w4a, or "
             f"leave {option} out"
         )
     return scheme

@@ -13,6 +13,7 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Parts, Scheme
 from minicpm_mlc.ops.formats.weights.groups import GroupScheme
 
+BYTE = 255  # the largest zero point
 SAMPLED_ROWS = 16  # of a tensor, for what holds it and for the error of quantising it
 
 
@@ -156,7 +157,7 @@ class Integers:
 
     def weights(self) -> np.ndarray:
         """float32 [n, k]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales: told by the scheme
+        with damaged_scales():
             weights = self._of_columns(self.scale) * self._numbers(self.groups)
             return weights if self.minimum is None else weights + self._of_columns(self.minimum)
 
@@ -169,28 +170,34 @@ class Integers:
         runs = self.groups.reshape(-1, scheme.group)
         if (runs != runs[:, :1]).any():
             return None
-        found = self._with_minimum() if scheme.has_minimum else self._with_scale_only()
+        with damaged_scales():
+            found = self._stored_as({tensor.name for tensor in scheme.group_tensors})
         if found is None:
             return None
         numbers, others = found
         lowest, highest = scheme.limits
-        fits = numbers.min() >= lowest and numbers.max() <= highest
-        if not fits or {t.name for t in scheme.group_tensors} != others.keys():
+        if numbers.min() < lowest or numbers.max() > highest:
             return None
-        with np.errstate(over="ignore"):
-            halves = {name: part[:, runs[:, 0]].astype(np.float16) for name, part in others.items()}
-        if not all(np.isfinite(part).all() for part in halves.values()):
+        firsts = {t: others[t.name][:, runs[:, 0]] for t in scheme.group_tensors}
+        with damaged_scales():
+            parts = {t.name: part.astype(t.dtype) for t, part in firsts.items()}
+        if not all(np.isfinite(part).all() for part in parts.values()):
             return None
-        return {"weight": scheme.stored(numbers)} | halves
+        return {"weight": scheme.stored(numbers)} | parts
 
-    def _with_scale_only(self) -> tuple[np.ndarray, Parts] | None:
+    def _stored_as(self, names: set[str]) -> tuple[np.ndarray, Parts] | None:
+        """Numbers, and what is beside them under these names; None where that can't say them."""
+        values, of_scale = self.values.astype(np.int16), {"scale": self.scale}
+        if names == {"scale", "minimum"}:
+            minimum = -self.scale * self.zero if self.minimum is None else self.minimum
+            return values, of_scale | {"minimum": minimum}
         if self.minimum is not None:
             return None
-        return self._numbers(self.groups), {"scale": self.scale}
-
-    def _with_minimum(self) -> tuple[np.ndarray, Parts]:
-        minimum = -self.scale * self.zero if self.minimum is None else self.minimum
-        return self.values.astype(np.int16), {"scale": self.scale, "minimum": minimum}
+        if names == {"scale"}:
+            return self._numbers(self.groups), of_scale
+        zero = np.broadcast_to(self.zero, self.scale.shape)
+        held = names == {"scale", "zero"} and 0 <= zero.min() <= zero.max() <= BYTE
+        return (values, of_scale | {"zero": zero}) if held else None
 
     def _numbers(self, groups: np.ndarray) -> np.ndarray:
         zero = self.zero if isinstance(self.zero, int) else self.zero[:, groups]
@@ -215,6 +222,11 @@ class Quantised(Tensor):
         if not isinstance(scheme, GroupScheme):
             return None
         return self.integers(start, stop).carried(scheme)
+
+
+def damaged_scales() -> np.errstate:
+    """Where infinite scales may be met: the scheme tells them, or nothing is carried."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def contiguous_groups(columns: int, groups: int) -> np.ndarray:

@@ -120,9 +120,9 @@ class Keys:
             off = value is None or value is False or value in ([], {}, "")
             if not off and key not in harmless and not key.startswith("_"):
                 raise ConfigError(
-                    f"{self.where}: {key} = {shown(value)} is not implemented and may change "
-                    "the model's text; "
-                    "remove the key if it has no effect on this model"
+                    f"{self.where}: {key} = {shown(value)} is not implemented, and a model that "
+                    "was trained with it says something else without it; choose another model, or "
+                    "add it: docs/extending.md"
                 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from minicpm_mlc.ops.cpu.vector import in_order
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values
-from minicpm_mlc.ops.quantize_rows import TWO_SUMS
+from minicpm_mlc.ops.int8_sums import factor_of, start_of
 from minicpm_mlc.ops.tir import Expr, T
 
 HELD = 4  # registers of weights that NEON unpacks in turn; more don't fit beside their sums
@@ -56,20 +56,13 @@ class Int8Dot:
         """What quantize_rows multiplies the sum of a group's activations by, to be read where a
         scheme needs it: it starts the integer product, or meets the group's minimum.
         """
-        if scheme.halves > 1:
-            return TWO_SUMS
-        return 1 if scheme.has_minimum else -self.zero(scheme.values)
+        return factor_of(scheme, self.zero(scheme.values))
 
     def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
         """What the integer product starts from, given that word; of a half where those have their
         own scales.
         """
-        if scheme.halves > 1:
-            return _sums_of(word)[half] * -self.zero(scheme.values)
-        if not scheme.has_minimum:
-            return word
-        zero = self.zero(scheme.values)
-        return word * -zero if zero else T.int32(0)
+        return start_of(scheme, self.zero(scheme.values), word, half)
 
     def unpack(
         self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: Expr
@@ -307,13 +300,6 @@ class SmMlA(SDot):
 
     def _matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
-
-
-def _sums_of(word: Expr) -> tuple[Expr, Expr]:
-    """The sums of the first and of the last 16 values, from their word of TWO_SUMS."""
-    bits = TWO_SUMS.bit_length() - 1
-    first = T.Bind(T.shift_right(T.shift_left(word, 32 - bits), 32 - bits))
-    return first, T.shift_right(word - first, bits)
 
 
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:

@@ -23,6 +23,7 @@ class CpuTraits:
     """
 
     folder: ClassVar[str] = "cpu"
+    f16_tiles: ClassVar[bool] = False
     accumulators: int
     int8_dot: str | None = None
     bf16_dot: bool = False

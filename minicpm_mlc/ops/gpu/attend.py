@@ -15,6 +15,8 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.gpu.attend_tiles import THREADS as TILE_THREADS
+from minicpm_mlc.ops.gpu.attend_tiles import Parts, TileFold, fits, most_splits
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -239,6 +241,26 @@ class AttentionCall:
         self.visit(row, kv_head, sequence, split, splits, fold_page)
         return fold
 
+    def in_tiles(self, splits: Expr, most: Expr) -> None:
+        """Every row in `splits` of at most so many pieces on tensor cores, then their merge."""
+        heads = self.heads
+        parts = Parts.of(most, self.n, heads.num_heads, heads.head_dim)
+        with workgroups(splits * self.n * heads.num_kv_heads, TILE_THREADS) as (group, thread):
+            kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
+            n = T.Bind(T.Cast("int32", self.n))
+            row, split = T.Bind(rest % n), T.Bind(rest // n)
+            sequence = self.sequence(row, thread)
+            fold = TileFold(heads.group, self.pools, self.q, row, kv_head, sequence, thread)
+
+            def fold_page(number: Expr) -> None:
+                page = T.Bind(T.max(number, 0))
+                count = T.Bind(T.min(sequence.slot + 1 - page * PAGE_SIZE, PAGE_SIZE))
+                fold.page(page, T.Bind(T.Select(number < 0, 0, count)))
+
+            self.visit(row, kv_head, sequence, split, splits, fold_page)
+            fold.finish(split, row, parts)
+        parts.merge(splits, self.n, self.out)
+
     def in_splits(self, splits: Expr) -> None:
         """Every row in `splits` pieces, then their merge."""
         heads = self.heads
@@ -306,14 +328,30 @@ def selected_pages(
         fold_page(T.Bind(selected[row, kv_head, begin + step]))
 
 
-def attend_prefill(operator: AttendPrefill, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+def attend_prefill(
+    operator: AttendPrefill, traits: GpuTraits, dims: Dims, *buffers: Buffer
+) -> None:
     """Every row in one piece."""
-    call_of(operator, dims, buffers, False, all_pages).whole()
+    launch(call_of(operator, dims, buffers, False, all_pages), traits)
 
 
-def attend_decode(operator: AttendDecode, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+def attend_decode(operator: AttendDecode, traits: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
     """Every row in splits."""
-    call_of(operator, dims, buffers, True, all_pages).in_splits(splits_for(dims.p))
+    launch(call_of(operator, dims, buffers, True, all_pages), traits, dims.p)
+
+
+def launch(call: AttentionCall, traits: GpuTraits, pages: Expr | None = None) -> None:
+    """On tensor cores where there are some for this cache; in splits of up to so many pages, or
+    every row in one piece.
+    """
+    heads = call.heads
+    if traits.f16_tiles and fits(heads.group, heads.head_dim, heads.kv):
+        most = T.int64(1) if pages is None else most_splits(call.n, heads.num_kv_heads)
+        call.in_tiles(most if pages is None else T.Bind(T.min(most, pages)), most)
+    elif pages is None:
+        call.whole()
+    else:
+        call.in_splits(splits_for(pages))
 
 
 def call_of(

@@ -12,26 +12,26 @@ from minicpm_mlc.ops.gpu.attend import (
     Heads,
     VisitAll,
     all_pages,
+    launch,
     selected_pages,
-    splits_for,
 )
 from minicpm_mlc.ops.gpu.sequence import PathSequence
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
-def attend_tree(operator: AttendTree, _: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
+def attend_tree(operator: AttendTree, traits: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
     """Over the whole path."""
-    _call(operator, dims, buffers, all_pages).in_splits(splits_for(dims.p))
+    launch(_call(operator, dims, buffers, all_pages), traits, dims.p)
 
 
 def attend_tree_blocks(
-    operator: AttendTreeBlocks, _: GpuTraits, dims: Dims, *buffers: Buffer
+    operator: AttendTreeBlocks, traits: GpuTraits, dims: Dims, *buffers: Buffer
 ) -> None:
     """Over the list."""
     *shared, selected, out = buffers
     call = _call(operator, dims, (*shared, out), partial(selected_pages, selected))
-    call.in_splits(splits_for(T.int64(operator.budget)))
+    launch(call, traits, T.int64(operator.budget))
 
 
 def _call(

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from minicpm_mlc.ops.gpu.intrinsics import half_bits_to_float
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 EXPONENT_SHIFT = 112 << 23  # between the exponents' offsets, 127 and 15
-SMALLEST_NORMAL = 0x400  # float16 bits
 INFINITY = 0x7C00
 
 
@@ -25,7 +25,7 @@ class HalfBuffer:
         self.bits = T.decl_buffer(tuple(buffer.shape), "uint16", data=pointer)
 
     def __getitem__(self, index: Expr) -> Expr:
-        return to_float(self.bits[index])
+        return half_bits_to_float(self.bits[index])
 
 
 def opened(buffer: Buffer) -> Buffer:
@@ -44,22 +44,6 @@ def constant(value: float) -> Expr:
     )  # what reinterpret takes in OpenCL C must have an address
     T.buffer_store(cell, int(np.float32(value).view(np.int32)), [0])
     return T.Bind(_float(cell[0]))
-
-
-def to_float(half: Expr) -> Expr:
-    """The float32 value of float16 bits, exactly."""
-    bits = T.Bind(T.Cast("int32", half))
-    size = T.Bind(T.bitwise_and(bits, 0x7FFF))
-    wide = T.Bind(T.shift_left(size, 13))
-    subnormal = T.Cast("float32", size) * constant(2.0**-24)
-    special = _float(T.bitwise_or(wide, 0x7F800000))
-    value = T.Select(
-        size < SMALLEST_NORMAL,
-        subnormal,
-        T.Select(size < INFINITY, _float(wide + EXPONENT_SHIFT), special),
-    )
-    value = T.Bind(value)
-    return T.Bind(T.Select(bits > 0x7FFF, -value, value))
 
 
 def from_float(value: Expr) -> Expr:

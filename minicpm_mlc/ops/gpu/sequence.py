@@ -24,6 +24,12 @@ class Sequence(Protocol):
         """Where the tokens 64 * number + t lie."""
         ...
 
+    def whole_page(self, number: Expr) -> tuple[Expr, Expr | None]:
+        """The page that holds those tokens in order, and whether one does; None: it always
+        does.
+        """
+        ...
+
 
 class Paged:
     """A row of prefill or decode: token t is in page t // 64 of its table."""
@@ -32,8 +38,11 @@ class Paged:
         self.page_tables, self.table, self.slot = page_tables, table, T.Bind(slots[row])
 
     def page(self, number: Expr) -> Place:
-        place = T.Bind(T.Cast("int64", self.page_tables[self.table, number]))
+        place, _ = self.whole_page(number)
         return lambda t: (place, t)
+
+    def whole_page(self, number: Expr) -> tuple[Expr, None]:
+        return T.Bind(T.Cast("int64", self.page_tables[self.table, number])), None
 
 
 class PathSequence:
@@ -64,3 +73,7 @@ class PathSequence:
             )
 
         return place
+
+    def whole_page(self, number: Expr) -> tuple[Expr, Expr]:
+        page = T.Bind(T.Cast("int64", self.page_table[0, number]))
+        return page, T.Bind((number + 1) * PAGE_SIZE <= self.base)

@@ -1,15 +1,16 @@
 """How fast a GPU reads its memory when nothing else holds it up: the limit that decoding is held
-against.
+against. And numbers to measure with, made where they are read.
 """
 
 from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, workgroups
+from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, strided, workgroups
 from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc
 
 STREAMS = 4  # words that a thread asks for at once
+FILLED = 1 << 12  # words that a workgroup writes
 
 
 def read_peak() -> PrimFunc:
@@ -28,3 +29,22 @@ def read_peak() -> PrimFunc:
             T.buffer_store(out, sums[0] + sums[1] + sums[2] + sums[3], [group, thread])
 
     return kernel("read_peak", {"x": ("int32", "n"), "out": ("int32", "g", THREADS)}, emit)
+
+
+def fill() -> PrimFunc:
+    """PrimFunc (bits u32[2], out u32[n]): words of bits[0] + any of the bits in bits[1], the same
+    each time.
+    """
+
+    def emit(dims: Dims, bits: Buffer, out: Buffer) -> None:
+        groups = T.Bind((dims.n + FILLED - 1) // FILLED)
+        with workgroups(groups) as (group, thread), strided(FILLED, thread) as i:
+            at = T.Bind(group * FILLED + i)
+            with T.If(at < dims.n), T.Then():
+                word = T.Bind(T.Cast("uint32", at) * T.uint32(0x9E3779B1))
+                word = T.Bind(T.bitwise_xor(word, T.shift_right(word, T.uint32(15))))
+                word = T.Bind(word * T.uint32(0x85EBCA77))
+                word = T.bitwise_xor(word, T.shift_right(word, T.uint32(13)))
+                T.buffer_store(out, bits[0] + T.bitwise_and(word, bits[1]), [at])
+
+    return kernel("fill", {"bits": ("uint32", 2), "out": ("uint32", "n")}, emit)

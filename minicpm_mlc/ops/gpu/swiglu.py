@@ -6,7 +6,7 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.kernel import strided, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.swiglu import Swiglu
-from minicpm_mlc.ops.tir import Buffer, T
+from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 COLUMNS = 1024  # of a row, that one workgroup takes
 
@@ -20,5 +20,9 @@ def swiglu(operator: Swiglu, _: GpuTraits, dims: Dims, gate_up: Buffer, out: Buf
         with strided(T.min(intermediate - first, COLUMNS), thread) as i:
             gate = T.Bind(gate_up[row, first + i])
             up = gate_up[row, intermediate + first + i]
-            silu = gate / (T.float32(1) + T.exp(-gate))
-            T.buffer_store(out, silu * up, [row, first + i])
+            T.buffer_store(out, silu(gate) * up, [row, first + i])
+
+
+def silu(gate: Expr) -> Expr:
+    """gate * sigmoid(gate); `gate` is bound."""
+    return gate / (T.float32(1) + T.exp(-gate))

@@ -1,30 +1,41 @@
-"""What a GPU's kernels may assume of the device: nothing yet that not every GPU has."""
+"""What a GPU's kernels may assume of the device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.gpu.float16_bits import opened
+from minicpm_mlc.ops.int8_sums import factor_of
 from minicpm_mlc.ops.tir import Buffer
 
 
 @dataclass(frozen=True)
 class GpuTraits:
-    """One family of GPUs."""
+    """One family of GPUs; without arguments nothing is assumed that not every GPU has.
+
+    `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
+    attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
+    to float16. `int8_tiles`: whether linears multiply int8 on them.
+    """
 
     folder: ClassVar[str] = "gpu"
-    int8_dot: ClassVar[None] = None
     bf16_dot: ClassVar[bool] = False
+    int8_dot: str | None = None
+    f16_tiles: bool = False
+    int8_tiles: bool = False
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
         return opened(buffer)
 
-    def sum_factor(self, scheme: Scheme) -> None:
-        """None: GPUs multiply no int8."""
+    def sum_factor(self, scheme: Scheme) -> int | None:
+        """What quantize_rows multiplies sums by beside weights of this scheme; None where the GPU
+        multiplies no int8.
+        """
+        return None if self.int8_dot is None else factor_of(scheme, scheme.values.zero)
 
     def exact(self) -> GpuTraits:
-        """Those of kernels that round no activations: these never do."""
-        return self
+        """Those of kernels that round no activations where they have the choice."""
+        return replace(self, f16_tiles=False)

@@ -4,16 +4,18 @@ chat.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, Completer, get_common_complete_suffix
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
+from minicpm_mlc.base.files import state_folder
+from minicpm_mlc.runtime_py.chat.completion import Commands
 from minicpm_mlc.runtime_py.chat.session import open_quotes
 
 
@@ -39,10 +41,14 @@ class FileOrMemory(FileHistory):
 
 def prompt_session() -> PromptSession[str]:
     """Reads messages of one or more lines from the terminal."""
+    completer = Commands()
     return PromptSession(
         history=_history(),
         multiline=True,
-        key_bindings=_keys(),
+        completer=completer,
+        complete_while_typing=False,
+        enable_suspend=True,
+        key_bindings=_keys(completer),
         prompt_continuation=lambda *_: ". ",
     )
 
@@ -51,11 +57,7 @@ def history_path() -> Path:
     """Where typed lines are kept between sessions: the user's state folder of this system. Raises
     RuntimeError where the user has no home.
     """
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "minicpm-mlc" / "history"
+    return state_folder() / "history"
 
 
 def _history() -> History:
@@ -75,9 +77,10 @@ def _typed_marker(buffer: Buffer, pasted: str) -> bool:
     return at_end and buffer.text.endswith("\\") and buffer.text != pasted
 
 
-def _keys() -> KeyBindings:
+def _keys(completer: Completer) -> KeyBindings:
     """Enter sends a finished message and continues an unfinished one; Alt-Enter (Esc, Enter) always
     continues. A backslash typed right before Enter continues too, and goes; a pasted one stays.
+    Tab completes as far as there is no choice, then shows it.
     """
     keys = KeyBindings()
     pasted = ""  # the text right after the last paste
@@ -101,6 +104,15 @@ def _keys() -> KeyBindings:
         else:
             pasted = ""
             buffer.validate_and_handle()
+
+    @keys.add("tab")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        offered = list(completer.get_completions(buffer.document, CompleteEvent(True)))
+        if common := get_common_complete_suffix(buffer.document, offered):
+            buffer.insert_text(common)
+        elif len(offered) > 1:
+            buffer.start_completion()
 
     @keys.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:

@@ -1,66 +1,46 @@
-"""The terminal: the line editor reads, rich writes, ChatSession does the talking. Also one question
-from a pipe.
+"""The terminal: the line editor reads, a Screen writes, ChatSession does the talking. Also one
+question from a pipe.
 """
 
 from __future__ import annotations
 
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minicpm_mlc.base.streams import is_terminal, json_text, read_piped, say
-from minicpm_mlc.base.text import harmless, whole_characters
+from minicpm_mlc.base.streams import is_terminal, json_text, read_piped, read_text, say
+from minicpm_mlc.base.text import whole_characters
+from minicpm_mlc.runtime_py.chat.about import banner
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
-from minicpm_mlc.runtime_py.chat.session import (
-    ChatSession,
-    SessionError,
-    check_options,
-    stats_line,
-)
+from minicpm_mlc.runtime_py.chat.figures import stats_line
+from minicpm_mlc.runtime_py.chat.saved import Saved, last_chat, typed_path
+from minicpm_mlc.runtime_py.chat.screen import Screen
+from minicpm_mlc.runtime_py.chat.session import ChatSession
+from minicpm_mlc.runtime_py.chat.settings import SessionError, check_options
+from minicpm_mlc.runtime_py.chat.typed_ahead import TypedAhead
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.engine import Engine
 
-STYLES = {"thinking": "dim", "answer": None, "note": "dim", "error": "red"}
+
+@dataclass(frozen=True)
+class Look:
+    """What a person wants to see. `stats` None: figures in a conversation, none after one question.
+    `debug`: a bug shows its traceback, and the chat goes on all the same.
+    """
+
+    hide_thinking: bool = False
+    show_blocks: bool = False
+    markdown: bool = False
+    stats: bool | None = None
+    debug: bool = False
 
 
-class Screen:
-    """Writes a session's pieces to a terminal: thinking dimmed, or hidden behind a spinner."""
-
-    def __init__(self, console: Console, hide_thinking: bool = False):
-        self.console = console
-        self.hide_thinking = hide_thinking
-        spinner = "line" if console.options.ascii_only else "dots"
-        self._spinner = console.status("", spinner=spinner)
-        self._last = ""
-
-    def __call__(self, text: str, kind: str) -> None:
-        if kind == "thinking" and self.hide_thinking:
-            return self._spin("thinking...")
-        self._spinner.stop()
-        if kind in ("note", "error"):
-            self._out(text + "\n", kind)
-        elif kind == "end":
-            self._out("\n" if self._last else "", "answer")
-            kind = ""
-        else:
-            self._out(("\n\n" if (self._last, kind) == ("thinking", "answer") else "") + text, kind)
-        self._last = kind if kind in ("thinking", "answer") else ""
-
-    def on_prefill(self, done: int, total: int) -> None:
-        """Shows how far a prompt of more than one chunk has been read."""
-        if done < total:
-            self._spin(f"reading {done} of {total} tokens")
-
-    def _spin(self, text: str) -> None:
-        self._spinner.update(text)
-        self._spinner.start()
-
-    def _out(self, text: str, kind: str) -> None:
-        self.console.out(harmless(text), style=STYLES[kind], end="", highlight=False)
+LOOK = Look()
 
 
 def talk(
@@ -68,26 +48,37 @@ def talk(
     *,
     options: dict[str, Any],
     system: str | None = None,
-    hide_thinking: bool = False,
-    show_blocks: bool = False,
-    debug: bool = False,
+    look: Look = LOOK,
+    saved: Saved | None = None,
 ) -> None:
-    """Interactive chat until /quit or Ctrl-D. Standard input and output must be a terminal.
-
-    `debug`: a bug shows its traceback, and the chat goes on all the same.
+    """Interactive chat until /quit or Ctrl-D, beginning with a `saved` conversation. Standard input
+    and output must be a terminal.
     """
     from minicpm_mlc.runtime_py.chat.line_editor import prompt_session
 
-    screen = Screen(Console(), hide_thinking)
-    session = ChatSession(engine, screen, options, system, screen.on_prefill, show_blocks, debug)
-    prompt = prompt_session()
+    screen = Screen(Console(), look.hide_thinking, look.markdown)
+    session = ChatSession(engine, screen, options, system, screen.on_prefill)
+    session.show_blocks, session.debug = look.show_blocks, look.debug
+    session.show_stats = look.stats is not False
+    session.kept_in = last_chat()
+    screen(banner(engine), "note")
     screen("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "note")
-    more = True
+    if saved:
+        session.load(saved)
+        session.options = saved.options | options
+        if system:
+            session.set_system(system)
+        screen(f"going on with {len(saved.messages)} messages; /context lists them", "note")
+    prompt = prompt_session()
+    typed, more = "", True
     while more:
         try:
-            more = session.handle(prompt.prompt("> "))
+            line = prompt.prompt("> ", default=typed)
+            with TypedAhead(screen.pause) as ahead:
+                more = session.handle(line)
+            typed = session.draft or ahead.text
         except KeyboardInterrupt:  # at the prompt: drop what was typed
-            continue
+            typed = ""
         except EOFError:
             more = False
 
@@ -98,41 +89,101 @@ def answer_once(
     *,
     options: dict[str, Any],
     system: str | None = None,
-    hide_thinking: bool = False,
+    look: Look = LOOK,
     as_json: bool = False,
-    with_stats: bool = False,
-    show_blocks: bool = False,
+    saved: Saved | None = None,
 ) -> None:
     """One answer on standard output, as it streams; thinking goes to standard error, so a pipe gets
-    the answer alone.
+    the answer alone. `as_json`: one object {"answer", "thinking", "stats"} at the end instead.
+    `saved`: the conversation that the question goes on with.
 
-    Args:
-        as_json: print one object {"answer", "thinking", "stats"} at the end instead.
-        with_stats: one line of numbers on standard error.
-        show_blocks: the blocks that the answer read most, on standard error.
-
-    Raises:
-        SessionError: the question is empty.
+    Raises SessionError for an empty question.
     """
     if not question.strip():
         raise SessionError("the prompt is empty; give --prompt TEXT or pipe text in")
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": question})
+    before = [] if saved is None else saved.messages
+    if system:
+        at = bool(before) and before[0]["role"] == "system"
+        before = [{"role": "system", "content": system}, *before[at:]]
+    messages = [*before, {"role": "user", "content": question}]
+    options = (saved.options if saved else {}) | options
     said = {"thinking": "", "answer": ""}
-    hidden = ("thinking", "answer") if as_json else ("thinking",) if hide_thinking else ()
-    streams = {"thinking": sys.stderr, "answer": sys.stdout}
-    with closing(engine.chat_events(messages, **options)) as events:
-        for kind, piece in events:
-            if kind == "answer" and said["thinking"] and not said["answer"] and not hidden:
-                say("", stream=sys.stderr)
-            said[kind] += piece
-            if kind not in hidden:
-                say(piece, end="", stream=streams[kind])
-    say(json_text(said | {"stats": asdict(engine.stats)}) if as_json else "")
-    if with_stats:
-        say(stats_line(engine.stats), stream=sys.stderr)
-    for line in block_lines(engine) if show_blocks else []:
+    output = _output(look, as_json)
+    try:
+        if output.on_prefill:
+            output.on_prefill(0, 0)
+        with closing(
+            engine.chat_events(messages, on_prefill=output.on_prefill, **options)
+        ) as events:
+            for kind, piece in events:
+                said[kind] += piece
+                output(piece, kind)
+        output("", "end")
+    finally:
+        output.pause()
+    if as_json:
+        say(json_text(said | {"stats": asdict(engine.stats)}))
+    _afterwards(engine, look)
+
+
+def _afterwards(engine: Engine, look: Look) -> None:
+    """What standard error has after one answer."""
+    stats = engine.stats
+    if stats.finish_reason in ("length", "context"):
+        say(f"(cut at {stats.generated_tokens} tokens)", stream=sys.stderr)
+    if look.stats:
+        say(stats_line(stats), stream=sys.stderr)
+    for line in block_lines(engine) if look.show_blocks else []:
         say(line, stream=sys.stderr)
+
+
+class _Quiet:
+    """Writes nothing; a spinner on standard error, where that is a terminal, shows how far the
+    prompt is read.
+    """
+
+    def __init__(self) -> None:
+        self._spinner = Screen(Console(stderr=True)) if is_terminal(sys.stderr) else None
+        self.on_prefill = self._spinner and self._spinner.on_prefill
+
+    def __call__(self, text: str, kind: str) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Takes the spinner away."""
+        if self._spinner:
+            self._spinner.pause()
+
+
+class _Streams(_Quiet):
+    """The answer to standard output, thinking to standard error, as they are."""
+
+    def __init__(self, hide_thinking: bool) -> None:
+        super().__init__()
+        self._hide_thinking = hide_thinking
+        self._thought = self._answered = False
+
+    def __call__(self, text: str, kind: str) -> None:
+        super().__call__(text, kind)
+        if kind == "end":
+            say("")
+        elif kind == "thinking" and not self._hide_thinking:
+            self._thought = True
+            say(text, end="", stream=sys.stderr)
+        elif kind == "answer":
+            if self._thought and not self._answered:
+                say("", stream=sys.stderr)
+            self._answered = True
+            say(text, end="")
+
+
+def _output(look: Look, as_json: bool) -> Screen | _Quiet:
+    """Who writes the pieces of one answer: a screen where a person looks at both streams."""
+    if as_json:
+        return _Quiet()
+    if is_terminal(sys.stdout) and is_terminal(sys.stderr):
+        return Screen(Console(), look.hide_thinking, look.markdown)
+    return _Streams(look.hide_thinking)
 
 
 def given_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +193,27 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
         given["stop"] = list(given["stop"])
     check_options(given)
     return given
+
+
+def text_or_file(text: str | None, file: str | None, option: str) -> str | None:
+    """What an option such as --system or --system-file gives. Raises SessionError for both, and
+    InputError for a file that can't be read.
+    """
+    if text is not None and file is not None:
+        raise SessionError(f"{option} and {option}-file say the same thing; give one of them")
+    return text if file is None else read_text(Path(file))
+
+
+def conversation_of(file: str | None, go_on: bool) -> Saved | None:
+    """The conversation of --load FILE, or the last one of --continue. Raises SessionError."""
+    if file is not None and go_on:
+        raise SessionError("--load and --continue name two conversations; give one of them")
+    if file is not None:
+        return Saved.read(typed_path(file, "--load FILE"))
+    last = last_chat() if go_on else None
+    if go_on and (last is None or not last.exists()):
+        raise SessionError("there is no last conversation; chat without --continue")
+    return Saved.read(last) if last else None
 
 
 def read_question(prompt: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted, whole_characters
@@ -49,6 +49,18 @@ class TextStream:
             self._strip = False
             return piece.removeprefix(" ")
         return piece
+
+
+def pieces_of(
+    tokenizer: Tokenizer, token_ids: Sequence[int], size: int, after: Sequence[int] = ()
+) -> Iterator[str]:
+    """The text of every `size` tokens; joined they are the whole text, spaces at their borders and
+    all. `after`: the tokens before.
+    """
+    stream = TextStream(tokenizer, after)
+    for start in range(0, len(token_ids), size):
+        text = "".join(map(stream.feed, token_ids[start : start + size]))
+        yield text if start + size < len(token_ids) else text + stream.finish()
 
 
 class StopStrings:

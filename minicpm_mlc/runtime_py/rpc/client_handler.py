@@ -5,7 +5,6 @@ FOLDER`, started by the server.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import sys
 import threading
@@ -22,6 +21,7 @@ from minicpm_mlc.bundle.host import this_host
 from minicpm_mlc.bundle.kernel_cases import from_bytes
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.bundle.trust import allow
+from minicpm_mlc.bundle.tvm_runtime import tvm_version
 from minicpm_mlc.runtime_py.device_here import open_device
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools, load_runtime
@@ -72,7 +72,7 @@ class ClientHandler:
         host = this_host()
         features = None if host.features is None else sorted(host.features)
         machine = {"system": host.system, "machine": host.machine, "features": features}
-        tvm = importlib.metadata.version("apache-tvm")
+        tvm = tvm_version()
         cores = physical_cores()
         return {"protocol": PROTOCOL, "tvm": tvm, "host": machine, "cores": cores}, []
 

@@ -48,8 +48,10 @@ def run_server(
     `folder`.
 
     Another client is told that the server is busy. Raises EngineError when the address or the
-    folder can't be had.
+    folder can't be had, and on Windows, which hands no open connection to another process.
     """
+    if os.name == "nt":
+        raise EngineError("rpc-server runs on Linux and macOS; a client may be on Windows")
     if not 0 <= port <= LAST_PORT:
         raise EngineError(f"--port {port}: expected 0 to {LAST_PORT}, such as --port 9090")
     key = None if key is None else checked(key, "--key")

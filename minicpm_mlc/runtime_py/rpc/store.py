@@ -5,7 +5,6 @@ them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +23,10 @@ from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 
 FILES, BUNDLES, PARTIAL = "files", "bundles", ".partial"
+if os.name == "nt":
+    fcntl = None  # no server runs there
+else:
+    import fcntl
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 LEFT_SECONDS = 24 * 3600  # that a broken upload is kept, to be gone on with
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -125,6 +128,7 @@ class Store:
         partial = self._partial(sha256)
         try:
             with open(partial, "ab", opener=_open_private) as file:
+                assert fcntl, "rpc-server runs here"
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if not partial.exists():
                     raise BundleError("another client sent the same file; connect again")

@@ -1,4 +1,6 @@
-"""How much of a prompt is computed at once while other answers wait for their next token."""
+"""How much of a prompt is computed at once while other answers wait for their next token, or a
+person watches.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from minicpm_mlc.runtime_py.speculative.costs import Average
 
 STALL_SECONDS = 0.2  # what a running answer waits for a chunk, about
 FIRST = 128  # tokens, before anything was measured
+WATCHED = 16  # tokens at least, where a person waits who may press Ctrl-C
 FEW = 16  # tokens: chunks of fewer say nothing of how long more take
 
 
@@ -23,6 +26,14 @@ class Chunks:
             return max(FIRST, self._page)
         tokens = int(STALL_SECONDS / self._seconds.value)
         return max(self._page, tokens // self._page * self._page)
+
+    @property
+    def watched(self) -> int:
+        """The same while a person watches: what takes STALL_SECONDS, from the first chunk on."""
+        if not self._seconds.value:
+            return WATCHED
+        tokens = int(STALL_SECONDS / self._seconds.value)
+        return self.most if tokens >= self._page else max(WATCHED, tokens)
 
     def took(self, tokens: int, seconds: float) -> None:
         """A chunk was computed."""

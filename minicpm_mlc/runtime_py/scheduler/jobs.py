@@ -156,7 +156,16 @@ class _Choice:
         if end_token is not None and end_token.logprob is None:
             end_token = None
         stop = self._reader.stop
-        self._running.tell(Ended(self._choice, reason or "cancelled", counts, stop, end_token))
+        reads = reads_of(self._generation)
+        self._running.tell(
+            Ended(self._choice, reason or "cancelled", counts, stop, end_token, reads)
+        )
+
+
+def reads_of(generation: Generation) -> tuple[int, ...]:
+    """How often each block of its text was chosen; empty where none was."""
+    reads = generation.block_reads[: generation.stats.blocks]
+    return tuple(reads.tolist()) if reads.any() else ()
 
 
 def counts_of(generation: Generation) -> Counts:

@@ -12,9 +12,11 @@ from itertools import chain
 
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.runtime_py.cached_model import decode_together
+from minicpm_mlc.runtime_py.generation import Generation
 from minicpm_mlc.runtime_py.kv_cache import PagePool
 from minicpm_mlc.runtime_py.scheduler.chunks import Chunks
 from minicpm_mlc.runtime_py.scheduler.task import Progress, Task
+from minicpm_mlc.runtime_py.scheduler.waiting import Waiting
 from minicpm_mlc.runtime_py.slots import Slot, Slots
 from minicpm_mlc.runtime_py.turns import Turns
 
@@ -37,7 +39,7 @@ class Scheduler:
         self._pool = pool
         self._turns = turns
         self._chunks = Chunks(pool.page_size)
-        self._waiting: list[Task] = []
+        self._waiting = Waiting()
         self._reading: Task | None = None  # whose prompt is being computed
         self._running: list[Task] = []
         self._full = False  # the next task has to wait for pages
@@ -66,7 +68,7 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Takes a task; the next step may begin it."""
         with self._turns.changed:
-            self._waiting.append(task)
+            self._waiting.add(task)
             self._turns.changed.notify_all()
 
     def cancel(self, task: Task) -> None:
@@ -101,17 +103,10 @@ class Scheduler:
         for task in self.tasks:
             self._leave(task, error)
 
-    def _next(self) -> Task | None:
-        """Of the clients with the fewest tasks running, the task that came first."""
-        running = Counter(task.client for task in self._running)
-        return min(
-            self._waiting, key=lambda task: (running[task.client], task.arrival), default=None
-        )
-
     def _admit(self) -> None:
         if self._reading or self._full or len(self._running) >= self.parallel:
             return
-        if task := self._next():
+        if task := self._waiting.next(Counter(task.client for task in self._running)):
             with self._failing(task):
                 self._begin(task)
 
@@ -155,7 +150,7 @@ class Scheduler:
         """Computes a chunk of what a task lacks, if there is room for it."""
         generation = task.generation
         most = min(generation.missing, generation.limits.prefill_chunk)
-        tokens = min(most, self._chunks.most) if self._running else most
+        tokens = min(most, self._bound(generation))
         if not self._make_room(task, tokens):
             return False
         start = time.perf_counter()
@@ -166,6 +161,13 @@ class Scheduler:
         if generation.fresh:
             task.emit(Progress(*generation.progress))
         return True
+
+    def _bound(self, generation: Generation) -> int:
+        """Tokens that a chunk may have."""
+        if self._running:
+            return self._chunks.most
+        watched = generation.request.on_prefill is not None
+        return self._chunks.watched if watched else generation.limits.prefill_chunk
 
     def _decode(self) -> None:
         alone = len(self._running) == 1
@@ -183,10 +185,12 @@ class Scheduler:
                 joint[0].generation.decode()
                 self._draw(joint[0])
             return
-        for sparse in (False, True):
-            rows = [task for task in joint if task.slot and task.generation.sparse == sparse]
-            if rows:
-                self._decode_rows(rows)
+        rows: dict[bool, list[Task]] = {False: [], True: []}  # by gear
+        for task in joint:
+            if task.slot:
+                rows[task.generation.sparse].append(task)
+        for tasks in filter(None, rows.values()):
+            self._decode_rows(tasks)
 
     def _decode_rows(self, tasks: list[Task]) -> None:
         """One token of each of these, in one call."""
@@ -229,7 +233,7 @@ class Scheduler:
     def _rest(self, task: Task) -> None:
         """It gives its pages back and waits."""
         self._stop(task)
-        self._waiting.append(task)
+        self._waiting.add(task)
 
     def _leave(self, task: Task, error: BaseException | None = None) -> None:
         if task in self._waiting:

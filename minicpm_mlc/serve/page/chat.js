@@ -9,6 +9,7 @@ export function requestBody(messages, settings) {
     messages: [...system, ...messages.map(({ role, content }) => ({ role, content }))],
     stream: true,
     stream_options: { include_usage: true },
+    block_reads: true,
   };
   for (const name of OPTIONS) {
     if (settings[name]) body[name] = Number(settings[name]);

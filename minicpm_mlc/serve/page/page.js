@@ -1,5 +1,6 @@
 // The page: conversations kept in this browser, shown and continued.
 
+import { blockMap } from "./blocks.js";
 import { answer, headers } from "./chat.js";
 import { element, markdown } from "./markdown.js";
 
@@ -16,7 +17,8 @@ const conversation = () => conversations.find((each) => each.id === current);
 
 function save() {
   try {
-    localStorage.setItem("conversations", JSON.stringify(conversations));
+    const kept = (key, value) => (key === "texts" ? undefined : value); // they would fill the storage
+    localStorage.setItem("conversations", JSON.stringify(conversations, kept));
   } catch {
     showError("this browser's storage is full: delete a conversation to keep new ones");
   }
@@ -86,6 +88,7 @@ function messageElement(message, index) {
     ),
     element("div", { class: "stats" }, statsText(message.stats)),
   );
+  if (message.stats?.blocks) made.append(blockMap(message.stats.blocks));
   return made;
 }
 
@@ -168,6 +171,7 @@ function take(message, chunk) {
   message.content += choice?.delta.content ?? "";
   message.thinking += choice?.delta.reasoning_content ?? choice?.delta.reasoning ?? "";
   if (chunk.timings) message.stats = { ...message.stats, timings: chunk.timings };
+  if (choice?.block_reads) message.stats = { ...message.stats, blocks: choice.block_reads };
   if (choice?.finish_reason === "length") {
     message.stats = { ...message.stats, cut: "cut off: the limit of tokens is reached" };
   }
@@ -224,7 +228,9 @@ function bindSettings() {
 async function readModel() {
   const reply = await fetch("/v1/models", { headers: headers(settings) }).catch(() => null);
   if (!reply?.ok) {
-    showError(reply?.status === 401 ? "the server wants an API key: Settings" : "the server can't be reached");
+    const said = { 401: "the server wants an API key: Settings", 503: "the server loads its model" };
+    showError(said[reply?.status] ?? "the server can't be reached");
+    if (reply?.status !== 401) setTimeout(readModel, 1000);
     return;
   }
   const [model] = (await reply.json()).data;

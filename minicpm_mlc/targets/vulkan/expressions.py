@@ -261,6 +261,11 @@ class Expressions(Values):
             raise Unsupported(f"reinterpret of {source.kind}{source.bits} as {to.kind}{to.bits}")
         return self.emit("Bitcast", self.type(to), value)
 
+    def _call_half_bits_to_float(self, _: Expr, bits: Expr) -> int:
+        pair = self.module.declare("TypeVector", self.type(FLOAT32), 2)
+        unpacked = self.glsl("UnpackHalf2x16", pair, self.value(bits))
+        return self.emit("CompositeExtract", self.type(FLOAT32), unpacked, 0)
+
     def _call_popcount(self, node: Expr, x: Expr) -> int:
         return self.emit("BitCount", self.type(node_type(node)), self._bits_of(node, x))
 

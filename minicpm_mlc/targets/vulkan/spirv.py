@@ -125,6 +125,7 @@ GLSL = {  # extended instructions of GLSL.std.450
     "FMax": 40,
     "UMax": 41,
     "SMax": 42,
+    "UnpackHalf2x16": 62,
     "FindUMsb": 75,
 }
 CAPABILITIES = {

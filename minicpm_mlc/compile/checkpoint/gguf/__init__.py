@@ -18,8 +18,9 @@ from minicpm_mlc.bundle.small_files import (
     TOKENIZER_CONFIG,
     SmallFiles,
 )
-from minicpm_mlc.compile.checkpoint.gguf.config import Metadata, config_json, generation_json
+from minicpm_mlc.compile.checkpoint.gguf.config import config_json, generation_json
 from minicpm_mlc.compile.checkpoint.gguf.container import MAGIC, GgufFile
+from minicpm_mlc.compile.checkpoint.gguf.metadata import Metadata
 from minicpm_mlc.compile.checkpoint.gguf.parts import one_file, open_whole, whole_name
 from minicpm_mlc.compile.checkpoint.gguf.tokenizer import tokenizer_config_json, tokenizer_json
 from minicpm_mlc.compile.checkpoint.gguf.weights import GgufWeights

@@ -7,15 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.base.errors import ConfigError
-from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile, Value
+from minicpm_mlc.compile.checkpoint.gguf.metadata import ARCHITECTURES, Metadata, decimal
+from minicpm_mlc.compile.checkpoint.gguf.rope import KEYS as ROPE_KEYS
+from minicpm_mlc.compile.checkpoint.gguf.rope import rope_scaling
 from minicpm_mlc.compile.config.keys import is_positive
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "minicpm": "MiniCPMForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 # config.json's key: the metadata key after the architecture
 SIZES = {
     "num_hidden_layers": "block_count",
@@ -27,85 +23,19 @@ SIZES = {
 }
 OTHERS = """
     attention.head_count_kv attention.key_length attention.value_length rope.freq_base vocab_size
-    rope.dimension_count rope.scaling.type rope.scaling.factor embedding_scale residual_scale
-    logit_scale
+    rope.dimension_count embedding_scale residual_scale logit_scale
 """.split()
-HARMLESS = {"rope.scaling.finetuned", "rope.scaling.original_context_length"}
+HARMLESS = {"rope.scaling.finetuned"}
 # what the family has where an older file lacks the three scalings
 MUP = {"embedding_scale": 12.0, "scale_depth": 1.4, "dim_model_base": 256.0}
 OLD_FILE = "the file has no {key}: it is older than this key, and the family's {value:g} is taken"
 END_TOKENS = ("<|im_end|>", "<|eot_id|>")  # end a turn, whatever eos_token_id says
-LONG, SHORT, FREQUENCIES = "rope_factors_long", "rope_factors_short", "rope_freqs"
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-
-
-class Metadata:
-    """A GGUF file's keys, those of its architecture without the prefix. Raises CheckpointError for
-    an architecture that is not read, ConfigError for a key that asks for other maths.
-    """
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-        self.values = file.metadata
-        found = self.values.get("general.architecture")
-        if found not in ARCHITECTURES:
-            raise file.error(
-                f"general.architecture is {found!r:.60}, expected {', '.join(ARCHITECTURES)}"
-            )
-        self.architecture = str(found)
-        if self.values.get("general.type", "model") != "model":
-            kind = self.values["general.type"]
-            raise file.error(f"general.type is {kind!r:.60}, expected a whole model")
-
-    def own(self, key: str, default: Value | None = None) -> Any:
-        """The value of the architecture's `key`; a list of one value for each layer is that
-        value.
-        """
-        value = self.values.get(f"{self.architecture}.{key}", default)
-        if isinstance(value, np.ndarray):
-            if not len(value) or (value != value[0]).any():
-                raise self.refuse(key, value.tolist()[:8], "the same in every layer")
-            value = value[0].item()
-        return decimal(value) if isinstance(value, float) else value
-
-    def number(self, key: str) -> float | None:
-        """The positive number of the architecture's `key`, where it has one."""
-        value = self.own(key)
-        if value is not None and not is_positive(value):
-            raise self.refuse(key, value, "a positive number")
-        return value
-
-    def single(self, key: str) -> int | float | str | None:
-        """The value of a key outside the architecture, where it has one that is no list."""
-        value = self.values.get(key)
-        if isinstance(value, (list, np.ndarray)):
-            raise self.file.error(f"{key} is a list, expected one value; convert it again")
-        return value
-
-    def refuse(self, key: str, value: object, expected: str) -> ConfigError:
-        """The error of an architecture's key."""
-        where = f"{self.file.path}: {self.architecture}.{key}"
-        return ConfigError(f"{where} is {value!r:.60}, expected {expected}")
-
-    def check_keys(self) -> None:
-        """Refuses a key of the architecture that is not read and may change the text."""
-        known = {*SIZES.values(), *OTHERS, *HARMLESS}
-        for name in self.values:
-            prefix, _, key = name.partition(".")
-            if prefix == self.architecture and key not in known and self.own(key):
-                raise self.refuse(
-                    key, self.own(key), "no such key: what it does is not implemented"
-                )
-
-
-def decimal(value: float) -> float:
-    """The shortest decimal number that float32 rounds to this one: 1e-05, not 9.99999974e-06."""
-    return float(str(np.float32(value)))
 
 
 def config_json(metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
     """The config that the file stands for, and what a user should know of it."""
-    metadata.check_keys()
+    _check_keys(metadata)
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[metadata.architecture]],
         "model_type": metadata.architecture,
@@ -121,7 +51,9 @@ def config_json(metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
         config[key] = value
     heads = config["num_attention_heads"]
     config["num_key_value_heads"] = metadata.own("attention.head_count_kv", heads)
-    config |= _head_dim(metadata) | _rope_scaling(metadata, config) | _special_ids(metadata)
+    config |= _head_dim(metadata) | _special_ids(metadata)
+    if scaling := rope_scaling(metadata, config["max_position_embeddings"]):
+        config["rope_scaling"] = scaling
     scalings, notes = (
         _scalings(metadata, config) if metadata.architecture == "minicpm" else ({}, [])
     )
@@ -137,6 +69,16 @@ def generation_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any
     return given | {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
 
 
+def _check_keys(metadata: Metadata) -> None:
+    """Refuses a key of the architecture that is not read and may change the text."""
+    known = {*SIZES.values(), *OTHERS, *HARMLESS, *ROPE_KEYS}
+    for name in metadata.values:
+        prefix, _, key = name.partition(".")
+        if prefix == metadata.architecture and key not in known and metadata.own(key):
+            expected = "no such key: what it does is not implemented"
+            raise metadata.refuse(key, metadata.own(key), expected)
+
+
 def _tokens(metadata: Metadata) -> list[str]:
     tokens = metadata.values.get("tokenizer.ggml.tokens", [])
     return tokens if isinstance(tokens, list) else []
@@ -148,39 +90,6 @@ def _head_dim(metadata: Metadata) -> dict[str, Any]:
     if len(set(found.values())) > 1:
         raise metadata.refuse(keys[0], found, "one size for keys, values and RoPE")
     return {"head_dim": next(iter(found.values()))} if found else {}
-
-
-def _rope_scaling(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    """LongRoPE's factors are tensors; other scalings are named, and refused with the config."""
-    file, kind = metadata.file, metadata.own("rope.scaling.type")
-    short, long, llama3 = (_vector(file, f"{name}.weight") for name in (SHORT, LONG, FREQUENCIES))
-    if llama3 is not None and (llama3 != 1).any():
-        raise file.error(
-            f"{FREQUENCIES}.weight scales RoPE as Llama 3 does, which is not implemented"
-        )
-    if short is None and long is None and kind in (None, "none"):
-        return {}
-    if short is None or long is None:
-        if kind != "linear":
-            raise ConfigError(f"{file.path}: rope_type is {kind!r:.60}, expected none or linear")
-        return {"rope_scaling": {"rope_type": kind, "factor": metadata.own("rope.scaling.factor")}}
-    return {
-        "rope_scaling": {
-            "rope_type": "longrope",
-            "short_factor": short.tolist(),
-            "long_factor": long.tolist(),
-            "original_max_position_embeddings": config["max_position_embeddings"],
-        }
-    }
-
-
-def _vector(file: GgufFile, name: str) -> np.ndarray | None:
-    if name not in file.tensors:
-        return None
-    tensor = file.tensors[name]
-    if len(tensor.shape) != 1 or tensor.block.name != "F32":
-        raise file.error(f"tensor {name} is {tensor.block.name} {list(tensor.shape)}, expected F32")
-    return tensor.block.numbers(file.raw(name))[0]
 
 
 def _special_ids(metadata: Metadata) -> dict[str, Any]:

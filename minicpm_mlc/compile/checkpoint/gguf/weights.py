@@ -11,6 +11,7 @@ import numpy as np
 from minicpm_mlc.compile.checkpoint.gguf.blocks import Floats
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile
 from minicpm_mlc.compile.checkpoint.gguf.container import Tensor as FileTensor
+from minicpm_mlc.compile.checkpoint.gguf.rope import FREQUENCIES, LONG, SHORT
 from minicpm_mlc.compile.checkpoint.tensor import Tensor
 from minicpm_mlc.compile.checkpoint.weights import Weights
 from minicpm_mlc.compile.config.model_config import ModelConfig
@@ -34,7 +35,7 @@ LAYER = {
 }
 ROTARY = ("q_proj.weight", "k_proj.weight")
 PERMUTED_TYPES = ("llama", "minicpm4")  # their rotary pairs lie side by side in the file
-BESIDE = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+BESIDE = {f"{name}.weight" for name in (FREQUENCIES, LONG, SHORT)}
 
 
 @dataclass(frozen=True)

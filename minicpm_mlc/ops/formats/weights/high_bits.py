@@ -18,6 +18,7 @@ from minicpm_mlc.ops.formats.weights.packing import QUADS, ROWS16
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    quad_bits,
     quad_place,
     small_integer,
     some_bits,
@@ -111,6 +112,31 @@ class HighBits(Values):
                 at = 2 * i + second
                 above = self._above(high[at % high_rows], at // high_rows, width)
                 yield T.Bind(self._nibble(low, second, width) | above)
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        low_rows, high_rows = self._parts(QUADS)
+        words = [T.Bind(read(i)) for i in range(low_rows + high_rows)]
+        mask = (1 << self.high) - 1 << 4
+        return [
+            T.Bind(
+                quad_bits(words[i // 2], i % 2 * 4, 15)
+                | quad_bits(words[low_rows + i % high_rows], i // high_rows * self.high - 4, mask)
+            )
+            for i in range(REGISTERS)
+        ]
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        (low_rows, high_rows), low = self._parts(QUADS), self.low.quad_pairs(read, t)
+        above = []
+        for i in (T.Bind(2 * t), T.Bind(2 * t + 1)):
+            shift = T.Cast("uint32", i // high_rows * self.high)
+            words = read(T.Bind(low_rows + i % high_rows))
+            moved = [T.Bind(T.shift_right(word, shift)) for word in words]
+            above.append([quad_bits(word, -4, (1 << self.high) - 1 << 4) for word in moved])
+        return [
+            (T.Bind(pair[0] | first), T.Bind(pair[1] | second))
+            for pair, first, second in zip(low, *above, strict=True)
+        ]
 
     @property
     def _shifts(self) -> np.ndarray:

@@ -24,6 +24,7 @@ from minicpm_mlc.ops.formats.weights.packing import (
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    quad_bits,
     quad_place,
     small_integer,
     some_bits,
@@ -91,6 +92,13 @@ class Nibbles(Values):
             loaded = T.Bind(stored[block, g * loads + i, lanes])
             yield T.Bind(loaded & T.broadcast(T.uint8(15), width))
             yield T.Bind(T.shift_right(loaded, T.broadcast(T.uint8(4), width)))
+
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        words = [T.Bind(read(i)) for i in range(REGISTERS // 2)]
+        return [quad_bits(word, at, 15) for word in words for at in (0, 4)]
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        return [(quad_bits(word, 0, 15), quad_bits(word, 4, 15)) for word in read(t)]
 
     def _in_quad(self, stored: Buffer, block: Expr, column: Expr, lane: Expr) -> Expr:
         """int32 value of one column of one row in the layout rows16x4."""

@@ -95,6 +95,18 @@ class Values(ABC):
         """
         raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
 
+    def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
+        """The integers of a row's group in the layout rows16x4, as uint32 of four columns each, in
+        order: read(i) is the uint32 of that row in stored row i of the group.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        """Quads 2 t and 2 t + 1 of `quads`, of several rows: read(i) are their words in stored row
+        i.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
 
 def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
     """(quad, byte) of a row's column in the layout rows16x4."""
@@ -104,6 +116,15 @@ def quad_place(column: Expr, lane: Expr) -> tuple[Expr, Expr]:
 def some_bits(word: Expr, shift: Expr, mask: int) -> Expr:
     """Bits of a uint32, as its last ones."""
     return T.bitwise_and(T.shift_right(word, T.Cast("uint32", shift)), T.uint32(mask))
+
+
+def quad_bits(word: Expr, at: int, mask: int) -> Expr:
+    """Bits of each byte of a uint32, from bit `at` on, as the last ones of that byte; above bit 0
+    they move down, below they move up.
+    """
+    shift = T.shift_right if at >= 0 else T.shift_left
+    moved = shift(word, T.uint32(abs(at))) if at else word
+    return T.Bind(T.bitwise_and(moved, T.uint32(mask * 0x01010101)))
 
 
 def small_integer(bits: Expr, zero: int) -> Expr:

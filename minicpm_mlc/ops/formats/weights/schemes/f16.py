@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.ops.formats.weights.floats import FloatScheme, FloatValues, halves
-from minicpm_mlc.ops.gpu.float16_bits import to_float
+from minicpm_mlc.ops.gpu.intrinsics import half_bits_to_float
 from minicpm_mlc.ops.tir import Expr, T, typed
 
 
@@ -28,7 +28,7 @@ class Float16Values(FloatValues):
         return T.Cast(typed("float32", lanes), value)
 
     def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
-        return [[to_float(half) for half in halves(read(step))]]
+        return [[half_bits_to_float(half) for half in halves(read(step))]]
 
 
 @dataclass(frozen=True)

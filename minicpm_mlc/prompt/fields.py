@@ -6,19 +6,21 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from minicpm_mlc.base.errors import FieldError
 from minicpm_mlc.base.text import quoted
-from minicpm_mlc.serve.errors import ApiError, bad
 
 
 class Fields:
-    """A JSON object. null is as good as absent. Every reader raises ApiError 400 for a value of
+    """A JSON object. null is as good as absent. Every reader raises FieldError for a value of
     another kind, with the field's name as `param`.
     """
 
     def __init__(self, values: object, at: str = "") -> None:
         """`at`: where the object stands in the body."""
         if not isinstance(values, Mapping):
-            raise bad(f"{at or 'the body'} is {_kind(values)}; expected an object", at or None)
+            raise FieldError(
+                f"{at or 'the body'} is {_kind(values)}; expected an object", at or None
+            )
         self.values: Mapping[str, Any] = values
         self._at = f"{at}." if at else ""
         self._read: set[str] = set()
@@ -94,23 +96,23 @@ class Fields:
         return found
 
     def refuse(self, *names: str, why: str) -> None:
-        """Raises ApiError where one of these fields is given."""
+        """Raises FieldError where one of these fields is given."""
         for name in names:
             if self.get(name) not in (None, False, "", [], {}):
-                raise bad(f"{self._at}{name} can't be used: {why}", self._at + name)
+                raise FieldError(f"{self._at}{name} can't be used: {why}", self._at + name)
 
     def need(self, name: str) -> Any:
         """A value that has to be there."""
         value = self.get(name)
         if value is None:
-            raise bad(f"{self._at}{name} is missing", self._at + name)
+            raise FieldError(f"{self._at}{name} is missing", self._at + name)
         return value
 
-    def wrong(self, name: str, expected: str) -> ApiError:
+    def wrong(self, name: str, expected: str) -> FieldError:
         """The error for a field's value."""
         value = self.values.get(name)
         shown = _kind(value) if isinstance(value, dict | list) else quoted(value)
-        return bad(f"{self._at}{name} is {shown}; expected {expected}", self._at + name)
+        return FieldError(f"{self._at}{name} is {shown}; expected {expected}", self._at + name)
 
     def _typed(self, name: str, kind: type, expected: str) -> Any:
         value = self.get(name)

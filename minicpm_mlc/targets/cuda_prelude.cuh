@@ -1,0 +1,105 @@
+// What kernels find before them: the names of TVM's integer types, and functions that are one
+// instruction here (ops/gpu/intrinsics.py). tests/gpu_shim/cuda.h has the same for a CPU.
+#define int8_t signed char
+#define uint8_t unsigned char
+#define int16_t short
+#define uint16_t unsigned short
+#define int32_t int
+#define uint32_t unsigned int
+#define int64_t long long
+#define uint64_t unsigned long long
+#define uint unsigned int
+#define uchar unsigned char
+#define ushort unsigned short
+
+static __device__ __forceinline__ float half_bits_to_float(ushort bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+// sum + the products of four bytes; those of `weights` are unsigned, or signed
+static __device__ __forceinline__ int dot_unsigned(uint weights, int values, int sum) {
+  int result;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(weights), "r"(values), "r"(sum));
+  return result;
+}
+
+static __device__ __forceinline__ int dot_signed(uint weights, int values, int sum) {
+  int result;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(weights), "r"(values), "r"(sum));
+  return result;
+}
+
+// sums[4] += a 16 x 16 tile of float16 times a 16 x 8 one, spread over a warp as mma.m16n8k16 says
+static __device__ __forceinline__ void multiply_halves(
+    float* sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// four 8 x 8 tiles of 16-bit numbers, transposed; lane i says where row i % 8 of tile i / 8 lies
+static __device__ __forceinline__ void load_transposed(uint* tiles, const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+      : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
+      : "r"((uint)__cvta_generic_to_shared(row))
+      : "memory");
+}
+
+// 16 bytes to shared memory, of which the first `bytes` are read and the rest are zeros
+static __device__ __forceinline__ void copy_16(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+      :: "r"((uint)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes)
+      : "memory");
+}
+
+// copies that this thread asked for are there, and those of its warp once all have come here
+static __device__ __forceinline__ void warp_copied() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncwarp();
+}
+
+static __device__ __forceinline__ void warp_meets() { __syncwarp(); }
+
+// two numbers rounded to float16, the first in the low half
+static __device__ __forceinline__ uint halves_of(float low, float high) {
+  uint both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+// over the four lanes of a quad
+static __device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+static __device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+static __device__ __forceinline__ float power_of_2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// sums[4] += a 16 x 32 tile of bytes times a 32 x 8 one of signed bytes, as mma.m16n8k32 says
+static __device__ __forceinline__ void multiply_bytes_unsigned(
+    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ void multiply_bytes_signed(
+    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}

@@ -1,0 +1,269 @@
+"""macOS on Apple silicon and Windows on x86-64: what is compiled for them by their formats' rules,
+and this package where `platform` and `os` answer as they do there. Nothing here ran on them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mach_o import DYLIB, MACOS, read_mach_o
+from pe import ANY_ADDRESS, NO_EXECUTE, read_pe
+
+from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.bundle import host, supported
+from minicpm_mlc.bundle.host import Host, compile_options
+from minicpm_mlc.compile.package import package_bundle
+from minicpm_mlc.runtime_py import machine, other_systems
+from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
+from minicpm_mlc.targets.link import PLATFORMS
+
+POOL = {"minicpm_pool_enter", "minicpm_pool_launch", "minicpm_pool_leave"}
+SYSTEMS = {  # what platform.system() and platform.machine() say -> a platform of link.py
+    ("Darwin", "arm64"): "macos",
+    ("Windows", "AMD64"): "windows",
+    ("Linux", "x86_64"): "x86_64",
+    ("Linux", "aarch64"): "aarch64",
+}
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """answering(system, machine): what `platform` says from now on."""
+
+    def answer(system: str, processor: str) -> None:
+        monkeypatch.setattr(host.platform, "system", lambda: system)
+        monkeypatch.setattr(host.platform, "machine", lambda: processor)
+        host.this_host.cache_clear()
+
+    yield answer
+    monkeypatch.undo()
+    host.this_host.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def compiled_for(compiled: Any, tiny_bundle: Any) -> Any:
+    """compiled_for(device): a tiny model's bundle."""
+    checkpoint = tiny_bundle("MiniCPM4-8B").checkpoint
+    return lambda device: compiled(checkpoint, named="tiny MiniCPM4-8B", device=device)
+
+
+def test_a_windows_library_keeps_to_the_pe_format(compiled_for: Any) -> None:
+    library = read_pe((compiled_for("windows-x64") / "model.dll").read_bytes())
+    platform = PLATFORMS["windows"]
+    assert {name: set(symbols) for name, symbols in platform.needed.items()} == library.needed
+    assert library.exported >= POOL | {"__TVMBackendParallelLaunch"}
+    assert any(name.startswith("__tvm_ffi_") for name in library.exported)
+    assert library.relocatable and library.flags & ANY_ADDRESS and library.flags & NO_EXECUTE
+    assert library.entry == 0  # nothing of it runs when it is loaded
+
+
+def test_a_mac_library_keeps_to_the_mach_o_format(compiled_for: Any) -> None:
+    library = read_mach_o((compiled_for("macos-arm64") / "model.dylib").read_bytes())
+    assert (library.kind, library.name) == (DYLIB, "@rpath/model.dylib")
+    assert (library.platform, library.minimum, library.signed) == (MACOS, (13, 0), True)
+    assert library.needed == ["/usr/lib/libSystem.B.dylib"]
+    assert library.exported >= POOL | {"__TVMBackendParallelLaunch"}
+    undefined = {name for name in library.undefined if not name.startswith("TVM")}
+    assert undefined <= {
+        *("__ulock_wait", "__ulock_wake", "clock_gettime_nsec_np", "dyld_stub_binder"),
+        *("memcpy", "memset", "bzero", "pthread_atfork", "pthread_create", "pthread_detach"),
+        *("pthread_self", "sched_yield"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("device", "cpu", "int8_dot"),
+    [
+        ("macos-arm64", None, "dotprod"),
+        ("macos-arm64", "apple-m2", "i8mm"),
+        ("windows-x64", None, "avx2"),
+        ("windows-x64", "x86-64-v2", None),
+        ("windows-x64", "znver4", "avx512vnni"),
+    ],
+)
+def test_processors_of_these_systems(device: str, cpu: str | None, int8_dot: str | None) -> None:
+    assert get_target(device, cpu).int8_dot == int8_dot
+
+
+@pytest.mark.parametrize("device", ["macos-arm64", "windows-x64"])
+def test_levels_that_are_named_are_levels(device: str) -> None:
+    for level in DEVICE_OPTIONS[device].system.levels:
+        assert get_target(device, level).describe()["cpu"] == level
+
+
+def test_a_bundle_is_packaged_for_windows_and_no_other(compiled_for: Any, tmp_path: Path) -> None:
+    said = package_bundle(compiled_for("windows-x64"), "windows", tmp_path / "app.zip")
+    assert "app.zip" in said
+    with pytest.raises(CompileError, match=r"doesn't fit --for linux; .* --device cpu"):
+        package_bundle(compiled_for("windows-x64"), "linux")
+    with pytest.raises(CompileError, match=r"--device windows-x64"):
+        package_bundle(compiled_for("macos-arm64"), "windows")
+
+
+@pytest.mark.parametrize(("told", "platform"), SYSTEMS.items())
+def test_the_default_device_is_this_machines_processor(
+    answering: Any, told: tuple[str, str], platform: str
+) -> None:
+    answering(*told)
+    assert DEVICE_OPTIONS["cpu"].system is PLATFORMS[platform]
+    here = host.this_host()
+    assert compile_options(here, "cpu") == "--device cpu --cpu native"
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "options"),
+    [
+        (("darwin", "aarch64"), "cpu", "--device macos-arm64"),
+        (("darwin", "aarch64"), "metal", "--device metal"),
+        (("windows", "x86_64"), "cpu", "--device windows-x64"),
+        (("windows", "x86_64"), "cuda", "--device windows-x64"),
+        (("linux", "aarch64"), "cuda", "--device linux-arm64 --gpu cuda"),
+        (("ios", "aarch64"), "metal", "--device ios"),
+    ],
+)
+def test_what_runs_elsewhere_is_named(
+    answering: Any, there: tuple[str, str], device: str, options: str
+) -> None:
+    answering("Linux", "x86_64")
+    assert compile_options(Host(*there, None), device) == options
+    answering("Darwin" if there[0] != "darwin" else "Linux", "arm64")
+    assert compile_options(Host("linux", "aarch64", frozenset()), "cpu") in (
+        "--device linux-arm64",
+        "--device cpu --cpu generic",
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "soabi", "name"),
+    [
+        ("Darwin", "x86_64", "", "an Intel Mac"),
+        ("Windows", "ARM64", "", "Windows on Arm"),
+        ("Linux", "x86_64", "cpython-312-x86_64-linux-musl", "Linux with musl"),
+        ("Linux", "armv7l", "", "32-bit Arm Linux"),
+        ("FreeBSD", "amd64", "", "freebsd on x86_64"),
+    ],
+)
+def test_systems_without_wheels_are_told_so_before_anything_is_fetched(
+    answering: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    processor: str,
+    soabi: str,
+    name: str,
+) -> None:
+    from minicpm_mlc.hub.pull import local_path
+
+    answering(system, processor)
+    monkeypatch.setattr(supported.sysconfig, "get_config_var", lambda _: soabi)
+    for refused in (
+        lambda: get_target("cpu"),
+        lambda: local_path("openbmb/MiniCPM4.1-8B", lambda *_: None, print),
+    ):
+        with pytest.raises(supported.UnsupportedSystemError, match=f"this is {name}.*no wheels"):
+            refused()
+
+
+def test_a_macs_instruction_sets_are_asked_for(
+    answering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\n"
+    told += "hw.optional.arm.AdvSIMD: 1\nhw.optional.floatingpoint: 1\n"
+    done = SimpleNamespace(stdout=told)
+    monkeypatch.setattr(host.subprocess, "run", lambda *_, **__: done)
+    answering("Darwin", "arm64")
+    assert host.this_host().features == {"dotprod", "neon"}
+    target = {"device": "cpu", "triple": "arm64-apple-macos13.0", "cpu": "apple-m2"}
+    assert host.mismatch(target | {"features": ["dotprod"]}, host.this_host()) is None
+    why = host.mismatch(target | {"features": ["dotprod", "i8mm"]}, host.this_host())
+    assert why == "it was compiled for apple-m2, and this CPU lacks i8mm"
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_memory_and_cores_where_there_is_no_proc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str
+) -> None:
+    psutil = SimpleNamespace(
+        virtual_memory=lambda: SimpleNamespace(total=16 << 30, available=9 << 30),
+        cpu_count=lambda logical: 4,
+    )
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
+    monkeypatch.setattr(machine.platform, "system", lambda: system)
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CORES", list(range(8)))
+    assert machine.total_memory() == 16 << 30
+    assert machine.available_memory() == 9 << 30
+    assert machine.physical_cores() == 4
+
+
+def test_a_macs_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = SimpleNamespace(stdout="Apple M2\n")
+    monkeypatch.setattr(other_systems.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(other_systems.subprocess, "run", lambda *_, **__: done)
+    assert other_systems.processor_name() == "Apple M2"
+
+
+ELSEWHERE = """
+import json, os, pathlib, platform, sys, types
+system, machine, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+import asyncio, ctypes, importlib.metadata, multiprocessing, shutil, socket, subprocess, tempfile
+import click, numpy, rich.console, rich.progress, tokenizers, tvm_ffi
+for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty"):
+    if system == "Windows":
+        sys.modules[name] = None
+absent = {"sysconf", "fork", "register_at_fork", "sched_getaffinity", "statvfs", "ST_NOEXEC"}
+if system == "Windows":
+    absent |= {"geteuid", "getuid", "O_NOFOLLOW", "O_NONBLOCK", "umask", "uname", "kill"}
+    pathlib.WindowsPath = pathlib.PosixPath
+    os.name = "nt"
+for name in absent & set(dir(os)):
+    delattr(os, name)
+platform.system, platform.machine = (lambda: system), (lambda: machine)
+gib = 1 << 30
+sys.modules["psutil"] = types.SimpleNamespace(
+    virtual_memory=lambda: types.SimpleNamespace(total=16 * gib, available=8 * gib),
+    cpu_count=lambda logical: 4, pid_exists=lambda number: False)
+from minicpm_mlc.runtime_py import machine as m
+m.PROC = m.CPUS = m.CGROUP = pathlib.Path("/no/such/folder")
+from minicpm_mlc.cli import main
+main(arguments)
+"""
+
+
+def elsewhere(system: str, processor: str, *arguments: str, **env: str) -> tuple[int, str, str]:
+    """Status, output and errors of a command in a process that believes to run there."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, system, processor, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("system", "processor"), [("Darwin", "arm64"), ("Windows", "AMD64")])
+def test_commands_call_nothing_that_these_systems_lack(
+    tmp_path: Path, tiny_bundle: Any, system: str, processor: str
+) -> None:
+    bundle = tiny_bundle("MiniCPM4-8B")
+    home = {"LOCALAPPDATA": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    for arguments, said in [
+        (["devices"], "memory             16.00 GiB"),
+        (["inspect", str(bundle.checkpoint), "--no-speed"], "memory"),
+        (["verify", str(bundle.path), "--files-only"], ""),
+        (["list"], ""),
+    ]:
+        status, out, err = elsewhere(system, processor, *arguments, **home)
+        assert (status, said in out) == (0, True), err
+    status, _, err = elsewhere(
+        system, processor, "chat", str(bundle.path), "--prompt", "Hi", **home
+    )
+    assert status == 1 and "it was compiled for x86_64 linux" in err and "Traceback" not in err

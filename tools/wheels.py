@@ -1,0 +1,165 @@
+"""The wheels of a release, one command: python tools/wheels.py [OUT].
+
+minicpm-mlc-runtime is all of the package with TVM's runtime libraries, a wheel for each platform
+that TVM has one for; minicpm-mlc is that, TVM's compiler and the linker: only metadata. A checkout
+installs as one distribution instead (pip install .), with the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+ROOT = Path(__file__).parents[1]
+TVM = "apache-tvm"
+COMPILER = (f"{TVM}==", "ziglang")  # what only compiling takes
+PLATFORMS = (  # as pip names them
+    "manylinux_2_28_x86_64",
+    "manylinux_2_28_aarch64",
+    "macosx_11_0_arm64",
+    "win_amd64",
+)
+LIBRARIES = ("tvm_runtime", "tvm_runtime_cuda", "tvm_runtime_metal")
+SUFFIXES = (".so", ".dylib", ".dll")
+HOOK = """from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class Tagged(BuildHookInterface):
+    def initialize(self, version, build_data):
+        build_data["pure_python"], build_data["tag"] = False, "py3-none-{tag}"
+"""
+BACKEND = """[build-system]
+requires = ["hatchling>=1.26"]
+build-backend = "hatchling.build"
+
+"""
+
+
+def main() -> None:
+    """Builds all wheels into the folder OUT, dist/ by default."""
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").absolute()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project["version"] = _version()
+    with tempfile.TemporaryDirectory() as folder:
+        _build(_full(Path(folder) / "full", project), out)
+        for platform in PLATFORMS:
+            _build(_runtime(Path(folder) / platform, project, platform), out)
+    for wheel in sorted(out.glob(f"*{project['version']}*.whl")):
+        print(f"{wheel.stat().st_size / 1e6:8.1f} MB  {wheel.name}")
+
+
+def _version() -> str:
+    text = (ROOT / "minicpm_mlc" / "__init__.py").read_text()
+    return text.split('__version__ = "')[1].split('"')[0]
+
+
+def _full(folder: Path, project: dict[str, Any]) -> Path:
+    """The project of minicpm-mlc: no files, and the distributions that it is made of."""
+    needs = [each for each in project["dependencies"] if each.startswith(COMPILER)]
+    runtime = f"minicpm-mlc-runtime=={project['version']}"
+    build = "[tool.hatch.build.targets.wheel]\nbypass-selection = true\n"
+    _write(folder, project | {"dependencies": [runtime, *needs]}, build)
+    return folder
+
+
+def _runtime(folder: Path, project: dict[str, Any], platform: str) -> Path:
+    """The project of minicpm-mlc-runtime for a platform."""
+    needs = [
+        each for each in project["dependencies"] if not each.startswith((f"{TVM}==", "ziglang"))
+    ]
+    changed = {
+        "name": "minicpm-mlc-runtime",
+        "description": "Runs bundles of minicpm-mlc without the compiler: chat, server, benchmarks",
+        "dependencies": needs,
+        "scripts": project["scripts"],
+    }
+    build = (
+        '[tool.hatch.build.targets.wheel]\npackages = ["minicpm_mlc"]\n'
+        'artifacts = ["minicpm_mlc/tvm_runtime/*"]\n'
+        '[tool.hatch.build.targets.wheel.hooks.custom]\npath = "hook.py"\n'
+    )
+    _write(folder, project | changed, build)
+    shutil.copytree(
+        ROOT / "minicpm_mlc",
+        folder / "minicpm_mlc",
+        ignore=shutil.ignore_patterns("__pycache__", "tvm_runtime"),
+    )
+    demo = "demo_model/MiniCPM4.1-demo"
+    shutil.copytree(ROOT / "examples" / demo, folder / "minicpm_mlc" / demo)
+    tag = _carry_runtime(folder / "minicpm_mlc" / "tvm_runtime", project, platform)
+    (folder / "hook.py").write_text(HOOK.format(tag=tag))
+    return folder
+
+
+def _write(folder: Path, project: dict[str, Any], build: str) -> None:
+    folder.mkdir(parents=True)
+    scripts = project.get("scripts", {}) if project["name"] == "minicpm-mlc-runtime" else {}
+    project = {key: value for key, value in project.items() if key not in ("dynamic", "scripts")}
+    extras, urls = project.pop("optional-dependencies"), project.pop("urls")
+    extras = {name: needs for name, needs in extras.items() if name not in ("dev", "docs")}
+    tables = {
+        "project": project,
+        "project.optional-dependencies": extras,
+        "project.urls": urls,
+        "project.scripts": scripts,
+    }
+    text = BACKEND + "\n".join(_table(name, values) for name, values in tables.items())
+    (folder / "pyproject.toml").write_text(f"{text}\n{build}")
+    for name in ("LICENSE", "README.md"):
+        shutil.copy(ROOT / name, folder)
+
+
+def _table(name: str, values: dict[str, Any]) -> str:
+    """A TOML table of texts, and lists of texts or of small tables: JSON writes all but the last
+    the same.
+    """
+    return f"[{name}]\n" + "".join(f"{key} = {_value(value)}\n" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)
+
+
+def _carry_runtime(place: Path, project: dict[str, Any], platform: str) -> str:
+    """TVM's runtime libraries of a platform, its licence and version; returns the tag of the wheel
+    that they are from.
+    """
+    place.mkdir()
+    (need,) = (each for each in project["dependencies"] if each.startswith(f"{TVM}=="))
+    requirement = need.partition(";")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
+        command = [*pip, "--only-binary", ":all:", "--platform", platform, requirement]
+        subprocess.run(command, check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                path = Path(name)
+                library = path.parent.name == "lib" and path.suffix in SUFFIXES
+                if library and path.stem.removeprefix("lib") in LIBRARIES:
+                    (place / path.name).write_bytes(archive.read(name))
+                if path.name in ("LICENSE", "NOTICE") and ".dist-info" in name:
+                    (place / f"TVM-{path.name}").write_bytes(archive.read(name))
+        (place / "VERSION").write_text(f"{requirement.partition('==')[2]}\n")
+        return wheel.stem.split("-")[-1]
+
+
+def _build(folder: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(folder)]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
