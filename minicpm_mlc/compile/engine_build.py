@@ -112,7 +112,17 @@ class EngineBuild:
         parts.append(repr(LINK).encode())
         if self.model:
             parts += [self.model.prefix.encode(), self.model.objects.read_bytes()]
-        return self._kept(main.stem, parts, lambda out: self._link(main, out))
+        return self._kept(main.stem, parts, lambda out: self._link(main, out, self._kind))
+
+    def shared(self, source: Path, headers: Iterable[Path] = ()) -> Path:
+        """A shared library of the engine and a file over it, for programs that load it by name; it
+        shows no symbols but that file's and minicpm.h's. Raises CompileError.
+        """
+        parts = [*self._tvm_parts, *_contents(self._engine), source.read_bytes(), b"shared"]
+        flags = tuple(f"-isystem{folder}" for folder in headers)
+        return self._kept(
+            f"lib{source.stem}.so", parts, lambda out: self._link(source, out, ("-shared",), flags)
+        )
 
     def archive(self) -> Path:
         """libminicpm_tvm.a, the same way."""
@@ -150,25 +160,30 @@ class EngineBuild:
             objects = self._compiled(sources, Path(scratch), ("-w",))
             zig("ar", "rcsD", str(out), *objects)
 
-    def _link(self, main: Path, out: Path) -> None:
+    def _link(
+        self, main: Path, out: Path, kind: tuple[str, ...], flags: tuple[str, ...] = ()
+    ) -> None:
         tvm = self.archive()
         sources = [*_listed(self._engine, {"src": self._engine / "src"}), main]
         with TemporaryDirectory(dir=out.parent) as scratch:
-            objects = self._compiled(sources, Path(scratch), (*WARNINGS, *self._defined))
+            objects = self._compiled(sources, Path(scratch), (*WARNINGS, *self._defined, *flags))
+            objects += self._model_objects(Path(scratch))
             whole = ("-Wl,--whole-archive", str(tvm), "-Wl,--no-whole-archive")
-            # a library that is loaded finds TVM's functions in the program
-            kind = (
-                ("-static", *self._model_objects(Path(scratch))) if self.model else ("-rdynamic",)
-            )
-            zig("c++", "-target", self.target, *LINK, "-o", str(out), *objects, *whole, *kind)
+            zig("c++", "-target", self.target, *LINK, *kind, "-o", str(out), *objects, *whole)
+
+    @property
+    def _kind(self) -> tuple[str, ...]:
+        """A library that is loaded finds TVM's functions in the program."""
+        return ("-static",) if self.model else ("-rdynamic",)
 
     @property
     def _defined(self) -> tuple[str, ...]:
         return (f'-DMINICPM_LINKED="{self.model.prefix}"',) if self.model else ()
 
     def _model_objects(self, folder: Path) -> list[str]:
-        assert self.model
-        paths = []
+        paths: list[Path] = []
+        if self.model is None:
+            return []
         with tarfile.open(self.model.objects) as archive:
             for i, member in enumerate(archive):
                 paths.append(folder / f"model-{i}.o")

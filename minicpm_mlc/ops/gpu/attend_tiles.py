@@ -34,9 +34,11 @@ def fits(group: int, head_dim: int, kv: Any) -> bool:
     return kv is F16 and group <= ROWS and head_dim % 16 == 0 and head_dim <= 128
 
 
-def splits_of(rows: Expr, kv_heads: int, pages: Expr) -> Expr:
-    """Pieces of a row that fill a GPU, at least a page each."""
-    return T.Bind(T.max(T.min(WORKGROUPS // (rows * kv_heads), pages), 1))
+def most_splits(rows: Expr, kv_heads: int) -> Expr:
+    """Pieces of a row that fill a GPU: what memory is asked for, so that it doesn't grow with the
+    context.
+    """
+    return T.Bind(T.max(WORKGROUPS // (rows * kv_heads), 1))
 
 
 class TileFold:

@@ -75,7 +75,7 @@ class Gated:
                     self.out,
                     row,
                     task * (GROUP // QUAD),
-                    lambda i, r=r: values[r * GROUP + i - task * GROUP],
+                    lambda i, _, r=r: values[r * GROUP + i - task * GROUP],
                 )
 
     def in_memory(self, m: Expr, traits: GpuTraits) -> None:
@@ -96,5 +96,5 @@ class Gated:
                 self.out,
                 row,
                 first,
-                lambda i: silu(T.Bind(product[row, i])) * product[row, self.width + i],
+                lambda i, _: silu(T.Bind(product[row, i])) * product[row, self.width + i],
             )

@@ -30,6 +30,7 @@ FOUR = 4  # components that are read at once
 WIDE = 256  # threads where each has few numbers
 POOLED = 64  # blocks of a workgroup
 PARTS = WIDE // POOLED  # threads that share a block's heads
+GROWS = 256  # pages: how much more memory is asked for at once as a context grows
 Four = Callable[[Buffer, Expr, Expr], None]
 
 
@@ -50,7 +51,8 @@ class Spread:
 
     def emit(self) -> None:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
-        logits = T.alloc_buffer((heads, self.p * SEGMENTS), "float32")
+        pages = T.Bind((self.p + GROWS - 1) // GROWS * GROWS)
+        logits = T.alloc_buffer((heads, pages * SEGMENTS), "float32")
         sums = T.alloc_buffer((heads,), "float32")
         self._multiply(logits)
         self._log_sum_exp(logits, sums)

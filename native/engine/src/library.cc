@@ -4,6 +4,7 @@
 
 #include "dtype.h"
 #include "params.h"
+#include "shared_symbols.h"
 
 namespace minicpm {
 namespace {
@@ -24,6 +25,7 @@ void EmptyAllocator() {
 }
 
 ffi::Module LoadModule(const std::string& path, const std::string& linked) {
+  if (linked.empty()) ShareSymbols();
   try {
     ffi::Module module = linked.empty()
                              ? ffi::Module::LoadFromFile(path)
