@@ -38,7 +38,7 @@ wheels: .venv/.made
 	$(BIN)/python tools/wheels.py dist
 
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf .venv build

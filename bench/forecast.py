@@ -42,6 +42,7 @@ SAMPLES = 3  # of the limits, before and after each repeat
 BEHIND = 64  # tokens of a prefill behind others, whose time is attention's
 HEAD = ["model", "what", "context", "attention", "limits", "forecast", "measured", "error"]
 CONTEXTS = (4096, 32768)  # tokens, for memory
+OLD = {"scheme": "w4"}  # of recordings that don't tell, the default then
 # the largest resident set of a process that holds a whole context and computes its last chunk
 RESIDENT = """
 import re, sys
@@ -58,7 +59,7 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()
 @dataclass(frozen=True)
 class Measured:
     """A number of tokens/s of one repeat, or of bytes, of a preset such as MiniCPM4.1-8B:4, and the
-    limits around it. `rows`: of a prefill.
+    limits around it. `rows`: of a prefill. `scheme`: of the linears.
     """
 
     preset: str
@@ -68,6 +69,7 @@ class Measured:
     rows: int
     value: float
     limits: Limits | None = None
+    scheme: str = SCHEME
 
     @property
     def config(self) -> ModelConfig:
@@ -78,8 +80,8 @@ class Measured:
     def foretold(self) -> float:
         """The forecast of it."""
         if self.limits is None:
-            return needed_memory(self.config, SCHEME)(self.context)
-        precision = choose_precision(SCHEME, None, "auto", None, get_target("cpu", "native"))
+            return needed_memory(self.config, self.scheme)(self.context)
+        precision = choose_precision(self.scheme, None, "auto", None, get_target("cpu", "native"))
         forecast = Forecast(self.config, precision, self.limits)
         if self.what == "decode":
             return 1 / forecast.decode_seconds(self.context, self.attention)
@@ -186,7 +188,7 @@ def measured(presets: list[str], depths: list[int], threads: int, work: Path) ->
 
 def recorded(file: Path) -> list[Measured]:
     """What an earlier run measured."""
-    rows = json.loads(file.read_text())
+    rows = [OLD | row for row in json.loads(file.read_text())]
     limits = [row.pop("limits") for row in rows]
     return [
         Measured(**row, limits=around and Limits(**around))

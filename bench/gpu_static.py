@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sass import Code, Instruction, disassembled, innermost, wide_share
+from sass import Code, Instruction, disassembled, innermost, loops, wide_share
 from sm_simulator import GPUS, Simulator, Warp
 
 ARCHS = ("sm_90", "sm_89")
@@ -34,9 +34,10 @@ SHARED_BYTES, REGISTERS, MOST_THREADS = 227 << 10, 65536, 2048  # of a multiproc
 
 @dataclass(frozen=True)
 class Case:
-    """One launch: the `kernel`-th of an operator. `turns`: how often a warp goes through its
-    hottest loop; `units`: what one turn of it does for a thread, in `unit`s; `bytes`: what the
-    launch reads and no cache has; `per_layer`: launches of it in a layer.
+    """One launch: the `kernel`-th of an operator.
+
+    `turns`: how often a warp goes through its hottest loop; `units`: what one turn of it does, in
+    `unit`s: weights of a thread, tokens of a warp; `bytes`: what the launch reads and no cache has.
     """
 
     name: str
@@ -47,29 +48,48 @@ class Case:
     units: float = 0
     turns: int = 1
     bytes: float = 0
-    per_layer: float = 1
     kernel: int = 0
     others: int = 1  # turns of the other loops
+    cached: bool = False  # its narrow loads find all in the second level's cache
+    assumed: float | None = None  # microseconds of what the simulator can't follow
+    before: float | None = None  # microseconds on an H200 of the kernels at commit de83073
 
 
-def linear_case(name: str, operator: str, n: int, k: int, threads: int = 256) -> Case:
+def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case:
     """A linear's streaming kernel on one row: a thread takes 4 rows of a group of 32 columns."""
+    threads, size = 256, n * k * (W4 + SCALE)
     turns = -(-k // 32 // (threads // 4))
-    return Case(name, operator, n // 16, threads, "weight", 128, turns, n * k * (W4 + SCALE))
+    return Case(name, operator, n // 16, threads, "weight", 128, turns, size, before=before)
 
 
-def attention_case(name: str, operator: str, pages: int) -> Case:
+def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
     """The tiles of a decode row: a warp takes 16 tokens of a page."""
     splits = max(1, min(256 // KV_HEADS, pages))
     size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
     groups = splits * KV_HEADS
     turns = -(-pages // splits)
-    return Case(name, operator, groups, 128, "token", 16 / 32, turns, size)
+    return Case(name, operator, groups, 128, "token", 16, turns, size, before=before)
 
 
+def tiles_case(name: str, operator: str, n: int, k: int, rows: int) -> Case:
+    """A linear's kernels on tensor cores: warps take 32 rows of x, few of them by their share of
+    the columns.
+    """
+    few, size = rows <= 32, n * k * (W4 + SCALE) + rows * k * 1.25
+    groups = n // 32 if few else -(-rows // 128) * n // 64
+    turns = k // 32 // 8 if few else k // 32
+    # what a warp does in a turn, by the weights of a thread: 32 (64) rows by 32 columns
+    unit, units = "weight and 32 rows", 32 if few else 64
+    threads, kernel = (256, 2) if few else (128, 3)
+    return Case(name, operator, groups, threads, unit, units, turns, size, kernel)
+
+
+LONG = 2048  # pages of 128K tokens
+# the column `before` is the simulator's for the kernels that were here first, which had no name for
+# what is fused now: attention by 94 us a page of its longest split
 CASES = (
-    linear_case("qkv", "linear_qkv", QKV, HIDDEN),
-    linear_case("o", "linear_o", HIDDEN, HIDDEN),
+    linear_case("qkv", "linear_qkv", QKV, HIDDEN, 20),
+    linear_case("o", "linear_o", HIDDEN, HIDDEN, 20),
     Case(
         "gate, up, SwiGLU",
         "linear_swiglu",
@@ -79,14 +99,90 @@ CASES = (
         128,
         HIDDEN // 32 // 16,
         2 * WIDTH * HIDDEN * (W4 + SCALE),
+        before=54,
     ),
-    linear_case("down", "linear_down", HIDDEN, WIDTH),
-    Case("norm, rounding", "norm", 1, 256, turns=4, per_layer=2, bytes=HIDDEN * 8, others=16),
-    Case("rounding", "quantize", HIDDEN // 512, 128, bytes=HIDDEN * 4),
-    attention_case("attention, 1K", "attend", 16),
-    Case("merge, 1K", "attend", HEADS, 512, turns=4, kernel=1, others=4, bytes=16 * 16896),
-    attention_case("attention, 128K dense", "attend", 2048),
-    attention_case("attention, 128K sparse", "attend_blocks", 96),
+    linear_case("down", "linear_down", HIDDEN, WIDTH, 79),
+    Case(
+        "head, w8",
+        "linear_head",
+        -(-VOCAB // 16),
+        256,
+        "weight",
+        128,
+        2,
+        VOCAB * HIDDEN * (1 + SCALE),
+    ),
+    tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN, 16),
+    tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH, 16),
+    tiles_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN, 512),
+    Case("rope, append", "rope_append", HEADS + 2 * KV_HEADS, 128, bytes=QKV * 4, cached=True),
+    Case("means", "segment_means", KV_HEADS, 128, cached=True),
+    Case("norm, rounding", "norm", 1, 256, bytes=HIDDEN * 8, cached=True),
+    Case("rounding", "quantize", HIDDEN // 512, 128, bytes=HIDDEN * 4, cached=True),
+    attention_case("attention, 1K", "attend", 16, 8 * 94),
+    Case(
+        "merge, 1K",
+        "attend",
+        HEADS,
+        1024,
+        kernel=1,
+        bytes=16 * 16896,
+        cached=True,
+    ),
+    Case(
+        "merge, 128K",
+        "attend",
+        HEADS,
+        1024,
+        turns=4,
+        kernel=1,
+        others=4,
+        bytes=128 * 16896,
+        cached=True,
+    ),
+    attention_case("attention, 128K dense", "attend", LONG, 64 * 94),
+    attention_case("attention, 128K sparse", "attend_blocks", 96, 8 * 94),
+    Case(
+        "logits of segments, 128K",
+        "score_blocks",
+        KV_HEADS * LONG * 4 // 64 + KV_HEADS,
+        64,
+        turns=HEAD_DIM // 16,
+        bytes=LONG * 4 * KV_HEADS * HEAD_DIM * 4,
+        others=2,
+        before=15.5,
+    ),
+    Case(
+        "log-sum-exp, 128K",
+        "score_blocks",
+        HEADS,
+        256,
+        turns=LONG // 256,
+        kernel=1,
+        bytes=HEADS * LONG * 16,
+        cached=True,
+        before=4.4,
+    ),
+    Case(
+        "pooling, 128K",
+        "score_blocks",
+        KV_HEADS * LONG // 64,
+        256,
+        turns=5,
+        kernel=2,
+        bytes=HEADS * LONG * 16,
+        cached=True,
+        before=9.8,
+    ),
+    Case(
+        "selection, 128K",
+        "select_blocks",
+        KV_HEADS,
+        256,
+        bytes=KV_HEADS * LONG * 4,
+        assumed=6,  # 31 passes of some 400 cycles
+        before=45,
+    ),
 )
 
 
@@ -100,6 +196,10 @@ def records() -> dict[str, Any]:
     from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
     from minicpm_mlc.ops.quantize_rows import QuantizeRows
     from minicpm_mlc.ops.rms_norm import RmsNormInt8
+    from minicpm_mlc.ops.rope_append import RopeAppend
+    from minicpm_mlc.ops.score_blocks import ScoreBlocks
+    from minicpm_mlc.ops.segment_means import SegmentMeans
+    from minicpm_mlc.ops.select_blocks import SelectBlocks
 
     scheme, factor = SCHEMES["w4"].beside("int8"), -8
     linear = partial(LinearInt8, scheme=scheme, sum_factor=factor)
@@ -109,10 +209,15 @@ def records() -> dict[str, Any]:
         "linear_o": linear(HIDDEN, HIDDEN, residual=True),
         "linear_down": linear(HIDDEN, WIDTH, residual=True),
         "linear_swiglu": LinearSwigluInt8(WIDTH, HIDDEN, scheme, factor),
+        "linear_head": LinearInt8(VOCAB, HIDDEN, SCHEMES["w8"].beside("int8"), sum_factor=0),
         "norm": RmsNormInt8(HIDDEN, 1e-6, factor),
+        "rope_append": RopeAppend(*heads, F16, True),
+        "segment_means": SegmentMeans(KV_HEADS, HEAD_DIM, F16, True),
         "quantize": QuantizeRows(HIDDEN, factor),
         "attend": AttendDecode(*heads, F16),
         "attend_blocks": AttendBlocks(*heads, F16, 96, True),
+        "score_blocks": ScoreBlocks(*heads, True),
+        "select_blocks": SelectBlocks(KV_HEADS, 64, 32, 1),
     }
 
 
@@ -178,10 +283,13 @@ def resident(case: Case, kernel: Built) -> int:
 
 
 def microseconds(case: Case, kernel: Built, arch: str) -> float:
-    """The simulated time of a launch."""
+    """The simulated time of a launch, or the one that is assumed."""
+    if case.assumed is not None:
+        return case.assumed
     gpu, (first, last) = GPUS[arch], hottest(kernel.code)
     loads = [i for i, each in enumerate(kernel.code) if _is_wide(each)]
     inside = [i for i in loads if first <= i <= last] or loads
+    around = {b for a, b in loops(kernel.code)} - {b for _, b in innermost(kernel.code)}
     warps = case.groups * case.threads // 32
     each = case.bytes / max(warps * case.turns * len(inside), 1)
 
@@ -189,13 +297,15 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
         target = kernel.code[at].target
         if target is None or target > at:
             return False
-        turns = case.turns if at == last else case.others
+        turns = case.turns if at == last else 1 if at in around else case.others
         done = warp.turns.get(at, 0) + 1
         warp.turns[at] = 0 if done >= turns else done
         return done < turns
 
-    def where(at: int, _: Instruction) -> tuple[str, float]:
-        return ("memory", each) if at in inside else ("level1", 0)
+    def where(at: int, instruction: Instruction) -> tuple[str, float]:
+        if at in inside:
+            return "memory", each
+        return ("cache", 32.0 * instruction.bytes) if case.cached else ("level1", 0)
 
     held, spread = resident(case, kernel), min(gpu.sms, case.groups)
     own = -(-case.groups // gpu.sms)  # of the multiprocessor that has most
@@ -207,45 +317,83 @@ def _is_wide(instruction: Instruction) -> bool:
     return instruction.base in ("LDG", "LDGSTS") and instruction.bytes == 16
 
 
-def rows(archs: tuple[str, ...]) -> Iterator[list[str]]:
-    """Of the table."""
-    source = source_of(records())
+def measured(archs: tuple[str, ...]) -> dict[Case, dict[str, tuple[Built, float]]]:
+    """Of every case, by architecture: its kernel, and its simulated microseconds."""
+    source, found = source_of(records()), {}
     with tempfile.TemporaryDirectory() as folder:
         kernels = {arch: built(source, arch, Path(folder)) for arch in archs}
     for case in CASES:
         name = f"{case.operator}_kernel" + (f"_{case.kernel}" if case.kernel else "")
-        yield _row(case, {arch: kernels[arch][name] for arch in archs})
+        own = {arch: kernels[arch][name] for arch in archs}
+        found[case] = {arch: (own[arch], microseconds(case, own[arch], arch)) for arch in archs}
+    return found
 
 
-def _row(case: Case, kernels: dict[str, Built]) -> list[str]:
-    first = next(iter(kernels.values()))
-    start, end = hottest(first.code)
-    loop = end - start + 1
-    of_unit = (
-        f"{loop / case.units:.2f} a {case.unit}"
-        if case.unit == "weight"
-        else (f"{loop / 16:.1f} a {case.unit} and KV head" if case.unit else "")
-    )
+def _row(case: Case, by_arch: dict[str, tuple[Built, float]]) -> list[str]:
+    kernels = [kernel for kernel, _ in by_arch.values()]
+    start, end = hottest(kernels[0].code)
+    of_unit = f"{(end - start + 1) / case.units:.2f} a {case.unit}" if case.unit else ""
     return [
         case.name,
         f"{case.groups} x {case.threads}",
-        "/".join(str(kernel.registers) for kernel in kernels.values()),
-        str(max(kernel.spilled for kernel in kernels.values())),
-        f"{first.shared / 1024:.1f}",
+        "/".join(str(kernel.registers) for kernel in kernels),
+        str(max(kernel.spilled for kernel in kernels)),
+        f"{kernels[0].shared / 1024:.1f}",
         of_unit,
-        f"{100 * wide_share(first.code):.0f} %",
-        *(f"{microseconds(case, kernel, arch):.1f}" for arch, kernel in kernels.items()),
-        *(f"{case.bytes / GPUS[arch].bandwidth * 1e6:.1f}" for arch in kernels),
+        f"{100 * wide_share(kernels[0].code):.0f} %",
+        "" if case.before is None else f"{case.before:g}",
+        *(_time(case, time) for _, time in by_arch.values()),
+        *(f"{case.bytes / GPUS[arch].bandwidth * 1e6:.1f}" for arch in by_arch),
     ]
 
 
+def _time(case: Case, time: float) -> str:
+    return f"{time:.1f}" if case.assumed is None else f"({time:g})"
+
+
+STEP = ("qkv", "rope, append", "means", "rounding", "o", "gate, up, SwiGLU", "down")
+SPARSE = ("logits of segments", "log-sum-exp", "pooling", "selection")
+STEPS = {  # the launches of a layer beside two norms, by context
+    "1K": (*STEP, "attention, 1K", "merge, 1K"),
+    "128K sparse": (
+        *STEP,
+        *(f"{name}, 128K" for name in SPARSE),
+        "attention, 128K sparse",
+        "merge, 128K",
+    ),
+    "128K dense": (*STEP, "attention, 128K dense", "merge, 128K"),
+}
+
+
+def step_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[list[str]]:
+    """A decode step's kernels, added up, without the time between them."""
+    by_name = {case.name: case for case in found}
+    for name, launches in STEPS.items():
+        layer = [by_name[each] for each in launches] + [by_name["norm, rounding"]] * 2
+        whole = layer * LAYERS + [by_name["norm, rounding"], by_name["head, w8"]]
+        line = [f"decode {name}", str(len(layer))]
+        for arch in next(iter(found.values())):
+            time = sum(found[case][arch][1] for case in whole)
+            memory = sum(case.bytes for case in whole) / GPUS[arch].bandwidth * 1e6
+            line += [f"{time / 1000:.2f}", f"{1e6 / time:.0f}", f"{100 * memory / time:.0f} %"]
+        yield line
+
+
 def table(archs: tuple[str, ...]) -> str:
-    """Markdown."""
-    names = [GPUS[arch].name for arch in archs]
+    """Markdown: every kernel, then whole steps."""
+    names, found = [GPUS[arch].name for arch in archs], measured(archs)
     head = ["kernel", "groups x threads", f"registers {'/'.join(archs)}", "spilled", "shared KiB"]
-    head += ["instructions", "bytes read 16 at a time"]
+    head += ["instructions", "bytes read 16 at a time", "before, H200 us"]
     head += [f"{name} us, computed" for name in names] + [f"{name} us, memory" for name in names]
-    lines = [head, ["---"] * len(head), *rows(archs)]
+    steps = ["step", "launches of a layer"]
+    for name in names:
+        steps += [f"{name} ms", f"{name} tokens/s", f"{name}, of the memory's"]
+    kernels = _markdown([head, *(_row(*each) for each in found.items())])
+    return f"{kernels}\n\n{_markdown([steps, *step_lines(found)])}"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -57,6 +57,7 @@ VARIANTS = {
     "w6": Variant("--quant w6"),
     "w5k": Variant("--quant w5k"),
     "w4a": Variant("--quant w4a"),
+    "w4z": Variant("--quant w4z"),
     "w4k": Variant("--quant w4k"),
     BASE: Variant("--quant w4"),
     "w4, embedding and head w4": Variant("--quant w4 --embedding-quant w4"),

@@ -138,5 +138,5 @@ def counts(code: Code) -> Counter[str]:
 
 def wide_share(code: Code) -> float:
     """Of the bytes that global loads ask for, those that come 16 at a time."""
-    loads = [each.bytes for each in code if each.base == "LDG"]
+    loads = [each.bytes for each in code if each.base in ("LDG", "LDGSTS")]
     return sum(b for b in loads if b == 16) / max(sum(loads), 1)

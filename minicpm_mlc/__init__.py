@@ -11,10 +11,9 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from minicpm_mlc.base import errors
     from minicpm_mlc.base.errors import MiniCPMError
-    from minicpm_mlc.prompt.template import Message
     from minicpm_mlc.runtime_py.collected import Choice
     from minicpm_mlc.runtime_py.engine import Engine
-    from minicpm_mlc.runtime_py.request import ChatOptions, Options, Stats
+    from minicpm_mlc.runtime_py.request import ChatOptions, Message, Options, Stats
 
 __all__ = [
     "ChatOptions",
@@ -32,7 +31,7 @@ _HOMES = {
     "ChatOptions": "runtime_py.request",
     "Choice": "runtime_py.collected",
     "Engine": "runtime_py.engine",
-    "Message": "prompt.template",
+    "Message": "runtime_py.request",
     "MiniCPMError": "base.errors",
     "Options": "runtime_py.request",
     "Stats": "runtime_py.request",

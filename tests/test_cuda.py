@@ -19,6 +19,9 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.ops.attend import AttendDecode
+from minicpm_mlc.ops.build import build
+from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.gpu.kernel import kernel, registers, workgroups
 from minicpm_mlc.targets import cuda, cuda_compiler, get_target
 from minicpm_mlc.targets.cuda_compiler import (
@@ -88,8 +91,9 @@ def test_a_library_holds_machine_code_and_ptx_but_no_source(library: bytes):
         code = read_object(image.data)
         assert code.machine == CUDA and code.flags >> 8 & 0xFF == image.sm
         assert all(name.startswith(".nv.reservedSmem") for name in code.undefined)  # the driver's
-        assert {"linear_kernel", "attend_decode_kernel", "rms_norm_kernel"} <= code.defined
-    assert b".target sm_87" in ptx.data and b".entry linear_kernel" in ptx.data
+        kernels = {"linear_int8_kernel", "attend_decode_kernel", "rms_norm_int8_kernel"}
+        assert kernels <= code.defined
+    assert b".target sm_87" in ptx.data and b".entry linear_int8_kernel" in ptx.data
 
 
 @needs_compiler
@@ -140,6 +144,17 @@ def test_a_fat_binary_is_what_nvidias_tool_writes(arch: str, tmp_path: Path):
         check=True,
     )
     assert pack(images) == (tmp_path / "all").read_bytes()
+
+
+def test_attention_asks_for_memory_that_does_not_grow_with_the_context():
+    """A larger workspace in a later step is another one, and what was recorded has the old one."""
+    record = AttendDecode(16, 1, 128, F16)
+    lines = build(record, get_target("cuda", arch="sm_90").traits).script().splitlines()
+    asked = [line for line in lines if "alloc_buffer" in line and "scope" not in line]
+    most = re.search(r"alloc_buffer\(\((v_\d+), n, 16, 128\)\)", asked[0])
+    assert most and all(f"({most[1]}, n, 16" in line for line in asked)
+    splits = next(line for line in lines if f"{most[1]}: T.let" in line)
+    assert re.search(r"\bn\b", splits) and not re.search(r"\bp\b", splits)
 
 
 @needs_compiler

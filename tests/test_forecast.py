@@ -179,6 +179,7 @@ def test_the_command_shows_the_error_of_what_was_measured(
     """--replay foretells again what an earlier run measured."""
     limits = {"threads": 2, "bandwidth": 49.8e9, "float32": 592e9, "int8": 2049e9}
     decode = {"preset": "MiniCPM4.1-8B", "what": "decode", "context": 0, "attention": "dense"}
+    decode |= {"scheme": "w4a"}
     memory = decode | {"what": "memory", "context": 4096, "attention": "", "limits": None}
     record = tmp_path / "record.json"
     rows = [decode | {"rows": 1, "value": 10.6, "limits": limits}]

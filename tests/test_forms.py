@@ -335,7 +335,7 @@ def test_damaged_linears_are_refused_by_name(tmp_path, wrong):
 def test_settings_beside_the_config_are_found(tmp_path):
     config = write_quantised(tmp_path, packers.awq(), {})
     write_json(tmp_path / "quant_config.json", {"w_bit": 4, "version": "GEMM", "zero_point": True})
-    assert open_checkpoint(tmp_path, config).schemes() == ("w4a", None)
+    assert open_checkpoint(tmp_path, config).schemes() == ("w4z", None)
     (tmp_path / "quant_config.json").unlink()
     (tmp_path / "other").mkdir()
     write_quantised(tmp_path / "other", packers.gptq(), {})  # CPM.cu says nothing

@@ -321,6 +321,7 @@ REFUSED = {
     "llama.expert_count is 4": {"llama.expert_count": 4},
     "rope.scaling.type is 'dynamic'": {"llama.rope.scaling.type": "dynamic"},
     "rope.scaling.attn_factor is 1.5, expected 1": {"llama.rope.scaling.attn_factor": 1.5},
+    "yarn_log_multiplier is 1.0": {"llama.rope.scaling.yarn_log_multiplier": 1.0},
     "rope.scaling.factor is -2": {"llama.rope.scaling.factor": -2.0},
 }
 

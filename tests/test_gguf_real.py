@@ -123,9 +123,12 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return float(np.exp(surprise(logits, ids).mean()))
 
 
-def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
-    assert np.abs(found - expected).max() <= 2e-3
-    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.999
+def check_logits(found: np.ndarray, expected: np.ndarray) -> list[str]:
+    """The figures, for a table."""
+    error, same = np.abs(found - expected).max(), (found.argmax(1) == expected.argmax(1)).mean()
+    assert error <= 2e-3
+    assert same >= 0.999
+    return [f"{error:.1e}", f"{same:.2%}"]
 
 
 @pytest.mark.parametrize("size", [100_000, pytest.param(5_000_000, marks=long)])
@@ -175,14 +178,17 @@ def test_logits_agree_with_llama_cpp_on_the_same_file(engine, file):
     check_against_llama_cpp(file, engine.logits(ids), ids)
 
 
-def check_against_llama_cpp(file: Path, found: np.ndarray, ids: list[int]) -> None:
+def check_against_llama_cpp(file: Path, found: np.ndarray, ids: list[int]) -> list[str]:
     """Within what llama.cpp's rounding does: of what meets its weights to 8 bits, of keys and
-    values to f16.
+    values to f16. The figures, for a table.
     """
     pytest.importorskip("llama_cpp")
     theirs = llama_cpp_logits(str(file), ids, threads=2)
-    assert (found.argmax(1) == theirs.argmax(1)).mean() >= 0.9
-    assert perplexity(found, ids) == pytest.approx(perplexity(theirs, ids), rel=0.02)
+    same = (found.argmax(1) == theirs.argmax(1)).mean()
+    ours, other = perplexity(found, ids), perplexity(theirs, ids)
+    assert same >= 0.9
+    assert ours == pytest.approx(other, rel=0.02)
+    return [f"{same:.1%}", f"{ours:.2f}", f"{other:.2f}"]
 
 
 @pytest.mark.parametrize(
@@ -206,11 +212,11 @@ def test_every_file_of_llama_cpps_quantiser_gives_its_logits(file, name):
     made = quantised(file, name)
     logits = transformers_logits(made)
     with compiled(made) as engine:
-        for text in TEXTS.values():
+        for title, text in TEXTS.items():
             ids = engine.tokenize(text.read_text())[:TOKENS]
             found = engine.logits(ids)
-            check_logits(found, logits(ids))
-            check_against_llama_cpp(made, found, ids)
+            figures = check_logits(found, logits(ids)) + check_against_llama_cpp(made, found, ids)
+            print(f"| {' | '.join([name, engine.manifest.scheme, title, *figures])} |")
 
 
 def test_the_prompt_is_that_of_apply_chat_template(engine, file):

@@ -50,10 +50,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rope_type": "yarn", **YARN, "attention_factor": 1.25},
         YARN_KEYS | {ROPE.SCALING_YARN_ATTN_FACTOR: 1.25, ROPE.SCALING_YARN_LOG_MUL: 0.0},
     ),
-    "yarn of mistral": (
-        {"rope_type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-        YARN_KEYS | {ROPE.SCALING_YARN_LOG_MUL: 1.0},
-    ),
 }
 
 
@@ -103,7 +99,7 @@ def test_it_turns_by_what_transformers_has_for_the_same_model(tmp_path: Path, ca
     assert config.rope_attention_scale == pytest.approx(scale, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", ["linear", "no type", "llama3", "yarn", "yarn of mistral"])
+@pytest.mark.parametrize("case", ["linear", "no type", "llama3", "yarn"])
 def test_logits_are_those_of_llama_cpp(tmp_path: Path, case: str) -> None:
     api = pytest.importorskip("llama_cpp")
     path = written(tmp_path, case)

@@ -21,8 +21,8 @@ TOOLS = {
     "ops.tir": "ops tools",
     "ops.cpu.vector": "ops/cpu tools",
     "ops.gpu.float16_bits": "ops/gpu tools",
+    "ops.gpu.intrinsics": "ops/gpu tools",
     "ops.gpu.kernel": "ops/gpu tools",
-    # the one door between compile and the runtime: what the engine would refuse, compile refuses
 }
 # Formats hold the TIR that reads them on a CPU and on a GPU, so they may use the tools of both.
 BELOW_OPS = {"base", "bundle"}

@@ -36,11 +36,12 @@ import json, sys
 from minicpm_mlc import Engine
 from minicpm_mlc.bundle.host import this_host
 bundle, messages = sys.argv[1], json.loads(sys.argv[2])
-with Engine(bundle, context=1024, threads=2) as engine:
+with Engine(bundle, context=1024, threads=1) as engine:
     chats = [[{"role": "user", "content": message}] for message in messages]
     texts = [engine.chat(chat, max_tokens=64, temperature=0) for chat in chats]
-    logits = engine.logits(engine.tokenize(messages[0]))[-1].tolist()
     sparse = engine.generate(list(range(4, 600)), max_tokens=8, temperature=0)
+with Engine(bundle, context=1024, threads=2) as engine:  # which wait long for each other under qemu
+    logits = engine.logits(engine.tokenize(messages[0]))[-1].tolist()
 print(json.dumps([this_host().machine, texts, logits, sparse]))
 """
 
@@ -85,7 +86,7 @@ def test_the_same_greedy_tokens_as_on_this_machine(
         expected = engine.logits(engine.tokenize(PROMPTS[0]))[-1]
     np.testing.assert_allclose(logits, expected, atol=1e-4 if options["scheme"] == "f32" else 1e-3)
     if options["scheme"] == "w4":
-        report = run_arm64("-m", "minicpm_mlc", "verify", str(there), "--json")
+        report = run_arm64("-m", "minicpm_mlc", "verify", str(there), "--json", "--threads", "1")
         assert report.returncode == 0, report.stderr
         assert json.loads(report.stdout)["tokens"] == verify_bundle(here).tokens
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from fake_library import use_fake_library
+from fake_library import TOKENIZER, use_fake_library
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import EngineError
@@ -27,7 +28,7 @@ def conversation(*lengths: int, system: int = 0) -> list[Message]:
 def test_everything_is_kept_where_an_answer_has_room() -> None:
     messages = conversation(10, 10, 10, 10, 10)
     assert kept_messages(messages, characters, 100) == [0, 1, 2, 3, 4]
-    assert kept_messages(messages, characters, 66) != [0, 1, 2, 3, 4]
+    assert kept_messages(messages, characters, 65) != [0, 1, 2, 3, 4]
     assert kept_messages(messages, characters, 60, max_tokens=10) == [0, 1, 2, 3, 4]
 
 
@@ -44,17 +45,20 @@ def test_pinned_turns_and_the_last_one_stay() -> None:
     assert kept_messages(conversation(99), characters, 10) == [0]
 
 
-def test_a_chat_longer_than_the_context_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_longer_than_the_context_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     use_fake_library(monkeypatch)
-    with Engine("bundle", context=64) as engine:
+    with Engine(tmp_path, context=128) as engine:
         messages = conversation(5, 5, 5, 5, 5)
         tokens = engine.count(messages)
         assert tokens == len(engine.template.prompt(engine.tokenizer.raw, messages).ids)
-        assert 48 < tokens <= 64
+        assert 96 < tokens <= 126
         engine.chat(messages, max_tokens=2, overflow="drop_oldest")
         assert engine.stats.prompt_tokens == tokens  # two tokens fit
         engine.chat(messages, overflow="drop_oldest")
-        assert engine.stats.prompt_tokens == engine.count(messages[2:]) <= 48
+        assert engine.stats.prompt_tokens == engine.count(messages[2:]) <= 96
         engine.chat(messages, overflow="drop_oldest", pinned=[0])
         assert engine.stats.prompt_tokens == engine.count([*messages[:2], *messages[4:]])
         with pytest.raises(EngineError, match=r"overflow is 'x'; choose error, drop_oldest"):

@@ -121,6 +121,6 @@ def test_calibration_is_foretold_by_its_multiplications(monkeypatch):
     one = Param("layers.0.mlp.down", ("down",), 1024, 4096, W4)
     seconds = [calibration_seconds([one], tokens) for tokens in (1000, 2000)]
     outputs, triangle = 4 * 1024 * 4096, 4096**2  # of a token
-    added = 1000 * (outputs + triangle) / (forecast.SHARE * 1e12)
+    added = 1000 * (outputs + triangle) / 1e12
     assert seconds[1] - seconds[0] == pytest.approx(added)
     assert calibration_seconds([one, one], 1000) == pytest.approx(2 * seconds[0])

@@ -470,6 +470,24 @@ def test_a_file_goes_before_the_next_message_and_is_pinned(tmp_path: Path) -> No
     assert asked(chat)[-1] == "More" and chat.pinned == chat.messages[:1]
 
 
+def test_a_document_that_does_not_fit_is_refused_and_one_that_waits_taken_back(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "long").write_text("x" * 64)
+    (tmp_path / "short").write_text("x" * 63)
+    chat, recorder = session()
+    for line in (f"/read {tmp_path / 'long'}", f"/read {tmp_path / 'short'}", "/undo", "Hi"):
+        chat.handle(line)
+    assert "has 64 tokens and the context holds 64" in recorder.of("error")
+    assert asked(chat) == ["Hi"] and "taken back" in recorder.of("note")
+
+
+def test_help_fits_eighty_columns() -> None:
+    chat, recorder = session()
+    chat.handle("/help")
+    assert max(map(len, recorder.of("note").splitlines())) <= ROW
+
+
 def test_a_full_context_drops_the_oldest_turns_when_told_to(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("pinned")

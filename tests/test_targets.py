@@ -20,6 +20,7 @@ from minicpm_mlc.runtime_py.memory import open_memory
 from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
 from minicpm_mlc.targets.embed import changed, string
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
+from minicpm_mlc.targets.registry import NO_GPU
 
 PLATFORM = {"memcpy", "memset"}  # of the C library
 THREADS = {  # what the thread pool takes of Linux's C library
@@ -41,7 +42,8 @@ def test_every_device_has_a_target_that_llvm_knows(device):
         target = get_target(device, gpu=gpu)
         tvm_target = target.tvm_target()
         assert (tvm_target.host or tvm_target).attrs["mtriple"] == target.triple
-        assert target.describe()["device"] == (gpu or DEVICE_OPTIONS[device].device)
+        named = "cpu" if gpu == NO_GPU else gpu
+        assert target.describe()["device"] == (named or DEVICE_OPTIONS[device].device)
 
 
 @pytest.mark.parametrize(

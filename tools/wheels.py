@@ -20,7 +20,7 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 TVM = "apache-tvm"
-COMPILER = (TVM, "ziglang")  # what only compiling takes
+COMPILER = (f"{TVM}==", "ziglang")  # what only compiling takes
 PLATFORMS = (  # as pip names them
     "manylinux_2_28_x86_64",
     "manylinux_2_28_aarch64",
@@ -37,7 +37,7 @@ class Tagged(BuildHookInterface):
         build_data["pure_python"], build_data["tag"] = False, "py3-none-{tag}"
 """
 BACKEND = """[build-system]
-requires = ["hatchling>=1.26"]
+requires = ["hatchling>=1.27"]
 build-backend = "hatchling.build"
 
 """

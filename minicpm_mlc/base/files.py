@@ -44,10 +44,11 @@ def read_small(path: Path, error: type[MiniCPMError], advice: str) -> bytes:
     can't be read, is too large, or is the stand-in that Git LFS leaves.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
             raise error(f"{path} is not a file; {advice}")
-        with open(path, "rb") as file:
-            data = file.read(SMALL_BYTES + 1)
+        with open(path, "rb") as file:  # which sets memory aside for all that is asked for
+            data = file.read(min(found.st_size, SMALL_BYTES) + 1)
     except FileNotFoundError:
         raise
     except OSError as reason:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from minicpm_mlc.runtime_py.engine import Engine
 
 PLACES = 8  # in each text
 BEFORE = 96  # tokens that are read
-AFTER = 48  # tokens that are answered
+TREE = {"tree_size": 16, "draft_depth": 5}  # the same for all, whatever would pay
+GREEDY: dict[str, Any] = {"max_tokens": 48, "temperature": 0, "speculate": "eagle", **TREE}
 
 
 def accept_length(engine: Engine, texts: Sequence[Sequence[int]]) -> float | None:
@@ -20,13 +22,8 @@ def accept_length(engine: Engine, texts: Sequence[Sequence[int]]) -> float | Non
     rounds = accepted = 0
     for ids in texts:
         for start in places(len(ids)):
-            engine.generate(
-                ids[start : start + BEFORE],
-                max_tokens=AFTER,
-                temperature=0,
-                speculate="eagle",
-                stream=False,
-            )
+            engine.truncate(0)  # the head begins anew
+            engine.generate(ids[start : start + BEFORE], **GREEDY)
             rounds += engine.stats.speculation.rounds
             accepted += engine.stats.speculation.accepted
     return 1 + accepted / rounds if rounds else None

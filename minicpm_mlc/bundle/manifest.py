@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -107,6 +108,11 @@ class Manifest:
         compiled in.
         """
         return self.model["sparse"]["dense_len"] if self.model.get("sparse") else None
+
+    @property
+    def symbol_prefix(self) -> str:
+        """What the symbols of its static library begin with, by which an app finds them."""
+        return re.sub(r"\W", "_", f"{self.name}_{self.scheme}_")
 
     @property
     def recurrent(self) -> bool:

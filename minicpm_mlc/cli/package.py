@@ -27,7 +27,12 @@ from minicpm_mlc.cli.commands import Command, example
     type=click.Path(),
     help="Archive to write, .zip or .tar.  [default: BUNDLE-PLATFORM]",
 )
-def package(bundle: str, platform: str, out: str | None) -> None:
+@click.option(
+    "--engine",
+    is_flag=True,
+    help="With minicpm-run, which answers without Python, and the engine's header. For linux.",
+)
+def package(bundle: str, platform: str, out: str | None, engine: bool) -> None:
     """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each
     time.
     """
@@ -35,5 +40,5 @@ def package(bundle: str, platform: str, out: str | None) -> None:
     from minicpm_mlc.compile.package import package_bundle
 
     with show_progress() as report:
-        result = package_bundle(bundle, platform, out, report)
+        result = package_bundle(bundle, platform, out, report, engine)
     say(str(result))

@@ -19,6 +19,7 @@ from minicpm_mlc.bundle.small_files import (
     SmallFiles,
 )
 from minicpm_mlc.compile.config.model_config import ModelConfig
+from minicpm_mlc.compile.engine_json import ENGINE_JSON, engine_json
 from minicpm_mlc.compile.mlc_chat_config import mlc_chat_config
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.prompt.readable import check_readable
@@ -109,3 +110,4 @@ def add_companions(bundle: BundleWriter, files: SmallFiles, manifest: Manifest) 
         [name for name in present if name in TOKENIZER_FILES],
     )
     bundle.add_json("mlc-chat-config.json", described)
+    bundle.add_json(ENGINE_JSON, engine_json(files, manifest.model["bos_token_id"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -169,9 +168,8 @@ def _add_library(
     """The library, which tells its bundle from others, and the cases of its kernels."""
     cases = to_bytes(program.cases())
     facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
-    prefix = re.sub(r"\W", "_", f"{manifest.name}_{manifest.scheme}_")
     with bundle.scratch() as scratch, temporary_files_in(scratch):
-        program.write(scratch, prefix, facts)
+        program.write(scratch, manifest.symbol_prefix, facts)
         for library in program.target.libraries:
             bundle.add_file(library, scratch / library)
     bundle.add_file(KERNEL_CASES, cases)

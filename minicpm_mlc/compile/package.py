@@ -23,6 +23,7 @@ from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import DEVICE_OF_SYSTEM, system_of
 from minicpm_mlc.bundle.manifest import MANIFEST, REPAIR, Manifest, manifest_sha256
+from minicpm_mlc.compile.engine_files import engine_files
 from minicpm_mlc.compile.package_readme import readme
 
 LICENSED = ("minicpm-mlc", "apache-tvm", "apache-tvm-ffi")  # makes the library, and runs it
@@ -39,11 +40,12 @@ class Entry:
     content: bytes | Path
     size: int
     sha256: str
+    mode: int = 0o644
 
     @staticmethod
-    def of(name: str, content: bytes) -> Entry:
+    def of(name: str, content: bytes, mode: int = 0o644) -> Entry:
         """A file of these bytes."""
-        return Entry(name, content, len(content), hashlib.sha256(content).hexdigest())
+        return Entry(name, content, len(content), hashlib.sha256(content).hexdigest(), mode)
 
     def open(self) -> IO[bytes]:
         """Its content from the start. Raises OSError."""
@@ -76,9 +78,14 @@ class CheckedFile:
 
 
 def package_bundle(
-    path: str | Path, platform: str, out: str | Path | None = None, progress: Progress = no_progress
+    path: str | Path,
+    platform: str,
+    out: str | Path | None = None,
+    progress: Progress = no_progress,
+    engine: bool = False,
 ) -> str:
-    """Write the archive, which `out` calls .zip or .tar; returns what was written, in words.
+    """Write the archive, which `out` calls .zip or .tar; returns what was written, in words. With
+    `engine` it runs without Python.
 
     Raises BundleError for a damaged bundle, CompileError for one that doesn't fit the platform,
     another kind of archive, or a file that can't be written.
@@ -97,7 +104,7 @@ def package_bundle(
             "compressed"
         )
     write = WRITERS[target.suffix]
-    entries = list(_entries(folder, manifest, platform))
+    entries = list(_entries(folder, manifest, platform, engine))
     total = sum(entry.size for entry in entries)
     done = 0
 
@@ -130,10 +137,16 @@ def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
         )
 
 
-def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]:
-    """README, checksums, licences, and the bundle as it is."""
+def _entries(folder: Path, manifest: Manifest, platform: str, engine: bool) -> Iterator[Entry]:
+    """README, checksums, licences, the engine if wanted, and the bundle as it is."""
     name = folder.resolve().name
-    parts = [*_licences(), Entry.of(f"{name}/{MANIFEST}", (folder / MANIFEST).read_bytes())]
+    own = engine_files(folder, manifest, platform) if engine else {}
+    programs = [Entry.of(name, *file) for name, file in own.items()]
+    parts = [
+        *_licences(),
+        *programs,
+        Entry.of(f"{name}/{MANIFEST}", (folder / MANIFEST).read_bytes()),
+    ]
     for file, entry in sorted(manifest.files.items()):
         if not (folder / file).is_file():
             raise BundleError(f"{folder} lacks {file}; {REPAIR}")
@@ -143,7 +156,7 @@ def _entries(folder: Path, manifest: Manifest, platform: str) -> Iterator[Entry]
                 f"{REPAIR}"
             )
         parts.append(Entry(f"{name}/{file}", folder / file, entry["bytes"], entry["sha256"]))
-    text = readme(name, manifest, platform, manifest_sha256(folder))
+    text = readme(name, manifest, platform, manifest_sha256(folder), engine)
     parts.insert(0, Entry.of("README.md", text.encode()))
     yield Entry.of(
         "SHA256SUMS", "".join(f"{entry.sha256}  {entry.name}\n" for entry in parts).encode()
@@ -173,7 +186,7 @@ def _write_tar(path: Path, root: str, entries: list[Entry], count: Callable[[int
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for entry in entries:
             info = tarfile.TarInfo(f"{root}/{entry.name}")
-            info.size = entry.size
+            info.size, info.mode = entry.size, entry.mode
             with entry.open() as file:
                 reader = CheckedFile(file, count)
                 archive.addfile(info, reader)  # type: ignore[arg-type]
@@ -185,7 +198,7 @@ def _write_zip(path: Path, root: str, entries: list[Entry], count: Callable[[int
         for entry in entries:
             info = zipfile.ZipInfo(f"{root}/{entry.name}", EPOCH)
             info.create_system = 3
-            info.external_attr = 0o100644 << 16
+            info.external_attr = (0o100000 | entry.mode) << 16
             info.file_size = entry.size
             with entry.open() as file, archive.open(info, "w") as stored:
                 reader = CheckedFile(file, count)

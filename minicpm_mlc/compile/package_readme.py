@@ -14,6 +14,30 @@ _PYTHON = """## With Python
     with Engine("{name}", sha256="{sha256}") as engine:
         print(engine.chat([{{"role": "user", "content": "Why is the sky blue?"}}]))
 """
+_ENGINE = """## Without Python
+
+`minicpm-run` answers on a command line{where}:
+
+{commands}
+`native/` is the same engine for an app: C++17 behind `native/engine/include/minicpm.h`, with the
+sources of TVM's runtime that it is built on.
+
+    wheels=$PWD/native/wheels
+    cmake -S native/engine -B build -DTVM=$wheels/tvm -DTVM_FFI=$wheels/tvm_ffi
+    cmake --build build
+"""
+_WHERE = {
+    "linux": "; it needs the C library alone, glibc 2.17 or later",
+    "android": ". It is static and has the model's code in it, not its weights",
+}
+_COMMANDS = {
+    "linux": """    ./minicpm-run {name} --prompt "Why is the sky blue?"
+    ./minicpm-run --help
+""",
+    "android": """    adb push minicpm-run {name} /data/local/tmp/
+    adb shell /data/local/tmp/minicpm-run /data/local/tmp/{name} --prompt Hello
+""",
+}
 _RUNTIME = """## With TVM's runtime alone
 
 `{library}` needs TVM's runtime {tvm} and no Python. Load the module, ask it for
@@ -38,8 +62,10 @@ _ORDER = {
 }
 
 
-def readme(name: str, manifest: Manifest, platform: str, sha256: str) -> str:
-    """Markdown, for the bundle in folder `name` of the package; `sha256` is its manifest's."""
+def readme(name: str, manifest: Manifest, platform: str, sha256: str, engine: bool = False) -> str:
+    """Markdown, for the bundle in folder `name` of the package; `sha256` is its manifest's.
+    `engine`: whether minicpm-run is in it.
+    """
     target = manifest.target
     archives = [file for file in sorted(manifest.files) if file.endswith((".a", ".tar"))]
     others = [file for file in archives if file != manifest.library]
@@ -60,10 +86,17 @@ Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
 `minicpm-mlc verify {name} --files-only` run nothing of it.
 """
+    commands = _COMMANDS[platform].format(name=name) if engine else ""
     parts = (
         part.format(
-            name=name, library=manifest.library, tvm=manifest.tvm, static=static, sha256=sha256
+            name=name,
+            where=_WHERE.get(platform, ""),
+            commands=commands,
+            library=manifest.library,
+            tvm=manifest.tvm,
+            static=static,
+            sha256=sha256,
         )
-        for part in _ORDER[platform]
+        for part in (*([_ENGINE] if engine else []), *_ORDER[platform])
     )
     return "\n".join([head, *parts])

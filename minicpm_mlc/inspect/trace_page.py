@@ -140,7 +140,7 @@ def _overview(model: str, names: list[str], views: list[tuple[np.ndarray, np.nda
     )
     blocks = len(views[0][1])
     places = sorted({blocks * i // JUMPS for i in range(JUMPS)})
-    links = "".join(f'<a href="#b{place}" title="block {place}"></a>' for place in places)
+    links = "".join(f'<a href="#b{place}" aria-label="block {place}"></a>' for place in places)
     return (
         f"<header class=top>{html.escape(model)}, read for {tokens}"
         f"<div>{strips}<nav>{links}</nav></div></header>"

@@ -101,6 +101,13 @@ class ChatTemplate:
         """The template reads `enable_thinking` (MiniCPM4.1, MiniCPM5); MiniCPM4's doesn't."""
         return "enable_thinking" in self.source
 
+    @property
+    def takes_markers(self) -> bool:
+        """Whether /think and /no_think at a user message's end are taken out here: the template
+        has a switch, and doesn't handle them itself.
+        """
+        return self.can_switch_thinking and "/no_think" not in self.source
+
     def render(self, messages: Sequence[Message], think: bool | None = None) -> str:
         """Prompt text of a conversation, ready for the assistant's next turn.
 
@@ -116,7 +123,7 @@ class ChatTemplate:
             TemplateError: malformed messages, an error inside the template, or `think` without a
                 switch for it.
         """
-        return self._render(*self._prepare(messages, think))
+        return self.rendered(*self._prepare(messages, think))
 
     def prompt(
         self, tokenizer: Tokenizer, messages: Sequence[Message], think: bool | None = None
@@ -132,7 +139,7 @@ class ChatTemplate:
         if missing := self.missing_tokens(tokenizer):
             raise TemplateError(missing)
         clean, switch = self._prepare(messages, think)
-        text = self._render(clean, switch)
+        text = self.rendered(clean, switch)
         ids = self._encode(tokenizer, text, clean, switch)
         return Prompt(text, self._with_bos(tokenizer, ids), opens_thinking(text))
 
@@ -163,7 +170,7 @@ class ChatTemplate:
                 return encode_pieces(tokenizer, self._plain, pieces)
         pattern = re.compile("|".join(map(re.escape, tokens)))
         safe = [m | {"content": pattern.sub(_break_token, m["content"])} for m in messages]
-        return token_ids(tokenizer, self._render(safe, think))
+        return token_ids(tokenizer, self.rendered(safe, think))
 
     def _pieces(
         self, messages: list[Message], contents: list[str], think: bool | None
@@ -173,7 +180,7 @@ class ChatTemplate:
         """
         nonce = secrets.randbits(64)  # no message can hold it
         names = [f"\ue000{nonce}:{i}\ue001" for i in range(len(messages))]
-        skeleton = self._render(
+        skeleton = self.rendered(
             [m | {"content": name} for m, name in zip(messages, names, strict=True)], think
         )
         parts = re.split(f"\ue000{nonce}:(\\d+)\ue001", skeleton)
@@ -181,12 +188,15 @@ class ChatTemplate:
             (contents[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)
         ]
 
-    def _with_bos(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    def beginning(self, tokenizer: Tokenizer) -> list[int]:
+        """The ids that a prompt begins with: BOS, or none."""
         if self.add_bos is None:
-            first = beginning(tokenizer)
-        else:
-            bos = tokenizer.token_to_id(self.bos_token) if self.bos_token and self.add_bos else None
-            first = [] if bos is None else [bos]
+            return beginning(tokenizer)
+        bos = tokenizer.token_to_id(self.bos_token) if self.bos_token and self.add_bos else None
+        return [] if bos is None else [bos]
+
+    def _with_bos(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+        first = self.beginning(tokenizer)
         return ids if ids[: len(first)] == first else [*first, *ids]
 
     def _prepare(
@@ -209,7 +219,7 @@ class ChatTemplate:
 
     def _switch(self, messages: list[Message], think: bool | None) -> bool | None:
         """`think`, or what the last message's marker says; markers are taken out."""
-        if self.can_switch_thinking and "/no_think" not in self.source:
+        if self.takes_markers:
             return _take_markers(messages, think)
         return think
 
@@ -222,13 +232,13 @@ class ChatTemplate:
             return False
         asked = [dict(m) for m in before]
         try:
-            return opens_thinking(self._render(asked, self._switch(asked, think)))
+            return opens_thinking(self.rendered(asked, self._switch(asked, think)))
         except TemplateError:  # it refuses the conversation that far
             return False
 
-    def _render(self, messages: list[Message], think: bool | None) -> str:
-        """The prompt. Think tags in messages are text: templates that cut an answer at its last
-        `</think>` don't see them.
+    def rendered(self, messages: list[Message], think: bool | None) -> str:
+        """The prompt of prepared messages. Think tags in messages are text: templates that cut an
+        answer at its last `</think>` don't see them.
         """
         gap = ""
         if any(THINK_TAG.search(m["content"]) for m in messages):
@@ -278,6 +288,11 @@ def check_message(message: Message, index: int = 0) -> Message:
         )
     content = whole_characters(content)
     return {"role": role, "content": without_thinking(content) if role == "assistant" else content}
+
+
+def switch_name(think: bool | None) -> str:
+    """The thinking switch in one word."""
+    return {None: "default", True: "think", False: "no_think"}[think]
 
 
 def _break_token(match: re.Match[str]) -> str:

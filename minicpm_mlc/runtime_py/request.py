@@ -12,6 +12,7 @@ import numpy as np
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.base.text import quoted
 from minicpm_mlc.prompt.sampling import SamplingParams, check_count
+from minicpm_mlc.prompt.template import Message as Message  # what a call is given
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats

@@ -19,6 +19,8 @@ from minicpm_mlc.targets.lowering import cpu_pipeline
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
 INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod")
+# processors that LLVM takes, and names on a Mac, but doesn't list -> as it lists them
+LLVM_ALIASES = {"apple-m1": "apple-a14", "apple-m2": "apple-a15", "apple-m3": "apple-a16"}
 THREAD_POOL = Path(__file__).parent / "thread_pool" / "pool.c"
 
 
@@ -156,7 +158,7 @@ def _llvm_features(cpu: str, there: Platform) -> set[str]:
     from tvm.target import codegen
 
     generic = tvm.target.Target({"kind": "llvm", "mtriple": there.triple})
-    if cpu not in codegen.llvm_get_cpu_archlist(generic):
+    if LLVM_ALIASES.get(cpu, cpu) not in codegen.llvm_get_cpu_archlist(generic):
         raise CompileError(
             f"--cpu {cpu}: LLVM knows no such {there.machine} processor; use for example native, "
             f"{', '.join(there.levels)}"

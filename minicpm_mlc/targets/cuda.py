@@ -54,7 +54,7 @@ class CudaTarget(GpuTarget):
     @property
     def traits(self) -> GpuTraits:
         """What its kernels may assume."""
-        return GpuTraits(int8_dot="dp4a", f16_tiles=True)
+        return GpuTraits(int8_dot="dp4a", f16_tiles=True, int8_tiles=True)
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

@@ -116,7 +116,7 @@ def nvcc(source: str, arch: str, ptx: bool) -> bytes:
             if ptx
             else ["-cubin", f"-arch={arch}"]
         )
-        command = ["nvcc", "-O3", *kind, "-o", "kernels.out", "kernels.cu"]
+        command = ["nvcc", "-w", "-O3", *kind, "-o", "kernels.out", "kernels.cu"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             raise CompileError(f"nvcc failed for {arch}: {result.stderr.strip()[-2000:]}")
@@ -155,7 +155,8 @@ def nvrtc(source: str, arch: str, ptx: bool) -> bytes:
         arch,
     )
     try:
-        options = [f"--gpu-architecture={arch.replace('sm', 'compute') if ptx else arch}".encode()]
+        target = arch.replace("sm", "compute") if ptx else arch
+        options = [f"--gpu-architecture={target}".encode(), b"--disable-warnings"]
         array = (ctypes.c_char_p * len(options))(*options)
         if library.nvrtcCompileProgram(program, len(options), array):
             log = _read(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program, arch)

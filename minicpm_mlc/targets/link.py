@@ -25,6 +25,16 @@ _ANDROID = (
     "-Wl,--hash-style=both",
     "-Wl,-soname,model.so",
 )
+# what the thread pool of a CPU's library asks the system for
+_THREADS = (
+    "pthread_create",
+    "pthread_detach",
+    "pthread_self",
+    "sched_yield",
+    "syscall",
+    "clock_gettime",
+    "__register_atfork",
+)
 _MACH_O = ("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/model.dylib")
 _PE = ("-Wl,--no-entry",)  # nothing is to be done when a process loads it
 ARM64_LEVELS = ("generic", "cortex-a76", "neoverse-n1")
@@ -68,8 +78,13 @@ PLATFORMS = {
         _ANDROID,
         ("model.so", "model.tar"),
         {
-            "libtvm_ffi.so": ("TVMFFIErrorSetRaisedFromCStrParts",),
-            "libc.so": ("memcpy", "memset", "memmove"),
+            "libtvm_ffi.so": (
+                "TVMFFIErrorSetRaisedFromCStrParts",
+                "TVMFFIErrorMoveFromRaised",
+                "TVMFFIErrorSetRaised",
+                "TVMFFIObjectDecRef",
+            ),
+            "libc.so": ("memcpy", "memset", "memmove", *_THREADS),
         },
     ),
     "macos": Platform(

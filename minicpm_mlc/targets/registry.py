@@ -18,6 +18,7 @@ from minicpm_mlc.targets.metal import MetalTarget
 from minicpm_mlc.targets.opencl import OpenCLTarget
 from minicpm_mlc.targets.vulkan import VulkanTarget
 
+NO_GPU = "none"
 GPUS: dict[str, type[GpuTarget]] = {
     kind.device: kind for kind in (CudaTarget, OpenCLTarget, VulkanTarget, MetalTarget)
 }
@@ -27,9 +28,9 @@ GPUS: dict[str, type[GpuTarget]] = {
 class DeviceOption:
     """A value of `--device`; `note` says what its bundles are for.
 
-    `platform` None is this machine's, `gpu` None the processor itself. `cpu` is the
-    processor unless another is named, `gpus` are the other values of `--gpu`. `app`: what runs the
-    bundles, where that is not this package.
+    `platform` None is this machine's, `gpu` None the processor itself. `cpu` is the processor
+    unless another is named, `gpus` are the other values of `--gpu`; NO_GPU among them is the
+    processor alone. `app`: what runs the bundles, where that is not this package.
     """
 
     note: str
@@ -94,7 +95,7 @@ DEVICE_OPTIONS = {
         platform="android",
         gpu="opencl",
         cpu="generic",
-        gpus=("vulkan",),
+        gpus=("vulkan", NO_GPU),
         app=_APP,
     ),
     "metal": DeviceOption(
@@ -131,7 +132,7 @@ def get_target(
         advice = f"choose {choices}" if choices else "there is none"
         raise CompileError(f"--gpu {gpu}: for --device {device} {advice}")
     kind = gpu or option.gpu
-    if arch is not None and not (kind and GPUS[kind].architectures):
+    if arch is not None and not (kind in GPUS and GPUS[kind].architectures):
         raise CompileError(f"--arch {arch}: only CUDA has it; use --device cuda")
     host = CpuTarget.of(cpu or option.cpu, option.platform)
-    return GPUS[kind].beside(host, arch) if kind else host
+    return GPUS[kind].beside(host, arch) if kind and kind != NO_GPU else host

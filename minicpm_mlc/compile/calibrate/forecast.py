@@ -15,17 +15,16 @@ from minicpm_mlc.compile.convert import Param
 
 SIDE = 1024  # of the matrices that are multiplied to see the speed
 TRIES = 5
-SHARE = 0.5  # of that speed, with which calibration multiplies: its matrices are narrower
-PASSES = (
-    0.4e-6  # seconds of a core for each weight: choosing scales, rounding, one column at a time
-)
+# seconds of a core for each weight: choosing scales and rounding, a column at a time. Within 7 % of
+# what SmolLM2-135M and MiniCPM4-0.5B took alone on one machine (docs/quality.md)
+PASSES = 1.8e-6
 
 
 def calibration_seconds(linears: Sequence[Param], tokens: int) -> float:
     """Of calibrating these linears on so many tokens, on all cores of this machine."""
     operations = sum(_operations(param.rows, param.columns, tokens) for param in linears)
     passes = PASSES * sum(param.weights for param in linears) / (os.cpu_count() or 1)
-    return operations / (SHARE * multiplying_speed()) + passes
+    return operations / multiplying_speed() + passes
 
 
 def _operations(rows: int, columns: int, tokens: int) -> float:

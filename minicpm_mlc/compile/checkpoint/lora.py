@@ -60,11 +60,11 @@ class Change:
         stop = start + len(rows)
         with np.errstate(over="ignore", invalid="ignore"):  # of damaged numbers: told by the scheme
             changed = rows + np.float32(self.strength) * (self.left[start:stop] @ self.right[:])
-        if self.lengths is None:
-            return changed
-        norms = np.linalg.norm(changed, axis=1, keepdims=True)
-        share = self.lengths[start:stop][:, None] / np.where(norms == 0, 1, norms)
-        return changed * share
+            if self.lengths is None:
+                return changed
+            norms = np.linalg.norm(changed, axis=1, keepdims=True)
+            share = self.lengths[start:stop][:, None] / np.where(norms == 0, 1, norms)
+            return changed * share
 
 
 @dataclass(frozen=True)

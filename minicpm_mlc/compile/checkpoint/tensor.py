@@ -157,7 +157,7 @@ class Integers:
 
     def weights(self) -> np.ndarray:
         """float32 [n, k]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales: told by the scheme
+        with damaged_scales():
             weights = self._of_columns(self.scale) * self._numbers(self.groups)
             return weights if self.minimum is None else weights + self._of_columns(self.minimum)
 
@@ -170,7 +170,8 @@ class Integers:
         runs = self.groups.reshape(-1, scheme.group)
         if (runs != runs[:, :1]).any():
             return None
-        found = self._stored_as({tensor.name for tensor in scheme.group_tensors})
+        with damaged_scales():
+            found = self._stored_as({tensor.name for tensor in scheme.group_tensors})
         if found is None:
             return None
         numbers, others = found
@@ -178,7 +179,7 @@ class Integers:
         if numbers.min() < lowest or numbers.max() > highest:
             return None
         firsts = {t: others[t.name][:, runs[:, 0]] for t in scheme.group_tensors}
-        with np.errstate(over="ignore"):
+        with damaged_scales():
             parts = {t.name: part.astype(t.dtype) for t, part in firsts.items()}
         if not all(np.isfinite(part).all() for part in parts.values()):
             return None
@@ -221,6 +222,11 @@ class Quantised(Tensor):
         if not isinstance(scheme, GroupScheme):
             return None
         return self.integers(start, stop).carried(scheme)
+
+
+def damaged_scales() -> np.errstate:
+    """Where infinite scales may be met: the scheme tells them, or nothing is carried."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def contiguous_groups(columns: int, groups: int) -> np.ndarray:

@@ -168,9 +168,8 @@ def share_of(pages: Expr, split: Expr) -> tuple[Expr, Expr]:
     the rows beside it.
     """
     splits = splits_for(pages)
-    return T.Bind(T.min(pages * split // splits, pages)), T.Bind(
-        T.min(pages * (split + 1) // splits, pages)
-    )
+    begin, end = (T.min(pages * each // splits, pages) for each in (split, split + 1))
+    return vector.opaque(begin), vector.opaque(end)
 
 
 def attend_in_splits(
@@ -194,8 +193,8 @@ def attend_in_splits(
     )  # output, maximum, sum
     with T.parallel(splits * n * num_kv_heads) as task:
         kv_head = T.Bind(task % num_kv_heads)
-        row = T.Bind(task // num_kv_heads % n)
-        split = T.Bind(task // (n * num_kv_heads))
+        row = vector.opaque(task // num_kv_heads % n)
+        split = vector.opaque(task // (n * num_kv_heads))
         block = attend_split(row, kv_head, split)
         with T.serial(group) as m:
             head = kv_head * group + m

@@ -75,14 +75,18 @@ class ScoreCall:
         splits = T.Bind(T.max(T.min(self.p // SPLIT_PAGES, MAX_SPLITS), 1))
 
         def scorer_of(pair: Expr) -> Scorer:
-            return Scorer(self.lanes, logits, opaque(pair * (self.p + 1) * SEGMENTS))
+            return Scorer(self.lanes, logits, vector.opaque(pair * (self.p + 1) * SEGMENTS))
 
         def each_share(visit: Callable[[Expr, Expr, Expr], None]) -> None:
             """visit(row and KV head as one number, first page, end) on all threads."""
             with T.parallel(splits * pairs) as task:
                 pair, split = T.Bind(task % pairs), T.Bind(task // pairs)
                 pages = self.pages(pair // self.kv_heads)
-                visit(pair, opaque(pages * split // splits), opaque(pages * (split + 1) // splits))
+                visit(
+                    pair,
+                    vector.opaque(pages * split // splits),
+                    vector.opaque(pages * (split + 1) // splits),
+                )
 
         def multiply(pair: Expr, begin: Expr, end: Expr) -> None:
             row, kv_head = T.Bind(pair // self.kv_heads), T.Bind(pair % self.kv_heads)
@@ -171,12 +175,3 @@ class ScoreCall:
         """Score 0 for the pages from `begin` on."""
         with T.serial(self.p - begin) as step:
             T.buffer_store(self.pooled, T.float32(0), [row, kv_head, begin + step])
-
-
-def opaque(value: Expr) -> Expr:
-    """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half
-    a minute.
-    """
-    cell = T.alloc_buffer((1,), "int64")
-    T.buffer_store(cell, value, [0])
-    return T.Bind(cell[0])

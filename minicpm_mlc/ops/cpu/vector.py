@@ -77,6 +77,16 @@ def registers(count: int) -> Buffer:
     return T.alloc_buffer((count * LANES,), "float32", scope="global")
 
 
+def in_order(value: Expr) -> Expr:
+    """A value that LLVM computes here. Where it is free to choose the order of independent sums, it
+    begins more of them than there are registers. No instruction comes of it.
+    """
+    value = T.Bind(value)
+    fake_use = T.llvm_lookup_intrinsic_id("llvm.fake.use")
+    T.evaluate(T.call_llvm_intrin(fake_use, value, dtype="void"))
+    return value
+
+
 def spread(extent: Expr, body: Callable[[Expr], None], serial_below: int) -> None:
     """Run body(i) for i < extent: on all threads, or on this one where waking the others (6 us)
     costs more.
@@ -88,19 +98,31 @@ def spread(extent: Expr, body: Callable[[Expr], None], serial_below: int) -> Non
             body(i)
 
 
+def opaque(value: Expr) -> Expr:
+    """An int64 that TVM's index analysis can't look into: seeing through all of them takes it half
+    a minute, where they come of divisions by what is no constant.
+    """
+    cell = T.alloc_buffer((1,), "int64")
+    T.buffer_store(cell, value, [0])
+    return T.Bind(cell[0])
+
+
 def fold(combine: Callable[[Expr, Expr], Expr], vector: Expr, lanes: int = 1) -> Expr:
     """Reduce the 16 lanes to `lanes` (a power of two) in halves: lane l combines l, l + lanes, l +
     2 lanes, ...
+
+    The halves are stored, which LLVM undoes: of bound ones, TVM's simplifier would put each into
+    the next, twice, and take seconds for a kernel.
     """
     dtype = str(vector.ty.dtype).partition("x")[0]
+    kept = T.alloc_buffer((LANES,), dtype, scope="global")
+    T.buffer_store(kept, vector, [T.ramp(0, 1, LANES)])
     width = LANES // 2
     while width >= max(lanes, 2):
-        half = f"{dtype}x{width}"
-        vector = T.Bind(combine(T.vectorlow(half, vector), T.vectorhigh(half, vector)))
+        low, high = (kept[T.ramp(first, 1, width)] for first in (0, width))
+        T.buffer_store(kept, combine(low, high), [T.ramp(0, 1, width)])
         width //= 2
-    return (
-        vector if lanes > 1 else T.Bind(combine(T.Shuffle([vector], [0]), T.Shuffle([vector], [1])))
-    )
+    return T.Bind(kept[T.ramp(0, 1, lanes)] if lanes > 1 else combine(kept[0], kept[1]))
 
 
 def polynomial(coefficients: tuple[float, ...], x: Expr) -> Expr:

@@ -16,7 +16,7 @@ from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
 from minicpm_mlc.ops.gpu.attend_tiles import THREADS as TILE_THREADS
-from minicpm_mlc.ops.gpu.attend_tiles import Parts, TileFold, fits, splits_of
+from minicpm_mlc.ops.gpu.attend_tiles import Parts, TileFold, fits, most_splits
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -241,10 +241,10 @@ class AttentionCall:
         self.visit(row, kv_head, sequence, split, splits, fold_page)
         return fold
 
-    def in_tiles(self, splits: Expr) -> None:
-        """Every row in `splits` pieces on tensor cores, then their merge."""
+    def in_tiles(self, splits: Expr, most: Expr) -> None:
+        """Every row in `splits` of at most so many pieces on tensor cores, then their merge."""
         heads = self.heads
-        parts = Parts.of(splits, self.n, heads.num_heads, heads.head_dim)
+        parts = Parts.of(most, self.n, heads.num_heads, heads.head_dim)
         with workgroups(splits * self.n * heads.num_kv_heads, TILE_THREADS) as (group, thread):
             kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
             n = T.Bind(T.Cast("int32", self.n))
@@ -346,8 +346,8 @@ def launch(call: AttentionCall, traits: GpuTraits, pages: Expr | None = None) ->
     """
     heads = call.heads
     if traits.f16_tiles and fits(heads.group, heads.head_dim, heads.kv):
-        one = T.int64(1)
-        call.in_tiles(one if pages is None else splits_of(call.n, heads.num_kv_heads, pages))
+        most = T.int64(1) if pages is None else most_splits(call.n, heads.num_kv_heads)
+        call.in_tiles(most if pages is None else T.Bind(T.min(most, pages)), most)
     elif pages is None:
         call.whole()
     else:

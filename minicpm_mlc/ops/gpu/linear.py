@@ -1,12 +1,13 @@
 """linear: x @ W^T over packed weights. Few rows of x stream the weights past them, many meet them
 in shared tiles.
 
-Weights are unpacked as words (ops/gpu/weight_words.py), scales and minimums are widened to float32
-once for the threads that share them.
+Weights are unpacked as words (ops/gpu/weight_words.py). Where they stream, a group's products are
+scaled once they are summed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -17,6 +18,7 @@ from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
 from minicpm_mlc.ops.gpu.float16_bits import constant
+from minicpm_mlc.ops.gpu.group_terms import ACROSS, ROWS, GroupTerms
 from minicpm_mlc.ops.gpu.kernel import (
     THREADS,
     accumulate,
@@ -31,8 +33,9 @@ from minicpm_mlc.ops.gpu.weight_words import Words
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.tir import Buffer, Expr
 
-FEW_ROWS = ((2, 1), (16, 4))  # up to so many rows of x, so many stream by together
-CHUNK = 16  # groups of columns whose scales lie in shared memory at once
+FEW_ROWS = ((2, 1), (16, 2))  # up to so many rows of x, so many stream by together
+SHARERS = 4  # threads that share a group of columns
+ABREAST = THREADS // SHARERS  # groups that a workgroup reads at once
 TILE = (
     64  # rows of x, and of W, that a workgroup multiplies: its two tiles of 32 columns fill 16 KiB
 )
@@ -56,7 +59,8 @@ def linear(operator: Linear, _: GpuTraits, dims: Dims, x: Buffer, *rest: Buffer)
     added = others[len(weight) :]
     m = T.Bind(T.Cast("int32", dims.m))
     words = Words(scheme, weight["weight"], blocks, k)
-    product = Product(k, blocks, operator.scale, m, x, scheme, weight, words, added, out)
+    terms = GroupTerms(scheme, weight, blocks, k)
+    product = Product(k, blocks, operator.scale, m, x, scheme, weight, words, terms, added, out)
     _each_size(product, FEW_ROWS)
 
 
@@ -85,78 +89,61 @@ class Product:
     scheme: Scheme
     stored: Stored
     words: Words
+    terms: GroupTerms
     added: list[Buffer]
     out: Buffer
 
     def streamed(self, rows: int) -> None:
-        """A workgroup takes 16 rows of W by `rows` of x; a thread every 128th word, whose rows of W
-        are always the same.
+        """A workgroup takes 16 rows of W by `rows` of x; four threads share a group of columns,
+        each every fourth stored row of it, and meet no others before the end.
         """
-        words, held = self.words, rows * self.words.rows
+        words, scheme = self.words, self.scheme
         with workgroups((self.m + rows - 1) // rows * self.blocks) as (group, thread):
             first, block = T.Bind(group // self.blocks * rows), T.Bind(group % self.blocks)
             at = [
                 T.Bind(T.min(first + r, self.m - 1)) for r in range(rows)
             ]  # the last row fills up
-            q, sums = T.Bind(thread % words.across), registers(held, value=0.0)
-            terms, halves = self._shared_terms(), self.scheme.halves
-            with T.serial(-(-self.k // GROUP // CHUNK)) as chunk:
-                groups = T.Bind(T.min(self.k // GROUP - chunk * CHUNK, CHUNK))
-                self._stage(terms, block, chunk, groups, thread)
-                with strided(groups * words.per_group, thread) as i:
-                    g, step = T.Bind(i // words.per_group), T.Bind(i // words.across % words.steps)
-                    columns = words.unpacked(block, T.Bind(chunk * CHUNK + g), step, q)
-                    for half, values in enumerate(columns):
-                        column = T.Bind((chunk * CHUNK + g) * GROUP + half * 16 + step)
-                        xs = [T.Bind(self.x[row, column]) for row in at]
-                        for lane, value in enumerate(values):
-                            place = (g * halves + half % halves) * LANES + q * words.rows + lane
-                            weight = T.Bind(_at(terms, place).weight(value))
-                            for r in range(rows):
-                                accumulate(sums, r * words.rows + lane, xs[r] * weight)
-            parts = self._summed(sums, held, thread)
-            with strided(rows * LANES, thread) as i, T.If(first + i // LANES < self.m), T.Then():
-                lane = T.Bind(i % LANES)
-                place = T.Bind(
-                    (i // LANES * words.rows + lane % words.rows) * THREADS + lane // words.rows
-                )
-                self._write(first + i // LANES, block * LANES + lane, parts[place])
+            q, own = T.Bind(thread % SHARERS), T.Bind(thread // SHARERS)
+            sums = registers(rows * LANES, value=0.0)
+            with T.serial((self.k // GROUP - own + ABREAST - 1) // ABREAST) as turn:
+                g = T.Bind(turn * ABREAST + own)
+                parts = [_Part(rows, scheme.has_minimum) for _ in range(scheme.halves)]
+                with T.unroll(words.steps // SHARERS) as i:
+                    step = T.Bind(i * SHARERS + q)
+                    for half, numbers in enumerate(words.column(block, g, step)):
+                        xs = [T.Bind(self.x[row, g * GROUP + half * 16 + step]) for row in at]
+                        parts[half % scheme.halves].add(numbers, xs)
+                for four in range(ACROSS):
+                    for r, terms in enumerate(self.terms.four(block, g, four)):
+                        for part, term in zip(parts, terms, strict=True):
+                            part.scaled(sums, four * ROWS + r, term)
+            for r in range(rows):
+                total = self._summed(sums, r * LANES, thread)
+                with T.If(T.And(thread < LANES, first + r < self.m)), T.Then():
+                    self._write(first + r, block * LANES + thread, total(thread))
 
-    def _shared_terms(self) -> Terms:
-        """Shared memory for the terms of a chunk's groups, at 16 g + lane, or of their halves."""
-        size = CHUNK * self.scheme.halves * LANES
-        present = (bool(self.scheme.group), self.scheme.has_minimum)
-        return Terms(*(shared((size,)) if there else None for there in present))
-
-    def _stage(self, terms: Terms, block: Expr, chunk: Expr, groups: Expr, thread: Expr) -> None:
-        """Fill it, behind barriers."""
-        if not self.scheme.group:
-            return
-        barrier()  # the chunk before has been read
-        halves = self.scheme.halves
-        with strided(groups * halves * LANES, thread) as i:
-            g, half = T.Bind(chunk * CHUNK + i // LANES // halves), T.Bind(i // LANES % halves)
-            read = self.scheme.terms(self.stored, block, g, i % LANES, half=half)
-            for buffer, term in ((terms.scale, read.scale), (terms.minimum, read.minimum)):
-                if buffer is not None:
-                    T.buffer_store(buffer, term, [i])
-        barrier()
-
-    def _summed(self, sums: Buffer, held: int, thread: Expr) -> Expr:
-        """Shared memory whose places 128 i + q hold register i's sum over the threads q, q +
-        across, ...
+    def _summed(self, sums: Buffer, start: int, thread: Expr) -> Callable[[Expr], Expr]:
+        """The sum of register start + i over all threads, for every thread: two rounds over shared
+        memory.
         """
-        parts, width = shared((held * THREADS,)), THREADS
-        for i in range(held):
-            T.buffer_store(parts, sums[i], [i * THREADS + thread])
+        many, stride = THREADS // LANES, THREADS + 1
+        parts = shared((LANES * stride,))
+        barrier()  # what a row before left there has been read
+        for lane in range(LANES):
+            T.buffer_store(parts, sums[start + lane], [lane * stride + thread])
         barrier()
-        while width > self.words.across:
-            width //= 2
-            with T.If(thread < width), T.Then():
-                for i in range(held):
-                    accumulate(parts, i * THREADS + thread, parts[i * THREADS + width + thread])
-            barrier()
-        return parts
+        few, lane, part = registers(1, value=0.0), T.Bind(thread // many), T.Bind(thread % many)
+        for i in range(LANES):
+            accumulate(few, 0, parts[lane * stride + i * many + part])
+        barrier()
+        T.buffer_store(parts, few[0], [lane * (many + 1) + part])
+        barrier()
+
+        def total(i: Expr) -> Expr:
+            values = [parts[i * (many + 1) + p] for p in range(many)]
+            return T.Bind(sum(values[1:], start=values[0]))
+
+        return total
 
     def _write(self, row: Expr, column: Expr, value: Expr) -> None:
         value = value if self.scale == 1.0 else value * constant(self.scale)
@@ -217,7 +204,29 @@ class Product:
                     T.buffer_store(right, value, [(half * 16 + step) * TILE + b * LANES + row])
 
 
-def _at(terms: Terms, place: Expr) -> Terms:
-    """The terms at a place of their buffers."""
-    buffers = (terms.scale, terms.minimum)
-    return Terms(*(None if buffer is None else buffer[place] for buffer in buffers))
+class _Part:
+    """What a thread sums of one group of columns before its scale: of each row of x, by lane."""
+
+    def __init__(self, rows: int, with_inputs: bool) -> None:
+        """`with_inputs`: the sums of x too, which meet a minimum."""
+        self.rows, self.products = rows, registers(rows * LANES, value=0.0)
+        self.inputs = registers(rows, value=0.0) if with_inputs else None
+
+    def add(self, numbers: list[Expr], xs: list[Expr]) -> None:
+        """A column's numbers by lane, its x by row."""
+        if self.inputs is not None:
+            for r, x in enumerate(xs):
+                accumulate(self.inputs, r, x)
+        for lane, number in enumerate(numbers):
+            for r, x in enumerate(xs):
+                accumulate(self.products, r * LANES + lane, x * number)
+
+    def scaled(self, sums: Buffer, lane: int, terms: Terms) -> None:
+        """Add a lane's to `sums`: scale times the products, minimum times the inputs."""
+        for r in range(self.rows):
+            at = r * LANES + lane
+            part = self.products[at]
+            part = part if terms.scale is None else part * terms.scale
+            if terms.minimum is not None:
+                part = part + terms.minimum * self.inputs[r]
+            accumulate(sums, at, part)

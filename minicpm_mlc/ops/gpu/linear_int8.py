@@ -12,7 +12,7 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.int8_matrix import ACROSS, ROWS, Int8Matrix, activations, in_pairs
-from minicpm_mlc.ops.gpu.int8_tiles import tiled
+from minicpm_mlc.ops.gpu.int8_products import products
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.linear_int8 import LinearInt8
@@ -56,7 +56,7 @@ def linear_int8(
                 with T.If(row < m), T.Then():
                     write(row, block * LANES + thread % LANES, sums(thread))
 
-    by_rows(m, FEW_ROWS, streamed, lambda: tiled(matrix, x, m, write))
+    by_rows(m, FEW_ROWS, streamed, lambda: products(matrix, x, m, traits, write))
 
 
 def require_fit(operator: LinearInt8 | LinearSwigluInt8, traits: GpuTraits) -> None:

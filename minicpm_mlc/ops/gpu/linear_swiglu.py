@@ -11,7 +11,7 @@ from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.packing import QUAD
 from minicpm_mlc.ops.gpu.int8_matrix import Int8Matrix, in_pairs
-from minicpm_mlc.ops.gpu.int8_tiles import tiled
+from minicpm_mlc.ops.gpu.int8_products import products
 from minicpm_mlc.ops.gpu.kernel import THREADS, barrier, shared, workgroups
 from minicpm_mlc.ops.gpu.linear_int8 import FEW_ROWS, Stream, by_rows, require_fit
 from minicpm_mlc.ops.gpu.quantize_rows import Quantiser
@@ -40,7 +40,7 @@ def linear_swiglu_int8(
     stored = dict(zip(scheme.arguments(2 * width, k), tensors, strict=True))
     matrix, m = Int8Matrix(scheme, stored, 2 * width, k), T.Bind(T.Cast("int32", dims.m))
     gated = Gated(operator, matrix, in_pairs(x, m), m, out)
-    by_rows(m, FEW_ROWS, gated.streamed, lambda: gated.in_memory(dims.m))
+    by_rows(m, FEW_ROWS, gated.streamed, lambda: gated.in_memory(dims.m, traits))
 
 
 class Gated:
@@ -75,16 +75,17 @@ class Gated:
                     self.out,
                     row,
                     task * (GROUP // QUAD),
-                    lambda i, r=r: values[r * GROUP + i - task * GROUP],
+                    lambda i, _, r=r: values[r * GROUP + i - task * GROUP],
                 )
 
-    def in_memory(self, m: Expr) -> None:
+    def in_memory(self, m: Expr, traits: GpuTraits) -> None:
         """Tiles of the product, then 512 columns of a row by a workgroup."""
         product = T.alloc_buffer((m, 2 * self.width), "float32")
-        tiled(
+        products(
             self.matrix,
             self.x,
             self.m,
+            traits,
             lambda row, column, value: T.buffer_store(product, value, [row, column]),
         )
         parts = -(-self.width // (THREADS * QUAD))
@@ -95,5 +96,5 @@ class Gated:
                 self.out,
                 row,
                 first,
-                lambda i: silu(T.Bind(product[row, i])) * product[row, self.width + i],
+                lambda i, _: silu(T.Bind(product[row, i])) * product[row, self.width + i],
             )

@@ -22,6 +22,7 @@ from minicpm_mlc.ops.quantize_rows import (
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 WORDS = GROUP // QUAD  # of a group: a thread rounds one
+Read = Callable[[Expr, int], Expr]  # (column, which of its word's four) -> float32
 # a float32 of this size has whole numbers as its last bits, and the addition rounds to them
 WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
 
@@ -39,7 +40,7 @@ def quantize_rows(operator: QuantizeRows, _: GpuTraits, dims: Dims, x: Buffer, o
     with workgroups(dims.m * parts) as (group, thread):
         row, first = T.Bind(group // parts), T.Bind(group % parts * THREADS)
         words = Quantiser(columns, operator.sum_factor, thread, THREADS)
-        words.write(out, row, first, lambda column: x[row, column])
+        words.write(out, row, first, lambda column, _: x[row, column])
 
 
 class Quantiser:
@@ -49,16 +50,14 @@ class Quantiser:
         self.columns, self.factors, self.thread = columns, factors_of(factor), thread
         self.largest, self.sums = shared((threads,), "int32"), shared((threads,), "int32")
 
-    def write(self, out: Buffer, row: Expr, first: Expr, read: Callable[[Expr], Expr]) -> None:
-        """The words `first`, a multiple of 8, and those behind it, one for each thread. `read`:
-        float32 of a column.
-        """
+    def write(self, out: Buffer, row: Expr, first: Expr, read: Read) -> None:
+        """The words `first`, a multiple of 8, and those behind it, one for each thread."""
         word = T.Bind(first + self.thread)
         here = T.Bind(word < self.columns // QUAD)
         values, bits = registers(QUAD, value=0.0), registers(QUAD, "int32")
         with T.If(here), T.Then():
             for i in range(QUAD):
-                T.buffer_store(values, read(T.Bind(word * QUAD + i)), [i])
+                T.buffer_store(values, read(T.Bind(word * QUAD + i), i), [i])
         largest = self._largest(values)
         inverse = T.Bind(
             T.Select(largest < constant(SMALLEST), T.float32(0), T.float32(LARGEST) / largest)

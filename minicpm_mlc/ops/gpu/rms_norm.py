@@ -35,13 +35,23 @@ def rms_norm(
 def rms_norm_int8(
     operator: RmsNormInt8, _: GpuTraits, dims: Dims, x: Buffer, weight: Buffer, out: Buffer
 ) -> None:
-    """A row a workgroup."""
-    hidden, step = operator.hidden, WIDE * QUAD
+    """A row a workgroup, whose threads keep their columns in registers."""
+    hidden, parts = operator.hidden, -(-operator.hidden // (WIDE * QUAD))
     with workgroups(dims.n, WIDE) as (row, thread):
-        factor = _factor(operator, x, row, thread, WIDE)
+        held, square = registers(parts * QUAD, value=0.0), registers(1, value=0.0)
+        for i in range(parts * QUAD):
+            column = T.Bind((i // QUAD * WIDE + thread) * QUAD + i % QUAD)
+            with T.If(column < hidden), T.Then():
+                T.buffer_store(held, x[row, column], [i])
+            accumulate(square, 0, held[i] * held[i])
+        factor = _inverse(operator, square[0], thread, WIDE)
         words = Quantiser(hidden, operator.sum_factor, thread, WIDE)
-        with T.serial(-(-hidden // step)) as part:
-            words.write(out, row, part * WIDE, lambda i: x[row, i] * factor * weight[i])
+        for part in range(parts):
+
+            def read(column: Expr, i: int, part: int = part) -> Expr:
+                return held[part * QUAD + i] * factor * weight[column]
+
+            words.write(out, row, T.int32(part * WIDE), read)
 
 
 def _factor(operator: RmsNorm, x: Buffer, row: Expr, thread: Expr, threads: int) -> Expr:
@@ -50,6 +60,11 @@ def _factor(operator: RmsNorm, x: Buffer, row: Expr, thread: Expr, threads: int)
     with strided(operator.hidden, thread, threads) as i:
         value = T.Bind(x[row, i])
         accumulate(total, 0, value * value)
-    square = reduced(lambda a, b: a + b, shared((threads,)), total[0], thread)
+    return _inverse(operator, total[0], thread, threads)
+
+
+def _inverse(operator: RmsNorm, own: Expr, thread: Expr, threads: int) -> Expr:
+    """The same, of each thread's sum of squares."""
+    square = reduced(lambda a, b: a + b, shared((threads,)), own, thread)
     mean = square / constant(operator.hidden)
     return T.Bind(constant(1.0) / T.sqrt(mean + constant(operator.eps)))

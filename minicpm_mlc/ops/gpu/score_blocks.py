@@ -20,7 +20,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.score_spread import Spread
+from minicpm_mlc.ops.gpu.score_spread import FOUR, Four, Spread
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
@@ -41,16 +41,22 @@ def score_blocks(
     group, heads = operator.group, operator.num_kv_heads
 
     def means(row: Expr, kv_head: Expr) -> Mean:
-        table = row if operator.batched else 0
-
         def mean(segment: Expr, i: Expr) -> Expr:
-            page = page_tables[table, segment // SEGMENTS]
+            page = page_tables[0, segment // SEGMENTS]
             return k_means[page, kv_head, segment % SEGMENTS, i]
 
         return mean
 
+    def four(row: Expr, kv_head: Expr) -> Four:
+        def read(to: Buffer, segment: Expr, i: Expr) -> None:
+            page = T.Bind(page_tables[row, segment // SEGMENTS])
+            vector = k_means[page, kv_head, segment % SEGMENTS, T.ramp(i, 1, FOUR)]
+            T.buffer_store(to, vector, [T.ramp(0, 1, FOUR)])
+
+        return read
+
     if operator.batched:
-        Spread(dims.n, dims.p, heads, group, q, positions, pooled, means).emit()
+        Spread(dims.n, dims.p, heads, group, q, positions, pooled, four).emit()
         return
     with workgroups(dims.n * heads, THREADS) as (task, thread):
         row, kv_head = T.Bind(task // heads), T.Bind(task % heads)

@@ -23,14 +23,22 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.windows import THREADS, Mean, best_window, score_of
+from minicpm_mlc.ops.gpu.windows import THREADS, WINDOWS, best_window, score_of
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
+
+FOUR = 4  # components that are read at once
+AHEAD = 4  # of these, asked for before the first is used
+WIDE = 256  # threads where each has few numbers
+POOLED = 64  # blocks of a workgroup
+PARTS = WIDE // POOLED  # threads that share a block's heads
+GROWS = 256  # pages: how much more memory is asked for at once as a context grows
+Four = Callable[[Buffer, Expr, Expr], None]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One call: n rows of num_kv_heads * group heads, p pages of context; `mean(row, kv_head)`
-    gives a row's means.
+    """One call: n rows of num_kv_heads * group heads, p pages of context;
+    `four(row, kv_head)(registers, segment, i)` loads components i .. i + 3 of one.
     """
 
     n: Expr
@@ -40,22 +48,23 @@ class Spread:
     q: Buffer
     positions: Buffer
     pooled: Buffer
-    mean: Callable[[Expr, Expr], Mean]
+    four: Callable[[Expr, Expr], Four]
 
     def emit(self) -> None:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
-        logits = T.alloc_buffer((heads, self.p * SEGMENTS), "float32")
+        pages = T.Bind((self.p + GROWS - 1) // GROWS * GROWS)
+        logits = T.alloc_buffer((heads, pages * SEGMENTS), "float32")
         sums = T.alloc_buffer((heads,), "float32")
         self._multiply(logits)
         self._log_sum_exp(logits, sums)
         self._pool(logits, sums)
 
     def _multiply(self, logits: Buffer) -> None:
-        """A thread takes a segment."""
+        """A thread takes a segment, four components at a time."""
         head_dim, group = int(self.q.shape[-1]), self.group
         tiles = (self.p * SEGMENTS + THREADS - 1) // THREADS
         with workgroups(self.n * self.num_kv_heads * tiles, THREADS) as (task, thread):
-            pair, segment = self._task(task, tiles, thread)
+            pair, segment = self._task(task, tiles, thread, THREADS)
             row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
             queries, sums = shared((group * head_dim,)), registers(group, value=0.0)
             with strided(group * head_dim, thread, THREADS) as i:
@@ -63,22 +72,30 @@ class Spread:
                 T.buffer_store(queries, value * constant(1 / sqrt(head_dim)), [i])
             barrier()
             with T.If(segment < (self.positions[row] + 1) // SEGMENT_SIZE), T.Then():
-                mean = self.mean(row, kv_head)
-                with T.serial(head_dim) as i:
-                    value = T.Bind(mean(segment, i))
-                    for h in range(group):
-                        accumulate(sums, h, queries[h * head_dim + i] * value)
+                four = self.four(row, kv_head)
+                ahead = next(a for a in (AHEAD, 1) if head_dim % (a * FOUR) == 0)
+                means, weights = [registers(FOUR) for _ in range(ahead)], registers(FOUR)
+                with T.serial(head_dim // FOUR // ahead) as step:
+                    at = [T.Bind((step * ahead + a) * FOUR) for a in range(ahead)]
+                    for to, i in zip(means, at, strict=True):
+                        four(to, segment, i)
+                    for mean, i in zip(means, at, strict=True):
+                        for h in range(group):
+                            source = queries[T.ramp(h * head_dim + i, 1, FOUR)]
+                            T.buffer_store(weights, source, [T.ramp(0, 1, FOUR)])
+                            for c in range(FOUR):
+                                accumulate(sums, h, weights[c] * mean[c])
                 for h in range(group):
                     T.buffer_store(logits, sums[h], [pair * group + h, segment])
 
     def _log_sum_exp(self, logits: Buffer, sums: Buffer) -> None:
         """A workgroup takes a row's head."""
-        with workgroups(self.n * (self.num_kv_heads * self.group), THREADS) as (head, thread):
+        with workgroups(self.n * (self.num_kv_heads * self.group), WIDE) as (head, thread):
             row = T.Bind(head // (self.num_kv_heads * self.group))
             coarse = T.Bind((self.positions[row] + 1) // PAGE_SIZE - 1)
-            state, part = registers(2, value=0.0), shared((THREADS,))  # maximum, sum
+            state, part = registers(2, value=0.0), shared((WIDE,))  # maximum, sum
             T.buffer_store(state, T.float32(LOWEST), [0])
-            with strided(T.max(coarse, 0), thread, THREADS) as window:
+            with strided(T.max(coarse, 0), thread, WIDE) as window:
                 parts = [logits[head, window * SEGMENTS + s] for s in range(2 * SEGMENTS)]
                 logit = T.Bind(sum(parts[1:], start=parts[0]) * T.float32(1 / (2 * SEGMENTS)))
                 best = T.Bind(T.max(state[0], logit))
@@ -90,26 +107,42 @@ class Spread:
                 T.buffer_store(sums, highest + T.log(total), [head])
 
     def _pool(self, logits: Buffer, sums: Buffer) -> None:
-        """A thread takes a block."""
-        tiles = (self.p + THREADS - 1) // THREADS
-        with workgroups(self.n * self.num_kv_heads * tiles, THREADS) as (task, thread):
-            pair, block = self._task(task, tiles, thread)
+        """A thread takes a block and a share of the heads; their sums meet in shared memory."""
+        tiles, own = (self.p + POOLED - 1) // POOLED, -(-self.group // PARTS)
+        with workgroups(self.n * self.num_kv_heads * tiles, WIDE) as (task, thread):
+            place, part = T.Bind(thread % POOLED), T.Bind(thread // POOLED)
+            pair, block = self._task(task, tiles, place, POOLED)
             row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
-            with T.If(block < self.p), T.Then():
+            scores = shared((PARTS * WINDOWS * POOLED,))
+            first, last = T.Bind(block * SEGMENTS - 1), T.Bind(self.p * SEGMENTS - 1)
+            mine = registers(WINDOWS, value=0.0)
+            for i in range(own):
+                head = T.Bind(part * own + i)
+                with T.If(head < self.group), T.Then():
+                    at = T.Bind(pair * self.group + head)
+                    lse = T.Bind(sums[at])
+                    read = [
+                        T.Bind(logits[at, T.max(T.min(first + s, last), 0)])
+                        for s in range(WINDOWS + 1)
+                    ]
+                    for w in range(WINDOWS):
+                        logit = (read[w] + read[w + 1]) * T.float32(0.5)
+                        accumulate(mine, w, score_of(T.Bind(logit - lse)))
+            for w in range(WINDOWS):
+                T.buffer_store(scores, mine[w], [(part * WINDOWS + w) * POOLED + place])
+            barrier()
+            with T.If(T.And(part.equal(0), block < self.p)), T.Then():
 
                 def score(window: Expr) -> Expr:
                     """The sum over the group's heads of a window of two segments."""
-                    total = registers(1, value=0.0)
-                    with T.serial(self.group) as h:
-                        head = T.Bind(pair * self.group + h)
-                        logit = (logits[head, window] + logits[head, window + 1]) * T.float32(0.5)
-                        accumulate(total, 0, score_of(logit - sums[head]))
-                    return total[0]
+                    at = (window - first) * POOLED + place
+                    parts = [scores[p * (WINDOWS * POOLED) + at] for p in range(PARTS)]
+                    return T.Bind(sum(parts[1:], start=parts[0]))
 
                 best = best_window(block, T.Bind(self.positions[row] + 1), score)
                 T.buffer_store(self.pooled, best, [row, kv_head, block])
 
-    def _task(self, task: Expr, tiles: Expr, thread: Expr) -> tuple[Expr, Expr]:
-        """(row and KV head as one number, place in the row) of a thread."""
+    def _task(self, task: Expr, tiles: Expr, place: Expr, size: int) -> tuple[Expr, Expr]:
+        """(row and KV head as one number, place in the row) of a place in a tile of `size`."""
         across = T.Bind(T.Cast("int32", tiles))
-        return T.Bind(task // across), T.Bind(task % across * THREADS + thread)
+        return T.Bind(task // across), T.Bind(task % across * size + place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES
-from minicpm_mlc.ops.gpu.score_spread import Spread
+from minicpm_mlc.ops.gpu.score_spread import FOUR, Four, Spread
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.windows import Mean
 from minicpm_mlc.ops.score_tree import ScoreTree
@@ -41,5 +41,14 @@ def score_tree(
 
         return mean
 
+    def four(row: Expr, kv_head: Expr) -> Four:
+        mean = means(row, kv_head)
+
+        def read(to: Buffer, segment: Expr, i: Expr) -> None:
+            for c in range(FOUR):
+                T.buffer_store(to, mean(segment, i + c), [c])
+
+        return read
+
     heads = operator.num_kv_heads, operator.group
-    Spread(dims.n, dims.p, *heads, q, positions, pooled, means).emit()
+    Spread(dims.n, dims.p, *heads, q, positions, pooled, four).emit()

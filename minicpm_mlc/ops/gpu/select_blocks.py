@@ -18,7 +18,10 @@ from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.select_blocks import SelectBlocks
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-THREADS = 64
+THREADS = 256
+FEW = 16  # numbers that a thread sums: of THREADS, then of their sums
+HELD = 4096  # blocks whose scores fit in shared memory; those of longer contexts are read again
+BANKS = 32  # of shared memory: a run's neighbours in them take turns
 
 
 def select_blocks(
@@ -36,7 +39,8 @@ def select_blocks(
         row, head = T.Bind(task // heads), T.Bind(task % heads)
         own = T.Bind(positions[row] // PAGE_SIZE)
         # OpenCL wants shared memory outside of branches
-        counts = shared((THREADS,), "int32"), shared((THREADS,), "int32")
+        counts = shared((THREADS,), "int32"), shared((FEW,), "int32")
+        held = shared((HELD + HELD // BANKS,), "int32")
 
         def put(place: Expr, block: Expr) -> None:
             T.buffer_store(selected, block, [row, head, place])
@@ -51,24 +55,41 @@ def select_blocks(
                     put(initial + free + block, own - local + block)
                 if free:
                     scores = pooled, row, head
-                    rest = Candidates(scores, counts, thread, initial, T.Bind(own - local))
-                    rest.collect(free, put)
+                    end = T.Bind(own - local)
+                    given = scores, counts, thread, initial, end
+                    with T.If(end <= HELD):
+                        with T.Then():
+                            Candidates(*given, held).collect(free, put)
+                        with T.Else():
+                            Candidates(*given).collect(free, put)
 
 
 class Candidates:
     """The blocks begin .. end-1 of one row and head, a run of them for each thread; scores compare
     as their bits do.
 
-    `scores` are the buffer, row and head, `counts` two arrays of shared memory with a number per
-    thread.
+    `scores` are the buffer, row and head; `counts` shared memory with a number per thread, and for
+    their sums; `held` has room for the bits of all scores, where there is room.
     """
 
-    def __init__(self, scores: tuple, counts: tuple, thread: Expr, begin: int, end: Expr) -> None:
-        (self.pooled, self.row, self.head), self.counts = scores, counts
+    def __init__(
+        self,
+        scores: tuple,
+        counts: tuple,
+        thread: Expr,
+        begin: int,
+        end: Expr,
+        held: Buffer | None = None,
+    ) -> None:
+        (self.pooled, self.row, self.head), self.counts, self.held = scores, counts, held
         self.thread, self.begin = thread, begin
         run = T.Bind((end - begin + THREADS - 1) // THREADS)
         self.first = T.Bind(T.min(begin + thread * run, end))
         self.own = T.Bind(T.min(self.first + run, end) - self.first)
+        if held is not None:
+            with strided(end, thread, THREADS) as block:
+                T.buffer_store(held, self._read(block), [block + block // BANKS])
+            barrier()
 
     def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the
@@ -80,8 +101,8 @@ class Candidates:
             bits = self._bits(step)
             accumulate(above, 0, T.Select(bits > threshold, 1, 0))
             accumulate(ties, 0, T.Select(bits.equal(threshold), 1, 0))
-        above_before, above_all = self._before(above[0], 0)
-        ties_before, _ = self._before(ties[0], 1)
+        above_before, above_all = self._before(above[0])
+        ties_before, _ = self._before(ties[0])
         wanted = T.Bind(count - above_all)  # ties
         state = registers(2, "int32")  # place, ties so far
         T.buffer_store(state, self.begin + above_before + T.min(ties_before, wanted), [0])
@@ -95,10 +116,15 @@ class Candidates:
             T.buffer_store(state, state[0] + T.Select(chosen, 1, 0), [0])
             T.buffer_store(state, state[1] + T.Select(tie, 1, 0), [1])
 
+    def _read(self, block: Expr) -> Expr:
+        """A score's bits from memory."""
+        return T.reinterpret(self.pooled[self.row, self.head, block], dtype="int32")
+
     def _bits(self, step: Expr) -> Expr:
-        return T.Bind(
-            T.reinterpret(self.pooled[self.row, self.head, self.first + step], dtype="int32")
-        )
+        """Those of a block of the thread's run."""
+        block = T.Bind(self.first + step)
+        read = self._read(block) if self.held is None else self.held[block + block // BANKS]
+        return T.Bind(read)
 
     def _kth_largest(self, k: int) -> Expr:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""
@@ -108,17 +134,41 @@ class Candidates:
             reach = registers(1, "int32", 0)
             with T.serial(self.own) as i:
                 accumulate(reach, 0, T.Select(self._bits(i) >= higher, 1, 0))
-            _, enough = self._before(reach[0], 0)
+            enough = self._total(reach[0])
             T.buffer_store(threshold, T.Select(enough >= k, higher, threshold[0]), [0])
         return T.Bind(threshold[0])
 
-    def _before(self, value: Expr, which: int) -> tuple[Expr, Expr]:
+    def _total(self, value: Expr) -> Expr:
+        """The sum over all threads."""
+        self._sum_by_few(value)
+        total = registers(1, "int32", 0)
+        for part in range(FEW):
+            accumulate(total, 0, self.counts[1][part])
+        return T.Bind(total[0])
+
+    def _before(self, value: Expr) -> tuple[Expr, Expr]:
         """(sum over the threads before this one, over all)."""
-        counts, sums = self.counts[which], registers(2, "int32", 0)
+        self._sum_by_few(value)
+        counts, sums = self.counts, registers(2, "int32", 0)
+        own = T.Bind(self.thread // FEW)
+        for part in range(FEW):
+            accumulate(sums, 0, T.Select(part < own, counts[1][part], 0))
+            accumulate(sums, 1, counts[1][part])
+        with T.serial(self.thread % FEW) as t:
+            accumulate(sums, 0, counts[0][own * FEW + t])
+        barrier()  # before the counts are written again
+        return T.Bind(sums[0]), T.Bind(sums[1])
+
+    def _sum_by_few(self, value: Expr) -> None:
+        """Every thread's number to shared memory, and behind a barrier the sums of 16 threads
+        each.
+        """
+        counts, sums = self.counts
         T.buffer_store(counts, value, [self.thread])
         barrier()
-        with T.serial(THREADS) as t:
-            accumulate(sums, 0, T.Select(t < self.thread, counts[t], 0))
-            accumulate(sums, 1, counts[t])
+        with T.If(self.thread < FEW), T.Then():
+            total = registers(1, "int32", 0)
+            for t in range(FEW):
+                accumulate(total, 0, counts[self.thread * FEW + t])
+            T.buffer_store(sums, total[0], [self.thread])
         barrier()
-        return T.Bind(sums[0]), T.Bind(sums[1])

@@ -17,13 +17,14 @@ class GpuTraits:
 
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
-    to float16.
+    to float16. `int8_tiles`: whether linears multiply int8 on them.
     """
 
     folder: ClassVar[str] = "gpu"
     bf16_dot: ClassVar[bool] = False
     int8_dot: str | None = None
     f16_tiles: bool = False
+    int8_tiles: bool = False
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""

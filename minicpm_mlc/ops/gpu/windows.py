@@ -11,6 +11,7 @@ from minicpm_mlc.ops.gpu.kernel import registers
 from minicpm_mlc.ops.tir import Expr, T
 
 THREADS = 64  # few, as each has its own sums of every head in shared memory
+WINDOWS = SEGMENTS + 1  # that touch a block
 SMALLEST = -126 * log(2)  # a head's score below this counts as 0
 
 Mean = Callable[[Expr, Expr], Expr]  # (segment, component) -> f32
@@ -27,7 +28,7 @@ def best_window(block: Expr, tokens: Expr, score: Callable[[Expr], Expr]) -> Exp
     """
     windows = T.Bind(T.Select(tokens >= 2 * PAGE_SIZE, tokens // SEGMENT_SIZE - 1, 0))
     best = registers(1, value=0.0)
-    with T.serial(SEGMENTS + 1) as j:
+    with T.serial(WINDOWS) as j:
         window = T.Bind(block * SEGMENTS - 1 + j)
         with T.If(T.And(window >= 0, window < windows)), T.Then():
             T.buffer_store(best, T.max(best[0], score(window)), [0])

@@ -25,7 +25,7 @@ QUIT = ("quit", "exit", "bye")
 ALIASES = {"clear": "reset", "?": "help"}
 KEYS = (
     'Tab completes. Alt-Enter, a trailing \\ or """ makes a message of several lines.',
-    "Ctrl-C stops an answer, Ctrl-Z pauses the program. What you type meanwhile is kept.",
+    "Ctrl-C stops an answer, Ctrl-Z pauses. What you type meanwhile is kept.",
     "A message that ends in /think or /no_think switches thinking for that turn.",
 )
 
@@ -114,12 +114,21 @@ def _read(session: ChatSession, argument: str) -> None:
     path = typed_path(argument, "/read FILE")
     text = read_text(path, lambda note: session.write(note, "note"))
     tokens = len(session.engine.tokenize(text, bos=False))
+    if tokens >= session.engine.context:
+        raise SessionError(
+            f"{path} has {tokens} tokens and the context holds {session.engine.context}; give a "
+            "part of it"
+        )
     session.documents.append(text)
     session.write(f"{path}: {tokens} tokens, which go before your next message", "note")
 
 
 def _undo(session: ChatSession, _: str) -> None:
-    question, _ = session.take_last()
+    if session.documents:
+        session.documents.pop()
+        session.write("taken back: the document that was read last", "note")
+        return
+    question = session.take_last()[0]
     session.write(f"taken back: {shown(question['content'], 60)}", "note")
 
 

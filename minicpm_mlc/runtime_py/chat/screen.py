@@ -40,7 +40,8 @@ class Screen:
             return self._markdown(text, self._blocks)
         self._spinner.stop()
         if kind in ("note", "error"):
-            self._out(text + "\n", kind)
+            wrap = self._wrap("")
+            self._out(wrap.feed(text + "\n") + wrap.finish(), kind)
             self._last = ""
         elif kind == "end":
             self._end()

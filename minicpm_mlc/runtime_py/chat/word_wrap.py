@@ -27,6 +27,7 @@ class WordWrap:
         self._word = ""
         self._begun = False  # something is on this line
         self._in_code = False
+        self._split = False  # the beginning of this word is shown already
 
     def feed(self, text: str) -> str:
         """What can be shown."""
@@ -35,23 +36,28 @@ class WordWrap:
     def finish(self) -> str:
         """What was held back; the next text begins a new line."""
         rest = self._flush()
-        self._column, self._spaces, self._begun, self._in_code = 0, "", False, False
+        self._column, self._spaces = 0, ""
+        self._begun = self._in_code = self._split = False
         return rest
 
     def _part(self, part: str) -> str:
         if part == "\n":
             out = self._flush() + (self._margin if not self._begun else "") + "\n"
-            self._column, self._spaces, self._begun = 0, "", False
+            self._column, self._spaces, self._begun, self._split = 0, "", False, False
             return out
         if part.isspace():
             out = self._flush()
             self._spaces += part
+            self._split = False
             return out
         wide = len(part) == 1 and cell_len(part) > 1
         out = self._flush() if wide else ""
         self._word += part
-        if wide or cell_len(self._word) >= self._room:
+        if wide:
+            return out + self._flush()
+        if cell_len(self._word) >= self._room:  # longer than a line: the terminal breaks it
             out += self._flush()
+            self._split = True
         return out
 
     @property
@@ -67,7 +73,8 @@ class WordWrap:
         if not self._begun and word.startswith(FENCE):
             self._in_code = not self._in_code
         wanted = self._column + cell_len(spaces + word)
-        if self._begun and not self._in_code and wanted > self._room:
+        breaks = self._begun and not self._in_code and not self._split
+        if breaks and wanted > self._room:
             self._column = cell_len(word)
             return f"\n{self._margin}{word}"
         margin = "" if self._begun else self._margin

@@ -118,12 +118,34 @@ class Kernel(Expressions):
 
     def _run_BufferStore(self, statement: Any) -> None:
         array = self.array(statement.buffer)
-        value = self.value(statement.value)
-        memory.store(self, array, self.index(statement.indices), value)
+        if type(statement.indices[0]).__name__ == "Ramp":
+            self._copy_lanes(array, statement)
+        else:
+            value = self.value(statement.value)
+            memory.store(self, array, self.index(statement.indices), value)
         if array.storage == "StorageBuffer":
             self.arguments.written.update(
                 b for (b, _), other in self.arguments.arrays.items() if other is array
             )
+
+    def _copy_lanes(self, array: Array, statement: Any) -> None:
+        """A vector from one array to another, number by number. Raises Unsupported for a vector
+        that is computed.
+        """
+        (to,), value = statement.indices, statement.value
+        if type(value).__name__ != "TensorLoad":
+            raise Unsupported("vectors other than those that are loaded and stored")
+        (at,) = value.indices
+        source = self.array(value.source)
+        for lane in range(int(to.lanes)):
+            number = memory.load(self, source, self._lane(at, lane))
+            memory.store(self, array, self._lane(to, lane), number)
+
+    def _lane(self, ramp: Any, lane: int) -> int:
+        """The index of one lane."""
+        t = node_type(ramp.base)
+        step = self.constant(t, lane * int(ramp.stride))
+        return self.emit("IAdd", self.type(t), self.value(ramp.base), step)
 
     def _run_DeclBuffer(self, statement: Any) -> None:
         """A view of an argument."""

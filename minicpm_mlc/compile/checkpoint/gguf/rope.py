@@ -18,7 +18,6 @@ YARN = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
     "attention_factor": "yarn_attn_factor",
-    "mscale_all_dim": "yarn_log_multiplier",
 }
 ONES = ("yarn_ext_factor", "attn_factor")  # read where they change nothing
 KEYS = {
@@ -60,8 +59,6 @@ def _yarn(metadata: Metadata, factor: float, context: int) -> dict[str, Any]:
     original = metadata.own("rope.scaling.original_context_length", context)
     names = {key: f"rope.scaling.{name}" for key, name in YARN.items()}
     given = {key: metadata.number(name) for key, name in names.items() if metadata.own(name)}
-    if "mscale_all_dim" in given:
-        given["mscale"] = 1.0
     sizes = {"factor": factor, "original_max_position_embeddings": original}
     return {"rope_type": "yarn", **sizes, **given}
 

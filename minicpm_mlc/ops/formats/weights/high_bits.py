@@ -35,6 +35,7 @@ class HighBits(Values):
     dtype = written_as = "uint8"
     columns = 2  # of its low nibbles, and in a word
     takes_int8 = unsigned = True
+    held = 2
     low = Nibbles(zero=0)
 
     @property
@@ -122,6 +123,19 @@ class HighBits(Values):
                 | quad_bits(words[low_rows + i % high_rows], i // high_rows * self.high - 4, mask)
             )
             for i in range(REGISTERS)
+        ]
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        (low_rows, high_rows), low = self._parts(QUADS), self.low.quad_pairs(read, t)
+        above = []
+        for i in (T.Bind(2 * t), T.Bind(2 * t + 1)):
+            shift = T.Cast("uint32", i // high_rows * self.high)
+            words = read(T.Bind(low_rows + i % high_rows))
+            moved = [T.Bind(T.shift_right(word, shift)) for word in words]
+            above.append([quad_bits(word, -4, (1 << self.high) - 1 << 4) for word in moved])
+        return [
+            (T.Bind(pair[0] | first), T.Bind(pair[1] | second))
+            for pair, first, second in zip(low, *above, strict=True)
         ]
 
     @property

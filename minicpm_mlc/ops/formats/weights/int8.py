@@ -53,6 +53,9 @@ class Int8Values(Values):
     def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
         return [T.Bind(read(i)) for i in range(REGISTERS)]
 
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        return list(zip(read(T.Bind(2 * t)), read(T.Bind(2 * t + 1)), strict=True))
+
     def _number(
         self, stored: Buffer, block: Expr, column: Expr, lane: Expr, lanes: int, layout: str
     ) -> Expr:

@@ -97,6 +97,9 @@ class Nibbles(Values):
         words = [T.Bind(read(i)) for i in range(REGISTERS // 2)]
         return [quad_bits(word, at, 15) for word in words for at in (0, 4)]
 
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        return [(quad_bits(word, 0, 15), quad_bits(word, 4, 15)) for word in read(t)]
+
     def _in_quad(self, stored: Buffer, block: Expr, column: Expr, lane: Expr) -> Expr:
         """int32 value of one column of one row in the layout rows16x4."""
         quad, byte = quad_place(column, lane)

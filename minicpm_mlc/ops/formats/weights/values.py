@@ -38,6 +38,7 @@ class Values(ABC):
     takes_int8: ClassVar[bool] = False  # whether int8 activations can meet them, by `registers`
     unsigned: ClassVar[bool] = False  # then: whether registers hold 0..largest
     largest: ClassVar[int] = 127  # or -largest..largest, both within int8
+    held: ClassVar[int] = 1  # stored registers that unpacking one of `registers` keeps
     zero: int = 0  # the integer of the number 0
 
     @property
@@ -97,6 +98,12 @@ class Values(ABC):
     def quads(self, read: Callable[[int], Expr]) -> list[Expr]:
         """The integers of a row's group in the layout rows16x4, as uint32 of four columns each, in
         order: read(i) is the uint32 of that row in stored row i of the group.
+        """
+        raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
+
+    def quad_pairs(self, read: Callable[[Expr], list[Expr]], t: Expr) -> list[tuple[Expr, Expr]]:
+        """Quads 2 t and 2 t + 1 of `quads`, of several rows: read(i) are their words in stored row
+        i.
         """
         raise NotImplementedError(f"{self.dtype} weights meet no int8 activations")
 

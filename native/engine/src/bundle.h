@@ -1,0 +1,27 @@
+// A bundle that was checked: it is whole, fits this machine and this runtime.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "manifest.h"
+
+namespace minicpm {
+
+struct Bundle {
+  // Fails with what to do. `check`: also the SHA-256 of every file, not the library's alone.
+  // `sha256`: the only manifest that may run, empty for any.
+  static Bundle Open(const std::string& folder, bool check, const std::string& sha256);
+
+  // A file that the manifest lists, as a path; fails for any other.
+  std::string File(const std::string& name) const;
+
+  // The JSON of a small file; nothing where the bundle has none.
+  std::optional<Json> Object(const std::string& name) const;
+
+  std::string folder;
+  Manifest manifest;
+  std::string linked;  // the prefix of a library that is part of this program, in place of the bundle's file
+};
+
+}  // namespace minicpm

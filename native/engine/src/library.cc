@@ -1,0 +1,166 @@
+#include "library.h"
+
+#include <numeric>
+
+#include "dtype.h"
+#include "params.h"
+#include "shared_symbols.h"
+
+namespace minicpm {
+namespace {
+
+namespace ffi = tvm::ffi;
+constexpr int kPooledAllocator = 2;
+constexpr int64_t kKeptBytes = 16 << 20;  // of results of all sizes that the allocator may keep
+constexpr const char* kKernelCases = "kernel-cases.npz";
+
+int64_t Size(const std::vector<int32_t>& values) { return static_cast<int64_t>(values.size()); }
+
+Tensor Row(const std::vector<int32_t>& values) { return Int32s(values, {Size(values)}); }
+
+// TVM's allocator keeps each freed result for the next one of exactly its size, for all libraries of this process.
+void EmptyAllocator() {
+  static const ffi::Function clear = ffi::Function::GetGlobalRequired("vm.builtin.memory_manager.clear");
+  clear();
+}
+
+ffi::Module LoadModule(const std::string& path, const std::string& linked) {
+  if (linked.empty()) ShareSymbols();
+  try {
+    ffi::Module module = linked.empty()
+                             ? ffi::Module::LoadFromFile(path)
+                             : ffi::Function::GetGlobalRequired("ffi.SystemLib")(linked).cast<ffi::Module>();
+    return module->GetFunction("vm_load_executable", false).value()().cast<ffi::Module>();
+  } catch (const std::exception& error) {
+    Fail(MINICPM_BUNDLE, path, " can't be loaded (", error.what(), "); ", kRepair);
+  }
+}
+
+}  // namespace
+
+const float* Outputs::Row(int64_t row) const {
+  return static_cast<const float*>(logits.data_ptr()) + row * logits.shape()[1];
+}
+
+int64_t Outputs::rows() const { return logits.shape()[0]; }
+
+Library::Library(const Bundle& bundle, int threads)
+    : threads(threads), manifest_(bundle.manifest), path_(bundle.File(bundle.manifest.library)) {
+  vm_ = LoadModule(path_, bundle.linked);
+  Named("vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  Json facts = CheckedFacts(bundle);
+  pool_ = &ThreadPool::Of(path_);
+  LoadWeights(bundle, facts);
+  for (const char* gear : {"", "_sparse"}) {
+    if (*gear && !manifest_.sparse) continue;
+    prefill_.push_back(Named(std::string("prefill") + gear));
+    decode_.push_back(Named(std::string("decode") + gear));
+  }
+  if (!manifest_.recurrent()) commit_ = Named("commit");
+}
+
+Library::~Library() { EmptyAllocator(); }
+
+ffi::Function Library::Named(const std::string& name) const {
+  ffi::Optional<ffi::Function> function = vm_.value()->GetFunction(name, false);
+  if (!function.has_value()) Fail(MINICPM_BUNDLE, path_, " has no function ", name, "; ", kRepair);
+  return function.value();
+}
+
+// Nothing signs a manifest, so the library says what it was compiled from: the manifest's numbers reach compiled code only
+// where they are the library's own.
+Json Library::CheckedFacts(const Bundle& bundle) const {
+  std::string text = Named("bundle_facts")().cast<ffi::String>();
+  Json facts = Json::Parse(text, "the manifest in " + path_, MINICPM_BUNDLE, kRepair);
+  Json inside = facts.At("manifest");
+  for (const std::string& key : inside.Keys()) {
+    std::string wrong = manifest_.json.At(key).Difference(inside.At(key));
+    if (!wrong.empty()) Fail(MINICPM_BUNDLE, wrong, " is not what ", path_, " was compiled for; ", kRepair);
+  }
+  auto listed = manifest_.files.find(kKernelCases);
+  if (listed == manifest_.files.end() || listed->second.sha256 != facts.At("cases").Text()) {
+    Fail(MINICPM_BUNDLE, bundle.folder, "/", kKernelCases, " is missing or not the one that ", path_,
+         " was compiled with; ", kRepair);
+  }
+  std::vector<Json> tensors = facts.At("tensors").List();
+  if (tensors.size() != manifest_.params.size()) facts.At("tensors").Refuse("as many as the manifest's params");
+  return facts;
+}
+
+void Library::LoadWeights(const Bundle& bundle, const Json& facts) {
+  std::vector<Json> tensors = facts.At("tensors").List();
+  std::vector<Param> params = LoadParams(bundle);
+  for (size_t i = 0; i < params.size(); ++i) {
+    std::vector<Json> fact = tensors.at(i).List();
+    std::vector<int64_t> shape;
+    for (const Json& size : fact.at(2).List()) shape.push_back(size.Whole(0, INT32_MAX));
+    if (fact.at(1).Text() != params[i].dtype || shape != params[i].shape) {
+      Fail(MINICPM_BUNDLE, bundle.folder, "/tensor-cache.json is damaged at ", fact.at(0).Text(), ": ", path_,
+           " was compiled for another type or shape; ", kRepair);
+    }
+    params_.push_back(params[i].tensor);
+  }
+}
+
+Pools Library::NewPools(int64_t pages) const {
+  Pools pools;
+  for (const StateEntry& entry : manifest_.state) {
+    std::vector<int64_t> shape = {entry.per_page ? pages : 1};
+    shape.insert(shape.end(), entry.shape.begin(), entry.shape.end());
+    for (int64_t layer = 0; layer < entry.layers; ++layer) pools.push_back(ReservedTensor(shape, *DtypeOf(entry.dtype)));
+  }
+  return pools;
+}
+
+ffi::Any Library::Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
+                       bool weights) {
+  std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
+  views.emplace_back(pools);
+  if (weights) views.emplace_back(params_);
+  ffi::Any result;
+  ThreadPool::Turn turn(*pool_, threads, rows);
+  function.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+  return result;
+}
+
+Outputs Library::Result(const ffi::Any& result) {
+  ffi::Array<ffi::Any> parts;
+  if (auto tensor = result.as<Tensor>()) {
+    parts.push_back(*tensor);
+  } else {
+    parts = result.cast<ffi::Array<ffi::Any>>();
+  }
+  for (const ffi::Any& part : parts) {
+    BoundAllocator(static_cast<int64_t>(ffi::GetDataSize(part.cast<Tensor>())));
+  }
+  Outputs outputs{parts[0].cast<Tensor>(), std::nullopt};
+  if (manifest_.has_draft) outputs.features = parts[1].cast<Tensor>();
+  return outputs;
+}
+
+void Library::BoundAllocator(int64_t bytes) {
+  kept_.insert(bytes);
+  if (std::accumulate(kept_.begin(), kept_.end(), int64_t{0}) <= kKeptBytes) return;
+  kept_ = {bytes};
+  EmptyAllocator();
+}
+
+Outputs Library::Prefill(const std::vector<int32_t>& ids, const std::vector<int32_t>& slots,
+                         const std::vector<int32_t>& table, const std::vector<int32_t>& logit_rows, const Pools& pools,
+                         bool sparse) {
+  std::vector<Tensor> arguments = {Row(ids), Row(slots), Row(slots), Int32s(table, {1, Size(table)}), Row(logit_rows)};
+  return Result(Call(prefill_.at(sparse), Size(ids), arguments, pools, true));
+}
+
+Outputs Library::Decode(int32_t id, int32_t slot, const std::vector<int32_t>& table, const Pools& pools, bool sparse) {
+  std::vector<Tensor> arguments = {Row({id}), Row({slot}), Row({slot}), Int32s(table, {1, Size(table)})};
+  return Result(Call(decode_.at(sparse), 1, arguments, pools, true));
+}
+
+void Library::Commit(const std::vector<int32_t>& sources, const std::vector<int32_t>& slots,
+                     const std::vector<int32_t>& table, const Pools& pools) {
+  std::vector<Tensor> arguments = {Row(sources), Row(slots), Int32s(table, {1, Size(table)})};
+  Call(commit_.value(), Size(sources), arguments, pools, false);
+}
+
+}  // namespace minicpm

@@ -1,0 +1,72 @@
+// The compiled library of a bundle and its functions; docs/architecture.md describes their arguments.
+#pragma once
+
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "tensors.h"
+#include "thread_pool.h"
+
+namespace minicpm {
+
+// Tensors in the order of the state table. A page costs memory once written.
+using Pools = tvm::ffi::Array<Tensor>;
+
+// Logits float32 [rows, padded vocabulary], valid until the next call. `features` float32 [rows, F] where the bundle has
+// a draft head.
+struct Outputs {
+  const float* Row(int64_t row) const;
+  int64_t rows() const;
+
+  Tensor logits;
+  std::optional<Tensor> features;
+};
+
+class Library {
+ public:
+  // Fails where it doesn't load, or says other facts of itself than the manifest.
+  Library(const Bundle& bundle, int threads);
+  ~Library();
+
+  Pools NewPools(int64_t pages) const;
+
+  // A chunk of one sequence; logits of the rows `logit_rows`.
+  Outputs Prefill(const std::vector<int32_t>& ids, const std::vector<int32_t>& slots, const std::vector<int32_t>& table,
+                  const std::vector<int32_t>& logit_rows, const Pools& pools, bool sparse);
+  // One row of one sequence.
+  Outputs Decode(int32_t id, int32_t slot, const std::vector<int32_t>& table, const Pools& pools, bool sparse);
+  // Moves the rows at `sources`, ascending, to `slots`.
+  void Commit(const std::vector<int32_t>& sources, const std::vector<int32_t>& slots, const std::vector<int32_t>& table,
+              const Pools& pools);
+
+  const int threads;
+
+ private:
+  using Function = tvm::ffi::Function;
+  Function Named(const std::string& name) const;
+  Json CheckedFacts(const Bundle& bundle) const;
+  void LoadWeights(const Bundle& bundle, const Json& facts);
+  tvm::ffi::Any Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
+                     bool weights);
+  Outputs Result(const tvm::ffi::Any& result);
+  void BoundAllocator(int64_t bytes);
+
+  const Manifest& manifest_;
+  std::string path_;
+  tvm::ffi::Optional<tvm::ffi::Module> vm_;
+  tvm::ffi::Array<Tensor> params_;
+  std::vector<Function> prefill_, decode_;  // by gear: dense, sparse
+  std::optional<Function> commit_;
+  const ThreadPool* pool_ = nullptr;
+  std::set<int64_t> kept_;  // sizes of results that TVM's allocator may keep
+};
+
+}  // namespace minicpm

@@ -1,0 +1,36 @@
+#include "normalizer.h"
+
+#include "text.h"
+
+namespace minicpm {
+
+Normalizer::Normalizer(const std::optional<Json>& json) {
+  if (json) Read(*json);
+}
+
+void Normalizer::Read(const Json& step) {
+  std::string type = step.At("type").Text();
+  if (type == "Sequence") {
+    for (const Json& inner : step.At("normalizers").List()) Read(inner);
+  } else if (type == "Prepend") {
+    steps_.push_back({"", step.At("prepend").Text()});
+  } else if (type == "Replace" && step.At("pattern").Find("String")) {
+    steps_.push_back({step.At("pattern").At("String").Text(), step.At("content").Text()});
+  } else {
+    step.Refuse("Sequence, Prepend or Replace of a text");
+  }
+}
+
+std::string Normalizer::operator()(const std::string& text) const {
+  std::string result = text;
+  for (const Step& step : steps_) {
+    if (!step.what.empty()) {
+      result = Replaced(result, step.what, step.with);
+    } else if (!result.empty()) {
+      result = step.with + result;
+    }
+  }
+  return result;
+}
+
+}  // namespace minicpm

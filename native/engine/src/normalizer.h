@@ -1,0 +1,27 @@
+// What becomes of a text before it is cut into tokens: tokenizer.json's normalizer.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "json.h"
+
+namespace minicpm {
+
+class Normalizer {
+ public:
+  // Fails for a kind that this engine doesn't know.
+  explicit Normalizer(const std::optional<Json>& json);
+  std::string operator()(const std::string& text) const;
+
+ private:
+  struct Step {
+    std::string what, with;  // empty `what`: put `with` before the text
+  };
+  void Read(const Json& step);
+
+  std::vector<Step> steps_;
+};
+
+}  // namespace minicpm

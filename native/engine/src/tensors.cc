@@ -1,0 +1,71 @@
+#include "tensors.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "error.h"
+
+namespace minicpm {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr DLDevice kHost = {kDLCPU, 0};
+
+struct Given {  // memory that somebody else keeps
+  char* data;
+  std::shared_ptr<void> owner;
+  void AllocData(DLTensor* tensor) { tensor->data = data; }
+  void FreeData(DLTensor*) { owner.reset(); }
+};
+
+Tensor Over(char* data, std::shared_ptr<void> owner, const std::vector<int64_t>& shape, DLDataType dtype) {
+  return Tensor::FromNDAlloc(Given{data, std::move(owner)}, tvm::ffi::ShapeView(shape.data(), shape.size()), dtype,
+                             kHost);
+}
+
+std::shared_ptr<void> Aligned(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, kAlignment, bytes ? bytes : 1)) Fail(MINICPM_MEMORY, bytes, " bytes of memory are not free");
+  return {memory, std::free};
+}
+
+}  // namespace
+
+uint64_t BytesOf(const std::vector<int64_t>& shape, DLDataType dtype) {
+  uint64_t bytes = dtype.bits / 8;
+  for (int64_t size : shape) {
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) return UINT64_MAX;
+  }
+  return bytes;
+}
+
+Tensor ReservedTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
+  uint64_t bytes = BytesOf(shape, dtype);
+  void* memory = bytes > SIZE_MAX ? MAP_FAILED
+                                  : mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    Fail(MINICPM_MEMORY, bytes, " bytes for the cache can't be reserved; open the bundle with a smaller \"context\"");
+  }
+  std::shared_ptr<void> owner(memory, [bytes](void* mapped) { munmap(mapped, bytes); });
+  return Over(static_cast<char*>(memory), owner, shape, dtype);
+}
+
+Tensor TensorOver(char* data, std::shared_ptr<void> owner, const std::vector<int64_t>& shape, DLDataType dtype) {
+  if (reinterpret_cast<uintptr_t>(data) % kAlignment == 0) return Over(data, std::move(owner), shape, dtype);
+  size_t bytes = BytesOf(shape, dtype);
+  std::shared_ptr<void> copy = Aligned(bytes);
+  std::memcpy(copy.get(), data, bytes);
+  return Over(static_cast<char*>(copy.get()), copy, shape, dtype);
+}
+
+Tensor Int32s(const std::vector<int32_t>& values, const std::vector<int64_t>& shape) {
+  std::shared_ptr<void> memory = Aligned(values.size() * sizeof(int32_t));
+  if (!values.empty()) std::memcpy(memory.get(), values.data(), values.size() * sizeof(int32_t));
+  return Over(static_cast<char*>(memory.get()), memory, shape, DLDataType{kDLInt, 32, 1});
+}
+
+}  // namespace minicpm
