@@ -117,7 +117,8 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
         options = DEMO_BUNDLES[name]
         compile_model(checkpoint, folder / name, **target, **options)
         with tempfile.TemporaryDirectory() as scratch:
-            compile_model(checkpoint, Path(scratch) / "cpu", activations="f32", **options)
+            rounded = "auto" if get_target(**target).int8_dot else "f32"  # as on that GPU
+            compile_model(checkpoint, Path(scratch) / "cpu", activations=rounded, **options)
             with Engine(Path(scratch) / "cpu", context=1024) as engine:
                 plan["answers"][name] = [
                     (ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)
