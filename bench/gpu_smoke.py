@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -295,11 +296,8 @@ def _filled(library: Any) -> Iterator[None]:
         memory.call(fill, copy(memory, np.array([least, random], np.uint32)), words)
         return tensor
 
-    DeviceMemory.tensor = filled
-    try:
+    with patch.object(DeviceMemory, "tensor", filled):
         yield
-    finally:
-        DeviceMemory.tensor = copy
 
 
 def main() -> None:

@@ -227,6 +227,6 @@ class _Part:
             at = r * LANES + lane
             part = self.products[at]
             part = part if terms.scale is None else part * terms.scale
-            if terms.minimum is not None:
+            if terms.minimum is not None and self.inputs is not None:
                 part = part + terms.minimum * self.inputs[r]
             accumulate(sums, at, part)
