@@ -37,7 +37,7 @@ class Tagged(BuildHookInterface):
         build_data["pure_python"], build_data["tag"] = False, "py3-none-{tag}"
 """
 BACKEND = """[build-system]
-requires = ["hatchling>=1.26"]
+requires = ["hatchling>=1.27"]
 build-backend = "hatchling.build"
 
 """
