@@ -7,9 +7,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_bundle import MANIFEST, TARGET, write
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
@@ -64,8 +66,7 @@ def test_a_linux_package_answers_without_python(demo_bundle: Path, tmp_path: Pat
 
 
 def test_bundles_that_the_engine_does_not_run_are_refused(tmp_path: Path) -> None:
-    bundle = tmp_path / "gpu"
-    compile_model(DEMO, bundle, device="opencl", attention="dense", dry_run=False)
+    bundle = write(tmp_path / "gpu", replace(MANIFEST, target=TARGET | {"device": "opencl"}))
     with pytest.raises(CompileError, match=r"runs CPU bundles .*--device android --gpu none"):
         package_bundle(bundle, "linux", tmp_path / "out.tar", engine=True)
 
@@ -89,3 +90,27 @@ def test_an_android_package_is_a_static_program(tmp_path: Path) -> None:
     assert answers(command, "--prompt", QUESTION, "--threads=2") == expected
     said = answers(command, "--ids", ",".join(map(str, ids)), "--max-tokens=8")
     assert [int(word) for word in said.split(",")] == tokens
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_cmake_builds_the_same_with_the_compiler_that_is_here(
+    demo_bundle: Path, tmp_path: Path
+) -> None:
+    """And without Python, from the wheels' files alone."""
+    folder = unpacked(demo_bundle, "linux", tmp_path)
+    wheels = folder / "native/wheels"
+    configure = ["cmake", "-S", str(folder / "native/engine"), "-B", str(tmp_path / "build")]
+    configure += [f"-DTVM={wheels / 'tvm'}", f"-DTVM_FFI={wheels / 'tvm_ffi'}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", str(tmp_path / "build"), "-j2"], check=True)
+    with Engine(demo_bundle, context=1024) as engine:
+        expected = python_answer(engine)
+    command = [str(tmp_path / "build/minicpm-run"), str(demo_bundle)]
+    assert answers(command, "--prompt", QUESTION) == expected
+    chat = [str(tmp_path / "build/chat"), str(demo_bundle)]
+    said = subprocess.run(chat, input=f"{QUESTION}\n", text=True, capture_output=True, check=True)
+    assert said.stdout.startswith("> ") and len(said.stdout) > 10
+    (wheels / "apache_tvm-0.27.0.post1.dist-info").rename(wheels / "apache_tvm-0.28.0.dist-info")
+    refused = subprocess.run(configure, capture_output=True, text=True, check=False)
+    assert refused.returncode and "is not of apache-tvm 0.27.0.post1" in refused.stderr

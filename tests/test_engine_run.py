@@ -197,8 +197,8 @@ def test_a_session_goes_on_in_another_process_and_in_python(
     ids = list(range(10, 700))  # sparse, and the last page not full
     first = native.tokens(ids, temperature=0, max_tokens=9)
     native.save(tmp_path / "state")
-    cached = len(ids) + len(first) - 1
-    longer = [*ids, *first]
+    cached = native.stats()["context_used"]
+    longer = [*ids, *first, 77]
     expected = native.tokens(longer, temperature=0, max_tokens=9)
     options = {"temperature": 0, "max_tokens": 9}
     with EngineProcess(demo_bundle, context=CONTEXT, resume=str(tmp_path / "state")) as other:

@@ -128,21 +128,23 @@ def test_a_conversation_goes_to_the_replica_that_knows_it(deployed):
 
 
 def test_a_killed_replica_costs_its_streams_alone(deployed):
+    begun = threading.Barrier(9)
+
     def stream(i: int) -> bytes:
-        body = {"messages": other(100 + i), "stream": True, "ignore_eos": True, "max_tokens": 400}
-        try:
-            with deployed.open(CHAT, body) as reply:
-                return reply.read()
-        except (OSError, ValueError) as error:
-            return str(error).encode()
+        body = {"messages": other(100 + i), "stream": True, "ignore_eos": True, "max_tokens": 1500}
+        with deployed.open(CHAT, body) as reply:
+            first = reply.read(200)
+            begun.wait(60)
+            return first + reply.read()
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, i) for i in range(8)]
-        time.sleep(1.0)
+        begun.wait(60)
         os.kill(replicas()[0], signal.SIGKILL)
         said = [each.result() for each in streams]
     whole = [text for text in said if text.endswith(b"[DONE]\n\n")]
-    assert 0 < len(whole) < len(said), said
+    cut = [objects(text)[-1] for text in said if text not in whole]
+    assert whole and cut and all("lost" in each["error"]["message"] for each in cut), cut
     for _ in range(5):
         assert deployed.ask(max_tokens=3)["choices"][0]["finish_reason"] == "length"
     for _ in range(120):

@@ -81,6 +81,31 @@ def sampling_options(command: Any) -> Any:
     return _with(command, options)
 
 
+def output_options(command: Any) -> Any:
+    """What is shown of an answer."""
+    options = [
+        click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks."),
+        click.option("--markdown", is_flag=True, help="Render answers, in a terminal."),
+        click.option(
+            "--show-blocks",
+            is_flag=True,
+            help="After an answer, the blocks of 64 tokens that it chose most.",
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="One question: print answer, thinking and numbers as JSON.",
+        ),
+        click.option(
+            "--stats/--no-stats",
+            default=None,
+            help="Tokens/s and context used.  [default: in a conversation, after each answer]",
+        ),
+    ]
+    return _with(command, options)
+
+
 def chat_options(command: Any) -> Any:
     """What a conversation or one question can be told: sampling, thinking, speculation, output."""
     options = [
@@ -127,24 +152,7 @@ def chat_options(command: Any) -> Any:
             help="A full context ends the conversation, or drops its oldest turns.  "
             "[default: error]",
         ),
-        click.option("--hide-thinking", is_flag=True, help="Don't show what the model thinks."),
-        click.option("--markdown", is_flag=True, help="Render answers, in a terminal."),
-        click.option(
-            "--show-blocks",
-            is_flag=True,
-            help="After an answer, the blocks of 64 tokens that it chose most.",
-        ),
-        click.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="One question: print answer, thinking and numbers as JSON.",
-        ),
-        click.option(
-            "--stats/--no-stats",
-            default=None,
-            help="Tokens/s and context used.  [default: in a conversation, after each answer]",
-        ),
+        output_options,
     ]
     return _with(command, options)
 

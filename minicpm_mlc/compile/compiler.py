@@ -94,8 +94,7 @@ def compile_model(
             precision = work.spent(config, precision, opened.weights, progress)
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
-        said = work.said if work else opened.calibration
-        told = (said, origin or opened.origin)
+        told = (work.said if work else opened.calibration, origin or opened.origin)
         compilation = Compilation(config, precision, target, longest, chunk, stored, *told)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)

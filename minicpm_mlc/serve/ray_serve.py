@@ -47,21 +47,24 @@ CONVERSATIONS = 256  # of a replica, that requests find their way to
 
 
 @dataclass(frozen=True)
-class Replicas:
-    """How many there are: at least `low`, up to `high` while requests wait."""
+class Scale:
+    """How many replicas there are: at least `low`, up to `high` while requests wait, on one node
+    at most `each`, which None leaves to Ray.
+    """
 
     low: int
     high: int
+    each: int | None = None
 
     @classmethod
-    def of(cls, text: str | None, gpus: bool) -> Replicas:
+    def of(cls, text: str | None, gpus: bool) -> Scale:
         """Of N or MIN:MAX; None: up to one for each node, or GPU, of the cluster. Raises
         EngineError.
         """
         if text is None:
             alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             count = sum(int(has.get("GPU", 0)) for has in alive) if gpus else len(alive)
-            return cls(1, max(1, count))
+            return cls(1, max(1, count), None if gpus else 1)
         low, _, high = text.partition(":")
         try:
             found = cls(int(low), int(high or low))
@@ -123,13 +126,13 @@ class Handle:
 
 
 def application(
-    bundle: str, serving: Serving, engine_options: Mapping[str, Any], replicas: Replicas, gpus: bool
+    bundle: str, serving: Serving, engine_options: Mapping[str, Any], scale: Scale, gpus: bool
 ) -> Any:
     """What Ray Serve deploys."""
     parallel = serving.parallel or PARALLEL
     scaled = {
-        "min_replicas": replicas.low,
-        "max_replicas": replicas.high,
+        "min_replicas": scale.low,
+        "max_replicas": scale.high,
         "target_ongoing_requests": parallel,
     }
     model = serve.deployment(
@@ -140,7 +143,7 @@ def application(
         max_queued_requests=serving.max_waiting,
         graceful_shutdown_timeout_s=max(1.0, serving.grace),
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpus)},
-        max_replicas_per_node=None if gpus else 1,
+        max_replicas_per_node=scale.each,
     )
     access = Access(serving.host, serving.keys, serving.origins, serving.hosts)
 
@@ -163,20 +166,23 @@ def deploy(
     replicas: str | None = None,
     **engine_options: Any,
 ) -> str:
-    """Deploys on the cluster that Ray is connected to, or updates what is deployed there: new
-    replicas come before old ones go. Returns the address.
+    """Deploys on the cluster that Ray is connected to, or updates what is deployed there. Returns
+    the address.
     """
     if serving.state is not None:
         raise EngineError("--state can't be used with --ray: all replicas would write one file")
     device = read_bundle(bundle).manifest.target["device"]
-    pins = {path: manifest_sha256(path) for path in (bundle, engine_options.get("draft")) if path}
+    # replicas work in folders of their own
+    bundle = str(Path(bundle).absolute())
+    draft = engine_options.get("draft") and str(Path(engine_options["draft"]).absolute())
+    pins = {path: manifest_sha256(path) for path in (bundle, draft) if path}
     for path, sha256 in pins.items():  # other nodes don't know who is trusted here
         refuse_stranger(Path(path), sha256)
     gpus = not DEVICE_RUNTIMES[device].in_process
     options = {"host": serving.host, "port": serving.port}
     serve.start(proxy_location="EveryNode", http_options=options)
-    wanted = Replicas.of(replicas, gpus)
-    engine_options = {**engine_options, "sha256": list(pins.values())}
+    wanted = Scale.of(replicas, gpus)
+    engine_options = {**engine_options, "draft": draft, "sha256": list(pins.values())}
     made = application(bundle, serving, engine_options, wanted, gpus)
     serve.run(made, name=APPLICATION, route_prefix="/")
     return f"http://{serving.host}:{serving.port}"

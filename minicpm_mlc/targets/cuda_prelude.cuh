@@ -87,19 +87,22 @@ static __device__ __forceinline__ float power_of_2(float x) {
   return y;
 }
 
-// sums[4] += a 16 x 32 tile of bytes times a 32 x 8 one of signed bytes, as mma.m16n8k32 says
+// sums[4] = start[4] + a 16 x 32 tile of bytes times a 32 x 8 one of signed bytes, as mma.m16n8k32
+// says
 static __device__ __forceinline__ void multiply_bytes_unsigned(
-    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+    int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+      "{%10,%11,%12,%13};"
+      : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1),
+        "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
 }
 
 static __device__ __forceinline__ void multiply_bytes_signed(
-    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+    int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+      "{%10,%11,%12,%13};"
+      : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1),
+        "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
 }

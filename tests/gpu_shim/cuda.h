@@ -70,7 +70,7 @@ static inline void multiply_halves(float* sums, uint a0, uint a1, uint a2, uint 
 }
 template <class Dot>
 static inline void multiply_bytes(
-    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1, Dot dot) {
+    int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1, Dot dot) {
   int me = shim::current, warp = me & ~31, g = (me & 31) / 4, t = me & 3;
   uint a[4] = {a0, a1, a2, a3}, b[2] = {(uint)b0, (uint)b1};
   memcpy(shim::tile_a[me], a, sizeof a);
@@ -78,6 +78,7 @@ static inline void multiply_bytes(
   shim::barrier();
   for (int i = 0; i < 4; ++i) {
     int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    sums[i] = start[i];
     for (int k = 0; k < 8; ++k) {
       uint left = shim::tile_a[warp + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
       uint right = shim::tile_b[warp + column * 4 + k % 4][k / 4];
@@ -87,12 +88,12 @@ static inline void multiply_bytes(
   shim::barrier();
 }
 static inline void multiply_bytes_unsigned(
-    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
-  multiply_bytes(sums, a0, a1, a2, a3, b0, b1, dot_unsigned);
+    int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+  multiply_bytes(sums, start, a0, a1, a2, a3, b0, b1, dot_unsigned);
 }
 static inline void multiply_bytes_signed(
-    int* sums, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
-  multiply_bytes(sums, a0, a1, a2, a3, b0, b1, dot_signed);
+    int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1) {
+  multiply_bytes(sums, start, a0, a1, a2, a3, b0, b1, dot_signed);
 }
 static inline void load_transposed(uint* tiles, const void* row) {
   int me = shim::current, warp = me & ~31, lane = me & 31;

@@ -123,7 +123,7 @@ class Shape:
         A processor with dot products of bfloat16 multiplies pages of it as they are, where the tile
         is two vectors wide or more.
         """
-        head_dim, vectors = operator.head_dim, traits.attention_vectors
+        head_dim, vectors = operator.head_dim, traits.attention_vectors(most_rows)
         vector.vectors_in(head_dim, "head_dim")
         rows = min(8, most_rows, vectors)
         columns = max(
@@ -322,24 +322,33 @@ def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Buffer, pag
 
     A value's scale goes into its weight, once its row's sum has it without.
     """
+    raise_maxima(shape, block, first, corrections)
     with T.serial(shape.rows) as r:
-        scores = [
-            T.Bind(vector.load(block.scores, r, t)) for t in range(0, PAGE_SIZE, vector.LANES)
-        ]
-        highest = T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3]))
-        old = T.Bind(block.maxima[first + r])
-        new = T.Bind(T.max(old, vector.fold(T.max, T.Bind(highest))))
-        correction = T.Bind(vector.exp2_below_1(vector.splat(old - new)))
-        total = vector.load(block.sums, first + r, 0) * correction
-        for part, score in enumerate(scores):
-            weight = vector.exp2_below_1(score - vector.splat(new))
+        new = T.Bind(vector.splat(block.maxima[first + r]))
+        total = vector.load(block.sums, first + r, 0) * vector.splat(corrections[r])
+        for part in range(PAGE_SIZE // vector.LANES):
+            score = vector.load(block.scores, r, part * vector.LANES)
+            weight = vector.in_order(vector.exp2_below_1(score - new))
             shape.arithmetic.put_left(
                 block.weights, page.scaled(weight, VALUES, part), r, part * vector.LANES
             )
             total = total + weight
         vector.store(block.sums, total, first + r, 0)
-        vector.store(corrections, correction, r * vector.LANES)
+
+
+def raise_maxima(shape: Shape, block: Block, first: Expr, corrections: Buffer) -> None:
+    """The rows' maxima with those of the page's scores; corrections[r] = exp2(old - new), one
+    exponential for all rows.
+    """
+    vector.store(corrections, vector.splat(0.0), 0)
+    with T.serial(shape.rows) as r:
+        scores = [vector.load(block.scores, r, t) for t in range(0, PAGE_SIZE, vector.LANES)]
+        highest = T.max(T.max(scores[0], scores[1]), T.max(scores[2], scores[3]))
+        old = T.Bind(block.maxima[first + r])
+        new = T.Bind(T.max(old, vector.fold(T.max, T.Bind(highest))))
+        T.buffer_store(corrections, old - new, [r])
         T.buffer_store(block.maxima, new, [first + r])
+    vector.store(corrections, vector.exp2_below_1(vector.load(corrections, 0)), 0)
 
 
 def add_values(
@@ -352,7 +361,7 @@ def add_values(
 
         def start(r: int, c: int) -> None:
             rescaled = vector.load(block.output, first + r, part * width + c)
-            vector.store(tile[r], rescaled * vector.load(corrections, r * vector.LANES), c)
+            vector.store(tile[r], rescaled * vector.splat(corrections[r]), c)
 
         def finish(r: int, c: int) -> None:
             vector.store(block.output, vector.load(tile[r], c), first + r, part * width + c)
@@ -380,7 +389,7 @@ def attend_page(shape: Shape, block: Block, tiles: Expr, page_slot: Expr, page: 
         limits = [block.limits[first + r] for r in range(shape.rows)]
         tokens = T.Bind(T.min(reduce(T.max, limits) - page_slot + 1, PAGE_SIZE))
         with T.If(tokens > 0), T.Then():
-            corrections = T.alloc_buffer((shape.rows * vector.LANES,), "float32")
+            corrections = vector.registers(1)  # one for each of the tile's rows
             score_tile(shape, block, first, page)
             with T.If(reduce(T.min, limits) < page_slot + PAGE_SIZE - 1), T.Then():
                 hide_unseen(shape, block, first, page_slot)

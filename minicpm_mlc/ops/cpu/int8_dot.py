@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from minicpm_mlc.ops.cpu.vector import in_order
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values
 from minicpm_mlc.ops.int8_sums import factor_of, start_of
@@ -43,9 +44,9 @@ class Int8Dot:
     tile: int
     sums: int
 
-    def wide(self, rows: int) -> int:
+    def wide(self, rows: int, values: Values) -> int:
         """Registers of weights that meet a tile of so many activation rows."""
-        return max(1, self.sums // rows)
+        return max(1, self.sums // max(rows, values.held))
 
     def zero(self, values: Values) -> int:
         """What the weights are too large by when they meet the activations."""
@@ -179,7 +180,7 @@ class PMAddUbsW(Int8Dot):
         for _ in range(count):
             for i, row, weight, word in _in_turn(weights, words):
                 pairs, before = self._pairs(weight, word), sums[i][row]
-                sums[i][row] = pairs if before is None else _in_order(before + pairs)
+                sums[i][row] = pairs if before is None else in_order(before + pairs)
         return sums
 
     def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
@@ -187,7 +188,7 @@ class PMAddUbsW(Int8Dot):
         size = T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight)
         size = T.reinterpret(size, dtype=self._type(8, "uint"))
         x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), word, weight)
-        return _in_order(total + self._quads(self._pairs(size, x)))
+        return in_order(total + self._quads(self._pairs(size, x)))
 
     def peak_step(self, total: Expr) -> Expr:
         pairs = T.reinterpret(total, dtype=self._type(16))
@@ -219,7 +220,7 @@ class SDot(Int8Dot):
         sums = []
         for i in range(0, len(weights), HELD):
             some = super().groups(values, weights[i : i + HELD], inputs, count)
-            sums += [[_in_order(total) for total in each] for each in some]
+            sums += [[in_order(total) for total in each] for each in some]
         return sums
 
     def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
@@ -281,7 +282,7 @@ class SmMlA(SDot):
     def _by_row(self, first: Expr, second: Expr) -> list[Expr]:
         """The sums of two activation rows, from those of two weight rows each."""
         lanes = ([0, 2, 4, 6], [1, 3, 5, 7])
-        return [_in_order(_joined(first, second, each)) for each in lanes]
+        return [in_order(_joined(first, second, each)) for each in lanes]
 
     def products(self) -> int:
         return 8 * self.rows
@@ -320,16 +321,6 @@ def _in_turn(
     for row, each in enumerate(words):
         word = next(each)
         yield from ((i, row, weight, word) for i, weight in enumerate(held))
-
-
-def _in_order(total: Expr) -> Expr:
-    """A sum that LLVM keeps as it is written. Else it would add the products in an order that
-    needs more registers than there are. No instruction comes of it.
-    """
-    total = T.Bind(total)
-    fake_use = T.llvm_lookup_intrinsic_id("llvm.fake.use")
-    T.evaluate(T.call_llvm_intrin(fake_use, total, dtype="void"))
-    return total
 
 
 def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:

@@ -172,7 +172,7 @@ class Int8Loops:
         table: Buffer | None = None,
     ) -> None:
         """`count` tiles of `size` rows."""
-        together = min(streams, max(1, self.dot.wide(size) * self.dot.rows // LANES))
+        together = min(streams, max(1, self.wide(size) * self.dot.rows // LANES))
         with T.serial(streams // together) as s:
             blocks = [block_at(s * together + i) for i in range(together)]
             if table is not None:
@@ -195,20 +195,22 @@ class Int8Loops:
                 for at, number in enumerate(n for n in numbers if n is not None):
                     vector.store(table, number, i, g, at, 0)
 
+    def wide(self, rows: int) -> int:
+        """Registers of weights that meet so many rows at once."""
+        return self.dot.wide(rows, self.scheme.values)
+
     def tile(self, first: Expr, rows: int, blocks: list[tuple[Expr, Expr]], c: Expr) -> None:
         """totals[first : first + rows] += x @ w^T over one run of column groups: in one go or,
         where registers don't hold the sums of 16 weight rows, in several.
         """
-        parts = min(LANES // self.dot.rows, self.dot.wide(rows))
+        parts = min(LANES // self.dot.rows, self.wide(rows))
         goes = LANES // self.dot.rows // parts
         for go in range(goes):
             at = [go * parts * self.dot.rows + part * self.dot.rows for part in range(parts)]
             weights = [Weights(i, *block, row) for i, block in enumerate(blocks) for row in at]
-            self.go(T.Bind(first), rows, weights, c, go, goes)
+            self.go(T.Bind(first), rows, weights, c, go)
 
-    def go(
-        self, first: Expr, rows: int, weights: list[Weights], c: Expr, go: Expr, goes: int
-    ) -> None:
+    def go(self, first: Expr, rows: int, weights: list[Weights], c: Expr, go: int) -> None:
         """`tile` with these registers of weights; the last run applies the epilogue."""
         width = self.dot.rows
         total = T.alloc_buffer((rows * len(weights) * width,), "float32", scope="global")
@@ -223,7 +225,8 @@ class Int8Loops:
                 for held, place in zip(lanes, places, strict=True):
                     T.buffer_store(total, self.totals[self.total_at(*place)], [held])
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            self.prefetch(weights, T.Bind(start + g), go, goes)
+            if go == 0:
+                self.prefetch(weights, T.Bind(start + g))
             self.group(total, weights, first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
@@ -242,14 +245,14 @@ class Int8Loops:
         """Where a row's totals of a register of columns lie."""
         return row, self.lanes(column)
 
-    def prefetch(self, weights: list[Weights], g: Expr, go: Expr, goes: int) -> None:
-        """Each go asks for its share of the weights' lines."""
+    def prefetch(self, weights: list[Weights], g: Expr) -> None:
+        """Ask for what the next runs of columns read of the weights' blocks."""
         stored, blocks = self.stored["weight"], {w.stream: w.block for w in weights}
         lines = int(stored.shape[1]) // self.groups
         ahead = AHEAD[len(blocks)] // 64
         for block in blocks.values():
-            for i in range(-(-lines // goes)):
-                vector.prefetch(stored, block, g * lines + i * goes + go + ahead, 0)
+            for i in range(lines):
+                vector.prefetch(stored, block, g * lines + i + ahead, 0)
 
     def group(self, total: Buffer, weights: list[Weights], first: Expr, rows: int, g: Expr) -> None:
         """Add one column group of some weights to their totals: weights are unpacked once for all
@@ -284,7 +287,10 @@ class Int8Loops:
         if terms.minimum is not None:
             x_sum = T.broadcast(T.Cast("float32", self.x[row, g, SUM]), width)
             value = value + terms.minimum * T.Bind(x_sum * x_scale)
-        T.buffer_store(total, total[self.lanes(at)] + value, [self.lanes(at)])
+        value = total[self.lanes(at)] + value
+        if self.scheme.leveled:
+            value = vector.in_order(value)
+        T.buffer_store(total, value, [self.lanes(at)])
 
     def activations(self, row: Expr, g: Expr, half: int) -> Activations:
         first = half * REGISTERS // self.scheme.halves

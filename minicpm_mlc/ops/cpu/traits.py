@@ -9,6 +9,8 @@ from minicpm_mlc.ops.cpu.int8_dot import DOTS
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.tir import Buffer
 
+MOST_ROWS = 6  # of 16 lanes that AVX2 and NEON hold beside a scalar and a vector
+
 
 @dataclass(frozen=True)
 class CpuTraits:
@@ -47,9 +49,11 @@ class CpuTraits:
         """
         return self.accumulators * 5 // 4
 
-    @property
-    def attention_vectors(self) -> int:
-        """Accumulators of attention's tiles: two vectors for each scalar that is loaded, where
-        there are registers.
+    def attention_vectors(self, rows: int) -> int:
+        """Accumulators of attention's tiles over so many rows: two vectors for each scalar that is
+        loaded, where there are registers; else as many rows as fit, of few rows 4, which leave none
+        of a tile idle.
         """
-        return 16 if self.accumulators >= 8 else self.accumulators
+        if self.accumulators >= 8:
+            return 16
+        return MOST_ROWS if rows > 2 * MOST_ROWS * self.accumulators else self.accumulators

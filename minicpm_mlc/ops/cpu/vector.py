@@ -77,6 +77,16 @@ def registers(count: int) -> Buffer:
     return T.alloc_buffer((count * LANES,), "float32", scope="global")
 
 
+def in_order(value: Expr) -> Expr:
+    """A value that LLVM computes here. Where it is free to choose the order of independent sums, it
+    begins more of them than there are registers. No instruction comes of it.
+    """
+    value = T.Bind(value)
+    fake_use = T.llvm_lookup_intrinsic_id("llvm.fake.use")
+    T.evaluate(T.call_llvm_intrin(fake_use, value, dtype="void"))
+    return value
+
+
 def spread(extent: Expr, body: Callable[[Expr], None], serial_below: int) -> None:
     """Run body(i) for i < extent: on all threads, or on this one where waking the others (6 us)
     costs more.

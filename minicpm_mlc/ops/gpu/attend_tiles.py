@@ -26,7 +26,7 @@ THREADS = 32 * WARPS
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
 WORKGROUPS = 256  # that fill a large GPU
-MERGED = 4  # splits whose outputs are added at once
+MERGED = 8  # splits whose outputs are added at once
 
 
 def fits(group: int, head_dim: int, kv: Any) -> bool:
@@ -270,26 +270,39 @@ class Parts:
         )
 
     def merge(self, splits: Expr, n: Expr, out: Buffer) -> None:
-        """out[row, head * d + i]: a launch of its own, a row's head by a workgroup."""
+        """out[row, head * d + i]: a launch of its own, a row's head by a workgroup, whose parts
+        take every eighth split each.
+        """
         heads, d = int(self.outputs.shape[2]), int(self.outputs.shape[3])
         with workgroups(n * heads, MERGED * d) as (group, thread):
             row, head = T.Bind(group // heads), T.Bind(group % heads)
             i, part = T.Bind(thread % d), T.Bind(thread // d)
             state = registers(3, value=0.0)  # highest maximum, sum, output
             T.buffer_store(state, T.float32(LEAST), [0])
-            with T.serial(splits) as split:
+            with strided(splits, part, MERGED) as split:
                 T.buffer_store(state, T.max(state[0], self.maxima[split, row, head]), [0])
             with strided(splits, part, MERGED) as split:
                 weight = tile("float32", "power_of_2", self.maxima[split, row, head] - state[0])
                 weight = T.Bind(weight)
                 accumulate(state, 1, weight * self.sums[split, row, head])
                 accumulate(state, 2, weight * self.outputs[split, row, head, i])
-            both = [shared((MERGED * d,)) for _ in range(2)]
-            for buffer, value in zip(both, (state[1], state[2]), strict=True):
-                T.buffer_store(buffer, value, [thread])
+            parts = [shared((MERGED * d,)) for _ in range(3)]
+            for at, buffer in enumerate(parts):
+                T.buffer_store(buffer, state[at], [thread])
             barrier()
             with T.If(part.equal(0)), T.Then():
-                total, output = (
-                    sum((buffer[p * d + i] for p in range(1, MERGED)), buffer[i]) for buffer in both
-                )
-                T.buffer_store(out, output / total, [row, head * d + i])
+                self._join(parts, state, i, d)
+                T.buffer_store(out, state[2] / state[1], [row, head * d + i])
+
+    def _join(self, parts: list[Buffer], state: Buffer, i: Expr, d: int) -> None:
+        """The state of all parts, of component i."""
+        maxima, sums, outputs = parts
+        for part in range(1, MERGED):
+            T.buffer_store(state, T.max(state[0], maxima[part * d + i]), [0])
+        for at in (1, 2):
+            T.buffer_store(state, T.float32(0), [at])
+        for part in range(MERGED):
+            place = part * d + i
+            weight = T.Bind(tile("float32", "power_of_2", maxima[place] - state[0]))
+            accumulate(state, 1, weight * sums[place])
+            accumulate(state, 2, weight * outputs[place])

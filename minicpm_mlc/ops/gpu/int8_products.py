@@ -138,40 +138,46 @@ class _Lane:
             for o, row in enumerate(self.pairs[n]):
                 pair = x[row, g * PAIRS + PAIRS - 1]
                 T.buffer_store(scales, pair, [T.ramp(4 * n + 2 * o, 1, 2)])
+        starts = [self._start(scales, n) for n in range(COLUMNS)]
         for c, own in enumerate(self.own):
             block = T.Bind(T.min(own, matrix.blocks - 1))
             quads = matrix.quad_pairs(block, g, self.q, self.t)
             terms = [each[0] for each in matrix.terms_of(block, g, self.q)]
             for half in range(2):
-                for n in range(COLUMNS):
-                    self._multiply(c, half, n, quads, terms, words, scales, there)
+                for n, start in enumerate(starts):
+                    own_terms = terms[2 * half : 2 * half + 2]
+                    total = self._multiply(quads[2 * half : 2 * half + 2], words, n, start)
+                    at = ((c * 2 + half) * COLUMNS + n) * 4
+                    self._add(at, total, own_terms, scales, n, there)
+
+    def _start(self, scales: Buffer, n: int) -> Buffer:
+        """What the integer products of 8 rows of x start from."""
+        start, matrix = registers(4, "int32"), self.tiles.matrix
+        for i in range(4):
+            word = scales[4 * n + 2 * (i % 2) + 1]
+            T.buffer_store(start, start_of(matrix.scheme, matrix.values.zero, word, 0), [i])
+        return start
 
     def _multiply(
-        self,
-        c: int,
-        half: int,
-        n: int,
-        quads: list[tuple[Expr, Expr]],
-        terms: list[Terms],
-        words: Buffer,
-        scales: Buffer,
-        there: Expr,
+        self, quads: list[tuple[Expr, Expr]], words: Buffer, n: int, start: Buffer
+    ) -> Buffer:
+        """One tile: two of the lane's rows, 8 rows of x."""
+        (low, high), (next_low, next_high) = quads
+        kind = "unsigned" if self.tiles.matrix.values.unsigned else "signed"
+        total = registers(4, "int32")
+        pointers = T.address_of(total[0]), T.address_of(start[0])
+        operands = low, next_low, high, next_high, words[2 * n], words[2 * n + 1]
+        tile("int32", f"multiply_bytes_{kind}", *pointers, *operands, effect=True)
+        return total
+
+    def _add(
+        self, at: int, total: Buffer, terms: list[Terms], scales: Buffer, n: int, there: Expr
     ) -> None:
-        """One tile: rows 2 half and 2 half + 1 of the lane's four, 8 rows of x."""
-        matrix, total = self.tiles.matrix, registers(4, "int32")
-        scheme, zero = matrix.scheme, matrix.values.zero
+        """A tile's integers to the sums from `at` on."""
         for i in range(4):
-            start = start_of(scheme, zero, scales[4 * n + 2 * (i % 2) + 1], 0)
-            T.buffer_store(total, start, [i])
-        (low, high), (next_low, next_high) = quads[2 * half], quads[2 * half + 1]
-        name = "multiply_bytes_unsigned" if matrix.values.unsigned else "multiply_bytes_signed"
-        a, b = (low, next_low, high, next_high), (words[2 * n], words[2 * n + 1])
-        tile("int32", name, T.address_of(total[0]), *a, *b, effect=True)
-        for i in range(4):
-            term, word = terms[2 * half + i // 2], 4 * n + 2 * (i % 2)
+            term, word = terms[i // 2], 4 * n + 2 * (i % 2)
             part = T.Cast("float32", total[i]) * term.scale
             if term.minimum is not None:
                 part = part + term.minimum * T.Cast("float32", scales[word + 1])
             scale = T.Select(there, T.reinterpret(scales[word], dtype="float32"), T.float32(0))
-            at = ((c * 2 + half) * COLUMNS + n) * 4 + i
-            accumulate(self.sums, at, part * scale)
+            accumulate(self.sums, at + i, part * scale)

@@ -27,6 +27,7 @@ from minicpm_mlc.ops.gpu.windows import THREADS, WINDOWS, best_window, score_of
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 FOUR = 4  # components that are read at once
+AHEAD = 4  # of these, asked for before the first is used
 WIDE = 256  # threads where each has few numbers
 POOLED = 64  # blocks of a workgroup
 PARTS = WIDE // POOLED  # threads that share a block's heads
@@ -72,15 +73,18 @@ class Spread:
             barrier()
             with T.If(segment < (self.positions[row] + 1) // SEGMENT_SIZE), T.Then():
                 four = self.four(row, kv_head)
-                means, weights = registers(FOUR), registers(FOUR)
-                with T.serial(head_dim // FOUR) as step:
-                    i = T.Bind(step * FOUR)
-                    four(means, segment, i)
-                    for h in range(group):
-                        source = queries[T.ramp(h * head_dim + i, 1, FOUR)]
-                        T.buffer_store(weights, source, [T.ramp(0, 1, FOUR)])
-                        for c in range(FOUR):
-                            accumulate(sums, h, weights[c] * means[c])
+                ahead = next(a for a in (AHEAD, 1) if head_dim % (a * FOUR) == 0)
+                means, weights = [registers(FOUR) for _ in range(ahead)], registers(FOUR)
+                with T.serial(head_dim // FOUR // ahead) as step:
+                    at = [T.Bind((step * ahead + a) * FOUR) for a in range(ahead)]
+                    for to, i in zip(means, at, strict=True):
+                        four(to, segment, i)
+                    for mean, i in zip(means, at, strict=True):
+                        for h in range(group):
+                            source = queries[T.ramp(h * head_dim + i, 1, FOUR)]
+                            T.buffer_store(weights, source, [T.ramp(0, 1, FOUR)])
+                            for c in range(FOUR):
+                                accumulate(sums, h, weights[c] * mean[c])
                 for h in range(group):
                     T.buffer_store(logits, sums[h], [pair * group + h, segment])
 

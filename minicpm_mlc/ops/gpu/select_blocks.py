@@ -56,8 +56,12 @@ def select_blocks(
                 if free:
                     scores = pooled, row, head
                     end = T.Bind(own - local)
-                    rest = Candidates(scores, counts, held, thread, initial, end)
-                    rest.collect(free, put)
+                    given = scores, counts, thread, initial, end
+                    with T.If(end <= HELD):
+                        with T.Then():
+                            Candidates(*given, held).collect(free, put)
+                        with T.Else():
+                            Candidates(*given).collect(free, put)
 
 
 class Candidates:
@@ -65,20 +69,27 @@ class Candidates:
     as their bits do.
 
     `scores` are the buffer, row and head; `counts` shared memory with a number per thread, and for
-    their sums; `held` has the bits of the first scores.
+    their sums; `held` has room for the bits of all scores, where there is room.
     """
 
     def __init__(
-        self, scores: tuple, counts: tuple, held: Buffer, thread: Expr, begin: int, end: Expr
+        self,
+        scores: tuple,
+        counts: tuple,
+        thread: Expr,
+        begin: int,
+        end: Expr,
+        held: Buffer | None = None,
     ) -> None:
         (self.pooled, self.row, self.head), self.counts, self.held = scores, counts, held
         self.thread, self.begin = thread, begin
         run = T.Bind((end - begin + THREADS - 1) // THREADS)
         self.first = T.Bind(T.min(begin + thread * run, end))
         self.own = T.Bind(T.min(self.first + run, end) - self.first)
-        with strided(T.min(end, HELD), thread, THREADS) as block:
-            T.buffer_store(held, self._read(block), [block + block // BANKS])
-        barrier()
+        if held is not None:
+            with strided(end, thread, THREADS) as block:
+                T.buffer_store(held, self._read(block), [block + block // BANKS])
+            barrier()
 
     def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the
@@ -112,8 +123,8 @@ class Candidates:
     def _bits(self, step: Expr) -> Expr:
         """Those of a block of the thread's run."""
         block = T.Bind(self.first + step)
-        held = self.held[T.min(block + block // BANKS, HELD + HELD // BANKS - 1)]
-        return T.Bind(T.if_then_else(block < HELD, held, self._read(block)))
+        read = self._read(block) if self.held is None else self.held[block + block // BANKS]
+        return T.Bind(read)
 
     def _kth_largest(self, k: int) -> Expr:
         """Bits of the k-th largest score: the largest number that at least k scores reach."""

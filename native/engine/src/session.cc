@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -40,6 +41,12 @@ std::string Checksum(const char* data, size_t size) {
   digest.Add(reinterpret_cast<const char*>(sums.data()), 8 * rows);
   digest.Add(data + rows * 8 * kRow, size % (8 * kRow));
   return digest.Hex();
+}
+
+std::array<uint8_t, 32> DigestOf(const std::string& text) {
+  Sha256Digest digest;
+  digest.Add(text.data(), text.size());
+  return digest.Bytes();
 }
 
 // A pool's memory: the bytes of a page, and where its first page lies.
@@ -113,10 +120,7 @@ Footer ReadFooter(const std::string& path, const MappedFile& file, const std::st
   std::memcpy(&length, tail, 8);
   if (length > file.size() - kTail - magic) FailDamaged(path);
   std::string said(tail - length, length);
-  std::string digest = Sha256(said);
-  for (size_t i = 0; i < 32; ++i) {
-    if (std::stoi(digest.substr(2 * i, 2), nullptr, 16) != static_cast<uint8_t>(tail[8 + i])) FailDamaged(path);
-  }
+  if (std::memcmp(DigestOf(said).data(), tail + 8, 32)) FailDamaged(path);
   Json json = Json::Parse(said, path, MINICPM_REQUEST, kAdvice);
   auto count = [&](const char* name) { return static_cast<size_t>(json.At(name).Whole(0, INT32_MAX)); };
   Footer footer{json.At("manifest").Text(), count("pages"), count("tokens"), count("own"), json.At("sums").Texts()};
@@ -181,14 +185,11 @@ void SaveSession(const std::string& path, const std::string& manifest, const std
   std::ostringstream footer;
   footer << "{\"manifest\": \"" << manifest << "\", \"pages\": " << pages << ", \"tokens\": " << texts.size()
          << ", \"own\": " << tokens.size() << ", \"sums\": [" << sums << "]}";
-  std::string said = footer.str(), digest = Sha256(said);
+  std::string said = footer.str();
   uint64_t length = said.size();
   file.Write(said.data(), said.size());
   file.Write(&length, 8);
-  for (size_t i = 0; i < 32; ++i) {
-    char byte = static_cast<char>(std::stoi(digest.substr(2 * i, 2), nullptr, 16));
-    file.Write(&byte, 1);
-  }
+  file.Write(DigestOf(said).data(), 32);
   file.Finish();
 }
 

@@ -58,16 +58,23 @@ void Sha256Digest::Add(const char* bytes, size_t size) {
   }
 }
 
-std::string Sha256Digest::Hex() {
+std::array<uint8_t, 32> Sha256Digest::Bytes() {
   uint64_t bits = size_ * 8;
   Add("\x80", 1);
   while (size_ % 64 != 56) Add("", 1);  // a zero
   char length[8];
   for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(bits >> (56 - 8 * i));
   Add(length, 8);
+  std::array<uint8_t, 32> bytes;
+  for (size_t i = 0; i < 32; ++i) bytes[i] = static_cast<uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
+  return bytes;
+}
+
+std::string Sha256Digest::Hex() {
   std::string hex;
-  for (uint32_t word : state_) {
-    for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[word >> shift & 15];
+  for (uint8_t byte : Bytes()) {
+    hex += "0123456789abcdef"[byte >> 4];
+    hex += "0123456789abcdef"[byte & 15];
   }
   return hex;
 }

@@ -11,7 +11,9 @@ namespace minicpm {
 class Sha256Digest {
  public:
   void Add(const char* bytes, size_t size);
-  std::string Hex();  // of all that was added; nothing can be added any more
+  // Of all that was added; nothing can be added any more.
+  std::array<uint8_t, 32> Bytes();
+  std::string Hex();
 
  private:
   void Block(const uint8_t* block);

@@ -9,7 +9,6 @@ namespace minicpm {
 
 struct Stats {
   std::string ToJson() const;
-  std::string Line() const;  // as `chat --stats` prints it
 
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, already in the cache

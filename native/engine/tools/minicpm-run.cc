@@ -256,11 +256,22 @@ class Run {
   bool Has(const std::string& flag) const { return arguments_.own.count(flag) > 0; }
 
  private:
+  // What standard error has after an answer.
   void ShowStats() {
-    if (!Has("stats")) return;
-    char* stats = minicpm_stats(engine_);
-    if (stats) std::cerr << stats << "\n";
-    minicpm_free(stats);
+    char* text = minicpm_stats(engine_);
+    std::string stats = text ? text : "";
+    minicpm_free(text);
+    bool cut = stats.find("\"length\"") != std::string::npos || stats.find("\"context\"}") != std::string::npos;
+    if (cut) std::cerr << "(cut at " << ValueOf(stats, "generated_tokens") << " tokens)\n";
+    if (Has("stats")) std::cerr << stats << "\n";
+  }
+
+  // A number of a JSON object, as it is written there.
+  static std::string ValueOf(const std::string& json, const std::string& name) {
+    size_t at = json.find("\"" + name + "\": ");
+    if (at == std::string::npos) return "";
+    at += name.size() + 4;
+    return json.substr(at, json.find_first_of(",}", at) - at);
   }
 
   Arguments arguments_;

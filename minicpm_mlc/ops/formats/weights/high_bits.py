@@ -35,6 +35,7 @@ class HighBits(Values):
     dtype = written_as = "uint8"
     columns = 2  # of its low nibbles, and in a word
     takes_int8 = unsigned = True
+    held = 2
     low = Nibbles(zero=0)
 
     @property

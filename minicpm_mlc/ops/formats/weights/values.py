@@ -38,6 +38,7 @@ class Values(ABC):
     takes_int8: ClassVar[bool] = False  # whether int8 activations can meet them, by `registers`
     unsigned: ClassVar[bool] = False  # then: whether registers hold 0..largest
     largest: ClassVar[int] = 127  # or -largest..largest, both within int8
+    held: ClassVar[int] = 1  # stored registers that unpacking one of `registers` keeps
     zero: int = 0  # the integer of the number 0
 
     @property

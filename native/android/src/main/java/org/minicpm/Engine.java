@@ -24,6 +24,8 @@ public final class Engine implements AutoCloseable {
 
   /** What the engine refuses or can't do; the message says why, and what to do. */
   public static final class EngineException extends RuntimeException {
+    private static final long serialVersionUID = 1;
+
     /** One of minicpm_status. */
     public final int status;
 
