@@ -68,7 +68,7 @@ class Program:
 
     @property
     def _kernels(self) -> int:
-        return sum(isinstance(each, PrimFunc) for each in self.module.functions.values())
+        return sum(isinstance(each, PrimFunc) for _, each in self.module.functions_items())
 
     def cases(self, report: Callable[[int], object] = lambda steps: None) -> list[Case]:
         """Calls to check each kernel with, and what comes out."""
