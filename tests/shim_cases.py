@@ -7,6 +7,7 @@ so, where it has no such device.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def metal_source(kernel: Kernel, source: str, backwards: bool) -> str:
     """A kernel in MSL: its buffers, then one struct with the scalars, 8 bytes each, then the place
     of the thread.
     """
+    source = re.sub(r"\(threadgroup (\w+\*)\)", r"(\1)", source)  # static, where one is declared
     scalars = [f"*({kernel.name}_args_t*)scalars"] if kernel.scalars else []
     passed = [*map(_pointer, kernel.buffers), *scalars, "group", "thread_number"]
     return kernel.wrapped(source, passed, backwards)
