@@ -10,10 +10,11 @@ LABEL = re.compile(r"(\.?L[\w$]+):")
 JUMP = re.compile(r"(?:j[a-z]+|b(?:\.[a-z]+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*\d+,)\s+(\.?L[\w$]+)$")
 REGISTER = re.compile(r"%[xyz]mm(\d+)|\b[vqds](\d+)\b")
 # AT&T syntax names the target last. Scratch arrays, which are there by intent, are indexed by a
-# register; what the allocator keeps on the stack lies at a fixed place.
+# register; what the allocator keeps on the stack lies at a fixed place. Of arm64 those of vectors
+# count: addresses of rows far apart are reloaded there, which costs no vector instruction.
 X86_STACK = re.compile(r"-?\d*\(%[re]sp\)")
 X86_STORE = re.compile(r"v?mov\w*\s+[%$][^(]*, -?\d*\(%[re]sp\)")
-ARM_STACK = re.compile(r"(?P<store>st)?(?:ld)?(?P<pair>u?r\w*|p)\s.*\[(?:sp|x29)(?:, -?\d+)?\]")
+ARM_STACK = re.compile(r"(?P<store>st)?(?:ld)?(?P<pair>u?r|p)\s+[qds]\d.*\[sp(?:, -?\d+)?\]")
 ROUNDING = ("vrndscale", "vroundps", "frintn", "frintx", "frinti")  # only exponentials have them
 # multiplications and additions of each instruction, by the width of its registers in bits
 INT8 = {"vpmaddubsw": 8, "vpdpbusd": 8, "sdot": 8, "usdot": 8, "smmla": 4}

@@ -178,7 +178,7 @@ def test_depths_beyond_the_model_are_refused_with_the_deepest_that_fits(engine):
         BenchError,
         match=r"--depth 1000000 and 64 tokens behind it: .* hold 65536; give --depth 65472 or less",
     ):
-        bench_operators(engine.path, [0, 10**6])
+        bench_operators(engine.path, [0, 10**6], prompt_tokens=[0])
     with pytest.raises(
         BenchError,
         match=r"--depth 1000000 and 512 tokens behind it: .*; give --depth 65024 or less",

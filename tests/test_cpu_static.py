@@ -74,4 +74,4 @@ def test_a_fault_names_level_kernel_and_floor(monkeypatch):
     monkeypatch.setattr(cpu_static, "loops_of", lambda level, kernel: [slow])
     spilled, few = cpu_static.faults("avx2", "w4")
     assert spilled.startswith("avx2 w4: 5 stack accesses in a loop of 640 products")
-    assert few == "avx2 w4: 6.4 products an instruction; the floor is 7.0"
+    assert few == "avx2 w4: 6.4 products an instruction; the floor is 7.1"

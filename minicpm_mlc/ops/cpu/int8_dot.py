@@ -137,7 +137,8 @@ class VpDpBusd(Int8Dot):
 
     def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
-        return _intrinsic(name, self._type(32), total, weight, word)
+        total = _intrinsic(name, self._type(32), total, weight, word)
+        return total if self.rows == 16 else in_order(total)  # 16 registers have no room to spare
 
     def peak_step(self, total: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
@@ -250,6 +251,10 @@ class SmMlA(SDot):
     """Armv8.6 i8mm: two rows of eight times two rows of eight, a 2x2 matrix of sums. A row left
     alone goes by sdot.
     """
+
+    def wide(self, rows: int, values: Values) -> int:
+        """Two rows alone meet no more weights than four do: these are held as octets too."""
+        return super().wide(rows if rows == 1 else max(rows, 4), values)
 
     def groups(
         self,

@@ -208,9 +208,11 @@ class Int8Loops:
         for go in range(goes):
             at = [go * parts * self.dot.rows + part * self.dot.rows for part in range(parts)]
             weights = [Weights(i, *block, row) for i, block in enumerate(blocks) for row in at]
-            self.go(T.Bind(first), rows, weights, c, go)
+            self.go(T.Bind(first), rows, weights, c, go, goes)
 
-    def go(self, first: Expr, rows: int, weights: list[Weights], c: Expr, go: int) -> None:
+    def go(
+        self, first: Expr, rows: int, weights: list[Weights], c: Expr, go: int, goes: int
+    ) -> None:
         """`tile` with these registers of weights; the last run applies the epilogue."""
         width = self.dot.rows
         total = T.alloc_buffer((rows * len(weights) * width,), "float32", scope="global")
@@ -225,8 +227,7 @@ class Int8Loops:
                 for held, place in zip(lanes, places, strict=True):
                     T.buffer_store(total, self.totals[self.total_at(*place)], [held])
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            if go == 0:
-                self.prefetch(weights, T.Bind(start + g))
+            self.prefetch(weights, T.Bind(start + g), go, goes)
             self.group(total, weights, first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
@@ -245,13 +246,15 @@ class Int8Loops:
         """Where a row's totals of a register of columns lie."""
         return row, self.lanes(column)
 
-    def prefetch(self, weights: list[Weights], g: Expr) -> None:
-        """Ask for what the next runs of columns read of the weights' blocks."""
+    def prefetch(self, weights: list[Weights], g: Expr, go: int, goes: int) -> None:
+        """Ask for what the next runs of columns read of the weights' blocks, each go for a share of
+        the lines.
+        """
         stored, blocks = self.stored["weight"], {w.stream: w.block for w in weights}
         lines = int(stored.shape[1]) // self.groups
         ahead = AHEAD[len(blocks)] // 64
         for block in blocks.values():
-            for i in range(lines):
+            for i in range(go, lines, goes):
                 vector.prefetch(stored, block, g * lines + i + ahead, 0)
 
     def group(self, total: Buffer, weights: list[Weights], first: Expr, rows: int, g: Expr) -> None:
