@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -117,7 +118,8 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
         options = DEMO_BUNDLES[name]
         compile_model(checkpoint, folder / name, **target, **options)
         with tempfile.TemporaryDirectory() as scratch:
-            compile_model(checkpoint, Path(scratch) / "cpu", activations="f32", **options)
+            rounded = "auto" if get_target(**target).int8_dot else "f32"  # as on that GPU
+            compile_model(checkpoint, Path(scratch) / "cpu", activations=rounded, **options)
             with Engine(Path(scratch) / "cpu", context=1024) as engine:
                 plan["answers"][name] = [
                     (ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)
@@ -294,11 +296,8 @@ def _filled(library: Any) -> Iterator[None]:
         memory.call(fill, copy(memory, np.array([least, random], np.uint32)), words)
         return tensor
 
-    DeviceMemory.tensor = filled
-    try:
+    with patch.object(DeviceMemory, "tensor", filled):
         yield
-    finally:
-        DeviceMemory.tensor = copy
 
 
 def main() -> None:

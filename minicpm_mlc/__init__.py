@@ -4,7 +4,13 @@ makes one.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# wheels of minicpm-mlc-runtime carry tokenizers, for where it isn't installed (tools/wheels.py)
+if (_carried := Path(__file__).parent / "carried").is_dir():
+    sys.path.append(str(_carried))
 
 __version__ = "0.2.0"
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 X86_64, DLL = 0x8664, 0x2000
 PE32_PLUS = 0x20B
 ANY_ADDRESS, NO_EXECUTE = 0x40, 0x100  # DYNAMIC_BASE, NX_COMPAT
-EXPORTS, IMPORTS, RELOCATIONS = 0, 1, 5  # data directories
+RELOCATIONS_STRIPPED = 0x1
+EXPORTS, IMPORTS = 0, 1  # data directories
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read_pe(data: bytes) -> PE:
     (flags,) = struct.unpack_from("<H", data, optional + 70)
     image = _Image(data, optional + size, sections, optional + 112)
     needed = image.imports()
-    relocatable = image.directory(RELOCATIONS)[1] > 0
+    relocatable = not characteristics & RELOCATIONS_STRIPPED
     return PE(time, entry, flags, relocatable, needed, image.exports())
 
 

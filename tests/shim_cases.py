@@ -21,6 +21,9 @@ import tvm_ffi
 from gpu_cases import compiled_together
 from grid_cases import Case, all_cases
 
+from minicpm_mlc.ops.linear_int8 import LinearInt8
+from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
+from minicpm_mlc.ops.operator import Operator
 from minicpm_mlc.targets.embed import Reader
 from minicpm_mlc.targets.gpu_target import GpuTarget
 
@@ -175,13 +178,25 @@ def install() -> None:
 install()
 
 
+def is_kept(record: Operator) -> bool:
+    """Whether its kernels are compiled here. Those of int8 activations are long: each scheme goes
+    by one matrix, which has a residual, and SwiGLU by three kinds of values.
+    """
+    if isinstance(record, LinearSwigluInt8):
+        return record.scheme.name in ("w4", "w5k", "w8")
+    return not isinstance(record, LinearInt8) or record.residual or record.scheme.name == "w4"
+
+
 class Grid:
     """The operator grid's cases for a GPU."""
 
     def __init__(self, target: GpuTarget) -> None:
         self.target = target
         self.cases = [
-            c for family in all_cases().values() for c in family if c.kernel.is_there(target)
+            case
+            for family in all_cases().values()
+            for case in family
+            if case.kernel.is_there(target) and is_kept(case.kernel.record)
         ]
         self.kernels = list(dict.fromkeys(case.kernel for case in self.cases))
         self.operators = sorted({kernel.operator for kernel in self.kernels})

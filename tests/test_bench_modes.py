@@ -65,7 +65,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
         (
             "B --plot a.svg --random-cache --depth 7",
             "plot",
-            {"svg": "a.svg", "random_cache": True, "depths": [7]},
+            {"picture": "a.svg", "random_cache": True, "depths": [7]},
         ),
         (
             "B --prompt-tokens 8,16 --new-tokens 4",

@@ -22,6 +22,7 @@ from minicpm_mlc.bundle.manifest import Manifest, read_bundle
 from minicpm_mlc.compile import CompileResult, compile_model
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.limits import choose_prefill_chunk
+from minicpm_mlc.compile.pipeline import CODE
 from minicpm_mlc.runtime_py.gears import Gears
 
 OPTIONS: dict[str, Any] = {"cpu": "x86-64-v3", "context": 4096}
@@ -38,11 +39,11 @@ def checkpoint(tmp_path) -> Path:
 
 
 class Made(NamedTuple):
-    """A bundle of OPTIONS, what compile_model said of it, and each stage's last progress."""
+    """A bundle of OPTIONS, what compile_model said of it, and each stage's progress."""
 
     path: Path
     result: CompileResult
-    progress: dict[str, tuple[int, int]]
+    progress: dict[str, list[tuple[int, int]]]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def made(tmp_path_factory) -> Made:
     result = compile_model(
         written(folder / "model"),
         folder / "out",
-        progress=lambda stage, done, total: seen.update({stage: (done, total)}),
+        progress=lambda *event: seen.setdefault(event[0], []).append(event[1:]),
         **OPTIONS,
     )
     return Made(folder / "out", result, seen)
@@ -76,7 +77,15 @@ def test_the_same_input_gives_the_same_bytes(made, checkpoint, tmp_path):
 
 def test_progress_is_reported_for_weights_and_library(made):
     assert set(made.progress) == {"weights", "library"}
-    assert all(done == total for done, total in made.progress.values())
+    assert all(done == total for (*_, (done, total)) in made.progress.values())
+
+
+def test_the_library_is_reported_kernel_by_kernel(made):
+    done, totals = zip(*made.progress["library"], strict=True)
+    (total,) = set(totals)
+    kernels = total // (2 + CODE)  # its cases, lowering, and code
+    assert done[: 2 * kernels + 1] == tuple(range(2 * kernels + 1)) and done[-1] == total
+    assert kernels > 10
 
 
 def test_dry_run_writes_nothing_and_forecasts_what_the_manifest_says(made, checkpoint, tmp_path):

@@ -56,7 +56,7 @@ def test_a_linux_package_answers_without_python(demo_bundle: Path, tmp_path: Pat
         expected = python_answer(engine)
     assert answers([str(folder / "minicpm-run"), str(bundle)], "--prompt", QUESTION) == expected
     readme = (folder / "README.md").read_text()
-    assert "./minicpm-run demo-bundle --prompt" in readme
+    assert f"./minicpm-run {demo_bundle.name} --prompt" in readme
     for name in ("native/engine/include/minicpm.h", "native/runtime/CMakeLists.txt"):
         assert (folder / name).is_file()
     assert (folder / "native/wheels/tvm/src/runtime/vm/vm.cc").is_file()

@@ -55,7 +55,8 @@ def compiled_for(compiled: Any, tiny_bundle: Any) -> Any:
 def test_a_windows_library_keeps_to_the_pe_format(compiled_for: Any) -> None:
     library = read_pe((compiled_for("windows-x64") / "model.dll").read_bytes())
     platform = PLATFORMS["windows"]
-    assert {name: set(symbols) for name, symbols in platform.needed.items()} == library.needed
+    assert set(library.needed) == set(platform.needed)
+    assert all(symbols <= set(platform.needed[name]) for name, symbols in library.needed.items())
     assert library.exported >= POOL | {"__TVMBackendParallelLaunch"}
     assert any(name.startswith("__tvm_ffi_") for name in library.exported)
     assert library.relocatable and library.flags & ANY_ADDRESS and library.flags & NO_EXECUTE
@@ -68,7 +69,8 @@ def test_a_mac_library_keeps_to_the_mach_o_format(compiled_for: Any) -> None:
     assert (library.platform, library.minimum, library.signed) == (MACOS, (13, 0), True)
     assert library.needed == ["/usr/lib/libSystem.B.dylib"]
     assert library.exported >= POOL | {"__TVMBackendParallelLaunch"}
-    undefined = {name for name in library.undefined if not name.startswith("TVM")}
+    unused = {"__extendhfsf2", "__truncsfhf2"}  # zig lists them, and binds nothing to them
+    undefined = {n for n in library.undefined - unused if not n.startswith("TVM")}
     assert undefined <= {
         *("__ulock_wait", "__ulock_wake", "clock_gettime_nsec_np", "dyld_stub_binder"),
         *("memcpy", "memset", "bzero", "pthread_atfork", "pthread_create", "pthread_detach"),
@@ -228,6 +230,18 @@ gib = 1 << 30
 sys.modules["psutil"] = types.SimpleNamespace(
     virtual_memory=lambda: types.SimpleNamespace(total=16 * gib, available=8 * gib),
     cpu_count=lambda logical: 4, pid_exists=lambda number: False)
+if system == "Windows":
+    load = ctypes.CDLL
+    def on_this_system(*given, **named):
+        os.name = "posix"
+        try:
+            return load(*given, **named)
+        finally:
+            os.name = "nt"
+    ctypes.CDLL = on_this_system
+else:
+    from minicpm_mlc.targets import cpu
+    cpu.host_cpu = lambda: "apple-m1"
 from minicpm_mlc.runtime_py import machine as m
 m.PROC = m.CPUS = m.CGROUP = pathlib.Path("/no/such/folder")
 from minicpm_mlc.cli import main

@@ -39,6 +39,8 @@ def test_the_full_distribution_is_the_runtime_the_compiler_and_the_linker(
     wheels: Any, project: dict[str, Any], tmp_path: Path
 ) -> None:
     wheels._full(tmp_path / "full", project)
+    demo = tmp_path / "full" / "minicpm_mlc" / "demo_model" / "MiniCPM4.1-demo"
+    assert (demo / "model.safetensors").exists()
     made = tomllib.loads((tmp_path / "full" / "pyproject.toml").read_text())["project"]
     assert names(made["dependencies"]) == {"minicpm-mlc-runtime", "apache-tvm", "ziglang"}
     assert made["dependencies"][0] == "minicpm-mlc-runtime==1.2"
@@ -49,15 +51,16 @@ def test_the_runtime_takes_no_compiler_and_carries_tvms_library(
     wheels: Any, project: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheels, "_carry_runtime", lambda place, *_: place.mkdir() or "manylinux_1")
+    monkeypatch.setattr(wheels, "_carry_tokenizers", lambda place, *_: place.mkdir())
     wheels._runtime(tmp_path / "runtime", project, "manylinux_1")
     made = tomllib.loads((tmp_path / "runtime" / "pyproject.toml").read_text())["project"]
-    assert not names(made["dependencies"]) & {"apache-tvm", "ziglang"}
+    assert not names(made["dependencies"]) & {"apache-tvm", "ziglang", "tokenizers"}
     assert "apache-tvm-ffi" in names(made["dependencies"])
     assert made["scripts"] == {"minicpm-mlc": "minicpm_mlc.cli:main"}
     assert "hub" in made["optional-dependencies"] and "dev" not in made["optional-dependencies"]
     package = tmp_path / "runtime" / "minicpm_mlc"
     assert (package / "py.typed").exists()
-    assert (package / "demo_model" / "MiniCPM4.1-demo" / "model.safetensors").exists()
+    assert {"carried", "tvm_runtime"} <= {folder.name for folder in package.iterdir()}
     assert "py3-none-manylinux_1" in (tmp_path / "runtime" / "hook.py").read_text()
 
 

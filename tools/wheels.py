@@ -1,7 +1,8 @@
 """The wheels of a release, one command: python tools/wheels.py [OUT].
 
-minicpm-mlc-runtime is all of the package with TVM's runtime libraries, a wheel for each platform
-that TVM has one for; minicpm-mlc is that, TVM's compiler and the linker: only metadata. A checkout
+minicpm-mlc-runtime is the package, a wheel for each platform that TVM has one for. It carries TVM's
+runtime libraries (4 MB of apache-tvm's 305), and tokenizers, whose distribution brings a hub's
+client (31 MB). minicpm-mlc is that, TVM's compiler, the linker and the demo's model. A checkout
 installs as one distribution instead (pip install .), with the same files.
 """
 
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ import tomllib
 ROOT = Path(__file__).parents[1]
 TVM = "apache-tvm"
 COMPILER = (f"{TVM}==", "ziglang")  # what only compiling takes
+TOKENIZERS = "tokenizers>="
+DEMO = "demo_model/MiniCPM4.1-demo"
 PLATFORMS = (  # as pip names them
     "manylinux_2_28_x86_64",
     "manylinux_2_28_aarch64",
@@ -62,39 +67,34 @@ def _version() -> str:
 
 
 def _full(folder: Path, project: dict[str, Any]) -> Path:
-    """The project of minicpm-mlc: no files, and the distributions that it is made of."""
+    """The project of minicpm-mlc: the demo's model, and the distributions that it is made of."""
     needs = [each for each in project["dependencies"] if each.startswith(COMPILER)]
     runtime = f"minicpm-mlc-runtime=={project['version']}"
-    build = "[tool.hatch.build.targets.wheel]\nbypass-selection = true\n"
+    build = '[tool.hatch.build.targets.wheel]\nonly-include = ["minicpm_mlc"]\n'
     _write(folder, project | {"dependencies": [runtime, *needs]}, build)
+    shutil.copytree(ROOT / "examples" / DEMO, folder / "minicpm_mlc" / DEMO)
     return folder
 
 
 def _runtime(folder: Path, project: dict[str, Any], platform: str) -> Path:
     """The project of minicpm-mlc-runtime for a platform."""
-    needs = [
-        each for each in project["dependencies"] if not each.startswith((f"{TVM}==", "ziglang"))
-    ]
+    left_out = (*COMPILER, TOKENIZERS)
     changed = {
         "name": "minicpm-mlc-runtime",
         "description": "Runs bundles of minicpm-mlc without the compiler: chat, server, benchmarks",
-        "dependencies": needs,
+        "dependencies": [n for n in project["dependencies"] if not n.startswith(left_out)],
         "scripts": project["scripts"],
     }
     build = (
-        '[tool.hatch.build.targets.wheel]\npackages = ["minicpm_mlc"]\n'
-        'artifacts = ["minicpm_mlc/tvm_runtime/*"]\n'
+        '[tool.hatch.build.targets.wheel]\nonly-include = ["minicpm_mlc"]\n'
         '[tool.hatch.build.targets.wheel.hooks.custom]\npath = "hook.py"\n'
     )
     _write(folder, project | changed, build)
-    shutil.copytree(
-        ROOT / "minicpm_mlc",
-        folder / "minicpm_mlc",
-        ignore=shutil.ignore_patterns("__pycache__", "tvm_runtime"),
-    )
-    demo = "demo_model/MiniCPM4.1-demo"
-    shutil.copytree(ROOT / "examples" / demo, folder / "minicpm_mlc" / demo)
-    tag = _carry_runtime(folder / "minicpm_mlc" / "tvm_runtime", project, platform)
+    package = folder / "minicpm_mlc"
+    ignored = shutil.ignore_patterns("__pycache__", "tvm_runtime", "carried")
+    shutil.copytree(ROOT / "minicpm_mlc", package, ignore=ignored)
+    _carry_tokenizers(package / "carried", project, platform)
+    tag = _carry_runtime(package / "tvm_runtime", project, platform)
     (folder / "hook.py").write_text(HOOK.format(tag=tag))
     return folder
 
@@ -137,23 +137,47 @@ def _carry_runtime(place: Path, project: dict[str, Any], platform: str) -> str:
     that they are from.
     """
     place.mkdir()
-    (need,) = (each for each in project["dependencies"] if each.startswith(f"{TVM}=="))
-    requirement = need.partition(";")[0]
+    with _wheel(f"{TVM}==", project, platform) as (archive, tag, version):
+        for name in archive.namelist():
+            path = Path(name)
+            library = path.parent.name == "lib" and path.suffix in SUFFIXES
+            if library and path.stem.removeprefix("lib") in LIBRARIES:
+                (place / path.name).write_bytes(archive.read(name))
+            if path.name in ("LICENSE", "NOTICE") and ".dist-info" in name:
+                (place / f"TVM-{path.name}").write_bytes(archive.read(name))
+        (place / "VERSION").write_text(f"{version}\n")
+        return tag
+
+
+def _carry_tokenizers(place: Path, project: dict[str, Any], platform: str) -> None:
+    """The package tokenizers, which is found there where it isn't installed."""
+    with _wheel(TOKENIZERS, project, platform) as (archive, _, _):
+        archive.extractall(place)
+    # what pip would take for an installed distribution
+    for folder in place.glob("*.dist-info"):
+        folder.rename(folder.with_suffix(".licence"))
+
+
+@contextmanager
+def _wheel(
+    beginning: str, project: dict[str, Any], platform: str
+) -> Iterator[tuple[zipfile.ZipFile, str, str]]:
+    """The wheel of a dependency for a platform, its tag and its version."""
+    (need,) = (each for each in project["dependencies"] if each.startswith(beginning))
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
-        command = [*pip, "--only-binary", ":all:", "--platform", platform, requirement]
+        command = [*pip, "--only-binary", ":all:", *_platforms(platform), need.partition(";")[0]]
         subprocess.run(command, check=True)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                path = Path(name)
-                library = path.parent.name == "lib" and path.suffix in SUFFIXES
-                if library and path.stem.removeprefix("lib") in LIBRARIES:
-                    (place / path.name).write_bytes(archive.read(name))
-                if path.name in ("LICENSE", "NOTICE") and ".dist-info" in name:
-                    (place / f"TVM-{path.name}").write_bytes(archive.read(name))
-        (place / "VERSION").write_text(f"{requirement.partition('==')[2]}\n")
-        return wheel.stem.split("-")[-1]
+            yield archive, wheel.stem.split("-")[-1], wheel.stem.split("-")[1]
+
+
+def _platforms(platform: str) -> list[str]:
+    """pip's options for wheels that run there, also those for older systems."""
+    system, _, machine = platform.partition("_2_28_")
+    older = (f"{system}_2_17_{machine}", f"{system}2014_{machine}") if machine else ()
+    return [word for name in (platform, *older) for word in ("--platform", name)]
 
 
 def _build(folder: Path, out: Path) -> None:

@@ -72,6 +72,20 @@ class Lines:
             )
 
 
+class Steps:
+    """A stage of so many steps: call it with how many are done now."""
+
+    def __init__(self, progress: Progress, stage: str, total: int) -> None:
+        self._progress = progress
+        self._stage = stage
+        self._done, self._total = 0, total
+        self(0)
+
+    def __call__(self, steps: int) -> None:
+        self._done += steps
+        self._progress(self._stage, self._done, self._total)
+
+
 def no_progress(stage: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from minicpm_mlc.base.choices import BUDGET_SCHEME, DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.interrupts import interrupts_told
-from minicpm_mlc.base.progress import Progress, no_progress
+from minicpm_mlc.base.progress import Progress, Steps, no_progress
 from minicpm_mlc.bundle.facts import Facts, TensorFact
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
 from minicpm_mlc.bundle.manifest import Manifest
@@ -149,10 +149,8 @@ def _fill(
     converted, and a machine that can't build it shows before all weights are read.
     """
     program = compilation.program()
-    progress("library", 0, 1)
     manifest = replace(compilation.manifest, params=[each.name for each in compilation.tensors])
-    _add_library(bundle, program, manifest, compilation.tensors)
-    progress("library", 1, 1)
+    _add_library(bundle, program, manifest, compilation.tensors, progress)
     rounded = calibration.run(progress) if calibration else {}
     convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
     add_companions(bundle, opened.files, manifest)
@@ -162,13 +160,18 @@ def _fill(
 
 
 def _add_library(
-    bundle: BundleWriter, program: Program, manifest: Manifest, tensors: list[TensorFact]
+    bundle: BundleWriter,
+    program: Program,
+    manifest: Manifest,
+    tensors: list[TensorFact],
+    progress: Progress,
 ) -> None:
     """The library, which tells its bundle from others, and the cases of its kernels."""
-    cases = to_bytes(program.cases())
+    steps = Steps(progress, "library", program.steps)
+    cases = to_bytes(program.cases(steps))
     facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
     with bundle.scratch() as scratch, temporary_files_in(scratch):
-        program.write(scratch, manifest.symbol_prefix, facts)
+        program.write(scratch, manifest.symbol_prefix, facts, steps)
         for library in program.target.libraries:
             bundle.add_file(library, scratch / library)
     bundle.add_file(KERNEL_CASES, cases)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from minicpm_mlc.compile.kernels import Kernels
 
 
-def kernel_cases(kernels: Kernels, module: Any) -> list[Case]:
-    """Cases of the PrimFuncs in an IRModule, under the names they have there."""
+def kernel_cases(
+    kernels: Kernels, module: Any, report: Callable[[int], object] = lambda steps: None
+) -> list[Case]:
+    """Cases of the PrimFuncs in an IRModule, under the names they have there; `report(1)` is called
+    after each.
+    """
     cases: list[Case] = []
     for variable, function in module.functions_items():
-        record = kernels.operator_of(function) if isinstance(function, PrimFunc) else None
-        if record:
+        if not isinstance(function, PrimFunc):
+            continue
+        if record := kernels.operator_of(function):
             cases += cases_of(variable.name_hint, record, kernels.traits)
+        report(1)
     return cases
 
 

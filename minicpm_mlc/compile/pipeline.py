@@ -4,6 +4,7 @@ fused or scheduled here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tvm import relax
 from tvm.ir import BaseFunc
 from tvm.relax import transform
 from tvm.relax.frontend import nn
+from tvm.tirx import PrimFunc
 
 from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
@@ -30,7 +32,9 @@ from minicpm_mlc.compile.system_library import prefixed
 from minicpm_mlc.ops.cpu.speed_limits import read_peak
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
+from minicpm_mlc.targets.lowering import each_kernel
 
+CODE = 3  # LLVM takes about three times as long as lowering
 PASSES = [
     transform.ToNonDataflow(),
     transform.RemovePurityChecking(),
@@ -57,21 +61,53 @@ class Program:
     target: Target
     kernels: Kernels
 
-    def cases(self) -> list[Case]:
-        """Calls to check each kernel with, and what comes out."""
-        return kernel_cases(self.kernels, self.module)
+    @property
+    def steps(self) -> int:
+        """How often `cases` and `write` call what they report to."""
+        return self._kernels * (1 + (1 + CODE) * len(self.target.libraries))
 
-    def write(self, folder: Path, prefix: str, facts: Facts) -> None:
+    @property
+    def _kernels(self) -> int:
+        return sum(isinstance(each, PrimFunc) for _, each in self.module.functions_items())
+
+    def cases(self, report: Callable[[int], object] = lambda steps: None) -> list[Case]:
+        """Calls to check each kernel with, and what comes out."""
+        return kernel_cases(self.kernels, self.module, report)
+
+    def write(
+        self,
+        folder: Path,
+        prefix: str,
+        facts: Facts,
+        report: Callable[[int], object] = lambda steps: None,
+    ) -> None:
         """Lower it, and write the target's libraries into `folder`, which give the `facts`.
 
-        In a static library the symbols begin with `prefix`, by which an app finds them.
+        In a static library the symbols begin with `prefix`, by which an app finds them. What LLVM
+        and the linker do is reported in one go, as CODE steps for each kernel.
         """
         module = self.module.clone()
         module[FACTS] = _constant(facts.to_text())
         for library in self.target.libraries:
             naming = [prefixed(prefix)] if is_static(library) else []
-            lowered = _compiled(module, self.target, [*PASSES, *naming])
+            lowering = _AtMost(self._kernels, report)  # shape functions are lowered too
+            with each_kernel(lowering.step):
+                lowered = _compiled(module, self.target, [*PASSES, *naming])
             self.target.export(lowered, str(folder / library))
+            report(lowering.left + CODE * self._kernels)
+
+
+@dataclass
+class _AtMost:
+    """Reports so many steps, one by one, and none after them."""
+
+    left: int
+    report: Callable[[int], object]
+
+    def step(self) -> None:
+        if self.left:
+            self.left -= 1
+            self.report(1)
 
 
 def build_program(

@@ -48,9 +48,12 @@ class CpuTarget:
         `minicpm-mlc devices` tells, ready for JSON.
         """
         native = CpuTarget.of("native")
-        present = this_host().features or frozenset()
+        present = this_host().features
+        if present is None:  # the system doesn't tell: what LLVM says of the processor
+            present = native.features
         levels = {
-            name: set(CpuTarget.of(name).features) <= present for name in native.platform.levels
+            name: set(CpuTarget.of(name).features) <= set(present)
+            for name in native.platform.levels
         }
         return {"native": native.cpu, "features": list(native.features), "levels": levels}
 

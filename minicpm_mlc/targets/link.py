@@ -36,7 +36,10 @@ _THREADS = (
     "__register_atfork",
 )
 _MACH_O = ("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/model.dylib")
-_PE = ("-Wl,--no-entry",)  # nothing is to be done when a process loads it
+_PE = (
+    "-Wl,--no-entry",  # nothing is to be done when a process loads it
+    "-Wl,-Brepro",  # a hash in the place of the time
+)
 ARM64_LEVELS = ("generic", "cortex-a76", "neoverse-n1")
 X86_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 
@@ -117,6 +120,7 @@ PLATFORMS = {
                 "SwitchToThread",
             ),
             "api-ms-win-core-synch-l1-2-0.dll": ("WaitOnAddress", "WakeByAddressAll"),
+            "msvcrt.dll": ("memcpy", "memmove", "memset"),
         },
         X86_LEVELS,
     ),

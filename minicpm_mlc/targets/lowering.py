@@ -9,9 +9,23 @@ share memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
+
+_kernel_lowered: ContextVar[Callable[[], object]] = ContextVar("kernel", default=lambda: None)
+
+
+@contextmanager
+def each_kernel(report: Callable[[], object]) -> Iterator[None]:
+    """Has `report` called after each kernel that is lowered within the block."""
+    token = _kernel_lowered.set(report)
+    try:
+        yield
+    finally:
+        _kernel_lowered.reset(token)
 
 
 @cache
@@ -54,7 +68,13 @@ def _registered(name: str, before: list[Callable[[], Any]], after: list[Callable
             transform.SplitHostDevice(),
             transform.MakePackedAPI(),
         ]
-        return tvm.ir.transform.Sequential(passes)(module)
+        lower_one = tvm.ir.transform.Sequential(passes)
+        lowered: dict[Any, Any] = {}
+        for variable, function in module.functions_items():
+            alone = tvm.IRModule({variable: function}, attrs=module.attrs)
+            lowered |= dict(lower_one(alone).functions_items())
+            _kernel_lowered.get()()
+        return tvm.IRModule(lowered, attrs=module.attrs)
 
     stock.register_tir_pipeline(
         name, lambda: (lower, stock.finalize_host_passes, stock.finalize_device_passes)

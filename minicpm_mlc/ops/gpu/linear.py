@@ -35,6 +35,7 @@ from minicpm_mlc.ops.tir import Buffer, Expr
 
 FEW_ROWS = ((2, 1), (16, 2))  # up to so many rows of x, so many stream by together
 SHARERS = 4  # threads that share a group of columns
+UNROLLED = 4  # turns of a thread through a group whose loads are asked for together
 ABREAST = THREADS // SHARERS  # groups that a workgroup reads at once
 TILE = (
     64  # rows of x, and of W, that a workgroup multiplies: its two tiles of 32 columns fill 16 KiB
@@ -108,7 +109,8 @@ class Product:
             with T.serial((self.k // GROUP - own + ABREAST - 1) // ABREAST) as turn:
                 g = T.Bind(turn * ABREAST + own)
                 parts = [_Part(rows, scheme.has_minimum) for _ in range(scheme.halves)]
-                with T.unroll(words.steps // SHARERS) as i:
+                turns = words.steps // SHARERS
+                with (T.unroll if turns <= UNROLLED else T.serial)(turns) as i:
                     step = T.Bind(i * SHARERS + q)
                     for half, numbers in enumerate(words.column(block, g, step)):
                         xs = [T.Bind(self.x[row, g * GROUP + half * 16 + step]) for row in at]
@@ -227,6 +229,6 @@ class _Part:
             at = r * LANES + lane
             part = self.products[at]
             part = part if terms.scale is None else part * terms.scale
-            if terms.minimum is not None:
+            if terms.minimum is not None and self.inputs is not None:
                 part = part + terms.minimum * self.inputs[r]
             accumulate(sums, at, part)

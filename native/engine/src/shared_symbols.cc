@@ -7,9 +7,9 @@
 namespace minicpm {
 
 void ShareSymbols() {
-  if (dlsym(RTLD_DEFAULT, "TVMFFIErrorSetRaisedFromCStrParts")) return;
   Dl_info self;
-  if (dladdr(reinterpret_cast<void*>(&minicpm_version), &self)) dlopen(self.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+  if (!dladdr(reinterpret_cast<void*>(&minicpm_version), &self)) return;  // a static program
+  dlopen(self.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);           // null for the program itself, which shows them
 }
 
 }  // namespace minicpm
