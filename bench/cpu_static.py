@@ -65,9 +65,9 @@ LEVELS = {
 STACK = {
     **dict.fromkeys(["w4", "w4a", "w8", "swiglu w4", "swiglu w4a", "float32 peak", "int8 peak"], 4),
     "w4k": 8,
-    "w5k": 16,
+    "w5k": 18,
     "w6": 64,
-    **dict.fromkeys(["decode f16", "decode int8", "prefill f16"], 30),
+    **dict.fromkeys(["decode f16", "decode int8", "prefill f16"], 44),
     "float32 w4": 180,
 }
 

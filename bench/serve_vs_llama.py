@@ -7,27 +7,23 @@ Sides take turns, each in a process of its own, on the same random prompts, gree
 speculation:
 
 - minicpm-mlc: its server, asked over HTTP;
-- llama.cpp: its library, all sequences in one batch as in its own server, without HTTP;
-- llama-cpp-python: its server (pip install 'llama-cpp-python[server]'), which answers one request
-  at a time; left out where it is not installed.
+- llama.cpp: its library, all sequences in one batch as in its own server, without HTTP.
+
+llama-cpp-python's server is no side: it answers one request at a time, and takes no token ids.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import multiprocessing
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,37 +133,6 @@ def batched(pipe: object, path: str, load: Load, threads: int) -> None:
         pipe.send(side.answer(*pipe.recv()))  # type: ignore[attr-defined]
 
 
-@contextmanager
-def llama_cpp_python(path: str, load: Load, threads: int) -> Iterator[str]:
-    """Its server, and its host and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"model": path, "port": port, "n_ctx": load.context}
-    options |= {"n_threads": threads, "n_threads_batch": threads, "verbose": False}
-    command = [sys.executable, "-m", "llama_cpp.server"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://{address}/v1/models").close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def has_server() -> bool:
-    """Whether llama-cpp-python's is installed with what it needs."""
-    needed = ("fastapi", "sse_starlette", "pydantic_settings", "starlette_context")
-    return all(importlib.util.find_spec(name) for name in needed)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -217,10 +182,6 @@ def measure(
             for name, answer in sides.items():
                 time.sleep(0.5)  # another side's threads wait for work spinning
                 times[name].append(answer(load.prompts(vocab, repeat)))
-    if has_server():
-        with llama_cpp_python(gguf, load, threads) as address:
-            prompts = [load.prompts(vocab, repeat) for repeat in range(repeats)]
-            times["llama-cpp-python"] = [over_http(address, p, load.tokens) for p in prompts]
     return times
 
 

@@ -101,8 +101,8 @@ def test_a_measurement_gets_its_options(
         ("--attention-only --new-tokens 64", "bench --attention-only does not use --new-tokens"),
         ("--attention-only --attention auto", "bench --attention-only does not use --attention"),
         (
-            "B --operators --random-cache --prompt-tokens 512",
-            "bench --operators does not use --prompt-tokens, --random-cache",
+            "B --operators --random-cache --new-tokens 5",
+            "bench --operators does not use --new-tokens, --random-cache",
         ),
         (
             "B --operators --plot x.svg",

@@ -75,3 +75,10 @@ def test_a_fault_names_level_kernel_and_floor(monkeypatch):
     spilled, few = cpu_static.faults("avx2", "w4")
     assert spilled.startswith("avx2 w4: 5 stack accesses in a loop of 640 products")
     assert few == "avx2 w4: 6.4 products an instruction; the floor is 7.1"
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("level", cpu_static.LEVELS)
+def test_no_kernel_of_a_level_falls_below_its_floor(level):
+    kernels = [kernel for kernel in cpu_static.KERNELS if kernel not in ("w4", *CHECKED[level])]
+    assert [fault for kernel in kernels for fault in cpu_static.faults(level, kernel)] == []

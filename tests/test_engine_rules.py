@@ -72,3 +72,10 @@ def test_which_roles_a_template_has_rules_for(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_templates_that_do_more_are_refused_by_what_they_do(name):
     assert REFUSED[name] in chat_rules(template(name), TOKENIZER)["refused"]
+
+
+def test_a_template_that_takes_long_or_refuses_all_is_refused(monkeypatch):
+    raising = ChatTemplate("{{ raise_exception('no') }}", "<s>", "</s>", None)
+    assert "no" in chat_rules(raising, TOKENIZER)["refused"]
+    monkeypatch.setattr("minicpm_mlc.compile.chat_rules.SECONDS", -1.0)
+    assert "too long" in chat_rules(template("CHATML"), TOKENIZER)["refused"]

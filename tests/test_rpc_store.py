@@ -101,7 +101,7 @@ def test_rob_27_what_was_damaged_since_it_came_is_sent_again(tmp_path: Path, lef
     assert uploaded(tmp_path).missing(WANTED) == {}
 
 
-def test_rob_27_a_damaged_bundle_is_mended_when_its_client_comes_again(
+def test_rob_27_a_damaged_bundle_is_repaired_when_its_client_comes_again(
     tmp_path: Path, tiny_bundle: Any
 ) -> None:
     bundle = tiny_bundle("MiniCPM4.1-8B", "w4", sparse=NARROW).path

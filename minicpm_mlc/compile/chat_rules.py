@@ -5,14 +5,15 @@ messages, found out by rendering and checked against the template on generated c
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from minicpm_mlc.base.errors import TemplateError
+from minicpm_mlc.base.errors import BundleError, TemplateError
 from minicpm_mlc.prompt.prompt_tokens import beginning
 from minicpm_mlc.prompt.template import ROLES, ChatTemplate, Message, switch_name
 
@@ -26,9 +27,11 @@ ROLES_AND_LAST = (
     (ROLES[1:3], ("user",)),
 )
 MARK = "\ue000{}\ue001"  # stands for a message; no template writes these characters
+MORE = "the chat template does more than put texts around messages"
 SPACES = " \n"  # around a message, to see whether the template strips it
 CONVERSATIONS = 150  # that are generated to check rules with
 LONGEST = 7  # messages
+SECONDS = 10.0  # of rendering; published templates take 0.1
 TEXTS = (
     "Hello",
     "",
@@ -63,6 +66,11 @@ class ChatRules:
     between: dict[str, dict[str, str]]
     end: dict[str, dict[str, str]]
 
+    @property
+    def switches(self) -> tuple[bool | None, ...]:
+        """What the thinking switch can say."""
+        return (None, True, False) if self.can_switch_thinking else (None,)
+
     def render(self, messages: Sequence[Message], think: bool | None) -> str | None:
         """What they make of prepared messages; None where they have no text for a role's place."""
         roles = [message["role"] for message in messages]
@@ -79,6 +87,9 @@ class ChatRules:
         return "".join(a + b for a, b in zip(parts, [*texts, ""], strict=True))
 
 
+Render = Callable[[list[Message], bool | None], str]  # ChatTemplate.rendered, for some time
+
+
 class Misfit(Exception):
     """Why no texts around messages do what a template does."""
 
@@ -89,41 +100,50 @@ def chat_rules(template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, Any]:
         return {"refused": missing}
     if "strftime_now" in template.source:
         return {"refused": "the chat template writes the date, which this engine doesn't"}
-    why = "it has no text for a user's message"
+    try:
+        return asdict(_fitting(template, tokenizer))
+    except (Misfit, TemplateError, BundleError) as misfit:
+        return {"refused": f"{MORE}: {misfit!s:.300}"}
+
+
+def _fitting(template: ChatTemplate, tokenizer: Tokenizer) -> ChatRules:
+    """The rules of as many roles as can be. Raises Misfit, TemplateError or BundleError."""
+    end = time.monotonic() + SECONDS
+
+    def render(messages: list[Message], think: bool | None) -> str:
+        if time.monotonic() > end:
+            raise Misfit("it takes too long to render")
+        return template.rendered(messages, think)
+
+    strips = _strips(render)
+    first = template.beginning(tokenizer)
+    why = Misfit()
     for roles, last in ROLES_AND_LAST:
+        texts = {role: {} for role in roles}, {role: {} for role in last}
+        rules = ChatRules(
+            template.can_switch_thinking, template.takes_markers, strips, first, {}, *texts
+        )
         try:
-            return asdict(_checked(_derived(template, tokenizer, roles, last), template, last))
-        except (Misfit, TemplateError) as misfit:
-            why = str(misfit)
-    return {"refused": f"the chat template does more than put texts around messages: {why:.300}"}
+            _derive(rules, render)
+            return _checked(rules, render, last)
+        except Misfit as misfit:
+            why = misfit
+    raise why
 
 
-def _derived(
-    template: ChatTemplate, tokenizer: Tokenizer, roles: Sequence[str], last: Sequence[str]
-) -> ChatRules:
-    switches = (None, True, False) if template.can_switch_thinking else (None,)
-    strips = _strips(template)
-    rules = ChatRules(
-        template.can_switch_thinking,
-        template.takes_markers,
-        strips,
-        template.beginning(tokenizer),
-        {},
-        {role: {} for role in roles},
-        {role: {} for role in last},
-    )
-    for path in _paths(roles):
-        for think in switches:
-            texts = _around(template, path, think, strips)
+def _derive(rules: ChatRules, render: Render) -> None:
+    """Fills in the texts, from short conversations. Raises Misfit."""
+    for path in _paths([*rules.between]):
+        for think in rules.switches:
+            texts = _around(render, path, think)
             if texts is None:
                 continue
             first, *between, end = texts
             _keep(rules.start, path[0], first)
             for (one, other), text in zip(pairwise(path), between, strict=True):
                 _keep(rules.between[one], other, text)
-            if path[-1] in last:
+            if path[-1] in rules.end:
                 _keep(rules.end[path[-1]], switch_name(think), end)
-    return rules
 
 
 def _paths(roles: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -139,16 +159,14 @@ def _paths(roles: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield ("user", *pair, "user")
 
 
-def _around(
-    template: ChatTemplate, path: Sequence[str], think: bool | None, strips: bool
-) -> list[str] | None:
+def _around(render: Render, path: Sequence[str], think: bool | None) -> list[str] | None:
     """The texts before, between and behind the messages of a conversation; None where the template
     refuses it.
     """
     marks = [MARK.format(i) for i in range(len(path))]
     messages = [{"role": role, "content": mark} for role, mark in zip(path, marks, strict=True)]
     try:
-        rest = template.rendered(messages, think)
+        rest = render(messages, think)
     except TemplateError:
         return None
     texts = []
@@ -168,27 +186,26 @@ def _keep(texts: dict[str, str], key: str, text: str) -> None:
         raise Misfit(f"it writes {texts[key]!r:.60} or {text!r:.60} beside {key}")
 
 
-def _strips(template: ChatTemplate) -> bool:
+def _strips(render: Render) -> bool:
     mark = MARK.format(0)
     spaced = SPACES + mark + SPACES[::-1]
-    text = template.rendered([{"role": "user", "content": spaced}], None)
+    text = render([{"role": "user", "content": spaced}], None)
     return spaced not in text
 
 
-def _checked(rules: ChatRules, template: ChatTemplate, last: Sequence[str]) -> ChatRules:
+def _checked(rules: ChatRules, render: Render, last: Sequence[str]) -> ChatRules:
     """The rules, once they make what the template makes. Raises Misfit."""
-    switches = (None, True, False) if rules.can_switch_thinking else (None,)
     draw = random.Random(0)
     checked = 0
     for number in range(CONVERSATIONS):
         roles = _some_roles(draw, [*rules.between], last, 1 + number % LONGEST)
         messages = [{"role": role, "content": draw.choice(TEXTS)} for role in roles]
-        think = draw.choice(switches)
+        think = draw.choice(rules.switches)
         by_rules = rules.render(messages, think)
         if by_rules is None:
             continue
         checked += 1
-        if _render(template, messages, think) != by_rules:
+        if _rendered(render, messages, think) != by_rules:
             raise Misfit(f"a conversation of {', '.join(roles)} comes out otherwise")
     if "user" not in rules.start or checked < CONVERSATIONS // 5:
         raise Misfit("it takes few conversations")
@@ -204,9 +221,9 @@ def _some_roles(
     return [draw.choice(roles) for _ in range(length - 1)] + [draw.choice(last)]
 
 
-def _render(template: ChatTemplate, messages: list[Message], think: bool | None) -> str | None:
+def _rendered(render: Render, messages: list[Message], think: bool | None) -> str | None:
     try:
-        return template.rendered(messages, think)
+        return render(messages, think)
     except TemplateError:
         return None
 

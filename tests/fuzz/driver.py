@@ -8,7 +8,7 @@ A target has `seeds() -> list[bytes]`, the first of them without a fault, and `r
 which does with a file of a stranger what the product does with it. It may raise MiniCPMError. Any
 other exception, more than SECONDS or more than MEGABYTES is a crash; its input is written to
 --crashes, and the exit status is 1. A target that is a READER may take 4 bytes for each of its
-input, and 64 MB. A crash that was mended goes to corpus/NAME, where every run
+input, and 64 MB. A crash that was fixed goes to corpus/NAME, where every run
 tries it.
 """
 
