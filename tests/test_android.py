@@ -25,7 +25,7 @@ from minicpm_mlc.compile import compile_model
 from minicpm_mlc.ops.gpu.kernel import THREADS
 from minicpm_mlc.targets.link import PLATFORMS, link, zig
 
-PREFIX = "MiniCPM4_1_demo_w4_"
+PREFIX = "MiniCPM4_1_demo_w4a_"
 KERNEL = """
 #include <stdint.h>
 typedef struct { int32_t type, size; int64_t value; } Any;
@@ -83,12 +83,12 @@ def test_the_shared_library_names_what_it_needs_and_fits_large_pages(bundle: Pat
 def test_the_objects_register_themselves_under_their_prefix(bundle: Path):
     with tarfile.open(bundle / "model.tar") as tar:
         objects = {m.name: read_object(tar.extractfile(m).read()) for m in tar.getmembers()}  # type: ignore[union-attr]
-    assert sorted(objects) == ["MiniCPM4_1_demo_w4_devc.o", "lib0.o"]
+    assert sorted(objects) == ["MiniCPM4_1_demo_w4a_devc.o", "lib0.o"]
     assert all(o.machine == AARCH64 for o in objects.values())
     defined = set[str]().union(*(o.defined for o in objects.values()))
     outside = set[str]().union(*(o.undefined for o in objects.values())) - defined
-    assert "MiniCPM4_1_demo_w4___tvm_ffi__library_bin" in defined
-    assert all("MiniCPM4_1_demo_w4_" in name for name in defined if "tvm_ffi" in name)
+    assert "MiniCPM4_1_demo_w4a___tvm_ffi__library_bin" in defined
+    assert all("MiniCPM4_1_demo_w4a_" in name for name in defined if "tvm_ffi" in name)
     assert "TVMFFIEnvModRegisterSystemLibSymbol" in outside
     assert {name for name in outside if not name.startswith("TVM")} <= {
         "memcpy",
@@ -115,7 +115,7 @@ def test_an_app_that_links_the_objects_answers(tmp_path: Path, monkeypatch: pyte
     link(here, str(tmp_path / "app.so"), [str(path) for path in sorted(tmp_path.glob("*.o"))])
     ctypes.CDLL(str(tmp_path / "app.so"), mode=ctypes.RTLD_GLOBAL)
     monkeypatch.setattr(
-        runtime.tvm_ffi, "load_module", lambda *_, **__: tvm_ffi.system_lib("MiniCPM4_1_demo_w4_")
+        runtime.tvm_ffi, "load_module", lambda *_, **__: tvm_ffi.system_lib("MiniCPM4_1_demo_w4a_")
     )
     with Engine(tmp_path / "bundle", context=512) as engine:
         answer = engine.chat(

@@ -64,7 +64,6 @@ def _registered(name: str, before: list[Callable[[], Any]], after: list[Callable
             *(each() for each in after),
             transform.CommonSubexprElim(),
             transform.VerifyMemory(),
-            transform.AnnotateEntryFunc(),
             transform.SplitHostDevice(),
             transform.MakePackedAPI(),
         ]

@@ -63,7 +63,8 @@ class Quantiser:
             T.Select(largest < constant(SMALLEST), T.float32(0), T.float32(LARGEST) / largest)
         )
         for i in range(QUAD):
-            T.buffer_store(values, values[i] * inverse + constant(WHOLE), [i])
+            T.buffer_store(values, values[i] * inverse, [i])  # a statement: no fused addition
+            T.buffer_store(values, values[i] + constant(WHOLE), [i])
             T.buffer_store(bits, T.reinterpret(values[i], dtype="int32") - WHOLE_BITS, [i])
         g, place = T.Bind(word // WORDS), T.Bind(word % WORDS)
         low, high = self.factors
