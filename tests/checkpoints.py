@@ -44,9 +44,10 @@ TINY: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
     },
 }
-# Settings of sparse attention, few so that tests share bundles: a row reads 6 blocks, or 3.
+# Settings of sparse attention, few so that tests share bundles: a row reads 6 blocks,
+# or 4, of which one is chosen by its score.
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=384)
-NARROW = SparseConfig(init_blocks=1, window_size=64, topk=2, dense_len=256)
+NARROW = SparseConfig(init_blocks=1, window_size=64, topk=3, dense_len=256)
 # LongRoPE factors as the config.json files have them, digit by digit: model -> "native" and "128K".
 PUBLISHED_ROPE: dict[str, dict[str, list[float]]] = json.loads(
     (Path(__file__).parent / "published_rope_factors.json").read_text()

@@ -342,9 +342,9 @@ def test_another_device_or_cpu_is_refused(place, target, why):
         (Host("linux", "aarch64", frozenset()), "cpu", "--device linux-arm64"),
         (Host("linux", "aarch64", frozenset()), "cuda", "--device linux-arm64 --gpu cuda"),
         (Host("android", "aarch64", frozenset()), "opencl", "--device android"),
-        (Host("darwin", "aarch64", None), "cpu", "--device metal"),
+        (Host("darwin", "aarch64", None), "cpu", "--device macos-arm64"),
         (Host("ios", "aarch64", None), "metal", "--device ios"),
-        (Host("windows", "x86_64", None), "cpu", "--device DEVICE; minicpm-mlc devices lists them"),
+        (Host("windows", "x86_64", None), "cpu", "--device windows-x64"),
     ],
 )
 @pytest.mark.skipif(

@@ -269,7 +269,9 @@ def test_compile_refuses_before_it_writes(tmp_path):
 
 def test_a_random_head_is_forecast_for_a_published_shape():
     def forecast(**options: Any) -> Any:
-        return compile_model("MiniCPM4.1-8B", random_weights=True, dry_run=True, **options)
+        return compile_model(
+            "MiniCPM4.1-8B", scheme="w4", random_weights=True, dry_run=True, **options
+        )
 
     plain, small, large = (
         forecast(),

@@ -170,7 +170,8 @@ class FastSampler(Sampler):
     def begin(self) -> None:
         """Another answer, with the random numbers that come next."""
         self._counts[:], self._seen[:] = 0, False
-        self._seen[PROMPT] = True
+        if self._seen.size:  # which only penalties need
+            self._seen[PROMPT] = True
 
     def probabilities(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         state = logits.tobytes(), self._counts.tobytes()

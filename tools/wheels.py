@@ -103,12 +103,11 @@ def _write(folder: Path, project: dict[str, Any], build: str) -> None:
     folder.mkdir(parents=True)
     scripts = project.get("scripts", {}) if project["name"] == "minicpm-mlc-runtime" else {}
     project = {key: value for key, value in project.items() if key not in ("dynamic", "scripts")}
-    extras, urls = project.pop("optional-dependencies"), project.pop("urls")
+    extras = project.pop("optional-dependencies")
     extras = {name: needs for name, needs in extras.items() if name not in ("dev", "docs")}
     tables = {
         "project": project,
         "project.optional-dependencies": extras,
-        "project.urls": urls,
         "project.scripts": scripts,
     }
     text = BACKEND + "\n".join(_table(name, values) for name, values in tables.items())
