@@ -54,7 +54,7 @@ def test_every_weight_is_counted_once_in_a_step(engine):
     assert 0 < sum(row.seconds for row in rows) and seconds > 0
 
 
-@pytest.mark.parametrize(("depth", "read", "present"), [(100, 2, 2), (500, 3, 8)])
+@pytest.mark.parametrize(("depth", "read", "present"), [(100, 2, 2), (500, 4, 8)])
 def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, present):
     fill_cache(engine, depth)
     _, rows = decode_operators(engine, repeats=1)
