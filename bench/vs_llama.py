@@ -221,6 +221,27 @@ def compare(args: argparse.Namespace) -> Comparison:
     return Comparison(config.name, cpu_name(), limits, agreed, load, command, rows, weights, told)
 
 
+def add_measuring_options(
+    parser: argparse.ArgumentParser, depths: list[int], new_tokens: int, repeats: int
+) -> None:
+    """What to measure, how often and how to print it, with these defaults."""
+    shown = ",".join(map(str, depths))
+    parser.add_argument("--depth", dest="depths", type=number_list, default=depths, help=shown)
+    parser.add_argument(
+        "--random-cache",
+        action="store_true",
+        help="fill the cache with random numbers, not by a prefill",
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out"
+    )
+    parser.add_argument("--new-tokens", type=int, default=new_tokens, help="0 leaves decode out")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -246,25 +267,10 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/bench"), help="where bundle and GGUF are kept"
     )
-    parser.add_argument(
-        "--depth", dest="depths", type=number_list, default=[0, 1024, 8192], help="0,1024,8192"
-    )
-    parser.add_argument(
-        "--random-cache",
-        action="store_true",
-        help="fill the cache with random numbers, not by a prefill",
-    )
-    parser.add_argument(
-        "--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out"
-    )
-    parser.add_argument("--new-tokens", type=int, default=64, help="0 leaves decode out")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=physical_cores())
+    add_measuring_options(parser, depths=[0, 1024, 8192], new_tokens=64, repeats=5)
     parser.add_argument(
         "--prepare", action="store_true", help="only build what is missing in --work"
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     try:
         if args.prepare:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shapes import shape, write_source
 from sides import Remote, ours
-from vs_llama import compile_unless_there, number_list
+from vs_llama import add_measuring_options, compile_unless_there
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.text import markdown_table, plain_table
@@ -34,7 +34,7 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.compile.state import bytes_per_token, model_state
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.runtime_py.gears import Gears
-from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
+from minicpm_mlc.runtime_py.machine import cpu_name
 
 PAIRS = {"8B": ("MiniCPM4.1-8B", "Qwen3-8B"), "0.5B": ("MiniCPM4-0.5B", "Qwen3-0.6B")}
 
@@ -168,22 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/bench"), help="where the bundles are kept"
     )
-    parser.add_argument(
-        "--depth", dest="depths", type=number_list, default=[0, 8192, 32768], help="0,8192,32768"
-    )
-    parser.add_argument(
-        "--random-cache",
-        action="store_true",
-        help="fill the cache with random numbers, not by a prefill",
-    )
-    parser.add_argument(
-        "--prompt-tokens", type=number_list, default=[512], help="512,2048; 0 leaves prefill out"
-    )
-    parser.add_argument("--new-tokens", type=int, default=16, help="0 leaves decode out")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
+    add_measuring_options(parser, depths=[0, 8192, 32768], new_tokens=16, repeats=3)
     args = parser.parse_args()
     try:
         result = compare(args)

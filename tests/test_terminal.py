@@ -119,9 +119,9 @@ SLOW = """
 import time
 class Slow(list):
     def __iter__(self):
-        for event in [("answer", "Once "), None, ("answer", "upon")]:
-            time.sleep(0.7) if event is None else None
-            if event: yield event
+        yield "answer", "Once "
+        time.sleep(0.7)
+        yield "answer", "upon"
 """
 
 
@@ -130,9 +130,7 @@ class Conversation:
 
     def __init__(self, *command: str, **env: str) -> None:
         given = environment("", **env)
-        given["CODE"] = given["CODE"].replace(
-            "events = [", f"{SLOW}\nevents = Slow() if True else ["
-        )
+        given["CODE"] = SLOW + given["CODE"].replace("FakeEngine(events)", "FakeEngine(Slow())")
         self.master, slave = pty.openpty()
         self.shown = b""
         self.process = subprocess.Popen(
