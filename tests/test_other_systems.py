@@ -4,6 +4,7 @@ and this package where `platform` and `os` answer as they do there. Nothing here
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from mach_o import DYLIB, MACOS, read_mach_o
+from mach_o_rules import broken_rules
 from pe import ANY_ADDRESS, NO_EXECUTE, read_pe
 
 from minicpm_mlc.base.errors import CompileError
@@ -85,6 +87,30 @@ def test_a_mac_library_keeps_to_the_mach_o_format(compiled_for: Any) -> None:
         ),
         *("pthread_self", "sched_yield"),
     }
+
+
+def test_macos_maps_a_library_for_it(compiled_for: Any) -> None:
+    assert broken_rules((compiled_for("macos-arm64") / "model.dylib").read_bytes()) == []
+
+
+def changed(data: bytes, at: int, form: str, value: int) -> bytes:
+    copy = bytearray(data)
+    struct.pack_into(form, copy, at, value)
+    return bytes(copy)
+
+
+def test_a_library_that_macos_would_refuse_is_noticed(compiled_for: Any) -> None:
+    data = (compiled_for("macos-arm64") / "model.dylib").read_bytes()
+    text = 32  # __TEXT, the first command
+    for wrong, said in [
+        (changed(data, 4096, "<Q", 1), "page 0 has another hash than its signature"),
+        (changed(data, text + 32, "<Q", 1 << 40), "__TEXT and __DATA_CONST overlap"),
+        (changed(data, text + 60, "<I", 7), "__TEXT has other rights than such a segment"),
+        (changed(data, text + 40, "<Q", 8), "__TEXT doesn't begin at a page"),
+        (changed(data, 20, "<I", 8), "the commands' sizes don't add up to the header's"),
+        (data + bytes(16), "the code signature is not aligned, or not the file's end"),
+    ]:
+        assert said in broken_rules(wrong)
 
 
 @pytest.mark.parametrize(
