@@ -82,7 +82,9 @@ def _segment(body: bytes) -> Segment:
     name, address, size, at, length, may, is_now, count = struct.unpack_from("<16s4Q3I", body, 8)
     sections = []
     for i in range(count):
-        section, _, start, long, offset, power = struct.unpack_from("<16s16s2Q2I", body, 72 + 80 * i)
+        section, _, start, long, offset, power = struct.unpack_from(
+            "<16s16s2Q2I", body, 72 + 80 * i
+        )
         sections.append((section.rstrip(b"\0").decode(), start, long, offset, 1 << power))
     plain = name.rstrip(b"\0").decode()
     return Segment(plain, address, size, at, length, may, is_now, tuple(sections))
@@ -144,7 +146,9 @@ def _of_linked_data(commands: list[tuple[int, bytes]], linkedit: Segment) -> lis
 
 def _of_signature(data: bytes, commands: list[tuple[int, bytes]]) -> list[str]:
     """Every page's hash, as macOS compares it when the page is first touched."""
-    places = [struct.unpack_from("<2I", body, 8) for number, body in commands if number == SIGNATURE]
+    places = [
+        struct.unpack_from("<2I", body, 8) for number, body in commands if number == SIGNATURE
+    ]
     if len(places) != 1:
         return ["there is not one code signature"]
     at, size = places[0]

@@ -26,7 +26,7 @@ from minicpm_mlc.targets.link import _import_library, zig
 
 ROOT = Path(__file__).parents[1] / "build" / "windows"
 DRIVER = Path(__file__).with_name("windows_driver.c")
-WINE = shutil.which("wine64") or shutil.which("wine")
+WINE = shutil.which("wine64", path=f"{os.environ.get('PATH', '')}:/usr/lib/wine")
 USED = {  # by the driver
     "tvm_ffi.dll": (
         "TVMFFIErrorMoveFromRaised",
@@ -48,7 +48,7 @@ ORDER = [2, 0, 3, 1]
 
 pytestmark = pytest.mark.skipif(
     WINE is None or not (ROOT / "tvm_runtime.dll").exists(),
-    reason="no wine, or no TVM for Windows: sh tools/windows_root.sh build/windows .venv/bin/python",
+    reason="no wine, or no TVM for Windows: make devices",
 )
 
 

@@ -18,6 +18,7 @@ class Chunks:
     def __init__(self, page_size: int) -> None:
         self._page = page_size
         self._seconds = Average()  # of one token
+        self._latest = 0.0  # the same of the last chunk alone
 
     @property
     def most(self) -> int:
@@ -29,13 +30,16 @@ class Chunks:
 
     @property
     def watched(self) -> int:
-        """The same while a person watches: what takes STALL_SECONDS, from the first chunk on."""
+        """The same while a person watches: what takes STALL_SECONDS, from the first chunk on, also
+        where the machine has just become slower.
+        """
         if not self._seconds.value:
             return WATCHED
-        tokens = int(STALL_SECONDS / self._seconds.value)
-        return self.most if tokens >= self._page else max(WATCHED, tokens)
+        tokens = int(STALL_SECONDS / max(self._seconds.value, self._latest))
+        return max(WATCHED, tokens if tokens < self._page else tokens // self._page * self._page)
 
     def took(self, tokens: int, seconds: float) -> None:
         """A chunk was computed."""
         if tokens >= FEW:
-            self._seconds.add(seconds / tokens)
+            self._latest = seconds / tokens
+            self._seconds.add(self._latest)
