@@ -14,7 +14,9 @@ from minicpm_mlc.cli.trust import trust_options
 
 
 @click.command(
-    cls=Command, **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4a-cpu --depth 0,1024 --markdown")
+    cls=Command,
+    short_help="Measure tokens/s, beside the limits of the hardware.",
+    **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4a-cpu --depth 0,1024 --markdown"),
 )
 @click.argument("bundle", type=click.Path(), required=False)
 @click.option(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
+    short_help="Talk to a bundle, or ask it one question.",
     **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4a-cpu --prompt "What is a page table?"'),
 )
 @click.argument("bundle", type=click.Path())

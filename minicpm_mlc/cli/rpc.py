@@ -52,6 +52,7 @@ def remote_machine(
 @click.command(
     "rpc-server",
     cls=Command,
+    short_help="Let other machines run bundles here.",
     **example("minicpm-mlc rpc-server --host 0.0.0.0 --key-file ~/rpc-key"),
 )
 @click.option(

@@ -13,7 +13,11 @@ from minicpm_mlc.cli.options import ATTENTION
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"))
+@click.command(
+    cls=Command,
+    short_help="Answer the APIs of OpenAI, Anthropic and Ollama.",
+    **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"),
+)
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", default=choices.SERVE_PORT, help="0 is any free one.")
