@@ -135,8 +135,7 @@ class ChatSession:
 
     def saved(self) -> Saved:
         """The conversation as it is written to files."""
-        pinned = [i for i, m in enumerate(self.messages) if any(m is each for each in self.pinned)]
-        return Saved(self.messages, self.options, pinned)
+        return Saved.of(self.messages, self.options, self.pinned)
 
     def load(self, saved: Saved) -> None:
         """Goes on with another conversation, its settings and its system prompt."""
@@ -155,9 +154,9 @@ class ChatSession:
 
     def _answer(self, turn: list[Message], pinned: list[Message]) -> str:
         """Streams the answer to the last message of `turn`, which then is the conversation."""
-        options = dict(self.options)
-        if options.pop("overflow", "error") == "drop_oldest":
-            turn = self._dropped_oldest(turn, pinned)
+        turn, options = fitted(
+            self.engine, turn, pinned, self.options, lambda note: self.write(note, "note")
+        )
         answer = ""
         stopped = False
         try:
@@ -183,14 +182,6 @@ class ChatSession:
         self._after_answer(answer, stopped)
         return answer
 
-    def _dropped_oldest(self, turn: list[Message], pinned: list[Message]) -> list[Message]:
-        places = [i for i, m in enumerate(turn) if any(m is each for each in pinned)]
-        engine, most = self.engine, self.options.get("max_tokens")
-        kept = kept_messages(turn, engine.count, engine.context, places, most)
-        if gone := len(turn) - len(kept):
-            self.write(f"the context is full: the oldest {gone} messages are left out", "note")
-        return [turn[i] for i in kept]
-
     def _after_answer(self, answer: str, stopped: bool) -> None:
         stats = self.engine.stats
         kept = "what was said is kept" if answer else "without an answer the question is not kept"
@@ -210,6 +201,27 @@ class ChatSession:
         if answer and self.kept_in:
             with suppress(SessionError):  # a full disk costs --continue, not the chat
                 self.saved().write(self.kept_in)
+
+
+def fitted(
+    engine: Engine,
+    turn: list[Message],
+    pinned: list[Message],
+    options: dict[str, Any],
+    note: Callable[[str], object],
+) -> tuple[list[Message], dict[str, Any]]:
+    """The messages that are sent, by the option `overflow`, and the other options; `note` is told
+    what is left out. `pinned` are those of `turn` that stay.
+    """
+    options = dict(options)
+    if options.pop("overflow", "error") != "drop_oldest":
+        return turn, options
+    places = [i for i, m in enumerate(turn) if any(m is each for each in pinned)]
+    most = options.get("max_tokens")
+    kept = kept_messages(turn, engine.count, engine.context, places, most)
+    if gone := len(turn) - len(kept):
+        note(f"the context is full: the oldest {gone} messages are left out")
+    return [turn[i] for i in kept], options
 
 
 def _conversation_full(error: PromptTooLongError) -> str:
