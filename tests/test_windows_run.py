@@ -160,7 +160,8 @@ def build_driver(folder: Path) -> None:
 
 def on_windows(folder: Path) -> list[list[bytes]]:
     env = {**os.environ, "WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all", "DISPLAY": ""}
-    env["WINEDLLOVERRIDES"] = "mscoree,mshtml="  # wine would ask for them
+    # Microsoft's libraries as they are beside the program; wine would ask for the last two
+    env["WINEDLLOVERRIDES"] = "msvcp140,vcruntime140,vcruntime140_1=n;mscoree,mshtml="
     command = [str(WINE), "driver.exe"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A folder with TVM's libraries for Windows; tests/test_windows_run.py runs a compiled library on them under wine.
+# A folder with TVM's runtime for Windows; tests/test_windows_run.py runs a compiled library on it under wine.
 # windows_root.sh FOLDER PYTHON: PYTHON's pip fetches the wheels; nothing is installed.
 set -eu
 root=$1 python=$2
@@ -13,11 +13,15 @@ done
 import pathlib, sys, zipfile
 
 root = pathlib.Path(sys.argv[1])
+wanted = {  # of Microsoft's libraries those that a process there loads first: of tvm_ffi, and of Python
+    "apache_tvm_ffi": ("tvm_ffi.dll", "msvcp140.dll"),
+    "apache_tvm": ("tvm_runtime.dll", "vcruntime140.dll", "vcruntime140_1.dll"),
+}
 for wheel in root.glob("wheels/*.whl"):
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            path = pathlib.PurePosixPath(name)
-            if path.name in ("tvm_ffi.dll", "tvm_runtime.dll"):
-                (root / path.name).write_bytes(archive.read(name))
+            file = pathlib.PurePosixPath(name).name
+            if file in wanted[wheel.name.partition("-")[0]]:
+                (root / file).write_bytes(archive.read(name))
 PYTHON
 rm -r "$root/wheels"
