@@ -403,7 +403,7 @@ def test_tab_completes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = FakeEngine()
     keys = f"/set thi\t off\r/load {tmp_path}/conv\t\r/qu\t\r\x04"
     shown = type_keys(monkeypatch, tmp_path, keys, engine)
-    assert "think = False" in shown and "conversation.json is not a saved session" in shown
+    assert "think = off" in shown and "conversation.json is not a saved session" in shown
 
 
 def test_an_edited_question_is_in_the_editor(
