@@ -74,13 +74,13 @@ def span(start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(start, end, dtype=np.int32), np.arange(start, end, dtype=np.int32)
 
 
-def conversation(tokens: np.ndarray) -> list[Call]:
-    """A prompt in two chunks, a step of two sequences' worth of rows, a tree, and its commit, in
-    both gears.
+def conversation(tokens: np.ndarray, sparse_gear: bool) -> list[Call]:
+    """A prompt in two chunks, behind each a step and a tree, and the last one's commit; the second
+    chunk in the sparse gear where there is one.
     """
     table = int32(ORDER)
     calls = []
-    for sparse, start, end in ((False, 0, 70), (True, 70, 180)):
+    for sparse, start, end in ((False, 0, 70), (sparse_gear, 70, 180)):
         rows = (tokens[start:end], *span(start, end), table, int32(end - start - 1))
         calls.append(Call("prefill", sparse, rows))
         calls.append(Call("decode", sparse, (int32(5), int32(end), int32(end), table)))
@@ -176,11 +176,12 @@ def on_linux(library: LocalLibrary, pools: Pools, calls: list[Call]) -> list[lis
     return [*found, [array.tobytes() for array in library.pool_arrays(pools)]]
 
 
+@pytest.mark.parametrize("attention", ["dense", pytest.param("auto", marks=pytest.mark.campaign)])
 def test_a_windows_library_computes_what_linuxs_does(
-    compiled: Any, tiny_bundle: Any, tmp_path: Path
+    compiled: Any, tiny_bundle: Any, tmp_path: Path, attention: str
 ) -> None:
     tiny = tiny_bundle("MiniCPM4.1-8B", "w4a")
-    options = {"scheme": "w4a", "prefill_chunk": 256}
+    options = {"scheme": "w4a", "prefill_chunk": 256, "attention": attention}
     there = compiled(tiny.checkpoint, named=tiny.config, device="windows-x64", **options)
     bundle = read_bundle(compiled(tiny.checkpoint, named=tiny.config, cpu=LEVEL, **options))
     shutil.copy(there / "model.dll", tmp_path)
@@ -189,7 +190,7 @@ def test_a_windows_library_computes_what_linuxs_does(
     library = LocalLibrary(bundle, threads=1)
     pools = library.new_pools(PAGES)
     tokens = np.random.default_rng(0).integers(5, library.vocab_size, 180).astype(np.int32)
-    calls = conversation(tokens)
+    calls = conversation(tokens, attention == "auto")
     file = CallsFile(library.pool_arrays(pools), library._arrays)
     file.write(tmp_path / "calls.bin", calls)
     expected = on_linux(library, pools, calls)
