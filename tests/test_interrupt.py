@@ -14,7 +14,7 @@ from fake_library import FakeLibrary, use_fake_library
 
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.generation import Ids
-from minicpm_mlc.runtime_py.scheduler.chunks import WATCHED, Chunks
+from minicpm_mlc.runtime_py.scheduler.chunks import LEAST, Chunks
 
 LONGEST = 0.3  # seconds from Ctrl-C to its effect
 PROMPT = 40_000  # tokens
@@ -57,7 +57,7 @@ def test_a_machine_that_becomes_slower_is_waited_for_once(name: str) -> None:
 def test_short_chunks_are_few() -> None:
     """They cost a call each: a prompt is not read in the smallest ones."""
     read = chunks_of(STEADY["a small model"])
-    assert sum(tokens == WATCHED for tokens, _ in read) == 1 and len(read) < 30
+    assert sum(tokens == LEAST for tokens, _ in read) == 1 and len(read) < 30
 
 
 class Pressing(FakeLibrary):
