@@ -106,3 +106,5 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
         place = [options.pop(name) for name in ("rpc", "key", "key_file")]
         options["remote"] = remote_machine(*place, options["path"])
     say(getattr(measure(**options), form or "plain")())
+    if mode == "plot":
+        click.echo(f"wrote {options['picture']}", err=True)
