@@ -180,7 +180,7 @@ def on_linux(library: LocalLibrary, pools: Pools, calls: list[Call]) -> list[lis
 def test_a_windows_library_computes_what_linuxs_does(
     compiled: Any, tiny_bundle: Any, tmp_path: Path, attention: str
 ) -> None:
-    tiny = tiny_bundle("MiniCPM4.1-8B", "w4a")
+    tiny = tiny_bundle("MiniCPM4.1-8B")
     options = {"scheme": "w4a", "prefill_chunk": 256, "attention": attention}
     there = compiled(tiny.checkpoint, named=tiny.config, device="windows-x64", **options)
     bundle = read_bundle(compiled(tiny.checkpoint, named=tiny.config, cpu=LEVEL, **options))
