@@ -13,7 +13,10 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 
 
 @click.command(
-    "compile", cls=Command, **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4")
+    "compile",
+    cls=Command,
+    short_help="Make a bundle of a checkpoint, for a device.",
+    **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"),
 )
 @click.argument("source", type=click.Path())
 @click.option(

@@ -9,14 +9,18 @@ import click
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example
-from minicpm_mlc.cli.options import ATTENTION
+from minicpm_mlc.cli.options import ATTENTION, PORT
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"))
+@click.command(
+    cls=Command,
+    short_help="Answer the APIs of OpenAI, Anthropic and Ollama.",
+    **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"),
+)
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
-@click.option("--port", default=choices.SERVE_PORT, help="0 is any free one.")
+@click.option("--port", type=PORT, default=choices.SERVE_PORT, help="0 is any free one.")
 @click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
 @click.option("--max-waiting", default=64, help="Requests that may wait; one more gets status 429.")
 @click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
