@@ -91,7 +91,8 @@ def _float32(scheme: str, target: CpuTarget) -> PrimFunc:
 
 
 def _attention(kind: type[AttendPrefill], kv: str, target: CpuTarget) -> PrimFunc:
-    return build(kind(*HEADS, KVFormat.named(kv)), target.traits)
+    stored = target.traits.laid_out(KVFormat.named(kv))
+    return build(kind(*HEADS, stored), target.traits)
 
 
 def _float32_peak(target: CpuTarget) -> PrimFunc:
@@ -112,6 +113,7 @@ KERNELS: dict[str, Callable[[CpuTarget], PrimFunc]] = {
     "decode f16": partial(_attention, AttendDecode, "f16"),
     "decode int8": partial(_attention, AttendDecode, "int8"),
     "prefill f16": partial(_attention, AttendPrefill, "f16"),
+    "prefill int8": partial(_attention, AttendPrefill, "int8"),
     "float32 peak": _float32_peak,
     "int8 peak": _int8_peak,
 }

@@ -15,6 +15,7 @@ from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape, attend_page
+from minicpm_mlc.ops.cpu.attend_shape import shape_of
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
@@ -37,7 +38,7 @@ def attend_prefill(
     out: Buffer,
 ) -> None:
     """A task owns 64 rows; of a short prefill, a row."""
-    shape, kv = Shape.of(operator, traits, BLOCK_ROWS), operator.kv
+    shape, kv = shape_of(operator, traits, BLOCK_ROWS), operator.kv
     pools = k_pages, v_pages
     with shape.arithmetic.functions():
         # A block's tiles then hold heads of several tokens, and a short prefill has blocks enough.
@@ -78,7 +79,7 @@ def attend_by_blocks(
         with T.serial(tiles * shape.rows) as row:
             at = T.Bind(start + T.min(row, here - 1))
             slot = T.Bind(slots[at // group])
-            block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
+            block.load_row(row, q, at // group, kv_head * group + at % group, slot)
             T.buffer_store(last, T.max(last[0], slot), [0])
         final = T.Bind(last[0] // PAGE_SIZE)
         with T.serial(final + 1) as number:
@@ -147,8 +148,9 @@ def attend_row(
     slots <= slot.
     """
     block = Block.allocate(shape, shape.group)
-    for m in range(shape.tiles(shape.group) * shape.rows):
-        block.load_row(shape, m, q, row, kv_head * shape.group + min(m, shape.group - 1), slot)
+    with T.serial(shape.tiles(shape.group) * shape.rows) as m:
+        head = T.Bind(kv_head * shape.group + T.min(m, shape.group - 1))
+        block.load_row(m, q, row, head, slot)
 
     def visit(number: Expr, page: Page) -> None:
         start = T.Bind(T.Cast("int32", number * PAGE_SIZE))
@@ -257,7 +259,7 @@ def attend_decode(
     """Each sequence is cut into up to 16 equal splits of pages, so that one long sequence keeps
     every core busy.
     """
-    shape, pools = Shape.of(operator, traits, operator.group), (k_pages, v_pages)
+    shape, pools = shape_of(operator, traits, operator.group), (k_pages, v_pages)
     with shape.arithmetic.functions():
         attend_each(
             shape, operator.kv, dims.n, q, pools, lambda row: (page_tables, row), slots, out
