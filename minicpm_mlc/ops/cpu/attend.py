@@ -23,7 +23,7 @@ from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
 FEW_TOKENS = 8  # a prefill this short goes by decode's tasks
 SPLIT_PAGES = 4  # the least work worth a split of its own in decode
-MAX_SPLITS = 16
+MAX_SPLITS = vector.LANES  # whose weights are one vector
 
 
 def attend_prefill(
@@ -109,28 +109,27 @@ def merge_splits(
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the
     highest.
     """
-    vectors, maximum, total = shape.head_dim // vector.LANES, shape.head_dim, shape.head_dim + 1
-    scalars = T.alloc_buffer((2,), "float32")  # highest maximum, total sum
-    tile = vector.registers(vectors)
-    T.buffer_store(scalars, T.float32(LOWEST), [0])
-    T.buffer_store(scalars, T.float32(0), [1])
-    for j in range(vectors):
-        vector.store(tile, vector.splat(0.0), j * vector.LANES)
+    maximum, total = shape.head_dim, shape.head_dim + 1
+    weights = T.alloc_buffer((MAX_SPLITS,), "float32", scope="global")  # a vector of them
+    every = (T.ramp(0, 1, MAX_SPLITS),)
+    T.buffer_store(weights, vector.splat(LOWEST), list(every))
     with T.serial(splits) as split:
-        T.buffer_store(scalars, T.max(scalars[0], parts[split, sequence, head, maximum]), [0])
+        T.buffer_store(weights, parts[split, sequence, head, maximum], [split])
+    highest = vector.fold(T.max, T.Bind(weights[every]))
+    T.buffer_store(weights, vector.exp2(weights[every] - vector.splat(highest)), list(every))
+    sum_ = T.alloc_buffer((1,), "float32")
+    T.buffer_store(sum_, T.float32(0), [0])
     with T.serial(splits) as split:
-        weight = vector.exp2(vector.splat(parts[split, sequence, head, maximum] - scalars[0]))
-        T.buffer_store(
-            scalars,
-            scalars[1] + T.Shuffle([weight], [0]) * parts[split, sequence, head, total],
-            [1],
-        )
-        for at in range(0, shape.head_dim, vector.LANES):
-            part = vector.load(parts, split, sequence, head, at)
-            vector.store(tile, vector.load(tile, at) + part * weight, at)
-    factor = T.Bind(vector.splat(T.float32(1) / scalars[1]))
-    for at in range(0, shape.head_dim, vector.LANES):
-        vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
+        T.buffer_store(sum_, sum_[0] + weights[split] * parts[split, sequence, head, total], [0])
+    factor = T.Bind(vector.splat(T.float32(1) / sum_[0]))
+    with T.serial(shape.head_dim // vector.LANES) as j:
+        held = vector.registers(1)
+        vector.store(held, vector.splat(0.0), 0)
+        with T.serial(splits) as split:
+            part = vector.load(parts, split, sequence, head, j * vector.LANES)
+            vector.store(held, vector.load(held, 0) + part * vector.splat(weights[split]), 0)
+        column = head * shape.head_dim + j * vector.LANES
+        vector.store(out, vector.load(held, 0) * factor, sequence, column)
 
 
 Visit = Callable[[Expr, Page], None]  # of a block of 64 slots: its number in the sequence, its page

@@ -20,6 +20,7 @@ from minicpm_mlc.ops.formats.kv.int8 import LARGEST, SMALLEST
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 STEPS = 4  # words of four numbers that a loop takes in turn
+NOTHING = 1e-38  # rounds to 0 as 0 does, which takes an instruction more to compare
 ADDED = 128  # to a key, so that it is unsigned
 Load = Callable[[Expr, int], Expr]  # (word, lane) of the right matrix: a register from there on
 
@@ -87,7 +88,7 @@ class IntegerProducts(Products):
 
     def put_weights(self, row: Expr, token: int, x: Expr) -> None:
         """A slot that holds no token has any scale, NaN too; its weight is 0."""
-        vector.store(self.unrounded, T.max(x, vector.splat(0.0)), row, token)
+        vector.store(self.unrounded, T.max(x, vector.splat(NOTHING)), row, token)
 
     def _round_weights(self, row: Expr) -> None:
         """Of a row of the tile, whose weights are all there."""

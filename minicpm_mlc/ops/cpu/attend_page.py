@@ -212,7 +212,7 @@ def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Buffer, pag
             score = vector.load(block.scores, r, token)
             weight = vector.in_order(vector.exp2_below_1(score - new))
             block.products.put_weights(r, token, page.scaled(weight, VALUES, token))
-            total = total + weight
+            total = vector.in_order(total + weight)  # here, as a multiply-add of what makes it
         vector.store(block.sums, total, first + r, 0)
 
 
