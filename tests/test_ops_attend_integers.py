@@ -25,7 +25,7 @@ FEATURES = CpuTarget.of("native").features
 HERE = [dot for dot in INT8_DOTS if dot in FEATURES]
 needs_dot = pytest.mark.skipif(not HERE, reason="this processor has no int8 dot products")
 HEADS = [(16, 2, 64), (32, 2, 128), (6, 2, 96), (2, 2, 64)]  # groups of 8, 16, 3 and 1
-EXACTLY = 1e-9  # NMSE; a weight between two integers may go either way
+EXACTLY = 1e-6  # NMSE; a weight half between two integers may go either way
 ROUNDED = 2e-3  # of what rounding queries and weights may cost
 TABLE = np.array([[3, 1, 0, 2]], np.int32)
 TOKENS = 200
@@ -66,11 +66,16 @@ def attended(call: Any, q: np.ndarray, *arguments: np.ndarray) -> np.ndarray:
 
 
 @needs_dot
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("dot", HERE)
+@pytest.mark.parametrize(
+    "dot, heads",
+    [
+        *((dot, HEADS[0]) for dot in HERE),
+        *((dot, heads) for dot in HERE[-1:] for heads in HEADS[1:]),
+    ],
+)
 def test_rows_of_a_chunk_and_of_a_batch_equal_the_definition(dot: str, heads: tuple):
     kv, stored = format_of(dot), pools(dot, heads)
-    for n in (1, 20):
+    for n in (1, 12):
         q, slots = queries(n, heads), np.arange(TOKENS - n, TOKENS, dtype=np.int32)
         read = kv.read(*stored)
         rounded = attend_definition(q, *read, TABLE, slots, kv)
@@ -89,10 +94,9 @@ def test_selected_blocks_and_trees_equal_the_definition(dot: str):
     kv, stored, read = format_of(dot), pools(dot, heads), format_of(dot).read(*pools(dot, heads))
     q, slots = queries(10, heads), np.arange(TOKENS - 10, TOKENS, dtype=np.int32)
     selected = np.tile(np.array([0, 2, 3, -1], np.int32), (10, heads[1], 1))
-    for batched, table in ((False, TABLE), (True, np.tile(TABLE, (10, 1)))):
-        places = table, slots, selected
-        out = attended(kernel(AttendBlocks, heads, dot, 4, batched), q, *stored, *places)
-        assert nmse(out, attend_blocks_definition(q, *read, *places, kv=kv)) < EXACTLY
+    places = np.tile(TABLE, (10, 1)), slots, selected
+    out = attended(kernel(AttendBlocks, heads, dot, 4, True), q, *stored, *places)
+    assert nmse(out, attend_blocks_definition(q, *read, *places, kv=kv)) < EXACTLY
     tree = make_tree(TOKENS - 20, 20, 0)
     places = TABLE, np.array([tree.base], np.int32), tree.ancestors
     out = attended(kernel(AttendTree, heads, dot), queries(20, heads), *stored, *places)

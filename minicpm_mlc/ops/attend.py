@@ -100,7 +100,7 @@ class Attention(PagedOperator):
 
     def rounded_limit(self, limit: float, traits: Any) -> float:
         halves = traits.f16_tiles and self.kv.storage == "float16"
-        rounds = halves or self.kv.multiplied_as_bfloat16(traits.bf16_dot)
+        rounds = halves or self.kv.words or self.kv.multiplied_as_bfloat16(traits.bf16_dot)
         return ROUNDED if rounds else limit
 
     def cost(self, extent: Extent) -> Cost:
