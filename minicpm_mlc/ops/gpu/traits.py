@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.gpu.float16_bits import opened
 from minicpm_mlc.ops.int8_sums import factor_of
@@ -35,6 +36,10 @@ class GpuTraits:
         multiplies no int8.
         """
         return None if self.int8_dot is None else factor_of(scheme, scheme.values.zero)
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie: as they are."""
+        return kv
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations where they have the choice."""
