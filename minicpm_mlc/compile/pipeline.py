@@ -29,7 +29,6 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
-from minicpm_mlc.ops.cpu.speed_limits import read_peak
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
 from minicpm_mlc.targets.lowering import each_kernel
@@ -124,8 +123,7 @@ def build_program(
     traits = target.traits if rounding else target.traits.exact()
     kernels = Kernels(traits)
     module, params = export(build_model(config, precision, draft, kernels))
-    if target.has_read_kernel:
-        module[READ_KERNEL] = read_peak().with_attr("global_symbol", READ_KERNEL)
+    module[READ_KERNEL] = target.read_kernel().with_attr("global_symbol", READ_KERNEL)
     limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
     return Program(_bound(module, limits | {"t": MAX_TREE_NODES}), params, target, kernels)
 

@@ -12,11 +12,12 @@ import numpy as np
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.events import Scored
 from minicpm_mlc.runtime_py.prompt_scores import PromptScores
-from minicpm_mlc.runtime_py.request import Request, Stats
+from minicpm_mlc.runtime_py.request import Request, Stats, Timing
 from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.scores import score, scores
 from minicpm_mlc.runtime_py.slots import Slot
 from minicpm_mlc.runtime_py.speculative.steps import Steps
+from minicpm_mlc.runtime_py.spent import Spent, spent_in
 
 REPLAYED = 32  # tokens of an answer that are computed again at once, as a tree that is one path
 
@@ -96,6 +97,7 @@ class Generation:
         self._said: list[int] = []  # the last of them is not in the cache yet
         self._logits = np.empty(0, np.float32)  # [vocab] after the text
         self._cached = 0  # tokens that were there when it was placed
+        self._calls: Spent | None = None  # of the library that it is placed on
         self.steps: Steps
         self.model: CachedModel
 
@@ -138,6 +140,7 @@ class Generation:
             self.stats.speculation,
             self.block_reads,
         )
+        self._calls = spent_in(slot.model.cache.library)
         self._cached = len(slot.model)
         if self.fresh:
             self.stats.cached_tokens = self._cached
@@ -187,13 +190,13 @@ class Generation:
 
     def follow(self) -> bool:
         """Whether a verified tree has the logits after the token drawn last."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             logits = self.steps.followed(self._said[-1])
         return logits is not None and self._appended(logits)
 
     def decode(self) -> None:
         """Appends the token drawn last, by a plain step or a tree to follow."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             logits = self.steps.next(self._said[-1])
         self._appended(logits)
 
@@ -207,17 +210,18 @@ class Generation:
         """Whether that token is decoded sparsely."""
         return self.model.gears.sparse(len(self.model) + 1)
 
-    def decoded(self, logits: np.ndarray, seconds: float) -> None:
-        """The token drawn last was appended together with others', which took so long; logits
-        float32 [vocab].
+    def decoded(self, logits: np.ndarray, seconds: float, spent: Spent) -> None:
+        """The token drawn last was appended together with others', which took so long, and `spent`
+        of that in the library; logits float32 [vocab].
         """
         self.steps.appended()
         self.stats.decode_seconds += seconds
+        self.stats.spent.add(spent)
         self._appended(logits)
 
     def close(self) -> None:
         """The cache then holds what plain decoding would have left there."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             self.steps.close()
 
     def start(self, slot: Slot) -> np.ndarray:
@@ -227,6 +231,9 @@ class Generation:
         while self.missing:
             self.prefill(self.limits.prefill_chunk)
         return self._logits
+
+    def _decoding(self) -> Timing:
+        return self.stats.timing("decode_seconds", self._calls)
 
     def _read(self, part: list[int]) -> None:
         request = self.request

@@ -35,6 +35,7 @@ from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
+from minicpm_mlc.runtime_py.spent import Spent
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
 from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
@@ -68,6 +69,7 @@ class LocalLibrary(Library):
         facts = _facts(library, self._vm)
         facts.check(bundle)
         self.threads = threads
+        self.spent = Spent()
         self._kept = KeptResults()
         weakref.finalize(self, empty_allocator).atexit = False
         self._busy = threading.Lock()
@@ -113,8 +115,13 @@ class LocalLibrary(Library):
         return [self.memory.array(tensor) for tensor in pools.tensors]
 
     def kernel(self, name: str) -> Callable[..., None]:
-        """One kernel of the library, to be called alone on tensors of `memory`."""
-        function = self._module.get_function(name, query_imports=True)
+        """One kernel of the library, to be called alone on tensors of `memory`. Raises BundleError
+        where there is none.
+        """
+        try:
+            function = self._module.get_function(name, query_imports=True)
+        except AttributeError as error:
+            raise BundleError(f"the library has no kernel {name}; {REPAIR}") from error
 
         def kernel(*tensors: Any) -> None:
             with self._alone():
@@ -143,14 +150,18 @@ class LocalLibrary(Library):
         with self._alone(len(rows[0]) if rows else 1):
             self._files.check(0.0 if kind == "prefill" else RECENT)
             self._kept.make_room()
+            lap = self.spent.mark()
             arguments = self.memory.arguments(rows)
             function = self.functions[kind][sparse]
             if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
                 self.memory.call(function, *arguments, pools.tensors)
+                lap.returned()
                 return []
             result = self.memory.call(function, *arguments, pools.tensors, self._params)
+            lap.returned()
             tensors = result if isinstance(result, tvm_ffi.Array) else [result]
             arrays = [self.memory.array(tensor) for tensor in tensors]
+            lap.read()
             self._kept.note(arrays)
             return arrays
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.kernel_check import Checked
     from minicpm_mlc.runtime_py.library import Pools
     from minicpm_mlc.runtime_py.memory import Memory
+    from minicpm_mlc.runtime_py.spent import Spent
 
 COMMIT = "commit"  # the one function that takes no weights and gives nothing back
 DRAFT_CALLS = ("draft_extend", "draft_step")  # in the library of a bundle with a draft head
@@ -58,9 +59,12 @@ class Machine(Protocol):
 
 
 class KernelAccess(Protocol):
-    """What only a library in this process has: its memory, its kernels alone, its calls watched."""
+    """What only a library in this process has: its memory, its kernels alone, its calls watched and
+    timed.
+    """
 
     memory: Memory
+    spent: Spent  # seconds of its calls
     # by the names of CALLS, dense and, where there is one, sparse; they may be replaced
     functions: dict[str, list[Callable[..., Any]]]
 
