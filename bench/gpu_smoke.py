@@ -27,7 +27,14 @@ from device_weights import random_engine
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.bench.decode import Filler, GearSide, measure, measured_rows, memory_reader
+from minicpm_mlc.bench.decode import (
+    Filler,
+    GearSide,
+    measure,
+    measured_rows,
+    memory_reader,
+    steps_note,
+)
 from minicpm_mlc.bench.speed_report import SpeedReport
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, manifest_sha256
 from minicpm_mlc.bundle.trust import allow
@@ -240,7 +247,7 @@ def speeds(
     bundle = Bundle(engine.path, engine.manifest)
     traffic = {gear: bundle_traffic(bundle, Gears.of(bundle.manifest, gear)) for gear in gears}
     return {
-        gear: SpeedReport(*told, measured_rows(rows[gear], side, traffic[gear]))
+        gear: SpeedReport(*told, measured_rows(rows[gear], side, traffic[gear]), steps_note(engine))
         for gear, side in sides.items()
     }
 

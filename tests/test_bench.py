@@ -46,6 +46,9 @@ class FakeModel:
         self.length += 1
         self.clock[0] += 1e-2 + 1e-6 * self.length
 
+    def greedy(self, token_id):
+        return self.decode(token_id)
+
     def truncate(self, length):
         assert length <= self.length
         self.length = length

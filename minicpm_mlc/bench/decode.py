@@ -103,7 +103,7 @@ class Stopwatch:
     def decode_seconds(self, tokens: int) -> float:
         """What it takes to decode so many random tokens one by one."""
         token_ids = self._tokens(tokens)
-        return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
+        return self._seconds(lambda: [self._step(token_id) for token_id in token_ids])
 
     def logits(self, tokens: int) -> np.ndarray:
         """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and
@@ -112,6 +112,9 @@ class Stopwatch:
         logits = np.array(self.model.prefill(self._tokens(tokens))).reshape(-1)
         self.model.truncate(self.depth)
         return logits
+
+    def _step(self, token_id: int) -> object:
+        return self.model.decode(token_id)
 
     def _tokens(self, count: int) -> list[int]:
         return self.random.integers(self.vocab_size, size=count).tolist()
@@ -149,6 +152,9 @@ class GearSide(Stopwatch):
         if local:
             self._decodes[self.depth].append((seconds, local.spent.since(before)))
         return seconds
+
+    def _step(self, token_id: int) -> object:
+        return self.engine.greedy(token_id)  # as an answer is decoded
 
     def parts(self, depth: int) -> dict[str, float]:
         """Shares of the time of the decodes at a depth, the first one, which warms up, left out;
@@ -354,6 +360,7 @@ def bench_gears(
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
         sides = {gear: GearSide(engine, gear, filler) for gear in gears}
         rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
+        note = steps_note(engine)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} "
@@ -368,7 +375,7 @@ def bench_gears(
         traffic = replace(traffic, gears=Gears.of(manifest, gear))
         full = measured_rows(rows[gear], sides[gear], traffic)
         told = (manifest.name, manifest.scheme, device, threads, context, command, bandwidth)
-        reports[gear] = SpeedReport(*told, full)
+        reports[gear] = SpeedReport(*told, full, note)
     return reports
 
 
@@ -378,6 +385,12 @@ def measured_rows(rows: list[SpeedRow], side: GearSide, traffic: Traffic) -> lis
     return [
         replace(row, parts=side.parts(row.depth)) if row.phase == "decode" else row for row in full
     ]
+
+
+def steps_note(engine: Engine) -> str | None:
+    """How a GPU's decode steps were launched."""
+    local = engine.library.local
+    return local.steps_note if local else None
 
 
 def memory_reader(library: Library) -> MemoryReader | None:

@@ -37,7 +37,7 @@ class SpeedRow:
 @dataclass(frozen=True)
 class SpeedReport:
     """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per
-    second; None where it is another machine's.
+    second; None where it is another machine's. `note`: how a GPU's steps are launched.
     """
 
     name: str
@@ -48,6 +48,7 @@ class SpeedReport:
     command: str
     bandwidth: float | None
     rows: list[SpeedRow] = field(default_factory=list)
+    note: str | None = None
 
     def head(self) -> str:
         """Two lines: what was measured, and the command."""
@@ -57,6 +58,7 @@ class SpeedReport:
             f"context {self.context}",
         ]
         parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
+        parts += [self.note] if self.note else []
         return f"{', '.join(parts)}\n{self.command}"
 
     def cells(self) -> list[list[str]]:

@@ -36,6 +36,7 @@ from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
 from minicpm_mlc.runtime_py.roofline import Roofline, measured_bandwidth, roofline
+from minicpm_mlc.runtime_py.sampler import likeliest
 from minicpm_mlc.runtime_py.scheduler.driver import Driver
 from minicpm_mlc.runtime_py.scheduler.reading import read
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
@@ -196,6 +197,13 @@ class Engine(Answering):
         """Appends one token to the cached sequence; returns its logits, float32 [vocab]."""
         with self._own() as model:
             return model.decode(*self._checked([token_id], len(model)))
+
+    def greedy(self, token_id: int) -> int:
+        """Appends one token to the cached sequence; returns the likeliest one after it. A GPU finds
+        it by itself, and keeps the logits.
+        """
+        with self._own() as model:
+            return likeliest(model.step(*self._checked([token_id], len(model))))
 
     @contextmanager
     def steps(

@@ -11,6 +11,7 @@ import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.events import Scored
+from minicpm_mlc.runtime_py.outputs import Row
 from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.request import Request, Stats, Timing
 from minicpm_mlc.runtime_py.sampler import Sampler
@@ -19,6 +20,7 @@ from minicpm_mlc.runtime_py.slots import Slot
 from minicpm_mlc.runtime_py.speculative.steps import Steps
 from minicpm_mlc.runtime_py.spent import Spent, spent_in
 
+NO_LOGITS = np.empty(0, np.float32)
 REPLAYED = 32  # tokens of an answer that are computed again at once, as a tree that is one path
 
 
@@ -95,7 +97,7 @@ class Generation:
         self._sampler = Sampler(request.sampling, limits.vocab_size, request.token_ids)
         self._forced = deque(reader.forced())  # tokens that come in place of drawn ones
         self._said: list[int] = []  # the last of them is not in the cache yet
-        self._logits = np.empty(0, np.float32)  # [vocab] after the text
+        self._logits: Row = NO_LOGITS  # [vocab] after the text, until the next token is accepted
         self._cached = 0  # tokens that were there when it was placed
         self._calls: Spent | None = None  # of the library that it is placed on
         self.steps: Steps
@@ -210,7 +212,7 @@ class Generation:
         """Whether that token is decoded sparsely."""
         return self.model.gears.sparse(len(self.model) + 1)
 
-    def decoded(self, logits: np.ndarray, seconds: float, spent: Spent) -> None:
+    def decoded(self, logits: Row, seconds: float, spent: Spent) -> None:
         """The token drawn last was appended together with others', which took so long, and `spent`
         of that in the library; logits float32 [vocab].
         """
@@ -224,7 +226,7 @@ class Generation:
         with self._decoding():
             self.steps.close()
 
-    def start(self, slot: Slot) -> np.ndarray:
+    def start(self, slot: Slot) -> Row:
         """Places it and computes all of the prompt; returns the logits float32 [vocab] after it."""
         slot.model.reuse(self.reusable)
         self.place(slot)
@@ -261,10 +263,11 @@ class Generation:
         self.steps.cached()
 
     def _sampled(self) -> int:
-        constraint = self.request.constraint
-        return self._sampler.sample(constraint.apply(self._logits) if constraint else self._logits)
+        constraint, logits = self.request.constraint, self._logits
+        return self._sampler.sample(constraint.apply(np.asarray(logits)) if constraint else logits)
 
     def _accept(self, token_id: int) -> None:
+        self._logits = NO_LOGITS  # where they lie, the next step's may
         self._sampler.accept(token_id)
         if self.request.constraint:
             self.request.constraint.accept(token_id)
@@ -273,9 +276,9 @@ class Generation:
 
     def _scored(self, token_id: int) -> Scored:
         top = self.request.logprobs
-        return Scored(token_id) if top is None else score(self._logits, token_id, top)
+        return Scored(token_id) if top is None else score(np.asarray(self._logits), token_id, top)
 
-    def _appended(self, logits: np.ndarray) -> bool:
+    def _appended(self, logits: Row) -> bool:
         self._logits = logits
         self.stats.decode_steps += 1
         self._note_context()

@@ -12,7 +12,8 @@ import numpy as np
 from minicpm_mlc.runtime_py.memory import DeviceMemory, HostMemory, Memory, reserve
 
 BUFFER_BYTES = 512 << 20  # far larger than any last-level cache
-DEVICE_BYTES = 128 << 20  # what one tensor may have on every GPU
+CUDA_BYTES = 1 << 30
+DEVICE_BYTES = 128 << 20  # what one tensor may have on every other GPU
 TASKS = 64  # small enough that a slow core doesn't hold up the others
 LANES = 16  # int32 in a row of the buffer
 GROUPS, THREADS = 2048, 128  # workgroups of a GPU that read at once
@@ -43,7 +44,8 @@ class MemoryReader:
         self._samples: list[float] = []
         self._memory = memory or HostMemory()
         if isinstance(self._memory, DeviceMemory):
-            self._bytes = _whole_steps(nbytes or DEVICE_BYTES, self._memory.free // 2)
+            usual = CUDA_BYTES if self._memory.kind == "cuda" else DEVICE_BYTES
+            self._bytes = _whole_steps(nbytes or usual, self._memory.free // 2)
             shapes = (self._bytes // 4,), (GROUPS, THREADS)
             int32 = np.dtype(np.int32)
             self._arguments = [self._memory.zeros(shape, int32) for shape in shapes]

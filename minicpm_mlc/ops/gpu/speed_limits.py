@@ -4,11 +4,9 @@ decoding and a prefill are held against. And numbers to measure with, made where
 
 from __future__ import annotations
 
-from tvm.script import tirx as T
-
 from minicpm_mlc.ops.gpu.intrinsics import dot
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, strided, workgroups
-from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc
+from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc, T
 
 STREAMS = 4  # words that a thread asks for at once
 CHAINS, STEPS = 8, 4096  # independent sums of a thread, and how often each is added to
