@@ -32,6 +32,7 @@ from minicpm_mlc.compile.system_library import prefixed
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
 from minicpm_mlc.targets.lowering import each_kernel
+from minicpm_mlc.targets.tuning import Tuning
 
 CODE = 3  # LLVM takes about three times as long as lowering
 PASSES = [
@@ -115,13 +116,14 @@ def build_program(
     target: Target,
     prefill_chunk: int,
     draft: tuple[DraftConfig, Precision] | None = None,
+    tuning: Tuning | None = None,
 ) -> Program:
     """The model's functions for a target, with a draft head or without, planned for prefills of up
-    to `prefill_chunk` rows.
+    to `prefill_chunk` rows. `tuning`: the kernels' parameters; None: the usual ones.
     """
     rounding = precision.activations == "int8"
     traits = target.traits if rounding else target.traits.exact()
-    kernels = Kernels(traits)
+    kernels = Kernels(traits, tuning)
     module, params = export(build_model(config, precision, draft, kernels))
     module[READ_KERNEL] = target.read_kernel().with_attr("global_symbol", READ_KERNEL)
     limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
