@@ -146,7 +146,7 @@ def _tiny_source(folder: Path) -> Path:
 
     sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256}
     config = replace(
-        shape("MiniCPM4-0.5B", layers=1, sparse=True),
+        shape("MiniCPM4-0.5B", layers=1),
         num_heads=4,
         num_kv_heads=2,
         eos_token_ids=(2,),
