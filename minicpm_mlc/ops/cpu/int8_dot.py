@@ -13,6 +13,7 @@ from minicpm_mlc.ops.cpu.vector import in_order
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
 from minicpm_mlc.ops.formats.weights.values import REGISTERS, Values
 from minicpm_mlc.ops.int8_sums import factor_of, start_of
+from minicpm_mlc.ops.quantize_rows import SCALED
 from minicpm_mlc.ops.tir import Expr, T
 
 HELD = 4  # registers of weights that NEON unpacks in turn; more don't fit beside their sums
@@ -56,7 +57,7 @@ class Int8Dot:
         """What quantize_rows multiplies the sum of a group's activations by, to be read where a
         scheme needs it: it starts the integer product, or meets the group's minimum.
         """
-        return factor_of(scheme, self.zero(scheme.values))
+        return SCALED if scheme.has_minimum else factor_of(scheme, self.zero(scheme.values))
 
     def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
         """What the integer product starts from, given that word; of a half where those have their

@@ -290,8 +290,8 @@ class Int8Loops:
         x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
         value = T.Cast(f"float32x{width}", product) * T.Bind(terms.scale * x_scale)
         if terms.minimum is not None:
-            x_sum = T.broadcast(T.Cast("float32", self.x[row, g, SUM]), width)
-            value = value + terms.minimum * T.Bind(x_sum * x_scale)
+            scaled_sum = T.reinterpret(self.x[row, g, SUM], dtype="float32")
+            value = value + terms.minimum * T.broadcast(scaled_sum, width)
         value = total[self.lanes(at)] + value
         if self.scheme.leveled:
             value = vector.in_order(value)
