@@ -24,7 +24,7 @@ from minicpm_mlc.runtime_py import machine, other_systems
 from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
 from minicpm_mlc.targets.link import PLATFORMS
 
-POOL = {"minicpm_pool_enter", "minicpm_pool_launch", "minicpm_pool_leave"}
+POOL = {f"minicpm_pool_{name}" for name in ("enter", "launch", "leave", "waited")}
 SYSTEMS = {  # what platform.system() and platform.machine() say -> a platform of link.py
     ("Darwin", "arm64"): "macos",
     ("Windows", "AMD64"): "windows",

@@ -111,6 +111,12 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     "gain most, such as 4.85.",
 )
 @click.option(
+    "--tuning",
+    type=click.Path(),
+    help="A table of minicpm-mlc tune: the kernels' parameters on a device.  [default: the nearest "
+    "device's that comes with minicpm-mlc]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print the memory it will need per context length; write nothing.",

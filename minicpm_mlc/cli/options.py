@@ -101,7 +101,8 @@ def output_options(command: Any) -> Any:
         click.option(
             "--stats/--no-stats",
             default=None,
-            help="Tokens/s and context used.  [default: in a conversation, after each answer]",
+            help="Tokens/s and context used; for one question also the share of what memory "
+            "allows, which is measured.  [default: in a conversation, after each answer]",
         ),
     ]
     return _with(command, options)

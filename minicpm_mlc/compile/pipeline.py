@@ -30,9 +30,9 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
-from minicpm_mlc.ops.cpu.speed_limits import read_peak
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
+from minicpm_mlc.targets.tuning import Tuning
 
 PASSES = [
     transform.ToNonDataflow(),
@@ -99,16 +99,16 @@ def build_program(
     target: Target,
     prefill_chunk: int,
     draft: tuple[DraftConfig, Precision] | None = None,
+    tuning: Tuning | None = None,
 ) -> Program:
     """The model's functions for a target, with a draft head or without, planned for prefills of up
-    to `prefill_chunk` rows.
+    to `prefill_chunk` rows. `tuning`: the kernels' parameters; None: the usual ones.
     """
     rounding = precision.activations == "int8"
     traits = target.traits if rounding else target.traits.exact()
-    kernels = Kernels(traits)
+    kernels = Kernels(traits, tuning)
     module, params = export(build_model(config, precision, draft, kernels))
-    if target.has_read_kernel:
-        module[READ_KERNEL] = read_peak().with_attr("global_symbol", READ_KERNEL)
+    module[READ_KERNEL] = target.read_kernel().with_attr("global_symbol", READ_KERNEL)
     limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
     return Program(_bound(module, limits | {"t": MAX_TREE_NODES}), params, target, kernels)
 

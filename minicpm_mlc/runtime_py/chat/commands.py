@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from minicpm_mlc.base.streams import read_text
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.runtime_py.chat.about import about_lines, context_lines
-from minicpm_mlc.runtime_py.chat.figures import stats_line
+from minicpm_mlc.runtime_py.chat.figures import roofline_lines, stats_line
 from minicpm_mlc.runtime_py.chat.saved import Saved, typed_path
 from minicpm_mlc.runtime_py.chat.settings import (
     SETTINGS,
@@ -73,7 +73,8 @@ def _stats(session: ChatSession, argument: str) -> None:
     if argument:
         raise SessionError(f"/stats takes on, off or nothing, not {argument}")
     stats = session.engine.stats
-    for line in (stats_line(stats), *speculation_lines(stats.speculation)):
+    rooflines = roofline_lines(session.engine)
+    for line in (stats_line(stats), *rooflines, *speculation_lines(stats.speculation)):
         session.write(line, "note")
 
 

@@ -18,7 +18,7 @@ from minicpm_mlc.prompt.template import Message
 from minicpm_mlc.prompt.thinking import as_history
 from minicpm_mlc.runtime_py.chat.about import banner
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
-from minicpm_mlc.runtime_py.chat.figures import stats_line
+from minicpm_mlc.runtime_py.chat.figures import roofline_lines, stats_line
 from minicpm_mlc.runtime_py.chat.saved import Saved, last_chat, typed_path
 from minicpm_mlc.runtime_py.chat.screen import Screen
 from minicpm_mlc.runtime_py.chat.session import ChatSession, fitted
@@ -152,6 +152,8 @@ def _afterwards(engine: Engine, look: Look) -> None:
         say(f"(cut at {stats.generated_tokens} tokens)", stream=sys.stderr)
     if look.stats:
         say(stats_line(stats), stream=sys.stderr)
+        for line in roofline_lines(engine):
+            say(line, stream=sys.stderr)
     for line in block_lines(engine) if look.show_blocks else []:
         say(line, stream=sys.stderr)
 
