@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
+from checkpoints import tiny_config, write_checkpoint
 
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
@@ -178,12 +179,15 @@ def on_linux(library: LocalLibrary, pools: Pools, calls: list[Call]) -> list[lis
 
 @pytest.mark.parametrize("attention", ["dense", pytest.param("auto", marks=pytest.mark.campaign)])
 def test_a_windows_library_computes_what_linuxs_does(
-    compiled: Any, tiny_bundle: Any, tmp_path: Path, attention: str
+    compiled: Any, tmp_path: Path, attention: str
 ) -> None:
-    tiny = tiny_bundle("MiniCPM4.1-8B")
+    config = tiny_config("MiniCPM4.1-8B")
+    (tmp_path / "checkpoint").mkdir()
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="f32")
     options = {"scheme": "w4a", "prefill_chunk": 256, "attention": attention}
-    there = compiled(tiny.checkpoint, named=tiny.config, device="windows-x64", **options)
-    bundle = read_bundle(compiled(tiny.checkpoint, named=tiny.config, cpu=LEVEL, **options))
+    source = {"source": tmp_path / "checkpoint", "named": config}
+    there = compiled(**source, device="windows-x64", **options)
+    bundle = read_bundle(compiled(**source, cpu=LEVEL, **options))
     shutil.copy(there / "model.dll", tmp_path)
     build_driver(tmp_path)
 
