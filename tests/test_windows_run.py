@@ -182,7 +182,6 @@ def test_a_windows_library_computes_what_linuxs_does(
     compiled: Any, tmp_path: Path, attention: str
 ) -> None:
     config = tiny_config("MiniCPM4.1-8B")
-    (tmp_path / "checkpoint").mkdir()
     write_checkpoint(tmp_path / "checkpoint", config, dtype="f32")
     options = {"scheme": "w4a", "prefill_chunk": 256, "attention": attention}
     source = {"source": tmp_path / "checkpoint", "named": config}
