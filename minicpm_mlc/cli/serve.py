@@ -22,7 +22,12 @@ from minicpm_mlc.cli.trust import trust_options
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", type=PORT, default=choices.SERVE_PORT, help="0 is any free one.")
 @click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
-@click.option("--max-waiting", type=click.IntRange(0), default=64, help="Requests that may wait; one more gets status 429.")
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0),
+    default=64,
+    help="Requests that may wait; one more gets status 429.",
+)
 @click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
 @click.option("--api-key-file", type=click.Path(), help="The same, a key a line.")
 @click.option("--name", help="The model's name.  [default: the bundle's]")
@@ -48,7 +53,12 @@ from minicpm_mlc.cli.trust import trust_options
     type=click.Path(),
     help="A folder where computed prompts are kept when the server ends, for the next one.",
 )
-@click.option("--grace", type=click.FloatRange(0), default=10.0, help="Seconds that requests have to end in at SIGTERM.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    help="Seconds that requests have to end in at SIGTERM.",
+)
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="Gear; auto shifts by length.")
