@@ -1,7 +1,7 @@
 """A library for Windows, run under wine by a C program: what it computes is what the same
 processor level computes on Linux, bit for bit.
 
-tools/windows_root.sh brings TVM's Windows libraries and wine; without them this is skipped.
+make devices brings wine and TVM's libraries for Windows; without them this is skipped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -160,11 +161,15 @@ def build_driver(folder: Path) -> None:
 
 
 def on_windows(folder: Path) -> list[list[bytes]]:
-    env = {**os.environ, "WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all", "DISPLAY": ""}
     # Microsoft's libraries as they are beside the program; wine would ask for the last two
-    env["WINEDLLOVERRIDES"] = "msvcp140,vcruntime140,vcruntime140_1=n;mscoree,mshtml="
-    command = [str(WINE), "driver.exe"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    overrides = "msvcp140,vcruntime140,vcruntime140_1=n;mscoree,mshtml="
+    # hundreds of MB, which wine's server may still be using when its program has ended
+    with TemporaryDirectory(ignore_cleanup_errors=True) as prefix:
+        env = os.environ | {"WINEPREFIX": prefix, "WINEDLLOVERRIDES": overrides}
+        env |= {"WINEDEBUG": "-all", "DISPLAY": ""}
+        started = {"cwd": folder, "env": env, "capture_output": True, "text": True}
+        done = subprocess.run([str(WINE), "driver.exe"], check=False, **started)
+        subprocess.run([str(Path(str(WINE)).with_name("wineserver")), "-k"], env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return results((folder / "results.bin").read_bytes())
 
