@@ -117,7 +117,7 @@ def test_what_can_not_be_made_or_run_is_one_line(
 def _step_process(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Every step's process runs this instead; `out` is where its result goes."""
 
-    def instead(command: list[str], **options: object) -> object:
+    def instead(command: list[str], **options: Any) -> Any:
         out = command[command.index("--out") + 1]
         return RUN([sys.executable, "-c", f"out = {out!r}; {code}"], **options)
 

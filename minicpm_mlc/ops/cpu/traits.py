@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -44,6 +45,10 @@ class CpuTraits:
         processor multiplies no int8.
         """
         return None if self.int8_dot is None else DOTS[self.int8_dot].factor(scheme)
+
+    def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -43,6 +44,10 @@ class GpuTraits:
         multiplies no int8.
         """
         return None if self.int8_dot is None else factor_of(scheme, scheme.values.zero)
+
+    def tuned(self, parameters: Mapping[str, int]) -> GpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations where they have the choice."""
