@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -50,6 +51,10 @@ class CpuTraits:
         """How keys and values of a format lie for attention's products."""
         dot = self.int8_dot
         return kv.beside(None if dot is None else DOTS[dot].query_levels)
+
+    def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -48,6 +49,10 @@ class GpuTraits:
     def laid_out(self, kv: KVFormat) -> KVFormat:
         """How keys and values of a format lie: as they are."""
         return kv
+
+    def tuned(self, parameters: Mapping[str, int]) -> GpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations where they have the choice."""
