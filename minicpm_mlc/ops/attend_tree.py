@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.attend import Attention
+from minicpm_mlc.ops.attend import Attention, rounding
 from minicpm_mlc.ops.attend_blocks import GRID_BUDGET, attend_blocks_definition, selected_blocks
 from minicpm_mlc.ops.formats.kv import KV_FORMATS
 from minicpm_mlc.ops.formats.tree import path_tables_definition, paths_definition
@@ -75,7 +75,8 @@ class AttendTree(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_tree_definition(q, *self.kv.read(k_pages, v_pages), *places)
+        pools = self.kv.read(k_pages, v_pages)
+        return self.rounded(attend_tree_definition(q, *pools, *places))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -85,6 +86,7 @@ class AttendTree(Attention):
     @classmethod
     def variants(cls) -> Iterator[AttendTree]:
         yield from (cls(*shape) for shape in heads_and_formats())
+        yield from rounding(cls)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class AttendTreeBlocks(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_tree_blocks_definition(q, *self.kv.read(k_pages, v_pages), *places)
+        pools = self.kv.read(k_pages, v_pages)
+        return self.rounded(attend_tree_blocks_definition(q, *pools, *places))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -110,3 +113,4 @@ class AttendTreeBlocks(Attention):
     @classmethod
     def variants(cls) -> Iterator[AttendTreeBlocks]:
         yield from (cls(*HEADS[0], kv, GRID_BUDGET) for kv in KV_FORMATS.values())
+        yield from rounding(cls, GRID_BUDGET)

@@ -24,6 +24,8 @@ class CpuTraits:
 
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
+    launches: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     accumulators: int
     int8_dot: str | None = None
     bf16_dot: bool = False

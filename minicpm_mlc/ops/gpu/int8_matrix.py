@@ -16,6 +16,7 @@ from minicpm_mlc.ops.formats.weights.values import REGISTERS
 from minicpm_mlc.ops.gpu.group_terms import ACROSS, ROWS, GroupTerms, as_words
 from minicpm_mlc.ops.gpu.intrinsics import dot
 from minicpm_mlc.ops.gpu.kernel import registers
+from minicpm_mlc.ops.gpu.whole_numbers import WHOLE_BITS, from_whole
 from minicpm_mlc.ops.int8_sums import start_of, sums_of
 from minicpm_mlc.ops.quantize_rows import SCALE, SUM
 from minicpm_mlc.ops.tir import Buffer, Expr, T
@@ -52,6 +53,14 @@ def activations(x: Buffer, row: Expr, g: Expr) -> Activations:
     for i in range(HELD // 2):
         T.buffer_store(words, x[row, g * (HELD // 2) + i], [T.ramp(2 * i, 1, 2)])
     return Activations(words)
+
+
+def held_activations(words: Buffer, g: Expr) -> Activations:
+    """Group g of the only row of words in shared memory."""
+    own = registers(HELD, "int32")
+    for i in range(0, HELD, 2):
+        T.buffer_store(own, words[0, g, T.ramp(i, 1, 2)], [T.ramp(i, 1, 2)])
+    return Activations(own)
 
 
 class Int8Matrix:
@@ -103,11 +112,11 @@ class Int8Matrix:
         for half, term in enumerate(terms):
             total = registers(1, "int32")
             start = start_of(self.scheme, self.values.zero, x.sum, half)
-            T.buffer_store(total, start, [0])
+            T.buffer_store(total, start + WHOLE_BITS, [0])
             for i in range(half * per, (half + 1) * per):
                 step = dot(self.values.unsigned, quads[i], x.words[i], total[0])
                 T.buffer_store(total, step, [0])
-            part = T.Cast("float32", total[0])
+            part = from_whole(total[0])
             part = part if term.scale is None else part * term.scale
             if term.minimum is not None:
                 part = part + term.minimum * T.Cast("float32", self._sum(x, half))

@@ -20,6 +20,7 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 THREADS = 256
 FEW = 16  # numbers that a thread sums: of THREADS, then of their sums
+DIGITS = 3  # that two bits of a threshold may have beside 0: tried together
 HELD = 4096  # blocks whose scores fit in shared memory; those of longer contexts are read again
 BANKS = 32  # of shared memory: a run's neighbours in them take turns
 
@@ -39,7 +40,7 @@ def select_blocks(
         row, head = T.Bind(task // heads), T.Bind(task % heads)
         own = T.Bind(positions[row] // PAGE_SIZE)
         # OpenCL wants shared memory outside of branches
-        counts = shared((THREADS,), "int32"), shared((FEW,), "int32")
+        counts = shared((DIGITS * THREADS,), "int32"), shared((DIGITS * FEW,), "int32")
         held = shared((HELD + HELD // BANKS,), "int32")
 
         def put(place: Expr, block: Expr) -> None:
@@ -68,8 +69,8 @@ class Candidates:
     """The blocks begin .. end-1 of one row and head, a run of them for each thread; scores compare
     as their bits do.
 
-    `scores` are the buffer, row and head; `counts` shared memory with a number per thread, and for
-    their sums; `held` has room for the bits of all scores, where there is room.
+    `scores` are the buffer, row and head; `counts` shared memory with DIGITS numbers per thread,
+    and for their sums; `held` has room for the bits of all scores, where there is room.
     """
 
     def __init__(
@@ -127,28 +128,40 @@ class Candidates:
         return T.Bind(read)
 
     def _kth_largest(self, k: int) -> Expr:
-        """Bits of the k-th largest score: the largest number that at least k scores reach."""
-        threshold = registers(1, "int32", 0)
-        with T.serial(31) as step:
-            higher = T.Bind(T.bitwise_or(threshold[0], T.shift_left(1, 30 - step)))
-            reach = registers(1, "int32", 0)
+        """A number that k scores reach, or, where equal ones are the k-th largest, their bits: the
+        largest number that at least k reach. Two bits at a time, until k scores reach it.
+        """
+        state = registers(2, "int32", 0)  # the number so far, whether k scores reach it
+        with T.serial(16) as step, T.If(state[1].equal(0)), T.Then():
+            # bits 30 and 29, .., 2 and 1, 1 and 0: bit 1 stays as it was found
+            shift = T.Bind(T.max(29 - 2 * step, 0))
+            tried = [
+                T.Bind(T.bitwise_or(state[0], T.shift_left(digit + 1, shift)))
+                for digit in range(DIGITS)
+            ]
+            reach = registers(DIGITS, "int32", 0)
             with T.serial(self.own) as i:
-                accumulate(reach, 0, T.Select(self._bits(i) >= higher, 1, 0))
-            enough = self._total(reach[0])
-            T.buffer_store(threshold, T.Select(enough >= k, higher, threshold[0]), [0])
-        return T.Bind(threshold[0])
+                bits = self._bits(i)
+                for digit, number in enumerate(tried):
+                    accumulate(reach, digit, T.Select(bits >= number, 1, 0))
+            self._sum_by_few([reach[digit] for digit in range(DIGITS)])
+            for digit, number in enumerate(tried):
+                reached = self._total(digit)
+                with T.If(reached >= k), T.Then():
+                    T.buffer_store(state, number, [0])
+                    T.buffer_store(state, T.Select(reached.equal(k), 1, 0), [1])
+        return T.Bind(state[0])
 
-    def _total(self, value: Expr) -> Expr:
-        """The sum over all threads."""
-        self._sum_by_few(value)
+    def _total(self, which: int) -> Expr:
+        """The sum over all threads of the numbers that were summed by few."""
         total = registers(1, "int32", 0)
         for part in range(FEW):
-            accumulate(total, 0, self.counts[1][part])
+            accumulate(total, 0, self.counts[1][which * FEW + part])
         return T.Bind(total[0])
 
     def _before(self, value: Expr) -> tuple[Expr, Expr]:
         """(sum over the threads before this one, over all)."""
-        self._sum_by_few(value)
+        self._sum_by_few([value])
         counts, sums = self.counts, registers(2, "int32", 0)
         own = T.Bind(self.thread // FEW)
         for part in range(FEW):
@@ -159,16 +172,18 @@ class Candidates:
         barrier()  # before the counts are written again
         return T.Bind(sums[0]), T.Bind(sums[1])
 
-    def _sum_by_few(self, value: Expr) -> None:
-        """Every thread's number to shared memory, and behind a barrier the sums of 16 threads
+    def _sum_by_few(self, values: list[Expr]) -> None:
+        """Every thread's numbers to shared memory, and behind a barrier the sums of 16 threads
         each.
         """
         counts, sums = self.counts
-        T.buffer_store(counts, value, [self.thread])
+        for i, value in enumerate(values):
+            T.buffer_store(counts, value, [i * THREADS + self.thread])
         barrier()
-        with T.If(self.thread < FEW), T.Then():
+        with T.If(self.thread < len(values) * FEW), T.Then():
             total = registers(1, "int32", 0)
-            for t in range(FEW):
-                accumulate(total, 0, counts[self.thread * FEW + t])
+            for t in range(FEW):  # neighbours begin at different banks
+                place = self.thread * FEW + (self.thread + t) % FEW
+                accumulate(total, 0, counts[place])
             T.buffer_store(sums, total[0], [self.thread])
         barrier()

@@ -17,14 +17,19 @@ class GpuTraits:
 
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
-    to float16. `int8_tiles`: whether linears multiply int8 on them.
+    to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether four
+    neighbouring threads exchange numbers without shared memory. `normalises`: whether every
+    workgroup of a product normalises its row itself, which takes it less time than a launch.
     """
 
     folder: ClassVar[str] = "gpu"
     bf16_dot: ClassVar[bool] = False
+    launches: ClassVar[bool] = True  # every kernel is one, at a cost: operators are merged
     int8_dot: str | None = None
     f16_tiles: bool = False
     int8_tiles: bool = False
+    quads: bool = False
+    normalises: bool = False
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
