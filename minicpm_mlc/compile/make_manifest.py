@@ -80,9 +80,7 @@ def with_draft(
     return replace(manifest, draft=draft, memory=memory)
 
 
-def _activation_bytes(
-    config: ModelConfig, target: Target, prefill_chunk: int, longest: int
-) -> int:
+def _activation_bytes(config: ModelConfig, target: Target, prefill_chunk: int, longest: int) -> int:
     """At the widest moment of a prefill: gate and up, their product, and the residual stream. A
     GPU's runtime keeps the memory of gate and up for the logits of segments, which may be more.
     """

@@ -91,6 +91,10 @@ static __device__ __forceinline__ int quad_sum_int(int x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+static __device__ __forceinline__ int warp_sum_int(int x) {
+  return __reduce_add_sync(0xffffffffu, x);
+}
+
 // whether a lane of the warp has another number than 0
 static __device__ __forceinline__ int warp_any(int x) { return __any_sync(0xffffffffu, x); }
 

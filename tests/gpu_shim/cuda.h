@@ -124,6 +124,14 @@ static inline int quad_max_int(int x) {
 static inline int quad_sum_int(int x) {
   return shim::over_quad(x, [](int a, int b) { return a + b; });
 }
+static inline int warp_sum_int(int x) {
+  int first = shim::current & ~31, sum = 0;
+  shim::lanes[shim::current] = x;
+  shim::barrier();
+  for (int i = 0; i < 32; ++i) sum += (int)shim::lanes[first + i];
+  shim::barrier();
+  return sum;
+}
 static inline int warp_any(int x) {
   int first = shim::current & ~31, any = 0;
   shim::lanes[shim::current] = x;

@@ -305,10 +305,20 @@ def all_pages(
     _row: Expr, _kv_head: Expr, sequence: Sequence, split: Expr, splits: Expr, fold_page: Visit
 ) -> None:
     """A split's equal share of the pages up to the row's own."""
-    own = T.Bind(T.Cast("int64", sequence.slot // PAGE_SIZE + 1))
-    begin = T.Bind(own * split // splits)
-    with T.serial(own * (split + 1) // splits - begin) as step:
-        fold_page(T.Bind(T.Cast("int32", begin + step)))
+    begin, count = _share(T.Bind(sequence.slot // PAGE_SIZE + 1), split, splits)
+    with T.serial(count) as step:
+        fold_page(T.Bind(begin + step))
+
+
+def _share(pages: Expr, split: Expr, splits: Expr) -> tuple[Expr, Expr]:
+    """The first of a split's equal share of pages, and how many there are; kept, as a loop would
+    divide again in every turn.
+    """
+    share, of = registers(2, "int32"), T.Bind(T.Cast("int32", splits))
+    split = T.Bind(T.Cast("int32", split))
+    T.buffer_store(share, pages * split // of, [0])
+    T.buffer_store(share, pages * (split + 1) // of - share[0], [1])
+    return share[0], share[1]
 
 
 def selected_pages(
@@ -321,9 +331,8 @@ def selected_pages(
     fold_page: Visit,
 ) -> None:
     """A split's share of the row's list, which ends at its first -1."""
-    budget = int(selected.shape[-1])
-    begin = T.Bind(split * budget // splits)
-    with T.serial((split + 1) * budget // splits - begin) as step:
+    begin, count = _share(T.int32(int(selected.shape[-1])), split, splits)
+    with T.serial(count) as step:
         fold_page(T.Bind(selected[row, kv_head, begin + step]))
 
 

@@ -14,7 +14,6 @@ from minicpm_mlc.ops.gpu.kernel import (
     reduced,
     registers,
     shared,
-    strided,
     workgroups,
 )
 from minicpm_mlc.ops.gpu.quantize_rows import quantiser
@@ -22,6 +21,7 @@ from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 THREADS = 256  # and the most splits
+AHEAD = 4  # outputs that a thread asks for before it uses the first
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,15 @@ class Parts:
             numbers, weights = shared((THREADS,)), shared((THREADS,))
             count = T.Bind(T.Cast("int32", splits))
             total = self._weights(weights, numbers, count, row, head, thread)
-            value, part = registers(1, value=0.0), T.Bind(thread // width)
-            with strided(count, part, THREADS // width) as split:
-                output = self.outputs[split, row, head, first + thread % width]
-                accumulate(value, 0, weights[split] * output)
+            value, abreast = registers(1, value=0.0), THREADS // width
+            loaded, part = registers(AHEAD), T.Bind(thread // width)
+            with T.serial((count + AHEAD * abreast - 1) // (AHEAD * abreast)) as turn:
+                splits_of = [T.Bind((turn * AHEAD + i) * abreast + part) for i in range(AHEAD)]
+                for i, split in enumerate(splits_of):
+                    at = [T.Bind(T.min(split, count - 1)), row, head, first + thread % width]
+                    T.buffer_store(loaded, self.outputs[tuple(at)], [i])
+                for i, split in enumerate(splits_of):  # one behind the last weighs nothing
+                    accumulate(value, 0, weights[split] * loaded[i])
             T.buffer_store(numbers, value[0], [thread])
             barrier()
             with T.If(thread < width), T.Then():

@@ -41,13 +41,19 @@ class Activations:
         return self.words[SUM]
 
 
-def in_pairs(x: Buffer, m: Expr) -> Buffer:
-    """x int32[m, k/32, 10] as pairs of words, for `activations`; made outside of workgroups."""
-    pointer = T.Bind(T.reinterpret(x.data, dtype=T.handle("int32x2").ty))
-    return T.decl_buffer((m, x.shape[1] * (HELD // 2)), "int32x2", data=pointer)
+class Pairs:
+    """x int32[m, k/32, 10] as pairs of words: pairs[row, i] are words 2 i and 2 i + 1 of a row."""
+
+    def __init__(self, x: Buffer, m: Expr) -> None:
+        """Made outside of workgroups."""
+        self.words = T.decl_buffer((m, x.shape[1] * HELD), "int32", data=x.data)
+
+    def __getitem__(self, place: tuple[Expr, Expr]) -> Expr:
+        row, pair = place
+        return self.words[row, T.ramp(pair * 2, 1, 2)]
 
 
-def activations(x: Buffer, row: Expr, g: Expr) -> Activations:
+def activations(x: Pairs, row: Expr, g: Expr) -> Activations:
     """Row `row`, group g of the pairs x."""
     words = registers(HELD, "int32")
     for i in range(HELD // 2):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Terms
-from minicpm_mlc.ops.gpu.int8_matrix import HELD, ROWS, Int8Matrix
+from minicpm_mlc.ops.gpu.int8_matrix import HELD, ROWS, Int8Matrix, Pairs
 from minicpm_mlc.ops.gpu.int8_tiles import tiled
 from minicpm_mlc.ops.gpu.intrinsics import tile
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, strided, workgroups
@@ -31,7 +31,7 @@ SHARE = 33  # numbers from one row of a warp's product to the next in shared mem
 Write = Callable[[Expr, Expr, Expr], None]  # (row of x, row of W, product)
 
 
-def products(matrix: Int8Matrix, x: Buffer, m: Expr, traits: GpuTraits, write: Write) -> None:
+def products(matrix: Int8Matrix, x: Pairs, m: Expr, traits: GpuTraits, write: Write) -> None:
     """x W^T for five rows and more; `x` as pairs of words. Without tensor cores for it, by tiles in
     shared memory.
     """
@@ -42,7 +42,8 @@ def products(matrix: Int8Matrix, x: Buffer, m: Expr, traits: GpuTraits, write: W
         with T.Then():
             ByteTiles(matrix, x, m, 1, 8, True).emit(write)
         with T.Else():
-            ByteTiles(matrix, x, m, 2, 4, False).emit(write)
+            pairs = 2 if matrix.values.bits <= 4 else 1  # so that a lane's registers suffice
+            ByteTiles(matrix, x, m, pairs, 4, False).emit(write)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ByteTiles:
     """
 
     matrix: Int8Matrix
-    x: Buffer
+    x: Pairs
     m: Expr
     pairs: int
     warps: int

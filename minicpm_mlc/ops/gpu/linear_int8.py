@@ -15,9 +15,9 @@ from minicpm_mlc.ops.gpu.int8_matrix import (
     ACROSS,
     ROWS,
     Int8Matrix,
+    Pairs,
     activations,
     held_activations,
-    in_pairs,
 )
 from minicpm_mlc.ops.gpu.int8_products import products
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, workgroups
@@ -43,7 +43,7 @@ class Rows:
     """The rows of x as words of quantize_rows; made outside of workgroups."""
 
     def __init__(self, words: Buffer, m: Expr) -> None:
-        self.pairs = in_pairs(words, m)
+        self.pairs = Pairs(words, m)
 
     def prepare(self, m: Expr) -> None:
         """What comes before a launch that reads `pairs`."""

@@ -76,11 +76,12 @@ class Quantiser:
             for i in range(each):
                 T.buffer_store(values, read(T.Bind(word * QUAD + i), i), [i])
         largest = T.Bind(T.reinterpret(self.group_largest(_largest(values)), dtype="float32"))
-        inverse = T.Bind(
-            T.Select(largest < constant(SMALLEST), T.float32(0), T.float32(LARGEST) / largest)
-        )
+        inverse = registers(1)  # so that it isn't computed again for each number
+        quotient = T.float32(LARGEST) / largest
+        quotient = T.Select(largest < constant(SMALLEST), T.float32(0), quotient)
+        T.buffer_store(inverse, quotient, [0])
         for i in range(each):
-            T.buffer_store(values, values[i] * inverse, [i])  # a statement: no fused addition
+            T.buffer_store(values, values[i] * inverse[0], [i])  # a statement: no fused addition
             T.buffer_store(values, values[i] + constant(WHOLE), [i])  # rounds
             T.buffer_store(bits, T.reinterpret(values[i], dtype="int32") - WHOLE_BITS, [i])
         g, place = T.Bind(word // WORDS), T.Bind(word % WORDS)

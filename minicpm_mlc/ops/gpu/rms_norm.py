@@ -117,4 +117,7 @@ def _inverse(hidden: int, eps: float, own: Expr, thread: Expr, threads: int) -> 
 
 
 def _inverse_of(hidden: int, eps: float, square: Expr) -> Expr:
-    return T.Bind(constant(1.0) / T.sqrt(square / constant(hidden) + constant(eps)))
+    inverse = registers(1)  # so that it isn't computed again for each number
+    root = T.sqrt(square / constant(hidden) + constant(eps))
+    T.buffer_store(inverse, constant(1.0) / root, [0])
+    return inverse[0]

@@ -27,13 +27,17 @@ from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 FOUR = 4  # components that are read at once
 THREADS = 256
+FEWER = 128  # threads where each has two segments
 TILE = 64  # segments, and blocks, of a workgroup
 PARTS = THREADS // TILE  # threads that share a segment's, or a block's, heads
+OF_EACH = TILE * PARTS // FEWER  # segments of a thread, that read a query together
+ABREAST = TILE // OF_EACH
 PAGES = TILE // SEGMENTS  # of a tile; the last one is the next tile's first
 OWN = PAGES - 1  # pages that no other tile has, and coarse windows: one begins at each
 CHUNK = 16  # components of a tile's means that lie in shared memory at once
 STRIDE = CHUNK + FOUR  # from a segment to the next: neighbours in different banks
 SHARERS = 16  # threads that share a head's coarse windows
+AHEAD = 4  # numbers that a thread asks for before it uses the first
 GROWS = 256  # pages: how much more memory is asked for at once as a context grows
 Four = Callable[[Buffer, Expr, Expr], None]
 
@@ -69,10 +73,12 @@ class Spread:
         self._pool(logits, sums, tiles)
 
     def _multiply(self, logits: Buffer, sums: Buffer, tiles: Expr) -> None:
-        """A thread takes a segment and a share of the heads; means come by way of shared memory."""
+        """A thread takes two segments and a share of the heads; means come by way of shared
+        memory.
+        """
         group, own = self.group, -(-self.group // PARTS)
-        with workgroups(self.n * self.num_kv_heads * tiles, THREADS) as (task, thread):
-            place, part = T.Bind(thread % TILE), T.Bind(thread // TILE)
+        with workgroups(self.n * self.num_kv_heads * tiles, FEWER) as (task, thread):
+            part = T.Bind(thread // ABREAST)
             pair, first = self._task(task, tiles, T.int32(0), OWN * SEGMENTS)
             row = T.Bind(pair // self.num_kv_heads)
             finished = T.Bind((self.positions[row] + 1) // SEGMENT_SIZE)
@@ -80,12 +86,15 @@ class Spread:
             held = shared((max(2 * TILE * STRIDE, group * (TILE + SHARERS)),))
             products = self._products(pair, first, finished, heads, held, thread)
             barrier()  # the means have been read
-            mine = T.Bind(T.And(place < OWN * SEGMENTS, first + place < finished))
-            for h, head in enumerate(heads):
-                with T.If(part * own + h < group), T.Then():
-                    T.buffer_store(held, products[h], [head * TILE + place])
-                    with T.If(mine), T.Then():
-                        T.buffer_store(logits, products[h], [pair * group + head, first + place])
+            for each in range(OF_EACH):
+                place = T.Bind(thread % ABREAST + each * ABREAST)
+                mine = T.Bind(T.And(place < OWN * SEGMENTS, first + place < finished))
+                for h, head in enumerate(heads):
+                    with T.If(part * own + h < group), T.Then():
+                        logit = products[each * own + h]
+                        T.buffer_store(held, logit, [head * TILE + place])
+                        with T.If(mine), T.Then():
+                            T.buffer_store(logits, logit, [pair * group + head, first + place])
             barrier()
             self._coarse(held, T.Bind(first // SEGMENTS), row, thread)
             with T.If(thread < group), T.Then():
@@ -102,29 +111,32 @@ class Spread:
         held: Buffer,
         thread: Expr,
     ) -> Buffer:
-        """The logits of the thread's segment for its `heads`; zeros for segments that are not
+        """The logits of the thread's segments for its `heads`; zeros for segments that are not
         finished.
         """
         d, row, kv_head = int(self.q.shape[-1]), pair // self.num_kv_heads, pair % self.num_kv_heads
-        across = CHUNK // FOUR
-        loaded, i = T.Bind(thread // across), T.Bind(thread % across * FOUR)
-        means = [registers(FOUR, value=0.0) for _ in range(d // CHUNK)]
-        with T.If(first + loaded < finished), T.Then():
-            four = self.four(T.Bind(row), T.Bind(kv_head))
-            for chunk, mean in enumerate(means):
-                four(mean, T.Bind(first + loaded), T.Bind(chunk * CHUNK + i))
+        across, i = CHUNK // FOUR, T.Bind(thread % (CHUNK // FOUR) * FOUR)
+        loaded = [T.Bind(thread // across + each * (FEWER // across)) for each in range(OF_EACH)]
+        means = [[registers(FOUR, value=0.0) for _ in loaded] for _ in range(d // CHUNK)]
+        for each, own in enumerate(loaded):
+            with T.If(first + own < finished), T.Then():
+                four = self.four(T.Bind(row), T.Bind(kv_head))
+                for chunk, mean in enumerate(means):
+                    four(mean[each], T.Bind(first + own), T.Bind(chunk * CHUNK + i))
         queries = shared((self.group * d,))
-        with strided(self.group * d, thread, THREADS) as at:
+        with strided(self.group * d, thread, FEWER) as at:
             value = self.q[row, kv_head * self.group + at // d, at % d]
             T.buffer_store(queries, value * constant(1 / sqrt(d)), [at])
-        products = registers(len(heads), value=0.0)
-        for chunk, mean in enumerate(means):
+        products = registers(OF_EACH * len(heads), value=0.0)
+        for chunk, own_means in enumerate(means):
             # two tiles take turns, so that one barrier parts a tile's writers from its readers
             tile = chunk % 2 * TILE * STRIDE
-            to = T.ramp(tile + loaded * STRIDE + i, 1, FOUR)
-            T.buffer_store(held, mean[T.ramp(0, 1, FOUR)], [to])
+            for own, mean in zip(loaded, own_means, strict=True):
+                to = T.ramp(tile + own * STRIDE + i, 1, FOUR)
+                T.buffer_store(held, mean[T.ramp(0, 1, FOUR)], [to])
             barrier()
-            self._add(products, heads, held, tile + thread % TILE * STRIDE, queries, chunk * CHUNK)
+            place = tile + thread % ABREAST * STRIDE
+            self._add(products, heads, held, place, queries, chunk * CHUNK)
         return products
 
     def _add(
@@ -137,22 +149,25 @@ class Spread:
         begin: int,
     ) -> None:
         """The products of components begin .. begin + CHUNK - 1, which lie from `place` on."""
-        d, mean, query = int(self.q.shape[-1]), registers(FOUR), registers(FOUR)
-        whole = T.ramp(0, 1, FOUR)
+        d, query, whole = int(self.q.shape[-1]), registers(FOUR), T.ramp(0, 1, FOUR)
+        means = [registers(FOUR) for _ in range(OF_EACH)]
         with T.serial(CHUNK // FOUR) as step:
-            T.buffer_store(mean, held[T.ramp(place + step * FOUR, 1, FOUR)], [whole])
+            for each, mean in enumerate(means):
+                at = place + each * ABREAST * STRIDE + step * FOUR
+                T.buffer_store(mean, held[T.ramp(at, 1, FOUR)], [whole])
             for h, head in enumerate(heads):
                 source = T.ramp(head * d + begin + step * FOUR, 1, FOUR)
                 T.buffer_store(query, queries[source], [whole])
-                for c in range(FOUR):
-                    accumulate(products, h, query[c] * mean[c])
+                for each, mean in enumerate(means):
+                    for c in range(FOUR):
+                        accumulate(products, each * len(heads) + h, query[c] * mean[c])
 
     def _coarse(self, held: Buffer, page: Expr, row: Expr, thread: Expr) -> None:
         """Behind the tile's logits: those of its coarse windows, which span two pages; the lowest
         number for windows that are not finished.
         """
         finished = T.Bind((self.positions[row] + 1) // PAGE_SIZE - 1)
-        with strided(self.group * SHARERS, thread, THREADS) as i:
+        with strided(self.group * SHARERS, thread, FEWER) as i:
             head, window = T.Bind(i // SHARERS), T.Bind(i % SHARERS)
             at = T.Bind(head * TILE + T.min(window, OWN - 1) * SEGMENTS)
             parts = [held[at + s] for s in range(2 * SEGMENTS)]
@@ -204,15 +219,21 @@ class Spread:
         with strided(self.group * SHARERS, thread, THREADS) as i:
             head, state = T.Bind(pair * self.group + i // SHARERS), registers(2, value=0.0)
             T.buffer_store(state, T.float32(LOWEST), [0])  # maximum, sum
-            with strided(T.Cast("int32", tiles), i % SHARERS, SHARERS) as tile:
-                value = T.Bind(sums[head, tile])
-                best = T.Bind(T.max(state[0], value))
-                T.buffer_store(state, state[1] * T.exp(state[0] - best) + T.exp(value - best), [1])
-                T.buffer_store(state, best, [0])
-            # a thread without tiles has no sum: the lowest number again
-            none = state[1].equal(T.float32(0))
-            total = T.Select(none, state[0], state[0] + T.log(state[1]))
-            T.buffer_store(parts, total, [i])
+            most, read = T.Bind(T.Cast("int32", tiles)), registers(AHEAD)
+            with T.serial((most + AHEAD * SHARERS - 1) // (AHEAD * SHARERS)) as turn:
+                own = [T.Bind((turn * AHEAD + a) * SHARERS + i % SHARERS) for a in range(AHEAD)]
+                for a, tile in enumerate(own):
+                    value = sums[head, T.min(tile, most - 1)]
+                    T.buffer_store(read, T.Select(tile < most, value, T.float32(LOWEST)), [a])
+                best = registers(1)
+                T.buffer_store(best, state[0], [0])
+                for a in range(AHEAD):
+                    T.buffer_store(best, T.max(best[0], read[a]), [0])
+                T.buffer_store(state, state[1] * T.exp(state[0] - best[0]), [1])
+                for a in range(AHEAD):
+                    accumulate(state, 1, T.exp(read[a] - best[0]))
+                T.buffer_store(state, best[0], [0])
+            T.buffer_store(parts, state[0] + T.log(state[1]), [i])
         barrier()
         with T.If(thread < self.group), T.Then():
             T.buffer_store(lse, _log_sum_exp(parts, T.Bind(thread * SHARERS)), [thread])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
+from minicpm_mlc.ops.gpu.intrinsics import tile
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
@@ -23,46 +24,63 @@ FEW = 16  # numbers that a thread sums: of THREADS, then of their sums
 DIGITS = 3  # that two bits of a threshold may have beside 0: tried together
 HELD = 4096  # blocks whose scores fit in shared memory; those of longer contexts are read again
 BANKS = 32  # of shared memory: a run's neighbours in them take turns
+WARP = 32
 
 
 def select_blocks(
     operator: SelectBlocks,
-    _: GpuTraits,
+    traits: GpuTraits,
     dims: Dims,
     pooled: Buffer,
     positions: Buffer,
     selected: Buffer,
 ) -> None:
-    """A row and key/value head a workgroup."""
+    """A row and key/value head a workgroup; a launch for contexts whose scores are held, or one for
+    longer ones.
+    """
+
+    def launch(held: bool) -> None:
+        with workgroups(dims.n * operator.num_kv_heads, THREADS) as task:
+            _select(operator, traits, task, (pooled, positions, selected), held)
+
+    with T.If(dims.p <= HELD):
+        with T.Then():
+            launch(True)
+        with T.Else():
+            launch(False)
+
+
+def _select(
+    operator: SelectBlocks,
+    traits: GpuTraits,
+    task: tuple[Expr, Expr],
+    buffers: tuple[Buffer, Buffer, Buffer],
+    held: bool,
+) -> None:
+    """What one thread of a workgroup does."""
+    (group, thread), (pooled, positions, selected) = task, buffers
     budget, free, initial = operator.budget, operator.free, operator.init_blocks
     local, heads = operator.window_blocks, operator.num_kv_heads
-    with workgroups(dims.n * heads, THREADS) as (task, thread):
-        row, head = T.Bind(task // heads), T.Bind(task % heads)
-        own = T.Bind(positions[row] // PAGE_SIZE)
-        # OpenCL wants shared memory outside of branches
-        counts = shared((DIGITS * THREADS,), "int32"), shared((DIGITS * FEW,), "int32")
-        held = shared((HELD + HELD // BANKS,), "int32")
+    row, head = T.Bind(group // heads), T.Bind(group % heads)
+    own = T.Bind(positions[row] // PAGE_SIZE)
+    # OpenCL wants shared memory outside of branches
+    counts = shared((DIGITS * THREADS,), "int32"), shared((DIGITS * FEW,), "int32")
+    room = shared((HELD + HELD // BANKS,), "int32") if held else None
 
-        def put(place: Expr, block: Expr) -> None:
-            T.buffer_store(selected, block, [row, head, place])
+    def put(place: Expr, block: Expr) -> None:
+        T.buffer_store(selected, block, [row, head, place])
 
-        with T.If(own < budget):
-            with T.Then(), strided(budget, thread, THREADS) as place:
-                put(place, T.Select(place <= own, place, -1))
-            with T.Else():
-                with strided(initial, thread, THREADS) as block:
-                    put(block, block)
-                with strided(local + 1, thread, THREADS) as block:
-                    put(initial + free + block, own - local + block)
-                if free:
-                    scores = pooled, row, head
-                    end = T.Bind(own - local)
-                    given = scores, counts, thread, initial, end
-                    with T.If(end <= HELD):
-                        with T.Then():
-                            Candidates(*given, held).collect(free, put)
-                        with T.Else():
-                            Candidates(*given).collect(free, put)
+    with T.If(own < budget):
+        with T.Then(), strided(budget, thread, THREADS) as place:
+            put(place, T.Select(place <= own, place, -1))
+        with T.Else():
+            with strided(initial, thread, THREADS) as block:
+                put(block, block)
+            with strided(local + 1, thread, THREADS) as block:
+                put(initial + free + block, own - local + block)
+            if free:
+                given = (pooled, row, head), counts, thread, initial, T.Bind(own - local)
+                Candidates(*given, room, traits.quads).collect(free, put)
 
 
 class Candidates:
@@ -70,7 +88,8 @@ class Candidates:
     as their bits do.
 
     `scores` are the buffer, row and head; `counts` shared memory with DIGITS numbers per thread,
-    and for their sums; `held` has room for the bits of all scores, where there is room.
+    and for their sums; `held` has room for the bits of all scores, where there is room; `warps`:
+    whether those of 32 threads sum without shared memory.
     """
 
     def __init__(
@@ -80,8 +99,10 @@ class Candidates:
         thread: Expr,
         begin: int,
         end: Expr,
-        held: Buffer | None = None,
+        held: Buffer | None,
+        warps: bool,
     ) -> None:
+        self.warps = warps
         (self.pooled, self.row, self.head), self.counts, self.held = scores, counts, held
         self.thread, self.begin = thread, begin
         run = T.Bind((end - begin + THREADS - 1) // THREADS)
@@ -144,18 +165,31 @@ class Candidates:
                 bits = self._bits(i)
                 for digit, number in enumerate(tried):
                     accumulate(reach, digit, T.Select(bits >= number, 1, 0))
-            self._sum_by_few([reach[digit] for digit in range(DIGITS)])
+            self._sum([reach[digit] for digit in range(DIGITS)])
             for digit, number in enumerate(tried):
                 reached = self._total(digit)
-                with T.If(reached >= k), T.Then():
-                    T.buffer_store(state, number, [0])
-                    T.buffer_store(state, T.Select(reached.equal(k), 1, 0), [1])
+                enough, exactly = T.Bind(reached >= k), T.Select(reached.equal(k), 1, 0)
+                T.buffer_store(state, T.Select(enough, exactly, state[1]), [1])
+                T.buffer_store(state, T.Select(enough, number, state[0]), [0])
         return T.Bind(state[0])
 
+    def _sum(self, values: list[Expr]) -> None:
+        """For `_total`: every thread's numbers by few, or by warps."""
+        if not self.warps:
+            self._sum_by_few(values)
+            return
+        barrier()  # the sums before were read
+        for i, value in enumerate(values):
+            total = registers(1, "int32")  # all lanes call it here
+            T.buffer_store(total, tile("int32", "warp_sum_int", value), [0])
+            with T.If((self.thread % WARP).equal(0)), T.Then():
+                T.buffer_store(self.counts[1], total[0], [i * FEW + self.thread // WARP])
+        barrier()
+
     def _total(self, which: int) -> Expr:
-        """The sum over all threads of the numbers that were summed by few."""
+        """The sum over all threads of the numbers that were summed."""
         total = registers(1, "int32", 0)
-        for part in range(FEW):
+        for part in range(THREADS // WARP if self.warps else FEW):
             accumulate(total, 0, self.counts[1][which * FEW + part])
         return T.Bind(total[0])
 

@@ -17,7 +17,7 @@ class GpuTraits:
 
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
-    to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether four
+    to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
     neighbouring threads exchange numbers without shared memory. `normalises`: whether every
     workgroup of a product normalises its row itself, which takes it less time than a launch.
     """
