@@ -41,16 +41,12 @@ def program() -> Program:
 
 def called_by(function: str) -> list[str]:
     """The operators that a function of the library calls, in order."""
-    module, called = program().module, []
-
-    def visit(node: Any) -> None:
-        if isinstance(node, relax.Call) and node.op.name.startswith("relax.call_tir"):
-            operator = program().kernels.operator_of(module[node.args[0]])
-            called.append(operator.name if operator else None)
-
-    for binding in module[function].body.blocks[0].bindings:
-        visit(binding.value)
-    return called
+    module: Any = program().module
+    values = [binding.value for binding in module[function].body.blocks[0].bindings]
+    calls = [value for value in values if isinstance(value, relax.Call)]
+    kernels = [module[c.args[0]] for c in calls if c.op.name.startswith("relax.call_tir")]
+    operators = [program().kernels.operator_of(kernel) for kernel in kernels]
+    return [operator.name for operator in operators if operator]
 
 
 @pytest.mark.parametrize(

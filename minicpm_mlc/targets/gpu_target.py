@@ -112,6 +112,7 @@ class DotTarget(GpuTarget):
     """
 
     dot: bool = False
+    vector_elements: ClassVar[bool] = True
 
     @classmethod
     def beside(cls, host: CpuTarget, arch: str | None) -> DotTarget:
@@ -123,7 +124,8 @@ class DotTarget(GpuTarget):
     @property
     def traits(self) -> GpuTraits:
         """What its kernels may assume."""
-        return GpuTraits(int8_dot=self.architectures[DOT8] if self.dot else None)
+        dot = self.architectures[DOT8] if self.dot else None
+        return GpuTraits(int8_dot=dot, vector_elements=self.vector_elements)
 
     @property
     def no_int8_dot(self) -> str:

@@ -40,8 +40,9 @@ class Parts:
     def of(splits: Expr, n: Expr, heads: int, d: int, weigh: Callable[[Expr], Expr]) -> Parts:
         """Memory for them, made outside of workgroups."""
         shape = splits, n, heads
-        outputs, *others = (T.alloc_buffer(each, "float32") for each in ((*shape, d), shape, shape))
-        return Parts(outputs, *others, weigh)
+        outputs = T.alloc_buffer((*shape, d), "float32")
+        maxima, sums = (T.alloc_buffer(shape, "float32") for _ in range(2))
+        return Parts(outputs, maxima, sums, weigh)
 
     def put(self, at: list[Expr], component: Expr, value: Expr, best: Expr, total: Expr) -> None:
         """A component of the output of a split, row and head, and its maximum and sum."""

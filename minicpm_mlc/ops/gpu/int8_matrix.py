@@ -16,6 +16,7 @@ from minicpm_mlc.ops.formats.weights.values import REGISTERS
 from minicpm_mlc.ops.gpu.group_terms import ACROSS, ROWS, GroupTerms, as_words
 from minicpm_mlc.ops.gpu.intrinsics import dot
 from minicpm_mlc.ops.gpu.kernel import registers
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.whole_numbers import WHOLE_BITS, from_whole
 from minicpm_mlc.ops.int8_sums import start_of, sums_of
 from minicpm_mlc.ops.quantize_rows import SCALE, SUM
@@ -44,13 +45,18 @@ class Activations:
 class Pairs:
     """x int32[m, k/32, 10] as pairs of words: pairs[row, i] are words 2 i and 2 i + 1 of a row."""
 
-    def __init__(self, x: Buffer, m: Expr) -> None:
+    def __init__(self, x: Buffer, m: Expr, traits: GpuTraits) -> None:
         """Made outside of workgroups."""
         self.words = T.decl_buffer((m, x.shape[1] * HELD), "int32", data=x.data)
+        self.pairs = None
+        if traits.vector_elements:  # TVM's C doesn't see that all ramps here are aligned
+            pointer = T.Bind(T.reinterpret(x.data, dtype=T.handle("int32x2").ty))
+            shape = m, x.shape[1] * (HELD // 2)
+            self.pairs = T.decl_buffer(shape, "int32x2", data=pointer)
 
     def __getitem__(self, place: tuple[Expr, Expr]) -> Expr:
         row, pair = place
-        return self.words[row, T.ramp(pair * 2, 1, 2)]
+        return self.words[row, T.ramp(pair * 2, 1, 2)] if self.pairs is None else self.pairs[place]
 
 
 def activations(x: Pairs, row: Expr, g: Expr) -> Activations:

@@ -36,14 +36,14 @@ def linear_int8(
     """Raises CompileError for shapes that don't fit the layout, and for words that the products
     can't take.
     """
-    LinearCall(operator, traits, dims.m, Rows(x, dims.m), rest).emit()
+    LinearCall(operator, traits, dims.m, Rows(x, dims.m, traits), rest).emit()
 
 
 class Rows:
     """The rows of x as words of quantize_rows; made outside of workgroups."""
 
-    def __init__(self, words: Buffer, m: Expr) -> None:
-        self.pairs = Pairs(words, m)
+    def __init__(self, words: Buffer, m: Expr, traits: GpuTraits) -> None:
+        self.pairs = Pairs(words, m, traits)
 
     def prepare(self, m: Expr) -> None:
         """What comes before a launch that reads `pairs`."""

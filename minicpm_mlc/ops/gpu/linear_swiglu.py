@@ -30,7 +30,7 @@ def linear_swiglu_int8(
     """Raises CompileError when intermediate isn't a multiple of 32, and for words that the products
     can't take.
     """
-    Gated(operator, traits, dims.m, Rows(x, dims.m), rest).emit()
+    Gated(operator, traits, dims.m, Rows(x, dims.m, traits), rest).emit()
 
 
 class Gated:

@@ -55,7 +55,7 @@ class NormedRows(Rows):
         self.rows, self.weight, self.groups = x, norm, operator.k // 32
         self.norm = Normalised(operator.k, operator.eps, operator.sum_factor, traits)
         self.words = T.alloc_buffer((m, self.groups, HELD), "int32")
-        super().__init__(self.words, m)
+        super().__init__(self.words, m, traits)
 
     def prepare(self, m: Expr) -> None:
         with workgroups(m, WIDE) as (row, thread):

@@ -20,6 +20,7 @@ class GpuTraits:
     to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
     neighbouring threads exchange numbers without shared memory. `normalises`: whether every
     workgroup of a product normalises its row itself, which takes it less time than a launch.
+    `vector_elements`: whether a buffer's elements may be vectors.
     """
 
     folder: ClassVar[str] = "gpu"
@@ -30,6 +31,7 @@ class GpuTraits:
     int8_tiles: bool = False
     quads: bool = False
     normalises: bool = False
+    vector_elements: bool = True
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""

@@ -19,6 +19,7 @@ class VulkanTarget(DotTarget):
     """
 
     device: ClassVar[str] = "vulkan"
+    vector_elements: ClassVar[bool] = False
     architectures: ClassVar[dict[str, str]] = {
         DOT8: "devices with VK_KHR_shader_integer_dot_product"
     }
