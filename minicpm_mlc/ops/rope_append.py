@@ -178,7 +178,7 @@ class RopeAppendMeans(RopeAppend):
         return np.concatenate([super().outcome([*others, q]), k_means.ravel()])
 
     def fits(self, traits: Any) -> bool:
-        return self.batched and traits.launches
+        return self.batched and traits.launches and super().fits(traits)
 
     @classmethod
     def variants(cls) -> Iterator[RopeAppendMeans]:

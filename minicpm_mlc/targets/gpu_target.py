@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.lowering import gpu_pipeline
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
 
 DOT8 = "dot8"  # of `--arch`: devices that multiply four int8 numbers at once
 
@@ -28,7 +31,6 @@ class GpuTarget:
     limits: ClassVar[dict[str, int]]
     buffer_bytes: ClassVar[int | None] = None
     architectures: ClassVar[dict[str, str]] = {}
-    has_read_kernel: ClassVar[bool] = False
 
     @classmethod
     def beside(cls, host: CpuTarget, arch: str | None) -> GpuTarget:
@@ -91,6 +93,12 @@ class GpuTarget:
     def tir_pipeline(self) -> str:
         """The passes that lower its kernels."""
         return gpu_pipeline()
+
+    def read_kernel(self) -> PrimFunc:
+        """READ_KERNEL of its libraries."""
+        from minicpm_mlc.ops.gpu.speed_limits import read_peak
+
+        return read_peak()
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""

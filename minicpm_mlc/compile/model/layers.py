@@ -164,7 +164,6 @@ class Attention(Mixer):
         projections = {"q": queries, "k": keys, "v": keys}
         self.plan = plan
         self.heads = (c.num_heads, c.num_kv_heads, c.head_dim)
-        self.kv = plan.precision.kv
         self.qkv = Linear(
             plan,
             {f"{at}.{name}_proj.weight": rows for name, rows in projections.items()},
@@ -196,7 +195,7 @@ class Attention(Mixer):
         """Turns queries and keys, and writes keys and values to their slots -> queries float32
         [n, heads, head_dim], and the pools.
         """
-        operator = RopeAppend(*self.heads, self.kv, batch.decode)
+        operator = RopeAppend(*self.heads, self.plan.kv, batch.decode)
         place = batch.slots, batch.page_tables
         keys, values, q = self.plan.kernels(
             operator, qkv, batch.cos_sin, *place, pools["keys"], pools["values"]
@@ -218,7 +217,7 @@ class Attention(Mixer):
         if batch.tree:
             kind, place = AttendTree, batch.tree
         cached = pools["keys"], pools["values"], batch.page_tables
-        operator = self.rounding(kind(*self.heads, self.kv), rounded)
+        operator = self.rounding(kind(*self.heads, self.plan.kv), rounded)
         return self.plan.kernels(operator, q, *cached, *place)
 
     def rounding(self, operator: Attend, rounded: bool) -> Attend:
@@ -231,7 +230,7 @@ class Attention(Mixer):
         return rounding if rounding.fits(self.plan.kernels.traits) else operator
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
-        operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
+        operator, place = MoveRows(*self.heads[1:], self.plan.kv), (sources, slots, page_table)
         keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
 

@@ -39,7 +39,7 @@ class SparseAttention(Attention):
         if batch.tree:  # its segments are means of its paths, and are never stored
             return super().append(qkv, pools, batch)
         place = batch.slots, batch.page_tables
-        operator = RopeAppendMeans(*self.heads, self.kv, batch.decode)
+        operator = RopeAppendMeans(*self.heads, self.plan.kv, batch.decode)
         if batch.decode and operator.fits(self.plan.kernels.traits):
             stored = pools["keys"], pools["values"], pools["means"]
             *stored, q = self.plan.kernels(operator, qkv, batch.cos_sin, *place, *stored)
@@ -68,7 +68,7 @@ class SparseAttention(Attention):
     ) -> Tensor:
         """What each query reads of its blocks, as `attend` gives it."""
         keys, values = pools["keys"], pools["values"]
-        shape, cached = (*self.heads, self.kv, self.budget), (keys, values, batch.page_tables)
+        shape, cached = (*self.heads, self.plan.kv, self.budget), (keys, values, batch.page_tables)
         operator, place = AttendBlocks(*shape, batch.decode), (batch.slots,)
         if batch.tree:
             operator, place = AttendTreeBlocks(*shape), batch.tree
@@ -79,7 +79,7 @@ class SparseAttention(Attention):
         self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
     ) -> Tensor:
         """Writes the means of the segments that these slots finish -> the pool of means."""
-        operator = SegmentMeans(*self.heads[1:], self.kv, decode)
+        operator = SegmentMeans(*self.heads[1:], self.plan.kv, decode)
         return self.plan.kernels(operator, slots, page_tables, keys, means)
 
     def blocks(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
@@ -102,7 +102,7 @@ class SparseAttention(Attention):
         """The means of the last segments of each node's path, float32 [n, TAIL_PAGES, kv_heads,
         SEGMENTS, head_dim].
         """
-        operator = PathMeans(*self.heads[1:], self.kv)
+        operator = PathMeans(*self.heads[1:], self.plan.kv)
         return self.plan.kernels(operator, keys, means, page_tables, base, ancestors)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:

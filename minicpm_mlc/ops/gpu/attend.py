@@ -33,7 +33,6 @@ from minicpm_mlc.ops.gpu.sequence import Paged, Place, Sequence
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
-SPLIT_PAGES = 8  # the least work worth a workgroup of its own
 MAX_SPLITS = 32
 
 Visit = Callable[[Expr], None]  # of a page's number in the sequence, or -1
@@ -296,9 +295,11 @@ def _power_of_2(x: Expr) -> Expr:
     return tile("float32", "power_of_2", x)
 
 
-def splits_for(pages: Expr) -> Expr:
-    """Pieces that keep a GPU busy where rows are few. `pages`: of the longest sequence."""
-    return T.Bind(T.max(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS), 1))
+def splits_for(pages: Expr, least: int) -> Expr:
+    """Pieces of `least` pages or more that keep a GPU busy where rows are few. `pages`: of the
+    longest sequence.
+    """
+    return T.Bind(T.max(T.min((pages + least - 1) // least, MAX_SPLITS), 1))
 
 
 def all_pages(
@@ -356,7 +357,7 @@ def launch(call: AttentionCall, pages: Expr | None = None) -> None:
         most = most_splits(call.n, call.heads.num_kv_heads)
         call.in_splits(T.Bind(T.min(most, pages)), most)
     else:
-        splits = splits_for(pages)
+        splits = splits_for(pages, call.traits.split_pages)
         call.in_splits(splits, splits)
 
 

@@ -26,7 +26,6 @@ from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-THREADS = 256  # of a workgroup that streams
 FEW_ROWS = ((1, 1), (4, 4))  # up to so many rows of x, so many stream by together
 
 
@@ -44,6 +43,10 @@ class Rows:
 
     def __init__(self, words: Buffer, m: Expr, traits: GpuTraits) -> None:
         self.pairs = Pairs(words, m, traits)
+
+    def threads(self, traits: GpuTraits) -> int:
+        """Of a workgroup of a linear that streams."""
+        return traits.stream_threads
 
     def prepare(self, m: Expr) -> None:
         """What comes before a launch that reads `pairs`."""
@@ -90,10 +93,11 @@ class LinearCall:
         matrix, m = self.matrix, self.m
         if rows > 1:
             self.x.prepare(m)
-        with workgroups((m + rows - 1) // rows * matrix.blocks, THREADS) as (group, thread):
+        threads = self.x.threads(self.traits)
+        with workgroups((m + rows - 1) // rows * matrix.blocks, threads) as (group, thread):
             first = T.Bind(group // matrix.blocks * rows)
             block = T.Bind(group % matrix.blocks)
-            stream = Stream(matrix, self.x, rows, THREADS)
+            stream = Stream(matrix, self.x, rows, threads)
             sums = stream.sums(first, m, block, thread)
             with T.If(thread < rows * LANES), T.Then():
                 row = T.Bind(first + thread // LANES)

@@ -57,6 +57,9 @@ class NormedRows(Rows):
         self.words = T.alloc_buffer((m, self.groups, HELD), "int32")
         super().__init__(self.words, m, traits)
 
+    def threads(self, traits: GpuTraits) -> int:
+        return WIDE
+
     def prepare(self, m: Expr) -> None:
         with workgroups(m, WIDE) as (row, thread):
             self.norm.write(self.rows, row, self.weight, thread, self.words, row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.gpu.float16_bits import opened
 from minicpm_mlc.ops.int8_sums import factor_of
@@ -20,10 +21,16 @@ class GpuTraits:
     to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
     neighbouring threads exchange numbers without shared memory. `normalises`: whether every
     workgroup of a product normalises its row itself, which takes it less time than a launch.
-    `vector_elements`: whether a buffer's elements may be vectors.
+    `vector_elements`: whether a buffer's elements may be vectors. `split_pages`: the least pages
+    worth a workgroup of attention; `stream_threads`: of a workgroup of a linear of few rows.
     """
 
     folder: ClassVar[str] = "gpu"
+    # what `minicpm-mlc tune` tries, by operator: fields and their values
+    choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
+        "attend_decode": {"split_pages": (2, 4, 8, 16)},
+        "linear_int8": {"stream_threads": (128, 256, 512)},
+    }
     bf16_dot: ClassVar[bool] = False
     launches: ClassVar[bool] = True  # every kernel is one, at a cost: operators are merged
     int8_dot: str | None = None
@@ -32,6 +39,8 @@ class GpuTraits:
     quads: bool = False
     normalises: bool = False
     vector_elements: bool = True
+    split_pages: int = 8
+    stream_threads: int = 256
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
@@ -42,6 +51,10 @@ class GpuTraits:
         multiplies no int8.
         """
         return None if self.int8_dot is None else factor_of(scheme, scheme.values.zero)
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie: as they are."""
+        return kv
 
     def exact(self) -> GpuTraits:
         """Those of kernels that round no activations where they have the choice."""
