@@ -67,7 +67,7 @@ def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, p
 
 
 def test_a_bundle_measures_memory_with_its_own_kernel(engine):
-    reader = bench._memory_reader(engine.library)
+    reader = bench.memory_reader(engine.library)
     assert reader is not None
     reader.sample()
     assert 1e8 < reader.best < 1e13

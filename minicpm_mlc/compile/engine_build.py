@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
@@ -108,8 +108,7 @@ class EngineBuild:
         Raises CompileError.
         """
         main = main or self._engine / "tools" / f"{PROGRAM}.cc"
-        parts = [*self._tvm_parts, *_contents(self._engine), main.read_bytes()]
-        parts.append(repr(LINK).encode())
+        parts = [*self._engine_parts, main.read_bytes(), repr(LINK).encode()]
         if self.model:
             parts += [self.model.prefix.encode(), self.model.objects.read_bytes()]
         return self._kept(main.stem, parts, lambda out: self._link(main, out, self._kind))
@@ -118,15 +117,25 @@ class EngineBuild:
         """A shared library of the engine and a file over it, for programs that load it by name; it
         shows no symbols but that file's and minicpm.h's. Raises CompileError.
         """
-        parts = [*self._tvm_parts, *_contents(self._engine), source.read_bytes(), b"shared"]
+        parts = [*self._engine_parts, source.read_bytes(), b"shared"]
         flags = tuple(f"-isystem{folder}" for folder in headers)
         return self._kept(
             f"lib{source.stem}.so", parts, lambda out: self._link(source, out, ("-shared",), flags)
         )
 
-    def archive(self) -> Path:
-        """libminicpm_tvm.a, the same way."""
-        return self._kept("libminicpm_tvm.a", self._tvm_parts, self._pack)
+    def archives(self) -> list[Path]:
+        """libminicpm.a and libminicpm_tvm.a, the same way."""
+        engine = _listed(self._engine, {"src": self._engine / "src"})
+        tvm = _listed(self._runtime, {**self._wheels, "native": self._runtime})
+        # warnings are for who wrote the sources
+        packed = {
+            "libminicpm.a": (self._engine_parts, engine, WARNINGS),
+            "libminicpm_tvm.a": (self._tvm_parts, tvm, ("-w",)),
+        }
+        return [
+            self._kept(name, parts, partial(self._pack, sources, flags))
+            for name, (parts, sources, flags) in packed.items()
+        ]
 
     @cached_property
     def _native(self) -> Path:
@@ -153,22 +162,22 @@ class EngineBuild:
             *_contents(self._runtime),
         ]
 
-    def _pack(self, out: Path) -> None:
-        sources = _listed(self._runtime, {**self._wheels, "native": self._runtime})
+    @cached_property
+    def _engine_parts(self) -> list[bytes]:
+        return [*self._tvm_parts, *_contents(self._engine)]
+
+    def _pack(self, sources: list[Path], flags: Iterable[str], out: Path) -> None:
         with TemporaryDirectory(dir=out.parent) as scratch:
-            # warnings are for who wrote the sources
-            objects = self._compiled(sources, Path(scratch), ("-w",))
-            zig("ar", "rcsD", str(out), *objects)
+            zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
 
     def _link(
         self, main: Path, out: Path, kind: tuple[str, ...], flags: tuple[str, ...] = ()
     ) -> None:
-        tvm = self.archive()
-        sources = [*_listed(self._engine, {"src": self._engine / "src"}), main]
+        archives = map(str, self.archives())
         with TemporaryDirectory(dir=out.parent) as scratch:
-            objects = self._compiled(sources, Path(scratch), (*WARNINGS, *self._defined, *flags))
+            objects = self._compiled([main], Path(scratch), (*WARNINGS, *self._defined, *flags))
             objects += self._model_objects(Path(scratch))
-            whole = ("-Wl,--whole-archive", str(tvm), "-Wl,--no-whole-archive")
+            whole = ("-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive")
             zig("c++", "-target", self.target, *LINK, *kind, "-o", str(out), *objects, *whole)
 
     @property

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from minicpm_mlc.ops.build import Traits
     from minicpm_mlc.ops.formats.kv import KVFormat
+    from minicpm_mlc.targets.tuning import Tuning
 
 
 class Kernels:
@@ -25,8 +26,10 @@ class Kernels:
     A state has to be used as it is returned, or the call is removed as dead code.
     """
 
-    def __init__(self, traits: Traits) -> None:
+    def __init__(self, traits: Traits, tuning: Tuning | None = None) -> None:
+        """`tuning`: parameters that were measured on a device; None: the usual ones."""
         self.traits = traits
+        self._tuning = tuning
         self.operators: list[tuple[PrimFunc, Operator]] = []  # every kernel that was called
 
     def __call__(self, operator: Operator, *inputs: Tensor, **dims: Any) -> Any:
@@ -37,7 +40,8 @@ class Kernels:
 
         from minicpm_mlc.ops.build import build
 
-        kernel = build(operator, self.traits)
+        tuned = self._tuning.applied(operator, self.traits) if self._tuning else self.traits
+        kernel = build(operator, tuned)
         self.operators.append((kernel, operator))
         sizes = _sizes(operator, inputs) | dims
         states = operator.states()

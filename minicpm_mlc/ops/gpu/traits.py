@@ -18,14 +18,22 @@ class GpuTraits:
 
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
-    to float16. `int8_tiles`: whether linears multiply int8 on them.
+    to float16. `int8_tiles`: whether linears multiply int8 on them. `split_pages`: the least pages
+    worth a workgroup of attention; `stream_threads`: of a workgroup of a linear of few rows.
     """
 
     folder: ClassVar[str] = "gpu"
+    # what `minicpm-mlc tune` tries, by operator: fields and their values
+    choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
+        "attend_decode": {"split_pages": (2, 4, 8, 16)},
+        "linear_int8": {"stream_threads": (128, 256, 512)},
+    }
     bf16_dot: ClassVar[bool] = False
     int8_dot: str | None = None
     f16_tiles: bool = False
     int8_tiles: bool = False
+    split_pages: int = 8
+    stream_threads: int = 256
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: float16 by its bits, which come as float32."""
