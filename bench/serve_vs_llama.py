@@ -164,7 +164,8 @@ def measure(
     """Seconds of each side, taking turns."""
     spawn = multiprocessing.get_context("spawn")
     pipe, other = spawn.Pipe()
-    spawn.Process(target=batched, args=(other, gguf, load, threads), daemon=True).start()
+    llama_cpp = spawn.Process(target=batched, args=(other, gguf, load, threads), daemon=True)
+    llama_cpp.start()
     vocab = pipe.recv()
     each = ["--threads", str(threads), "--parallel", str(load.requests)]
     with server(bundle, *each, "--context", str(load.context)) as address:
@@ -182,6 +183,7 @@ def measure(
             for name, answer in sides.items():
                 time.sleep(0.5)  # another side's threads wait for work spinning
                 times[name].append(answer(load.prompts(vocab, repeat)))
+    llama_cpp.terminate()
     return times
 
 

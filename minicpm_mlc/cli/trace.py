@@ -15,6 +15,7 @@ from minicpm_mlc.cli.trust import trust_options
 
 @click.command(
     cls=Command,
+    short_help="Show which parts of a document an answer read.",
     **example("minicpm-mlc trace ./MiniCPM4.1-8B-w4a-cpu --prompt-file question.txt -o trace.html"),
 )
 @click.argument("bundle", type=click.Path())

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
@@ -118,9 +118,22 @@ class EngineBuild:
         kind, name = self._system.library, self._system.name.format(source.stem)
         return self._kept(name, parts, lambda out: self._link(source, out, kind, flags))
 
-    def archive(self) -> Path:
-        """libminicpm_tvm.a, the same way."""
-        return self._kept("libminicpm_tvm.a", self._tvm_parts, self._pack)
+    def archives(self) -> list[Path]:
+        """libminicpm.a and libminicpm_tvm.a, and what else the system takes, the same way."""
+        system = self._system
+        engine = _listed(self._engine, {"src": self._engine / "src"})
+        tvm = _listed(self._runtime, {**self._wheels, "native": self._runtime})
+        # warnings are for who wrote the sources
+        packed = {
+            "libminicpm.a": (self._engine_parts, [*system.kept(engine), *system.own], WARNINGS),
+            "libminicpm_tvm.a": (self._tvm_parts, system.kept(tvm), ("-w",)),
+            "libsystem.a": (self._tvm_parts, system.sources, ("-w", *system.source_flags)),
+        }
+        return [
+            self._kept(name, parts, partial(self._pack, sources, flags))
+            for name, (parts, sources, flags) in packed.items()
+            if sources
+        ]
 
     @cached_property
     def _native(self) -> Path:
@@ -149,7 +162,7 @@ class EngineBuild:
         system = self._system
         return [
             repr((self.target, FLAGS, TVM, installed)).encode(),
-            repr((system.flags, system.link)).encode(),
+            repr(system.flags).encode(),
             *(path.read_bytes() for path in (*system.own, *system.sources)),
             *(part for folder in system.headers for part in _contents(folder)),
             *_contents(self._runtime),
@@ -160,28 +173,24 @@ class EngineBuild:
         """What a program or a library is made of, but for the file over the engine."""
         model = self.model
         linked = [model.prefix.encode(), model.objects.read_bytes()] if model else []
-        return [*self._tvm_parts, *_contents(self._engine), *linked]
+        return [*self._engine_parts, repr(self._system.link).encode(), *linked]
 
-    def _pack(self, out: Path) -> None:
-        sources = _listed(self._runtime, {**self._wheels, "native": self._runtime})
+    @cached_property
+    def _engine_parts(self) -> list[bytes]:
+        return [*self._tvm_parts, *_contents(self._engine)]
+
+    def _pack(self, sources: Sequence[Path], flags: Iterable[str], out: Path) -> None:
         with TemporaryDirectory(dir=out.parent) as scratch:
-            # warnings are for who wrote the sources
-            kept = self._system.kept(sources)
-            objects = self._compiled(kept, Path(scratch), ("-w",))
-            more = ("-w", *self._system.source_flags)
-            objects += self._compiled(self._system.sources, Path(scratch), more)
-            zig("ar", "rcsD", str(out), *objects)
+            zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
 
     def _link(
         self, main: Path, out: Path, kind: tuple[str, ...], flags: tuple[str, ...] = ()
     ) -> None:
-        tvm = self.archive()
-        engine = _listed(self._engine, {"src": self._engine / "src"})
-        sources = [*self._system.kept(engine), *self._system.own, main]
+        archives = map(str, self.archives())
         with TemporaryDirectory(dir=out.parent) as scratch:
-            objects = self._compiled(sources, Path(scratch), (*WARNINGS, *self._defined, *flags))
+            objects = self._compiled([main], Path(scratch), (*WARNINGS, *self._defined, *flags))
             objects += self._model_objects(Path(scratch))
-            whole = ("-Wl,--whole-archive", str(tvm), "-Wl,--no-whole-archive")
+            whole = ("-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive")
             how = (*self._system.link, *kind)
             zig("c++", "-target", self.target, *how, "-o", str(out), *objects, *whole)
 

@@ -2,16 +2,16 @@
 
 A group is ten int32 words that a kernel broadcasts one by one: eight of four int8 values each, the
 scale's float32 bits, and factor * (sum of the values). The factor is what the weights need
-(ops/cpu/int8_dot.py): one that takes their zero point out of the integer product, or 1, where the
-sum meets their minimum. TWO_SUMS counts the last 16 values so many times, and the first ones once:
-either sum can be told from the word.
+(ops/int8_sums.py): one that takes their zero point out of the integer product, or, where the sum
+meets their minimum, 1 or the group's scale (SCALED: the product's float32 bits). TWO_SUMS counts
+the last 16 values so many times, and the first ones once: either sum can be told from the word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from minicpm_mlc.bundle.kernel_cases import WORDS
 from minicpm_mlc.ops.formats.weights import GROUP
 from minicpm_mlc.ops.operator import EXACT, Argument, Operator, gives, takes
 from minicpm_mlc.ops.samples import Draw, Sample, sample
+from minicpm_mlc.ops.weight_samples import reads_sums
 
 SCALE, SUM = 8, 9  # places of a group's scale and sum in its words
 LARGEST = 127  # of an int8 value: symmetric, so that a value can change its sign
 SMALLEST = 2.0**-100  # a group below it is zeros: 127 / |x| would overflow
 TWO_SUMS = 1 << 12  # more than twice the largest sum of 16 values
-FACTORS = (0, -8, -128, 1, TWO_SUMS)  # that weights need
+SCALED = 2  # the sum is multiplied by the group's scale: no other factor is 2
+FACTORS = (0, -8, -128, 1, SCALED, TWO_SUMS)  # that weights need
 ROUNDED = 1e-5  # NMSE: a value between two int8 numbers may go either way
 
 
@@ -54,12 +56,15 @@ def words_of(x: np.ndarray, factor: int) -> np.ndarray:
     words = np.empty((*groups.shape[:2], WORDS), np.int32)
     words[..., :SCALE] = groups.view(np.int32)
     words[..., SCALE] = scale.view(np.int32)
-    words[..., SUM] = groups @ np.repeat(np.array(factors_of(factor), np.int32), GROUP // 2)
+    sums = groups @ np.repeat(np.array(factors_of(factor), np.int32), GROUP // 2)
+    words[..., SUM] = (sums.astype(np.float32) * scale).view(np.int32) if factor == SCALED else sums
     return words
 
 
 def factors_of(factor: int) -> tuple[int, int]:
-    """What the first and the last 16 values are multiplied by in a group's sum."""
+    """The whole numbers that a group's first and last 16 values are multiplied by in its sum."""
+    if factor == SCALED:
+        return 1, 1
     return (1, TWO_SUMS) if factor == TWO_SUMS else (factor, factor)
 
 
@@ -105,6 +110,9 @@ class QuantizeRows(Operator):
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for m in draw.rows(2):
             yield sample(draw.normal(m, self.columns))
+
+    def fits(self, traits: Any) -> bool:
+        return reads_sums(traits, self.sum_factor)
 
     @classmethod
     def variants(cls) -> Iterator[QuantizeRows]:

@@ -12,6 +12,7 @@ from minicpm_mlc.bundle.kernel_cases import word_values
 from minicpm_mlc.ops.operator import Argument, Operator, gives, takes
 from minicpm_mlc.ops.quantize_rows import FACTORS, ROUNDED, gives_words, words_of
 from minicpm_mlc.ops.samples import Draw, Sample, sample
+from minicpm_mlc.ops.weight_samples import reads_sums
 
 
 def rms_norm_definition(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -62,6 +63,9 @@ class RmsNormInt8(RmsNorm):
 
     def outcome(self, arguments: Any) -> np.ndarray:
         return word_values(arguments[-1])
+
+    def fits(self, traits: Any) -> bool:
+        return reads_sums(traits, self.sum_factor)
 
     @classmethod
     def variants(cls) -> Iterator[RmsNormInt8]:

@@ -5,6 +5,7 @@ repeats; the test grid wants whole matrices, as they are quantised.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,3 +60,8 @@ def stored_rows(scheme: Scheme, n: int, k: int, arrays: tuple[np.ndarray, ...]) 
 def schemes_of_int8() -> list[Scheme]:
     """Those that int8 activations can meet, laid out for them."""
     return [scheme.beside("int8") for scheme in SCHEMES.values() if scheme.takes_int8]
+
+
+def reads_sums(traits: Any, factor: int) -> bool:
+    """Whether a scheme's kernels on such a device read sums that were multiplied by this factor."""
+    return any(traits.sum_factor(scheme) == factor for scheme in schemes_of_int8())

@@ -12,6 +12,7 @@ from minicpm_mlc.ops.formats.weights import GROUP
 from minicpm_mlc.ops.quantize_rows import (
     LARGEST,
     SCALE,
+    SCALED,
     SMALLEST,
     SUM,
     QuantizeRows,
@@ -45,7 +46,8 @@ def quantize_group(halves: list[Expr], factor: int, out: Buffer, r: Expr, g: Exp
     ]
     # |x| compared as bits: the same order as floats, but a NaN is the largest instead of vanishing
     largest = T.Bind(T.reinterpret(vector.fold(T.max, T.Bind(T.max(*bits))), dtype="float32"))
-    T.buffer_store(out, T.reinterpret(largest / T.float32(LARGEST), dtype="int32"), [r, g, SCALE])
+    scale = T.Bind(largest / T.float32(LARGEST))
+    T.buffer_store(out, T.reinterpret(scale, dtype="int32"), [r, g, SCALE])
     held = vector.registers(
         3
     )  # a memory cell ends an expression; TVM's simplifier expands longer ones for seconds
@@ -60,4 +62,5 @@ def quantize_group(halves: list[Expr], factor: int, out: Buffer, r: Expr, g: Exp
         for i, times in enumerate(factors_of(factor))
     ]
     total = vector.fold(lambda a, b: a + b, T.Bind(counted[0] + counted[1]))  # exact: small wholes
-    T.buffer_store(out, T.Cast("int32", total), [r, g, SUM])
+    scaled = T.reinterpret(total * scale, dtype="int32") if factor == SCALED else None
+    T.buffer_store(out, T.Cast("int32", total) if scaled is None else scaled, [r, g, SUM])
