@@ -34,7 +34,6 @@ from minicpm_mlc.runtime_py.kernel_check import check
 from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.memory import HostMemory, Memory
-from minicpm_mlc.runtime_py.protocols import KernelAccess
 from minicpm_mlc.runtime_py.thread_pool import pool_for
 from minicpm_mlc.targets import Target, get_target
 from minicpm_mlc.targets.tuning import TunedKernel, Tuning
@@ -231,7 +230,7 @@ class Sweep:
         return TunedKernel(record.to_json(), parameters, *times, share, best.nmse)
 
 
-class _Kernels(KernelAccess):
+class _Kernels:
     """The library of all candidates."""
 
     def __init__(
