@@ -1,7 +1,8 @@
 """minicpm-run against the Python runtime, in turn, on one bundle: time to the first piece of an
-answer in a new process, memory, decode speed. Speculation is off in both.
+answer in a new process, memory, decode speed. Speculation is off in both unless --speculate says
+otherwise.
 
-    python bench/engine.py BUNDLE [--rounds 5]
+    python bench/engine.py BUNDLE [--rounds 5] [--speculate auto]
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ class Run:
     resident: int
 
 
-def measured(command: list[str], tokens: int) -> Run:
+def measured(command: list[str]) -> Run:
     """One process, from its start to its end."""
-    command = [*command, *OPTIONS, "--max-tokens", str(tokens)]
     begun = time.perf_counter()
     pipe = subprocess.PIPE
     resident = 0
@@ -86,18 +86,17 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--speculate", default="off")
     given = parser.parse_args()
+    asked = [*OPTIONS, "--max-tokens", str(given.tokens), "--speculate", given.speculate]
     program = EngineBuild(f"{platform.machine()}-linux-gnu.2.17").program()
-    native = [str(program), given.bundle, "--stats"]
-    python = [sys.executable, "-m", "minicpm_mlc", "chat", given.bundle, "--stats"]
-    python += ["--speculate", "off"]
-    pairs = [
-        (measured(native, given.tokens), measured(python, given.tokens))
-        for _ in range(given.rounds)
-    ]
+    native = [str(program), given.bundle, "--stats", *asked]
+    python = [sys.executable, "-m", "minicpm_mlc", "chat", given.bundle, "--stats", *asked]
+    pairs = [(measured(native), measured(python)) for _ in range(given.rounds)]
     manifest = Manifest.load(Path(given.bundle))
     weights = manifest.memory["weights"]
-    print(f"{cpu_name()}; {manifest.name}, {manifest.scheme}, {given.rounds} rounds")
+    asked = f"{given.rounds} rounds, speculation {given.speculate}"
+    print(f"{cpu_name()}; {manifest.name}, {manifest.scheme}, {asked}")
     print(f"minicpm-run: {program.stat().st_size / 1e6:.1f} MB\n")
     print("| | first piece | resident beyond the weights | decode tok/s |\n|---|--:|--:|--:|")
     for name, runs in zip(("minicpm-run", "Python"), zip(*pairs, strict=True), strict=True):

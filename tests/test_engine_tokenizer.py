@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import subprocess
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from engine_process import built
 from tiny_tokenizers import byte_level, sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from minicpm_mlc.prompt.tokenizer import Tokenizer as OurTokenizer
 
@@ -39,6 +40,8 @@ INTERESTING = [
     " and",
     "<think>",
     "</think>",
+    # normal forms: marks in and out of order, letters of syllables, what is never composed
+    *"\u0323\u0327\u0345\u05bc\u0338\u1100\u1161\u11a8\u212b\ufb2c\u0344\U0001d15e각",
 ]
 
 
@@ -68,6 +71,13 @@ def trained(pattern: str | None, files: Iterable[Path]) -> Tokenizer:
     return tokenizer
 
 
+def normal(files: Iterable[Path]) -> Tokenizer:
+    """As Qwen 2's: in normal form C."""
+    tokenizer = trained(QWEN2, files)
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
 def digits(files: Iterable[Path]) -> Tokenizer:
     """As SmolLM's: each digit alone, then GPT-2's words."""
     tokenizer = trained(None, files)
@@ -85,6 +95,7 @@ MADE: dict[str, Callable[[], Tokenizer]] = {
     "GPT-2's words": lambda: trained(None, DOCS[:4]),
     "Llama 3's words": lambda: trained(LLAMA3, DOCS[:4]),
     "Qwen 2's words": lambda: trained(QWEN2, DOCS[:4]),
+    "Qwen 2's normal form": lambda: normal(DOCS[:4]),
     "SmolLM's digits": lambda: digits(DOCS[:4]),
 }
 
@@ -105,6 +116,19 @@ def test_the_same_ids_of_random_texts(name: str, tmp_path: Path) -> None:
     raw = MADE[name]()
     draw = random.Random(name)
     texts = ["", " ", "a", "  a  ", *(random_text(draw) for _ in range(1500))]
+    found = engine_ids(tmp_path, raw, [("encode", text) for text in texts])
+    for text, ids in zip(texts, found, strict=True):
+        assert ids == raw.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_every_character_in_normal_form_c(tmp_path: Path) -> None:
+    """Alone, taken apart, and with marks that belong in another order."""
+    raw = normal(DOCS[:1])
+    apart = normalizers.NFD().normalize_str
+    characters = [chr(code) for code in range(0x80, 0x30000) if not 0xD800 <= code < 0xE000]
+    odd = [c for c in characters if apart(c) != c or unicodedata.combining(c)]
+    forms = [f"{c} {apart(c)} a\u0327{c}\u0323 {c}\u0301\u0334{c}" for c in odd]
+    texts = ["x".join(forms[i : i + 50]) for i in range(0, len(forms), 50)]
     found = engine_ids(tmp_path, raw, [("encode", text) for text in texts])
     for text, ids in zip(texts, found, strict=True):
         assert ids == raw.encode(text, add_special_tokens=False).ids, repr(text)

@@ -13,7 +13,10 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 
 
 @click.command(
-    "compile", cls=Command, **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4")
+    "compile",
+    cls=Command,
+    short_help="Make a bundle of a checkpoint, for a device.",
+    **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"),
 )
 @click.argument("source", type=click.Path())
 @click.option(
@@ -30,7 +33,11 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     help="The GPU beside an arm64 processor: cuda, opencl or vulkan.  [default: opencl for "
     "android]",
 )
-@click.option("--arch", help="For CUDA: all, or for example sm_87,sm_90.  [default: all]")
+@click.option(
+    "--arch",
+    help="For CUDA: all, or for example sm_87,sm_90. For Vulkan and OpenCL: dot8, where the device "
+    "has the integer dot product.  [default: all]",
+)
 @click.option(
     "--quant",
     type=SCHEMES,

@@ -13,6 +13,7 @@ ATTENTION = click.Choice(choices.ATTENTION)
 SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
 KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
+PORT = click.IntRange(0, 65535)
 
 
 class Numbers(click.ParamType):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
     from minicpm_mlc.ops.build import Traits
+    from minicpm_mlc.ops.formats.kv import KVFormat
     from minicpm_mlc.targets.tuning import Tuning
 
 
@@ -51,6 +52,10 @@ class Kernels:
         places = [*states, *(-1 for _ in made)]
         given, name = list(inputs), operator.name
         return op.tensor_ir_inplace_op(kernel, name, given, places, _alone([*updated, *made]))
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for these kernels."""
+        return self.traits.laid_out(kv)
 
     def operator_of(self, kernel: PrimFunc) -> Operator | None:
         """The operator that a kernel was built for here."""

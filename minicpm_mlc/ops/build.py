@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from tvm.tirx import PrimFunc
 
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.operator import Operator, file_of, operator_name
 from minicpm_mlc.ops.tir import Buffer, Dims, prim_func
@@ -36,6 +37,10 @@ class Traits(Protocol):
         """What quantize_rows multiplies sums by beside weights of this scheme; None where the
         device multiplies no int8.
         """
+        ...
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for the device's kernels."""
         ...
 
 

@@ -103,6 +103,12 @@ class LocalLibrary(Library):
         assert self.manifest.draft
         return self._new_pools(self.manifest.draft["state"], num_pages)
 
+    def waited(self, measure: bool) -> float:
+        """Seconds of a run, since the last call, that a thread had no task in an operator that ran:
+        a mean over the threads. `measure`: whether they are measured from now on.
+        """
+        return self._pool.waited(measure) / self.threads if self._pool else 0.0
+
     @within_memory
     def _new_pools(self, table: Table, num_pages: int) -> Pools:
         shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]

@@ -87,6 +87,12 @@ class KernelAccess(KernelCalls, Protocol):
         operator; None ends it.
         """
 
+    def waited(self, measure: bool) -> float:
+        """Seconds, since the last call, that a thread had no task in an operator that ran: a mean
+        over the threads. `measure`: whether they are measured from now on.
+        """
+        ...
+
 
 class Library(Protocol):
     """A bundle's compiled functions and the state that they work on, wherever that lies.

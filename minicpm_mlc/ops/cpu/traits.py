@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.tir import Buffer
 
@@ -26,6 +27,8 @@ class CpuTraits:
 
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
+    launches: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     # what `minicpm-mlc tune` tries, by operator: fields and their values
     choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
         "linear_int8": {"streams": (1, 2), "ahead": (4096, 8192, 16384)}
@@ -46,13 +49,18 @@ class CpuTraits:
         """
         return None if self.int8_dot is None else DOTS[self.int8_dot].factor(scheme)
 
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for attention's products."""
+        dot = self.int8_dot
+        return kv.beside(None if dot is None else DOTS[dot].query_levels)
+
     def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
         """With these values of what `choices` names."""
         return replace(self, **parameters)
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""
-        return replace(self, bf16_dot=False)
+        return replace(self, int8_dot=None, bf16_dot=False)
 
     @property
     def peak_vectors(self) -> int:

@@ -68,7 +68,8 @@ MINICPM_API char* minicpm_info(const minicpm_engine* engine);
 /* Answers a conversation: messages is JSON, [{"role": "user", "content": "Hello"}, ...].
  * options, a JSON object or NULL: "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
  * "frequency_penalty", "seed", "stop" (a text or a list), "max_tokens", "think" (true, false), "max_think_tokens",
- * "tokens".
+ * "tokens"; "speculate" ("auto", "off", "ngram", "eagle"), "tree_size", "draft_depth", "draft_top_k": how tokens are
+ * guessed ahead, which changes the time and not the text.
  */
 MINICPM_API minicpm_status minicpm_chat(minicpm_engine* engine, const char* messages, const char* options,
                                         minicpm_on_piece on_piece, void* user);
@@ -86,7 +87,7 @@ MINICPM_API char* minicpm_tokenize(minicpm_engine* engine, const char* text);
 /* JSON: the token ids that the engine makes of a conversation. Options: "think". */
 MINICPM_API char* minicpm_prompt(minicpm_engine* engine, const char* messages, const char* options);
 
-/* Forgets the cached tokens from `length` on. */
+/* Forgets the cached tokens from `length` on, and the pages that are kept of other texts. */
 MINICPM_API minicpm_status minicpm_truncate(minicpm_engine* engine, uint32_t length);
 
 /* Writes what is computed to a file, all or nothing, for minicpm_open's "resume", or Python's Engine(..., resume=path).

@@ -20,6 +20,11 @@ bool Flag(const Json& model, const char* name) {
 
 }  // namespace
 
+void FailForeign(int64_t id, int64_t vocab_size) {
+  Fail(MINICPM_BUNDLE, "tokenizer.json has token id ", id, ", but the model has ", vocab_size,
+       " tokens; it belongs to another model; compile the checkpoint again");
+}
+
 Bpe::Bpe(const Json& model, int64_t vocab_size) {
   std::optional<Json> type = model.Find("type");
   if (!type || type->Text() != "BPE") (type ? *type : model).Refuse("a BPE model");
@@ -30,10 +35,7 @@ Bpe::Bpe(const Json& model, int64_t vocab_size) {
   std::vector<std::pair<std::string, int64_t>> vocab = model.At("vocab").Numbers();
   ids_.reserve(vocab.size());
   for (const auto& [text, id] : vocab) {
-    if (id < 0 || id >= vocab_size) {
-      Fail(MINICPM_BUNDLE, "tokenizer.json has token id ", id, ", but the model has ", vocab_size,
-           " tokens; it belongs to another model; compile the checkpoint again");
-    }
+    if (id < 0 || id >= vocab_size) FailForeign(id, vocab_size);
     if (texts_.size() <= static_cast<size_t>(id)) texts_.resize(static_cast<size_t>(id) + 1);
     texts_[static_cast<size_t>(id)] = text;
     ids_.emplace(text, static_cast<int32_t>(id));

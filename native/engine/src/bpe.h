@@ -11,6 +11,9 @@
 
 namespace minicpm {
 
+// A token id that the model lacks.
+[[noreturn]] void FailForeign(int64_t id, int64_t vocab_size);
+
 // A token, and how many bytes of the word it stands for.
 struct Symbol {
   int32_t id;

@@ -14,7 +14,8 @@ const std::vector<std::string> kOptions = {"temperature",        "top_k",       
                                            "min_p",              "repetition_penalty", "presence_penalty",
                                            "frequency_penalty",  "seed",             "stop",
                                            "max_tokens",         "think",            "max_think_tokens",
-                                           "tokens"};
+                                           "tokens",            "speculate",        "tree_size",
+                                           "draft_depth",       "draft_top_k"};
 
 bool Flag(const Json& options, const char* name, bool otherwise) {
   std::optional<Json> flag = options.Find(name);
@@ -70,9 +71,10 @@ Engine::Engine(const std::string& folder, const Json& options)
     std::vector<int32_t> ids = more->IsList() ? more->Ids() : std::vector<int32_t>{static_cast<int32_t>(more->Whole(0, INT32_MAX))};
     end_tokens_.insert(ids.begin(), ids.end());
   }
-  ReadTokenizer();
-  ReadRules();
   model_.emplace(bundle_, threads_, context, Gears(manifest, TextOr(options, "attention", "auto")));
+  ReadTokenizer();  // once the library said how large the vocabulary is
+  ReadRules();
+  drafters_.emplace(bundle_, &*model_);
   if (std::optional<Json> resume = options.Find("resume")) model_->Resume(resume->Text());
 }
 
@@ -117,8 +119,8 @@ std::vector<int32_t> Engine::PromptIds(const Json& messages, const Json& options
 std::vector<int32_t> Engine::Checked(std::vector<int32_t> ids) const {
   if (ids.empty()) Fail(MINICPM_REQUEST, "the prompt is empty; give at least one token");
   int64_t size = static_cast<int64_t>(ids.size());
-  if (size > model_->context) {
-    Fail(MINICPM_CONTEXT, "the prompt has ", size, " tokens and the context holds ", model_->context,
+  if (size > model_->context()) {
+    Fail(MINICPM_CONTEXT, "the prompt has ", size, " tokens and the context holds ", model_->context(),
          "; shorten it, or open the bundle with a larger \"context\"");
   }
   for (int32_t id : ids) {
@@ -150,7 +152,9 @@ void Engine::Generate(const Json& prompt, const Json& options, const OnPiece& on
 void Engine::Answer(std::vector<int32_t> ids, Reading reading, const Json& options, const OnPiece& on_piece) {
   CheckNames(options, kOptions);
   reading.stops = StopStrings::Of(options.Find("stop"));
-  Request request{Checked(std::move(ids)), Sampling::Of(options, published_), Count(options, "max_tokens", 1)};
+  Request request{Checked(std::move(ids)), Sampling::Of(options, published_), Count(options, "max_tokens", 1),
+                  Speculation::Of(options)};
+  drafters_->Check(request.speculation);
   cancelled_ = false;
   bool unwanted = false;
   auto show = [&](minicpm_piece kind, std::string_view bytes) { unwanted = unwanted || on_piece(kind, bytes); };
@@ -168,15 +172,15 @@ void Engine::Answer(std::vector<int32_t> ids, Reading reading, const Json& optio
     return reader && reader->stopped();
   };
   auto forced = [&] { return reader ? reader->Forced() : std::vector<int32_t>{}; };
-  minicpm::Generate(&*model_, request, end_tokens_, bundle_.manifest.vocab_size, bundle_.manifest.prefill_chunk,
-                    {feed, forced}, cancelled_, &stats_);
+  minicpm::Generate(&*model_, &*drafters_, request, end_tokens_, bundle_.manifest.vocab_size,
+                    bundle_.manifest.prefill_chunk, {feed, forced}, cancelled_, &stats_);
   if (reader && !unwanted) reader->Finish();
 }
 
 std::string Engine::Info() const {
   bool chats = rules_ && rules_->refused().empty() && tokenizer_;
   std::ostringstream json;
-  json << "{\"name\": " << Json::Quote(bundle_.manifest.name) << ", \"context\": " << model_->context
+  json << "{\"name\": " << Json::Quote(bundle_.manifest.name) << ", \"context\": " << model_->context()
        << ", \"max_context\": " << bundle_.manifest.max_context << ", \"vocab_size\": " << bundle_.manifest.vocab_size
        << ", \"threads\": " << threads_ << ", \"tvm\": " << Json::Quote(bundle_.manifest.tvm)
        << ", \"sha256\": " << Json::Quote(bundle_.manifest.sha256) << ", \"can_chat\": " << (chats ? "true" : "false")

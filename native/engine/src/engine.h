@@ -31,7 +31,7 @@ class Engine {
   std::vector<int32_t> Tokenize(const std::string& text) const;
   std::vector<int32_t> PromptIds(const Json& messages, const Json& options) const;
   void Truncate(int64_t length) { model_->Truncate(length); }
-  void Save(const std::string& path) const { model_->Save(path); }
+  void Save(const std::string& path) { model_->Save(path); }
   std::string Info() const;
   const Stats& stats() const { return stats_; }
 
@@ -51,6 +51,7 @@ class Engine {
   std::optional<ChatRules> rules_;
   std::vector<int32_t> beginning_;  // of a text: BOS, or none
   std::optional<Model> model_;
+  std::optional<Drafters> drafters_;
   Stats stats_;
   std::atomic<bool> cancelled_{false};
 };

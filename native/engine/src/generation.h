@@ -8,6 +8,7 @@
 #include <set>
 #include <vector>
 
+#include "drafters.h"
 #include "model.h"
 #include "sampler.h"
 #include "stats.h"
@@ -18,6 +19,7 @@ struct Request {
   std::vector<int32_t> ids;
   Sampling sampling;
   std::optional<int64_t> max_tokens;
+  Speculation speculation;
 };
 
 // Who takes the tokens. Each is told before the next one is computed.
@@ -27,7 +29,7 @@ struct TokenSink {
 };
 
 // Answers the request on the model's sequence, until an end token, a limit, or `stop` is set. `stats` are its figures.
-void Generate(Model* model, const Request& request, const std::set<int32_t>& end_tokens, int64_t vocab_size,
-              int64_t chunk, const TokenSink& sink, const std::atomic<bool>& stop, Stats* stats);
+void Generate(Model* model, Drafters* drafters, const Request& request, const std::set<int32_t>& end_tokens,
+              int64_t vocab_size, int64_t chunk, const TokenSink& sink, const std::atomic<bool>& stop, Stats* stats);
 
 }  // namespace minicpm

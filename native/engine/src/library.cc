@@ -18,6 +18,23 @@ int64_t Size(const std::vector<int32_t>& values) { return static_cast<int64_t>(v
 
 Tensor Row(const std::vector<int32_t>& values) { return Int32s(values, {Size(values)}); }
 
+Tensor Table(const std::vector<int32_t>& pages) { return Int32s(pages, {1, Size(pages)}); }
+
+// One row of floats for each of n rows.
+Tensor Floats(const std::vector<float>& values, int64_t n) {
+  return Float32s(values, {n, static_cast<int64_t>(values.size()) / n});
+}
+
+Pools NewPoolsOf(const std::vector<StateEntry>& table, int64_t pages) {
+  Pools pools;
+  for (const StateEntry& entry : table) {
+    std::vector<int64_t> shape = {entry.per_page ? pages : 1};
+    shape.insert(shape.end(), entry.shape.begin(), entry.shape.end());
+    for (int64_t layer = 0; layer < entry.layers; ++layer) pools.push_back(ReservedTensor(shape, *DtypeOf(entry.dtype)));
+  }
+  return pools;
+}
+
 // TVM's allocator keeps each freed result for the next one of exactly its size, for all libraries of this process.
 void EmptyAllocator() {
   static const ffi::Function clear = ffi::Function::GetGlobalRequired("vm.builtin.memory_manager.clear");
@@ -55,8 +72,13 @@ Library::Library(const Bundle& bundle, int threads)
     if (*gear && !manifest_.sparse) continue;
     prefill_.push_back(Named(std::string("prefill") + gear));
     decode_.push_back(Named(std::string("decode") + gear));
+    if (!manifest_.recurrent()) verify_.push_back(Named(std::string("verify") + gear));
   }
   if (!manifest_.recurrent()) commit_ = Named("commit");
+  if (manifest_.draft) {
+    draft_extend_ = Named("draft_extend");
+    draft_step_ = Named("draft_step");
+  }
 }
 
 Library::~Library() { EmptyAllocator(); }
@@ -102,15 +124,9 @@ void Library::LoadWeights(const Bundle& bundle, const Json& facts) {
   }
 }
 
-Pools Library::NewPools(int64_t pages) const {
-  Pools pools;
-  for (const StateEntry& entry : manifest_.state) {
-    std::vector<int64_t> shape = {entry.per_page ? pages : 1};
-    shape.insert(shape.end(), entry.shape.begin(), entry.shape.end());
-    for (int64_t layer = 0; layer < entry.layers; ++layer) pools.push_back(ReservedTensor(shape, *DtypeOf(entry.dtype)));
-  }
-  return pools;
-}
+Pools Library::NewPools(int64_t pages) const { return NewPoolsOf(manifest_.state, pages); }
+
+Pools Library::NewDraftPools(int64_t pages) const { return NewPoolsOf(manifest_.draft.value().state, pages); }
 
 ffi::Any Library::Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
                        bool weights) {
@@ -123,19 +139,27 @@ ffi::Any Library::Call(const Function& function, int64_t rows, const std::vector
   return result;
 }
 
-Outputs Library::Result(const ffi::Any& result) {
+ffi::Array<ffi::Any> Library::Results(const ffi::Any& result) {
   ffi::Array<ffi::Any> parts;
   if (auto tensor = result.as<Tensor>()) {
     parts.push_back(*tensor);
   } else {
     parts = result.cast<ffi::Array<ffi::Any>>();
   }
-  for (const ffi::Any& part : parts) {
-    BoundAllocator(static_cast<int64_t>(ffi::GetDataSize(part.cast<Tensor>())));
-  }
+  for (const ffi::Any& part : parts) BoundAllocator(static_cast<int64_t>(ffi::GetDataSize(part.cast<Tensor>())));
+  return parts;
+}
+
+Outputs Library::OutputsOf(const ffi::Any& result) {
+  ffi::Array<ffi::Any> parts = Results(result);
   Outputs outputs{parts[0].cast<Tensor>(), std::nullopt};
-  if (manifest_.has_draft) outputs.features = parts[1].cast<Tensor>();
+  if (manifest_.draft) outputs.features = parts[1].cast<Tensor>();
   return outputs;
+}
+
+DraftOutputs Library::DraftOutputsOf(const ffi::Any& result) {
+  ffi::Array<ffi::Any> parts = Results(result);
+  return {parts[0].cast<Tensor>(), parts[1].cast<Tensor>(), parts[2].cast<Tensor>()};
 }
 
 void Library::BoundAllocator(int64_t bytes) {
@@ -148,19 +172,44 @@ void Library::BoundAllocator(int64_t bytes) {
 Outputs Library::Prefill(const std::vector<int32_t>& ids, const std::vector<int32_t>& slots,
                          const std::vector<int32_t>& table, const std::vector<int32_t>& logit_rows, const Pools& pools,
                          bool sparse) {
-  std::vector<Tensor> arguments = {Row(ids), Row(slots), Row(slots), Int32s(table, {1, Size(table)}), Row(logit_rows)};
-  return Result(Call(prefill_.at(sparse), Size(ids), arguments, pools, true));
+  std::vector<Tensor> arguments = {Row(ids), Row(slots), Row(slots), Table(table), Row(logit_rows)};
+  return OutputsOf(Call(prefill_.at(sparse), Size(ids), arguments, pools, true));
 }
 
 Outputs Library::Decode(int32_t id, int32_t slot, const std::vector<int32_t>& table, const Pools& pools, bool sparse) {
-  std::vector<Tensor> arguments = {Row({id}), Row({slot}), Row({slot}), Int32s(table, {1, Size(table)})};
-  return Result(Call(decode_.at(sparse), 1, arguments, pools, true));
+  std::vector<Tensor> arguments = {Row({id}), Row({slot}), Row({slot}), Table(table)};
+  return OutputsOf(Call(decode_.at(sparse), 1, arguments, pools, true));
+}
+
+Outputs Library::Verify(const TreeRows& rows, const std::vector<int32_t>& table, const Pools& pools, bool sparse) {
+  std::vector<Tensor> arguments = {Row(rows.ids),    Row(rows.positions), Row(rows.slots),
+                                   Row({rows.base}), Table(table),        Int32s(rows.ancestors, {Size(rows.ids), 2})};
+  return OutputsOf(Call(verify_.at(sparse), Size(rows.ids), arguments, pools, true));
 }
 
 void Library::Commit(const std::vector<int32_t>& sources, const std::vector<int32_t>& slots,
                      const std::vector<int32_t>& table, const Pools& pools) {
-  std::vector<Tensor> arguments = {Row(sources), Row(slots), Int32s(table, {1, Size(table)})};
-  Call(commit_.value(), Size(sources), arguments, pools, false);
+  Call(commit_.value(), Size(sources), {Row(sources), Row(slots), Table(table)}, pools, false);
+}
+
+DraftOutputs Library::DraftExtend(const std::vector<int32_t>& ids, const std::vector<float>& features, int32_t position,
+                                  const std::vector<int32_t>& slots, const std::vector<int32_t>& table,
+                                  const Pools& pools) {
+  std::vector<int32_t> positions(ids.size());
+  std::iota(positions.begin(), positions.end(), position);
+  int32_t last = static_cast<int32_t>(ids.size()) - 1;
+  std::vector<Tensor> arguments = {Row(ids),   Floats(features, Size(ids)), Row(positions),
+                                   Row(slots), Table(table),                Row({last})};
+  return DraftOutputsOf(Call(draft_extend_.value(), Size(ids), arguments, pools, true));
+}
+
+DraftOutputs Library::DraftStep(const TreeRows& rows, const std::vector<float>& hidden,
+                                const std::vector<int32_t>& table, const Pools& pools) {
+  int64_t n = Size(rows.ids);
+  std::vector<Tensor> arguments = {Row(rows.ids),    Floats(hidden, n), Row(rows.positions),
+                                   Row(rows.slots),  Row({rows.base}),  Table(table),
+                                   Int32s(rows.ancestors, {n, 2})};
+  return DraftOutputsOf(Call(draft_step_.value(), n, arguments, pools, true));
 }
 
 }  // namespace minicpm

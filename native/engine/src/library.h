@@ -30,6 +30,18 @@ struct Outputs {
   std::optional<Tensor> features;
 };
 
+// What a draft head proposes after n rows, the likeliest first: ids of its own vocabulary int32 [n, k], their
+// log-probabilities float32 [n, k], and the hidden states float32 [n, H] that say so.
+struct DraftOutputs {
+  Tensor ids, values, hidden;
+};
+
+// Rows of a token tree behind a sequence of `base` tokens: int32 [n] each, `ancestors` [n, 2].
+struct TreeRows {
+  std::vector<int32_t> ids, positions, slots, ancestors;
+  int32_t base;
+};
+
 class Library {
  public:
   // Fails where it doesn't load, or says other facts of itself than the manifest.
@@ -37,15 +49,26 @@ class Library {
   ~Library();
 
   Pools NewPools(int64_t pages) const;
+  Pools NewDraftPools(int64_t pages) const;
 
   // A chunk of one sequence; logits of the rows `logit_rows`.
   Outputs Prefill(const std::vector<int32_t>& ids, const std::vector<int32_t>& slots, const std::vector<int32_t>& table,
                   const std::vector<int32_t>& logit_rows, const Pools& pools, bool sparse);
   // One row of one sequence.
   Outputs Decode(int32_t id, int32_t slot, const std::vector<int32_t>& table, const Pools& pools, bool sparse);
+  // Nodes of a tree, each computed as the decode row of its path; the sequence stays as it is.
+  Outputs Verify(const TreeRows& rows, const std::vector<int32_t>& table, const Pools& pools, bool sparse);
   // Moves the rows at `sources`, ascending, to `slots`.
   void Commit(const std::vector<int32_t>& sources, const std::vector<int32_t>& slots, const std::vector<int32_t>& table,
               const Pools& pools);
+
+  // The draft head over rows of one sequence at `slots`, the first of them at `position`: each token with the base's
+  // features, float32 [n, F], of the one before it. What the last row proposes.
+  DraftOutputs DraftExtend(const std::vector<int32_t>& ids, const std::vector<float>& features, int32_t position,
+                           const std::vector<int32_t>& slots, const std::vector<int32_t>& table, const Pools& pools);
+  // The draft head over nodes of a draft tree; `hidden` float32 [n, H] are its own.
+  DraftOutputs DraftStep(const TreeRows& rows, const std::vector<float>& hidden, const std::vector<int32_t>& table,
+                         const Pools& pools);
 
   const int threads;
 
@@ -56,15 +79,17 @@ class Library {
   void LoadWeights(const Bundle& bundle, const Json& facts);
   tvm::ffi::Any Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
                      bool weights);
-  Outputs Result(const tvm::ffi::Any& result);
+  tvm::ffi::Array<tvm::ffi::Any> Results(const tvm::ffi::Any& result);
+  Outputs OutputsOf(const tvm::ffi::Any& result);
+  DraftOutputs DraftOutputsOf(const tvm::ffi::Any& result);
   void BoundAllocator(int64_t bytes);
 
   const Manifest& manifest_;
   std::string path_;
   tvm::ffi::Optional<tvm::ffi::Module> vm_;
   tvm::ffi::Array<Tensor> params_;
-  std::vector<Function> prefill_, decode_;  // by gear: dense, sparse
-  std::optional<Function> commit_;
+  std::vector<Function> prefill_, decode_, verify_;  // by gear: dense, sparse
+  std::optional<Function> commit_, draft_extend_, draft_step_;
   const ThreadPool* pool_ = nullptr;
   std::set<int64_t> kept_;  // sizes of results that TVM's allocator may keep
 };

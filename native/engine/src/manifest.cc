@@ -126,8 +126,8 @@ Manifest Manifest::Load(const std::string& folder) {
   ReadModel(model, &m);
   m.state = ReadTable(json.At("state"), model.At("num_layers").Whole(1, kMost));
   if (std::optional<Json> draft = json.Find("draft")) {
-    m.has_draft = true;
-    m.draft_state = ReadTable(draft->At("state"), draft->At("layers").Whole(1, kMost));
+    int64_t vocab = draft->At("vocab").Whole(1, m.vocab_size);
+    m.draft = DraftEntry{vocab, ReadTable(draft->At("state"), draft->At("layers").Whole(1, kMost))};
   }
   m.params = json.At("params").Texts();
   ReadTarget(json.At("target"), &m);
@@ -140,8 +140,8 @@ bool Manifest::recurrent() const { return BytesPerSequence(state) > 0; }
 
 uint64_t Manifest::MemoryNeed(uint64_t context) const {
   uint64_t page = static_cast<uint64_t>(page_size), pages = (context + page - 1) / page;
-  return memory_weights + pages * page * memory_per_token + BytesPerSequence(state) + BytesPerSequence(draft_state) +
-         memory_activations;
+  uint64_t states = BytesPerSequence(state) + (draft ? BytesPerSequence(draft->state) : 0);
+  return memory_weights + pages * page * memory_per_token + states + memory_activations;
 }
 
 }  // namespace minicpm

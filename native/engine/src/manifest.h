@@ -26,6 +26,12 @@ struct Sparse {
   int64_t dense_len, budget;  // tokens from which on rows read sparsely; blocks that a row reads at most
 };
 
+// An EAGLE head: how many tokens it knows, and its pools.
+struct DraftEntry {
+  int64_t vocab;
+  std::vector<StateEntry> state;
+};
+
 struct FileEntry {
   uint64_t bytes;
   std::string sha256;
@@ -47,8 +53,7 @@ struct Manifest {
   std::vector<int32_t> eos_token_ids;
   std::optional<Sparse> sparse;
   std::vector<StateEntry> state;
-  bool has_draft = false;
-  std::vector<StateEntry> draft_state;
+  std::optional<DraftEntry> draft;
   std::vector<std::string> params;
   uint64_t memory_weights, memory_per_token, memory_activations;
   std::map<std::string, FileEntry> files;

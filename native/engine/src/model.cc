@@ -1,99 +1,204 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "session.h"
 
 namespace minicpm {
+namespace {
 
-Gears::Gears(const Manifest& manifest, const std::string& attention)
-    : attention_(attention), sparse_(manifest.sparse), block_size_(manifest.page_size) {
-  if (attention != "auto" && attention != "dense" && attention != "sparse") {
-    Fail(MINICPM_REQUEST, "attention is ", Json::Quote(attention), "; choose auto, dense or sparse");
-  }
-  if (attention == "sparse" && !sparse_) {
-    Fail(MINICPM_REQUEST, manifest.name, " has no sparse attention in this bundle; use \"attention\": \"auto\"");
-  }
+std::vector<int32_t> Slice(const std::vector<int32_t>& ids, int64_t begin, int64_t end) {
+  return {ids.begin() + begin, ids.begin() + end};
 }
 
-bool Gears::Sparse(int64_t length) const {
-  if (attention_ != "auto") return attention_ == "sparse";
-  return sparse_ && length >= sparse_->dense_len;
-}
-
-Gears::Blocks Gears::At(int64_t length) const {
-  int64_t present = (length + block_size_ - 1) / block_size_;
-  return {Sparse(length) ? std::min(sparse_->budget, present) : present, present};
-}
+}  // namespace
 
 Model::Model(const Bundle& bundle, int threads, int64_t context, const Gears& gears)
-    : context(context),
-      gears(gears),
+    : gears(gears),
       library_(bundle, threads),
       manifest_(bundle.manifest.sha256),
-      recurrent_(bundle.manifest.recurrent()),
-      page_size_(bundle.manifest.page_size),
-      pools_(library_.NewPools((context + page_size_ - 1) / page_size_)) {}
+      pool_((context + bundle.manifest.page_size - 1) / bundle.manifest.page_size, bundle.manifest.page_size),
+      sequence_(&pool_, context, bundle.manifest.recurrent()),
+      cache_(&pool_),
+      pools_(library_.NewPools(pool_.size())) {}
 
-int64_t Model::Reuse(const std::vector<int32_t>& ids) {
-  auto [mine, theirs] = std::mismatch(tokens_.begin(), tokens_.end(), ids.begin(), ids.end());
-  Truncate(mine - tokens_.begin());
+int64_t Model::Begin(const std::vector<int32_t>& ids) {
+  int64_t live = CommonPrefix(sequence_.tokens(), ids);
+  if (recurrent()) return sequence_.Truncate(live);
+  if (live == size() && live >= Known(ids)) return live;
+  cache_.Keep(sequence_, true);
+  sequence_.Truncate(0);
+  PrefixCache::Found found = cache_.Find(ids);
+  int64_t full = static_cast<int64_t>(found.pages.size()) * pool_.page_size;
+  sequence_.Adopt(found.pages, Slice(ids, 0, full));
+  if (found.rows && sequence_.Room()) Copy(found.tail, Slice(ids, full, full + found.rows));
   return size();
 }
 
+int64_t Model::Known(const std::vector<int32_t>& ids) {
+  PrefixCache::Found found = cache_.Find(ids);
+  return static_cast<int64_t>(found.pages.size()) * pool_.page_size + found.rows;
+}
+
 void Model::Truncate(int64_t length) {
-  if (length >= size()) return;
-  tokens_.resize(recurrent_ ? 0 : static_cast<size_t>(length));
+  length = std::min(length, size());
+  int64_t cut = length / pool_.page_size;
+  int32_t shared = length < size() ? sequence_.table()[static_cast<size_t>(cut)] : -1;
+  std::vector<int32_t> first = Slice(sequence_.tokens(), cut * pool_.page_size, length);
+  bool lost = sequence_.Truncate(length) < length;
+  if (lost && !first.empty() && !recurrent()) Copy(shared, first);  // nobody writes into a shared page
+  while (pool_.reclaim()) {
+  }
+}
+
+// Appends tokens whose keys and values are the first of another page. The sequence must end at a page's end.
+void Model::Copy(int32_t page, const std::vector<int32_t>& ids) {
+  sequence_.Reserve(static_cast<int64_t>(ids.size()));
+  std::vector<int32_t> slots(ids.size()), sources(ids.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  std::iota(sources.begin(), sources.end(), static_cast<int32_t>(pool_.page_size));
+  int32_t own = sequence_.table().back();
+  library_.Commit(sources, slots, {own, page}, pools_);
+  CopyDrafted(page, own, static_cast<int32_t>(ids.size()) - 1);
+  sequence_.Append(ids);
+}
+
+// What a draft head has of a page's first tokens.
+void Model::CopyDrafted(int32_t source, int32_t page, int32_t rows) {
+  int32_t drafted = pool_.drafted[static_cast<size_t>(source)];
+  if (!drafted) return;
+  for (const Tensor& tensor : DraftPools()) {
+    size_t bytes = tvm::ffi::GetDataSize(tensor) / static_cast<size_t>(pool_.size());
+    char* data = static_cast<char*>(tensor.data_ptr());
+    std::memmove(data + static_cast<size_t>(page) * bytes, data + static_cast<size_t>(source) * bytes, bytes);
+  }
+  pool_.drafted[static_cast<size_t>(page)] = std::min(rows, drafted);
+}
+
+const Pools& Model::DraftPools() {
+  if (!draft_pools_) draft_pools_ = library_.NewDraftPools(pool_.size());
+  return *draft_pools_;
+}
+
+void Model::Forget() {
+  outputs_.clear();  // its memory is taken for the next results
+  features_.rows.clear();
+  verified_.reset();
+}
+
+void Model::Take(Outputs outputs) {
+  if (outputs.features) {
+    features_.width = outputs.features->shape()[1];
+    const float* data = static_cast<const float*>(outputs.features->data_ptr());
+    for (int64_t row = 0; row < outputs.features->shape()[0]; ++row) features_.rows.push_back(data + row * features_.width);
+  }
+  outputs_.push_back(std::move(outputs));
 }
 
 const float* Model::Prefill(const std::vector<int32_t>& ids, bool sparse) {
-  int64_t n = static_cast<int64_t>(ids.size());
-  std::vector<int32_t> slots = Slots(n);
-  outputs_.reset();  // its memory is taken for the next results
-  outputs_ = library_.Prefill(ids, slots, Table(size() + n), {static_cast<int32_t>(n - 1)}, pools_, sparse);
-  Append(ids);
-  return outputs_->Row(0);
+  int32_t last = static_cast<int32_t>(ids.size()) - 1;
+  std::vector<int32_t> slots = sequence_.Reserve(last + 1);
+  Forget();
+  Take(library_.Prefill(ids, slots, sequence_.table(), {last}, pools_, sparse));
+  sequence_.Append(ids);
+  return outputs_[0].Row(0);
 }
 
 const float* Model::Decode(int32_t id) {
-  std::vector<int32_t> slots = Slots(1);
-  outputs_.reset();
-  outputs_ = library_.Decode(id, slots[0], Table(size() + 1), pools_, gears.Sparse(size() + 1));
-  Append({id});
-  return outputs_->Row(0);
+  std::vector<int32_t> slots = sequence_.Reserve(1);
+  Forget();
+  Take(library_.Decode(id, slots[0], sequence_.table(), pools_, gears.Sparse(size() + 1)));
+  sequence_.Append({id});
+  return outputs_[0].Row(0);
+}
+
+std::vector<const float*> Model::Verify(const Tree& tree) {
+  std::vector<int32_t> depths = tree.Depths(), order(depths.size()), places(depths.size()), parents;
+  std::vector<int32_t> slots = sequence_.Reserve(tree.size());
+  Forget();
+  std::iota(order.begin(), order.end(), 0);
+  auto sparse = [&](int32_t node) { return gears.Sparse(size() + depths[static_cast<size_t>(node)] + 1); };
+  // a sparse node's dense ancestors are computed before it
+  auto border = std::stable_partition(order.begin(), order.end(), [&](int32_t node) { return !sparse(node); });
+  for (size_t i = 0; i < order.size(); ++i) places[static_cast<size_t>(order[i])] = static_cast<int32_t>(i);
+  for (int32_t node : order) {
+    int32_t parent = tree.parents[static_cast<size_t>(node)];
+    parents.push_back(parent < 0 ? -1 : places[static_cast<size_t>(parent)]);
+  }
+  std::vector<uint64_t> masks = TreeShape(parents, {}).masks;
+  auto verify = [&](auto begin, auto end) {
+    TreeRows rows{{}, {}, {}, {}, static_cast<int32_t>(size())};
+    auto first = begin - order.begin(), last = end - order.begin();
+    for (auto node = begin; node != end; ++node) {
+      rows.ids.push_back(tree.tokens[static_cast<size_t>(*node)]);
+      rows.positions.push_back(rows.base + depths[static_cast<size_t>(*node)]);
+    }
+    rows.slots.assign(slots.begin() + first, slots.begin() + last);
+    rows.ancestors = MaskWords({masks.begin() + first, masks.begin() + last});
+    Take(library_.Verify(rows, sequence_.table(), pools_, begin == border));
+  };
+  if (border != order.begin()) verify(order.begin(), border);
+  if (border != order.end()) verify(border, order.end());
+  std::vector<const float*> computed, logits;
+  for (const Outputs& outputs : outputs_) {
+    for (int64_t row = 0; row < outputs.rows(); ++row) computed.push_back(outputs.Row(row));
+  }
+  Features features{features_.width, {}};
+  for (int32_t place : places) {
+    logits.push_back(computed[static_cast<size_t>(place)]);
+    if (!features_.rows.empty()) features.rows.push_back(features_.rows[static_cast<size_t>(place)]);
+  }
+  features_ = features;
+  verified_ = Verified{tree, places};
+  return logits;
+}
+
+void Model::Commit(const std::vector<int32_t>& path) {
+  std::vector<int32_t> sources, ids;
+  Features features{features_.width, {}};
+  for (int32_t node : path) {
+    size_t i = static_cast<size_t>(node);
+    sources.push_back(static_cast<int32_t>(size()) + verified_->places[i]);
+    ids.push_back(verified_->tree.tokens[i]);
+    if (!features_.rows.empty()) features.rows.push_back(features_.rows[i]);
+  }
+  std::vector<int32_t> slots(path.size());
+  std::iota(slots.begin(), slots.end(), static_cast<int32_t>(size()));
+  library_.Commit(sources, slots, sequence_.table(), pools_);
+  features_ = features;
+  sequence_.Append(ids);
+  verified_.reset();
 }
 
 void Model::CheckSavable() const {
-  if (recurrent_) Fail(MINICPM_REQUEST, "the model keeps state per sequence, which can't be saved");
+  if (recurrent()) Fail(MINICPM_REQUEST, "the model keeps state per sequence, which can't be saved");
 }
 
-void Model::Save(const std::string& path) const {
+void Model::Save(const std::string& path) {
   CheckSavable();
-  SaveSession(path, manifest_, tokens_, page_size_, pools_);
+  cache_.Keep(sequence_, false);
+  std::vector<KeptPage> pages = cache_.All();
+  int64_t full = size() / pool_.page_size;
+  if (int64_t rest = size() % pool_.page_size) {
+    std::vector<int32_t> before = cache_.Find(Slice(sequence_.tokens(), 0, size() - rest)).pages;
+    auto parent = std::find_if(pages.begin(), pages.end(), [&](const KeptPage& page) {
+      return !before.empty() && page.page == before.back();
+    });
+    int32_t place = before.empty() ? -1 : static_cast<int32_t>(parent - pages.begin());
+    std::vector<int32_t> tokens = Slice(sequence_.tokens(), size() - rest, size());
+    int32_t page = sequence_.table()[static_cast<size_t>(full)];
+    if (static_cast<int64_t>(before.size()) == full) pages.push_back({place, tokens, page});
+  }
+  SaveSession(path, manifest_, {pages, sequence_.tokens()}, pools_);
 }
 
 void Model::Resume(const std::string& path) {
   CheckSavable();
-  tokens_ = LoadSession(path, manifest_, page_size_, context, pools_);
+  Saved saved = LoadSession(path, manifest_, context(), pools_, &pool_);
+  cache_.Restore(saved.pages);
+  Begin(saved.own);
 }
-
-std::vector<int32_t> Model::Slots(int64_t n) const {
-  if (size() + n > context) {
-    Fail(MINICPM_CONTEXT, size() + n, " tokens don't fit the context of ", context,
-         "; shorten the prompt or open the bundle with a larger \"context\"");
-  }
-  std::vector<int32_t> slots(static_cast<size_t>(n));
-  std::iota(slots.begin(), slots.end(), static_cast<int32_t>(size()));
-  return slots;
-}
-
-std::vector<int32_t> Model::Table(int64_t length) const {
-  std::vector<int32_t> pages(static_cast<size_t>((length + page_size_ - 1) / page_size_));
-  std::iota(pages.begin(), pages.end(), 0);
-  return pages;
-}
-
-void Model::Append(const std::vector<int32_t>& ids) { tokens_.insert(tokens_.end(), ids.begin(), ids.end()); }
 
 }  // namespace minicpm

@@ -1,5 +1,6 @@
 #include "normalizer.h"
 
+#include "nfc.h"
 #include "text.h"
 
 namespace minicpm {
@@ -13,22 +14,22 @@ void Normalizer::Read(const Json& step) {
   if (type == "Sequence") {
     for (const Json& inner : step.At("normalizers").List()) Read(inner);
   } else if (type == "Prepend") {
-    steps_.push_back({"", step.At("prepend").Text()});
+    steps_.push_back({Kind::kPrepend, "", step.At("prepend").Text()});
   } else if (type == "Replace" && step.At("pattern").Find("String")) {
-    steps_.push_back({step.At("pattern").At("String").Text(), step.At("content").Text()});
+    steps_.push_back({Kind::kReplace, step.At("pattern").At("String").Text(), step.At("content").Text()});
+  } else if (type == "NFC") {
+    steps_.push_back({Kind::kNfc, "", ""});
   } else {
-    step.Refuse("Sequence, Prepend or Replace of a text");
+    step.Refuse("Sequence, Prepend, NFC or Replace of a text");
   }
 }
 
 std::string Normalizer::operator()(const std::string& text) const {
   std::string result = text;
   for (const Step& step : steps_) {
-    if (!step.what.empty()) {
-      result = Replaced(result, step.what, step.with);
-    } else if (!result.empty()) {
-      result = step.with + result;
-    }
+    if (step.kind == Kind::kReplace) result = Replaced(result, step.what, step.with);
+    if (step.kind == Kind::kPrepend && !result.empty()) result = step.with + result;
+    if (step.kind == Kind::kNfc) result = Nfc(result);
   }
   return result;
 }

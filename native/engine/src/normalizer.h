@@ -16,8 +16,10 @@ class Normalizer {
   std::string operator()(const std::string& text) const;
 
  private:
+  enum class Kind { kPrepend, kReplace, kNfc };
   struct Step {
-    std::string what, with;  // empty `what`: put `with` before the text
+    Kind kind;
+    std::string what, with;
   };
   void Read(const Json& step);
 

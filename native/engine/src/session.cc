@@ -51,6 +51,8 @@ std::array<uint8_t, 32> DigestOf(const std::string& text) {
 
 // A pool's memory: the bytes of a page, and where its first page lies.
 struct Pool {
+  char* Page(int32_t page) const { return data + static_cast<size_t>(page) * page_bytes; }
+
   char* data;
   size_t page_bytes;
 };
@@ -93,14 +95,12 @@ class PartialFile {
 };
 
 // Each page's parent, each page's number of tokens, all their tokens, the sequence's own ones.
-std::vector<int32_t> TextsOf(const std::vector<int32_t>& tokens, int64_t page_size) {
-  int32_t size = static_cast<int32_t>(page_size), left = static_cast<int32_t>(tokens.size());
-  int32_t pages = (left + size - 1) / size;
+std::vector<int32_t> TextsOf(const Saved& saved) {
   std::vector<int32_t> texts;
-  for (int32_t page = 0; page < pages; ++page) texts.push_back(page - 1);
-  for (; left > 0; left -= size) texts.push_back(std::min(left, size));
-  texts.insert(texts.end(), tokens.begin(), tokens.end());
-  texts.insert(texts.end(), tokens.begin(), tokens.end());
+  for (const KeptPage& page : saved.pages) texts.push_back(page.parent);
+  for (const KeptPage& page : saved.pages) texts.push_back(static_cast<int32_t>(page.tokens.size()));
+  for (const KeptPage& page : saved.pages) texts.insert(texts.end(), page.tokens.begin(), page.tokens.end());
+  texts.insert(texts.end(), saved.own.begin(), saved.own.end());
   return texts;
 }
 
@@ -131,41 +131,90 @@ Footer ReadFooter(const std::string& path, const MappedFile& file, const std::st
   return footer;
 }
 
-// The pages in the file that hold a sequence, one behind the other, and how many of its tokens they have.
-struct Chain {
-  std::vector<size_t> pages;
-  size_t tokens = 0;
-};
-
-Chain ChainOf(const std::string& path, const Footer& footer, const std::vector<int32_t>& texts, size_t page_size) {
+// The texts as they were written; the number of each page is its place in the file.
+Saved ReadTexts(const std::string& path, const Footer& footer, const std::vector<int32_t>& texts, size_t page_size) {
   size_t n = footer.pages;
-  if (texts.size() < 2 * n + footer.own) FailDamaged(path);
+  if (footer.own > texts.size() || (texts.size() - footer.own) / 2 < n) FailDamaged(path);
   auto own = texts.end() - static_cast<ptrdiff_t>(footer.own);
-  Chain chain;
-  int32_t last = -1;
-  size_t at = 2 * n;  // of the page's tokens
+  auto at = texts.begin() + static_cast<ptrdiff_t>(2 * n);  // of the page's tokens
+  Saved saved;
   for (size_t page = 0; page < n; ++page) {
-    int32_t length = texts[n + page];
-    if (length < 1 || static_cast<size_t>(length) > page_size) FailDamaged(path);
-    size_t size = static_cast<size_t>(length);
-    if (size > texts.size() - footer.own - at || texts[page] < -1 || texts[page] >= static_cast<int32_t>(page)) {
+    int32_t parent = texts[page], length = texts[n + page];
+    bool fits = length >= 1 && static_cast<size_t>(length) <= page_size && length <= own - at;
+    bool known = parent >= -1 && parent < static_cast<int32_t>(page);
+    if (!fits || !known || (parent >= 0 && saved.pages[static_cast<size_t>(parent)].tokens.size() != page_size)) {
       FailDamaged(path);
     }
-    auto tokens = texts.begin() + static_cast<ptrdiff_t>(at);
-    at += size;
-    bool follows = texts[page] == last && chain.tokens % page_size == 0 && size <= footer.own - chain.tokens;
-    if (!follows || !std::equal(tokens, tokens + length, own + static_cast<ptrdiff_t>(chain.tokens))) continue;
-    chain.pages.push_back(page);
-    chain.tokens += size;
-    last = static_cast<int32_t>(page);
+    saved.pages.push_back({parent, {at, at + length}, static_cast<int32_t>(page)});
+    at += length;
   }
-  return chain;
+  if (at != own) FailDamaged(path);
+  saved.own.assign(own, texts.end());
+  return saved;
+}
+
+// Which of the pages to load, by their places: those of the sequence itself, then the others while there is room.
+std::vector<bool> Chosen(const Saved& saved, int64_t room) {
+  std::vector<bool> chosen(saved.pages.size());
+  int64_t known = 0;
+  int32_t last = -1;
+  auto take = [&](size_t i) {
+    if (chosen[i] || room == 0) return;
+    chosen[i] = true;
+    --room;
+  };
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const KeptPage& page = saved.pages[i];
+    int64_t size = static_cast<int64_t>(page.tokens.size());
+    bool own = page.parent == last && size <= static_cast<int64_t>(saved.own.size()) - known &&
+               std::equal(page.tokens.begin(), page.tokens.end(), saved.own.begin() + known);
+    if (!own) continue;
+    take(i);
+    last = static_cast<int32_t>(i);
+    known += size;
+  }
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    int32_t parent = saved.pages[i].parent;
+    if (parent < 0 || chosen[static_cast<size_t>(parent)]) take(i);
+  }
+  return chosen;
+}
+
+// What a file stores, its checksums right: the texts, and where each pool's pages begin.
+struct Stored {
+  std::vector<int32_t> texts;
+  std::vector<const char*> first;
+};
+
+Stored CheckedParts(const std::string& path, const MappedFile& file, const Footer& footer,
+                    const std::vector<Pool>& pools) {
+  size_t magic = std::strlen(kMagic);
+  uint64_t length, expected = magic + uint64_t{footer.tokens} * sizeof(int32_t);
+  for (const Pool& pool : pools) expected += uint64_t{footer.pages} * pool.page_bytes;
+  std::memcpy(&length, file.data() + file.size() - kTail, 8);
+  if (expected + length + kTail != file.size()) FailDamaged(path);
+  size_t sum = 0;
+  const char* at = file.data() + magic;
+  auto check = [&](size_t size) {
+    if (sum >= footer.sums.size() || Checksum(at, size) != footer.sums[sum++]) FailDamaged(path);
+    at += size;
+  };
+  Stored stored;
+  stored.texts.resize(footer.tokens);
+  if (footer.tokens) std::memcpy(stored.texts.data(), at, footer.tokens * sizeof(int32_t));
+  check(footer.tokens * sizeof(int32_t));
+  for (const Pool& pool : pools) {
+    stored.first.push_back(at);
+    for (size_t start = 0; start < footer.pages; start += PagesInPart(pool)) {
+      check(std::min(PagesInPart(pool), footer.pages - start) * pool.page_bytes);
+    }
+  }
+  return stored;
 }
 
 }  // namespace
 
-void SaveSession(const std::string& path, const std::string& manifest, const std::vector<int32_t>& tokens,
-                 int64_t page_size, const Pools& tensors) {
+void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Pools& tensors) {
   PartialFile file(path);
   std::string sums;
   auto put = [&](const void* data, size_t size) {
@@ -173,18 +222,22 @@ void SaveSession(const std::string& path, const std::string& manifest, const std
     sums += (sums.empty() ? "\"" : ", \"") + Checksum(static_cast<const char*>(data), size) + "\"";
   };
   file.Write(kMagic, std::strlen(kMagic));
-  std::vector<int32_t> texts = TextsOf(tokens, page_size);
+  std::vector<int32_t> texts = TextsOf(saved);
   put(texts.data(), texts.size() * sizeof(int32_t));
-  size_t pages = (tokens.size() + static_cast<size_t>(page_size) - 1) / static_cast<size_t>(page_size);
+  size_t pages = saved.pages.size();
+  std::string part;
   for (const Pool& pool : PoolsOf(tensors)) {
     for (size_t start = 0; start < pages; start += PagesInPart(pool)) {
-      size_t count = std::min(PagesInPart(pool), pages - start);
-      put(pool.data + start * pool.page_bytes, count * pool.page_bytes);
+      part.clear();
+      for (size_t i = start; i < std::min(pages, start + PagesInPart(pool)); ++i) {
+        part.append(pool.Page(saved.pages[i].page), pool.page_bytes);
+      }
+      put(part.data(), part.size());
     }
   }
   std::ostringstream footer;
   footer << "{\"manifest\": \"" << manifest << "\", \"pages\": " << pages << ", \"tokens\": " << texts.size()
-         << ", \"own\": " << tokens.size() << ", \"sums\": [" << sums << "]}";
+         << ", \"own\": " << saved.own.size() << ", \"sums\": [" << sums << "]}";
   std::string said = footer.str();
   uint64_t length = said.size();
   file.Write(said.data(), said.size());
@@ -193,44 +246,33 @@ void SaveSession(const std::string& path, const std::string& manifest, const std
   file.Finish();
 }
 
-std::vector<int32_t> LoadSession(const std::string& path, const std::string& manifest, int64_t page_size,
-                                 int64_t context, const Pools& tensors) {
+Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Pools& tensors,
+                  PagePool* pool) {
   if (!SizeOfFile(path)) Fail(MINICPM_REQUEST, path, " can't be read; ", kAdvice);
   MappedFile file(path);
   Footer footer = ReadFooter(path, file, manifest);
   std::vector<Pool> pools = PoolsOf(tensors);
-  size_t magic = std::strlen(kMagic), expected = magic + footer.tokens * sizeof(int32_t);
-  for (const Pool& pool : pools) expected += footer.pages * pool.page_bytes;
-  uint64_t length;
-  std::memcpy(&length, file.data() + file.size() - kTail, 8);
-  if (expected + length + kTail != file.size()) FailDamaged(path);
-  size_t sum = 0;
-  const char* at = file.data() + magic;
-  auto take = [&](size_t size) {
-    if (sum >= footer.sums.size() || Checksum(at, size) != footer.sums[sum++]) FailDamaged(path);
-    const char* taken = at;
-    at += size;
-    return taken;
-  };
-  std::vector<int32_t> texts(footer.tokens);
-  const char* stored = take(footer.tokens * sizeof(int32_t));
-  if (!texts.empty()) std::memcpy(texts.data(), stored, texts.size() * sizeof(int32_t));
-  Chain chain = ChainOf(path, footer, texts, static_cast<size_t>(page_size));
-  if (static_cast<int64_t>(chain.tokens) > context) {
-    Fail(MINICPM_CONTEXT, path, " has ", chain.tokens, " tokens and the context holds ", context,
+  Stored stored = CheckedParts(path, file, footer, pools);
+  Saved saved = ReadTexts(path, footer, stored.texts, static_cast<size_t>(pool->page_size));
+  if (static_cast<int64_t>(saved.own.size()) > context) {
+    Fail(MINICPM_CONTEXT, path, " has ", saved.own.size(), " tokens and the context holds ", context,
          "; open the bundle with a larger \"context\"");
   }
-  for (const Pool& pool : pools) {
-    const char* first = at;
-    for (size_t start = 0; start < footer.pages; start += PagesInPart(pool)) {
-      take(std::min(PagesInPart(pool), footer.pages - start) * pool.page_bytes);
+  std::vector<bool> chosen = Chosen(saved, pool->available());
+  std::vector<int32_t> places(chosen.size(), -1);  // in what is loaded
+  Saved loaded{{}, saved.own};
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    if (!chosen[i]) continue;
+    KeptPage page = saved.pages[i];
+    page.page = pool->Take();
+    if (page.parent >= 0) page.parent = places[static_cast<size_t>(page.parent)];
+    for (size_t k = 0; k < pools.size(); ++k) {
+      std::memcpy(pools[k].Page(page.page), stored.first[k] + i * pools[k].page_bytes, pools[k].page_bytes);
     }
-    for (size_t i = 0; i < chain.pages.size(); ++i) {
-      std::memcpy(pool.data + i * pool.page_bytes, first + chain.pages[i] * pool.page_bytes, pool.page_bytes);
-    }
+    places[i] = static_cast<int32_t>(loaded.pages.size());
+    loaded.pages.push_back(std::move(page));
   }
-  auto own = texts.end() - static_cast<ptrdiff_t>(footer.own);
-  return {own, own + static_cast<ptrdiff_t>(chain.tokens)};
+  return loaded;
 }
 
 }  // namespace minicpm

@@ -4,22 +4,27 @@
 //     MAGIC | texts, int32 | each pool's pages, as stored | footer, JSON | its length, its SHA-256
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "library.h"
+#include "pages.h"
+#include "prefix_cache.h"
 
 namespace minicpm {
 
-// Writes a sequence whose pages are the first ones of `pools`; all or nothing, and on the disk once it returns.
-// `manifest`: the SHA-256 of the bundle's.
-void SaveSession(const std::string& path, const std::string& manifest, const std::vector<int32_t>& tokens,
-                 int64_t page_size, const Pools& pools);
+// What a file has: pages, each behind the one before it, and the tokens of the sequence itself.
+struct Saved {
+  std::vector<KeptPage> pages;
+  std::vector<int32_t> own;
+};
 
-// Reads the sequence of a file into the first pages of `pools`; returns its tokens. Fails for a file that is damaged,
-// another bundle's, or longer than `context` tokens.
-std::vector<int32_t> LoadSession(const std::string& path, const std::string& manifest, int64_t page_size,
-                                 int64_t context, const Pools& pools);
+// Writes pages of `pools`; all or nothing, and on the disk once it returns. `manifest`: the SHA-256 of the bundle's.
+void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Pools& pools);
+
+// Reads a file's pages into new pages of `pool`, of one owner each: those of the sequence, and of the others as many as
+// there is room for. Fails for a file that is damaged, another bundle's, or whose sequence is longer than `context`.
+Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Pools& pools,
+                  PagePool* pool);
 
 }  // namespace minicpm

@@ -10,7 +10,7 @@ std::string Stats::ToJson() const {
        << ", \"decode_steps\": " << decode_steps << ", \"decode_seconds\": " << decode_seconds
        << ", \"context_used\": " << context_used << ", \"context\": " << context << ", \"attention\": \""
        << (sparse ? "sparse" : "dense") << "\", \"blocks_read\": " << blocks_read << ", \"blocks\": " << blocks
-       << ", \"finish_reason\": ";
+       << ", \"speculation\": " << speculation.ToJson() << ", \"finish_reason\": ";
   if (finish_reason.empty()) {
     json << "null}";
   } else {

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "speculation.h"
+
 namespace minicpm {
 
 struct Stats {
@@ -21,6 +23,7 @@ struct Stats {
   bool sparse = false;  // the gear that the last token ran in
   int64_t blocks_read = 0;
   int64_t blocks = 0;
+  SpeculationStats speculation;
   std::string finish_reason;  // stop, length, context or cancelled; empty while it runs
 };
 

@@ -32,6 +32,13 @@ std::shared_ptr<void> Aligned(size_t bytes) {
   return {memory, std::free};
 }
 
+template <typename Value>
+Tensor Copied(const std::vector<Value>& values, const std::vector<int64_t>& shape, DLDataTypeCode code) {
+  std::shared_ptr<void> memory = Aligned(values.size() * sizeof(Value));
+  if (!values.empty()) std::memcpy(memory.get(), values.data(), values.size() * sizeof(Value));
+  return Over(static_cast<char*>(memory.get()), memory, shape, DLDataType{static_cast<uint8_t>(code), 32, 1});
+}
+
 }  // namespace
 
 uint64_t BytesOf(const std::vector<int64_t>& shape, DLDataType dtype) {
@@ -63,9 +70,11 @@ Tensor TensorOver(char* data, std::shared_ptr<void> owner, const std::vector<int
 }
 
 Tensor Int32s(const std::vector<int32_t>& values, const std::vector<int64_t>& shape) {
-  std::shared_ptr<void> memory = Aligned(values.size() * sizeof(int32_t));
-  if (!values.empty()) std::memcpy(memory.get(), values.data(), values.size() * sizeof(int32_t));
-  return Over(static_cast<char*>(memory.get()), memory, shape, DLDataType{kDLInt, 32, 1});
+  return Copied(values, shape, kDLInt);
+}
+
+Tensor Float32s(const std::vector<float>& values, const std::vector<int64_t>& shape) {
+  return Copied(values, shape, kDLFloat);
 }
 
 }  // namespace minicpm

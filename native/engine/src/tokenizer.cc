@@ -48,6 +48,7 @@ Tokenizer::Tokenizer(const Json& json, int64_t vocab_size)
       bpe_(json.At("model"), vocab_size),
       added_(ListOr(json, "added_tokens"), normalizer_) {
   for (const AddedToken& token : added_.all()) {
+    if (token.id >= vocab_size) FailForeign(token.id, vocab_size);
     texts_[token.id] = token.content;
     if (!token.special || token.content.empty()) continue;
     control_[token.content] = token.id;

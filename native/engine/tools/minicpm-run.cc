@@ -35,6 +35,10 @@ const Option kChat[] = {
     {"stop", Takes::kTexts, "text that ends the answer, not the thinking; may be given more than once"},
     {"max-tokens", Takes::kWhole, "longest answer, in tokens"},
     {"max-think-tokens", Takes::kWhole, "longest thinking, in tokens"},
+    {"speculate", Takes::kText, "guess tokens ahead: auto, off, ngram or eagle; the text stays the same"},
+    {"tree-size", Takes::kWhole, "nodes of a draft tree; what pays unless given"},
+    {"draft-depth", Takes::kWhole, "levels of a draft tree; what pays unless given"},
+    {"draft-top-k", Takes::kWhole, "guesses after a token; 4 unless given"},
     {"think", Takes::kFlag, "think before answering (--no-think: don't)"},
 };
 const Option kOpen[] = {
