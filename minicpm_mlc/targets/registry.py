@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.targets.base import Target
 from minicpm_mlc.targets.cpu import CpuTarget
@@ -144,6 +145,9 @@ def get_target(
         raise CompileError(f"--gpu {gpu}: for --device {device} {advice}")
     kind = gpu or option.gpu
     if arch is not None and not (kind in GPUS and GPUS[kind].architectures):
-        raise CompileError(f"--arch {arch}: only CUDA has it; use --device cuda")
+        having = any_of([name for name, each in GPUS.items() if each.architectures])
+        raise CompileError(
+            f"--arch {arch}: --device {device} has none; there are some for {having}"
+        )
     host = option.host.of(cpu or option.cpu, option.platform)
     return GPUS[kind].beside(host, arch) if kind and kind != NO_GPU else host
