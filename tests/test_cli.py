@@ -38,6 +38,7 @@ VERBS = [
     "bench",
     "quality",
     "verify",
+    "tune",
     "rpc-server",
     "package",
     "trace",

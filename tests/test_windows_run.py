@@ -1,7 +1,7 @@
 """A library for Windows, run under wine by a C program: what it computes is what the same
 processor level computes on Linux, bit for bit.
 
-tools/windows_root.sh brings TVM's Windows libraries and wine; without them this is skipped.
+make devices brings wine and TVM's libraries for Windows; without them this is skipped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm_ffi
+from checkpoints import tiny_config, write_checkpoint
 
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
@@ -159,11 +161,15 @@ def build_driver(folder: Path) -> None:
 
 
 def on_windows(folder: Path) -> list[list[bytes]]:
-    env = {**os.environ, "WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all", "DISPLAY": ""}
     # Microsoft's libraries as they are beside the program; wine would ask for the last two
-    env["WINEDLLOVERRIDES"] = "msvcp140,vcruntime140,vcruntime140_1=n;mscoree,mshtml="
-    command = [str(WINE), "driver.exe"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    overrides = "msvcp140,vcruntime140,vcruntime140_1=n;mscoree,mshtml="
+    # hundreds of MB, which wine's server may still be using when its program has ended
+    with TemporaryDirectory(ignore_cleanup_errors=True) as prefix:
+        env = os.environ | {"WINEPREFIX": prefix, "WINEDLLOVERRIDES": overrides}
+        env |= {"WINEDEBUG": "-all", "DISPLAY": ""}
+        started = {"cwd": folder, "env": env, "capture_output": True, "text": True}
+        done = subprocess.run([str(WINE), "driver.exe"], check=False, **started)
+        subprocess.run([str(Path(str(WINE)).with_name("wineserver")), "-k"], env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return results((folder / "results.bin").read_bytes())
 
@@ -178,12 +184,14 @@ def on_linux(library: LocalLibrary, pools: Pools, calls: list[Call]) -> list[lis
 
 @pytest.mark.parametrize("attention", ["dense", pytest.param("auto", marks=pytest.mark.campaign)])
 def test_a_windows_library_computes_what_linuxs_does(
-    compiled: Any, tiny_bundle: Any, tmp_path: Path, attention: str
+    compiled: Any, tmp_path: Path, attention: str
 ) -> None:
-    tiny = tiny_bundle("MiniCPM4.1-8B", "w4a")
+    config = tiny_config("MiniCPM4.1-8B")
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="f32")
     options = {"scheme": "w4a", "prefill_chunk": 256, "attention": attention}
-    there = compiled(tiny.checkpoint, named=tiny.config, device="windows-x64", **options)
-    bundle = read_bundle(compiled(tiny.checkpoint, named=tiny.config, cpu=LEVEL, **options))
+    source = {"source": tmp_path / "checkpoint", "named": config}
+    there = compiled(**source, device="windows-x64", **options)
+    bundle = read_bundle(compiled(**source, cpu=LEVEL, **options))
     shutil.copy(there / "model.dll", tmp_path)
     build_driver(tmp_path)
 

@@ -246,7 +246,7 @@ class _Kernels(KernelAccess):
 
         self.memory, path = memory, folder / target.libraries[0]
         kernels = {
-            each.name: build(each.operator, replace(target.traits, **each.parameters))
+            each.name: build(each.operator, target.traits.tuned(each.parameters))
             for each in candidates
         }
         module = tvm.IRModule(

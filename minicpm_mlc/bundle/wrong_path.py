@@ -34,7 +34,7 @@ def no_checkpoint(path: Path) -> str:
     """One sentence on a path that is neither a folder nor a GGUF file."""
     wanted = "give a checkpoint's folder, a GGUF file, a bundle, or ORG/NAME of a hub"
     if not path.exists():
-        return f"{shown(path)} is not there; {wanted}"
+        return f"{shown(path)} is not a folder: there is nothing of that name; {wanted}"
     if _is_archive(path) and path.suffix not in WEIGHTS:
         return f"{shown(path)} is an archive; unpack it and give the folder"
     if (path.parent / "config.json").is_file():

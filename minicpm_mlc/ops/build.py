@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,9 +22,15 @@ class Traits(Protocol):
     """What kernels may assume of a kind of device. Equal traits give equal kernels."""
 
     folder: ClassVar[str]  # of ops/ where the bodies are
+    # what `minicpm-mlc tune` tries, by operator: fields and their values
+    choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]]
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it."""
+        ...
+
+    def tuned(self, parameters: Mapping[str, int]) -> Traits:
+        """With these values of what `choices` names."""
         ...
 
     def sum_factor(self, scheme: Scheme) -> int | None:

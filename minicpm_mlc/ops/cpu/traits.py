@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -26,6 +27,8 @@ class CpuTraits:
 
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
+    launches: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     # what `minicpm-mlc tune` tries, by operator: fields and their values
     choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
         "linear_int8": {"streams": (1, 2), "ahead": (4096, 8192, 16384)}
@@ -50,6 +53,10 @@ class CpuTraits:
         """How keys and values of a format lie for attention's products."""
         dot = self.int8_dot
         return kv.beside(None if dot is None else DOTS[dot].query_levels)
+
+    def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import inf, log
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.files import as_object, read_json_object
@@ -21,7 +21,9 @@ from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.operator import Operator
 from minicpm_mlc.targets.base import Target
 
-AnyTraits = TypeVar("AnyTraits", CpuTraits, GpuTraits)
+if TYPE_CHECKING:
+    from minicpm_mlc.ops.build import Traits
+
 TABLES = Path(__file__).parent
 ADVICE = "make a table: minicpm-mlc tune BUNDLE"
 
@@ -90,7 +92,7 @@ class Tuning:
         """Whether its parameters are those of the target's kernels."""
         return self.device == target.device
 
-    def applied(self, operator: Operator, traits: AnyTraits) -> AnyTraits:
+    def applied(self, operator: Operator, traits: Traits) -> Traits:
         """The traits that an operator's kernel is built with: with the parameters of the nearest
         shape, if the operator was measured.
         """
@@ -99,7 +101,7 @@ class Tuning:
         if not measured:
             return traits
         nearest = min(measured, key=lambda each: _distance(own["fields"], each.record["fields"]))
-        return replace(traits, **nearest.parameters)
+        return traits.tuned(nearest.parameters)
 
     def json(self) -> str:
         """What `read` reads."""
