@@ -55,7 +55,7 @@ def test_the_same_trees_and_texts(both: tuple[EngineProcess, Engine], tree: dict
     native, python = both
     for question in QUESTIONS:
         for sampling in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
-            asked = {"max_tokens": 48, **sampling}
+            asked: dict[str, Any] = {"max_tokens": 48, **sampling}
             for options in ({"speculate": "off"}, tree):
                 said = native.chat(user(question), **asked, **options)
                 expected = python.chat_events(user(question), **asked, **options)
@@ -78,7 +78,7 @@ def test_what_pays_changes_no_token(both: tuple[EngineProcess, Engine], speculat
     for length in (30, dense_len - 9, dense_len + 70):
         ids = [4 + i % 37 for i in range(length)]
         for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 5, "top_k": 30}):
-            asked = {"max_tokens": 40, **options}
+            asked: dict[str, Any] = {"max_tokens": 40, **options}
             plain = native.tokens(ids, speculate="off", **asked)
             assert native.tokens(ids, speculate=speculate, **asked) == plain, (length, options)
     assert native.stats()["speculation"]["decision"]
