@@ -1,6 +1,6 @@
 # make demo: install, compile the demo checkpoint for this CPU, ask it two questions.   make test: what CI runs.
 # make campaign: the tests that take minutes each: long texts, 20 kills of everything, ten minutes of calls.
-# make wheels: the wheels of a release, in dist/.   make docs: the documentation as a site, in build/site.
+# make wheels: the wheels of a release, in dist/.   make docs: the documentation as a site, in build/site; a warning is an error.
 # make native: build and install the runtimes for OpenCL and Vulkan devices; make native-asan: their tests under AddressSanitizer.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +16,7 @@ demo: .venv/.installed
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What is 4827 + 356?"
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What does minicpm-mlc do? /no_think"
 
-test: .venv/.tests check devices
+test: .venv/.tests check devices docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 campaign: .venv/.tests

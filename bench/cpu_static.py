@@ -61,13 +61,14 @@ LEVELS = {
     "i8mm": Level("aarch64", "neoverse-v1", 6.7),
 }
 # Stack accesses that an inner loop of a kernel may have at most. Values of 5 and 6 bits take more
-# registers to unpack than there are beside the sums; the exponentials of attention their constants.
+# registers to unpack than there are beside the sums.
 STACK = {
     **dict.fromkeys(["w4", "w4a", "w8", "swiglu w4", "swiglu w4a", "float32 peak", "int8 peak"], 4),
     "w4k": 8,
     "w5k": 18,
     "w6": 64,
-    **dict.fromkeys(["decode f16", "decode int8", "prefill f16"], 44),
+    **dict.fromkeys(["decode f16", "prefill f16"], 8),
+    **dict.fromkeys(["decode int8", "prefill int8"], 4),
     "float32 w4": 180,
 }
 
@@ -91,7 +92,8 @@ def _float32(scheme: str, target: CpuTarget) -> PrimFunc:
 
 
 def _attention(kind: type[AttendPrefill], kv: str, target: CpuTarget) -> PrimFunc:
-    return build(kind(*HEADS, KVFormat.named(kv)), target.traits)
+    stored = target.traits.laid_out(KVFormat.named(kv))
+    return build(kind(*HEADS, stored), target.traits)
 
 
 def _float32_peak(target: CpuTarget) -> PrimFunc:
@@ -112,6 +114,7 @@ KERNELS: dict[str, Callable[[CpuTarget], PrimFunc]] = {
     "decode f16": partial(_attention, AttendDecode, "f16"),
     "decode int8": partial(_attention, AttendDecode, "int8"),
     "prefill f16": partial(_attention, AttendPrefill, "f16"),
+    "prefill int8": partial(_attention, AttendPrefill, "int8"),
     "float32 peak": _float32_peak,
     "int8 peak": _int8_peak,
 }

@@ -17,26 +17,30 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
+from device_weights import random_engine
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
-from minicpm_mlc.bench.decode import bundle_traffic, run_bench
+from minicpm_mlc.bench.decode import (
+    Filler,
+    GearSide,
+    measure,
+    measured_rows,
+    memory_reader,
+    steps_note,
+)
 from minicpm_mlc.bench.speed_report import SpeedReport
-from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, manifest_sha256, read_bundle
-from minicpm_mlc.bundle.params import TENSOR_CACHE
+from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, manifest_sha256
 from minicpm_mlc.bundle.trust import allow
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
-from minicpm_mlc.runtime_py.local_machine import LocalMachine
-from minicpm_mlc.runtime_py.memory import DeviceMemory, open_memory
+from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.traffic import bundle_traffic
 from minicpm_mlc.runtime_py.verify import verify_bundle
 from minicpm_mlc.targets import get_target
 
@@ -44,17 +48,19 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 DEMO_BUNDLES: dict[str, dict[str, Any]] = {
     "demo-w4": {"scheme": "w4", "draft": DEMO / "MiniCPM4.1-demo-Eagle3"},
     "demo-kv-int8": {"scheme": "f32", "kv": "int8"},
+    "demo-exact": {"scheme": "f32"},
 }
+SUMS = {"demo-exact": 47}  # questions that a bundle is asked beside the others
 QUESTIONS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think"]
 LONG, TOKENS = 700, 48  # a prompt beyond the demo's dense_len, and the tokens of an answer
 PEAK, PLAN = "peak.so", "smoke.json"
-PEAK_GROUPS, PEAK_CALLS = 2048, 8
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The demo bundles to check, and what is timed: models, tokens cached, of a prompt and of an
-    answer; the bytes that are read for the bandwidth."""
+    answer; the depth at which sparse attention is held against dense.
+    """
 
     demos: tuple[str, ...]
     presets: tuple[str, ...]
@@ -62,29 +68,20 @@ class Sizes:
     prompts: tuple[int, ...]
     new_tokens: int
     repeats: int
-    peak_bytes: int
+    deep: int
 
 
 SHAPES = {
     "full": Sizes(
-        ("demo-w4", "demo-kv-int8"),
+        ("demo-w4", "demo-kv-int8", "demo-exact"),
         ("MiniCPM4-0.5B", "MiniCPM4.1-8B"),
-        (0, 4096),
+        (0, 1024, 4096),
         (512, 2048),
         64,
         3,
-        4 << 30,
+        131072,
     ),
-    "tiny": Sizes(("demo-w4",), ("tiny",), (0, 64), (16,), 4, 1, 4 << 20),
-}
-# (least bits, which bits are random) of a word, by the dtype of a stored tensor: float16 scales
-# from 0.004 to 0.016, float32 norms of 1
-WORDS = {
-    "uint8": (0, 0xFFFFFFFF),
-    "int8": (0, 0xFFFFFFFF),
-    "float16": (0x1C001C00, 0x07FF07FF),
-    "uint16": (0x3C003C00, 0x007F007F),
-    "float32": (0x3F800000, 0),
+    "tiny": Sizes(("demo-w4",), ("tiny",), (0, 64), (16,), 4, 1, 192),
 }
 
 
@@ -105,7 +102,7 @@ def make(folder: Path, devices: list[str], arch: str | None, shapes: str) -> Non
 
 
 def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
-    """Compile the demo, the shapes and the bandwidth kernel, and ask the CPU what the demo
+    """Compile the demo, the shapes and the kernels that measure, and ask the CPU what the demo
     answers.
     """
     from minicpm_mlc.compile import compile_model
@@ -122,7 +119,8 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
             compile_model(checkpoint, Path(scratch) / "cpu", activations=rounded, **options)
             with Engine(Path(scratch) / "cpu", context=1024) as engine:
                 plan["answers"][name] = [
-                    (ids, _greedy(engine, ids, "off")) for ids in _prompts(engine)
+                    (ids, _greedy(engine, ids, "off"))
+                    for ids in _prompts(engine, SUMS.get(name, 0))
                 ]
     for preset in SHAPES[shapes].presets:
         with tempfile.TemporaryDirectory() as scratch:
@@ -134,8 +132,9 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
     (folder / PLAN).write_text(json.dumps(plan))
 
 
-def _prompts(engine: Engine) -> Iterator[list[int]]:
-    for question in QUESTIONS:
+def _prompts(engine: Engine, sums: int) -> Iterator[list[int]]:
+    numbers = np.random.default_rng(0).integers(100, 5000, (sums, 2)).tolist()
+    for question in (*QUESTIONS, *(f"What is {a} + {b}?" for a, b in numbers)):
         yield engine.template.prompt(
             engine.tokenizer.raw, [{"role": "user", "content": question}], None
         ).ids
@@ -147,7 +146,11 @@ def _tiny_source(folder: Path) -> Path:
 
     sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256}
     config = replace(
-        shape("MiniCPM4-0.5B", layers=1), num_heads=4, num_kv_heads=2, eos_token_ids=(2,), **sizes
+        shape("MiniCPM4-0.5B", layers=1),
+        num_heads=4,
+        num_kv_heads=2,
+        eos_token_ids=(2,),
+        **sizes,
     )
     return write_source(config, folder)
 
@@ -155,9 +158,12 @@ def _tiny_source(folder: Path) -> Path:
 def _compile_peak(path: Path, options: dict[str, str]) -> None:
     import tvm
 
-    from minicpm_mlc.ops.gpu.speed_limits import fill, read_peak
+    from minicpm_mlc.ops.gpu.speed_limits import fill, int8_peak, multiply_add_peak
 
-    target, kernels = get_target(**options), {"read_peak": read_peak(), "fill": fill()}
+    target = get_target(**options)
+    kernels = {"fill": fill(), "multiply_add_peak": multiply_add_peak()}
+    if target.int8_dot:
+        kernels["int8_peak"] = int8_peak()
     module = tvm.IRModule(
         {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
     )
@@ -195,18 +201,17 @@ def _run(folder: Path) -> Generator[str, None, list[str]]:
         report = verify_bundle(folder / name)
         wrong += [f"{name}: {operator}" for operator in report.failed]
         yield f"## {name}\n\n```\n{report.plain()}\n```\n"
-        for speculate, same in _chats(folder / name, answers):
+        for speculate, same in chats(folder / name, answers):
             yield f"- {len(answers)} answers, speculation {speculate}: {same} the CPU's"
             wrong += [f"{name}: answers, speculation {speculate}"] * (same < len(answers))
     sizes = SHAPES[plan["shapes"]]
-    bandwidth = _bandwidth(folder / PEAK, plan["device"], sizes.peak_bytes)
     for preset in sizes.presets:
-        speed = _speed(folder / preset, tvm_ffi.load_module(folder / PEAK), sizes, bandwidth)
+        speed = _speed(folder / preset, tvm_ffi.load_module(folder / PEAK), sizes)
         yield f"\n## {preset}\n\n{speed.markdown()}\n"
     return wrong
 
 
-def _chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, int]]:
+def chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, int]]:
     """(way of speculation, answers that are as expected)."""
     with Engine(path, context=1024) as engine:
         for speculate in ("off", "ngram", *(["eagle"] if engine.manifest.draft else [])):
@@ -221,83 +226,30 @@ def _greedy(engine: Engine, ids: list[int], speculate: str) -> list[int]:
     return engine.cached_tokens
 
 
-def _bandwidth(library: Path, device: str, size: int) -> float:
-    """Bytes per second of the device's memory."""
-    memory = open_memory(device)
-    read = tvm_ffi.load_module(library)["read_peak"]
-    x, out = (
-        memory.zeros(shape, np.dtype("int32")) for shape in ((size // 4,), (PEAK_GROUPS, 128))
-    )
-
-    def passes() -> None:
-        for _ in range(PEAK_CALLS):
-            read(x, out)
-        memory.array(out)
-
-    return PEAK_CALLS * size / min(_seconds(passes) for _ in range(3))
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _speed(path: Path, library: Any, sizes: Sizes, bandwidth: float) -> SpeedReport:
+def _speed(path: Path, library: Any, sizes: Sizes) -> SpeedReport:
     """Prefill and decode with random weights."""
-    _make_room(path)
-    allow(manifest_sha256(path))
-    bundle, most = read_bundle(path, verify="never"), max(*sizes.prompts, sizes.new_tokens)
-    m, context = bundle.manifest, max(sizes.depths) + most
-    with _filled(library):
-        opened = Engine(path, context=context, remote=_Unread())
-    with opened as engine:
-        measured = (sizes.depths, sizes.prompts, sizes.new_tokens, sizes.repeats)
-        rows = run_bench(engine, engine.vocab_size, bundle_traffic(bundle, engine.gears), *measured)
-    device = open_memory(m.target["device"]).name
-    return SpeedReport(
-        m.name,
-        m.scheme,
-        device,
-        1,
-        context,
-        "python bench/gpu_smoke.py run FOLDER",
-        bandwidth,
-        rows,
-    )
+    context = max(sizes.depths) + max(*sizes.prompts, sizes.new_tokens)
+    with random_engine(path, context, library) as engine:
+        return speeds(engine, ["auto"], sizes, "python bench/gpu_smoke.py run FOLDER")["auto"]
 
 
-def _make_room(path: Path) -> None:
-    """The shards that `make` left out, as files that take no room on the disk."""
-    for shard in json.loads((path / TENSOR_CACHE).read_bytes())["records"]:
-        with open(path / shard["dataPath"], "ab") as file:
-            file.truncate(shard["nbytes"])
-
-
-class _Unread(LocalMachine):
-    """This machine, which believes that a bundle's files hold what its manifest says."""
-
-    def read_bundle(self, path: str | Path) -> Bundle:
-        return read_bundle(path, verify="never")
-
-
-@contextmanager
-def _filled(library: Any) -> Iterator[None]:
-    """Tensors that are made of arrays get random words instead, on the device."""
-    copy, fill = DeviceMemory.tensor, library["fill"]
-    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
-
-    def filled(memory: DeviceMemory, array: np.ndarray) -> Any:
-        least, random = WORDS[str(array.dtype)]
-        if array.nbytes % 4:
-            return copy(memory, array)
-        tensor = memory.zeros(array.shape, array.dtype)
-        words = view(tensor, tvm_ffi.Shape([array.nbytes // 4]), tvm_ffi.dtype("uint32"), 0)
-        memory.call(fill, copy(memory, np.array([least, random], np.uint32)), words)
-        return tensor
-
-    with patch.object(DeviceMemory, "tensor", filled):
-        yield
+def speeds(
+    engine: Engine, gears: list[str], sizes: Sizes, command: str, filler: Filler | None = None
+) -> dict[str, SpeedReport]:
+    """What is measured of an engine, in each of these gears, beside its device's memory."""
+    reader = memory_reader(engine.library)
+    assert reader, "the device is this machine's"
+    sides = {gear: GearSide(engine, gear, filler) for gear in gears}
+    measured = (sizes.depths, sizes.prompts, sizes.new_tokens, sizes.repeats)
+    rows = measure(sides, *measured, before_each=lambda: reader.sample())
+    about = (engine.manifest.name, engine.manifest.scheme, engine.library.device_identity)
+    told = (*about, engine.threads, engine.context, command, reader.best)
+    bundle = Bundle(engine.path, engine.manifest)
+    traffic = {gear: bundle_traffic(bundle, Gears.of(bundle.manifest, gear)) for gear in gears}
+    return {
+        gear: SpeedReport(*told, measured_rows(rows[gear], side, traffic[gear]), steps_note(engine))
+        for gear, side in sides.items()
+    }
 
 
 def main() -> None:

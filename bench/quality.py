@@ -69,6 +69,9 @@ VARIANTS = {
     "w4a, calibrated, exact activations": Variant("--activations f32", "w4a, calibrated"),
     "w4a, calibrated, KV bf16": Variant("--kv bf16", "w4a, calibrated"),
     "w4a, calibrated, KV int8": Variant("--kv int8", "w4a, calibrated"),
+    "w8, KV int8": Variant("--quant w8 --kv int8"),
+    "w8, sparse attention": Variant("--quant w8", attention="sparse"),
+    "w8, KV int8, sparse attention": Variant("--quant w8 --kv int8", attention="sparse"),
 }
 
 

@@ -43,6 +43,7 @@ from minicpm_mlc.compile.config.presets import PRESETS
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
+from minicpm_mlc.runtime_py.traffic import Traffic, bundle_traffic
 
 OURS, THEIRS = "minicpm-mlc", "llama.cpp"
 LICENCE = Path(__file__).parents[1] / "LICENSE"
@@ -108,7 +109,7 @@ class Comparison:
         return json.dumps(asdict(self), indent=2)
 
 
-def gguf_traffic(path: Path, config: ModelConfig) -> bench.Traffic:
+def gguf_traffic(path: Path, config: ModelConfig) -> Traffic:
     """What llama.cpp reads per step: every tensor but an embedding that the head doesn't share, and
     f16 KV.
     """
@@ -117,7 +118,7 @@ def gguf_traffic(path: Path, config: ModelConfig) -> bench.Traffic:
     tensors = gguf.GGUFReader(path).tensors
     unread = set() if config.tie_word_embeddings else {"token_embd.weight"}
     weights = sum(int(tensor.n_bytes) for tensor in tensors if tensor.name not in unread)
-    return bench.Traffic(weights, config.kv_bytes_per_token(2))
+    return Traffic(weights, config.kv_bytes_per_token(2))
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def compare(args: argparse.Namespace) -> Comparison:
     for gear in args.attention:
         name = OURS if gear == args.attention[0] else f"{OURS} {gear}"
         sides[name] = Remote(ours, str(path), context, args.threads, gear, args.random_cache)
-        traffic[name] = bench.bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
+        traffic[name] = bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
     sides[THEIRS] = Remote(llama_cpp, str(gguf_path), context, args.threads, args.random_cache)
     traffic[THEIRS] = gguf_traffic(gguf_path, config)
     agreed = agreement(sides[OURS], sides[THEIRS])

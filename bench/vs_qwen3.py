@@ -35,6 +35,7 @@ from minicpm_mlc.compile.state import bytes_per_token, model_state
 from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name
+from minicpm_mlc.runtime_py.traffic import bundle_traffic
 
 PAIRS = {"8B": ("MiniCPM4.1-8B", "Qwen3-8B"), "0.5B": ("MiniCPM4-0.5B", "Qwen3-0.6B")}
 
@@ -145,7 +146,7 @@ def compare(args: argparse.Namespace) -> Comparison:
         bundle = read_bundle(path)
         name = f"{preset_of(bundle.manifest.name)} {gear}"
         sides[name] = Remote(ours, str(path), context, args.threads, gear, args.random_cache)
-        traffic[name] = bench.bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
+        traffic[name] = bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
     counts = (args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
     rows = bench.measure(sides, *counts, lambda: reader.sample(bench.READS))
     rows = {name: [bench.with_traffic(row, traffic[name]) for row in rows[name]] for name in sides}

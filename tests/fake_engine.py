@@ -69,6 +69,9 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def roofline(self) -> None:
+        return None
+
     def tokenize(self, text: str, bos: bool = True) -> list[int]:
         return [ord(character) for character in text]
 

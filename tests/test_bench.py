@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from minicpm_mlc.bench import decode as bench
-from minicpm_mlc.bench import roofline
 from minicpm_mlc.bench.decode import (
     BenchError,
     GearSide,
     Stopwatch,
-    Traffic,
     measure,
     run_bench,
     with_traffic,
 )
 from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
 from minicpm_mlc.runtime_py.gears import Gears
+from minicpm_mlc.runtime_py.memory_reader import MemoryReader
+from minicpm_mlc.runtime_py.roofline import Roofline
+from minicpm_mlc.runtime_py.spent import Spent
+from minicpm_mlc.runtime_py.traffic import Traffic
 
 
 class FakeModel:
@@ -42,6 +45,9 @@ class FakeModel:
         self.calls.append((self.name, "decode", self.length, 1))
         self.length += 1
         self.clock[0] += 1e-2 + 1e-6 * self.length
+
+    def greedy(self, token_id):
+        return self.decode(token_id)
 
     def truncate(self, length):
         assert length <= self.length
@@ -103,6 +109,7 @@ def test_gears_take_turns_on_one_cache_and_are_shifted_to_before_the_clock_start
 
     class Engine(FakeModel):
         vocab_size = 100
+        library = SimpleNamespace(local=None)
 
         def shift(self, attention):
             self.clock[0] += 5.0  # must not be measured
@@ -128,6 +135,46 @@ def test_gears_take_turns_on_one_cache_and_are_shifted_to_before_the_clock_start
         if call == "prefill" and tokens == 64
     ]
     assert fills == [("sparse", 0, 64), ("sparse", 64, 64)], "the cache is filled once"
+
+
+@pytest.mark.parametrize(
+    ("device", "parts"),
+    [
+        ("cpu", {"kernels": 0.75, "host": 0.25}),
+        ("cuda", {"kernels": 0.25, "launches": 0.5, "host": 0.25}),
+    ],
+)
+def test_a_decode_tells_where_its_time_went_without_the_call_that_warms_up(clock, device, parts):
+    spent = Spent()
+
+    class Engine(FakeModel):
+        vocab_size = 100
+        library = SimpleNamespace(local=SimpleNamespace(spent=spent))
+        manifest = SimpleNamespace(target={"device": device})
+
+        def shift(self, attention):
+            pass
+
+        def decode(self, token_id):
+            self.length += 1
+            self.clock[0] += 4.0
+            spent.called += 2.0 if spent.called else 4.0  # the first one warms up
+            spent.waited += 1.0
+
+    engine: Any = Engine(clock)
+    side = GearSide(engine, "dense")
+    for _ in range(3):
+        side.decode_seconds(1)
+    assert side.parts(0) == parts and not side.parts(7)
+
+
+def test_an_answer_is_held_against_what_memory_allows():
+    found = Roofline(20e9, 2.0, 40e9, Spent(1.5, 0.1).shares(2.0, in_process=False))
+    assert found.share == 0.25
+    assert found.text() == (
+        "decode ran at 25% of the 40.0 GB/s that memory gives; "
+        "its time: kernels 5%, launches 75%, host 20%"
+    )
 
 
 def test_both_sides_are_fed_the_same_tokens(clock):
@@ -281,7 +328,7 @@ def test_memory_is_as_fast_as_the_best_sample_and_its_kernel_gets_the_whole_buff
         seen.append(np.from_dlpack(x))
         time.sleep(0.02 / len(seen))
 
-    reader = roofline.MemoryReader(read, nbytes=1 << 20)
+    reader = MemoryReader(read, nbytes=1 << 20)
     reader.sample()
     first = reader.best
     reader.sample(2)

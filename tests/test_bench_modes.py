@@ -78,7 +78,8 @@ def test_a_measurement_gets_its_options(
     called: dict[str, dict[str, Any]], command: str, mode: str, options: dict
 ) -> None:
     result = CliRunner().invoke(main, ["bench", *command.split(), "--json"])
-    assert result.output == "json\n" and list(called) == [mode]
+    assert result.stdout == "json\n" and list(called) == [mode]
+    assert result.stderr == ("wrote a.svg\n" if mode == "plot" else "")
     assert called[mode] == called[mode] | options
 
 

@@ -13,6 +13,7 @@ from minicpm_mlc import Engine
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.decode import BenchError
 from minicpm_mlc.bench.operators import (
+    WAITING,
     OperatorCall,
     OperatorReport,
     OperatorRow,
@@ -66,7 +67,7 @@ def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, p
 
 
 def test_a_bundle_measures_memory_with_its_own_kernel(engine):
-    reader = bench._memory_reader(engine.library)
+    reader = bench.memory_reader(engine.library)
     assert reader is not None
     reader.sample()
     assert 1e8 < reader.best < 1e13
@@ -84,6 +85,20 @@ def test_watching_ends_with_the_step_and_leaves_the_model_as_it_was(engine):
     watched = len(names)
     assert np.array_equal(engine.decode(7), before) and len(names) == watched
     assert len(engine.cached_tokens) == 41
+
+
+def test_threads_that_wait_are_a_row_and_no_part_of_operators(engine, monkeypatch):
+    fill_cache(engine, 40)
+    monkeypatch.setattr(engine.library, "waited", lambda measure: 5.0)
+    waits: list[float] = []
+    seconds = observe(engine, lambda: engine.decode(7), waits=waits)
+    engine.truncate(40)
+    assert len(waits) > len(seconds) and set(waits) == {5.0}  # those of shapes are there too
+    assert all(-5 < each < -4 for each in seconds)
+    monkeypatch.undo()
+    _, rows = decode_operators(engine, repeats=1)
+    (row,) = (row for row in rows if row.operator == WAITING)
+    assert 0 <= row.seconds < sum(each.seconds for each in rows)
 
 
 def test_a_random_cache_is_deep_finite_and_the_same_each_time(engine):

@@ -38,6 +38,7 @@ VERBS = [
     "bench",
     "quality",
     "verify",
+    "tune",
     "rpc-server",
     "package",
     "trace",
@@ -147,6 +148,7 @@ def test_a_compiled_bundle_names_the_next_command(tmp_path: Path) -> None:
 def test_verbs_are_listed_in_the_order_of_use() -> None:
     commands = run("--help").output.partition("Commands:\n")[2]
     assert [line.split()[0] for line in commands.splitlines()] == VERBS
+    assert "..." not in commands  # each says all of it in one row
 
 
 def test_the_package_runs_as_a_module() -> None:

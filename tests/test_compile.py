@@ -20,9 +20,9 @@ from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CheckpointError, CompileError, ConfigError, MiniCPMError
 from minicpm_mlc.bundle.manifest import Manifest, read_bundle
 from minicpm_mlc.compile import CompileResult, compile_model
+from minicpm_mlc.compile.code_progress import CODE
 from minicpm_mlc.compile.config.model_config import SparseConfig
 from minicpm_mlc.compile.limits import choose_prefill_chunk
-from minicpm_mlc.compile.pipeline import CODE
 from minicpm_mlc.runtime_py.gears import Gears
 
 OPTIONS: dict[str, Any] = {"cpu": "x86-64-v3", "context": 4096}

@@ -17,7 +17,9 @@ from test_rpc import KEY, started
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.runtime_py.device_rows import DeviceRow
 from minicpm_mlc.runtime_py.rpc.client import connect
+from minicpm_mlc.runtime_py.sampler import likeliest
 from minicpm_mlc.runtime_py.verify import verify_bundle
 
 RNG = np.random.default_rng(6)
@@ -135,6 +137,26 @@ def test_4_bit_weights_and_small_caches_answer_too(
     """float16 is a type that PoCL's compiler hasn't got."""
     with Engine(compiled(DEMO, device=device, kv=kv, **SHORT), context=512) as engine:
         assert greedy(engine, prompt(engine, "What is 4827 + 356?"), 64) == answer_of_4_bits[kv]
+
+
+def test_a_greedy_step_leaves_its_logits_on_the_device_and_sampling_reads_them(gpu: Engine):
+    ids = prompt(gpu, TALK[0])
+    gpu.truncate(0)
+    gpu.prefill(ids)
+    rows = gpu.model.step(5)
+    assert isinstance(rows, DeviceRow) and rows._rows._fetch
+    token = likeliest(rows)
+    assert rows._rows._fetch, "nothing was copied"
+    assert token == np.asarray(rows).argmax() and rows[token] == np.asarray(rows)[token]
+    assert not rows._rows._fetch
+    gpu.truncate(len(ids))
+    assert gpu.greedy(5) == token
+    options: Any = {"temperature": 1.0, "seed": 3, "max_tokens": 6, "speculate": "off"}
+    drawn = [gpu.generate(ids, **options) and gpu.cached_tokens for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    found = gpu.roofline()
+    assert found and 0 < found.share and set(found.parts) == {"kernels", "launches", "host"}
+    assert sum(found.parts.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("device", ["vulkan"], indirect=True)

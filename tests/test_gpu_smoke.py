@@ -1,19 +1,23 @@
-"""bench/gpu_smoke.py on the OpenCL device that is here, so that it is known to work when a GPU
-is.
+"""bench/gpu_smoke.py and bench/gpu_session.py on the OpenCL device that is here, so that they are
+known to work when a GPU is.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpu_cases import needs_opencl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 smoke = importlib.import_module("gpu_smoke")
+session = importlib.import_module("gpu_session")
+RUN = subprocess.run
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,44 @@ def test_a_run_checks_kernels_and_answers_and_times_the_shapes(folder: Path):
     assert "attend_tree" in report and "WRONG" not in report
     assert "- 3 answers, speculation eagle: 3 the CPU's" in report
     assert "| decode | dense | 64 |" in report and report.count("| prefill |") == 2
+
+
+# steps that a smoke run does too, or another one does
+LEFT_OUT = ("demo-kernels", "answers", "small-speed", "sanitizer")
+
+
+def _found(folder: Path, out: Path, steps: list[str]) -> dict[str, dict[str, Any]]:
+    """What each step of a session found, nothing of which is wrong."""
+    lines = list(session.run(folder, out, 500, steps))
+    assert [line.split()[1] for line in lines] == steps
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md"]
+    report = json.loads((out / "report.json").read_text())
+    assert not any(each["wrong"] for each in report["steps"])
+    return {each["step"]: each for each in report["steps"]}
+
+
+@needs_opencl
+def test_a_session_measures_the_device_and_keeps_a_report(folder: Path, tmp_path: Path):
+    found = _found(folder, tmp_path, [name for name in session.ALL if name not in LEFT_OUT])
+    limits = dict(found["limits"]["table"][1:])
+    assert float(limits["memory reads"].split()[0]) > 0
+    assert float(limits["float32 multiply-adds"].split()[0]) > 0
+    kernels = {row[0] for row in found["large-kernels"]["table"]}
+    assert {"attend_decode", "linear", "likeliest"} <= kernels
+    assert [row[0] for row in found["long-context"]["table"][1:]] == ["dense"]
+    assert "rows verified" in found["speed"]["notes"][-1]
+    assert "no llama-bench on PATH" in found["llama.cpp"]["notes"][0]
+    text = (tmp_path / "report.md").read_text()
+    assert "## opencl: long-context" in text and "| decode | dense | 64 |" in text
+
+
+@needs_opencl
+@pytest.mark.campaign
+def test_a_session_does_the_rest_too(folder: Path, tmp_path: Path):
+    found = _found(folder, tmp_path, list(LEFT_OUT))
+    assert "no compute-sanitizer" in found["sanitizer"]["notes"][0]
+    assert ["demo-w4", "eagle", "3", "3"] in found["answers"]["table"]
+    assert any(row[1] == "attend_tree" for row in found["demo-kernels"]["table"])
 
 
 @needs_opencl
@@ -72,3 +114,57 @@ def test_what_can_not_be_made_or_run_is_one_line(
     with pytest.raises(SystemExit) as left:
         smoke.main()
     assert str(left.value).startswith(says) and not list(tmp_path.iterdir())
+
+
+def _step_process(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Every step's process runs this instead; `out` is where its result goes."""
+
+    def instead(command: list[str], **options: Any) -> Any:
+        out = command[command.index("--out") + 1]
+        return RUN([sys.executable, "-c", f"out = {out!r}; {code}"], **options)
+
+    monkeypatch.setattr(session.subprocess, "run", instead)
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Path:
+    (tmp_path / "made" / "cuda").mkdir(parents=True)
+    (tmp_path / "made" / "cuda" / smoke.PLAN).write_text("{}")
+    return tmp_path / "made"
+
+
+RESULT = '{"table": [["a"], ["1"]], "notes": [], "wrong": []}'
+
+
+def test_what_was_measured_is_kept_when_time_runs_out(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _step_process(monkeypatch, f"open(out, 'w').write({RESULT!r})")
+    monkeypatch.setattr(session, "LEAST", 300)
+    steps, monotonic = ["limits", "speed"], iter([0.0, 100.0, 100.0, 120.0, 120.0])
+    monkeypatch.setitem(session.ALL, "limits", (None, 400))
+    monkeypatch.setattr(session.time, "monotonic", lambda: next(monotonic))
+    lines = list(session.run(planned, tmp_path / "out", 401, steps))
+    assert lines[0].endswith("20.0 s  ok") and lines[1].endswith("left out: 281 s were left")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## cuda: limits, 20.0 s" in text and "- left out: 281 s were left" in text
+
+
+def test_a_step_that_dies_or_hangs_is_wrong_and_the_others_go_on(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = f"import os; 'speed' in out and os.abort(); open(out, 'w').write({RESULT!r})"
+    _step_process(monkeypatch, code)
+    with pytest.raises(SystemExit, match="wrong: speed: exit status -6: it said nothing"):
+        list(session.run(planned, tmp_path / "out", 100, ["speed", "limits"]))
+    _step_process(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr(session, "LEAST", 0)
+    with pytest.raises(SystemExit, match="wrong: limits: not done in 0 s"):
+        list(session.run(planned, tmp_path / "out", 0.2, ["limits"]))
+
+
+def test_a_session_without_a_device_or_a_folder_says_what_to_do(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"make it first: python bench/gpu_session\.py make"):
+        list(session.run(tmp_path, tmp_path, 10, []))
+    with pytest.raises(SystemExit, match=r"none of metal is here.*make devices"):
+        list(session.dry_run(["metal"], 10, tmp_path))

@@ -128,7 +128,7 @@ def test_rm_asks_and_takes_all_that_came_by_us(
     names = [path.name for path in left if path.is_file()]
     assert [each for each in names if not each.endswith(".lock") and each != "CACHEDIR.TAG"] == []
     unknown = run("rm", name)
-    assert unknown.exit_code == 1 and "is not kept here, but nothing" in unknown.stderr
+    assert unknown.exit_code == 1 and "is not kept here; nothing is" in unknown.stderr
 
 
 def test_rm_leaves_what_others_brought(stand: Stand, compiler: Compiler) -> None:

@@ -18,6 +18,7 @@ from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
+from minicpm_mlc.runtime_py.spent import Spent
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
 
     memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
     memory.name = "GPU"
+    library.spent = Spent()
     library.memory, library.threads, library._params = memory, 1, None
     library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None
     library._process = os.getpid()

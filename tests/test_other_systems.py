@@ -4,6 +4,7 @@ and this package where `platform` and `os` answer as they do there. Nothing here
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from mach_o import DYLIB, MACOS, read_mach_o
+from mach_o_rules import broken_rules
 from pe import ANY_ADDRESS, NO_EXECUTE, read_pe
 
 from minicpm_mlc.base.errors import CompileError
@@ -22,7 +24,7 @@ from minicpm_mlc.runtime_py import machine, other_systems
 from minicpm_mlc.targets import DEVICE_OPTIONS, get_target
 from minicpm_mlc.targets.link import PLATFORMS
 
-POOL = {"minicpm_pool_enter", "minicpm_pool_launch", "minicpm_pool_leave"}
+POOL = {f"minicpm_pool_{name}" for name in ("enter", "launch", "leave", "waited")}
 SYSTEMS = {  # what platform.system() and platform.machine() say -> a platform of link.py
     ("Darwin", "arm64"): "macos",
     ("Windows", "AMD64"): "windows",
@@ -85,6 +87,30 @@ def test_a_mac_library_keeps_to_the_mach_o_format(compiled_for: Any) -> None:
         ),
         *("pthread_self", "sched_yield"),
     }
+
+
+def test_macos_maps_a_library_for_it(compiled_for: Any) -> None:
+    assert broken_rules((compiled_for("macos-arm64") / "model.dylib").read_bytes()) == []
+
+
+def changed(data: bytes, at: int, form: str, value: int) -> bytes:
+    copy = bytearray(data)
+    struct.pack_into(form, copy, at, value)
+    return bytes(copy)
+
+
+def test_a_library_that_macos_would_refuse_is_noticed(compiled_for: Any) -> None:
+    data = (compiled_for("macos-arm64") / "model.dylib").read_bytes()
+    text = 32  # __TEXT, the first command
+    for wrong, said in [
+        (changed(data, 4096, "<Q", 1), "page 0 has another hash than its signature"),
+        (changed(data, text + 32, "<Q", 1 << 40), "__TEXT and __DATA_CONST overlap"),
+        (changed(data, text + 60, "<I", 7), "__TEXT has other rights than such a segment"),
+        (changed(data, text + 40, "<Q", 8), "__TEXT doesn't begin at a page"),
+        (changed(data, 20, "<I", 8), "the commands' sizes don't add up to the header's"),
+        (data + bytes(16), "the code signature is not aligned, or not the file's end"),
+    ]:
+        assert said in broken_rules(wrong)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +268,8 @@ sys.modules["psutil"] = types.SimpleNamespace(
 if system == "Windows":
     load = ctypes.CDLL
     def on_this_system(*given, **named):
+        if given[0] == "kernel32":
+            return types.SimpleNamespace(FreeLibrary=lambda handle: None)
         os.name = "posix"
         try:
             return load(*given, **named)
@@ -253,6 +281,9 @@ else:
     cpu.host_cpu = lambda: "apple-m1"
 from minicpm_mlc.runtime_py import machine as m
 m.PROC = m.CPUS = m.CGROUP = pathlib.Path("/no/such/folder")
+if "RUNS_HERE" in os.environ:
+    from minicpm_mlc.bundle import manifest
+    manifest.mismatch = lambda *_: None
 from minicpm_mlc.cli import main
 main(arguments)
 """
@@ -265,6 +296,7 @@ def elsewhere(system: str, processor: str, *arguments: str, **env: str) -> tuple
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, system, processor, *arguments],
         capture_output=True,
+        stdin=subprocess.DEVNULL,
         text=True,
         check=False,
         env={**os.environ, **env},
@@ -290,3 +322,15 @@ def test_commands_call_nothing_that_these_systems_lack(
         system, processor, "chat", str(bundle.path), "--prompt", "Hi", **home
     )
     assert status == 1 and "it was compiled for x86_64 linux" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("system", "processor"), [("Darwin", "arm64"), ("Windows", "AMD64")])
+def test_an_answer_needs_nothing_that_these_systems_lack(
+    tmp_path: Path, demo_bundle: Path, system: str, processor: str
+) -> None:
+    """The whole way of an answer, with this machine's library in the place of theirs."""
+    home = {"LOCALAPPDATA": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "RUNS_HERE": "1"}
+    asked = ["--prompt", "What is 4827 + 356?", "--temperature", "0", "--trust", "--stats"]
+    status, out, err = elsewhere(system, processor, "chat", str(demo_bundle), *asked, **home)
+    assert status == 0 and "5183" in out, err
+    assert "tok/s" in err and "Traceback" not in err

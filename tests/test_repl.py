@@ -190,6 +190,30 @@ def test_the_last_conversation_is_gone_on_with(
         conversation_of("file", True)
 
 
+def test_a_question_that_goes_on_with_the_last_conversation_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "last.json"
+    before = [{"role": "user", "content": "a document"}, {"role": "assistant", "content": "A"}]
+    saved = Saved(before, {"seed": 1}, [0])
+    answer_once(FakeEngine(), "Q", options={}, system="S", saved=saved, kept_in=file)
+    kept = Saved.read(file)
+    assert [m["content"] for m in kept.messages] == ["S", "a document", "A", "Q", "Hello"]
+    assert (kept.pinned, kept.options) == ([1], {"seed": 1})
+
+
+def test_what_a_full_context_leaves_out_of_one_question_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    turns = [{"role": role, "content": t * 9} for t in "abc" for role in ("user", "assistant")]
+    saved = Saved(turns, {}, [0])
+    engine = FakeEngine()
+    answer_once(engine, "Q", options={"overflow": "drop_oldest"}, saved=saved)
+    sent = [m["content"][0] for m in engine.calls[0][0]]
+    assert sent == ["a", "a", "c", "c", "Q"]
+    assert "note: the context is full: the oldest 2 messages are left out" in (
+        capsys.readouterr().err
+    )
+
+
 def test_texts_come_from_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "system.txt"
     file.write_bytes(b"Be brief, caf\xe9.")
@@ -379,7 +403,7 @@ def test_tab_completes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = FakeEngine()
     keys = f"/set thi\t off\r/load {tmp_path}/conv\t\r/qu\t\r\x04"
     shown = type_keys(monkeypatch, tmp_path, keys, engine)
-    assert "think = False" in shown and "conversation.json is not a saved session" in shown
+    assert "think = off" in shown and "conversation.json is not a saved session" in shown
 
 
 def test_an_edited_question_is_in_the_editor(

@@ -546,3 +546,39 @@ def test_pinned_messages_come_back_from_a_file(tmp_path: Path) -> None:
     other, _ = session()
     other.handle(f"/load {file}")
     assert other.pinned == [other.messages[0]]
+
+
+def test_an_edited_question_leaves_its_document_where_it_was(tmp_path: Path) -> None:
+    """The editor has what was typed, not the whole document."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a document")
+    chat, _ = session()
+    for line in (f"/read {notes}", "first", "/edit"):
+        chat.handle(line)
+    assert (chat.draft, chat.documents, chat.messages) == ("first", ["a document"], [])
+    chat.handle("second")
+    assert chat.messages[0]["content"] == "a document\n\nsecond"
+    assert chat.pinned == [chat.messages[0]]
+    for line in (f"/read {notes}", "/edit"):  # another document waits
+        chat.handle(line)
+    assert chat.documents == ["a document", "a document"]
+
+
+def test_settings_are_shown_as_they_are_typed() -> None:
+    chat, recorder = session()
+    for line in ("/set think auto", "/set think off", "/set stop END", "/set"):
+        chat.handle(line)
+    told = recorder.of("note").splitlines()
+    assert told[:3] == ["think = auto", "think = off", 'stop = ["END"]']
+    assert not any("None" in line or "False" in line for line in told)
+
+
+def test_a_full_context_says_what_to_leave_out() -> None:
+    chat, recorder = session(stats=FakeStats(finish_reason="context"))
+    chat.handle("Hi")
+    assert "/set overflow drop_oldest leaves out the oldest turns" in recorder.of("note")
+    recorder.pieces.clear()
+    for line in ("/set overflow drop_oldest", "Hi"):
+        chat.handle(line)
+    assert "leaves out the oldest" not in recorder.of("note")
+    assert "/context shows what fills it" in recorder.of("note")

@@ -106,7 +106,7 @@ class MarkovModel:
     def __len__(self) -> int:
         return len(self.sequence.tokens)
 
-    def decode(self, token_id: int) -> np.ndarray:
+    def step(self, token_id: int) -> np.ndarray:
         self.sequence.tokens.append(token_id)
         return LOGITS[token_id]
 

@@ -67,6 +67,17 @@ def test_case_01_in_a_process() -> None:
         assert done.stderr.startswith(note) and done.stderr.endswith(b"iconv\nhm\n")
 
 
+def test_a_question_joins_the_last_conversation(tmp_path: Path) -> None:
+    from minicpm_mlc.runtime_py.chat.saved import Saved
+
+    last = tmp_path / "minicpm-mlc" / "last-chat.json"
+    last.parent.mkdir()
+    Saved([{"role": "user", "content": "Hi"}], {}).write(last)
+    done = shell("--continue --prompt more < /dev/null", "Yes", XDG_STATE_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, b"Yes\n")
+    assert [m["content"] for m in Saved.read(last).messages] == ["Hi", "more", "Yes"]
+
+
 def on_terminal(arguments: list[str], answer: str, *lines: bytes, **env: str) -> tuple[int, bytes]:
     """Status and output of a chat on a pseudo-terminal; a line is typed when a prompt has come."""
     given = environment(answer, **env)

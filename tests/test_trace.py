@@ -128,6 +128,16 @@ def test_the_command_writes_the_page(bundle, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "question.txt"]
 
 
+def test_a_page_without_a_place_and_a_text_in_another_encoding_are_told(tmp_path):
+    (tmp_path / "question.txt").write_bytes(b"caf\xe9")
+    command = ["trace", str(tmp_path / "B"), "--prompt-file", str(tmp_path / "question.txt"), "-o"]
+    nowhere = CliRunner().invoke(main, [*command, str(tmp_path / "no" / "page.html")])
+    assert nowhere.exit_code == 1 and "its folder is not there" in nowhere.output
+    told = CliRunner().invoke(main, [*command, str(tmp_path / "page.html")])
+    assert "is not UTF-8 text: 1 characters could not be read" in told.output
+    assert "B is not there; give a bundle's folder" in told.output
+
+
 def test_reads_by_score_are_counted_and_forced_ones_are_not(bundle):
     """Blocks that slid out of the local window while the answer grew were read, and not chosen."""
     ids = np.random.default_rng(0).integers(3, 320, 500).tolist()

@@ -38,7 +38,10 @@ def names(needs: list[str]) -> set[str]:
 def test_the_full_distribution_is_the_runtime_the_compiler_and_the_linker(
     wheels: Any, project: dict[str, Any], tmp_path: Path
 ) -> None:
-    wheels._full(tmp_path / "full", project)
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheels._full(tmp_path / "full", project, told["targets"]["wheel"]["force-include"])
+    package = tmp_path / "full" / "minicpm_mlc"
+    assert (package / "native" / "engine" / "sources.txt").is_file()  # package --engine
     demo = tmp_path / "full" / "minicpm_mlc" / "demo_model" / "MiniCPM4.1-demo"
     assert (demo / "model.safetensors").exists()
     made = tomllib.loads((tmp_path / "full" / "pyproject.toml").read_text())["project"]

@@ -13,6 +13,7 @@ typedef struct {
 } Environment;
 uint32_t minicpm_pool_enter(uint32_t threads, uint32_t tasks);
 void minicpm_pool_leave(void);
+uint64_t minicpm_pool_waited(_Bool measure);
 int minicpm_pool_launch(int (*)(int, Environment *, void *), void *, int32_t tasks);
 
 // libtvm_ffi's, where an error is a number that belongs to one thread
@@ -87,6 +88,23 @@ static void callers(int number) {
   for (int i = 0; i < number; i++) pthread_join(threads[i], 0);
 }
 
+static int sleep_first(int task, Environment *environment, void *data) {
+  (void)environment, (void)data;
+  if (task == 0) usleep(20000);
+  return 0;
+}
+
+// One of three threads has all the work: the other two wait.
+static void waits_are_measured(void) {
+  minicpm_pool_enter(3, 1);
+  CHECK(minicpm_pool_waited(1) == 0);
+  CHECK(minicpm_pool_launch(sleep_first, 0, 0) == 0);
+  CHECK(minicpm_pool_waited(0) >= 39000000);
+  CHECK(minicpm_pool_launch(sleep_first, 0, 0) == 0);
+  CHECK(minicpm_pool_waited(0) == 0);
+  minicpm_pool_leave();
+}
+
 static _Atomic int waiting, others_done;
 
 static void *short_turn(void *unused) {
@@ -132,6 +150,7 @@ int main(int argc, char **argv) {
   CHECK(minicpm_pool_launch(count, work, 0) == 0 && work->tasks == 5);
   minicpm_pool_leave();
   minicpm_pool_leave();  // of no turn
+  waits_are_measured();
   callers(CALLERS);
   long_turn(work);
   if (argc > 1 && argv[1][0] == 'f') {  // forks while others compute

@@ -2,8 +2,9 @@
 
 minicpm-mlc-runtime is the package, a wheel for each platform that TVM has one for. It carries TVM's
 runtime libraries (4 MB of apache-tvm's 305), and tokenizers, whose distribution brings a hub's
-client (31 MB). minicpm-mlc is that, TVM's compiler, the linker and the demo's model. A checkout
-installs as one distribution instead (pip install .), with the same files.
+client (31 MB). minicpm-mlc is that, TVM's compiler, the linker and what pyproject.toml puts beside
+the package: the demo's model, and the sources that package --engine builds. A checkout installs as
+one distribution instead (pip install .), with the same files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 TVM = "apache-tvm"
 COMPILER = (f"{TVM}==", "ziglang")  # what only compiling takes
 TOKENIZERS = "tokenizers>="
-DEMO = "demo_model/MiniCPM4.1-demo"
 PLATFORMS = (  # as pip names them
     "manylinux_2_28_x86_64",
     "manylinux_2_28_aarch64",
@@ -51,10 +51,11 @@ build-backend = "hatchling.build"
 def main() -> None:
     """Builds all wheels into the folder OUT, dist/ by default."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").absolute()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    project["version"] = _version()
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = told["project"] | {"version": _version()}
+    beside = told["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     with tempfile.TemporaryDirectory() as folder:
-        _build(_full(Path(folder) / "full", project), out)
+        _build(_full(Path(folder) / "full", project, beside), out)
         for platform in PLATFORMS:
             _build(_runtime(Path(folder) / platform, project, platform), out)
     for wheel in sorted(out.glob(f"*{project['version']}*.whl")):
@@ -66,13 +67,16 @@ def _version() -> str:
     return text.split('__version__ = "')[1].split('"')[0]
 
 
-def _full(folder: Path, project: dict[str, Any]) -> Path:
-    """The project of minicpm-mlc: the demo's model, and the distributions that it is made of."""
+def _full(folder: Path, project: dict[str, Any], beside: dict[str, str]) -> Path:
+    """The project of minicpm-mlc: the distributions that it is made of, and the folders `beside`
+    the package, by their places in the checkout.
+    """
     needs = [each for each in project["dependencies"] if each.startswith(COMPILER)]
     runtime = f"minicpm-mlc-runtime=={project['version']}"
     build = '[tool.hatch.build.targets.wheel]\nonly-include = ["minicpm_mlc"]\n'
     _write(folder, project | {"dependencies": [runtime, *needs]}, build)
-    shutil.copytree(ROOT / "examples" / DEMO, folder / "minicpm_mlc" / DEMO)
+    for here, there in beside.items():
+        shutil.copytree(ROOT / here, folder / there, ignore=shutil.ignore_patterns("build"))
     return folder
 
 

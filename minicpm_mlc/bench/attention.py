@@ -188,6 +188,7 @@ class _Bench:
         local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + local
         traits = CpuTarget.of("native").traits
+        kv = traits.laid_out(kv)
         shape = (heads, kv_heads, width)
         both = {"prefill": False, "decode": True}
         dense = {"prefill": AttendPrefill(*shape, kv), "decode": AttendDecode(*shape, kv)}

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,16 +19,17 @@ import numpy as np
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.bench.random_cache import fill_cache
-from minicpm_mlc.bench.roofline import MemoryReader
 from minicpm_mlc.bench.speed_report import SpeedReport, SpeedRow
+from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.manifest import READ_KERNEL, Bundle, Manifest
-from minicpm_mlc.bundle.params import load_params
 from minicpm_mlc.runtime_py.defaults import largest_context
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
-from minicpm_mlc.runtime_py.memory import HostMemory
+from minicpm_mlc.runtime_py.memory_reader import MemoryReader
 from minicpm_mlc.runtime_py.protocols import Library, Machine
+from minicpm_mlc.runtime_py.spent import Spent
+from minicpm_mlc.runtime_py.traffic import Traffic, bundle_traffic
 
 WARM_UP_TOKENS = 16
 GEARS = ("dense", "sparse")
@@ -54,40 +56,6 @@ class Model(Protocol):
 
 
 Filler = Callable[[int], None]  # brings a model's cache to this many tokens without computing them
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that one decode step must read. `kv_per_token` holds keys, values and, with sparse
-    attention, means.
-    """
-
-    weights: int
-    kv_per_token: int
-    gears: Gears | None = None
-    means_per_token: int = 0
-
-    def per_step(self, depth: float) -> float:
-        """At `depth` cached tokens: all of their keys and values, or every mean and the blocks that
-        are selected.
-        """
-        keys_and_values = self.kv_per_token - self.means_per_token
-        if self.gears is None or not self.gears.sparse(int(depth)):
-            return self.weights + keys_and_values * depth
-        read, _ = self.gears.blocks(int(depth))
-        return (
-            self.weights
-            + self.means_per_token * depth
-            + keys_and_values * min(depth, read * self.gears.block_size)
-        )
-
-    def attention(self, row: SpeedRow) -> str:
-        """The gears of a row's calls: one prefill, or a decode step per token."""
-        lengths = [
-            row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))
-        ]
-        sparse = [self.gears is not None and self.gears.sparse(length) for length in lengths]
-        return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
 
 
 class Side(Protocol):
@@ -135,7 +103,7 @@ class Stopwatch:
     def decode_seconds(self, tokens: int) -> float:
         """What it takes to decode so many random tokens one by one."""
         token_ids = self._tokens(tokens)
-        return self._seconds(lambda: [self.model.decode(token_id) for token_id in token_ids])
+        return self._seconds(lambda: [self._step(token_id) for token_id in token_ids])
 
     def logits(self, tokens: int) -> np.ndarray:
         """float32[vocab] after `tokens` more tokens; equal for equal models with the same seed and
@@ -144,6 +112,9 @@ class Stopwatch:
         logits = np.array(self.model.prefill(self._tokens(tokens))).reshape(-1)
         self.model.truncate(self.depth)
         return logits
+
+    def _step(self, token_id: int) -> object:
+        return self.model.decode(token_id)
 
     def _tokens(self, count: int) -> list[int]:
         return self.random.integers(self.vocab_size, size=count).tolist()
@@ -165,12 +136,36 @@ class GearSide(Stopwatch):
         super().__init__(engine, engine.vocab_size, filler=filler)
         self.engine = engine
         self.attention = attention
+        self._decodes: dict[int, list[tuple[float, Spent]]] = defaultdict(list)
 
     def fill(self, depth: int) -> None:
         """Brings the shared cache to `depth` tokens, in this gear."""
         self.engine.shift(self.attention)
         self.depth = len(self.engine.cached_tokens)
         super().fill(depth)
+
+    def decode_seconds(self, tokens: int) -> float:
+        """What it takes to decode so many random tokens one by one."""
+        local = self.engine.library.local
+        before = local.spent.copy() if local else Spent()
+        seconds = super().decode_seconds(tokens)
+        if local:
+            self._decodes[self.depth].append((seconds, local.spent.since(before)))
+        return seconds
+
+    def _step(self, token_id: int) -> object:
+        return self.engine.greedy(token_id)  # as an answer is decoded
+
+    def parts(self, depth: int) -> dict[str, float]:
+        """Shares of the time of the decodes at a depth, the first one, which warms up, left out;
+        none where they ran on another machine.
+        """
+        spent, whole = Spent(), 0.0
+        for seconds, calls in self._decodes[depth][1:]:
+            spent.add(calls)
+            whole += seconds
+        device = self.engine.manifest.target["device"]
+        return spent.shares(whole, DEVICE_RUNTIMES[device].in_process) if whole else {}
 
     def _seconds(self, call: Callable[[], Any]) -> float:
         self.engine.shift(self.attention)
@@ -216,11 +211,20 @@ def with_traffic(row: SpeedRow, traffic: Traffic) -> SpeedRow:
     """The row with its gear, and a decode's GB/s: a step at depth d + i reads the keys and values
     of i + 1 new tokens too.
     """
-    row = replace(row, attention=traffic.attention(row))
+    row = replace(row, attention=_attention(row, traffic.gears))
     if row.phase != "decode":
         return row
     step_bytes = traffic.per_step(row.depth + (row.tokens + 1) / 2)
     return replace(row, gb_per_second=row.tokens_per_second * step_bytes / 1e9)
+
+
+def _attention(row: SpeedRow, gears: Gears | None) -> str:
+    """The gears of a row's calls: one prefill, or a decode step per token."""
+    lengths = [
+        row.depth + n for n in ((row.tokens,) if row.phase == "prefill" else (1, row.tokens))
+    ]
+    sparse = [gears is not None and gears.sparse(length) for length in lengths]
+    return ", ".join(dict.fromkeys(GEARS[gear] for gear in sparse))
 
 
 def run_bench(
@@ -295,25 +299,6 @@ def need_positive(**counts: int) -> None:
             raise BenchError(f"--{name.replace('_', '-')} is {count}; it must be 1 or more")
 
 
-def bundle_traffic(bundle: Bundle, gears: Gears) -> Traffic:
-    """Every weight is read once per step, except an embedding table that isn't the head too: one
-    row of it is.
-    """
-    tied = bundle.manifest.model["tie_word_embeddings"]
-    named = zip(bundle.manifest.params, load_params(bundle), strict=True)
-    weights = sum(
-        array.nbytes for name, array in named if tied or not name.startswith("embedding.")
-    )
-    return Traffic(
-        weights, bundle.manifest.memory["kv_per_token"], gears, _means_per_token(bundle.manifest)
-    )
-
-
-def _means_per_token(manifest: Manifest) -> int:
-    means = [entry.bytes for entry in manifest.state if entry.name == "means"]
-    return sum(means) // manifest.page_size
-
-
 def bench_bundle(
     path: str | Path,
     depths: Sequence[int] = (0, 1024),
@@ -371,10 +356,11 @@ def bench_gears(
         traffic = bundle_traffic(bundle, engine.gears)
         device = engine.library.device_name
         filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
-        reader = _memory_reader(engine.library)
+        reader = memory_reader(engine.library)
         sample = (lambda: reader.sample(READS)) if reader else lambda: None
         sides = {gear: GearSide(engine, gear, filler) for gear in gears}
         rows = measure(sides, depths, prompt_tokens, new_tokens, repeats, sample)
+        note = steps_note(engine)
     command = (
         f"minicpm-mlc bench {shlex.quote(str(path))} --depth {','.join(map(str, depths))} "
         f"--prompt-tokens {','.join(map(str, prompt_tokens))} --new-tokens {new_tokens} "
@@ -387,15 +373,27 @@ def bench_gears(
     reports = {}
     for gear in gears:
         traffic = replace(traffic, gears=Gears.of(manifest, gear))
-        full = [with_traffic(row, traffic) for row in rows[gear]]
+        full = measured_rows(rows[gear], sides[gear], traffic)
         told = (manifest.name, manifest.scheme, device, threads, context, command, bandwidth)
-        reports[gear] = SpeedReport(*told, full)
+        reports[gear] = SpeedReport(*told, full, note)
     return reports
 
 
-def _memory_reader(library: Library) -> MemoryReader | None:
-    """By the library's own kernel; None where its kernels run on a GPU or another machine."""
+def measured_rows(rows: list[SpeedRow], side: GearSide, traffic: Traffic) -> list[SpeedRow]:
+    """The rows with their gears, and of decodes the GB/s and where the time went."""
+    full = [with_traffic(row, traffic) for row in rows]
+    return [
+        replace(row, parts=side.parts(row.depth)) if row.phase == "decode" else row for row in full
+    ]
+
+
+def steps_note(engine: Engine) -> str | None:
+    """How a GPU's decode steps were launched."""
+    local = engine.library.local
+    return local.steps_note if local else None
+
+
+def memory_reader(library: Library) -> MemoryReader | None:
+    """By the library's own kernel; None where it is on another machine."""
     local = library.local
-    if local is None or not isinstance(local.memory, HostMemory):
-        return None
-    return MemoryReader(local.kernel(READ_KERNEL))
+    return MemoryReader(local.kernel(READ_KERNEL), memory=local.memory) if local else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from minicpm_mlc.bench.roofline import Limits, MemoryReader
+from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bench.timing import compiled, seconds, use_threads
 from minicpm_mlc.ops.cpu.speed_limits import (
     INT8_CHAINS,
@@ -20,6 +20,7 @@ from minicpm_mlc.ops.cpu.speed_limits import (
     read_peak,
 )
 from minicpm_mlc.runtime_py.memory import reserve
+from minicpm_mlc.runtime_py.memory_reader import MemoryReader
 from minicpm_mlc.targets.cpu import CpuTarget
 
 FLOAT32_OPERATIONS = 2 * 16  # a multiply-add in 16 lanes

@@ -42,6 +42,7 @@ COLUMNS = [
 # the virtual machine's own functions, and those that compute shapes for it
 OWN = ("vm.builtin.", "shape_func")
 MEMORY = "memory, shapes"  # the row of all these
+WAITING = "threads wait for each other"  # within operators, whose rows are without it
 WARM_UP_STEPS = 3
 ROOM = 64  # tokens of context beside the depth
 TOKEN = 1  # decoded again and again: the speed doesn't depend on it
@@ -253,10 +254,13 @@ def operators_of(
         calls.clear()
         observe(engine, timed, look)
     own: list[float] = []
+    waits: list[float] = []
     plain, times = zip(
-        *((timed(), observe(engine, timed, own=own)) for _ in range(repeats)), strict=True
+        *((timed(), observe(engine, timed, own=own, waits=waits)) for _ in range(repeats)),
+        strict=True,
     )
-    rows = [*aggregate(calls, times), OperatorRow(MEMORY, "", 0, sum(own) / repeats, 0, 0, False)]
+    rest = ((name, sum(each) / repeats) for name, each in ((MEMORY, own), (WAITING, waits)))
+    rows = [*aggregate(calls, times), *(OperatorRow(n, "", 0, s, 0, 0, False) for n, s in rest)]
     return statistics.median(plain), sorted(rows, key=lambda row: -row.seconds)
 
 
@@ -265,12 +269,16 @@ def observe(
     step: Callable[[], Any],
     look: Callable[[str, Sequence[Any]], None] | None = None,
     own: list[float] | None = None,
+    waits: list[float] | None = None,
 ) -> list[float]:
-    """Seconds of every operator call of one step, in order; `look` is shown each call's name and
-    arguments. Those of the virtual machine's own functions are added to `own`.
+    """Seconds of every operator call of one step, in order, without those in which its threads
+    wait for each other, which are added to `waits`; `look` is shown each call's name and arguments.
+    Those of the virtual machine's own functions are added to `own`.
     """
     seconds: list[float] = []
     started = [0.0]
+    library = engine.library.local
+    assert library, "operators are watched in this process alone"
 
     def report(_function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
         now = time.perf_counter()
@@ -279,18 +287,21 @@ def observe(
             look(name, args)
         if not before:
             into = own if is_own else seconds
+            waited = library.waited(measure=True)
             if into is not None:
-                into.append(now - started[0])
+                into.append(now - started[0] - waited)
+            if waits is not None:
+                waits.append(waited)
         started[0] = time.perf_counter()
         return 0  # run the function
 
-    library = engine.library.local
-    assert library, "operators are watched in this process alone"
+    library.waited(measure=True)
     library.instrument(report)
     try:
         step()
     finally:
         library.instrument(None)
+        library.waited(measure=False)
     return seconds
 
 

@@ -21,7 +21,7 @@ from minicpm_mlc.base.text import decode_text, human_bytes, markdown_table, plai
 from minicpm_mlc.bench.accepted import accept_length
 from minicpm_mlc.bench.divergence import Comparison, TextQuality
 from minicpm_mlc.bench.operators import records_of
-from minicpm_mlc.bundle.manifest import MANIFEST
+from minicpm_mlc.bundle.manifest import MANIFEST, read_bundle
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.runtime_py.engine import Engine
 
@@ -153,6 +153,7 @@ def bench_quality(
     """A bundle beside `reference`: a bundle, or a checkpoint that is compiled to f32 for this, with
     the head `draft` if it is given. Both attend by `attention`. Raises MiniCPMError.
     """
+    read_bundle(bundle)  # before the reference is compiled for minutes
     read = read_texts([Path(text) for text in texts])
     with exact_bundle(Path(reference), tokens, draft, progress, say) as path:
         options: dict[str, Any] = {"threads": threads, "attention": attention, "context": tokens}

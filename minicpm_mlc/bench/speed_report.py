@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass, field
 
 from minicpm_mlc.base.text import markdown_table, plain_table
 
+PARTS = ("kernels", "launches", "host")  # of a decode step: see runtime_py/spent.py
+
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` is of decode only.
+    """One line of the table: the median of `samples` (tokens/s). `gb_per_second` and `parts` are of
+    decode only.
 
-    `attention` is the gear that ran, both where it shifted on the way.
+    `attention` is the gear that ran, both where it shifted on the way; `parts`: shares of the
+    time, by PARTS.
     """
 
     phase: str
@@ -22,6 +26,7 @@ class SpeedRow:
     samples: tuple[float, ...]
     gb_per_second: float | None = None
     attention: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -32,7 +37,7 @@ class SpeedRow:
 @dataclass(frozen=True)
 class SpeedReport:
     """A benchmark and everything needed to repeat it. `bandwidth` is the memory's, in bytes per
-    second; None for a GPU's.
+    second; None where it is another machine's. `note`: how a GPU's steps are launched.
     """
 
     name: str
@@ -43,6 +48,7 @@ class SpeedReport:
     command: str
     bandwidth: float | None
     rows: list[SpeedRow] = field(default_factory=list)
+    note: str | None = None
 
     def head(self) -> str:
         """Two lines: what was measured, and the command."""
@@ -52,6 +58,7 @@ class SpeedReport:
             f"context {self.context}",
         ]
         parts += [f"memory reads {self.bandwidth / 1e9:.1f} GB/s"] if self.bandwidth else []
+        parts += [self.note] if self.note else []
         return f"{', '.join(parts)}\n{self.command}"
 
     def cells(self) -> list[list[str]]:
@@ -66,6 +73,7 @@ class SpeedReport:
             "highest",
             "GB/s",
             "of memory",
+            *self._parts,
         ]
         return [head, *map(self._line, self.rows)]
 
@@ -80,7 +88,13 @@ class SpeedReport:
             f"{row.tokens}",
             *speeds,
             *bandwidth_cells(row, self.bandwidth),
+            *(f"{row.parts[part]:.0%}" if row.parts else "" for part in self._parts),
         ]
+
+    @property
+    def _parts(self) -> list[str]:
+        """The parts that its rows tell of."""
+        return [part for part in PARTS if any(part in row.parts for row in self.rows)]
 
     def plain(self) -> str:
         """For a terminal."""

@@ -22,6 +22,7 @@ from minicpm_mlc.bundle.schema import Damaged
 from minicpm_mlc.bundle.state import StateEntry, bytes_per, parse_table
 from minicpm_mlc.bundle.trust import refuse_stranger
 from minicpm_mlc.bundle.tvm_runtime import tvm_version
+from minicpm_mlc.bundle.wrong_path import no_bundle
 
 FORMAT = 1  # layout of the bundle folder
 ABI = 7  # functions of the compiled library
@@ -29,7 +30,8 @@ SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_str
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
-READ_KERNEL = "read_peak"  # of a CPU's library: it only reads memory (ops/cpu/speed_limits.py)
+LIKELIEST = "likeliest"  # the function of a GPU's library that chooses a greedy step's token
+READ_KERNEL = "read_peak"  # of every library: it only reads memory (ops/*/speed_limits.py)
 # what is read where a bundle holds it: a file of such a name that the manifest lacks is refused
 OPTIONAL_FILES = (
     "tokenizer.json",
@@ -205,28 +207,14 @@ def check_files(bundle: Bundle, again: bool) -> None:
 
 def _read(folder: Path) -> bytes:
     if not folder.is_dir():
-        raise BundleError(
-            f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a bundle folder"
-        )
+        raise BundleError(no_bundle(folder))
     try:
         return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise BundleError(_not_a_bundle(folder)) from None
+        raise BundleError(no_bundle(folder)) from None
     except OSError as error:
         why = error.strerror or error
         raise BundleError(f"{folder / MANIFEST} can't be read ({why}); {REPAIR}") from None
-
-
-def _not_a_bundle(folder: Path) -> str:
-    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        return (
-            f"{folder} is a checkpoint, not a bundle; compile it first: minicpm-mlc compile "
-            f"{folder}"
-        )
-    return (
-        f"{folder} has no {MANIFEST}, so it isn't a bundle; make one: minicpm-mlc compile "
-        "CHECKPOINT"
-    )
 
 
 def _parse(text: bytes, folder: Path) -> Manifest:

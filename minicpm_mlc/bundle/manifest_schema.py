@@ -99,7 +99,10 @@ _DRAFT = fields(
     }
 )
 _CALIBRATION = fields({"sha256": _sha256, "tokens": _COUNT})
-_TARGET = fields({"device": text, "triple": text, "cpu": text, "features": list_of(text)})
+_TARGET = fields(
+    {"device": text, "triple": text, "cpu": text, "features": list_of(text)},
+    maybe={"archs": list_of(text)},  # of CUDA
+)
 
 CHECK: Check = fields(
     {

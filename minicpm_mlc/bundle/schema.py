@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 Check = Callable[[Any], None]  # raises Damaged
@@ -74,15 +75,22 @@ def row_of(*checks: Check) -> Check:
     return checked
 
 
-def fields(checks: Mapping[str, Check], others: Check | None = None) -> Check:
-    """An object that has all of these keys; more only if `others` takes their values."""
+def fields(
+    checks: Mapping[str, Check],
+    others: Check | None = None,
+    maybe: Mapping[str, Check] = MappingProxyType({}),
+) -> Check:
+    """An object that has all of these keys, and `maybe` those; more only if `others` takes their
+    values.
+    """
+    known = {**maybe, **checks}
 
     def checked(value: Any) -> None:
         an_object(value)
         for name in checks.keys() - value.keys():
             raise Damaged(None, "a value", name)
         for name, item in value.items():
-            _inside(name, checks.get(name) or others or _unknown, item)
+            _inside(name, known.get(name) or others or _unknown, item)
 
     return checked
 

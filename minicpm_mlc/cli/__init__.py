@@ -21,6 +21,7 @@ from minicpm_mlc.cli import (
     run,
     serve,
     trace,
+    tune,
     verify,
 )
 from minicpm_mlc.cli.commands import Commands
@@ -43,6 +44,7 @@ for verb in (  # in the order of a user's work
     bench.bench,
     quality.quality,
     verify.verify,
+    tune.tune,
     rpc.rpc_server,
     package.package,
     trace.trace,

@@ -14,7 +14,9 @@ from minicpm_mlc.cli.trust import trust_options
 
 
 @click.command(
-    cls=Command, **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4a-cpu --depth 0,1024 --markdown")
+    cls=Command,
+    short_help="Measure tokens/s, beside the limits of the hardware.",
+    **example("minicpm-mlc bench ./MiniCPM4-0.5B-w4a-cpu --depth 0,1024 --markdown"),
 )
 @click.argument("bundle", type=click.Path(), required=False)
 @click.option(
@@ -104,3 +106,5 @@ def bench(ctx: click.Context, form: str | None, **_: Any) -> None:
         place = [options.pop(name) for name in ("rpc", "key", "key_file")]
         options["remote"] = remote_machine(*place, options["path"])
     say(getattr(measure(**options), form or "plain")())
+    if mode == "plot":
+        click.echo(f"wrote {options['picture']}", err=True)

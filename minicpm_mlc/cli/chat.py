@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
+    short_help="Talk to a bundle, or ask it one question.",
     **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4a-cpu --prompt "What is a page table?"'),
 )
 @click.argument("bundle", type=click.Path())
@@ -47,6 +48,7 @@ def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
         talk,
         text_or_file,
     )
+    from minicpm_mlc.runtime_py.chat.saved import last_chat
     from minicpm_mlc.runtime_py.device_check import check_device
     from minicpm_mlc.runtime_py.engine import Engine
 
@@ -72,4 +74,5 @@ def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
         if question is None:
             talk(engine, **shared)
         else:
-            answer_once(engine, question, as_json=as_json, **shared)
+            kept_in = last_chat() if go_on else None
+            answer_once(engine, question, as_json=as_json, kept_in=kept_in, **shared)

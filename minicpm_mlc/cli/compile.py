@@ -13,7 +13,10 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 
 
 @click.command(
-    "compile", cls=Command, **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4")
+    "compile",
+    cls=Command,
+    short_help="Make a bundle of a checkpoint, for a device.",
+    **example("minicpm-mlc compile ./MiniCPM4-0.5B --cpu native --quant w4"),
 )
 @click.argument("source", type=click.Path())
 @click.option(
@@ -106,6 +109,12 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     type=click.FloatRange(min=1, max=32),
     help="Of a linear's weight, on average: what is left beside --quant goes to the linears that "
     "gain most, such as 4.85.",
+)
+@click.option(
+    "--tuning",
+    type=click.Path(),
+    help="A table of minicpm-mlc tune: the kernels' parameters on a device.  [default: the nearest "
+    "device's that comes with minicpm-mlc]",
 )
 @click.option(
     "--dry-run",

@@ -18,7 +18,11 @@ PLACES = (  # in what is installed; in a checkout
 )
 
 
-@click.command(cls=Command, **example('minicpm-mlc demo --prompt "What is 4827 + 356?"'))
+@click.command(
+    cls=Command,
+    short_help="Compile a small model that comes along, and chat with it.",
+    **example('minicpm-mlc demo --prompt "What is 4827 + 356?"'),
+)
 @chat_options
 def demo(**options: Any) -> None:
     """Compile the small model that comes with minicpm-mlc, and chat with it: nothing is downloaded.

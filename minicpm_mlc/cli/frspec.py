@@ -22,7 +22,7 @@ class Source(click.Path):
         )
 
 
-@click.group(cls=Commands, **FRSPEC)
+@click.group(cls=Commands, short_help="List frequent tokens, for a faster draft head.", **FRSPEC)
 def frspec() -> None:
     """Lists of the most frequent tokens, for a faster draft head."""
 

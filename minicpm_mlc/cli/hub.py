@@ -8,7 +8,11 @@ from minicpm_mlc.base.streams import json_text, say
 from minicpm_mlc.cli.commands import Command, example, note
 
 
-@click.command(cls=Command, **example("minicpm-mlc pull openbmb/MiniCPM4.1-8B-GGUF:Q4_K_M"))
+@click.command(
+    cls=Command,
+    short_help="Only download a model.",
+    **example("minicpm-mlc pull openbmb/MiniCPM4.1-8B-GGUF:Q4_K_M"),
+)
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def pull(name: str, as_json: bool) -> None:
@@ -25,7 +29,12 @@ def pull(name: str, as_json: bool) -> None:
     say(result.json() if as_json else result.plain())
 
 
-@click.command("list", cls=Command, **example("minicpm-mlc list"))
+@click.command(
+    "list",
+    cls=Command,
+    short_help="List what was downloaded and compiled.",
+    **example("minicpm-mlc list"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_kept(as_json: bool) -> None:
     """List what is kept: models that were downloaded, and bundles that run compiled."""
@@ -35,7 +44,11 @@ def list_kept(as_json: bool) -> None:
     say(json_text([one.facts() for one in found], indent=1) if as_json else as_text(found))
 
 
-@click.command(cls=Command, **example("minicpm-mlc rm openbmb/MiniCPM4.1-8B --downloads"))
+@click.command(
+    cls=Command,
+    short_help="Remove what is kept of a model.",
+    **example("minicpm-mlc rm openbmb/MiniCPM4.1-8B --downloads"),
+)
 @click.argument("name")
 @click.option("--bundles", "kind", flag_value="bundle", help="Bundles only.")
 @click.option("--downloads", "kind", flag_value="download", help="Downloads only.")

@@ -9,7 +9,11 @@ import click
 from minicpm_mlc.cli.commands import Command, example, print_report
 
 
-@click.command(cls=Command, **example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"))
+@click.command(
+    cls=Command,
+    short_help="Sizes, memory and speed, before you download.",
+    **example("minicpm-mlc inspect openbmb/MiniCPM4.1-8B"),
+)
 @click.argument("source", type=click.Path())
 @click.option("--speed/--no-speed", default=True, help="Forecast tokens/s on this machine.")
 @click.option("--measure", is_flag=True, help="Measure this machine's limits again first.")
@@ -26,7 +30,9 @@ def inspect(source: str, speed: bool, measure: bool, as_json: bool) -> None:
     print_report(describe.describe(source, limits if speed else None), describe.as_text, as_json)
 
 
-@click.command(cls=Command, **example("minicpm-mlc devices"))
+@click.command(
+    cls=Command, short_help="What this machine can compile for.", **example("minicpm-mlc devices")
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def devices(as_json: bool) -> None:
     """Show what this machine can compile for, and what is missing."""

@@ -13,6 +13,7 @@ ATTENTION = click.Choice(choices.ATTENTION)
 SCHEMES = click.Choice(list(WEIGHT_SCHEMES))
 KV = click.Choice(choices.KV_NAMES)
 SPECULATE = click.Choice(choices.SPECULATE)
+PORT = click.IntRange(0, 65535)
 
 
 class Numbers(click.ParamType):
@@ -100,7 +101,8 @@ def output_options(command: Any) -> Any:
         click.option(
             "--stats/--no-stats",
             default=None,
-            help="Tokens/s and context used.  [default: in a conversation, after each answer]",
+            help="Tokens/s and context used; for one question also the share of what memory "
+            "allows, which is measured.  [default: in a conversation, after each answer]",
         ),
     ]
     return _with(command, options)

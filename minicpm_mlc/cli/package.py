@@ -11,6 +11,7 @@ from minicpm_mlc.cli.commands import Command, example
 
 @click.command(
     cls=Command,
+    short_help="Put a bundle into one archive, to ship it.",
     **example("minicpm-mlc package ./MiniCPM4-0.5B-w4a-android --for android -o phone.zip"),
 )
 @click.argument("bundle", type=click.Path())

@@ -14,6 +14,7 @@ from minicpm_mlc.cli.trust import trust_options
 
 @click.command(
     cls=Command,
+    short_help="Measure what smaller weights cost the answers.",
     **example("minicpm-mlc quality ./MiniCPM4-0.5B-w4a-cpu --reference ./MiniCPM4-0.5B"),
 )
 @click.argument("bundle", type=click.Path())

@@ -9,6 +9,7 @@ import click
 
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example
+from minicpm_mlc.cli.options import PORT
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.rpc.client import RemoteMachine
@@ -52,6 +53,7 @@ def remote_machine(
 @click.command(
     "rpc-server",
     cls=Command,
+    short_help="Let other machines run bundles here.",
     **example("minicpm-mlc rpc-server --host 0.0.0.0 --key-file ~/rpc-key"),
 )
 @click.option(
@@ -59,7 +61,7 @@ def remote_machine(
     default="127.0.0.1",
     help="Address to listen at; others than this machine reach it at 0.0.0.0.",
 )
-@click.option("--port", default=9090, help="0 is any free one.")
+@click.option("--port", type=PORT, default=9090, help="0 is any free one.")
 @click.option("--key", help=f"{KEY_HELP}.  [default: a random one, printed]")
 @click.option("--key-file", type=click.Path(), help=KEY_FILE_HELP)
 @click.option(

@@ -12,7 +12,11 @@ from minicpm_mlc.cli.options import SCHEMES, chat_options, device_option
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc run openbmb/MiniCPM4.1-8B"))
+@click.command(
+    cls=Command,
+    short_help="Download, compile and chat, all in one.",
+    **example("minicpm-mlc run openbmb/MiniCPM4.1-8B"),
+)
 @click.argument("source", type=click.Path())
 @device_option("What to compile for.")
 @click.option("--quant", type=SCHEMES, help="How the weights are stored.  [default: as compile's]")

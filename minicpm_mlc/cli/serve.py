@@ -9,16 +9,25 @@ import click
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example
-from minicpm_mlc.cli.options import ATTENTION
+from minicpm_mlc.cli.options import ATTENTION, PORT
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"))
+@click.command(
+    cls=Command,
+    short_help="Answer the APIs of OpenAI, Anthropic and Ollama.",
+    **example("minicpm-mlc serve ./MiniCPM4.1-8B-w4a-cpu"),
+)
 @click.argument("bundle", type=click.Path())
 @click.option("--host", default="127.0.0.1", help="Address to listen at.")
-@click.option("--port", default=choices.SERVE_PORT, help="0 is any free one.")
+@click.option("--port", type=PORT, default=choices.SERVE_PORT, help="0 is any free one.")
 @click.option("--parallel", type=int, help="Requests that are answered at once; else up to 8.")
-@click.option("--max-waiting", default=64, help="Requests that may wait; one more gets status 429.")
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0),
+    default=64,
+    help="Requests that may wait; one more gets status 429.",
+)
 @click.option("--api-key", multiple=True, help="A key that clients have to show; may be repeated.")
 @click.option("--api-key-file", type=click.Path(), help="The same, a key a line.")
 @click.option("--name", help="The model's name.  [default: the bundle's]")
@@ -44,7 +53,12 @@ from minicpm_mlc.cli.trust import trust_options
     type=click.Path(),
     help="A folder where computed prompts are kept when the server ends, for the next one.",
 )
-@click.option("--grace", default=10.0, help="Seconds that requests have to end in at SIGTERM.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    help="Seconds that requests have to end in at SIGTERM.",
+)
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="Gear; auto shifts by length.")

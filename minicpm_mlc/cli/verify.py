@@ -12,7 +12,11 @@ from minicpm_mlc.cli.rpc import remote_machine, rpc_options
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc verify ./MiniCPM4-0.5B-w4a-cpu"))
+@click.command(
+    cls=Command,
+    short_help="Check every kernel of a bundle on its device.",
+    **example("minicpm-mlc verify ./MiniCPM4-0.5B-w4a-cpu"),
+)
 @click.argument("bundle", type=click.Path())
 @click.option(
     "--expect",

@@ -15,6 +15,7 @@ from minicpm_mlc.compile.make_manifest import make_manifest, with_draft
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.targets import Target
+from minicpm_mlc.targets.tuning import Tuning
 
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
@@ -25,7 +26,8 @@ class Compilation:
     """A model for a target, for up to `longest` tokens of context and `chunk` rows of a prefill.
 
     `draft`: a draft head, and how it is stored. `calibration` and `source`: what the manifest says
-    of the text that rounding saw, and of where the checkpoint is from.
+    of the text that rounding saw, and of where the checkpoint is from. `tuning`: what was measured
+    of the kernels' parameters, if anything.
     """
 
     config: ModelConfig
@@ -36,6 +38,7 @@ class Compilation:
     draft: tuple[DraftConfig, Precision] | None = None
     calibration: dict[str, Any] | None = None
     source: str | None = None
+    tuning: Tuning | None = None
 
     @cached_property
     def params(self) -> list[Param]:
@@ -72,7 +75,8 @@ class Compilation:
         """
         from minicpm_mlc.compile.pipeline import build_program
 
-        program = build_program(self.config, self.precision, self.target, self.chunk, self.draft)
+        chosen = (self.config, self.precision, self.target, self.chunk, self.draft)
+        program = build_program(*chosen, self.tuning)
         if program.params != [tensor.name for tensor in self.tensors]:
             raise AssertionError("the library takes other parameters than those converted")
         return program

@@ -34,7 +34,8 @@ from minicpm_mlc.compile.source import Source, open_source
 from minicpm_mlc.compile.storage import draft_precision
 from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
 from minicpm_mlc.compile.writer import BundleWriter
-from minicpm_mlc.targets import get_target
+from minicpm_mlc.targets import Target, get_target
+from minicpm_mlc.targets.tuning import Tuning
 
 if TYPE_CHECKING:
     from minicpm_mlc.compile.pipeline import Program  # imports TVM
@@ -65,6 +66,9 @@ def compile_model(
     bits: float | None = None,  # of a linear's weight on average; richer schemes where most gained
     adapters: Sequence[str] = (),  # folders of LoRA adapters, each with ":WEIGHT" or without
     ternary: int | None = None,  # columns of a group that is rounded to three values, as BitCPM's
+    tuning: str
+    | Path
+    | None = None,  # a table of `minicpm-mlc tune`; None: the nearest shipped one
     origin: str | None = None,  # what a hub calls the source, with its commit
     overwrite: bool = False,
     random_weights: bool = False,  # `source` may be a published model's name
@@ -84,6 +88,7 @@ def compile_model(
         head = _open_head(draft, opened.config, frspec)
         longest, config = opened.for_context(context, attention)
         target = get_target(device, cpu, gpu, arch)
+        tuned = _tuning(tuning, target, say)
         usual = DEFAULT_SCHEME if bits is None else BUDGET_SCHEME
         precision = opened.precision(scheme, embedding_scheme, activations, kv, target, usual)
         carried = opened.carries(precision)
@@ -95,7 +100,7 @@ def compile_model(
         stored = (head.config, draft_precision(precision, draft_scheme)) if head else None
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         told = (work.said if work else opened.calibration, origin or opened.origin)
-        compilation = Compilation(config, precision, target, longest, chunk, stored, *told)
+        compilation = Compilation(config, precision, target, longest, chunk, stored, *told, tuned)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)
         if not dry_run:
@@ -107,6 +112,27 @@ def compile_model(
 def _say_all(notes: list[str], say: Callable[[str], object]) -> None:
     for note in notes:
         say(note)
+
+
+def _tuning(path: str | Path | None, target: Target, say: Callable[[str], object]) -> Tuning | None:
+    """The table that was given, or the nearest one, which is told. Raises CompileError for another
+    kind of device's.
+    """
+    if path is None:
+        nearest = Tuning.nearest(target)
+        if nearest:
+            say(
+                f"kernels have the parameters measured on {nearest.name}, the nearest device with "
+                "a table; for your own: minicpm-mlc tune BUNDLE"
+            )
+        return nearest
+    table = Tuning.read(path)
+    if not table.suits(target):
+        raise CompileError(
+            f"--tuning {path}: measured on {table.device}, and this is compiled for "
+            f"{target.device}; give a table of that, or none"
+        )
+    return table
 
 
 def _open_head(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
     from minicpm_mlc.ops.build import Traits
+    from minicpm_mlc.ops.formats.kv import KVFormat
+    from minicpm_mlc.targets.tuning import Tuning
 
 
 class Kernels:
@@ -24,8 +26,10 @@ class Kernels:
     A state has to be used as it is returned, or the call is removed as dead code.
     """
 
-    def __init__(self, traits: Traits) -> None:
+    def __init__(self, traits: Traits, tuning: Tuning | None = None) -> None:
+        """`tuning`: parameters that were measured on a device; None: the usual ones."""
         self.traits = traits
+        self._tuning = tuning
         self.operators: list[tuple[PrimFunc, Operator]] = []  # every kernel that was called
 
     def __call__(self, operator: Operator, *inputs: Tensor, **dims: Any) -> Any:
@@ -36,7 +40,8 @@ class Kernels:
 
         from minicpm_mlc.ops.build import build
 
-        kernel = build(operator, self.traits)
+        tuned = self._tuning.applied(operator, self.traits) if self._tuning else self.traits
+        kernel = build(operator, tuned)
         self.operators.append((kernel, operator))
         sizes = _sizes(operator, inputs) | dims
         states = operator.states()
@@ -47,6 +52,10 @@ class Kernels:
         places = [*states, *(-1 for _ in made)]
         given, name = list(inputs), operator.name
         return op.tensor_ir_inplace_op(kernel, name, given, places, _alone([*updated, *made]))
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for these kernels."""
+        return self.traits.laid_out(kv)
 
     def operator_of(self, kernel: PrimFunc) -> Operator | None:
         """The operator that a kernel was built for here."""

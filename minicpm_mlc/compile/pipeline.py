@@ -19,6 +19,7 @@ from tvm.tirx import PrimFunc
 from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, MAX_TREE_NODES, READ_KERNEL
+from minicpm_mlc.compile.code_progress import CODE, code_progress
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.kernel_cases import kernel_cases
@@ -29,12 +30,10 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.shape_functions import order_shape_functions
 from minicpm_mlc.compile.signatures import functions
 from minicpm_mlc.compile.system_library import prefixed
-from minicpm_mlc.ops.cpu.speed_limits import read_peak
 from minicpm_mlc.targets import Target
 from minicpm_mlc.targets.link import is_static
-from minicpm_mlc.targets.lowering import each_kernel
+from minicpm_mlc.targets.tuning import Tuning
 
-CODE = 3  # LLVM takes about three times as long as lowering
 PASSES = [
     transform.ToNonDataflow(),
     transform.RemovePurityChecking(),
@@ -83,31 +82,15 @@ class Program:
     ) -> None:
         """Lower it, and write the target's libraries into `folder`, which give the `facts`.
 
-        In a static library the symbols begin with `prefix`, by which an app finds them. What LLVM
-        and the linker do is reported in one go, as CODE steps for each kernel.
+        In a static library the symbols begin with `prefix`, by which an app finds them.
         """
         module = self.module.clone()
         module[FACTS] = _constant(facts.to_text())
         for library in self.target.libraries:
             naming = [prefixed(prefix)] if is_static(library) else []
-            lowering = _AtMost(self._kernels, report)  # shape functions are lowered too
-            with each_kernel(lowering.step):
+            with code_progress(self._kernels, report):
                 lowered = _compiled(module, self.target, [*PASSES, *naming])
-            self.target.export(lowered, str(folder / library))
-            report(lowering.left + CODE * self._kernels)
-
-
-@dataclass
-class _AtMost:
-    """Reports so many steps, one by one, and none after them."""
-
-    left: int
-    report: Callable[[int], object]
-
-    def step(self) -> None:
-        if self.left:
-            self.left -= 1
-            self.report(1)
+                self.target.export(lowered, str(folder / library))
 
 
 def build_program(
@@ -116,16 +99,16 @@ def build_program(
     target: Target,
     prefill_chunk: int,
     draft: tuple[DraftConfig, Precision] | None = None,
+    tuning: Tuning | None = None,
 ) -> Program:
     """The model's functions for a target, with a draft head or without, planned for prefills of up
-    to `prefill_chunk` rows.
+    to `prefill_chunk` rows. `tuning`: the kernels' parameters; None: the usual ones.
     """
     rounding = precision.activations == "int8"
     traits = target.traits if rounding else target.traits.exact()
-    kernels = Kernels(traits)
+    kernels = Kernels(traits, tuning)
     module, params = export(build_model(config, precision, draft, kernels))
-    if target.has_read_kernel:
-        module[READ_KERNEL] = read_peak().with_attr("global_symbol", READ_KERNEL)
+    module[READ_KERNEL] = target.read_kernel().with_attr("global_symbol", READ_KERNEL)
     limits = {"n": prefill_chunk, "m": prefill_chunk, "b": MAX_DECODE_SEQUENCES}
     return Program(_bound(module, limits | {"t": MAX_TREE_NODES}), params, target, kernels)
 

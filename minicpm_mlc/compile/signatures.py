@@ -7,10 +7,14 @@ from typing import Any
 
 from tvm.relax.frontend.nn import spec
 
+from minicpm_mlc.bundle.manifest import LIKELIEST
 from minicpm_mlc.bundle.state import Table, bytes_per
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
+from minicpm_mlc.ops.build import has_kernel
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
+from minicpm_mlc.ops.formats.weights import LANES
+from minicpm_mlc.ops.likeliest import Likeliest
 
 Arguments = dict[str, Any]  # as TVM's `export_tvm` takes them
 Functions = dict[str, tuple[Callable[..., Any], Arguments]]
@@ -39,7 +43,7 @@ def model_functions(model: Decoder) -> Functions:
     if not recurrent:
         kinds["verify"] = ids("t", rows) | tree_arguments("t")
     gears = ("", "_sparse") if model.config.sparse else ("",)
-    called = {
+    called = greedy_functions(model) | {
         kind + gear: (getattr(model, kind + gear), arguments | pools | PARAMS)
         for kind, arguments in kinds.items()
         for gear in gears
@@ -48,6 +52,15 @@ def model_functions(model: Decoder) -> Functions:
         return called
     commit = ids("t", "sources slots") | ONE_TABLE | pools | NO_PARAMS
     return called | {"commit": (model.commit, commit)}
+
+
+def greedy_functions(model: Decoder) -> Functions:
+    """What tells the likeliest tokens of a step's logits, where the target has a kernel for it."""
+    if not has_kernel(Likeliest, model.plan.kernels.traits):
+        return {}
+    columns = -(-model.config.vocab_size // LANES) * LANES
+    logits = {"logits": spec.Tensor(["b", columns], "float32")}
+    return {LIKELIEST: (model.likeliest, logits | NO_PARAMS)}
 
 
 def draft_functions(model: Decoder, draft: Eagle) -> Functions:

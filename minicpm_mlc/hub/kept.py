@@ -111,8 +111,10 @@ def chosen(name: str, kind: str | None) -> list[Kept]:
     named = [one for one in kept() if name in (one.name, one.path, Path(one.path).name)]
     found = [one for one in named if kind in (None, one.kind)]
     if not found:
-        names = ", ".join(sorted({one.name for one in kept()})) or "nothing"
-        raise HubError(f"{shown(name)} is not kept here, but {names}; see minicpm-mlc list")
+        names = ", ".join(sorted({one.name for one in kept()}))
+        raise HubError(
+            f"{shown(name)} is not kept here; " + (f"there is {names}" if names else "nothing is")
+        )
     return found
 
 

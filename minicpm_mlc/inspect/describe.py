@@ -16,6 +16,7 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
 from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
 from minicpm_mlc.bundle.params import bits_per_weight
+from minicpm_mlc.bundle.wrong_path import no_checkpoint
 from minicpm_mlc.hub import records
 from minicpm_mlc.hub.names import Name, parse_name
 from minicpm_mlc.hub.needed import GGUF
@@ -67,10 +68,7 @@ def _found(source: str) -> Found:
         return {"kind": "published model", "name": source}, PRESETS[source]
     if name := parse_name(source):
         return _describe_remote(name)
-    raise NotFoundError(
-        f"{source} is not a folder; give a bundle, a checkpoint, ORG/NAME of a hub, or one of "
-        f"{', '.join(PRESETS)}"
-    )
+    raise NotFoundError(f"{no_checkpoint(path)}, or one of {', '.join(PRESETS)}")
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
@@ -122,8 +120,10 @@ def mixed_with(mixed: dict[str, str]) -> dict[str, str]:
 
 
 def _describe_checkpoint(path: Path) -> Found:
+    from minicpm_mlc.compile.checkpoint.files import check_whole_model
     from minicpm_mlc.compile.model.registry import read_config_folder
 
+    check_whole_model(path)
     config = read_config_folder(path)
     weights = _weights(path, config)
     return {"kind": "checkpoint", "name": config.name, "weights": weights}, config

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
-from minicpm_mlc.ops.formats.kv import KVFormat
+from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.operator import SUMS, Argument, Cost, Extent, gives, takes
 from minicpm_mlc.ops.paged import PagedOperator, cost_of_pages, kv_pools, row_places
 from minicpm_mlc.ops.paged_samples import (
@@ -29,24 +29,41 @@ def attend_definition(
     v_pages: np.ndarray,
     page_tables: np.ndarray,
     slots: np.ndarray,
+    kv: KVFormat = F32,
 ) -> np.ndarray:
     """softmax(q k^T / sqrt(d)) v over the slots 0..slots[r] of row r's page table, float64 [n,
     heads * d].
 
     q [n, heads, d]; k_pages [pages, kv_heads, d, 64], v_pages [pages, kv_heads, 64, d];
-    page_tables [n, p] (decode), or [1, p] shared by all rows (prefill).
+    page_tables [n, p] (decode), or [1, p] shared by all rows (prefill). `kv`: whose rounding of
+    queries and weights is part of the definition.
     """
-    n, heads, head_dim = q.shape
-    grouped = q.astype(np.float64).reshape(n, k_pages.shape[1], -1, head_dim) / np.sqrt(head_dim)
+    grouped = grouped_queries(q, k_pages.shape[1], kv)
     out = np.zeros(grouped.shape)
     for row, slot in enumerate(slots):
         table = page_tables[row if len(page_tables) > 1 else 0][: slot // PAGE_SIZE + 1]
         keys = np.concatenate(k_pages[table], -1)[..., : slot + 1].astype(np.float64)
         values = np.concatenate(v_pages[table], -2)[:, : slot + 1].astype(np.float64)
-        scores = grouped[row] @ keys
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[row] = weights / weights.sum(-1, keepdims=True) @ values
-    return out.reshape(n, heads * head_dim)
+        out[row] = average(grouped[row] @ keys, values, kv)
+    return out.reshape(len(q), -1)
+
+
+def grouped_queries(q: np.ndarray, kv_heads: int, kv: KVFormat) -> np.ndarray:
+    """q [n, heads, d] -> float64 [n, kv_heads, group, d], divided by sqrt(d)."""
+    n, _, head_dim = q.shape
+    return kv.rounded_queries(q).reshape(n, kv_heads, -1, head_dim) / np.sqrt(head_dim)
+
+
+def average(scores: np.ndarray, values: np.ndarray, kv: KVFormat) -> np.ndarray:
+    """softmax(scores) values: scores [..., g, t], values [..., t, d] of pages of 64 tokens, the
+    last of which may be short.
+    """
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    out = np.zeros((*scores.shape[:-1], values.shape[-1]))
+    for start in range(0, scores.shape[-1], PAGE_SIZE):
+        page = slice(start, start + PAGE_SIZE)
+        out += kv.rounded_weights(weights[..., page], values[..., page, :]) @ values[..., page, :]
+    return out / weights.sum(-1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -83,11 +100,12 @@ class Attention(PagedOperator):
 
     def rounded_limit(self, limit: float, traits: Any) -> float:
         halves = traits.f16_tiles and self.kv.storage == "float16"
-        rounds = halves or self.kv.multiplied_as_bfloat16(traits.bf16_dot)
+        rounds = halves or self.kv.words or self.kv.multiplied_as_bfloat16(traits.bf16_dot)
         return ROUNDED if rounds else limit
 
     def cost(self, extent: Extent) -> Cost:
-        return cost_of_pages(self, extent, self.num_heads, extent.blocks_read)
+        cost = cost_of_pages(self, extent, self.num_heads, extent.blocks_read)
+        return replace(cost, int8=self.kv.words)
 
     def shape_label(self, extent: Extent) -> str:
         return f"{extent.blocks_read} of {extent.blocks} pages"
@@ -109,7 +127,8 @@ class AttendPrefill(Attention):
         page_tables: np.ndarray,
         slots: np.ndarray,
     ) -> np.ndarray:
-        return attend_definition(q, *self.kv.read(k_pages, v_pages), page_tables, slots)
+        read = self.kv.read(k_pages, v_pages)
+        return attend_definition(q, *read, page_tables, slots, self.kv)
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for rows in sampled_rows(draw, self.batched):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.attend import Attention
+from minicpm_mlc.ops.attend import Attention, average, grouped_queries
+from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.operator import Argument, takes
 from minicpm_mlc.ops.paged import row_places
 from minicpm_mlc.ops.paged_samples import drawn_blocks, formats_by_batch, sampled_rows
@@ -23,16 +24,17 @@ def attend_blocks_definition(
     page_tables: np.ndarray,
     slots: np.ndarray,
     selected: np.ndarray,
+    kv: KVFormat = F32,
 ) -> np.ndarray:
     """softmax(q k^T / sqrt(d)) v over the slots <= slots[r] of row r's selected blocks, float64 [n,
     heads * d].
 
-    Shapes as in attend_definition; selected i32[n, kv_heads, budget], -1 past a list's end. A block
-    is a page.
+    Shapes and `kv` as in attend_definition; selected i32[n, kv_heads, budget], ascending, -1 past a
+    list's end. A block is a page.
     """
-    n, heads, head_dim = q.shape
+    head_dim = q.shape[-1]
     kv_heads, page_size = k_pages.shape[1], k_pages.shape[-1]
-    grouped = q.astype(np.float64).reshape(n, kv_heads, -1, head_dim) / np.sqrt(head_dim)
+    grouped = grouped_queries(q, kv_heads, kv)
     out = np.zeros(grouped.shape)
     for row, slot in enumerate(slots):
         table = page_tables[row if len(page_tables) > 1 else 0]
@@ -46,10 +48,8 @@ def attend_blocks_definition(
                 .astype(np.float64)
             )
             values = v_pages[table[blocks], head].reshape(-1, head_dim)[seen].astype(np.float64)
-            scores = grouped[row, head] @ keys.T
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[row, head] = weights / weights.sum(-1, keepdims=True) @ values
-    return out.reshape(n, heads * head_dim)
+            out[row, head] = average(grouped[row, head] @ keys.T, values, kv)
+    return out.reshape(len(q), -1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class AttendBlocks(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_blocks_definition(q, *self.kv.read(k_pages, v_pages), *places)
+        read = self.kv.read(k_pages, v_pages)
+        return attend_blocks_definition(q, *read, *places, kv=self.kv)
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for rows in sampled_rows(draw, self.batched):

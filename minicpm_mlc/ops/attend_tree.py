@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.attend import Attention
+from minicpm_mlc.ops.attend import Attention, average, grouped_queries
 from minicpm_mlc.ops.attend_blocks import GRID_BUDGET, attend_blocks_definition, selected_blocks
-from minicpm_mlc.ops.formats.kv import KV_FORMATS
+from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS, F32, KVFormat
 from minicpm_mlc.ops.formats.tree import path_tables_definition, paths_definition
 from minicpm_mlc.ops.operator import Argument
 from minicpm_mlc.ops.paged import tree_place
@@ -26,23 +26,23 @@ def attend_tree_definition(
     page_table: np.ndarray,
     base: np.ndarray,
     ancestors: np.ndarray,
+    kv: KVFormat = F32,
 ) -> np.ndarray:
     """softmax(q k^T / sqrt(d)) v over slots < base[0], and base[0] + j for each bit j of a row's
     mask; float64 [n, h * d].
 
-    q [n, heads, d]; pools as in attend_definition; page_table [1, p]; ancestors int32 [n, 2].
+    q [n, heads, d]; pools and `kv` as in attend_definition; page_table [1, p]; ancestors int32
+    [n, 2].
     """
-    n, heads, head_dim = q.shape
-    grouped = q.astype(np.float64).reshape(n, k_pages.shape[1], -1, head_dim) / np.sqrt(head_dim)
+    grouped = grouped_queries(q, k_pages.shape[1], kv)
     keys = np.concatenate(k_pages[page_table[0]], -1)
     values = np.concatenate(v_pages[page_table[0]], -2)
     out = np.zeros(grouped.shape)
     for row, path in enumerate(paths_definition(ancestors)):
         seen = [*range(base[0]), *(base[0] + node for node in path)]
         scores = grouped[row] @ keys[..., seen].astype(np.float64)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[row] = weights / weights.sum(-1, keepdims=True) @ values[:, seen].astype(np.float64)
-    return out.reshape(n, heads * head_dim)
+        out[row] = average(scores, values[:, seen].astype(np.float64), kv)
+    return out.reshape(len(q), -1)
 
 
 def attend_tree_blocks_definition(
@@ -53,6 +53,7 @@ def attend_tree_blocks_definition(
     base: np.ndarray,
     ancestors: np.ndarray,
     selected: np.ndarray,
+    kv: KVFormat = F32,
 ) -> np.ndarray:
     """As attend_blocks_definition over each row's own sequence; arguments as in
     attend_tree_definition.
@@ -61,7 +62,7 @@ def attend_tree_blocks_definition(
         int(base[0]), ancestors, page_table[0], (k_pages, 3), (v_pages, 2)
     )
     slots = base[0] + np.array([len(path) - 1 for path in paths_definition(ancestors)])
-    return attend_blocks_definition(q, pools[0], pools[1], tables, slots, selected)
+    return attend_blocks_definition(q, pools[0], pools[1], tables, slots, selected, kv)
 
 
 class AttendTree(Attention):
@@ -75,7 +76,7 @@ class AttendTree(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_tree_definition(q, *self.kv.read(k_pages, v_pages), *places)
+        return attend_tree_definition(q, *self.kv.read(k_pages, v_pages), *places, kv=self.kv)
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -99,7 +100,8 @@ class AttendTreeBlocks(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_tree_blocks_definition(q, *self.kv.read(k_pages, v_pages), *places)
+        read = self.kv.read(k_pages, v_pages)
+        return attend_tree_blocks_definition(q, *read, *places, kv=self.kv)
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -109,4 +111,4 @@ class AttendTreeBlocks(Attention):
 
     @classmethod
     def variants(cls) -> Iterator[AttendTreeBlocks]:
-        yield from (cls(*HEADS[0], kv, GRID_BUDGET) for kv in KV_FORMATS.values())
+        yield from (cls(*HEADS[0], kv, GRID_BUDGET) for kv in ALL_KV_FORMATS.values())

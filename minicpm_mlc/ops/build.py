@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from tvm.tirx import PrimFunc
 
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.operator import Operator, file_of, operator_name
 from minicpm_mlc.ops.tir import Buffer, Dims, prim_func
@@ -20,15 +22,25 @@ class Traits(Protocol):
     """What kernels may assume of a kind of device. Equal traits give equal kernels."""
 
     folder: ClassVar[str]  # of ops/ where the bodies are
+    # what `minicpm-mlc tune` tries, by operator: fields and their values
+    choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]]
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it."""
+        ...
+
+    def tuned(self, parameters: Mapping[str, int]) -> Traits:
+        """With these values of what `choices` names."""
         ...
 
     def sum_factor(self, scheme: Scheme) -> int | None:
         """What quantize_rows multiplies sums by beside weights of this scheme; None where the
         device multiplies no int8.
         """
+        ...
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for the device's kernels."""
         ...
 
 

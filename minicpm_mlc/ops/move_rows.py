@@ -13,7 +13,7 @@ import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Tiled
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
-from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS, KVFormat
 from minicpm_mlc.ops.operator import EXACT, Argument, takes
 from minicpm_mlc.ops.paged import PagedOperator, kv_pools
 from minicpm_mlc.ops.paged_samples import BASE, drawn_pools, shuffled, small_rows
@@ -80,4 +80,4 @@ class MoveRows(PagedOperator):
 
     @classmethod
     def variants(cls) -> Iterator[MoveRows]:
-        yield from (cls(2, 64, kv) for kv in KV_FORMATS.values())
+        yield from (cls(2, 64, kv) for kv in ALL_KV_FORMATS.values())

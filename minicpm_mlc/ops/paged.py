@@ -7,6 +7,7 @@ of a batch (decode) has page table r; the rows of a chunk (prefill) share the on
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class PagedOperator(Operator):
     @property
     def dtype_label(self) -> str:
         return self.kv.dtype
+
+    def fits(self, traits: Any) -> bool:
+        return self.kv.fits(traits)
 
 
 def key_pool(num_kv_heads: int, head_dim: int, kv: KVFormat, role: str = "input") -> Argument:

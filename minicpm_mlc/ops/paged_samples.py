@@ -9,7 +9,7 @@ import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Tiled
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.kv import F16, F32, KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS, F16, F32, KVFormat
 from minicpm_mlc.ops.formats.tree import ancestor_masks, paths_definition
 from minicpm_mlc.ops.samples import ROWS, Draw
 
@@ -26,14 +26,14 @@ def heads_and_formats() -> Iterator[tuple[int, int, int, KVFormat]]:
     """What the grid tries: both groups with the formats that every device is asked for, the cheaper
     one with the others.
     """
-    for kv in KV_FORMATS.values():
+    for kv in ALL_KV_FORMATS.values():
         for heads in HEADS if kv in (F32, F16) else HEADS[:1]:
             yield *heads, kv
 
 
 def formats_by_batch() -> Iterator[tuple[int, int, int, KVFormat, bool]]:
     """Every format for the rows of a chunk and of a batch, each with a group."""
-    for kv in KV_FORMATS.values():
+    for kv in ALL_KV_FORMATS.values():
         for heads, batched in zip(HEADS, (False, True), strict=True):
             yield *heads, kv, batched
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
+from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS, KVFormat
 from minicpm_mlc.ops.formats.tree import TAIL_PAGES, path_tables_definition
 from minicpm_mlc.ops.operator import Argument, gives
 from minicpm_mlc.ops.paged import (
@@ -84,4 +84,4 @@ class PathMeans(PagedOperator):
 
     @classmethod
     def variants(cls) -> Iterator[PathMeans]:
-        yield from (cls(*HEADS[0][1:], kv) for kv in KV_FORMATS.values())
+        yield from (cls(*HEADS[0][1:], kv) for kv in ALL_KV_FORMATS.values())

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 
 KEPT_BYTES = 16 << 20  # of results of all sizes
+_disturbed = [0]
 
 
 class KeptResults:
@@ -21,9 +23,9 @@ class KeptResults:
     def __init__(self) -> None:
         self._sizes: set[int] = set()
 
-    def note(self, results: Iterable[np.ndarray]) -> None:
+    def note(self, results: Iterable[np.ndarray | DeviceRows]) -> None:
         """These will be freed."""
-        self._sizes.update(array.nbytes for array in results)
+        self._sizes.update(each.nbytes for each in results)
 
     def make_room(self) -> None:
         """Before a call: empties the allocator if it may keep too much."""
@@ -34,9 +36,22 @@ class KeptResults:
 
 def empty_allocator() -> None:
     """Give the system back what TVM's allocator keeps for all libraries of this process."""
+    disturbed()
     tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
     if os.name == "nt":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's keeps freed memory too
     if trim:
         trim(0)
+
+
+def disturbed() -> None:
+    """Kernels were called, or memory was given back: the scratch memory that TVM keeps for all
+    libraries of this process may lie elsewhere now, and what was recorded with it is worthless.
+    """
+    _disturbed[0] += 1
+
+
+def disturbances() -> int:
+    """How often that was."""
+    return _disturbed[0]

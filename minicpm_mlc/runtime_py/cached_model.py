@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.kv_cache import Sequence, common_prefix
-from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.outputs import Outputs, Row
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
@@ -131,6 +132,10 @@ class CachedModel:
 
     def decode(self, token_id: int) -> np.ndarray:
         """Appends one token; returns its logits, float32 [vocab]."""
+        return np.asarray(self.step(token_id))
+
+    def step(self, token_id: int) -> Row:
+        """The same; on a GPU its logits stay there until they are read."""
         (logits,) = decode_together([self], [token_id])
         return logits
 
@@ -222,9 +227,9 @@ class CachedModel:
         )
 
 
-def decode_together(models: Ids[CachedModel], token_ids: Ids[int]) -> np.ndarray:
+def decode_together(models: Ids[CachedModel], token_ids: Ids[int]) -> np.ndarray | DeviceRows:
     """Appends one token to each of b sequences on the same pages, in one call; returns their
-    logits, float32 [b, vocab].
+    logits, float32 [b, vocab], which stay on a GPU until they are read.
 
     All are in one gear, by the length that the token brings them to. Each row is computed as it
     would be alone. Where the call fails, all sequences are as they were before.

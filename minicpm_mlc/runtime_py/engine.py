@@ -35,6 +35,8 @@ from minicpm_mlc.runtime_py.prefix_cache import PrefixCache
 from minicpm_mlc.runtime_py.prompt_scores import PromptScores
 from minicpm_mlc.runtime_py.protocols import Library, Machine
 from minicpm_mlc.runtime_py.request import Options, Request, Stats
+from minicpm_mlc.runtime_py.roofline import Roofline, measured_bandwidth, roofline
+from minicpm_mlc.runtime_py.sampler import likeliest
 from minicpm_mlc.runtime_py.scheduler.driver import Driver
 from minicpm_mlc.runtime_py.scheduler.reading import read
 from minicpm_mlc.runtime_py.scheduler.scheduler import Scheduler
@@ -128,6 +130,7 @@ class Engine(Answering):
         self.eos_token_ids = eos_token_ids(manifest, files)
         self.stats = Stats(context=self.context)
         self.block_reads = np.zeros(-(-self.context // manifest.page_size), np.int64)
+        self._bandwidth: float | None = None  # bytes/s of the device's memory, once it is measured
         self._turns = Turns()
         self._prompt_scores = PromptScores()
         self.parallel = choose_parallel(manifest, parallel)
@@ -195,6 +198,13 @@ class Engine(Answering):
         with self._own() as model:
             return model.decode(*self._checked([token_id], len(model)))
 
+    def greedy(self, token_id: int) -> int:
+        """Appends one token to the cached sequence; returns the likeliest one after it. A GPU finds
+        it by itself, and keeps the logits.
+        """
+        with self._own() as model:
+            return likeliest(model.step(*self._checked([token_id], len(model))))
+
     @contextmanager
     def steps(
         self, token_ids: Ids[int], **options: Unpack[Options]
@@ -242,6 +252,19 @@ class Engine(Answering):
             self.scheduler.slots.forget()  # pages of the other gear
             for slot in self.scheduler.slots.all:
                 slot.model.gears = self.gears
+
+    def roofline(self) -> Roofline | None:
+        """How near decoding in the call that began last came to what the device's memory allows.
+        The memory is measured the first time that somebody asks, on a CPU with a buffer of up to
+        512 MB. None where no token was decoded, and for another machine's bundle.
+        """
+        local = self.library.local
+        if local is None:
+            return None
+        if self._bandwidth is None:
+            with self._own():
+                self._bandwidth = measured_bandwidth(local)
+        return roofline(self, self._bandwidth)
 
     @property
     def selected(self) -> list[np.ndarray]:

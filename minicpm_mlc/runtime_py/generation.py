@@ -11,13 +11,16 @@ import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.events import Scored
+from minicpm_mlc.runtime_py.outputs import Row
 from minicpm_mlc.runtime_py.prompt_scores import PromptScores
-from minicpm_mlc.runtime_py.request import Request, Stats
+from minicpm_mlc.runtime_py.request import Request, Stats, Timing
 from minicpm_mlc.runtime_py.sampler import Sampler
 from minicpm_mlc.runtime_py.scores import score, scores
 from minicpm_mlc.runtime_py.slots import Slot
 from minicpm_mlc.runtime_py.speculative.steps import Steps
+from minicpm_mlc.runtime_py.spent import Spent, spent_in
 
+NO_LOGITS = np.empty(0, np.float32)
 REPLAYED = 32  # tokens of an answer that are computed again at once, as a tree that is one path
 
 
@@ -94,8 +97,9 @@ class Generation:
         self._sampler = Sampler(request.sampling, limits.vocab_size, request.token_ids)
         self._forced = deque(reader.forced())  # tokens that come in place of drawn ones
         self._said: list[int] = []  # the last of them is not in the cache yet
-        self._logits = np.empty(0, np.float32)  # [vocab] after the text
+        self._logits: Row = NO_LOGITS  # [vocab] after the text, until the next token is accepted
         self._cached = 0  # tokens that were there when it was placed
+        self._calls: Spent | None = None  # of the library that it is placed on
         self.steps: Steps
         self.model: CachedModel
 
@@ -138,6 +142,7 @@ class Generation:
             self.stats.speculation,
             self.block_reads,
         )
+        self._calls = spent_in(slot.model.cache.library)
         self._cached = len(slot.model)
         if self.fresh:
             self.stats.cached_tokens = self._cached
@@ -187,13 +192,13 @@ class Generation:
 
     def follow(self) -> bool:
         """Whether a verified tree has the logits after the token drawn last."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             logits = self.steps.followed(self._said[-1])
         return logits is not None and self._appended(logits)
 
     def decode(self) -> None:
         """Appends the token drawn last, by a plain step or a tree to follow."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             logits = self.steps.next(self._said[-1])
         self._appended(logits)
 
@@ -207,26 +212,30 @@ class Generation:
         """Whether that token is decoded sparsely."""
         return self.model.gears.sparse(len(self.model) + 1)
 
-    def decoded(self, logits: np.ndarray, seconds: float) -> None:
-        """The token drawn last was appended together with others', which took so long; logits
-        float32 [vocab].
+    def decoded(self, logits: Row, seconds: float, spent: Spent) -> None:
+        """The token drawn last was appended together with others', which took so long, and `spent`
+        of that in the library; logits float32 [vocab].
         """
         self.steps.appended()
         self.stats.decode_seconds += seconds
+        self.stats.spent.add(spent)
         self._appended(logits)
 
     def close(self) -> None:
         """The cache then holds what plain decoding would have left there."""
-        with self.stats.timing("decode_seconds"):
+        with self._decoding():
             self.steps.close()
 
-    def start(self, slot: Slot) -> np.ndarray:
+    def start(self, slot: Slot) -> Row:
         """Places it and computes all of the prompt; returns the logits float32 [vocab] after it."""
         slot.model.reuse(self.reusable)
         self.place(slot)
         while self.missing:
             self.prefill(self.limits.prefill_chunk)
         return self._logits
+
+    def _decoding(self) -> Timing:
+        return self.stats.timing("decode_seconds", self._calls)
 
     def _read(self, part: list[int]) -> None:
         request = self.request
@@ -254,10 +263,11 @@ class Generation:
         self.steps.cached()
 
     def _sampled(self) -> int:
-        constraint = self.request.constraint
-        return self._sampler.sample(constraint.apply(self._logits) if constraint else self._logits)
+        constraint, logits = self.request.constraint, self._logits
+        return self._sampler.sample(constraint.apply(np.asarray(logits)) if constraint else logits)
 
     def _accept(self, token_id: int) -> None:
+        self._logits = NO_LOGITS  # where they lie, the next step's may
         self._sampler.accept(token_id)
         if self.request.constraint:
             self.request.constraint.accept(token_id)
@@ -266,9 +276,9 @@ class Generation:
 
     def _scored(self, token_id: int) -> Scored:
         top = self.request.logprobs
-        return Scored(token_id) if top is None else score(self._logits, token_id, top)
+        return Scored(token_id) if top is None else score(np.asarray(self._logits), token_id, top)
 
-    def _appended(self, logits: np.ndarray) -> bool:
+    def _appended(self, logits: Row) -> bool:
         self._logits = logits
         self.stats.decode_steps += 1
         self._note_context()

@@ -22,19 +22,22 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import REPAIR, Bundle, Manifest
+from minicpm_mlc.bundle.manifest import LIKELIEST, REPAIR, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.bundle.supported import check_system
-from minicpm_mlc.runtime_py.allocator import KeptResults, empty_allocator
+from minicpm_mlc.runtime_py.allocator import KeptResults, disturbed, empty_allocator
+from minicpm_mlc.runtime_py.device_decode import DeviceDecoder
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.mapped_files import MappedFiles
-from minicpm_mlc.runtime_py.memory import Memory, open_memory
+from minicpm_mlc.runtime_py.memory import DeviceMemory, Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
+from minicpm_mlc.runtime_py.outputs import Decoded
 from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
+from minicpm_mlc.runtime_py.spent import Spent
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
 from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
@@ -68,6 +71,7 @@ class LocalLibrary(Library):
         facts = _facts(library, self._vm)
         facts.check(bundle)
         self.threads = threads
+        self.spent = Spent()
         self._kept = KeptResults()
         weakref.finalize(self, empty_allocator).atexit = False
         self._busy = threading.Lock()
@@ -79,6 +83,7 @@ class LocalLibrary(Library):
         facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         self.functions = _functions(self._vm, self.manifest)
+        self._decoder = self._on_device(self.memory)
         if self.manifest.draft:
             self.draft_ids = load_draft_ids(bundle)
 
@@ -98,6 +103,12 @@ class LocalLibrary(Library):
         assert self.manifest.draft
         return self._new_pools(self.manifest.draft["state"], num_pages)
 
+    def waited(self, measure: bool) -> float:
+        """Seconds of a run, since the last call, that a thread had no task in an operator that ran:
+        a mean over the threads. `measure`: whether they are measured from now on.
+        """
+        return self._pool.waited(measure) / self.threads if self._pool else 0.0
+
     @within_memory
     def _new_pools(self, table: Table, num_pages: int) -> Pools:
         shapes = [(s, np.dtype(dtype)) for s, dtype in pool_shapes(table, num_pages, sequences=1)]
@@ -113,11 +124,17 @@ class LocalLibrary(Library):
         return [self.memory.array(tensor) for tensor in pools.tensors]
 
     def kernel(self, name: str) -> Callable[..., None]:
-        """One kernel of the library, to be called alone on tensors of `memory`."""
-        function = self._module.get_function(name, query_imports=True)
+        """One kernel of the library, to be called alone on tensors of `memory`. Raises BundleError
+        where there is none.
+        """
+        try:
+            function = self._module.get_function(name, query_imports=True)
+        except AttributeError as error:
+            raise BundleError(f"the library has no kernel {name}; {REPAIR}") from error
 
         def kernel(*tensors: Any) -> None:
             with self._alone():
+                disturbed()
                 function(*tensors)
 
         return kernel
@@ -131,6 +148,8 @@ class LocalLibrary(Library):
         operator; None ends it.
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
+        if self._decoder:
+            self._decoder.watched = report is not None
 
     @within_memory
     def run(
@@ -143,16 +162,54 @@ class LocalLibrary(Library):
         with self._alone(len(rows[0]) if rows else 1):
             self._files.check(0.0 if kind == "prefill" else RECENT)
             self._kept.make_room()
+            disturbed()
+            lap = self.spent.mark()
             arguments = self.memory.arguments(rows)
             function = self.functions[kind][sparse]
             if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
                 self.memory.call(function, *arguments, pools.tensors)
+                lap.returned()
                 return []
             result = self.memory.call(function, *arguments, pools.tensors, self._params)
+            lap.returned()
             tensors = result if isinstance(result, tvm_ffi.Array) else [result]
             arrays = [self.memory.array(tensor) for tensor in tensors]
+            lap.read()
             self._kept.note(arrays)
             return arrays
+
+    @property
+    def steps_note(self) -> str | None:
+        """How a GPU's decode steps are launched; None of a CPU's."""
+        if self._decoder is None:
+            return None
+        return self._decoder.why_plain or "each step is one launch"
+
+    @within_memory
+    def _decoded(self, rows: Sequence[np.ndarray], pools: Pools, sparse: bool) -> Decoded:
+        """A step on a GPU leaves its logits there."""
+        if self._decoder is None:
+            return super()._decoded(rows, pools, sparse)
+        with self._alone():
+            self._files.check(RECENT)
+            self._kept.make_room()
+            lap = self.spent.mark()
+            logits, others = self._decoder(rows, pools, sparse, lap.returned)
+            lap.read()
+            self._kept.note([*others, logits])
+            features = others.pop(0) if self.manifest.draft else None
+            return Decoded(logits, features, tuple(others))
+
+    def _on_device(self, memory: Memory) -> DeviceDecoder | None:
+        """What decodes on a GPU; None for a CPU, and for a library without a function for it."""
+        if not isinstance(memory, DeviceMemory):
+            return None
+        try:
+            likeliest = self._vm[LIKELIEST]
+        except AttributeError:
+            return None
+        known = (self._params, self.manifest)
+        return DeviceDecoder(memory, self.functions["decode"], likeliest, *known)
 
     @contextmanager
     def _alone(self, rows: int = FEW_ROWS) -> Iterator[None]:

@@ -196,6 +196,8 @@ class DeviceMemory:
     def __init__(self, device_type: int) -> None:
         """`device_type`: DLPack's number of the device's kind, whose runtime is loaded."""
         self._type = device_type
+        kinds = (name for name, each in DEVICE_RUNTIMES.items() if each.dlpack == device_type)
+        self.kind = next(kinds)  # its name in bundle/devices.py
         self._device = tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"

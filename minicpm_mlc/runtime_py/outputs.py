@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicpm_mlc.runtime_py.device_rows import DeviceRow, DeviceRows
+
+Row = np.ndarray | DeviceRow  # logits float32 [vocab]
+
 
 class Outputs(NamedTuple):
     """Logits float32 [rows, vocab]; with a draft head in the bundle, its `features` float32 [all
@@ -13,5 +17,13 @@ class Outputs(NamedTuple):
     ascending, then -1."""
 
     logits: np.ndarray
+    features: np.ndarray | None = None
+    selected: tuple[np.ndarray, ...] = ()
+
+
+class Decoded(NamedTuple):
+    """The same of a decode step, whose logits stay on a GPU until they are read."""
+
+    logits: np.ndarray | DeviceRows
     features: np.ndarray | None = None
     selected: tuple[np.ndarray, ...] = ()

@@ -12,12 +12,13 @@ import numpy as np
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.bundle.kernel_cases import Case
 from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Bundle, Manifest
-from minicpm_mlc.runtime_py.outputs import Outputs
+from minicpm_mlc.runtime_py.outputs import Decoded, Outputs
 
 if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.kernel_check import Checked
     from minicpm_mlc.runtime_py.library import Pools
     from minicpm_mlc.runtime_py.memory import Memory
+    from minicpm_mlc.runtime_py.spent import Spent
 
 COMMIT = "commit"  # the one function that takes no weights and gives nothing back
 DRAFT_CALLS = ("draft_extend", "draft_step")  # in the library of a bundle with a draft head
@@ -58,9 +59,13 @@ class Machine(Protocol):
 
 
 class KernelAccess(Protocol):
-    """What only a library in this process has: its memory, its kernels alone, its calls watched."""
+    """What only a library in this process has: its memory, its kernels alone, its calls watched and
+    timed.
+    """
 
     memory: Memory
+    spent: Spent  # seconds of its calls
+    steps_note: str | None  # how decode steps are launched, where there is more than one way
     # by the names of CALLS, dense and, where there is one, sparse; they may be replaced
     functions: dict[str, list[Callable[..., Any]]]
 
@@ -72,6 +77,12 @@ class KernelAccess(Protocol):
         """Have report(function, name, before, result, *arguments) -> 0 called around every
         operator; None ends it.
         """
+
+    def waited(self, measure: bool) -> float:
+        """Seconds, since the last call, that a thread had no task in an operator that ran: a mean
+        over the threads. `measure`: whether they are measured from now on.
+        """
+        ...
 
 
 class Library(Protocol):
@@ -154,7 +165,7 @@ class Library(Protocol):
         page_tables: np.ndarray,
         pools: Pools,
         sparse: bool = False,
-    ) -> Outputs:
+    ) -> Decoded:
         """One row of each of b sequences: token_ids, positions and slots [b], page_tables [b, p].
 
         Raises ContextError for more sequences than the library holds.
@@ -163,8 +174,7 @@ class Library(Protocol):
             raise ContextError(
                 f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}"
             )
-        rows = (token_ids, positions, slots, page_tables)
-        return self._outputs(self.run("decode", rows, pools, sparse))
+        return self._decoded((token_ids, positions, slots, page_tables), pools, sparse)
 
     def verify(
         self,
@@ -232,6 +242,10 @@ class Library(Protocol):
         rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
         ids, values, hidden = self.run("draft_step", rows, pools)
         return ids, values, hidden
+
+    def _decoded(self, rows: Sequence[np.ndarray], pools: Pools, sparse: bool) -> Decoded:
+        """What `decode` gives for these arguments."""
+        return Decoded(*self._outputs(self.run("decode", rows, pools, sparse)))
 
     def _outputs(self, arrays: list[np.ndarray]) -> Outputs:
         """Of a function that returns logits, then features if there is a draft head, then blocks if

@@ -16,6 +16,7 @@ from minicpm_mlc.prompt.template import Message as Message  # what a call is giv
 from minicpm_mlc.runtime_py.chat.text import StopStrings
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
+from minicpm_mlc.runtime_py.spent import Spent
 
 
 class Constraint(Protocol):
@@ -124,6 +125,7 @@ class Stats:
     # tokens computed after the prefill; the first comes from it, so these are fewer than the tokens
     decode_steps: int = 0
     decode_seconds: float = 0.0  # decode steps, drafting, verification and sampling
+    spent: Spent = field(default_factory=Spent)  # of these, in the library's calls
     context_used: int = 0
     context: int = 0
     attention: str = "dense"  # the gear that the last token ran in
@@ -143,9 +145,11 @@ class Stats:
         """Tokens decoded per second."""
         return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
-    def timing(self, name: str) -> Timing:
-        """Adds the time of the block to the field `name`."""
-        return Timing(self, name)
+    def timing(self, name: str, calls: Spent | None = None) -> Timing:
+        """Adds the time of the block to the field `name`, and to `spent` what it adds to `calls`, a
+        library's.
+        """
+        return Timing(self, name, calls)
 
 
 class Timing:
@@ -153,15 +157,19 @@ class Timing:
     row of a step.
     """
 
-    __slots__ = ("_name", "_start", "_stats")
+    __slots__ = ("_before", "_calls", "_name", "_start", "_stats")
 
-    def __init__(self, stats: Stats, name: str) -> None:
+    def __init__(self, stats: Stats, name: str, calls: Spent | None) -> None:
         self._stats = stats
         self._name = name
+        self._calls = calls
 
     def __enter__(self) -> None:
+        self._before = self._calls.copy() if self._calls else None
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        spent = getattr(self._stats, self._name) + time.perf_counter() - self._start
-        setattr(self._stats, self._name, spent)
+        seconds = getattr(self._stats, self._name) + time.perf_counter() - self._start
+        setattr(self._stats, self._name, seconds)
+        if self._calls and self._before:
+            self._stats.spent.add(self._calls.since(self._before))

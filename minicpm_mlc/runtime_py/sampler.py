@@ -26,6 +26,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.prompt.sampling import SamplingParams
+from minicpm_mlc.runtime_py.outputs import Row
 
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -54,13 +55,13 @@ class Sampler:
             self._counts[token_id] += 1
             self._seen[token_id] = True
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: Row) -> int:
         """The next token id, drawn from logits float32 [vocab]; it counts for the penalties once
         accepted.
         """
         if self._greedy:
-            return int(_likeliest(logits))
-        ids, probs = self.probabilities(logits)
+            return likeliest(logits)
+        ids, probs = self.probabilities(np.asarray(logits))
         return int(ids[0]) if len(ids) == 1 else int(ids[self._draw(probs)])
 
     def probabilities(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,7 @@ class Sampler:
         Greedy is the one token with the largest logit after the penalties, the lowest id among
         equals.
         """
-        best = _likeliest(logits)
+        best = likeliest(logits)
         with np.errstate(over="ignore"):  # a tiny temperature or penalty
             scores = self._penalised(logits)
             if self.params.temperature == 0:
@@ -109,7 +110,7 @@ class Sampler:
         return scores
 
 
-def _likeliest(logits: np.ndarray) -> np.intp:
+def likeliest(logits: Row) -> int:
     """The token with the largest logit, the lowest id among equals. Raises SamplingError where that
     is no finite number.
     """
@@ -119,7 +120,7 @@ def _likeliest(logits: np.ndarray) -> np.intp:
             "the largest logit is not a finite number; "
             "the weights are damaged: compile the checkpoint again"
         )
-    return best
+    return int(best)
 
 
 @functools.cache

@@ -53,6 +53,19 @@ class ThreadPool:
         """Ends the turn, after as many calls as of `enter`."""
         self._library.minicpm_pool_leave()
 
+    def waited(self, measure: bool) -> float:
+        """Seconds that threads had no task while a loop ran, of all threads together, since the
+        last call; `measure`: whether they are measured from now on.
+
+        Raises EngineError for a library that can't measure them.
+        """
+        if not hasattr(self._library, "minicpm_pool_waited"):
+            raise EngineError(
+                "this bundle's library doesn't measure its threads; compile it again to watch them"
+            )
+        self._library.minicpm_pool_waited.restype = ctypes.c_uint64
+        return self._library.minicpm_pool_waited(measure) / 1e9
+
 
 _shared: list[ThreadPool] = []  # of this process: that of the first library
 

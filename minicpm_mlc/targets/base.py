@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.gpu.traits import GpuTraits
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
 
 COMPILER = {  # distributions that compiling takes on every device, and how each is installed
     "apache-tvm": "pip install apache-tvm==0.27.0.post1",
@@ -17,12 +20,10 @@ COMPILER = {  # distributions that compiling takes on every device, and how each
 class Target(Protocol):
     """A device to compile for, with the processor that launches its kernels.
 
-    `device` is its name in bundle/devices.py. `has_read_kernel`: whether its libraries hold
-    READ_KERNEL, as the memory that this one reads is the processor's.
+    `device` is its name in bundle/devices.py.
     """
 
     device: ClassVar[str]
-    has_read_kernel: ClassVar[bool]
 
     @property
     def cpu(self) -> str:
@@ -60,6 +61,10 @@ class Target(Protocol):
 
     def tir_pipeline(self) -> str:
         """TVM's name of the passes that lower its kernels."""
+        ...
+
+    def read_kernel(self) -> PrimFunc:
+        """READ_KERNEL of its libraries: it only reads the device's memory."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.host import FLAGS, this_host
@@ -15,6 +15,9 @@ from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, compile_object, link, platform_here
 from minicpm_mlc.targets.lowering import cpu_pipeline
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
 
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
@@ -35,7 +38,6 @@ class CpuTarget:
     attributes: tuple[str, ...]
     features: tuple[str, ...]
     device: ClassVar[str] = "cpu"
-    has_read_kernel: ClassVar[bool] = True
 
     @staticmethod
     def missing() -> list[str]:
@@ -119,6 +121,12 @@ class CpuTarget:
     def tir_pipeline(self) -> str:
         """The passes that lower its kernels."""
         return cpu_pipeline()
+
+    def read_kernel(self) -> PrimFunc:
+        """READ_KERNEL of its libraries."""
+        from minicpm_mlc.ops.cpu.speed_limits import read_peak
+
+        return read_peak()
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""

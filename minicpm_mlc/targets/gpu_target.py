@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.lowering import gpu_pipeline
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class GpuTarget:
     limits: ClassVar[dict[str, int]]
     buffer_bytes: ClassVar[int | None] = None
     architectures: ClassVar[dict[str, str]] = {}
-    has_read_kernel: ClassVar[bool] = False
 
     @classmethod
     def beside(cls, host: CpuTarget, arch: str | None) -> GpuTarget:
@@ -88,6 +90,12 @@ class GpuTarget:
     def tir_pipeline(self) -> str:
         """The passes that lower its kernels."""
         return gpu_pipeline()
+
+    def read_kernel(self) -> PrimFunc:
+        """READ_KERNEL of its libraries."""
+        from minicpm_mlc.ops.gpu.speed_limits import read_peak
+
+        return read_peak()
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records, checked when the bundle is loaded."""

@@ -14,7 +14,12 @@ from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.calibrate.forecast import calibration_seconds
 from minicpm_mlc.compile.calibrate.layers import Calibration, require_integers
-from minicpm_mlc.compile.calibrate.sensitivity import Sensitivity, spread, within_budget
+from minicpm_mlc.compile.calibrate.sensitivity import (
+    Sensitivity,
+    check_budget,
+    spread,
+    within_budget,
+)
 from minicpm_mlc.compile.calibrate.texts import MOST, calibration_sequences, said_of
 from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.compilation import Compilation
@@ -72,8 +77,10 @@ class TextWork:
             return precision
         base = require_integers(precision.linear, "--bits")
         run = Sensitivity(config, precision, weights, spread(self.sequences))
+        params = of_linears(run.model.parameters())
+        check_budget(params, precision.linear, self.bits)
         found = run.measure(richer(base), progress)
-        linears = sum(param.weights for param in of_linears(run.model.parameters()))
+        linears = sum(param.weights for param in params)
         return replace(precision, mixed=within_budget(found, precision.linear, self.bits, linears))
 
     def calibration(

@@ -95,6 +95,21 @@ def spread(sequences: list[np.ndarray]) -> list[np.ndarray]:
     return sequences[:: max(1, len(sequences) // SEQUENCES)][:SEQUENCES]
 
 
+def check_budget(params: Sequence[Param], base: Scheme, bits: float) -> None:
+    """Raises CompileError for a budget that these linears exceed as `base`, before any is run."""
+    stored = stored_bytes([replace(param, scheme=base) for param in params])
+    least = 8 * stored / sum(param.weights for param in params)
+    if bits < least:
+        raise _too_few(bits, base, least)
+
+
+def _too_few(bits: float, base: Scheme, least: float) -> CompileError:
+    return CompileError(
+        f"--bits {bits:g}: {base.name} linears take {least:.2f} bits a weight; give more, or leave "
+        "--bits out"
+    )
+
+
 def within_budget(
     choices: Sequence[Sequence[Choice]], base: Scheme, bits: float, weights: int
 ) -> dict[str, Scheme]:
@@ -106,11 +121,7 @@ def within_budget(
     chosen = [next(c for c in of_one if c.scheme.name == base.name) for of_one in choices]
     room = bits * weights - sum(c.bits for c in chosen)
     if room < 0:
-        least = sum(c.bits for c in chosen) / weights
-        raise CompileError(
-            f"--bits {bits:g}: {base.name} linears take {least:.2f} bits a weight; give more, or "
-            "leave --bits out"
-        )
+        raise _too_few(bits, base, sum(c.bits for c in chosen) / weights)
     upgrades = [(c, i) for i, of_one in enumerate(choices) for c in of_one]
     while fitting := [
         (gain(chosen[i], c), i, c) for c, i in upgrades if 0 < c.bits - chosen[i].bits <= room

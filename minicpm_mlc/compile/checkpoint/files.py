@@ -11,6 +11,7 @@ from minicpm_mlc.base.errors import CheckpointError
 from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.bundle.small_files import CONFIG
+from minicpm_mlc.bundle.wrong_path import no_checkpoint
 from minicpm_mlc.compile.checkpoint.safetensors import SafetensorsFile
 from minicpm_mlc.compile.checkpoint.torch_file import TorchFile
 
@@ -18,6 +19,8 @@ Found = Mapping[str, SafetensorsFile]  # the file of each stored tensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model"  # the name of a LoRA's weights, without its end
+OTHER_FORMS = (".bin", ".pt", ".pth", ".gguf", ".npz", ".onnx")  # that are not read from a folder
+REVISIONS = "snapshots/*"  # where a hub's cache has them
 PARTIAL = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".download")
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 LONGEST_NAME = 255  # bytes of a file's name
@@ -57,10 +60,12 @@ def find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
 
 
 def check_whole_model(folder: Path) -> None:
-    """Raises CheckpointError for the folder of an adapter, and for one that holds models in
-    folders inside, and says what to give.
+    """Raises CheckpointError for what is no folder, for the folder of an adapter, and for one that
+    holds models in folders inside, and says what to give.
     """
-    if (folder / CONFIG).is_file() or not folder.is_dir():
+    if not folder.is_dir():
+        raise CheckpointError(no_checkpoint(folder))
+    if (folder / CONFIG).is_file():
         return
     if (path := folder / ADAPTER_CONFIG).is_file():
         said = read_json_object(path, CheckpointError, "download it again")
@@ -69,7 +74,8 @@ def check_whole_model(folder: Path) -> None:
             f"{folder} is a LoRA adapter, which changes a model; compile the model that it was "
             f"trained on ({trained_on!r:.80}) with it: minicpm-mlc compile MODEL --adapter {folder}"
         )
-    inside = [found for name in (CONFIG, ADAPTER_CONFIG) for found in folder.glob(f"*/{name}")]
+    places = [f"{at}/{name}" for name in (CONFIG, ADAPTER_CONFIG) for at in ("*", REVISIONS)]
+    inside = [found for place in places for found in folder.glob(place)]
     if inside:
         names = ", ".join(sorted(str(found.parent) for found in inside))
         raise CheckpointError(f"{folder} has no {CONFIG}; give a folder inside: {names:.200}")
@@ -162,7 +168,7 @@ def _no_weights(folder: Path) -> CheckpointError:
             f"{folder} has {shown(name)}, a download that has not ended, and no {SINGLE}; run the "
             "download again"
         )
-    if others := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf"))]:
+    if others := [name for name in names if name.endswith(OTHER_FORMS)]:
         return CheckpointError(
             f"{folder} has {others[0]} but no {SINGLE}; download the safetensors files, "
             "or convert with transformers: model.save_pretrained(FOLDER)"

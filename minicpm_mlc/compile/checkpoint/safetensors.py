@@ -114,6 +114,8 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         """The parsed header and the byte where tensors begin."""
+        if not self._map.size:
+            raise self._error("is empty; download it again")
         length = int.from_bytes(self._map[:8].tobytes(), "little")
         if self._map.size < 8 or not 2 <= length <= min(MAX_HEADER, self._map.size - 8):
             raise self._error(

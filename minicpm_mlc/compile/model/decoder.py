@@ -21,6 +21,7 @@ from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import layer_pools, model_state
 from minicpm_mlc.ops.embed import Embed
 from minicpm_mlc.ops.gather_rows import GatherRows
+from minicpm_mlc.ops.likeliest import Likeliest
 from minicpm_mlc.ops.rope_angles import RopeAngles
 
 if TYPE_CHECKING:
@@ -175,6 +176,10 @@ class Decoder(Part):
     def logits(self, normed: Tensor) -> Tensor:
         """Normed hidden states f32[n, hidden] -> logits f32[n, padded vocab]."""
         return (self.head or self.embedding)(normed)
+
+    def likeliest(self, logits: Tensor) -> Any:
+        """Logits of `decode` -> the likeliest tokens i32[n], and their logits f32[n]."""
+        return self.plan.kernels(Likeliest(self.config.vocab_size), logits)
 
     def batch(
         self,

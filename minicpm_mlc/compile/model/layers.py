@@ -146,7 +146,6 @@ class Attention(Mixer):
         projections = {"q": queries, "k": keys, "v": keys}
         self.plan = plan
         self.heads = (c.num_heads, c.num_kv_heads, c.head_dim)
-        self.kv = plan.precision.kv
         self.qkv = Linear(
             plan,
             {f"{at}.{name}_proj.weight": rows for name, rows in projections.items()},
@@ -178,7 +177,7 @@ class Attention(Mixer):
         """Turns queries and keys, and writes keys and values to their slots -> queries float32
         [n, heads, head_dim], and the pools.
         """
-        operator = RopeAppend(*self.heads, self.kv, batch.decode)
+        operator = RopeAppend(*self.heads, self.plan.kv, batch.decode)
         place = batch.slots, batch.page_tables
         keys, values, q = self.plan.kernels(
             operator, qkv, batch.cos_sin, *place, pools["keys"], pools["values"]
@@ -191,10 +190,10 @@ class Attention(Mixer):
         if batch.tree:
             operator, place = AttendTree, batch.tree
         cached = pools["keys"], pools["values"], batch.page_tables
-        return self.plan.kernels(operator(*self.heads, self.kv), q, *cached, *place)
+        return self.plan.kernels(operator(*self.heads, self.plan.kv), q, *cached, *place)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
-        operator, place = MoveRows(*self.heads[1:], self.kv), (sources, slots, page_table)
+        operator, place = MoveRows(*self.heads[1:], self.plan.kv), (sources, slots, page_table)
         keys, values = self.plan.kernels(operator, *place, pools["keys"], pools["values"])
         return pools | {"keys": keys, "values": values}
 

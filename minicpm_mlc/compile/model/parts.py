@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from minicpm_mlc.compile.config.model_config import LayerConfig
 from minicpm_mlc.compile.convert import Param, stored_tensors
 from minicpm_mlc.compile.parameters import Precision
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
 
@@ -50,6 +51,11 @@ class Plan:
         factor = self.kernels.traits.sum_factor(scheme)
         assert factor is not None, "the target multiplies no int8"
         return factor
+
+    @property
+    def kv(self) -> KVFormat:
+        """How keys and values lie for the target's kernels."""
+        return self.kernels.laid_out(self.precision.kv)
 
     @property
     def scheme(self) -> Scheme:

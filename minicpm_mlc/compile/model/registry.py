@@ -113,7 +113,8 @@ def _read_json(path: Path) -> object:
         return read_json(path, ConfigError, "download it again")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path.parent} has no config.json; it is not a checkpoint folder"
+            f"{path.parent} has no config.json, so it is not a checkpoint folder; give the one "
+            "that holds config.json and the weights"
         ) from None
 
 

@@ -48,7 +48,7 @@ class SparseAttention(Attention):
         self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, batch: Batch
     ) -> Tensor:
         """What each query reads of its blocks, float32 [n, heads * head_dim]."""
-        shape, cached = (*self.heads, self.kv, self.budget), (keys, values, batch.page_tables)
+        shape, cached = (*self.heads, self.plan.kv, self.budget), (keys, values, batch.page_tables)
         operator, place = AttendBlocks(*shape, batch.decode), (batch.slots,)
         if batch.tree:
             operator, place = AttendTreeBlocks(*shape), batch.tree
@@ -58,7 +58,7 @@ class SparseAttention(Attention):
         self, keys: Tensor, means: Tensor, slots: Tensor, page_tables: Tensor, decode: bool
     ) -> Tensor:
         """Writes the means of the segments that these slots finish -> the pool of means."""
-        operator = SegmentMeans(*self.heads[1:], self.kv, decode)
+        operator = SegmentMeans(*self.heads[1:], self.plan.kv, decode)
         return self.plan.kernels(operator, slots, page_tables, keys, means)
 
     def blocks(self, q: Tensor, keys: Tensor, means: Tensor, batch: Batch) -> Tensor:
@@ -81,7 +81,7 @@ class SparseAttention(Attention):
         """The means of the last segments of each node's path, float32 [n, TAIL_PAGES, kv_heads,
         SEGMENTS, head_dim].
         """
-        operator = PathMeans(*self.heads[1:], self.kv)
+        operator = PathMeans(*self.heads[1:], self.plan.kv)
         return self.plan.kernels(operator, keys, means, page_tables, base, ancestors)
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:

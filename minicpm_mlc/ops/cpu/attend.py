@@ -15,6 +15,7 @@ from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape, attend_page
+from minicpm_mlc.ops.cpu.attend_shape import shape_of
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
@@ -22,7 +23,7 @@ from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 BLOCK_ROWS = 64  # rows of a prefill block: their queries and outputs stay in the L2 cache
 FEW_TOKENS = 8  # a prefill this short goes by decode's tasks
 SPLIT_PAGES = 4  # the least work worth a split of its own in decode
-MAX_SPLITS = 16
+MAX_SPLITS = vector.LANES  # whose weights are one vector
 
 
 def attend_prefill(
@@ -37,7 +38,7 @@ def attend_prefill(
     out: Buffer,
 ) -> None:
     """A task owns 64 rows; of a short prefill, a row."""
-    shape, kv = Shape.of(operator, traits, BLOCK_ROWS), operator.kv
+    shape, kv = shape_of(operator, traits, BLOCK_ROWS), operator.kv
     pools = k_pages, v_pages
     with shape.arithmetic.functions():
         # A block's tiles then hold heads of several tokens, and a short prefill has blocks enough.
@@ -78,7 +79,7 @@ def attend_by_blocks(
         with T.serial(tiles * shape.rows) as row:
             at = T.Bind(start + T.min(row, here - 1))
             slot = T.Bind(slots[at // group])
-            block.load_row(shape, row, q, at // group, kv_head * group + at % group, slot)
+            block.load_row(row, q, at // group, kv_head * group + at % group, slot)
             T.buffer_store(last, T.max(last[0], slot), [0])
         final = T.Bind(last[0] // PAGE_SIZE)
         with T.serial(final + 1) as number:
@@ -108,28 +109,27 @@ def merge_splits(
     """out = the splits' outputs, weighed by exp2 of how far each split's maximum lies below the
     highest.
     """
-    vectors, maximum, total = shape.head_dim // vector.LANES, shape.head_dim, shape.head_dim + 1
-    scalars = T.alloc_buffer((2,), "float32")  # highest maximum, total sum
-    tile = vector.registers(vectors)
-    T.buffer_store(scalars, T.float32(LOWEST), [0])
-    T.buffer_store(scalars, T.float32(0), [1])
-    for j in range(vectors):
-        vector.store(tile, vector.splat(0.0), j * vector.LANES)
+    maximum, total = shape.head_dim, shape.head_dim + 1
+    weights = T.alloc_buffer((MAX_SPLITS,), "float32", scope="global")  # a vector of them
+    every = (T.ramp(0, 1, MAX_SPLITS),)
+    T.buffer_store(weights, vector.splat(LOWEST), list(every))
     with T.serial(splits) as split:
-        T.buffer_store(scalars, T.max(scalars[0], parts[split, sequence, head, maximum]), [0])
+        T.buffer_store(weights, parts[split, sequence, head, maximum], [split])
+    highest = vector.fold(T.max, T.Bind(weights[every]))
+    T.buffer_store(weights, vector.exp2(weights[every] - vector.splat(highest)), list(every))
+    sum_ = T.alloc_buffer((1,), "float32")
+    T.buffer_store(sum_, T.float32(0), [0])
     with T.serial(splits) as split:
-        weight = vector.exp2(vector.splat(parts[split, sequence, head, maximum] - scalars[0]))
-        T.buffer_store(
-            scalars,
-            scalars[1] + T.Shuffle([weight], [0]) * parts[split, sequence, head, total],
-            [1],
-        )
-        for at in range(0, shape.head_dim, vector.LANES):
-            part = vector.load(parts, split, sequence, head, at)
-            vector.store(tile, vector.load(tile, at) + part * weight, at)
-    factor = T.Bind(vector.splat(T.float32(1) / scalars[1]))
-    for at in range(0, shape.head_dim, vector.LANES):
-        vector.store(out, vector.load(tile, at) * factor, sequence, head * shape.head_dim + at)
+        T.buffer_store(sum_, sum_[0] + weights[split] * parts[split, sequence, head, total], [0])
+    factor = T.Bind(vector.splat(T.float32(1) / sum_[0]))
+    with T.serial(shape.head_dim // vector.LANES) as j:
+        held = vector.registers(1)
+        vector.store(held, vector.splat(0.0), 0)
+        with T.serial(splits) as split:
+            part = vector.load(parts, split, sequence, head, j * vector.LANES)
+            vector.store(held, vector.load(held, 0) + part * vector.splat(weights[split]), 0)
+        column = head * shape.head_dim + j * vector.LANES
+        vector.store(out, vector.load(held, 0) * factor, sequence, column)
 
 
 Visit = Callable[[Expr, Page], None]  # of a block of 64 slots: its number in the sequence, its page
@@ -147,8 +147,9 @@ def attend_row(
     slots <= slot.
     """
     block = Block.allocate(shape, shape.group)
-    for m in range(shape.tiles(shape.group) * shape.rows):
-        block.load_row(shape, m, q, row, kv_head * shape.group + min(m, shape.group - 1), slot)
+    with T.serial(shape.tiles(shape.group) * shape.rows) as m:
+        head = T.Bind(kv_head * shape.group + T.min(m, shape.group - 1))
+        block.load_row(m, q, row, head, slot)
 
     def visit(number: Expr, page: Page) -> None:
         start = T.Bind(T.Cast("int32", number * PAGE_SIZE))
@@ -257,7 +258,7 @@ def attend_decode(
     """Each sequence is cut into up to 16 equal splits of pages, so that one long sequence keeps
     every core busy.
     """
-    shape, pools = Shape.of(operator, traits, operator.group), (k_pages, v_pages)
+    shape, pools = shape_of(operator, traits, operator.group), (k_pages, v_pages)
     with shape.arithmetic.functions():
         attend_each(
             shape, operator.kv, dims.n, q, pools, lambda row: (page_tables, row), slots, out

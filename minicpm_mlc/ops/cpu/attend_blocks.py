@@ -17,7 +17,8 @@ from minicpm_mlc.ops.cpu.attend import (
     attend_row,
     page_at,
 )
-from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
+from minicpm_mlc.ops.cpu.attend_page import Block, Page
+from minicpm_mlc.ops.cpu.attend_shape import shape_of
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
@@ -36,7 +37,7 @@ def attend_blocks(
 ) -> None:
     """Decode cuts a row's list into splits, prefill takes a row and key/value head a task."""
     kv, budget, batched, n = operator.kv, operator.budget, operator.batched, dims.n
-    shape, pools = Shape.of(operator, traits, operator.group), (k_pages, v_pages)
+    shape, pools = shape_of(operator, traits, operator.group), (k_pages, v_pages)
     num_kv_heads, head_dim, group = operator.num_kv_heads, operator.head_dim, operator.group
 
     with shape.arithmetic.functions():

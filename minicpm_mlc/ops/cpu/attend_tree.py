@@ -23,6 +23,7 @@ from minicpm_mlc.ops.cpu.attend import (
     splits_for,
 )
 from minicpm_mlc.ops.cpu.attend_page import Block, Page, Shape
+from minicpm_mlc.ops.cpu.attend_shape import shape_of
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.tree import MAX_NODES, TailPages, TreePath
@@ -43,7 +44,7 @@ def attend_tree(
 ) -> None:
     """As decode, over each row's path."""
     kv, n, pools = operator.kv, dims.n, (k_pages, v_pages)
-    shape = Shape.of(operator, traits, operator.group)
+    shape = shape_of(operator, traits, operator.group)
 
     with shape.arithmetic.functions():
 
@@ -73,7 +74,7 @@ def attend_tree_blocks(
 ) -> None:
     """As attend_tree, over the splits of each row's list."""
     kv, budget, n, pools = operator.kv, operator.budget, dims.n, (k_pages, v_pages)
-    shape = Shape.of(operator, traits, operator.group)
+    shape = shape_of(operator, traits, operator.group)
     splits = min(-(-budget // SPLIT_PAGES), MAX_SPLITS)
 
     with shape.arithmetic.functions():

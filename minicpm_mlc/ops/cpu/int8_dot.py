@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from minicpm_mlc.ops.cpu.vector import in_order
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored
@@ -38,12 +39,17 @@ class Int8Dot:
     `sums`: registers of integer sums that fit beside as many float totals, the weights of a word
     and an activation. A tile's rows meet so many registers of weights that its sums fill them, as
     each activation is then loaded once for these.
+    `registers`: of the processor. `signed`: whether both factors of a product are; else the first
+    is unsigned. `query_levels`: the largest second factor that is exact beside any first one.
     """
 
     name: str
     rows: int
     tile: int
     sums: int
+    registers: int
+    signed: ClassVar[bool] = False
+    query_levels: ClassVar[int] = 127
 
     def wide(self, rows: int, values: Values) -> int:
         """Registers of weights that meet a tile of so many activation rows."""
@@ -86,7 +92,7 @@ class Int8Dot:
         Word by word: an activation that is loaded meets all weights, and every sum has its turn.
         """
         sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
-        words = [self._words(x) for x in inputs]
+        words = [self.words(x) for x in inputs]
         for _ in range(count):
             for i, row, weight, word in _in_turn(weights, words):
                 sums[i][row] = self.step(values, sums[i][row], weight, word)
@@ -96,9 +102,13 @@ class Int8Dot:
         """total int32[rows] + the products of a register of weights and four activations."""
         raise NotImplementedError
 
-    def _words(self, x: Activations) -> Iterator[Expr]:
+    def words(self, x: Activations) -> Iterator[Expr]:
         """A group's activations, four in every row. Each is loaded when it is asked for."""
         return (T.Bind(self._splat(x.word(i, 1))) for i in range(REGISTERS))
+
+    def multiply(self, total: Expr, first: Expr, second: Expr) -> Expr:
+        """total int32[rows] + the products of two registers of 8-bit integers, four to a sum."""
+        raise NotImplementedError
 
     def products(self) -> int:
         """Pairs that one `peak_step` multiplies and adds."""
@@ -137,8 +147,11 @@ class VpDpBusd(Int8Dot):
                 yield T.Bind(T.reinterpret(weight, dtype=self._type(8, "uint")) ^ self._bytes(128))
 
     def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        return self.multiply(total, weight, word)
+
+    def multiply(self, total: Expr, first: Expr, second: Expr) -> Expr:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.rows}"
-        total = _intrinsic(name, self._type(32), total, weight, word)
+        total = _intrinsic(name, self._type(32), total, first, second)
         return total if self.rows == 16 else in_order(total)  # 16 registers have no room to spare
 
     def peak_step(self, total: Expr) -> Expr:
@@ -155,6 +168,8 @@ class PMAddUbsW(Int8Dot):
     which meet as |w| and sign(w) x.
     """
 
+    query_levels = 64  # 2 * 64 * 255 < 2**15
+
     def groups(
         self,
         values: Values,
@@ -167,7 +182,7 @@ class PMAddUbsW(Int8Dot):
             return super().groups(values, weights, inputs, count)
         summed = (SATURATED - 1) // (2 * values.largest * 127)
         sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
-        words = [self._words(x) for x in inputs]
+        words = [self.words(x) for x in inputs]
         for start in range(0, count, summed):
             few = self._sixteens(weights, words, min(summed, count - start))
             for total, pairs in zip(sums, few, strict=True):
@@ -190,7 +205,10 @@ class PMAddUbsW(Int8Dot):
         size = T.max(weight, T.broadcast(T.int8(0), 4 * self.rows) - weight)
         size = T.reinterpret(size, dtype=self._type(8, "uint"))
         x = _intrinsic("llvm.x86.avx2.psign.b", self._type(8), word, weight)
-        return in_order(total + self._quads(self._pairs(size, x)))
+        return self.multiply(total, size, x)
+
+    def multiply(self, total: Expr, first: Expr, second: Expr) -> Expr:
+        return in_order(total + self._quads(self._pairs(first, second)))
 
     def peak_step(self, total: Expr) -> Expr:
         pairs = T.reinterpret(total, dtype=self._type(16))
@@ -208,6 +226,8 @@ class PMAddUbsW(Int8Dot):
 
 class SDot(Int8Dot):
     """Armv8.2 dotprod: four signed products, added to 32 bits."""
+
+    signed = True
 
     def groups(
         self,
@@ -228,9 +248,12 @@ class SDot(Int8Dot):
     def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
         if values.unsigned:
             weight = T.reinterpret(weight, dtype=self._type(8))
-        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, weight, word)
+        return self.multiply(total, weight, word)
 
-    def _words(self, x: Activations) -> Iterator[Expr]:
+    def multiply(self, total: Expr, first: Expr, second: Expr) -> Expr:
+        return _intrinsic("llvm.aarch64.neon.sdot", self._type(32), total, first, second)
+
+    def words(self, x: Activations) -> Iterator[Expr]:
         """By lane: the instruction takes one of a register's four words."""
         for i in range(REGISTERS):
             if i % 4 == 0:
@@ -336,10 +359,10 @@ def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
 DOTS = {
     dot.name: dot
     for dot in (
-        VpDpBusd("avx512vnni", rows=16, tile=8, sums=8),
-        VpDpBusd("avxvnni", rows=8, tile=4, sums=4),
-        PMAddUbsW("avx2", rows=8, tile=4, sums=4),
-        SDot("dotprod", rows=4, tile=4, sums=8),
-        SmMlA("i8mm", rows=4, tile=4, sums=8),
+        VpDpBusd("avx512vnni", rows=16, tile=8, sums=8, registers=32),
+        VpDpBusd("avxvnni", rows=8, tile=4, sums=4, registers=16),
+        PMAddUbsW("avx2", rows=8, tile=4, sums=4, registers=16),
+        SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
+        SmMlA("i8mm", rows=4, tile=4, sums=8, registers=32),
     )
 }

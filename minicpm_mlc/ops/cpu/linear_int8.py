@@ -27,13 +27,9 @@ from minicpm_mlc.ops.tir import Buffer, Expr
 
 CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x stay in L1
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
-# weight blocks of one task, far apart: to one row, memory delivers 15 % more in two streams than in
-# one
-STREAMS = 2
-AHEAD = {
-    2: 2048,
-    1: 8192,
-}  # bytes that each of so many streams is prefetched ahead: 30 % for 8 and 16 rows
+# Weight blocks of one task lie far apart: to one row, memory delivers 15 % more in two streams than
+# in one. Prefetching is worth 30 % for 8 and 16 rows, each of two streams a quarter as far ahead.
+MOST_STREAMS = 2
 
 
 BlockAt = Callable[
@@ -48,7 +44,7 @@ def linear_int8(
     products can't take.
     """
     require_whole_residual(operator)
-    loops = Int8Loops(operator.n, operator.k, operator.scheme, dot_of(operator, traits))
+    loops = Int8Loops(operator.n, operator.k, operator.scheme, dot_of(operator, traits), traits)
     loops.m, loops.x, loops.scale = dims.m, x, operator.scale
     loops.stored, loops.residual, loops.totals = arguments_of(operator, rest)
     loops.emit()
@@ -92,12 +88,13 @@ class Int8Loops:
     scale: float = 1.0
     table: Buffer | None = None  # of a run's scales and minimums, where reading them is dear
 
-    def __init__(self, n: int, k: int, scheme: Scheme, dot: Int8Dot) -> None:
+    def __init__(self, n: int, k: int, scheme: Scheme, dot: Int8Dot, traits: CpuTraits) -> None:
+        self.streams, self.ahead = traits.streams, traits.ahead
         self.groups, self.scheme, self.dot = k // GROUP, scheme, dot
         self.runs = -(-self.groups // CACHE_GROUPS)
         self.blocks = blocks_of(n)
         self.tasks = -(
-            -self.blocks // STREAMS
+            -self.blocks // self.streams
         )  # task t has the blocks t, t + tasks, t + 2 tasks, ...
 
     def emit(self) -> None:
@@ -111,9 +108,14 @@ class Int8Loops:
 
         with T.parallel(self.tasks) as task, T.serial(self.parts()) as part:
             first, rows = self.part(part)
-            with T.serial(self.runs) as c, T.If(task + (STREAMS - 1) * self.tasks < self.blocks):
+            with (
+                T.serial(self.runs) as c,
+                T.If(task + (self.streams - 1) * self.tasks < self.blocks),
+            ):
                 with T.Then():
-                    self.tiles(first, rows, STREAMS, lambda i: stream(task + i * self.tasks), c)
+                    self.tiles(
+                        first, rows, self.streams, lambda i: stream(task + i * self.tasks), c
+                    )
                 with T.Else(), T.serial((self.blocks - 1 - task) // self.tasks + 1) as i:
                     self.tiles(first, rows, 1, lambda _: stream(task + i * self.tasks), c)
 
@@ -154,7 +156,7 @@ class Int8Loops:
 
     def tabulated(self, tiles: Callable[..., None], count: Expr) -> None:
         """Several tiles read scales and minimums from a table, in L1, that is made of them once."""
-        shape = (STREAMS, CACHE_GROUPS, self.scheme.terms_count, LANES)
+        shape = (MOST_STREAMS, CACHE_GROUPS, self.scheme.terms_count, LANES)
         with T.If(count > 1):
             with T.Then():
                 tiles(T.alloc_buffer(shape, "float32"))
@@ -252,7 +254,7 @@ class Int8Loops:
         """
         stored, blocks = self.stored["weight"], {w.stream: w.block for w in weights}
         lines = int(stored.shape[1]) // self.groups
-        ahead = AHEAD[len(blocks)] // 64
+        ahead = self.ahead // len(blocks) ** 2 // 64
         for block in blocks.values():
             for i in range(go, lines, goes):
                 vector.prefetch(stored, block, g * lines + i + ahead, 0)

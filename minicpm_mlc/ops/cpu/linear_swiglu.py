@@ -50,7 +50,7 @@ class _Loops(Int8Loops):
 
     def __init__(self, operator: LinearSwigluInt8, traits: CpuTraits) -> None:
         rows, dot = 2 * operator.intermediate, dot_of(operator, traits)
-        super().__init__(rows, operator.k, operator.scheme, dot)
+        super().__init__(rows, operator.k, operator.scheme, dot, traits)
         self.tasks = operator.intermediate // GROUP
         self.factor = operator.sum_factor
 

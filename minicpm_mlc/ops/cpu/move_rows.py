@@ -5,7 +5,6 @@ from __future__ import annotations
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu.traits import CpuTraits
-from minicpm_mlc.ops.formats.tree import copy_vectors
 from minicpm_mlc.ops.move_rows import MoveRows
 from minicpm_mlc.ops.tir import Buffer, T
 
@@ -29,4 +28,4 @@ def move_rows(
         t, s = T.Bind(slots[r] % PAGE_SIZE), T.Bind(sources[r] % PAGE_SIZE)
         with T.serial(operator.num_kv_heads) as head:
             operator.kv.cpu_copy_key(k_pages, k_pages, head_dim, (to, head, t), (at, head, s))
-            copy_vectors(v_pages, v_pages, head_dim, (to, head, t), (at, head, s))
+            operator.kv.cpu_copy_value(v_pages, v_pages, head_dim, (to, head, t), (at, head, s))

@@ -42,12 +42,10 @@ def rope_append(
         values = [T.Bind(vector.load(qkv, r, column + j * 16)) for j in range(2 * vectors)]
         keys = kv.cpu_stored(keys, k_pages, KEYS, (page, head, offset))
         values = kv.cpu_stored(values, k_pages, VALUES, (page, head, offset))
-        for j, value in enumerate(values):
-            T.buffer_store(v_pages, value, [page, head, offset, T.ramp(j * 16, 1, 16)])
+        kv.cpu_store_value(v_pages, values, (page, head, offset))
         for j, vector_of_key in enumerate(keys):
             T.buffer_store(key, vector_of_key, [T.ramp(j * 16, 1, 16)])
-        with T.serial(head_dim) as i:  # a token is a column of its key page
-            T.buffer_store(k_pages, key[i], [page, head, i, offset])
+        kv.cpu_store_key(k_pages, key, (page, head, offset))
 
     def row(r: Expr) -> None:
         table = r if operator.batched else 0

@@ -47,7 +47,7 @@ def write_mean(
     """k_means[*to, segment, :] = the mean of a segment of the keys k_pages[*at], of int8 keys as
     they are read.
     """
-    scales = kv.cpu_scales(k_pages, head_dim, KEYS, *at, segment)
+    scales = kv.cpu_scales(k_pages, head_dim, KEYS, *at, segment * SEGMENT_SIZE)
     with T.serial(head_dim) as i:
         keys = kv.cpu_load(k_pages, *at, i, segment * SEGMENT_SIZE)
         total = vector.fold(lambda a, b: a + b, T.Bind(keys if scales is None else keys * scales))

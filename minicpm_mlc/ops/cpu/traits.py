@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.tir import Buffer
 
@@ -19,14 +21,21 @@ class CpuTraits:
     `accumulators`: vectors of 16 float32 lanes that stay in registers beside their operands.
     `int8_dot`: the feature whose dot products linears with int8 activations use, if there is one.
     `bf16_dot`: whether attention multiplies a bfloat16 cache as it is, which rounds queries and
-    softmax weights to bfloat16.
+    softmax weights to bfloat16. `streams`: weight blocks that a linear's task reads at once;
+    `ahead`: bytes that one stream is prefetched ahead.
     """
 
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
+    # what `minicpm-mlc tune` tries, by operator: fields and their values
+    choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
+        "linear_int8": {"streams": (1, 2), "ahead": (4096, 8192, 16384)}
+    }
     accumulators: int
     int8_dot: str | None = None
     bf16_dot: bool = False
+    streams: int = 2
+    ahead: int = 8192
 
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it: as it is."""
@@ -38,9 +47,18 @@ class CpuTraits:
         """
         return None if self.int8_dot is None else DOTS[self.int8_dot].factor(scheme)
 
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie for attention's products."""
+        dot = self.int8_dot
+        return kv.beside(None if dot is None else DOTS[dot].query_levels)
+
+    def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
+        """With these values of what `choices` names."""
+        return replace(self, **parameters)
+
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""
-        return replace(self, bf16_dot=False)
+        return replace(self, int8_dot=None, bf16_dot=False)
 
     @property
     def peak_vectors(self) -> int:

@@ -156,7 +156,8 @@ class TailPages:
                 copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, t), (page, kv_head, t))
 
         def copy_slot(to: Expr, page: Expr, at: Expr) -> None:
-            copy_vectors(self.v_pages, pools[1], head_dim, (0, 0, to), (page, kv_head, at))
+            places = (0, 0, to), (page, kv_head, at)
+            self.kv.cpu_copy_value(self.v_pages, pools[1], head_dim, *places)
 
         path.each_gathered(number, copy_page, copy_slot)
         return self.k_pages, self.v_pages

@@ -31,7 +31,6 @@ from minicpm_mlc.ops.gpu.sequence import Paged, Place, Sequence
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
-SPLIT_PAGES = 8  # the least work worth a workgroup of its own
 MAX_SPLITS = 32
 
 Visit = Callable[[Expr], None]  # of a page's number in the sequence, or -1
@@ -297,9 +296,11 @@ class AttentionCall:
             T.buffer_store(self.out, state[2] / state[1], [row, head * heads.head_dim + i])
 
 
-def splits_for(pages: Expr) -> Expr:
-    """Pieces that keep a GPU busy where rows are few. `pages`: of the longest sequence."""
-    return T.Bind(T.max(T.min((pages + SPLIT_PAGES - 1) // SPLIT_PAGES, MAX_SPLITS), 1))
+def splits_for(pages: Expr, least: int) -> Expr:
+    """Pieces of `least` pages or more that keep a GPU busy where rows are few. `pages`: of the
+    longest sequence.
+    """
+    return T.Bind(T.max(T.min((pages + least - 1) // least, MAX_SPLITS), 1))
 
 
 def all_pages(
@@ -351,7 +352,7 @@ def launch(call: AttentionCall, traits: GpuTraits, pages: Expr | None = None) ->
     elif pages is None:
         call.whole()
     else:
-        call.in_splits(splits_for(pages))
+        call.in_splits(splits_for(pages, traits.split_pages))
 
 
 def call_of(

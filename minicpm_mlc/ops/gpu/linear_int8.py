@@ -19,7 +19,6 @@ from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-THREADS = 256  # of a workgroup that streams
 FEW_ROWS = ((1, 1), (4, 4))  # up to so many rows of x, so many stream by together
 Write = Callable[[Expr, Expr, Expr], None]  # (row of x, row of W, product)
 
@@ -46,10 +45,11 @@ def linear_int8(
         T.buffer_store(out, value, [row, column])
 
     def streamed(rows: int) -> None:
-        with workgroups((m + rows - 1) // rows * matrix.blocks, THREADS) as (group, thread):
+        threads = traits.stream_threads
+        with workgroups((m + rows - 1) // rows * matrix.blocks, threads) as (group, thread):
             first = T.Bind(group // matrix.blocks * rows)
             block = T.Bind(group % matrix.blocks)
-            stream = Stream(matrix, x, rows, THREADS)
+            stream = Stream(matrix, x, rows, threads)
             sums = stream.sums(first, m, block, thread)
             with T.If(thread < rows * LANES), T.Then():
                 row = T.Bind(first + thread // LANES)

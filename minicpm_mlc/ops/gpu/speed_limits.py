@@ -1,15 +1,15 @@
-"""How fast a GPU reads its memory when nothing else holds it up: the limit that decoding is held
-against. And numbers to measure with, made where they are read.
+"""How fast a GPU reads its memory, and multiplies and adds, when nothing else holds it up: what
+decoding and a prefill are held against. And numbers to measure with, made where they are read.
 """
 
 from __future__ import annotations
 
-from tvm.script import tirx as T
-
+from minicpm_mlc.ops.gpu.intrinsics import dot
 from minicpm_mlc.ops.gpu.kernel import THREADS, accumulate, kernel, registers, strided, workgroups
-from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc
+from minicpm_mlc.ops.tir import Buffer, Dims, PrimFunc, T
 
 STREAMS = 4  # words that a thread asks for at once
+CHAINS, STEPS = 8, 4096  # independent sums of a thread, and how often each is added to
 FILLED = 1 << 12  # words that a workgroup writes
 
 
@@ -29,6 +29,47 @@ def read_peak() -> PrimFunc:
             T.buffer_store(out, sums[0] + sums[1] + sums[2] + sums[3], [group, thread])
 
     return kernel("read_peak", {"x": ("int32", "n"), "out": ("int32", "g", THREADS)}, emit)
+
+
+def multiply_add_peak() -> PrimFunc:
+    """PrimFunc (out f32[g, 128]): each thread does STEPS rounds of CHAINS multiply-adds of float32,
+    all towards 1, so that no value overflows and none can be left out.
+    """
+
+    def emit(dims: Dims, out: Buffer) -> None:
+        with workgroups(dims.g) as (group, thread):
+            sums = registers(CHAINS)
+            for i in range(CHAINS):
+                T.buffer_store(sums, T.Cast("float32", thread + i), [i])
+            with T.serial(STEPS):
+                for i in range(CHAINS):
+                    T.buffer_store(sums, sums[i] * T.float32(0.5) + T.float32(0.5), [i])
+            total = sums[0]
+            for i in range(1, CHAINS):
+                total = total + sums[i]
+            T.buffer_store(out, total, [group, thread])
+
+    return kernel("multiply_add_peak", {"out": ("float32", "g", THREADS)}, emit)
+
+
+def int8_peak() -> PrimFunc:
+    """PrimFunc (x i32[1], out i32[g, 128]): the same of dot products of four int8, of GPUs that
+    multiply them.
+    """
+
+    def emit(dims: Dims, x: Buffer, out: Buffer) -> None:
+        with workgroups(dims.g) as (group, thread):
+            sums = registers(CHAINS, "int32", 0)
+            with T.serial(STEPS):
+                for i in range(CHAINS):
+                    word = T.reinterpret(sums[i], dtype="uint32")
+                    T.buffer_store(sums, dot(False, word, x[0] + thread, sums[i]), [i])
+            total = sums[0]
+            for i in range(1, CHAINS):
+                total = total + sums[i]
+            T.buffer_store(out, total, [group, thread])
+
+    return kernel("int8_peak", {"x": ("int32", 1), "out": ("int32", "g", THREADS)}, emit)
 
 
 def fill() -> PrimFunc:

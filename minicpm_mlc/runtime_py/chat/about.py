@@ -17,7 +17,8 @@ def banner(engine: Engine) -> str:
     """One line: the model, where it runs, and in how much context."""
     manifest = engine.manifest
     device = manifest.target["device"]
-    where = f"{engine.threads} threads" if device == "cpu" else engine.library.device_name
+    threads = f"{engine.threads} thread{'s' if engine.threads > 1 else ''}"
+    where = threads if device == "cpu" else engine.library.device_name
     return (
         f"{shown(manifest.name, 60)} ({manifest.scheme}) on {device}, {where}, "
         f"context {engine.context}, {gear(engine)}"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minicpm_mlc.base.streams import read_text
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.runtime_py.chat.about import about_lines, context_lines
-from minicpm_mlc.runtime_py.chat.figures import stats_line
+from minicpm_mlc.runtime_py.chat.figures import roofline_lines, stats_line
 from minicpm_mlc.runtime_py.chat.saved import Saved, typed_path
 from minicpm_mlc.runtime_py.chat.settings import (
     SETTINGS,
     SessionError,
     check_options,
     parse_setting,
+    typed_as,
 )
 from minicpm_mlc.runtime_py.speculative.report import speculation_lines
 
@@ -72,7 +73,8 @@ def _stats(session: ChatSession, argument: str) -> None:
     if argument:
         raise SessionError(f"/stats takes on, off or nothing, not {argument}")
     stats = session.engine.stats
-    for line in (stats_line(stats), *speculation_lines(stats.speculation)):
+    rooflines = roofline_lines(session.engine)
+    for line in (stats_line(stats), *rooflines, *speculation_lines(stats.speculation)):
         session.write(line, "note")
 
 
@@ -80,7 +82,7 @@ def _set(session: ChatSession, argument: str) -> None:
     name, _, text = argument.partition(" ")
     if not name:
         for each, (_, takes) in SETTINGS.items():
-            session.write(f"{each:<18} {_setting(session, each)!s:<10} {takes}", "note")
+            session.write(f"{each:<18} {_setting(session, each):<10} {takes}", "note")
         return
     text = text.strip()
     changed = {key: value for key, value in session.options.items() if key != name}
@@ -91,9 +93,12 @@ def _set(session: ChatSession, argument: str) -> None:
     session.write(f"{name} = {_setting(session, name)}", "note")
 
 
-def _setting(session: ChatSession, name: str) -> Any:
+def _setting(session: ChatSession, name: str) -> str:
     """A setting's value: chosen here, or the model's default where that is a number."""
-    return session.options.get(name, getattr(session.engine.defaults, name, "default"))
+    if name in session.options:
+        return typed_as(name, session.options[name])
+    value = getattr(session.engine.defaults, name, None)
+    return "default" if value is None else str(value)
 
 
 def _save(session: ChatSession, argument: str) -> None:
@@ -115,9 +120,11 @@ def _read(session: ChatSession, argument: str) -> None:
     text = read_text(path, lambda note: session.write(note, "note"))
     tokens = len(session.engine.tokenize(text, bos=False))
     if tokens >= session.engine.context:
+        fits = tokens < session.engine.manifest.max_context
+        larger = ", or open the chat with a larger --context" if fits else ""
         raise SessionError(
             f"{path} has {tokens} tokens and the context holds {session.engine.context}; give a "
-            "part of it"
+            f"part of it{larger}"
         )
     session.documents.append(text)
     session.write(f"{path}: {tokens} tokens, which go before your next message", "note")
@@ -128,12 +135,13 @@ def _undo(session: ChatSession, _: str) -> None:
         session.documents.pop()
         session.write("taken back: the document that was read last", "note")
         return
-    question = session.take_last()[0]
-    session.write(f"taken back: {shown(question['content'], 60)}", "note")
+    documents, typed = session.parts(session.take_last()[0])
+    beside = " and its document" if documents else ""
+    session.write(f"taken back: {shown(typed, 60)}{beside}", "note")
 
 
 def _edit(session: ChatSession, _: str) -> None:
-    session.draft = session.take_last()[0]["content"]
+    session.edit_last()
 
 
 def _regen(session: ChatSession, _: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from minicpm_mlc.runtime_py.speculative.report import speculation_note
 
 if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.engine import Engine
     from minicpm_mlc.runtime_py.request import Stats
 
 ROW = 79  # characters: one row of a terminal of 80 columns
@@ -23,6 +24,12 @@ def stats_line(stats: Stats) -> str:
         f" | context {stats.context_used}/{stats.context}, "
         f"{_gear(stats)}{speculation_note(stats.speculation)}"
     )
+
+
+def roofline_lines(engine: Engine) -> list[str]:
+    """How near its decode steps came to what the device allows: a line, or none."""
+    found = engine.roofline()
+    return [found.text()] if found else []
 
 
 def stats_row(stats: Stats) -> str:

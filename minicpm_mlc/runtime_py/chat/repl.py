@@ -14,12 +14,14 @@ from rich.console import Console
 
 from minicpm_mlc.base.streams import is_terminal, json_text, read_piped, read_text, say
 from minicpm_mlc.base.text import whole_characters
+from minicpm_mlc.prompt.template import Message
+from minicpm_mlc.prompt.thinking import as_history
 from minicpm_mlc.runtime_py.chat.about import banner
 from minicpm_mlc.runtime_py.chat.block_lines import block_lines
-from minicpm_mlc.runtime_py.chat.figures import stats_line
+from minicpm_mlc.runtime_py.chat.figures import roofline_lines, stats_line
 from minicpm_mlc.runtime_py.chat.saved import Saved, last_chat, typed_path
 from minicpm_mlc.runtime_py.chat.screen import Screen
-from minicpm_mlc.runtime_py.chat.session import ChatSession
+from minicpm_mlc.runtime_py.chat.session import ChatSession, fitted
 from minicpm_mlc.runtime_py.chat.settings import SessionError, check_options
 from minicpm_mlc.runtime_py.chat.typed_ahead import TypedAhead
 
@@ -92,29 +94,25 @@ def answer_once(
     look: Look = LOOK,
     as_json: bool = False,
     saved: Saved | None = None,
+    kept_in: Path | None = None,
 ) -> None:
     """One answer on standard output, as it streams; thinking goes to standard error, so a pipe gets
     the answer alone. `as_json`: one object {"answer", "thinking", "stats"} at the end instead.
-    `saved`: the conversation that the question goes on with.
+    `saved`: the conversation that the question goes on with; `kept_in`: the file that then has it.
 
     Raises SessionError for an empty question.
     """
     if not question.strip():
         raise SessionError("the prompt is empty; give --prompt TEXT or pipe text in")
-    before = [] if saved is None else saved.messages
-    if system:
-        at = bool(before) and before[0]["role"] == "system"
-        before = [{"role": "system", "content": system}, *before[at:]]
-    messages = [*before, {"role": "user", "content": question}]
-    options = (saved.options if saved else {}) | options
+    messages, pinned = _with_question(saved or Saved([], {}), system, question)
+    chosen = (saved.options if saved else {}) | options
+    sent, given = fitted(engine, messages, pinned, chosen, _note)
     said = {"thinking": "", "answer": ""}
     output = _output(look, as_json)
     try:
         if output.on_prefill:
             output.on_prefill(0, 0)
-        with closing(
-            engine.chat_events(messages, on_prefill=output.on_prefill, **options)
-        ) as events:
+        with closing(engine.chat_events(sent, on_prefill=output.on_prefill, **given)) as events:
             for kind, piece in events:
                 said[kind] += piece
                 output(piece, kind)
@@ -124,6 +122,27 @@ def answer_once(
     if as_json:
         say(json_text(said | {"stats": asdict(engine.stats)}))
     _afterwards(engine, look)
+    if kept_in and said["answer"]:
+        answer = {"role": "assistant", "content": as_history(said["answer"])}
+        Saved.of([*sent, answer], chosen, pinned).write(kept_in)
+
+
+def _with_question(
+    saved: Saved, system: str | None, question: str
+) -> tuple[list[Message], list[Message]]:
+    """A conversation and its next question, with this system prompt if there is one; and those of
+    its messages that are pinned.
+    """
+    before = saved.messages
+    if system:
+        had = bool(before) and before[0]["role"] == "system"
+        before = [{"role": "system", "content": system}, *before[had:]]
+    pinned = [saved.messages[place] for place in saved.pinned]
+    return [*before, {"role": "user", "content": question}], pinned
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}", stream=sys.stderr)
 
 
 def _afterwards(engine: Engine, look: Look) -> None:
@@ -133,6 +152,8 @@ def _afterwards(engine: Engine, look: Look) -> None:
         say(f"(cut at {stats.generated_tokens} tokens)", stream=sys.stderr)
     if look.stats:
         say(stats_line(stats), stream=sys.stderr)
+        for line in roofline_lines(engine):
+            say(line, stream=sys.stderr)
     for line in block_lines(engine) if look.show_blocks else []:
         say(line, stream=sys.stderr)
 

@@ -26,6 +26,12 @@ class Saved:
     options: dict[str, Any]
     pinned: list[int] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, messages: list[Message], options: dict[str, Any], pinned: list[Message]) -> Saved:
+        """The same of pinned messages, which are told apart by what they are, not what they say."""
+        places = [i for i, m in enumerate(messages) if any(m is each for each in pinned)]
+        return cls(messages, options, places)
+
     def write(self, path: Path) -> None:
         """Writes it to a file, all or nothing. Raises SessionError where that can't be."""
         told = {"kind": FILE_KIND, "format": FORMAT, "messages": self.messages}

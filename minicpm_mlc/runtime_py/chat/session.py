@@ -64,6 +64,8 @@ class ChatSession:
     messages: list[Message] = field(init=False)
     pinned: list[Message] = field(init=False)  # those of `messages` that hold documents
     documents: list[str] = field(init=False)  # texts that go before the next message
+    # the questions that had documents: message, documents, and what was typed
+    _parts: list[tuple[Message, list[str], str]] = field(init=False)
     draft: str = field(init=False, default="")  # what the next prompt begins with
 
     def __post_init__(self) -> None:
@@ -97,7 +99,8 @@ class ChatSession:
         question = {"role": "user", "content": "\n\n".join([*self.documents, text])}
         pinned = [*self.pinned, question] if self.documents else self.pinned
         answer = self._answer([*self.messages, question], pinned)
-        if answer:
+        if answer and self.documents:
+            self._parts.append((question, self.documents, text))
             self.documents = []
         return answer
 
@@ -128,15 +131,26 @@ class ChatSession:
         self.pinned = [each for each in self.pinned if each is not question]
         return question, pinned
 
+    def edit_last(self) -> None:
+        """The last question is what the next prompt begins with; its documents wait again. Raises
+        SessionError where there is none.
+        """
+        documents, self.draft = self.parts(self.take_last()[0])
+        self.documents = [*documents, *self.documents]
+
+    def parts(self, question: Message) -> tuple[list[str], str]:
+        """The documents of a question and what was typed; of one from a file, all is typed."""
+        found = [(docs, text) for message, docs, text in self._parts if message is question]
+        return found[0] if found else ([], question["content"])
+
     def reset(self) -> None:
         """Forgets the conversation, but not the settings and the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.pinned, self.documents = [], []
+        self.pinned, self.documents, self._parts = [], [], []
 
     def saved(self) -> Saved:
         """The conversation as it is written to files."""
-        pinned = [i for i, m in enumerate(self.messages) if any(m is each for each in self.pinned)]
-        return Saved(self.messages, self.options, pinned)
+        return Saved.of(self.messages, self.options, self.pinned)
 
     def load(self, saved: Saved) -> None:
         """Goes on with another conversation, its settings and its system prompt."""
@@ -155,9 +169,9 @@ class ChatSession:
 
     def _answer(self, turn: list[Message], pinned: list[Message]) -> str:
         """Streams the answer to the last message of `turn`, which then is the conversation."""
-        options = dict(self.options)
-        if options.pop("overflow", "error") == "drop_oldest":
-            turn = self._dropped_oldest(turn, pinned)
+        turn, options = fitted(
+            self.engine, turn, pinned, self.options, lambda note: self.write(note, "note")
+        )
         answer = ""
         stopped = False
         try:
@@ -183,13 +197,11 @@ class ChatSession:
         self._after_answer(answer, stopped)
         return answer
 
-    def _dropped_oldest(self, turn: list[Message], pinned: list[Message]) -> list[Message]:
-        places = [i for i, m in enumerate(turn) if any(m is each for each in pinned)]
-        engine, most = self.engine, self.options.get("max_tokens")
-        kept = kept_messages(turn, engine.count, engine.context, places, most)
-        if gone := len(turn) - len(kept):
-            self.write(f"the context is full: the oldest {gone} messages are left out", "note")
-        return [turn[i] for i in kept]
+    def _way_out(self) -> str:
+        """Of a full context: what may be left out of it."""
+        if self.options.get("overflow") == "drop_oldest":
+            return "/context shows what fills it"
+        return "/set overflow drop_oldest leaves out the oldest turns, /context shows what fills it"
 
     def _after_answer(self, answer: str, stopped: bool) -> None:
         stats = self.engine.stats
@@ -200,7 +212,7 @@ class ChatSession:
             more = "/set max_tokens N gives more room"
             self.write(f"(cut at {stats.generated_tokens} tokens; {more}; {kept})", "note")
         elif stats.finish_reason == "context":
-            self.write(f"(cut: the context is full, /context shows by what; {kept})", "note")
+            self.write(f"(cut: the context is full; {self._way_out()}; {kept})", "note")
         elif not answer:
             self.write(f"({kept})", "note")
         if self.show_stats:
@@ -210,6 +222,27 @@ class ChatSession:
         if answer and self.kept_in:
             with suppress(SessionError):  # a full disk costs --continue, not the chat
                 self.saved().write(self.kept_in)
+
+
+def fitted(
+    engine: Engine,
+    turn: list[Message],
+    pinned: list[Message],
+    options: dict[str, Any],
+    note: Callable[[str], object],
+) -> tuple[list[Message], dict[str, Any]]:
+    """The messages that are sent, by the option `overflow`, and the other options; `note` is told
+    what is left out. `pinned` are those of `turn` that stay.
+    """
+    options = dict(options)
+    if options.pop("overflow", "error") != "drop_oldest":
+        return turn, options
+    places = [i for i, m in enumerate(turn) if any(m is each for each in pinned)]
+    most = options.get("max_tokens")
+    kept = kept_messages(turn, engine.count, engine.context, places, most)
+    if gone := len(turn) - len(kept):
+        note(f"the context is full: the oldest {gone} messages are left out")
+    return [turn[i] for i in kept], options
 
 
 def _conversation_full(error: PromptTooLongError) -> str:

@@ -56,6 +56,15 @@ WORDS = {  # what Tab offers after a setting's name
 }
 
 
+def typed_as(name: str, value: Any) -> str:
+    """A setting's value as it is typed after `/set NAME`."""
+    if name == "think":
+        return {True: "on", False: "off", None: "auto"}[value]
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "default" if value is None else str(value)
+
+
 def parse_setting(name: str, text: str) -> Any:
     """Value of a setting as typed after `/set NAME`. Raises SessionError for an unknown name or
     unreadable value.

@@ -18,6 +18,7 @@ class Chunks:
     def __init__(self, page_size: int) -> None:
         self._page = page_size
         self._seconds = Average()  # of one token
+        self._latest = 0.0  # the same of the last chunk alone
 
     @property
     def most(self) -> int:
@@ -30,11 +31,14 @@ class Chunks:
         return self._fitting() if self._seconds.value else LEAST
 
     def _fitting(self) -> int:
-        """Whole pages of what takes STALL_SECONDS, or a part of one."""
-        tokens = int(STALL_SECONDS / self._seconds.value)
+        """Whole pages of what takes STALL_SECONDS, or a part of one; by the last chunk where the
+        machine has just become slower.
+        """
+        tokens = int(STALL_SECONDS / max(self._seconds.value, self._latest))
         return tokens // self._page * self._page or max(LEAST, tokens)
 
     def took(self, tokens: int, seconds: float) -> None:
         """A chunk was computed."""
         if tokens >= FEW:
-            self._seconds.add(seconds / tokens)
+            self._latest = seconds / tokens
+            self._seconds.add(self._latest)

@@ -18,6 +18,7 @@ from minicpm_mlc.runtime_py.scheduler.chunks import Chunks
 from minicpm_mlc.runtime_py.scheduler.task import Progress, Task
 from minicpm_mlc.runtime_py.scheduler.waiting import Waiting
 from minicpm_mlc.runtime_py.slots import Slot, Slots
+from minicpm_mlc.runtime_py.spent import spent_in
 from minicpm_mlc.runtime_py.turns import Turns
 
 
@@ -195,7 +196,8 @@ class Scheduler:
     def _decode_rows(self, tasks: list[Task]) -> None:
         """One token of each of these, in one call."""
         generations = [task.generation for task in tasks]
-        start = time.perf_counter()
+        calls = spent_in(generations[0].model.cache.library)
+        before, start = calls.copy(), time.perf_counter()
         try:
             logits = decode_together(
                 [one.model for one in generations], [one.pending for one in generations]
@@ -204,10 +206,10 @@ class Scheduler:
             for task in tasks:
                 self._leave(task, error)
             return
-        seconds = time.perf_counter() - start
+        seconds, spent = time.perf_counter() - start, calls.since(before)
         for task, row in zip(tasks, logits, strict=True):
             with self._failing(task):
-                task.generation.decoded(row, seconds)
+                task.generation.decoded(row, seconds, spent)
                 self._draw(task)
 
     def _draw(self, task: Task) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.outputs import Row
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Policy, Round
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
@@ -116,7 +117,7 @@ class Steps:
             # a long prompt is copied here, not in the first step
             self._history.up_to(self._model.sequence.tokens, 0)
 
-    def next(self, token_id: int) -> np.ndarray:
+    def next(self, token_id: int) -> Row:
         """Logits float32 [vocab] after one more token."""
         logits = self.followed(token_id)
         if logits is not None:
@@ -171,8 +172,8 @@ class Steps:
         if self._drafting:
             self._stats.decision = self._policy.describe()
 
-    def _decode(self, token_id: int) -> np.ndarray:
-        logits = self._model.decode(token_id)
+    def _decode(self, token_id: int) -> Row:
+        logits = self._model.step(token_id)
         self._stats.plain_steps += 1
         self._count_reads()
         return logits
@@ -182,7 +183,7 @@ class Steps:
             blocks = self._model.gears.chosen_by_score(selected)
             self._block_reads += np.bincount(blocks, minlength=len(self._block_reads))
 
-    def _speculated(self, token_id: int) -> np.ndarray:
+    def _speculated(self, token_id: int) -> Row:
         if self._policy.sleeps(self._options):
             logits = self._decode(token_id)
             self.cached()

@@ -32,6 +32,7 @@ static struct {  // the loop that runs; written by the thread that has the turn
   Number failed;
   _Alignas(64) _Atomic uint64_t unclaimed;  // the loop's number << 32 | tasks that nobody took yet
   Event unfinished;                         // tasks that aren't done
+  _Atomic uint64_t busy;                    // nanoseconds of all tasks, where they are measured
 } loop;
 static Event loops;    // the number of the last loop
 static Event limit;    // threads that may work on a loop, the caller among them
@@ -43,8 +44,11 @@ static uint32_t tasks_per_thread;
 static uint32_t entered;  // how often its owner has entered the turn
 static uint32_t workers;  // threads that were started
 static bool fork_is_watched;
+static _Atomic bool measured;     // what threads wait
+static _Atomic uint64_t waited;  // nanoseconds of all threads, since they were asked for
 
 static void run_task(uint32_t task) {
+  uint64_t began = atomic_load(&measured) ? nanoseconds() : 0;
   if (loop.body((int)task, &loop.environment, loop.data)) {
     void *error = 0, *none = 0;
     TVMFFIErrorMoveFromRaised(&error);
@@ -52,6 +56,7 @@ static void run_task(uint32_t task) {
       TVMFFIObjectDecRef(error);
     atomic_store(&loop.failed, 1);
   }
+  if (began) atomic_fetch_add(&loop.busy, nanoseconds() - began);
   if (atomic_fetch_sub(&loop.unfinished.number, 1) == 1) wake(&loop.unfinished);
 }
 
@@ -90,6 +95,8 @@ static ThreadResult work(void *argument) {
 
 static int run_loop(Body body, void *data, uint32_t tasks) {
   uint32_t number = atomic_load(&loops.number) + 1;
+  uint64_t began = atomic_load(&measured) ? nanoseconds() : 0;
+  atomic_store(&loop.busy, 0);
   loop.body = body;
   loop.data = data;
   loop.environment.num_task = (int32_t)tasks;
@@ -101,6 +108,10 @@ static int run_loop(Body body, void *data, uint32_t tasks) {
   take_tasks(number, 0);
   for (uint32_t left; (left = atomic_load(&loop.unfinished.number));)
     wait_while(&loop.unfinished, left, CALLER_PATIENCE);
+  if (began) {
+    uint64_t whole = (nanoseconds() - began) * atomic_load(&limit.number);
+    atomic_fetch_add(&waited, whole - atomic_load(&loop.busy));
+  }
   if (!atomic_load(&loop.failed)) return 0;
   void *error = atomic_exchange(&loop.error, 0);
   if (error) {
@@ -171,6 +182,13 @@ EXPORT uint32_t minicpm_pool_enter(uint32_t threads, uint32_t tasks) {
 // the child of a fork within one.
 EXPORT void minicpm_pool_leave(void) {
   if (has_turn() && --entered == 0) end_turn();
+}
+
+// Nanoseconds that threads had no task while a loop ran, of all threads together, since the last
+// call. They are measured from a call with `measure` until one without.
+EXPORT uint64_t minicpm_pool_waited(bool measure) {
+  atomic_store(&measured, measure);
+  return atomic_exchange(&waited, 0);
 }
 
 // TVMBackendParallelLaunch: runs body for every task; `tasks` 0 leaves their number to the pool.

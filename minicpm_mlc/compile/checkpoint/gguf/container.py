@@ -95,6 +95,8 @@ class GgufFile:
         begin = self._map[: len(GIT_LFS)].tobytes()
         if begin == GIT_LFS:
             raise self.error("is a Git LFS pointer, not the weights; fetch them: git lfs pull")
+        if not begin:
+            raise self.error("is empty; download it again")
         if begin[:4] != MAGIC:
             raise self.error(f"begins with {begin[:4]!r}, expected {MAGIC!r}: it is no GGUF file")
         self._take(4, "the header")

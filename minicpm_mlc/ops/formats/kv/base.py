@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,10 +41,12 @@ class KVFormat:
 
     @staticmethod
     def named(name: str) -> KVFormat:
-        """The format that `--kv` calls `name`. Raises KeyError."""
-        from minicpm_mlc.ops.formats.kv import KV_FORMATS
+        """The format that `--kv` calls `name`, or one that lies beside it by its key. Raises
+        KeyError.
+        """
+        from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS
 
-        return KV_FORMATS[name]
+        return ALL_KV_FORMATS[name]
 
     @staticmethod
     def of_dtype(dtype: str) -> KVFormat:
@@ -60,6 +62,27 @@ class KVFormat:
     def value_shape(self, kv_heads: int, head_dim: int) -> tuple[int, int, int]:
         """Of one page of values."""
         return kv_heads, PAGE_SIZE, head_dim
+
+    def beside(self, levels: int | None) -> KVFormat:
+        """This format as attention multiplies it: with queries rounded to integers of at most
+        `levels`, where it can; None where it rounds none.
+        """
+        return self
+
+    @property
+    def words(self) -> bool:
+        """Whether attention multiplies its integers as they are, four at once."""
+        return False
+
+    def fits(self, traits: Any) -> bool:
+        """Whether a kind of device has kernels for this format."""
+        return True
+
+    def place(self, row: Any, column: Any, columns: int) -> tuple[Any, Any]:
+        """Where a page has the number of a row and column of its keys or values, which have so
+        many columns: row and column. Integers, arrays of them, or expressions of TIR.
+        """
+        return row, column
 
     def multiplied_as_bfloat16(self, bf16_dot: bool) -> bool:
         """Whether attention multiplies pages as bfloat16 without widening them, on a processor
@@ -87,8 +110,14 @@ class KVFormat:
         """Store one token's key and value [kv_heads, d] at a place of the pools; of a slice of
         pages, one token [pages, kv_heads, d] in each.
         """
-        k_pages[page, :, : k.shape[-1], slot] = k
-        v_pages[page, :, slot] = v
+        keys, values = self._places(slot, v_pages.shape[-1])
+        k_pages[page][(..., *keys)] = k
+        v_pages[page][(..., *values)] = v
+
+    def _places(self, slot: int, head_dim: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Where a page has a token's key, and where its value."""
+        components = np.arange(head_dim)
+        return self.place(components, slot, PAGE_SIZE), self.place(slot, components, head_dim)
 
     def read(self, k_pages: np.ndarray, v_pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The numbers in pools: float64 [pages, kv_heads, d, 64] and [pages, kv_heads, 64, d]."""
@@ -106,8 +135,20 @@ class KVFormat:
         self, k_pages: np.ndarray, v_pages: np.ndarray, to: tuple[int, int], at: tuple[int, int]
     ) -> None:
         """Copy one token, bit for bit, from (page, slot) `at` to `to`."""
-        k_pages[to[0], :, :, to[1]] = k_pages[at[0], :, :, at[1]]
-        v_pages[to[0], :, to[1]] = v_pages[at[0], :, at[1]]
+        head_dim = v_pages.shape[-1]
+        targets, sources = (self._places(slot, head_dim) for _, slot in (to, at))
+        for pool, target, source in zip((k_pages, v_pages), targets, sources, strict=True):
+            pool[to[0]][(..., *target)] = pool[at[0]][(..., *source)]
+
+    def rounded_queries(self, q: np.ndarray) -> np.ndarray:
+        """q [..., d] as attention multiplies them, float64."""
+        return q.astype(np.float64)
+
+    def rounded_weights(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Softmax weights [..., g, t] of the tokens of one page as attention multiplies them with
+        their values [..., t, d], float64.
+        """
+        return weights
 
     def random_pages(
         self, rng: np.random.Generator, pages: int, kv_heads: int, head_dim: int
@@ -123,11 +164,24 @@ class KVFormat:
         """16 elements from `index` on along the last axis, as float32, without their scales."""
         return vector.load(pool, *index)
 
+    def cpu_words(self, pool: Buffer, *index: Expr, lanes: int) -> Expr:
+        """int8[4 lanes] of a format of `words`: of four rows from (page, kv_head, row, column) on,
+        the numbers of `lanes` columns, those of one column side by side.
+        """
+        raise NotImplementedError
+
     def cpu_scales(
-        self, k_pages: Buffer, head_dim: int, which: int, page: Expr, kv_head: Expr, sixteen: Expr
+        self,
+        k_pages: Buffer,
+        head_dim: int,
+        which: int,
+        page: Expr,
+        kv_head: Expr,
+        token: Expr,
+        lanes: int = vector.LANES,
     ) -> Expr | None:
-        """float32x16: the scales of the KEYS or VALUES of tokens 16 * sixteen .. + 15 of a page;
-        None in a format without.
+        """float32[lanes]: the scales of the KEYS or VALUES of tokens from `token` on; None in a
+        format without.
         """
         return None
 
@@ -141,12 +195,31 @@ class KVFormat:
             return vectors
         return [T.Cast(f"{self.storage}x{vector.LANES}", x) for x in vectors]
 
+    def cpu_store_key(self, k_pages: Buffer, key: Buffer, place: Place) -> None:
+        """Write a key [d], as stored: a token is a column of its key page."""
+        with T.serial(int(key.shape[0])) as i:
+            T.buffer_store(k_pages, key[i], [*place[:2], *self.place(i, place[2], PAGE_SIZE)])
+
+    def cpu_store_value(self, v_pages: Buffer, value: list[Expr], place: Place) -> None:
+        """Write a value, vectors of 16 as stored."""
+        for j, x in enumerate(value):
+            T.buffer_store(v_pages, x, [*place, T.ramp(j * vector.LANES, 1, vector.LANES)])
+
     def cpu_copy_key(
         self, target: Buffer, source: Buffer, head_dim: int, to: Place, at: Place
     ) -> None:
         """One token's key, and both its scales if there are any, bit for bit."""
         with T.serial(head_dim) as i:
-            T.buffer_store(target, source[at[0], at[1], i, at[2]], [to[0], to[1], i, to[2]])
+            here, there = ([*place[:2], *self.place(i, place[2], PAGE_SIZE)] for place in (to, at))
+            T.buffer_store(target, source[tuple(there)], here)
+
+    def cpu_copy_value(
+        self, target: Buffer, source: Buffer, head_dim: int, to: Place, at: Place
+    ) -> None:
+        """One token's value, bit for bit."""
+        with T.serial(head_dim // vector.LANES) as j:
+            lanes = T.ramp(j * vector.LANES, 1, vector.LANES)
+            T.buffer_store(target, source[(*at, lanes)], [*to, lanes])
 
     # ---- GPU kernels
 

@@ -40,6 +40,11 @@ class Int8(KVFormat):
     storage: str = "int8"
     scale_rows: ClassVar[int] = 2 * SCALE_ROWS
 
+    def beside(self, levels: int | None) -> KVFormat:
+        from minicpm_mlc.ops.formats.kv.int8_words import Int8Words
+
+        return self if levels is None else Int8Words(levels=levels)
+
     def write(
         self,
         k_pages: np.ndarray,
@@ -59,24 +64,36 @@ class Int8(KVFormat):
         head_dim = v_pages.shape[-1]
         rows = np.ascontiguousarray(k_pages[:, :, head_dim:]).view(np.float32).astype(np.float64)
         scales = rows.reshape(*rows.shape[:2], 2, PAGE_SIZE)
-        return k_pages[:, :, :head_dim] * scales[:, :, :1], v_pages * scales[:, :, 1, :, None]
+        keys, values = (self._rows(pool) for pool in (k_pages[:, :, :head_dim], v_pages))
+        return keys * scales[:, :, :1], values * scales[:, :, 1, :, None]
+
+    def _rows(self, pool: np.ndarray) -> np.ndarray:
+        """The integers of pages, without their scales, by row and column."""
+        return pool
 
     def move(
         self, k_pages: np.ndarray, v_pages: np.ndarray, to: tuple[int, int], at: tuple[int, int]
     ) -> None:
-        head_dim = v_pages.shape[-1]
-        super().move(k_pages[:, :, :head_dim], v_pages, to, at)
+        super().move(k_pages, v_pages, to, at)
         for which in (KEYS, VALUES):
             target, source = (
-                (page, slice(None), *_scale_place(head_dim, which, slot)) for page, slot in (to, at)
+                (page, slice(None), *_scale_place(v_pages.shape[-1], which, slot))
+                for page, slot in (to, at)
             )
             k_pages[target] = k_pages[source]
 
     def cpu_scales(
-        self, k_pages: Buffer, head_dim: int, which: int, page: Expr, kv_head: Expr, sixteen: Expr
+        self,
+        k_pages: Buffer,
+        head_dim: int,
+        which: int,
+        page: Expr,
+        kv_head: Expr,
+        token: Expr,
+        lanes: int = vector.LANES,
     ) -> Expr | None:
-        scales = k_pages[page, kv_head, head_dim + which + sixteen, T.ramp(0, 1, PAGE_SIZE)]
-        return T.Bind(T.reinterpret(scales, dtype="float32x16"))
+        scales = k_pages[page, kv_head, head_dim + which, T.ramp(4 * token, 1, 4 * lanes)]
+        return T.Bind(T.reinterpret(scales, dtype=f"float32x{lanes}"))
 
     def cpu_stored(
         self, vectors: list[Expr], k_pages: Buffer, which: int, place: Place
@@ -124,6 +141,9 @@ class Int8(KVFormat):
         everywhere = reduced(T.max, shared((THREADS,)), largest[0], thread)
         scale = T.Bind(everywhere * constant(1 / LARGEST))
         return scale, T.Bind(T.float32(1) / scale)
+
+
+INT8 = Int8()
 
 
 def _scale_place(head_dim: int, which: int, slot: int) -> tuple[int, slice]:

@@ -1,0 +1,68 @@
+"""Logits that stay on a device until somebody reads them: a greedy step sends only its token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+
+class DeviceRows:
+    """Logits float32 [rows, vocab] of one step. `ids` and `values`: of each row the likeliest token
+    and its logit, which the device found.
+
+    `fetch` copies all rows, at most once. A step that writes into the same memory calls `keep`
+    first, so that they stay what they were.
+    """
+
+    def __init__(
+        self, fetch: Callable[[], np.ndarray], ids: np.ndarray, values: np.ndarray, nbytes: int
+    ) -> None:
+        """`nbytes`: what they take on the device."""
+        self.ids, self.values, self.nbytes = ids, values, nbytes
+        self._fetch: Callable[[], np.ndarray] | None = fetch
+        self._rows = np.empty((0, 0), np.float32)
+
+    def keep(self) -> np.ndarray:
+        """All rows, copied if they weren't before."""
+        if self._fetch:
+            self._rows, self._fetch = self._fetch(), None
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> DeviceRow:
+        return DeviceRow(self, range(len(self))[row])
+
+    def __iter__(self) -> Iterator[DeviceRow]:
+        return (DeviceRow(self, row) for row in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.keep(), dtype)
+
+
+class DeviceRow:
+    """One of them, float32 [vocab], as NumPy takes it. Its largest is known without a copy."""
+
+    __slots__ = ("_row", "_rows")
+
+    def __init__(self, rows: DeviceRows, row: int) -> None:
+        self._rows, self._row = rows, row
+
+    def argmax(self) -> np.intp:
+        """The likeliest token, the lowest id among equals; one whose logit is NaN comes first."""
+        return np.intp(self._rows.ids[self._row])
+
+    def __getitem__(self, token_id: SupportsIndex) -> np.float32:
+        """The logit of a token."""
+        if token_id == self.argmax():
+            return self._rows.values[self._row]
+        return self._rows.keep()[self._row, token_id]
+
+    def __len__(self) -> int:
+        return self._rows.keep().shape[1]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._rows.keep()[self._row], dtype)
