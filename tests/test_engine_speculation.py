@@ -22,6 +22,7 @@ QUESTIONS = [
     "Remember: the code of the red door is 7.",
     "Count to 9. /think",
 ]
+PLAIN: dict[str, Any] = {"speculate": "off"}
 TREES: list[dict[str, Any]] = [
     {"speculate": "ngram", "tree_size": 8, "draft_depth": 4, "draft_top_k": 2},
     {"speculate": "ngram", "tree_size": 64, "draft_depth": 16, "draft_top_k": 4},
@@ -56,7 +57,7 @@ def test_the_same_trees_and_texts(both: tuple[EngineProcess, Engine], tree: dict
     for question in QUESTIONS:
         for sampling in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
             asked: dict[str, Any] = {"max_tokens": 48, **sampling}
-            for options in ({"speculate": "off"}, tree):
+            for options in (PLAIN, tree):
                 said = native.chat(user(question), **asked, **options)
                 expected = python.chat_events(user(question), **asked, **options)
                 assert joined(said) == joined(expected)
