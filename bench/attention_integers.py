@@ -89,8 +89,8 @@ def compare(args: argparse.Namespace, preset: str, depth: int, rows: int) -> Spe
     ratio = statistics.median(
         a / b for a, b in zip(seconds["float32"], seconds["integers"], strict=True)
     )
-    medians = (1e3 * statistics.median(each) / times for each in seconds.values())
-    return Speed("/".join(map(str, heads)), args.dot, depth, rows, *medians, ratio)
+    float32, integers = (1e3 * statistics.median(each) / times for each in seconds.values())
+    return Speed("/".join(map(str, heads)), args.dot, depth, rows, float32, integers, ratio)
 
 
 def text(device: str, threads: int, rows: list[Speed]) -> str:

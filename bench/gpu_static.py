@@ -50,6 +50,7 @@ class Case:
     bytes: float = 0
     kernel: int = 0
     others: int = 1  # turns of the other loops
+    around: int = 1  # of those that have one inside
     cached: bool = False  # its narrow loads find all in the second level's cache
     assumed: float | None = None  # microseconds of what the simulator can't follow
     before: float | None = None  # microseconds on an H200 of the kernels at commit de83073
@@ -77,22 +78,23 @@ def tiles_case(name: str, operator: str, n: int, k: int, rows: int) -> Case:
     """
     few, size = rows <= 32, n * k * (W4 + SCALE) + rows * k * 1.25
     groups = n // 32 if few else -(-rows // 128) * n // 64
-    turns = k // 32 // 8 if few else k // 32
-    # what a warp does in a turn, by the weights of a thread: 32 (64) rows by 32 columns
-    unit, units = "weight and 32 rows", 32 if few else 64
+    turns = k // 64 // 8 if few else k // 64
+    # what a warp does in a turn, by the weights of a thread: 32 (64) rows by twice 32 columns
+    unit, units = "weight and 32 rows", 64 if few else 128
     threads, kernel = (256, 2) if few else (128, 3)
-    return Case(name, operator, groups, threads, unit, units, turns, size, kernel)
+    shape = groups, threads, unit, units, turns, size, kernel
+    return Case(name, operator, *shape, cached=not few)
 
 
 LONG = 2048  # pages of 128K tokens
 # the column `before` is the simulator's for the kernels that were here first, which had no name for
 # what is fused now: attention by 94 us a page of its longest split
 CASES = (
-    linear_case("qkv", "linear_qkv", QKV, HIDDEN, 20),
+    linear_case("norm, qkv", "norm_qkv", QKV, HIDDEN, 20),
     linear_case("o", "linear_o", HIDDEN, HIDDEN, 20),
     Case(
-        "gate, up, SwiGLU",
-        "linear_swiglu",
+        "norm, gate, up, SwiGLU",
+        "norm_swiglu",
         WIDTH // 32,
         256,
         "weight",
@@ -115,16 +117,33 @@ CASES = (
     tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN, 16),
     tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH, 16),
     tiles_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN, 512),
-    Case("rope, append", "rope_append", HEADS + 2 * KV_HEADS, 128, bytes=QKV * 4, cached=True),
-    Case("means", "segment_means", KV_HEADS, 128, cached=True),
+    Case(
+        "o, exact activations",
+        "linear_exact",
+        HIDDEN // 16,
+        128,
+        "weight",
+        128,
+        HIDDEN // 32 // 32,
+        HIDDEN * HIDDEN * (W4 + SCALE),
+    ),
+    Case(
+        "rope, append, means",
+        "rope_append",
+        HEADS + 2 * KV_HEADS,
+        128,
+        bytes=QKV * 4,
+        cached=True,
+        others=16,
+    ),
     Case("norm, rounding", "norm", 1, 256, bytes=HIDDEN * 8, cached=True),
     Case("rounding", "quantize", HIDDEN // 512, 128, bytes=HIDDEN * 4, cached=True),
     attention_case("attention, 1K", "attend", 16, 8 * 94),
     Case(
         "merge, 1K",
         "attend",
-        HEADS,
-        1024,
+        HEADS * HEAD_DIM // 32,
+        256,
         kernel=1,
         bytes=16 * 16896,
         cached=True,
@@ -132,11 +151,9 @@ CASES = (
     Case(
         "merge, 128K",
         "attend",
-        HEADS,
-        1024,
-        turns=4,
+        HEADS * HEAD_DIM // 32,
+        256,
         kernel=1,
-        others=4,
         bytes=128 * 16896,
         cached=True,
     ),
@@ -145,31 +162,19 @@ CASES = (
     Case(
         "logits of segments, 128K",
         "score_blocks",
-        KV_HEADS * LONG * 4 // 64 + KV_HEADS,
-        64,
-        turns=HEAD_DIM // 16,
+        KV_HEADS * -(-LONG // 15),
+        128,
         bytes=LONG * 4 * KV_HEADS * HEAD_DIM * 4,
         others=2,
-        before=15.5,
-    ),
-    Case(
-        "log-sum-exp, 128K",
-        "score_blocks",
-        HEADS,
-        256,
-        turns=LONG // 256,
-        kernel=1,
-        bytes=HEADS * LONG * 16,
-        cached=True,
-        before=4.4,
+        before=15.5 + 4.4,
     ),
     Case(
         "pooling, 128K",
         "score_blocks",
         KV_HEADS * LONG // 64,
         256,
-        turns=5,
-        kernel=2,
+        turns=3,  # of 137 tiles' sums, four at a time by 16 threads
+        kernel=1,
         bytes=HEADS * LONG * 16,
         cached=True,
         before=9.8,
@@ -180,7 +185,10 @@ CASES = (
         KV_HEADS,
         256,
         bytes=KV_HEADS * LONG * 4,
-        assumed=6,  # 31 passes of some 400 cycles
+        cached=True,
+        turns=2,
+        others=2,
+        around=10,  # passes, of 16 at most
         before=45,
     ),
 )
@@ -192,30 +200,30 @@ def records() -> dict[str, Any]:
     from minicpm_mlc.ops.attend_blocks import AttendBlocks
     from minicpm_mlc.ops.formats.kv import F16
     from minicpm_mlc.ops.formats.weights import SCHEMES
+    from minicpm_mlc.ops.linear import Linear
     from minicpm_mlc.ops.linear_int8 import LinearInt8
-    from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
+    from minicpm_mlc.ops.norm_linear import NormLinearInt8, NormLinearSwigluInt8
     from minicpm_mlc.ops.quantize_rows import QuantizeRows
     from minicpm_mlc.ops.rms_norm import RmsNormInt8
-    from minicpm_mlc.ops.rope_append import RopeAppend
+    from minicpm_mlc.ops.rope_append import RopeAppendMeans
     from minicpm_mlc.ops.score_blocks import ScoreBlocks
-    from minicpm_mlc.ops.segment_means import SegmentMeans
     from minicpm_mlc.ops.select_blocks import SelectBlocks
 
     scheme, factor = SCHEMES["w4"].beside("int8"), -8
     linear = partial(LinearInt8, scheme=scheme, sum_factor=factor)
     heads = HEADS, KV_HEADS, HEAD_DIM
     return {
-        "linear_qkv": linear(QKV, HIDDEN),
+        "norm_qkv": NormLinearInt8(QKV, HIDDEN, scheme, sum_factor=factor, eps=1e-6),
         "linear_o": linear(HIDDEN, HIDDEN, residual=True),
         "linear_down": linear(HIDDEN, WIDTH, residual=True),
-        "linear_swiglu": LinearSwigluInt8(WIDTH, HIDDEN, scheme, factor),
+        "norm_swiglu": NormLinearSwigluInt8(WIDTH, HIDDEN, scheme, factor, 1e-6),
+        "linear_exact": Linear(HIDDEN, HIDDEN, SCHEMES["w4"], residual=True),
         "linear_head": LinearInt8(VOCAB, HIDDEN, SCHEMES["w8"].beside("int8"), sum_factor=0),
         "norm": RmsNormInt8(HIDDEN, 1e-6, factor),
-        "rope_append": RopeAppend(*heads, F16, True),
-        "segment_means": SegmentMeans(KV_HEADS, HEAD_DIM, F16, True),
+        "rope_append": RopeAppendMeans(*heads, F16, True),
         "quantize": QuantizeRows(HIDDEN, factor),
-        "attend": AttendDecode(*heads, F16),
-        "attend_blocks": AttendBlocks(*heads, F16, 96, True),
+        "attend": AttendDecode(*heads, F16, sum_factor=factor),
+        "attend_blocks": AttendBlocks(*heads, F16, 96, True, sum_factor=factor),
         "score_blocks": ScoreBlocks(*heads, True),
         "select_blocks": SelectBlocks(KV_HEADS, 64, 32, 1),
     }
@@ -297,7 +305,7 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
         target = kernel.code[at].target
         if target is None or target > at:
             return False
-        turns = case.turns if at == last else 1 if at in around else case.others
+        turns = case.turns if at == last else case.around if at in around else case.others
         done = warp.turns.get(at, 0) + 1
         warp.turns[at] = 0 if done >= turns else done
         return done < turns
@@ -305,7 +313,8 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
     def where(at: int, instruction: Instruction) -> tuple[str, float]:
         if at in inside:
             return "memory", each
-        return ("cache", 32.0 * instruction.bytes) if case.cached else ("level1", 0)
+        cached = case.cached or at in loads
+        return ("cache", 32.0 * instruction.bytes) if cached else ("level1", 0)
 
     held, spread = resident(case, kernel), min(gpu.sms, case.groups)
     own = -(-case.groups // gpu.sms)  # of the multiprocessor that has most
@@ -351,9 +360,10 @@ def _time(case: Case, time: float) -> str:
     return f"{time:.1f}" if case.assumed is None else f"({time:g})"
 
 
-STEP = ("qkv", "rope, append", "means", "rounding", "o", "gate, up, SwiGLU", "down")
-SPARSE = ("logits of segments", "log-sum-exp", "pooling", "selection")
-STEPS = {  # the launches of a layer beside two norms, by context
+STEP = ("norm, qkv", "rope, append, means", "o", "norm, gate, up, SwiGLU", "down")
+SPARSE = ("logits of segments", "pooling", "selection")
+LAST = ("norm, rounding", "rounding", "head, w8")
+STEPS = {  # the launches of a layer, by context
     "1K": (*STEP, "attention, 1K", "merge, 1K"),
     "128K sparse": (
         *STEP,
@@ -369,8 +379,8 @@ def step_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[li
     """A decode step's kernels, added up, without the time between them."""
     by_name = {case.name: case for case in found}
     for name, launches in STEPS.items():
-        layer = [by_name[each] for each in launches] + [by_name["norm, rounding"]] * 2
-        whole = layer * LAYERS + [by_name["norm, rounding"], by_name["head, w8"]]
+        layer = [by_name[each] for each in launches]
+        whole = layer * LAYERS + [by_name[each] for each in LAST]
         line = [f"decode {name}", str(len(layer))]
         for arch in next(iter(found.values())):
             time = sum(found[case][arch][1] for case in whole)

@@ -36,7 +36,10 @@ class EngineProcess:
     def __init__(
         self, bundle: Path, runner: Sequence[str] = (), target: str = HERE, **options: Any
     ):
-        command = [*runner, built(DRIVER, target), bundle, json.dumps(options)]
+        self._start([*runner, built(DRIVER, target), bundle, json.dumps(options)])
+
+    def _start(self, command: Sequence[str | Path]) -> None:
+        """Raises Refused with what the bundle was refused with."""
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

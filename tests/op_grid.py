@@ -61,7 +61,10 @@ def table(devices: list[str]) -> str:
     """Markdown: operator x device and dtype, the number of cases and their worst NMSE. Raises
     AssertionError past a limit.
     """
-    cells: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    kernels = [case.kernel for cases in all_cases().values() for case in cases]
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {
+        (kernel.operator, kernel.dtype): defaultdict(list) for kernel in kernels
+    }
     for device in devices:
         for case in cases_of(device):
             error = case.error(calls_of(device)[case.kernel])
@@ -83,7 +86,8 @@ generated shapes, the number of cases and the worst normalised mean squared erro
 float64 definition. `dtype` is that of the stored weights or of the key/value cache; arithmetic is
 float32, and int8 where the operator's name says so. On a CPU with AVX-512 BF16, attention over a
 bfloat16 cache rounds queries and softmax weights to bfloat16. A dash: the device's kernel set does
-without. `opencl` ran on PoCL, `vulkan` on Mesa's lavapipe.
+without, as all three do without what is one launch on CUDA alone. `opencl` ran on PoCL, `vulkan` on
+Mesa's lavapipe.
 
 """
 

@@ -44,10 +44,10 @@ ARM = """
 """
 # level: kernels beside w4; the whole list is `python bench/cpu_static.py --check`
 CHECKED = {
-    "avx2": ["swiglu w4", "float32 peak", "int8 peak"],
+    "avx2": ["swiglu w4", "decode int8", "float32 peak", "int8 peak"],
     "avxvnni": [],
     "avx512vnni": ["float32 peak"],
-    "dotprod": ["float32 peak", "int8 peak"],
+    "dotprod": ["decode int8", "float32 peak", "int8 peak"],
     "i8mm": ["int8 peak"],
 }
 

@@ -25,10 +25,11 @@ MAIN = Path(__file__).with_name("EngineCheck.java")
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classes")
-    source = native_folder() / "android/src/main/java/org/minicpm/Engine.java"
+    source = native_folder() / "android/minicpm/src/main/java/org/minicpm/Engine.java"
     subprocess.run(["javac", "-Xlint:all", "-d", folder, source, MAIN], check=True)
     headers = [HOME / "include", HOME / "include" / platform.system().lower()]
-    library = EngineBuild(HERE).shared(native_folder() / "android/jni.cc", headers)
+    methods = native_folder() / "android/minicpm/src/main/cpp/jni.cc"
+    library = EngineBuild(HERE).shared(methods, headers)
     shutil.copy(library, folder / "libminicpm_jni.so")
     return folder
 

@@ -21,6 +21,7 @@ TRIPLES = {
     "android": "aarch64-linux-android24",
     "macos": "arm64-apple-macos13.0",
     "ios": "arm64-apple-ios16.0",
+    "web": "wasm32-unknown-wasi",
 }
 
 

@@ -33,7 +33,7 @@ THREADS = {  # what the thread pool takes of Linux's C library
     "syscall",
 }
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64}
-ALL = "cpu, linux-arm64, macos-arm64, windows-x64, cuda, opencl, vulkan, android, metal, ios"
+ALL = "cpu, linux-arm64, macos-arm64, windows-x64, cuda, opencl, vulkan, android, metal, ios, web"
 
 
 @pytest.mark.parametrize("device", DEVICE_OPTIONS)
@@ -60,9 +60,10 @@ def test_every_device_has_a_target_that_llvm_knows(device):
             "--arch sm_35: choose all, or of sm_80, sm_87, sm_89, sm_90",
         ),
         (
-            {"device": "opencl", "arch": "sm_90"},
-            "--arch sm_90: only CUDA has it; use --device cuda",
+            {"device": "metal", "arch": "sm_90"},
+            "--arch sm_90: --device metal has none; there are some for cuda, ",
         ),
+        ({"device": "opencl", "arch": "sm_90"}, "--arch sm_90: choose dot8, or leave it out"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(options, message):
@@ -111,8 +112,8 @@ def test_a_library_needs_only_tvms_runtime_and_the_c_library(device, demo_bundle
 @pytest.mark.parametrize("platform_name", PLATFORMS)
 def test_the_same_objects_give_the_same_library_anywhere(platform_name: str, tmp_path: Path):
     there, written = PLATFORMS[platform_name], []
-    (tmp_path / "code.s").write_text(".globl _f\n_f: ret\n")
-    zig("cc", "-target", there.zig, "-c", "-o", str(tmp_path / "code.o"), str(tmp_path / "code.s"))
+    (tmp_path / "code.c").write_text("int f(void) { return 1; }\n")
+    zig("cc", "-target", there.zig, "-c", "-o", str(tmp_path / "code.o"), str(tmp_path / "code.c"))
     for name in ("here", "there"):
         folder = tmp_path / name
         folder.mkdir()

@@ -12,7 +12,7 @@ KV_NAMES = ("f32", "f16", "bf16", "int8")  # how keys and values are stored (ops
 ACTIVATIONS = ("auto", "int8", "f32")  # what multiplies integer weights; auto is int8 where fast
 SPECULATE = ("auto", "off", "eagle", "ngram", "draft")  # auto drafts with what pays
 OVERFLOW = ("error", "drop_oldest")  # what a conversation longer than the context does
-PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux", "windows")
+PACKAGE_PLATFORMS = ("android", "ios", "macos", "linux", "windows", "web")
 TOOL_FORMATS = ("minicpm", "hermes", "minicpm5")  # how a model writes calls of tools
 SERVE_PORT = 8080  # where serve listens unless told otherwise
 DEVICES = (  # targets/registry.py says what each is
@@ -26,4 +26,5 @@ DEVICES = (  # targets/registry.py says what each is
     "android",
     "metal",
     "ios",
+    "web",
 )

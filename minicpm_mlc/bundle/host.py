@@ -77,6 +77,8 @@ SYSTEM_WORDS = {  # of LLVM's triples, the system that each stands for; the firs
     "ios": "ios",
     "windows": "windows",
     "mingw": "windows",
+    "wasi": "web",
+    "web": "web",
 }
 # by system, the value of --device whose bundles run there; Linux has one per machine
 DEVICE_OF_SYSTEM = {
@@ -84,6 +86,7 @@ DEVICE_OF_SYSTEM = {
     "darwin": "metal",
     "ios": "ios",
     "windows": "windows-x64",
+    "web": "web",
 }
 # and the one for its processor alone
 CPU_DEVICES = {

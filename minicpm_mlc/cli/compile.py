@@ -33,7 +33,11 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     help="The GPU beside an arm64 processor: cuda, opencl or vulkan.  [default: opencl for "
     "android]",
 )
-@click.option("--arch", help="For CUDA: all, or for example sm_87,sm_90.  [default: all]")
+@click.option(
+    "--arch",
+    help="For CUDA: all, or for example sm_87,sm_90. For Vulkan and OpenCL: dot8, where the device "
+    "has the integer dot product.  [default: all]",
+)
 @click.option(
     "--quant",
     type=SCHEMES,

@@ -31,7 +31,7 @@ from minicpm_mlc.cli.commands import Command, example
 @click.option(
     "--engine",
     is_flag=True,
-    help="With minicpm-run, which answers without Python, and the engine's header. For linux.",
+    help="With the engine, which answers without Python: for linux, android, ios and web.",
 )
 def package(bundle: str, platform: str, out: str | None, engine: bool) -> None:
     """Put BUNDLE, licences, checksums and how to load it into one archive, the same bytes each

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from typing import IO, cast
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.files import cache_folder
+from minicpm_mlc.compile.engine_system import EngineSystem, system_for
 from minicpm_mlc.targets.link import zig
 
 TVM = "0.27.0.post1"  # whose sources native/runtime's headers fit
@@ -26,10 +27,8 @@ WHEELS = {"apache-tvm": TVM, "apache-tvm-ffi": "0.1.14"}
 PROGRAM = "minicpm-run"
 _PACKAGE = Path(__file__).parents[1]
 FLAGS = (
-    "-std=c++17",
     "-O2",
     "-g0",
-    "-fPIC",
     "-fvisibility=hidden",
     "-ffunction-sections",
     "-fdata-sections",
@@ -39,7 +38,6 @@ FLAGS = (
     f'-DMINICPM_TVM="{TVM}"',
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-LINK = ("-O2", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
 
 
 def native_folder() -> Path:
@@ -47,7 +45,7 @@ def native_folder() -> Path:
     for folder in (_PACKAGE / "native", _PACKAGE.parent / "native"):
         if (folder / "engine" / "sources.txt").is_file():
             return folder
-    raise CompileError("the engine's sources are not installed; run from a checkout of minicpm-mlc")
+    raise CompileError("the engine's sources are not installed; try: pip install minicpm-mlc")
 
 
 def wheel_folders() -> dict[str, Path]:
@@ -108,38 +106,42 @@ class EngineBuild:
         Raises CompileError.
         """
         main = main or self._engine / "tools" / f"{PROGRAM}.cc"
-        parts = [*self._engine_parts, main.read_bytes(), repr(LINK).encode()]
-        if self.model:
-            parts += [self.model.prefix.encode(), self.model.objects.read_bytes()]
+        parts = [*self._parts, main.read_bytes()]
         return self._kept(main.stem, parts, lambda out: self._link(main, out, self._kind))
 
     def shared(self, source: Path, headers: Iterable[Path] = ()) -> Path:
         """A shared library of the engine and a file over it, for programs that load it by name; it
         shows no symbols but that file's and minicpm.h's. Raises CompileError.
         """
-        parts = [*self._engine_parts, source.read_bytes(), b"shared"]
+        parts = [*self._parts, source.read_bytes(), b"shared"]
         flags = tuple(f"-isystem{folder}" for folder in headers)
-        return self._kept(
-            f"lib{source.stem}.so", parts, lambda out: self._link(source, out, ("-shared",), flags)
-        )
+        kind, name = self._system.library, self._system.name.format(source.stem)
+        return self._kept(name, parts, lambda out: self._link(source, out, kind, flags))
 
     def archives(self) -> list[Path]:
-        """libminicpm.a and libminicpm_tvm.a, the same way."""
+        """What else the system takes, libminicpm.a and libminicpm_tvm.a, the same way."""
+        system = self._system
         engine = _listed(self._engine, {"src": self._engine / "src"})
         tvm = _listed(self._runtime, {**self._wheels, "native": self._runtime})
         # warnings are for who wrote the sources
         packed = {
-            "libminicpm.a": (self._engine_parts, engine, WARNINGS),
-            "libminicpm_tvm.a": (self._tvm_parts, tvm, ("-w",)),
+            "libsystem.a": (self._tvm_parts, system.sources, ("-w", *system.source_flags)),
+            "libminicpm.a": (self._engine_parts, [*system.kept(engine), *system.own], WARNINGS),
+            "libminicpm_tvm.a": (self._tvm_parts, system.kept(tvm), ("-w",)),
         }
         return [
             self._kept(name, parts, partial(self._pack, sources, flags))
             for name, (parts, sources, flags) in packed.items()
+            if sources
         ]
 
     @cached_property
     def _native(self) -> Path:
         return native_folder()
+
+    @cached_property
+    def _system(self) -> EngineSystem:
+        return system_for(self.target, self._native)
 
     @property
     def _engine(self) -> Path:
@@ -157,16 +159,27 @@ class EngineBuild:
     def _tvm_parts(self) -> list[bytes]:
         """What the archive is made of: the wheels by their versions, and our own files."""
         installed = [importlib.metadata.version(n) for n in ("apache-tvm-ffi", "ziglang")]
+        system = self._system
         return [
             repr((self.target, FLAGS, TVM, installed)).encode(),
+            repr(system.flags).encode(),
+            *(path.read_bytes() for path in (*system.own, *system.sources)),
+            *(part for folder in system.headers for part in _contents(folder)),
             *_contents(self._runtime),
         ]
+
+    @property
+    def _parts(self) -> list[bytes]:
+        """What a program or a library is made of, but for the file over the engine."""
+        model = self.model
+        linked = [model.prefix.encode(), model.objects.read_bytes()] if model else []
+        return [*self._engine_parts, repr(self._system.link).encode(), *linked]
 
     @cached_property
     def _engine_parts(self) -> list[bytes]:
         return [*self._tvm_parts, *_contents(self._engine)]
 
-    def _pack(self, sources: list[Path], flags: Iterable[str], out: Path) -> None:
+    def _pack(self, sources: Sequence[Path], flags: Iterable[str], out: Path) -> None:
         with TemporaryDirectory(dir=out.parent) as scratch:
             zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
 
@@ -178,7 +191,9 @@ class EngineBuild:
             objects = self._compiled([main], Path(scratch), (*WARNINGS, *self._defined, *flags))
             objects += self._model_objects(Path(scratch))
             whole = ("-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive")
-            zig("c++", "-target", self.target, *LINK, *kind, "-o", str(out), *objects, *whole)
+            how = (*self._system.link, *kind)
+            # archives first: what they bring is not taken from the system's
+            zig("c++", "-target", self.target, *how, "-o", str(out), *whole, *objects)
 
     @property
     def _kind(self) -> tuple[str, ...]:
@@ -199,14 +214,15 @@ class EngineBuild:
                 paths[-1].write_bytes(cast("IO[bytes]", archive.extractfile(member)).read())
         return [str(path) for path in paths]
 
-    def _compiled(self, sources: list[Path], folder: Path, flags: Iterable[str]) -> list[str]:
+    def _compiled(self, sources: Sequence[Path], folder: Path, flags: Iterable[str]) -> list[str]:
         objects = [folder / f"{i}-{source.stem}.o" for i, source in enumerate(sources)]
-        own = [f"-I{self._engine / name}" for name in ("include", "src")]
-        headers = [*own, *(f"-isystem{p}" for p in self._headers)]
-        common = ("-target", self.target, "-c", *FLAGS, *flags, *headers)
+        own = [*self._system.headers, *(self._engine / name for name in ("include", "src"))]
+        headers = [*(f"-I{p}" for p in own), *(f"-isystem{p}" for p in self._headers)]
+        common = ("-target", self.target, "-c", *FLAGS, *self._system.flags, *flags, *headers)
 
         def compiled(pair: tuple[Path, Path]) -> None:
-            zig("c++", *common, "-o", str(pair[1]), str(pair[0]))
+            language = ("cc",) if pair[0].suffix == ".c" else ("c++", "-std=c++17")
+            zig(*language, *common, "-o", str(pair[1]), str(pair[0]))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compiled, zip(sources, objects, strict=True)))

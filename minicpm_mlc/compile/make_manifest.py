@@ -6,13 +6,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import MAX_TREE_NODES, PAGE_SIZE, Manifest
 from minicpm_mlc.bundle.manifest_schema import WEIGHT_LAYOUTS
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_bytes
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, bytes_per_token, model_state
+from minicpm_mlc.ops.gpu.score_spread import scratch_bytes
 from minicpm_mlc.targets import Target
 
 
@@ -47,7 +48,7 @@ def make_manifest(
         memory={
             "weights": stored_bytes(params),
             "kv_per_token": bytes_per_token(state),
-            "activations": _activation_bytes(config, prefill_chunk),
+            "activations": _activation_bytes(config, target, prefill_chunk, longest),
         },
         tvm=version("apache-tvm"),
         library=target.libraries[0],
@@ -79,6 +80,11 @@ def with_draft(
     return replace(manifest, draft=draft, memory=memory)
 
 
-def _activation_bytes(config: ModelConfig, prefill_chunk: int) -> int:
-    """At the widest moment of a prefill: gate and up, their product, and the residual stream."""
-    return 4 * prefill_chunk * (3 * config.intermediate_size + 2 * config.hidden_size)
+def _activation_bytes(config: ModelConfig, target: Target, prefill_chunk: int, longest: int) -> int:
+    """At the widest moment of a prefill: gate and up, their product, and the residual stream. A
+    GPU's runtime keeps the memory of gate and up for the logits of segments, which may be more.
+    """
+    scratch, pages = 8 * prefill_chunk * config.intermediate_size, -(-longest // PAGE_SIZE)
+    if config.sparse and target.traits.folder == "gpu":
+        scratch = max(scratch, scratch_bytes(MAX_TREE_NODES, config.num_heads, pages))
+    return 4 * prefill_chunk * (config.intermediate_size + 2 * config.hidden_size) + scratch

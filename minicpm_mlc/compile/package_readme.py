@@ -38,6 +38,46 @@ _COMMANDS = {
     adb shell /data/local/tmp/minicpm-run /data/local/tmp/{name} --prompt Hello
 """,
 }
+_WEB = """## In a page
+
+This folder is a page that chats: serve it, and open it in a browser of 2023 or later.
+
+    python -m http.server 8000    # then http://localhost:8000
+
+Elsewhere than on localhost browsers want https. The first visit loads `{name}` into the browser's
+private files and checks it; later ones read it from there. Nothing that is typed leaves the
+browser. `page/app.json` says which bundle is opened, with which options of minicpm.h.
+
+A page of your own takes `page/engine.js` and `page/wasi.js` in a worker, and `page/minicpm.wasm`:
+
+    const engine = await Engine.of(module, files);
+    engine.open("/bundle", {{ linked: "{prefix}" }});
+    engine.chat([{{ role: "user", content: "Hello" }}], {{}}, (kind, text) => show(text));
+"""
+_IOS = """## In an app
+
+This folder is a Swift package: in Xcode, File > Add Package Dependencies > Add Local, and add
+`{name}/` to the app as a folder reference. `Example/ChatView.swift` is a screen that chats.
+
+    import Minicpm
+    let engine = try Engine(bundle: Bundle.main.url(forResource: "{name}", withExtension: nil)!)
+    try engine.chat([["role": "user", "content": "Hello"]]) {{ piece in
+      if case .answer(let text) = piece {{ print(text, terminator: "") }}
+      return false
+    }}
+
+`native/` holds the engine's sources and those of TVM's runtime, `MinicpmModel.xcframework` the
+model's code for phones (the simulator has none). **Apple's compiler has not seen this package.**
+"""
+_ANDROID = """
+`native/android` is a Gradle project: `:minicpm` is `org.minicpm.Engine` with the engine and the
+model's code, for the app's own NDK to build, `:app` an app that chats. Open it in Android Studio
+(SDK 35, NDK 27 or later, CMake 3.24 or later), run it, and copy the weights beside it:
+
+    adb push {name} /sdcard/Android/data/org.minicpm.chat/files/
+
+**Android's tools have not built it.**
+"""
 _RUNTIME = """## With TVM's runtime alone
 
 `{library}` needs TVM's runtime {tvm} and no Python. Load the module, ask it for
@@ -59,12 +99,14 @@ _ORDER = {
     "windows": (_PYTHON, _RUNTIME),
     "android": (_APP, _RUNTIME),
     "ios": (_APP, _RUNTIME),
+    "web": (_RUNTIME,),
 }
+_ENGINES = {"linux": _ENGINE, "android": _ENGINE + _ANDROID, "ios": _IOS, "web": _WEB}
 
 
 def readme(name: str, manifest: Manifest, platform: str, sha256: str, engine: bool = False) -> str:
     """Markdown, for the bundle in folder `name` of the package; `sha256` is its manifest's.
-    `engine`: whether minicpm-run is in it.
+    `engine`: whether the engine is in it.
     """
     target = manifest.target
     archives = [file for file in sorted(manifest.files) if file.endswith((".a", ".tar"))]
@@ -86,7 +128,7 @@ Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
 `minicpm-mlc verify {name} --files-only` run nothing of it.
 """
-    commands = _COMMANDS[platform].format(name=name) if engine else ""
+    commands = _COMMANDS.get(platform, "").format(name=name)
     parts = (
         part.format(
             name=name,
@@ -96,7 +138,8 @@ checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
             tvm=manifest.tvm,
             static=static,
             sha256=sha256,
+            prefix=manifest.symbol_prefix,
         )
-        for part in (*([_ENGINE] if engine else []), *_ORDER[platform])
+        for part in (*([_ENGINES[platform]] if engine else []), *_ORDER[platform])
     )
     return "\n".join([head, *parts])

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from minicpm_mlc.bundle.kernel_cases import word_values
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
-from minicpm_mlc.ops.formats.kv import F32, KVFormat
+from minicpm_mlc.ops.formats.kv import F16, F32, KVFormat
+from minicpm_mlc.ops.formats.weights import GROUP
 from minicpm_mlc.ops.operator import SUMS, Argument, Cost, Extent, gives, takes
 from minicpm_mlc.ops.paged import PagedOperator, cost_of_pages, kv_pools, row_places
 from minicpm_mlc.ops.paged_samples import (
+    HEADS,
     drawn_pools,
     drawn_queries,
     heads_and_formats,
     sampled_rows,
 )
+from minicpm_mlc.ops.quantize_rows import ROUNDED as ROUNDED_WORDS
+from minicpm_mlc.ops.quantize_rows import gives_words, words_of
 from minicpm_mlc.ops.samples import Draw, Sample, sample
 
 ROUNDED = 1e-4  # NMSE; of attention that rounds queries and weights
+Kind = TypeVar("Kind", bound="Attention")
 
 
 def attend_definition(
@@ -68,26 +74,71 @@ def average(scores: np.ndarray, values: np.ndarray, kv: KVFormat) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Attention(PagedOperator):
-    """What all attention has: `num_heads` queries a row, of which groups share a key/value head."""
+    """What all attention has: `num_heads` queries a row, of which groups share a key/value head.
+
+    With a `sum_factor` the outputs are words of quantize_rows.
+    """
 
     limit: ClassVar[float] = SUMS
     num_heads: int
     num_kv_heads: int
     head_dim: int
     kv: KVFormat
+    sum_factor: int | None = field(kw_only=True, default=None)
 
     @property
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def dtype_label(self) -> str:
+        return self.kv.dtype if self.sum_factor is None else f"{self.kv.dtype} to int8"
+
+    @property
+    def width(self) -> int:
+        """Columns of the output."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def in_splits(self) -> bool:
+        """Whether rows are few, so that a GPU takes each in splits and merges them."""
+        return True
+
+    @property
+    def grid_limit(self) -> float:  # type: ignore[override]
+        """Room for another way at a tie of the rounding."""
+        return 1e-11 if self.sum_factor is None else ROUNDED_WORDS
+
     def arguments(self) -> dict[str, Argument]:
         return {
             "q": takes("float32", "n", self.num_heads, self.head_dim),
             **kv_pools(self.num_kv_heads, self.head_dim, self.kv),
             **self.places(),
-            "out": gives("float32", "n", self.num_heads * self.head_dim),
+            "out": self.given(),
         }
+
+    def given(self) -> Argument:
+        """What it writes."""
+        if self.sum_factor is None:
+            return gives("float32", "n", self.width)
+        return gives_words(self.width, rows="n")
+
+    def rounded(self, out: np.ndarray) -> np.ndarray:
+        """The output as it is written."""
+        if self.sum_factor is None:
+            return out
+        return words_of(out.astype(np.float32), self.sum_factor)
+
+    def outcome(self, arguments: Any) -> np.ndarray:
+        out = arguments[-1]
+        return out if self.sum_factor is None else word_values(out)
+
+    def fits(self, traits: Any) -> bool:
+        """Only the merge of splits rounds, where it sees whole groups of columns."""
+        whole = self.in_splits and self.head_dim % GROUP == 0
+        rounds = self.sum_factor is None or (traits.launches and whole)
+        return rounds and super().fits(traits)
 
     def places(self) -> dict[str, Argument]:
         """What says which slots a row sees."""
@@ -116,6 +167,10 @@ class AttendPrefill(Attention):
 
     batched: ClassVar[bool] = False
 
+    @property
+    def in_splits(self) -> bool:
+        return self.batched
+
     def places(self) -> dict[str, Argument]:
         return row_places()
 
@@ -128,7 +183,7 @@ class AttendPrefill(Attention):
         slots: np.ndarray,
     ) -> np.ndarray:
         read = self.kv.read(k_pages, v_pages)
-        return attend_definition(q, *read, page_tables, slots, self.kv)
+        return self.rounded(attend_definition(q, *read, page_tables, slots, self.kv))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for rows in sampled_rows(draw, self.batched):
@@ -144,3 +199,14 @@ class AttendDecode(AttendPrefill):
     """One row of each of several sequences, up to its slot."""
 
     batched = True
+
+    @classmethod
+    def variants(cls) -> Iterator[AttendDecode]:
+        yield from (cls(*shape) for shape in heads_and_formats())
+        yield from rounding(cls)
+
+
+def rounding(kind: Callable[..., Kind], *others: Any) -> Iterator[Kind]:
+    """Records whose outputs are rounded."""
+    for heads, kv, factor in zip(HEADS, (F32, F16), (1, -8), strict=True):
+        yield kind(*heads, kv, *others, sum_factor=factor)

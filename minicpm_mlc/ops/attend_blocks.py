@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.attend import Attention, average, grouped_queries
+from minicpm_mlc.ops.attend import Attention, average, grouped_queries, rounding
 from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.operator import Argument, takes
 from minicpm_mlc.ops.paged import row_places
@@ -63,6 +63,10 @@ class AttendBlocks(Attention):
     budget: int
     batched: bool
 
+    @property
+    def in_splits(self) -> bool:
+        return self.batched
+
     def places(self) -> dict[str, Argument]:
         return row_places() | selected_blocks(self.num_kv_heads, self.budget)
 
@@ -70,7 +74,7 @@ class AttendBlocks(Attention):
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
         read = self.kv.read(k_pages, v_pages)
-        return attend_blocks_definition(q, *read, *places, kv=self.kv)
+        return self.rounded(attend_blocks_definition(q, *read, *places, kv=self.kv))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for rows in sampled_rows(draw, self.batched):
@@ -82,6 +86,7 @@ class AttendBlocks(Attention):
     def variants(cls) -> Iterator[AttendBlocks]:
         for heads, kv_heads, head_dim, kv, batched in formats_by_batch():
             yield cls(heads, kv_heads, head_dim, kv, GRID_BUDGET, batched)
+        yield from rounding(cls, GRID_BUDGET, True)
 
 
 def selected_blocks(num_kv_heads: int, budget: int) -> dict[str, Argument]:

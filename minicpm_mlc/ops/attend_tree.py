@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm_mlc.ops.attend import Attention, average, grouped_queries
+from minicpm_mlc.ops.attend import Attention, average, grouped_queries, rounding
 from minicpm_mlc.ops.attend_blocks import GRID_BUDGET, attend_blocks_definition, selected_blocks
 from minicpm_mlc.ops.formats.kv import ALL_KV_FORMATS, F32, KVFormat
 from minicpm_mlc.ops.formats.tree import path_tables_definition, paths_definition
@@ -76,7 +76,8 @@ class AttendTree(Attention):
     def define(
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
-        return attend_tree_definition(q, *self.kv.read(k_pages, v_pages), *places, kv=self.kv)
+        read = self.kv.read(k_pages, v_pages)
+        return self.rounded(attend_tree_definition(q, *read, *places, kv=self.kv))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -86,6 +87,7 @@ class AttendTree(Attention):
     @classmethod
     def variants(cls) -> Iterator[AttendTree]:
         yield from (cls(*shape) for shape in heads_and_formats())
+        yield from rounding(cls)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class AttendTreeBlocks(Attention):
         self, q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, *places: np.ndarray
     ) -> np.ndarray:
         read = self.kv.read(k_pages, v_pages)
-        return attend_tree_blocks_definition(q, *read, *places, kv=self.kv)
+        return self.rounded(attend_tree_blocks_definition(q, *read, *places, kv=self.kv))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for tree in sampled_trees(draw):
@@ -112,3 +114,4 @@ class AttendTreeBlocks(Attention):
     @classmethod
     def variants(cls) -> Iterator[AttendTreeBlocks]:
         yield from (cls(*HEADS[0], kv, GRID_BUDGET) for kv in ALL_KV_FORMATS.values())
+        yield from rounding(cls, GRID_BUDGET)

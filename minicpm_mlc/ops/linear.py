@@ -68,10 +68,14 @@ class Linear(Operator):
         return x
 
     def define(self, x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        return self.product(self.numbers(x), *others)
+
+    def product(self, x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        """What it gives for activations that stand for x [m, k]."""
         tensors = len(self.scheme.tensors(self.n, self.k))
         weights = stored_rows(self.scheme, self.n, self.k, others[:tensors])
         residual = others[tensors] if self.residual else None
-        product = linear_definition(self.numbers(x), weights, residual, self.scale)
+        product = linear_definition(x, weights, residual, self.scale)
         return np.pad(product, ((0, 0), (0, self.width - self.n)))
 
     def samples(self, draw: Draw) -> Iterator[Sample]:

@@ -70,8 +70,20 @@ class LinearSwigluInt8(Operator):
         }
 
     def define(self, x: np.ndarray, *stored: np.ndarray) -> np.ndarray:
+        return self.product(self.numbers(x), *stored)
+
+    def product(self, x: np.ndarray, *stored: np.ndarray) -> np.ndarray:
+        """What it gives for activations that stand for x [m, k]."""
         weights = stored_rows(self.scheme, 2 * self.intermediate, self.k, stored)
-        return self.rounded(linear_definition(numbers_of(x), weights))
+        return self.rounded(linear_definition(x, weights))
+
+    def numbers(self, x: np.ndarray) -> np.ndarray:
+        """What the activations stand for, [m, k]."""
+        return numbers_of(x)
+
+    def drawn(self, draw: Draw, m: int) -> Tiled:
+        """m rows of activations as the kernel takes them."""
+        return drawn_words(draw, m, self.k, self.sum_factor)
 
     def rounded(self, gate_up: np.ndarray) -> np.ndarray:
         """The words of SwiGLU of [m, 2 * columns]."""
@@ -80,13 +92,13 @@ class LinearSwigluInt8(Operator):
     def samples(self, draw: Draw) -> Iterator[Sample]:
         weights = sample_weights(draw, 2 * self.intermediate, self.k, self.scheme)
         for m in (1, *draw.rows(3, 19, most=3)):
-            x = drawn_words(draw, m, self.k, self.sum_factor)
+            x = self.drawn(draw, m)
             inputs = [x, *weights.stored]
             yield sample(*inputs) if draw.whole else Sample(inputs, [self._answer(x, weights)])
 
     def _answer(self, x: Tiled, weights: SampleWeights) -> Tiled:
         """Two blocks of weight rows to a group of the output: then groups repeat."""
-        products = linear_definition(numbers_of(x.array()), weights.rows)
+        products = linear_definition(self.numbers(x.array()), weights.rows)
         gate_up = Tiled(products, (len(products), 2 * self.intermediate)).array()
         halves = np.split(gate_up, 2, axis=1)
         first = np.concatenate([half[:, : BLOCKS * GROUP] for half in halves], axis=1)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Tiled
-from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.formats.kv import F32, KVFormat
 from minicpm_mlc.ops.operator import Argument, gives, takes
-from minicpm_mlc.ops.paged import PagedOperator, kv_pools, page_tables
+from minicpm_mlc.ops.paged import PagedOperator, kv_pools, mean_pool, page_tables, read_keys
 from minicpm_mlc.ops.paged_samples import (
     SLOTS,
     Rows,
@@ -21,6 +22,7 @@ from minicpm_mlc.ops.paged_samples import (
     small_rows,
 )
 from minicpm_mlc.ops.samples import Draw, Sample, sample
+from minicpm_mlc.ops.segment_means import segment_means_definition
 
 PERIOD = 193  # numbers of a row that differ
 
@@ -107,7 +109,11 @@ class RopeAppend(PagedOperator):
             if not draw.whole:
                 qkv, cos_sin = self.short_numbers(draw, n)
             stored = drawn_pools(draw, rows.pages, self.num_kv_heads, self.head_dim, self.kv)
-            yield sample(qkv, cos_sin, slots, table, *stored)
+            yield sample(qkv, cos_sin, slots, table, *stored, *self.more_pools(rows))
+
+    def more_pools(self, rows: Rows) -> list[Tiled]:
+        """What it updates beside keys and values."""
+        return []
 
     def rows(self, draw: Draw) -> Iterator[Rows]:
         """The slots to write: those of a chunk follow each other."""
@@ -135,3 +141,45 @@ class RopeAppend(PagedOperator):
     @classmethod
     def variants(cls) -> Iterator[RopeAppend]:
         yield from (cls(*shape) for shape in formats_by_batch())
+
+
+@dataclass(frozen=True)
+class RopeAppendMeans(RopeAppend):
+    """RopeAppend and SegmentMeans of a batch in one: what each row's segment has before it lies in
+    the pool already. Of a batch only, as the rows of a chunk read each other's keys.
+    """
+
+    def arguments(self) -> dict[str, Argument]:
+        arguments = super().arguments()
+        q = arguments.pop("q")
+        means = mean_pool(self.num_kv_heads, self.head_dim, "state")
+        return arguments | {"k_means": means, "q": q}
+
+    def define(self, *arrays: np.ndarray) -> np.ndarray:
+        *others, k_means = arrays
+        q = super().define(*others)
+        _, _, slots, page_tables, k_pages, _ = others
+        segment_means_definition(slots, page_tables, read_keys(self.kv, k_pages), k_means)
+        return q
+
+    def more_pools(self, rows: Rows) -> list[Tiled]:
+        means = np.zeros((rows.pages, self.num_kv_heads, SEGMENTS, self.head_dim), np.float32)
+        return [Tiled.whole(means)]
+
+    def rows(self, draw: Draw) -> Iterator[Rows]:
+        """Every other row ends its segment."""
+        for rows in super().rows(draw):
+            slots = rows.slots.copy()
+            slots[::2] |= SEGMENT_SIZE - 1
+            yield Rows(rows.table, slots)
+
+    def outcome(self, arguments: Sequence[np.ndarray]) -> np.ndarray:
+        *others, k_means, q = arguments
+        return np.concatenate([super().outcome([*others, q]), k_means.ravel()])
+
+    def fits(self, traits: Any) -> bool:
+        return self.batched and traits.launches and super().fits(traits)
+
+    @classmethod
+    def variants(cls) -> Iterator[RopeAppendMeans]:
+        yield from (cls(*shape) for shape in formats_by_batch() if shape[-1])

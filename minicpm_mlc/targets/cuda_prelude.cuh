@@ -81,6 +81,23 @@ static __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+static __device__ __forceinline__ int quad_max_int(int x) {
+  x = max(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return max(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+static __device__ __forceinline__ int quad_sum_int(int x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+static __device__ __forceinline__ int warp_sum_int(int x) {
+  return __reduce_add_sync(0xffffffffu, x);
+}
+
+// whether a lane of the warp has another number than 0
+static __device__ __forceinline__ int warp_any(int x) { return __any_sync(0xffffffffu, x); }
+
 static __device__ __forceinline__ float power_of_2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
@@ -12,6 +13,8 @@ from minicpm_mlc.targets.lowering import gpu_pipeline
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
+
+DOT8 = "dot8"  # of `--arch`: devices that multiply four int8 numbers at once
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,35 @@ class GpuTarget:
     def link(self, library: str, objects: list[str], **options: Any) -> None:
         """Link TVM's objects, as export_library hands them over."""
         self.host.link(library, objects, **options)
+
+
+@dataclass(frozen=True)
+class DotTarget(GpuTarget):
+    """A kind of GPU of which some have the integer dot product: with `--arch dot8` the kernels use
+    it, and activations are rounded to int8 unless `--activations` says otherwise.
+    """
+
+    dot: bool = False
+    vector_elements: ClassVar[bool] = True
+
+    @classmethod
+    def beside(cls, host: CpuTarget, arch: str | None) -> DotTarget:
+        """Raises CompileError for another `--arch`."""
+        if arch not in (None, DOT8):
+            raise CompileError(f"--arch {arch}: choose {DOT8}, or leave it out")
+        return cls(host, arch == DOT8)
+
+    @property
+    def traits(self) -> GpuTraits:
+        """What its kernels may assume."""
+        dot = self.architectures[DOT8] if self.dot else None
+        return GpuTraits(int8_dot=dot, vector_elements=self.vector_elements)
+
+    @property
+    def no_int8_dot(self) -> str:
+        """Why `int8_dot` is None, for a message."""
+        return f"{super().no_int8_dot} without --arch {DOT8}"
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records."""
+        return super().describe() | ({"archs": [DOT8]} if self.dot else {})

@@ -125,6 +125,9 @@ PLATFORMS = {
         X86_LEVELS,
     ),
     "ios": Platform("aarch64", "arm64-apple-ios16.0", "aarch64-ios.16.0", (), ("model.a",)),
+    "web": Platform(
+        "wasm32", "wasm32-unknown-wasi", "wasm32-wasi", (), ("model.tar",), levels=("generic",)
+    ),
 }
 
 _HERE = {  # the system and processor of this machine -> its platform

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
+from minicpm_mlc.targets.float16_bits import widened_by_bits
+
 _kernel_lowered: ContextVar[Callable[[], object]] = ContextVar("kernel", default=lambda: None)
 
 
@@ -35,6 +37,17 @@ def cpu_pipeline() -> str:
     from tvm.tirx.transform import StorageRewrite
 
     return _registered("minicpm_cpu", [StorageRewrite], [RewriteUnsafeSelect])
+
+
+@cache
+def web_pipeline() -> str:
+    """Registers the passes of WebAssembly's kernels with TVM; returns the name that tvm.compile
+    takes.
+    """
+    from tvm.s_tir.transform import RewriteUnsafeSelect
+    from tvm.tirx.transform import StorageRewrite
+
+    return _registered("minicpm_web", [StorageRewrite], [RewriteUnsafeSelect, widened_by_bits])
 
 
 @cache

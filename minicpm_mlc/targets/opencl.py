@@ -8,23 +8,42 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from minicpm_mlc.targets.gpu_target import GpuTarget
+from minicpm_mlc.targets.gpu_target import DOT8, DotTarget
 
-# functions that kernels call by name (ops/gpu/intrinsics.py); reading a float16 takes no extension
+# functions that kernels call by name (ops/gpu/intrinsics.py); reading a float16 takes no extension,
+# and a device whose compiler knows no dot product multiplies byte by byte
 PRELUDE = """#ifndef MINICPM_PRELUDE
 #define MINICPM_PRELUDE
 static float half_bits_to_float(ushort bits) {
   return vload_half(0, (const __private half*)&bits);
 }
+#ifdef __opencl_c_integer_dot_product_input_4x8bit_packed
+static int dot_unsigned(uint weights, int values, int sum) {
+  return dot_4x8packed_us_int(weights, as_uint(values)) + sum;
+}
+static int dot_signed(uint weights, int values, int sum) {
+  return dot_4x8packed_ss_int(weights, as_uint(values)) + sum;
+}
+#else
+static int dot_unsigned(uint weights, int values, int sum) {
+  int4 products = convert_int4(as_uchar4(weights)) * convert_int4(as_char4(values));
+  return products.x + products.y + products.z + products.w + sum;
+}
+static int dot_signed(uint weights, int values, int sum) {
+  int4 products = convert_int4(as_char4(weights)) * convert_int4(as_char4(values));
+  return products.x + products.y + products.z + products.w + sum;
+}
+#endif
 #endif
 """
 
 
 @dataclass(frozen=True)
-class OpenCLTarget(GpuTarget):
+class OpenCLTarget(DotTarget):
     """Any OpenCL 1.2 device."""
 
     device: ClassVar[str] = "opencl"
+    architectures: ClassVar[dict[str, str]] = {DOT8: "devices with cl_khr_integer_dot_product"}
     buffer_bytes: ClassVar[int | None] = 128 << 20  # the standard's least
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 256,  # of a workgroup

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.text import any_of
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.targets.base import Target
 from minicpm_mlc.targets.cpu import CpuTarget
@@ -17,6 +18,7 @@ from minicpm_mlc.targets.link import PLATFORMS, Platform, platform_here
 from minicpm_mlc.targets.metal import MetalTarget
 from minicpm_mlc.targets.opencl import OpenCLTarget
 from minicpm_mlc.targets.vulkan import VulkanTarget
+from minicpm_mlc.targets.web import WebTarget
 
 NO_GPU = "none"
 GPUS: dict[str, type[GpuTarget]] = {
@@ -30,7 +32,8 @@ class DeviceOption:
 
     `platform` None is this machine's, `gpu` None the processor itself. `cpu` is the processor
     unless another is named, `gpus` are the other values of `--gpu`; NO_GPU among them is the
-    processor alone. `app`: what runs the bundles, where that is not this package.
+    processor alone. `app`: what runs the bundles, where that is not this package. `host`: the
+    processor's target.
     """
 
     note: str
@@ -39,6 +42,7 @@ class DeviceOption:
     cpu: str = "native"
     gpus: tuple[str, ...] = ()
     app: str | None = None
+    host: type[CpuTarget] = CpuTarget
 
     @property
     def system(self) -> Platform:
@@ -109,7 +113,15 @@ DEVICE_OPTIONS = {
         platform="ios",
         gpu="metal",
         cpu="apple-a12",
+        gpus=(NO_GPU,),
         app=_APP,
+    ),
+    "web": DeviceOption(
+        "web pages, by WebAssembly with vectors: model.tar, which package --engine links",
+        platform="web",
+        cpu="generic",
+        app="a browser, and minicpm-mlc package --for web --engine",
+        host=WebTarget,
     ),
 }
 
@@ -133,6 +145,9 @@ def get_target(
         raise CompileError(f"--gpu {gpu}: for --device {device} {advice}")
     kind = gpu or option.gpu
     if arch is not None and not (kind in GPUS and GPUS[kind].architectures):
-        raise CompileError(f"--arch {arch}: only CUDA has it; use --device cuda")
-    host = CpuTarget.of(cpu or option.cpu, option.platform)
+        having = any_of([name for name, each in GPUS.items() if each.architectures])
+        raise CompileError(
+            f"--arch {arch}: --device {device} has none; there are some for {having}"
+        )
+    host = option.host.of(cpu or option.cpu, option.platform)
     return GPUS[kind].beside(host, arch) if kind and kind != NO_GPU else host

@@ -31,7 +31,7 @@ static inline int dot_signed(uint weights, int values, int sum) {
 namespace shim {
 static uint tile_a[MAX_THREADS][4], tile_b[MAX_THREADS][2];
 static const ushort* rows[MAX_THREADS];
-static float lanes[MAX_THREADS];
+static double lanes[MAX_THREADS];
 
 static inline ushort half_bits(float x) {
   _Float16 number = (_Float16)x;
@@ -40,13 +40,13 @@ static inline ushort half_bits(float x) {
   return bits;
 }
 static inline float half_of(uint word, int high) { return half_number(word >> 16 * high); }
-template <class Fold>
-static inline float over_quad(float x, Fold fold) {
+template <class T, class Fold>
+static inline T over_quad(T x, Fold fold) {
   int first = current & ~3;
   lanes[current] = x;
   barrier();
-  float result = lanes[first];
-  for (int i = 1; i < 4; ++i) result = fold(result, lanes[first + i]);
+  T result = (T)lanes[first];
+  for (int i = 1; i < 4; ++i) result = fold(result, (T)lanes[first + i]);
   barrier();
   return result;
 }
@@ -117,6 +117,28 @@ static inline uint halves_of(float low, float high) {
 static inline float quad_max(float x) { return shim::over_quad(x, fmaxf); }
 static inline float quad_sum(float x) {
   return shim::over_quad(x, [](float a, float b) { return a + b; });
+}
+static inline int quad_max_int(int x) {
+  return shim::over_quad(x, [](int a, int b) { return a < b ? b : a; });
+}
+static inline int quad_sum_int(int x) {
+  return shim::over_quad(x, [](int a, int b) { return a + b; });
+}
+static inline int warp_sum_int(int x) {
+  int first = shim::current & ~31, sum = 0;
+  shim::lanes[shim::current] = x;
+  shim::barrier();
+  for (int i = 0; i < 32; ++i) sum += (int)shim::lanes[first + i];
+  shim::barrier();
+  return sum;
+}
+static inline int warp_any(int x) {
+  int first = shim::current & ~31, any = 0;
+  shim::lanes[shim::current] = x;
+  shim::barrier();
+  for (int i = 0; i < 32; ++i) any |= shim::lanes[first + i] != 0;
+  shim::barrier();
+  return any;
 }
 static inline float power_of_2(float x) { return exp2f(x); }
 

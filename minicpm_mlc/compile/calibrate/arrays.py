@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from minicpm_mlc.ops.attend import AttendPrefill
+from minicpm_mlc.ops.formats.kv import KVFormat
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.operator import Operator
@@ -63,6 +64,10 @@ class ArrayKernels:
                 return inputs[-1]  # of the sparse gear alone
             case _:
                 return _by_rows(operator, *inputs)
+
+    def laid_out(self, kv: KVFormat) -> KVFormat:
+        """How keys and values of a format lie: as they are."""
+        return kv
 
     def _linear(
         self, operator: Linear, x: np.ndarray, matrix: np.ndarray, *residual: np.ndarray

@@ -10,17 +10,18 @@ weight is declared; `at` is what the names of a layer's tensors begin with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minicpm_mlc.compile.model.parts import Part, Plan, Vector, Weight
-from minicpm_mlc.ops import linear
+from minicpm_mlc.ops import attend, linear
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
 from minicpm_mlc.ops.attend_tree import AttendTree
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.move_rows import MoveRows
+from minicpm_mlc.ops.norm_linear import LONGEST, NormLinearInt8, NormLinearSwigluInt8
 from minicpm_mlc.ops.quantize_rows import QuantizeRows
 from minicpm_mlc.ops.rms_norm import RmsNorm, RmsNormInt8
 from minicpm_mlc.ops.rope_append import RopeAppend
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from minicpm_mlc.compile.config.draft_config import DraftConfig
     from minicpm_mlc.compile.config.model_config import ModelConfig
+
+
+Attend = TypeVar("Attend", bound=attend.Attention)
 
 
 class Linear(Weight):
@@ -50,15 +54,18 @@ class Linear(Weight):
         self.scale = scale
         self.residual = residual
 
-    def __call__(self, x: Tensor, *residual: Tensor) -> Tensor:
-        """x [n, columns] float32, or quantised by the operator before -> float32 [n, rows], padded
-        to whole blocks of rows.
+    def __call__(self, x: Tensor | Unnormed, *residual: Tensor) -> Tensor:
+        """x [n, columns] float32, quantised by the operator before, or to be normalised by this one
+        -> float32 [n, rows], padded to whole blocks of rows.
         """
         kernels, shape = self.plan.kernels, (self.rows, self.columns, self.scheme)
         epilogue = {"residual": self.residual, "scale": self.scale}
         if not self.int8:
             return kernels(linear.Linear(*shape, **epilogue), x, *self.stored(), *residual)
         factor = self.plan.sum_factor(self.scheme)
+        if isinstance(x, Unnormed):
+            fused = NormLinearInt8(*shape, **epilogue, sum_factor=factor, eps=x.eps)
+            return kernels(fused, x.rows, x.weight, *self.stored(), *residual)
         if x.dtype == "float32":
             x = kernels(QuantizeRows(self.columns, factor), x)
         operator = LinearInt8(*shape, **epilogue, sum_factor=factor)
@@ -71,6 +78,15 @@ def vocabulary_table(plan: Plan, config: ModelConfig | DraftConfig, source: str)
     return Linear(plan, size, config.hidden_size, scale=config.logit_scale, scheme=scheme)
 
 
+@dataclass(frozen=True)
+class Unnormed:
+    """Rows that the linear which reads them normalises itself: x / rms(x) * weight."""
+
+    rows: Tensor
+    weight: Tensor
+    eps: float
+
+
 class RMSNorm(Vector):
     """x / rms(x) * weight, over the residual stream."""
 
@@ -79,14 +95,16 @@ class RMSNorm(Vector):
         super().__init__(plan, source, plan.config.hidden_size)
         self.quantising = before_linears and plan.int8
 
-    def __call__(self, x: Tensor, reader: Linear | None = None) -> Tensor:
-        """float32 [n, hidden_size] -> the same shape, or int8 words for the linear that reads
-        them.
+    def __call__(self, x: Tensor, reader: Linear | None = None) -> Any:
+        """float32 [n, hidden_size] -> the same shape, or what the linear that reads it takes: int8
+        words, or rows that it normalises.
         """
         kernels = self.plan.kernels
         shape = (self.rows, self.plan.config.rms_norm_eps)
         if self.quantising:
             factor = self.plan.sum_factor(reader.scheme if reader else self.plan.scheme)
+            if reader and reader.columns <= LONGEST and kernels.traits.normalises:
+                return Unnormed(x, self.values, self.plan.config.rms_norm_eps)
             return kernels(RmsNormInt8(*shape, factor), x, self.values)
         return kernels(RmsNorm(*shape), x, self.values)
 
@@ -163,7 +181,7 @@ class Attention(Mixer):
         self, x: Tensor, residual: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]
     ) -> Tensor:
         q, pools = self.append(self.project(x), pools, batch)
-        return self.out(self.attend(q, pools, batch, selected), residual)
+        return self.out(self.attend(q, pools, batch, selected, rounded=self.out.int8), residual)
 
     @property
     def reader(self) -> Linear:
@@ -184,13 +202,32 @@ class Attention(Mixer):
         )
         return q, pools | {"keys": keys, "values": values}
 
-    def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
-        """What each query reads of all keys up to its slot, float32 [n, heads * head_dim]."""
-        operator, place = AttendDecode if batch.decode else AttendPrefill, (batch.slots,)
+    def attend(
+        self,
+        q: Tensor,
+        pools: Pools,
+        batch: Batch,
+        selected: list[Tensor],
+        rounded: bool = False,
+    ) -> Tensor:
+        """What each query reads of all keys up to its slot, float32 [n, heads * head_dim]; where
+        the target rounds it in the same launches and that is wanted, as `out` reads it.
+        """
+        kind, place = AttendDecode if batch.decode else AttendPrefill, (batch.slots,)
         if batch.tree:
-            operator, place = AttendTree, batch.tree
+            kind, place = AttendTree, batch.tree
         cached = pools["keys"], pools["values"], batch.page_tables
-        return self.plan.kernels(operator(*self.heads, self.plan.kv), q, *cached, *place)
+        operator = self.rounding(kind(*self.heads, self.plan.kv), rounded)
+        return self.plan.kernels(operator, q, *cached, *place)
+
+    def rounding(self, operator: Attend, rounded: bool) -> Attend:
+        """The operator, with outputs as `out` reads them if they are to be `rounded` and the target
+        has such kernels.
+        """
+        if not rounded:
+            return operator
+        rounding = replace(operator, sum_factor=self.plan.sum_factor(self.out.scheme))
+        return rounding if rounding.fits(self.plan.kernels.traits) else operator
 
     def commit(self, sources: Tensor, slots: Tensor, page_table: Tensor, pools: Pools) -> Pools:
         operator, place = MoveRows(*self.heads[1:], self.plan.kv), (sources, slots, page_table)
@@ -216,18 +253,21 @@ class MLP(Part):
             residual=True,
         )
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | Unnormed, residual: Tensor) -> Tensor:
         """x as linears want it -> residual + residual_scale * mlp(x), float32."""
         return self.down(self.gated(x), residual)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def gated(self, x: Tensor | Unnormed) -> Tensor:
         """silu(gate) * up, as linears want it."""
         kernels, width = self.plan.kernels, self.plan.config.intermediate_size
         gate_up = self.gate_up
         if self.plan.int8 and read_alike(self.plan, gate_up, self.down):
             factor = self.plan.sum_factor(gate_up.scheme)
-            operator = LinearSwigluInt8(width, gate_up.columns, gate_up.scheme, factor)
-            return kernels(operator, x, *gate_up.stored())
+            shape = width, gate_up.columns, gate_up.scheme, factor
+            if isinstance(x, Unnormed):
+                fused = NormLinearSwigluInt8(*shape, x.eps)
+                return kernels(fused, x.rows, x.weight, *gate_up.stored())
+            return kernels(LinearSwigluInt8(*shape), x, *gate_up.stored())
         return kernels(Swiglu(width), gate_up(x))
 
 

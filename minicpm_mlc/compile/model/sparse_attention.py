@@ -15,6 +15,7 @@ from minicpm_mlc.compile.model.parts import Plan
 from minicpm_mlc.ops.attend_blocks import AttendBlocks
 from minicpm_mlc.ops.attend_tree import AttendTreeBlocks
 from minicpm_mlc.ops.path_means import PathMeans
+from minicpm_mlc.ops.rope_append import RopeAppendMeans
 from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.score_tree import ScoreTree
 from minicpm_mlc.ops.segment_means import SegmentMeans
@@ -33,25 +34,45 @@ class SparseAttention(Attention):
         self.local = sparse.window_size // sparse.block_size
         self.budget = sparse.topk + self.local
 
-    def attend(self, q: Tensor, pools: Pools, batch: Batch, selected: list[Tensor]) -> Tensor:
+    def append(self, qkv: Tensor, pools: Pools, batch: Batch) -> tuple[Tensor, Pools]:
+        """Also writes the means of the segments that the rows finish."""
+        if batch.tree:  # its segments are means of its paths, and are never stored
+            return super().append(qkv, pools, batch)
+        place = batch.slots, batch.page_tables
+        operator = RopeAppendMeans(*self.heads, self.plan.kv, batch.decode)
+        if batch.decode and operator.fits(self.plan.kernels.traits):
+            stored = pools["keys"], pools["values"], pools["means"]
+            *stored, q = self.plan.kernels(operator, qkv, batch.cos_sin, *place, *stored)
+            return q, pools | dict(zip(("keys", "values", "means"), stored, strict=True))
+        q, pools = super().append(qkv, pools, batch)
+        means = self.update(pools["keys"], pools["means"], *place, batch.decode)
+        return q, pools | {"means": means}
+
+    def attend(
+        self,
+        q: Tensor,
+        pools: Pools,
+        batch: Batch,
+        selected: list[Tensor],
+        rounded: bool = False,
+    ) -> Tensor:
         """What each query reads, of its selected blocks where the batch is sparse."""
-        keys, means = pools["keys"], pools["means"]
-        if not batch.tree:  # a tree's segments are means of its paths, and are never stored
-            means = self.update(keys, means, batch.slots, batch.page_tables, batch.decode)
         if not batch.sparse:
-            return super().attend(q, pools, batch, selected)
-        blocks = self.blocks(q, keys, means, batch)
+            return super().attend(q, pools, batch, selected, rounded)
+        blocks = self.blocks(q, pools["keys"], pools["means"], batch)
         selected.append(blocks)
-        return self.attend_blocks(q, keys, pools["values"], blocks, batch)
+        return self.attend_blocks(q, pools, blocks, batch, rounded)
 
     def attend_blocks(
-        self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, batch: Batch
+        self, q: Tensor, pools: Pools, blocks: Tensor, batch: Batch, rounded: bool
     ) -> Tensor:
-        """What each query reads of its blocks, float32 [n, heads * head_dim]."""
+        """What each query reads of its blocks, as `attend` gives it."""
+        keys, values = pools["keys"], pools["values"]
         shape, cached = (*self.heads, self.plan.kv, self.budget), (keys, values, batch.page_tables)
         operator, place = AttendBlocks(*shape, batch.decode), (batch.slots,)
         if batch.tree:
             operator, place = AttendTreeBlocks(*shape), batch.tree
+        operator = self.rounding(operator, rounded)
         return self.plan.kernels(operator, q, *cached, *place, blocks)
 
     def update(

@@ -331,6 +331,64 @@ class SmMlA(SDot):
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
+class PairDot(Int8Dot):
+    """WebAssembly: pairs of signed 16-bit products, added to 32 bits."""
+
+    signed = True
+
+    def groups(
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
+    ) -> list[list[Expr]]:
+        """Rows 0 and 1 meet an activation as eight numbers, rows 2 and 3 too; a row's two pairs are
+        added once all are summed.
+        """
+        none = T.broadcast(0, 4)
+        sums = [[[none, none] for _ in inputs] for _ in weights]
+        halves: list[Iterator[Expr]] = [map(self._halves, each) for each in weights]
+        words: list[Iterator[Expr]] = [map(self._low, self.words(x)) for x in inputs]
+        for _ in range(count):
+            for i, row, both, word in _in_turn(halves, words):
+                pairs = [self._dot(half, word) for half in both]
+                sums[i][row] = [T.Bind(s + p) for s, p in zip(sums[i][row], pairs, strict=True)]
+        return [
+            [
+                self._by_row(*s) + T.broadcast(x.correction, 4)
+                for s, x in zip(each, inputs, strict=True)
+            ]
+            for each in sums
+        ]
+
+    def products(self) -> int:
+        return 8
+
+    def peak_step(self, total: Expr) -> Expr:
+        pairs = T.reinterpret(total, dtype="int16x8")
+        return T.Bind(total + self._dot(pairs, T.broadcast(T.int16(1), 8)))
+
+    def multiply(self, total: Expr, first: Expr, second: Expr) -> Expr:
+        both = zip(self._halves(first), self._halves(second), strict=True)
+        return T.Bind(total + self._by_row(*(self._dot(a, b) for a, b in both)))
+
+    def _low(self, register: Expr) -> Expr:
+        """Of four activations in every row, those of two rows."""
+        return self._halves(register)[0]
+
+    def _halves(self, register: Expr) -> tuple[Expr, Expr]:
+        """16 numbers of 8 bits as eight and eight of 16."""
+        low, high = (T.Shuffle([register], list(range(at, at + 8))) for at in (0, 8))
+        return T.Bind(T.Cast("int16x8", low)), T.Bind(T.Cast("int16x8", high))
+
+    def _dot(self, weights: Expr, word: Expr) -> Expr:
+        return _intrinsic("llvm.wasm.dot", "int32x4", weights, word)
+
+    def _by_row(self, low: Expr, high: Expr) -> Expr:
+        return _joined(low, high, [0, 2, 4, 6]) + _joined(low, high, [1, 3, 5, 7])
+
+
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:
     """Lanes of a, then of b, by their number."""
     return T.Bind(T.Shuffle([a, b], lanes))
@@ -364,5 +422,6 @@ DOTS = {
         PMAddUbsW("avx2", rows=8, tile=4, sums=4, registers=16),
         SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
         SmMlA("i8mm", rows=4, tile=4, sums=8, registers=32),
+        PairDot("simd128", rows=4, tile=4, sums=4, registers=16),
     )
 }

@@ -27,6 +27,8 @@ class CpuTraits:
 
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
+    launches: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     # what `minicpm-mlc tune` tries, by operator: fields and their values
     choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
         "linear_int8": {"streams": (1, 2), "ahead": (4096, 8192, 16384)}

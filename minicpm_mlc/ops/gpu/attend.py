@@ -15,9 +15,11 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.gpu.attend_parts import Parts
 from minicpm_mlc.ops.gpu.attend_tiles import THREADS as TILE_THREADS
-from minicpm_mlc.ops.gpu.attend_tiles import Parts, TileFold, fits, most_splits
+from minicpm_mlc.ops.gpu.attend_tiles import TileFold, Write, fits, most_splits
 from minicpm_mlc.ops.gpu.float16_bits import constant
+from minicpm_mlc.ops.gpu.intrinsics import tile
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
@@ -80,9 +82,17 @@ class Fold:
     """
 
     def __init__(
-        self, heads: Heads, pools: Pools, q: Buffer, row: Expr, kv_head: Expr, thread: Expr
+        self,
+        heads: Heads,
+        pools: Pools,
+        q: Buffer,
+        row: Expr,
+        kv_head: Expr,
+        sequence: Sequence,
+        thread: Expr,
     ) -> None:
         self.heads, self.pools, self.kv_head, self.thread = heads, pools, kv_head, thread
+        self.sequence = sequence
         group, d = heads.group, heads.head_dim
         self.queries, self.scores = shared((group * d,)), shared((group * PAGE_SIZE,))
         self.maxima, self.sums, self.decay = (shared((group,)) for _ in range(3))
@@ -97,8 +107,9 @@ class Fold:
             T.buffer_store(self.sums, T.float32(0), [thread])
         barrier()
 
-    def page(self, place: Place, count: Expr) -> None:
-        """Fold in a page's first `count` tokens."""
+    def page(self, number: Expr, count: Expr) -> None:
+        """Fold in the first `count` tokens of the sequence's page `number`."""
+        place = self.sequence.page(number)
         self._score(place, count)
         self._partial(LOWEST, lambda best, at: T.max(best, self.scores[at]), count)
         barrier()
@@ -185,10 +196,8 @@ class Fold:
                 for h in range(self.heads.group):
                     accumulate(self.output, h, self.scores[h * PAGE_SIZE + t] * value)
 
-    def each_output(self, write: Callable[[Expr, Expr, Expr], None]) -> None:
-        """write(head of the group, component, value before the division by the sum) for what this
-        thread has.
-        """
+    def finish(self, write: Write) -> None:
+        """What the workgroup has, by its threads."""
         d, whole = self.heads.head_dim, self.queries  # not needed any more
         for turn in range(self.heads.abreast):
             with T.If(self.first.equal(turn)), T.Then():
@@ -199,13 +208,16 @@ class Fold:
                     )
             barrier()
         with strided(self.heads.group * d, self.thread, self.heads.threads) as i:
-            write(T.Bind(i // d), T.Bind(i % d), whole[i])
+            head = T.Bind(i // d)
+            write(head, T.Bind(i % d), whole[i], self.maxima[head], self.sums[head])
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """One launch: `sequence(row, thread)` is what a row sees, `visit(row, kv_head, sequence, split,
-    splits, fold_page)` goes through the numbers of a split's pages."""
+    splits, fold_page)` goes through the numbers of a split's pages. `factor`: of the sums where
+    the outputs are words of quantize_rows.
+    """
 
     heads: Heads
     n: Expr
@@ -214,86 +226,73 @@ class AttentionCall:
     out: Buffer
     sequence: Callable[[Expr, Expr], Sequence]
     visit: VisitAll
+    traits: GpuTraits
+    factor: int | None
+
+    @property
+    def tiles(self) -> bool:
+        """Whether tensor cores take this cache."""
+        heads = self.heads
+        return self.traits.f16_tiles and fits(heads.group, heads.head_dim, heads.kv)
+
+    @property
+    def threads(self) -> int:
+        """Of a workgroup."""
+        return TILE_THREADS if self.tiles else self.heads.threads
 
     def whole(self) -> None:
         """Every row in one piece."""
         heads = self.heads
-        with workgroups(self.n * heads.num_kv_heads, heads.threads) as (group, thread):
+        with workgroups(self.n * heads.num_kv_heads, self.threads) as (group, thread):
             row, kv_head = T.Bind(group // heads.num_kv_heads), T.Bind(group % heads.num_kv_heads)
-            fold = self.fold(row, kv_head, thread, T.int64(0), T.int64(1))
 
-            def write(head: Expr, component: Expr, value: Expr) -> None:
-                column = (kv_head * heads.group + head) * heads.head_dim + component
-                T.buffer_store(self.out, value / fold.sums[head], [row, column])
+            def write(head: Expr, i: Expr, value: Expr, _: Expr, total: Expr) -> None:
+                column = (kv_head * heads.group + head) * heads.head_dim + i
+                T.buffer_store(self.out, value / total, [row, column])
 
-            fold.each_output(write)
+            self._fold(row, kv_head, thread, T.int64(0), T.int64(1), write)
 
-    def fold(self, row: Expr, kv_head: Expr, thread: Expr, split: Expr, splits: Expr) -> Fold:
+    def in_splits(self, splits: Expr, most: Expr) -> None:
+        """Every row in `splits` of at most so many pieces, then their merge."""
+        heads = self.heads
+        weigh = _power_of_2 if self.tiles else T.exp
+        parts = Parts.of(most, self.n, heads.num_heads, heads.head_dim, weigh)
+        with workgroups(splits * self.n * heads.num_kv_heads, self.threads) as (group, thread):
+            kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
+            n = T.Bind(T.Cast("int32", self.n))
+            row, split = T.Bind(rest % n), T.Bind(rest // n)
+
+            def write(head: Expr, i: Expr, value: Expr, best: Expr, total: Expr) -> None:
+                at = [split, row, T.Bind(kv_head * heads.group + head)]
+                parts.put(at, i, value, best, total)
+
+            self._fold(row, kv_head, thread, split, splits, write)
+        parts.merge(splits, self.n, self.out, self.factor, self.traits)
+
+    def _fold(
+        self, row: Expr, kv_head: Expr, thread: Expr, split: Expr, splits: Expr, write: Write
+    ) -> None:
+        """All of a split's pages."""
         sequence = self.sequence(row, thread)
-        fold = Fold(self.heads, self.pools, self.q, row, kv_head, thread)
+        if self.tiles:
+            fold: TileFold | Fold = TileFold(
+                self.heads.group, self.pools, self.q, row, kv_head, sequence, thread
+            )
+        else:
+            fold = Fold(self.heads, self.pools, self.q, row, kv_head, sequence, thread)
 
         def fold_page(number: Expr) -> None:
-            count = T.Bind(T.min(sequence.slot + 1 - number * PAGE_SIZE, PAGE_SIZE))
-            none = number < 0  # all threads meet at the barriers of every page, even of none
-            fold.page(sequence.page(T.Bind(T.max(number, 0))), T.Bind(T.Select(none, 0, count)))
+            page = T.Bind(T.max(number, 0))
+            count = T.Bind(T.min(sequence.slot + 1 - page * PAGE_SIZE, PAGE_SIZE))
+            # all threads meet at the barriers of every page, even of none
+            fold.page(page, T.Bind(T.Select(number < 0, 0, count)))
 
         self.visit(row, kv_head, sequence, split, splits, fold_page)
-        return fold
+        fold.finish(write)
 
-    def in_tiles(self, splits: Expr, most: Expr) -> None:
-        """Every row in `splits` of at most so many pieces on tensor cores, then their merge."""
-        heads = self.heads
-        parts = Parts.of(most, self.n, heads.num_heads, heads.head_dim)
-        with workgroups(splits * self.n * heads.num_kv_heads, TILE_THREADS) as (group, thread):
-            kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
-            n = T.Bind(T.Cast("int32", self.n))
-            row, split = T.Bind(rest % n), T.Bind(rest // n)
-            sequence = self.sequence(row, thread)
-            fold = TileFold(heads.group, self.pools, self.q, row, kv_head, sequence, thread)
 
-            def fold_page(number: Expr) -> None:
-                page = T.Bind(T.max(number, 0))
-                count = T.Bind(T.min(sequence.slot + 1 - page * PAGE_SIZE, PAGE_SIZE))
-                fold.page(page, T.Bind(T.Select(number < 0, 0, count)))
-
-            self.visit(row, kv_head, sequence, split, splits, fold_page)
-            fold.finish(split, row, parts)
-        parts.merge(splits, self.n, self.out)
-
-    def in_splits(self, splits: Expr) -> None:
-        """Every row in `splits` pieces, then their merge."""
-        heads = self.heads
-        outputs = T.alloc_buffer((splits, self.n, heads.num_heads, heads.head_dim), "float32")
-        maxima = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
-        sums = T.alloc_buffer((splits, self.n, heads.num_heads), "float32")
-        with workgroups(splits * self.n * heads.num_kv_heads, heads.threads) as (group, thread):
-            kv_head, rest = T.Bind(group % heads.num_kv_heads), T.Bind(group // heads.num_kv_heads)
-            n = T.Bind(T.Cast("int32", self.n))
-            row, split = T.Bind(rest % n), T.Bind(rest // n)
-            fold = self.fold(row, kv_head, thread, split, splits)
-            first = T.Bind(kv_head * heads.group)
-            fold.each_output(
-                lambda head, i, value: T.buffer_store(outputs, value, [split, row, first + head, i])
-            )
-            with T.If(thread < heads.group), T.Then():
-                T.buffer_store(maxima, fold.maxima[thread], [split, row, first + thread])
-                T.buffer_store(sums, fold.sums[thread], [split, row, first + thread])
-        self._merge(splits, outputs, maxima, sums)
-
-    def _merge(self, splits: Expr, outputs: Buffer, maxima: Buffer, sums: Buffer) -> None:
-        """Outputs weighed by how far each split's maximum lies below the highest."""
-        heads = self.heads
-        with workgroups(self.n * heads.num_heads, heads.head_dim) as (group, i):
-            row, head = T.Bind(group // heads.num_heads), T.Bind(group % heads.num_heads)
-            state = registers(3, value=0.0)  # highest maximum, sum, output
-            T.buffer_store(state, T.float32(LOWEST), [0])
-            with T.serial(splits) as split:
-                T.buffer_store(state, T.max(state[0], maxima[split, row, head]), [0])
-            with T.serial(splits) as split:
-                weight = T.Bind(T.exp(maxima[split, row, head] - state[0]))
-                accumulate(state, 1, weight * sums[split, row, head])
-                accumulate(state, 2, weight * outputs[split, row, head, i])
-            T.buffer_store(self.out, state[2] / state[1], [row, head * heads.head_dim + i])
+def _power_of_2(x: Expr) -> Expr:
+    return tile("float32", "power_of_2", x)
 
 
 def splits_for(pages: Expr, least: int) -> Expr:
@@ -307,10 +306,20 @@ def all_pages(
     _row: Expr, _kv_head: Expr, sequence: Sequence, split: Expr, splits: Expr, fold_page: Visit
 ) -> None:
     """A split's equal share of the pages up to the row's own."""
-    own = T.Bind(T.Cast("int64", sequence.slot // PAGE_SIZE + 1))
-    begin = T.Bind(own * split // splits)
-    with T.serial(own * (split + 1) // splits - begin) as step:
-        fold_page(T.Bind(T.Cast("int32", begin + step)))
+    begin, count = _share(T.Bind(sequence.slot // PAGE_SIZE + 1), split, splits)
+    with T.serial(count) as step:
+        fold_page(T.Bind(begin + step))
+
+
+def _share(pages: Expr, split: Expr, splits: Expr) -> tuple[Expr, Expr]:
+    """The first of a split's equal share of pages, and how many there are; kept, as a loop would
+    divide again in every turn.
+    """
+    share, of = registers(2, "int32"), T.Bind(T.Cast("int32", splits))
+    split = T.Bind(T.Cast("int32", split))
+    T.buffer_store(share, pages * split // of, [0])
+    T.buffer_store(share, pages * (split + 1) // of - share[0], [1])
+    return share[0], share[1]
 
 
 def selected_pages(
@@ -323,9 +332,8 @@ def selected_pages(
     fold_page: Visit,
 ) -> None:
     """A split's share of the row's list, which ends at its first -1."""
-    budget = int(selected.shape[-1])
-    begin = T.Bind(split * budget // splits)
-    with T.serial((split + 1) * budget // splits - begin) as step:
+    begin, count = _share(T.int32(int(selected.shape[-1])), split, splits)
+    with T.serial(count) as step:
         fold_page(T.Bind(selected[row, kv_head, begin + step]))
 
 
@@ -333,36 +341,53 @@ def attend_prefill(
     operator: AttendPrefill, traits: GpuTraits, dims: Dims, *buffers: Buffer
 ) -> None:
     """Every row in one piece."""
-    launch(call_of(operator, dims, buffers, False, all_pages), traits)
+    launch(call_of(operator, traits, dims, buffers, False, all_pages))
 
 
 def attend_decode(operator: AttendDecode, traits: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
     """Every row in splits."""
-    launch(call_of(operator, dims, buffers, True, all_pages), traits, dims.p)
+    launch(call_of(operator, traits, dims, buffers, True, all_pages), dims.p)
 
 
-def launch(call: AttentionCall, traits: GpuTraits, pages: Expr | None = None) -> None:
-    """On tensor cores where there are some for this cache; in splits of up to so many pages, or
-    every row in one piece.
-    """
-    heads = call.heads
-    if traits.f16_tiles and fits(heads.group, heads.head_dim, heads.kv):
-        most = T.int64(1) if pages is None else most_splits(call.n, heads.num_kv_heads)
-        call.in_tiles(most if pages is None else T.Bind(T.min(most, pages)), most)
-    elif pages is None:
+def launch(call: AttentionCall, pages: Expr | None = None) -> None:
+    """In splits of up to so many pages, or every row in one piece."""
+    if pages is None:
         call.whole()
+    elif call.tiles:
+        most = most_splits(call.n, call.heads.num_kv_heads)
+        call.in_splits(T.Bind(T.min(most, pages)), most)
     else:
-        call.in_splits(splits_for(pages, traits.split_pages))
+        splits = splits_for(pages, call.traits.split_pages)
+        call.in_splits(splits, splits)
 
 
 def call_of(
-    operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], batched: bool, visit: VisitAll
+    operator: Attention,
+    traits: GpuTraits,
+    dims: Dims,
+    buffers: tuple[Buffer, ...],
+    batched: bool,
+    visit: VisitAll,
 ) -> AttentionCall:
     """The launch over rows that have slots of their own, by AttendPrefill's buffers."""
-    q, k_pages, v_pages, page_tables, slots, out = buffers
+    *given, page_tables, slots, out = buffers
 
     def sequence(row: Expr, _: Expr) -> Paged:
         return Paged(page_tables, row if batched else 0, slots, row)
 
+    return made_call(operator, traits, dims.n, (*given, out), sequence, visit)
+
+
+def made_call(
+    operator: Attention,
+    traits: GpuTraits,
+    n: Expr,
+    buffers: tuple[Buffer, ...],
+    sequence: Callable[[Expr, Expr], Sequence],
+    visit: VisitAll,
+) -> AttentionCall:
+    """The launch, by queries, pools and outputs."""
+    q, k_pages, v_pages, out = buffers
     heads = Heads.of(operator)
-    return AttentionCall(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)
+    pools, factor = heads.opened(k_pages, v_pages), operator.sum_factor
+    return AttentionCall(heads, n, q, pools, out, sequence, visit, traits, factor)

@@ -15,5 +15,5 @@ def attend_blocks(operator: AttendBlocks, traits: GpuTraits, dims: Dims, *buffer
     """Decode's rows in splits, a prefill's in one piece."""
     *shared, selected, out = buffers
     visit = partial(selected_pages, selected)
-    call = call_of(operator, dims, (*shared, out), operator.batched, visit)
-    launch(call, traits, T.int64(operator.budget) if operator.batched else None)
+    call = call_of(operator, traits, dims, (*shared, out), operator.batched, visit)
+    launch(call, T.int64(operator.budget) if operator.batched else None)

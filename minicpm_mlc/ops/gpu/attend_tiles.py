@@ -8,14 +8,14 @@ a warp as mma.m16n8k16 says: lane 4 g + t has rows g and g + 8, columns 2 t and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import log2, sqrt
 from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.gpu.intrinsics import tile
-from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, strided
 from minicpm_mlc.ops.gpu.pools import Pools
 from minicpm_mlc.ops.gpu.sequence import Sequence
 from minicpm_mlc.ops.tir import Buffer, Expr, T
@@ -26,7 +26,9 @@ THREADS = 32 * WARPS
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
 WORKGROUPS = 256  # that fill a large GPU
-MERGED = 8  # splits whose outputs are added at once
+
+# (head of the group, component, output before the division by the sum, maximum, sum)
+Write = Callable[[Expr, Expr, Expr, Expr, Expr], None]
 
 
 def fits(group: int, head_dim: int, kv: Any) -> bool:
@@ -79,37 +81,39 @@ class TileFold:
 
     def page(self, number: Expr, visible: Expr) -> None:
         """Fold in the first `visible` tokens of the sequence's page `number`."""
-        first = T.Bind(self.warp * TOKENS)
-        self._copy(number, first, T.Bind(visible - first))
+        first, full = T.Bind(self.warp * TOKENS), T.Bind(visible >= PAGE_SIZE)
+        self._copy(number, first, T.Bind(visible - first), full)
         scores = registers(8, value=0.0)
         self._multiply_keys(scores)
-        for j in range(2):
-            for i in range(4):
-                token = first + j * 8 + 2 * self.t + i % 2
-                seen = T.Select(token < visible, scores[4 * j + i], T.float32(LEAST))
-                T.buffer_store(scores, seen, [4 * j + i])
-        for half in range(2):
-            self._rescale(scores, half)
+        with T.If(T.Not(full)), T.Then():
+            for j in range(2):
+                for i in range(4):
+                    token = first + j * 8 + 2 * self.t + i % 2
+                    seen = T.Select(token < visible, scores[4 * j + i], T.float32(LEAST))
+                    T.buffer_store(scores, seen, [4 * j + i])
+        self._rescale(scores)
         self._add_values(scores)
         tile("int32", "warp_meets", effect=True)  # before the tiles are written again
 
-    def _copy(self, number: Expr, first: Expr, visible: Expr) -> None:
+    def _copy(self, number: Expr, first: Expr, visible: Expr, full: Expr) -> None:
         """The warp's tokens into its tiles; values that are not visible as zeros, as what lies
         there may be no number.
         """
         page, in_order = self.sequence.whole_page(number)
-        if in_order is None:
-            self._copy_in_order(page, first, visible)
-        else:
-            with T.If(in_order):
-                with T.Then():
+        with T.If(full if in_order is None else T.And(full, in_order)):
+            with T.Then():
+                self._copy_in_order(page, first, None)
+            with T.Else():
+                if in_order is None:
                     self._copy_in_order(page, first, visible)
-                with T.Else():
+                else:
                     self._copy_each(number, first, visible)
         tile("int32", "warp_copied", effect=True)
 
-    def _copy_in_order(self, page: Expr, first: Expr, visible: Expr) -> None:
-        """16 bytes at a time, in an order without bank conflicts when they are read."""
+    def _copy_in_order(self, page: Expr, first: Expr, visible: Expr | None) -> None:
+        """16 bytes at a time, in an order without bank conflicts when they are read; None: all are
+        visible.
+        """
         for c in range(self.d // 16):
             i = T.Bind(c * 32 + self.lane)
             row, half = T.Bind(i // 2), T.Bind(i % 2)
@@ -120,7 +124,7 @@ class TileFold:
             i = T.Bind(c * 32 + self.lane)
             row, part = T.Bind(i // across), T.Bind(i % across)
             source = T.address_of(self.values[page, self.kv_head, first + row, part * 8])
-            size = T.Select(row < visible, 16, 0)
+            size = 16 if visible is None else T.Select(row < visible, 16, 0)
             self._copy_16(self._value_word(row, part), source, size)
 
     def _copy_16(self, word: Expr, source: Expr, size: Any) -> None:
@@ -171,23 +175,33 @@ class TileFold:
             for j in range(2):
                 _multiply(scores, 4 * j, a, keys[2 * j], keys[2 * j + 1])
 
-    def _rescale(self, scores: Buffer, half: int) -> None:
-        """Scores of rows g + 8 half become weights, and what was summed before is made smaller."""
+    def _rescale(self, scores: Buffer) -> None:
+        """Scores become weights, and what was summed before is made smaller where a maximum of the
+        warp's has risen, which is seldom so after the first pages.
+        """
+        decays, risen = registers(2), registers(1, "int32", 0)
+        for half in range(2):
+            self._weigh(scores, half, decays, risen)
+        with T.If(T.Bind(tile("int32", "warp_any", risen[0])) != 0), T.Then():
+            for n in range(self.d // 8):
+                for i in range(4):
+                    at = n * 4 + i
+                    T.buffer_store(self.output, self.output[at] * decays[i // 2], [at])
+
+    def _weigh(self, scores: Buffer, half: int, decays: Buffer, risen: Buffer) -> None:
+        """Scores of rows g + 8 half, and how much smaller what was summed before becomes."""
         mine = [4 * j + 2 * half + i for j in range(2) for i in range(2)]
         highest = T.max(
             T.max(scores[mine[0]], scores[mine[1]]), T.max(scores[mine[2]], scores[mine[3]])
         )
         best = T.Bind(T.max(self.best[half], tile("float32", "quad_max", highest)))
-        decay = T.Bind(tile("float32", "power_of_2", self.best[half] - best))
+        T.buffer_store(decays, tile("float32", "power_of_2", self.best[half] - best), [half])
+        T.buffer_store(risen, T.Select(best > self.best[half], 1, risen[0]), [0])
         T.buffer_store(self.best, best, [half])
-        T.buffer_store(self.sum, self.sum[half] * decay, [half])
+        T.buffer_store(self.sum, self.sum[half] * decays[half], [half])
         for i in mine:
             T.buffer_store(scores, tile("float32", "power_of_2", scores[i] - best), [i])
             accumulate(self.sum, half, scores[i])
-        for n in range(self.d // 8):
-            for i in range(2):
-                at = n * 4 + 2 * half + i
-                T.buffer_store(self.output, self.output[at] * decay, [at])
 
     def _add_values(self, scores: Buffer) -> None:
         weights = [
@@ -204,10 +218,8 @@ class TileFold:
             for j in range(2):
                 _multiply(self.output, (2 * n + j) * 4, weights, values[2 * j], values[2 * j + 1])
 
-    def finish(self, split: Expr, row: Expr, parts: Parts) -> None:
-        """The warps' outputs, weighed by how far each maximum lies below the highest, to
-        `parts`.
-        """
+    def finish(self, write: Write) -> None:
+        """The warps' outputs, weighed by how far each maximum lies below the highest."""
         stats = shared((WARPS * 2 * ROWS,))
         for half in range(2):
             total = T.Bind(tile("float32", "quad_sum", self.sum[half]))
@@ -237,72 +249,9 @@ class TileFold:
                 weight = T.Bind(tile("float32", "power_of_2", maxima[w] - best))
                 accumulate(state, 0, weight * stats[w * (2 * ROWS) + ROWS + head])
                 accumulate(state, 1, weight * whole[(w * ROWS + head) * self.d + component])
-            at = [split, row, self.kv_head * self.group + head]
-            T.buffer_store(parts.outputs, state[1], [*at, component])
-            with T.If(component.equal(0)), T.Then():
-                T.buffer_store(parts.maxima, best, at)
-                T.buffer_store(parts.sums, state[0], at)
+            write(head, component, state[1], best, state[0])
 
 
 def _multiply(sums: Buffer, first: int, a: list[Expr], b0: Expr, b1: Expr) -> None:
     """sums[first .. first + 3] += a tile times another."""
     tile("int32", "multiply_halves", T.address_of(sums[first]), *a, b0, b1, effect=True)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the splits of all rows found: outputs [splits, n, heads, d], maxima as powers of 2, and
-    sums [splits, n, heads].
-    """
-
-    outputs: Buffer
-    maxima: Buffer
-    sums: Buffer
-
-    @staticmethod
-    def of(splits: Expr, n: Expr, heads: int, d: int) -> Parts:
-        """Memory for them, made outside of workgroups."""
-        shape = splits, n, heads
-        return Parts(
-            T.alloc_buffer((*shape, d), "float32"),
-            T.alloc_buffer(shape, "float32"),
-            T.alloc_buffer(shape, "float32"),
-        )
-
-    def merge(self, splits: Expr, n: Expr, out: Buffer) -> None:
-        """out[row, head * d + i]: a launch of its own, a row's head by a workgroup, whose parts
-        take every eighth split each.
-        """
-        heads, d = int(self.outputs.shape[2]), int(self.outputs.shape[3])
-        with workgroups(n * heads, MERGED * d) as (group, thread):
-            row, head = T.Bind(group // heads), T.Bind(group % heads)
-            i, part = T.Bind(thread % d), T.Bind(thread // d)
-            state = registers(3, value=0.0)  # highest maximum, sum, output
-            T.buffer_store(state, T.float32(LEAST), [0])
-            with strided(splits, part, MERGED) as split:
-                T.buffer_store(state, T.max(state[0], self.maxima[split, row, head]), [0])
-            with strided(splits, part, MERGED) as split:
-                weight = tile("float32", "power_of_2", self.maxima[split, row, head] - state[0])
-                weight = T.Bind(weight)
-                accumulate(state, 1, weight * self.sums[split, row, head])
-                accumulate(state, 2, weight * self.outputs[split, row, head, i])
-            parts = [shared((MERGED * d,)) for _ in range(3)]
-            for at, buffer in enumerate(parts):
-                T.buffer_store(buffer, state[at], [thread])
-            barrier()
-            with T.If(part.equal(0)), T.Then():
-                self._join(parts, state, i, d)
-                T.buffer_store(out, state[2] / state[1], [row, head * d + i])
-
-    def _join(self, parts: list[Buffer], state: Buffer, i: Expr, d: int) -> None:
-        """The state of all parts, of component i."""
-        maxima, sums, outputs = parts
-        for part in range(1, MERGED):
-            T.buffer_store(state, T.max(state[0], maxima[part * d + i]), [0])
-        for at in (1, 2):
-            T.buffer_store(state, T.float32(0), [at])
-        for part in range(MERGED):
-            place = part * d + i
-            weight = T.Bind(tile("float32", "power_of_2", maxima[place] - state[0]))
-            accumulate(state, 1, weight * sums[place])
-            accumulate(state, 2, weight * outputs[place])

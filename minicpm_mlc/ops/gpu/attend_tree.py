@@ -9,10 +9,10 @@ from minicpm_mlc.ops.attend_tree import AttendTree, AttendTreeBlocks
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.gpu.attend import (
     AttentionCall,
-    Heads,
     VisitAll,
     all_pages,
     launch,
+    made_call,
     selected_pages,
 )
 from minicpm_mlc.ops.gpu.sequence import PathSequence
@@ -22,7 +22,7 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 def attend_tree(operator: AttendTree, traits: GpuTraits, dims: Dims, *buffers: Buffer) -> None:
     """Over the whole path."""
-    launch(_call(operator, dims, buffers, all_pages), traits, dims.p)
+    launch(_call(operator, traits, dims, buffers, all_pages), dims.p)
 
 
 def attend_tree_blocks(
@@ -30,18 +30,21 @@ def attend_tree_blocks(
 ) -> None:
     """Over the list."""
     *shared, selected, out = buffers
-    call = _call(operator, dims, (*shared, out), partial(selected_pages, selected))
-    launch(call, traits, T.int64(operator.budget))
+    visit = partial(selected_pages, selected)
+    launch(_call(operator, traits, dims, (*shared, out), visit), T.int64(operator.budget))
 
 
 def _call(
-    operator: Attention, dims: Dims, buffers: tuple[Buffer, ...], visit: VisitAll
+    operator: Attention,
+    traits: GpuTraits,
+    dims: Dims,
+    buffers: tuple[Buffer, ...],
+    visit: VisitAll,
 ) -> AttentionCall:
     """The launch over a tree's rows, by AttendTree's buffers."""
-    q, k_pages, v_pages, page_table, base, ancestors, out = buffers
+    *given, page_table, base, ancestors, out = buffers
 
     def sequence(row: Expr, thread: Expr) -> PathSequence:
         return PathSequence(page_table, base, ancestors, row, thread)
 
-    heads = Heads.of(operator)
-    return AttentionCall(heads, dims.n, q, heads.opened(k_pages, v_pages), out, sequence, visit)
+    return made_call(operator, traits, dims.n, (*given, out), sequence, visit)

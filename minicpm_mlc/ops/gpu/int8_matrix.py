@@ -16,6 +16,8 @@ from minicpm_mlc.ops.formats.weights.values import REGISTERS
 from minicpm_mlc.ops.gpu.group_terms import ACROSS, ROWS, GroupTerms, as_words
 from minicpm_mlc.ops.gpu.intrinsics import dot
 from minicpm_mlc.ops.gpu.kernel import registers
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.gpu.whole_numbers import WHOLE_BITS, from_whole
 from minicpm_mlc.ops.int8_sums import start_of, sums_of
 from minicpm_mlc.ops.quantize_rows import SCALE, SUM
 from minicpm_mlc.ops.tir import Buffer, Expr, T
@@ -40,18 +42,37 @@ class Activations:
         return self.words[SUM]
 
 
-def in_pairs(x: Buffer, m: Expr) -> Buffer:
-    """x int32[m, k/32, 10] as pairs of words, for `activations`; made outside of workgroups."""
-    pointer = T.Bind(T.reinterpret(x.data, dtype=T.handle("int32x2").ty))
-    return T.decl_buffer((m, x.shape[1] * (HELD // 2)), "int32x2", data=pointer)
+class Pairs:
+    """x int32[m, k/32, 10] as pairs of words: pairs[row, i] are words 2 i and 2 i + 1 of a row."""
+
+    def __init__(self, x: Buffer, m: Expr, traits: GpuTraits) -> None:
+        """Made outside of workgroups."""
+        self.words = T.decl_buffer((m, x.shape[1] * HELD), "int32", data=x.data)
+        self.pairs = None
+        if traits.vector_elements:  # TVM's C doesn't see that all ramps here are aligned
+            pointer = T.Bind(T.reinterpret(x.data, dtype=T.handle("int32x2").ty))
+            shape = m, x.shape[1] * (HELD // 2)
+            self.pairs = T.decl_buffer(shape, "int32x2", data=pointer)
+
+    def __getitem__(self, place: tuple[Expr, Expr]) -> Expr:
+        row, pair = place
+        return self.words[row, T.ramp(pair * 2, 1, 2)] if self.pairs is None else self.pairs[place]
 
 
-def activations(x: Buffer, row: Expr, g: Expr) -> Activations:
+def activations(x: Pairs, row: Expr, g: Expr) -> Activations:
     """Row `row`, group g of the pairs x."""
     words = registers(HELD, "int32")
     for i in range(HELD // 2):
         T.buffer_store(words, x[row, g * (HELD // 2) + i], [T.ramp(2 * i, 1, 2)])
     return Activations(words)
+
+
+def held_activations(words: Buffer, g: Expr) -> Activations:
+    """Group g of the only row of words in shared memory."""
+    own = registers(HELD, "int32")
+    for i in range(0, HELD, 2):
+        T.buffer_store(own, words[0, g, T.ramp(i, 1, 2)], [T.ramp(i, 1, 2)])
+    return Activations(own)
 
 
 class Int8Matrix:
@@ -103,11 +124,11 @@ class Int8Matrix:
         for half, term in enumerate(terms):
             total = registers(1, "int32")
             start = start_of(self.scheme, self.values.zero, x.sum, half)
-            T.buffer_store(total, start, [0])
+            T.buffer_store(total, start + WHOLE_BITS, [0])
             for i in range(half * per, (half + 1) * per):
                 step = dot(self.values.unsigned, quads[i], x.words[i], total[0])
                 T.buffer_store(total, step, [0])
-            part = T.Cast("float32", total[0])
+            part = from_whole(total[0])
             part = part if term.scale is None else part * term.scale
             if term.minimum is not None:
                 part = part + term.minimum * T.Cast("float32", self._sum(x, half))

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minicpm_mlc.ops.formats.weights import LANES
-from minicpm_mlc.ops.formats.weights.base import Terms
-from minicpm_mlc.ops.gpu.int8_matrix import HELD, ROWS, Int8Matrix
+from minicpm_mlc.ops.formats.weights.base import Scheme, Terms
+from minicpm_mlc.ops.gpu.int8_matrix import HELD, ROWS, Int8Matrix, Pairs
 from minicpm_mlc.ops.gpu.int8_tiles import tiled
 from minicpm_mlc.ops.gpu.intrinsics import tile
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, strided, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.gpu.whole_numbers import WHOLE_BITS, from_whole
 from minicpm_mlc.ops.int8_sums import start_of
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
@@ -30,7 +31,7 @@ SHARE = 33  # numbers from one row of a warp's product to the next in shared mem
 Write = Callable[[Expr, Expr, Expr], None]  # (row of x, row of W, product)
 
 
-def products(matrix: Int8Matrix, x: Buffer, m: Expr, traits: GpuTraits, write: Write) -> None:
+def products(matrix: Int8Matrix, x: Pairs, m: Expr, traits: GpuTraits, write: Write) -> None:
     """x W^T for five rows and more; `x` as pairs of words. Without tensor cores for it, by tiles in
     shared memory.
     """
@@ -41,7 +42,8 @@ def products(matrix: Int8Matrix, x: Buffer, m: Expr, traits: GpuTraits, write: W
         with T.Then():
             ByteTiles(matrix, x, m, 1, 8, True).emit(write)
         with T.Else():
-            ByteTiles(matrix, x, m, 2, 4, False).emit(write)
+            pairs = 2 if matrix.values.bits <= 4 else 1  # so that a lane's registers suffice
+            ByteTiles(matrix, x, m, pairs, 4, False).emit(write)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ByteTiles:
     """
 
     matrix: Int8Matrix
-    x: Buffer
+    x: Pairs
     m: Expr
     pairs: int
     warps: int
@@ -67,8 +69,7 @@ class ByteTiles:
             first = group // across * tokens + (0 if self.along_k else warp * TOKENS)
             lane = _Lane(self, T.Bind(first), T.Bind(group % across * (2 * self.pairs)), thread)
             steps = -(-self.matrix.groups // self.warps) if self.along_k else self.matrix.groups
-            with T.serial(steps) as step:
-                lane.group(T.Bind(step * self.warps + warp) if self.along_k else step)
+            lane.groups(steps, lambda i: i * self.warps + warp if self.along_k else i)
             if self.along_k:
                 self._write_sums(lane, warp, thread, write)
             else:
@@ -95,6 +96,27 @@ class ByteTiles:
                 values = [parts[w * size + own * SHARE + column] for w in range(self.warps)]
                 total = T.Bind(sum(values[1:], start=values[0]))
                 write(token, T.Bind(lane.block * LANES + own), total)
+
+
+class Held:
+    """A lane's registers for one group of columns: of x, words of its rows and (scale, sum) of the
+    rows of its sums; of W, eight words and four rows' terms a pair of blocks.
+    """
+
+    def __init__(self, pairs: int, scheme: Scheme) -> None:
+        self.words, self.scales = registers(2 * COLUMNS, "int32"), registers(4 * COLUMNS, "int32")
+        self.quads, self.factors = registers(8 * pairs, "uint32"), registers(4 * pairs)
+        self.minimums = registers(4 * pairs) if scheme.has_minimum else None
+
+    def keep(self, i: int, terms: Terms) -> None:
+        """The i-th row's."""
+        T.buffer_store(self.factors, terms.scale, [i])
+        if self.minimums is not None:
+            T.buffer_store(self.minimums, terms.minimum, [i])
+
+    def terms(self, i: int) -> Terms:
+        """The same again."""
+        return Terms(self.factors[i], None if self.minimums is None else self.minimums[i])
 
 
 class _Lane:
@@ -127,42 +149,60 @@ class _Lane:
                 found.append((c * 2 * COLUMNS * 4 + i, row, column, block))
         return found
 
-    def group(self, number: Expr) -> None:
-        """Add one group of columns; one behind the last adds nothing."""
+    def groups(self, steps: int, number: Callable[[Expr], Expr]) -> None:
+        """Add the groups of columns number(0 .. steps - 1); those behind the last add nothing. One
+        is asked for while the one before it is multiplied.
+        """
+        one, other = (Held(self.tiles.pairs, self.tiles.matrix.scheme) for _ in range(2))
+        self._load(one, number(T.int32(0)))
+        with T.serial(-(-steps // 2)) as turn:
+            for held, loaded, ahead in ((one, other, 1), (other, one, 2)):
+                self._load(loaded, number(turn * 2 + ahead))
+                self._group(held)
+
+    def _load(self, held: Held, number: Expr) -> None:
+        """All that a group takes; zeros as scales of one behind the last."""
         matrix, x = self.tiles.matrix, self.tiles.x
-        there, g = number < matrix.groups, T.Bind(T.min(number, matrix.groups - 1))
-        words, scales = registers(2 * COLUMNS, "int32"), registers(4 * COLUMNS, "int32")
+        there = T.Bind(number < matrix.groups)
+        g = T.Bind(T.min(number, matrix.groups - 1))
         for n in range(COLUMNS):
             pair = x[self.rows[n], g * PAIRS + self.t]
-            T.buffer_store(words, pair, [T.ramp(2 * n, 1, 2)])
+            T.buffer_store(held.words, pair, [T.ramp(2 * n, 1, 2)])
             for o, row in enumerate(self.pairs[n]):
-                pair = x[row, g * PAIRS + PAIRS - 1]
-                T.buffer_store(scales, pair, [T.ramp(4 * n + 2 * o, 1, 2)])
-        starts = [self._start(scales, n) for n in range(COLUMNS)]
+                at, pair = 4 * n + 2 * o, x[row, g * PAIRS + PAIRS - 1]
+                T.buffer_store(held.scales, pair, [T.ramp(at, 1, 2)])
+                T.buffer_store(held.scales, T.Select(there, held.scales[at], 0), [at])
         for c, own in enumerate(self.own):
             block = T.Bind(T.min(own, matrix.blocks - 1))
-            quads = matrix.quad_pairs(block, g, self.q, self.t)
-            terms = [each[0] for each in matrix.terms_of(block, g, self.q)]
+            for i, quad in enumerate(matrix.quad_pairs(block, g, self.q, self.t)):
+                for half in range(2):
+                    T.buffer_store(held.quads, quad[half], [8 * c + 2 * i + half])
+            for i, (terms,) in enumerate(matrix.terms_of(block, g, self.q)):
+                held.keep(4 * c + i, terms)
+
+    def _group(self, held: Held) -> None:
+        """Multiply one group and add it."""
+        starts = [self._start(held.scales, n) for n in range(COLUMNS)]
+        for c in range(len(self.own)):
             for half in range(2):
+                quads = [held.quads[8 * c + 4 * half + i] for i in range(4)]
+                terms = [held.terms(4 * c + 2 * half + i) for i in range(2)]
                 for n, start in enumerate(starts):
-                    own_terms = terms[2 * half : 2 * half + 2]
-                    total = self._multiply(quads[2 * half : 2 * half + 2], words, n, start)
-                    at = ((c * 2 + half) * COLUMNS + n) * 4
-                    self._add(at, total, own_terms, scales, n, there)
+                    total = self._multiply(quads, held.words, n, start)
+                    self._add(((c * 2 + half) * COLUMNS + n) * 4, total, terms, held.scales, n)
 
     def _start(self, scales: Buffer, n: int) -> Buffer:
         """What the integer products of 8 rows of x start from."""
         start, matrix = registers(4, "int32"), self.tiles.matrix
         for i in range(4):
             word = scales[4 * n + 2 * (i % 2) + 1]
-            T.buffer_store(start, start_of(matrix.scheme, matrix.values.zero, word, 0), [i])
+            first = start_of(matrix.scheme, matrix.values.zero, word, 0)
+            T.buffer_store(start, first + WHOLE_BITS, [i])
         return start
 
-    def _multiply(
-        self, quads: list[tuple[Expr, Expr]], words: Buffer, n: int, start: Buffer
-    ) -> Buffer:
+    def _multiply(self, quads: list[Expr], words: Buffer, n: int, start: Buffer) -> Buffer:
         """One tile: two of the lane's rows, 8 rows of x."""
-        (low, high), (next_low, next_high) = quads
+        low, high, next_low, next_high = quads
         kind = "unsigned" if self.tiles.matrix.values.unsigned else "signed"
         total = registers(4, "int32")
         pointers = T.address_of(total[0]), T.address_of(start[0])
@@ -170,14 +210,11 @@ class _Lane:
         tile("int32", f"multiply_bytes_{kind}", *pointers, *operands, effect=True)
         return total
 
-    def _add(
-        self, at: int, total: Buffer, terms: list[Terms], scales: Buffer, n: int, there: Expr
-    ) -> None:
+    def _add(self, at: int, total: Buffer, terms: list[Terms], scales: Buffer, n: int) -> None:
         """A tile's integers to the sums from `at` on."""
         for i in range(4):
             term, word = terms[i // 2], 4 * n + 2 * (i % 2)
-            part = T.Cast("float32", total[i]) * term.scale
+            part = from_whole(total[i]) * term.scale
             if term.minimum is not None:
                 part = part + term.minimum * T.Cast("float32", scales[word + 1])
-            scale = T.Select(there, T.reinterpret(scales[word], dtype="float32"), T.float32(0))
-            accumulate(self.sums, at + i, part * scale)
+            accumulate(self.sums, at + i, part * T.reinterpret(scales[word], dtype="float32"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.formats.weights.base import Terms
 from minicpm_mlc.ops.formats.weights.values import REGISTERS
-from minicpm_mlc.ops.gpu.int8_matrix import HELD, Activations, Int8Matrix
+from minicpm_mlc.ops.gpu.int8_matrix import HELD, Activations, Int8Matrix, Pairs
 from minicpm_mlc.ops.gpu.kernel import (
     THREADS,
     accumulate,
@@ -19,16 +19,14 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.tir import Buffer, Expr, T
+from minicpm_mlc.ops.tir import Expr, T
 
 TILE = 64  # rows of x, and of W, that a workgroup multiplies
 BLOCKS = TILE // LANES
 DOWN = THREADS // LANES  # threads above one another; each has TILE / DOWN rows of x
 
 
-def tiled(
-    matrix: Int8Matrix, x: Buffer, m: Expr, write: Callable[[Expr, Expr, Expr], None]
-) -> None:
+def tiled(matrix: Int8Matrix, x: Pairs, m: Expr, write: Callable[[Expr, Expr, Expr], None]) -> None:
     """A workgroup takes 64 rows of x by 64 of W; a thread 8 by 4 of them. `write(row of x, row of
     W, product)`.
     """
@@ -67,7 +65,7 @@ class _Tile:
         self.scales = [shared((TILE,)) for _ in range(scheme.halves)]
         self.minimums = [shared((TILE,)) for _ in range(scheme.halves * scheme.has_minimum)]
 
-    def load(self, x: Buffer, first: Expr, m: Expr, block: Expr, g: Expr) -> None:
+    def load(self, x: Pairs, first: Expr, m: Expr, block: Expr, g: Expr) -> None:
         """All threads."""
         pairs = HELD // 2
         with strided(TILE * pairs, self.thread) as i:

@@ -11,7 +11,14 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.gpu.float16_bits import constant
-from minicpm_mlc.ops.gpu.int8_matrix import ACROSS, ROWS, Int8Matrix, activations, in_pairs
+from minicpm_mlc.ops.gpu.int8_matrix import (
+    ACROSS,
+    ROWS,
+    Int8Matrix,
+    Pairs,
+    activations,
+    held_activations,
+)
 from minicpm_mlc.ops.gpu.int8_products import products
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
@@ -20,7 +27,6 @@ from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 FEW_ROWS = ((1, 1), (4, 4))  # up to so many rows of x, so many stream by together
-Write = Callable[[Expr, Expr, Expr], None]  # (row of x, row of W, product)
 
 
 def linear_int8(
@@ -29,34 +35,79 @@ def linear_int8(
     """Raises CompileError for shapes that don't fit the layout, and for words that the products
     can't take.
     """
-    require_fit(operator, traits)
-    if operator.residual and operator.n != operator.width:
-        raise CompileError(f"a residual of {operator.n} columns; the GPU kernels need whole blocks")
-    *others, out = rest
-    n, k, scheme = operator.n, operator.k, operator.scheme
-    stored = dict(zip(scheme.arguments(n, k), others, strict=False))
-    added = others[len(stored) :]
-    matrix, m = Int8Matrix(scheme, stored, n, k), T.Bind(T.Cast("int32", dims.m))
-    x = in_pairs(x, m)
+    LinearCall(operator, traits, dims.m, Rows(x, dims.m, traits), rest).emit()
 
-    def write(row: Expr, column: Expr, value: Expr) -> None:
-        value = value if operator.scale == 1.0 else value * constant(operator.scale)
-        value = added[0][row, column] + value if added else value
-        T.buffer_store(out, value, [row, column])
 
-    def streamed(rows: int) -> None:
-        threads = traits.stream_threads
+class Rows:
+    """The rows of x as words of quantize_rows; made outside of workgroups."""
+
+    def __init__(self, words: Buffer, m: Expr, traits: GpuTraits) -> None:
+        self.pairs = Pairs(words, m, traits)
+
+    def threads(self, traits: GpuTraits) -> int:
+        """Of a workgroup of a linear that streams."""
+        return traits.stream_threads
+
+    def prepare(self, m: Expr) -> None:
+        """What comes before a launch that reads `pairs`."""
+
+    def of_one(self, thread: Expr) -> Buffer | None:
+        """The words of the only row in shared memory, int32 [1, k/32, 10], if a workgroup makes
+        them.
+        """
+        return None
+
+
+class LinearCall:
+    """One call; `rest` are the stored weights, the residual if there is one, and the output."""
+
+    def __init__(
+        self,
+        operator: LinearInt8,
+        traits: GpuTraits,
+        m: Expr,
+        x: Rows,
+        rest: tuple[Buffer, ...],
+    ) -> None:
+        require_fit(operator, traits)
+        n, k, scheme = operator.n, operator.k, operator.scheme
+        if operator.residual and n != operator.width:
+            raise CompileError(f"a residual of {n} columns; the GPU kernels need whole blocks")
+        *others, self.out = rest
+        stored = dict(zip(scheme.arguments(n, k), others, strict=False))
+        self.added, self.scale = others[len(stored) :], operator.scale
+        self.matrix, self.m = Int8Matrix(scheme, stored, n, k), T.Bind(T.Cast("int32", m))
+        self.traits, self.x = traits, x
+
+    def emit(self) -> None:
+        """The way that fits the number of rows."""
+        by_rows(self.m, FEW_ROWS, self.streamed, self.many)
+
+    def many(self) -> None:
+        """Tiles."""
+        self.x.prepare(self.m)
+        products(self.matrix, self.x.pairs, self.m, self.traits, self._write)
+
+    def streamed(self, rows: int) -> None:
+        """A workgroup takes so many rows of x by a block of W."""
+        matrix, m = self.matrix, self.m
+        if rows > 1:
+            self.x.prepare(m)
+        threads = self.x.threads(self.traits)
         with workgroups((m + rows - 1) // rows * matrix.blocks, threads) as (group, thread):
             first = T.Bind(group // matrix.blocks * rows)
             block = T.Bind(group % matrix.blocks)
-            stream = Stream(matrix, x, rows, threads)
+            stream = Stream(matrix, self.x, rows, threads)
             sums = stream.sums(first, m, block, thread)
             with T.If(thread < rows * LANES), T.Then():
                 row = T.Bind(first + thread // LANES)
                 with T.If(row < m), T.Then():
-                    write(row, block * LANES + thread % LANES, sums(thread))
+                    self._write(row, block * LANES + thread % LANES, sums(thread))
 
-    by_rows(m, FEW_ROWS, streamed, lambda: products(matrix, x, m, traits, write))
+    def _write(self, row: Expr, column: Expr, value: Expr) -> None:
+        value = value if self.scale == 1.0 else value * constant(self.scale)
+        value = self.added[0][row, column] + value if self.added else value
+        T.buffer_store(self.out, value, [row, column])
 
 
 def require_fit(operator: LinearInt8 | LinearSwigluInt8, traits: GpuTraits) -> None:
@@ -97,7 +148,7 @@ class Stream:
     """
 
     matrix: Int8Matrix
-    x: Buffer
+    x: Rows
     rows: int
     threads: int
     teams: int = 1
@@ -113,11 +164,15 @@ class Stream:
         """
         q, own = T.Bind(thread % ACROSS), T.Bind(thread % self.threads // ACROSS)
         at = [T.Bind(T.min(first + r, m - 1)) for r in range(self.rows)]  # the last row fills up
+        held = self.x.of_one(thread) if self.rows == 1 else None
         totals = registers(self.rows * ROWS, value=0.0)
         with T.serial((self.matrix.groups - own + self.abreast - 1) // self.abreast) as step:
             g = T.Bind(step * self.abreast + own)
             words = self.matrix.load(block, g, q)
-            xs = [activations(self.x, row, g) for row in at]
+            if held is None:
+                xs = [activations(self.x.pairs, row, g) for row in at]
+            else:
+                xs = [held_activations(held, g)]
             terms = self.matrix.terms_of(block, g, q)
             for lane in range(ROWS):
                 quads = self.matrix.quads(words, lane)

@@ -10,11 +10,11 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.packing import QUAD
-from minicpm_mlc.ops.gpu.int8_matrix import Int8Matrix, in_pairs
+from minicpm_mlc.ops.gpu.int8_matrix import Int8Matrix
 from minicpm_mlc.ops.gpu.int8_products import products
 from minicpm_mlc.ops.gpu.kernel import THREADS, barrier, shared, workgroups
-from minicpm_mlc.ops.gpu.linear_int8 import FEW_ROWS, Stream, by_rows, require_fit
-from minicpm_mlc.ops.gpu.quantize_rows import Quantiser
+from minicpm_mlc.ops.gpu.linear_int8 import FEW_ROWS, Rows, Stream, by_rows, require_fit
+from minicpm_mlc.ops.gpu.quantize_rows import quantiser
 from minicpm_mlc.ops.gpu.swiglu import silu
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
@@ -30,31 +30,42 @@ def linear_swiglu_int8(
     """Raises CompileError when intermediate isn't a multiple of 32, and for words that the products
     can't take.
     """
-    width, k, scheme = operator.intermediate, operator.k, operator.scheme
-    if width % GROUP:
-        raise CompileError(
-            f"intermediate_size is {width}; int8 activations need a multiple of {GROUP}"
-        )
-    require_fit(operator, traits)
-    *tensors, out = rest
-    stored = dict(zip(scheme.arguments(2 * width, k), tensors, strict=True))
-    matrix, m = Int8Matrix(scheme, stored, 2 * width, k), T.Bind(T.Cast("int32", dims.m))
-    gated = Gated(operator, matrix, in_pairs(x, m), m, out)
-    by_rows(m, FEW_ROWS, gated.streamed, lambda: gated.in_memory(dims.m, traits))
+    Gated(operator, traits, dims.m, Rows(x, dims.m, traits), rest).emit()
 
 
 class Gated:
-    """One call."""
+    """One call; `rest` are the stored weights and the output."""
 
     def __init__(
-        self, operator: LinearSwigluInt8, matrix: Int8Matrix, x: Buffer, m: Expr, out: Buffer
+        self,
+        operator: LinearSwigluInt8,
+        traits: GpuTraits,
+        m: Expr,
+        x: Rows,
+        rest: tuple[Buffer, ...],
     ) -> None:
-        self.width, self.factor = operator.intermediate, operator.sum_factor
-        self.matrix, self.x, self.m, self.out = matrix, x, m, out
+        width, k, scheme = operator.intermediate, operator.k, operator.scheme
+        if width % GROUP:
+            raise CompileError(
+                f"intermediate_size is {width}; int8 activations need a multiple of {GROUP}"
+            )
+        require_fit(operator, traits)
+        *tensors, self.out = rest
+        stored = dict(zip(scheme.arguments(2 * width, k), tensors, strict=True))
+        self.matrix = Int8Matrix(scheme, stored, 2 * width, k)
+        self.rows, self.m = m, T.Bind(T.Cast("int32", m))
+        self.width, self.factor, self.x = width, operator.sum_factor, x
+        self.traits, self.rounds = traits, quantiser(traits)
+
+    def emit(self) -> None:
+        """The way that fits the number of rows."""
+        by_rows(self.m, FEW_ROWS, self.streamed, self.in_memory)
 
     def streamed(self, rows: int) -> None:
         """32 columns of `rows` rows by a workgroup, a team of threads for each block."""
         tasks, teams = self.width // GROUP, 2 * HALVES
+        if rows > 1:
+            self.x.prepare(self.m)
         with workgroups((self.m + rows - 1) // rows * tasks, teams * TEAM) as (group, thread):
             first, task = T.Bind(group // tasks * rows), T.Bind(group % tasks)
             team = T.Bind(thread // TEAM)
@@ -68,7 +79,7 @@ class Gated:
                 up = sums(gate + HALVES * rows * LANES)
                 T.buffer_store(values, silu(T.Bind(sums(gate))) * up, [thread])
             barrier()
-            words = Quantiser((task + 1) * GROUP, self.factor, thread, teams * TEAM)
+            words = self.rounds((task + 1) * GROUP, self.factor, thread, teams * TEAM)
             for r in range(rows):
                 row = T.Bind(T.min(first + r, self.m - 1))  # the last row is written again
                 words.write(
@@ -78,20 +89,22 @@ class Gated:
                     lambda i, _, r=r: values[r * GROUP + i - task * GROUP],
                 )
 
-    def in_memory(self, m: Expr, traits: GpuTraits) -> None:
-        """Tiles of the product, then 512 columns of a row by a workgroup."""
-        product = T.alloc_buffer((m, 2 * self.width), "float32")
+    def in_memory(self) -> None:
+        """Tiles of the product, then some hundred columns of a row by a workgroup."""
+        self.x.prepare(self.m)
+        product = T.alloc_buffer((self.rows, 2 * self.width), "float32")
         products(
             self.matrix,
-            self.x,
+            self.x.pairs,
             self.m,
-            traits,
+            self.traits,
             lambda row, column, value: T.buffer_store(product, value, [row, column]),
         )
-        parts = -(-self.width // (THREADS * QUAD))
-        with workgroups(m * parts) as (group, thread):
-            row, first = T.Bind(group // parts), T.Bind(group % parts * THREADS)
-            words = Quantiser(self.width, self.factor, thread, THREADS)
+        size = THREADS * self.rounds.each
+        parts = -(-self.width // size)
+        with workgroups(self.rows * parts) as (group, thread):
+            row, first = T.Bind(group // parts), T.Bind(group % parts * (size // QUAD))
+            words = self.rounds(self.width, self.factor, thread, THREADS)
             words.write(
                 self.out,
                 row,

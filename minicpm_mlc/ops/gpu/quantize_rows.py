@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.weights import GROUP
 from minicpm_mlc.ops.formats.weights.packing import QUAD
 from minicpm_mlc.ops.gpu.float16_bits import constant
+from minicpm_mlc.ops.gpu.intrinsics import tile
 from minicpm_mlc.ops.gpu.kernel import THREADS, barrier, registers, shared, workgroups
 from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.ops.gpu.whole_numbers import WHOLE, WHOLE_BITS
 from minicpm_mlc.ops.quantize_rows import (
     LARGEST,
     SCALE,
@@ -21,84 +24,139 @@ from minicpm_mlc.ops.quantize_rows import (
 )
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-WORDS = GROUP // QUAD  # of a group: a thread rounds one
-Read = Callable[[Expr, int], Expr]  # (column, which of its word's four) -> float32
-# a float32 of this size has whole numbers as its last bits, and the addition rounds to them
-WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
+WORDS = GROUP // QUAD  # of a group
+Read = Callable[[Expr, int], Expr]  # (column, which of the thread's) -> float32
 
 
-def quantize_rows(operator: QuantizeRows, _: GpuTraits, dims: Dims, x: Buffer, out: Buffer) -> None:
-    """A workgroup takes 512 columns of a row. Raises CompileError when its columns aren't a
-    multiple of 32.
+def quantize_rows(
+    operator: QuantizeRows, traits: GpuTraits, dims: Dims, x: Buffer, out: Buffer
+) -> None:
+    """A workgroup takes some hundred columns of a row. Raises CompileError when its columns aren't
+    a multiple of 32.
     """
     columns = operator.columns
     if columns % GROUP:
         raise CompileError(
             f"a linear layer has {columns} inputs; the GPU kernels need a multiple of {GROUP}"
         )
-    parts = -(-columns // (THREADS * QUAD))
+    words = quantiser(traits)
+    size = THREADS * words.each
+    parts = -(-columns // size)
     with workgroups(dims.m * parts) as (group, thread):
-        row, first = T.Bind(group // parts), T.Bind(group % parts * THREADS)
-        words = Quantiser(columns, operator.sum_factor, thread, THREADS)
-        words.write(out, row, first, lambda column, _: x[row, column])
+        row, first = T.Bind(group // parts), T.Bind(group % parts * (size // QUAD))
+        rounds = words(columns, operator.sum_factor, thread, THREADS)
+        rounds.write(out, row, first, lambda column, _: x[row, column])
+
+
+def quantiser(traits: GpuTraits) -> type[Quantiser]:
+    """How a device's workgroups round."""
+    return QuadQuantiser if traits.quads else Quantiser
 
 
 class Quantiser:
-    """Rounds a row's columns by all threads of a workgroup, four columns each."""
+    """Rounds a row's columns by all threads of a workgroup, `each` so many neighbouring ones."""
 
-    def __init__(self, columns: int, factor: int, thread: Expr, threads: int) -> None:
+    each: ClassVar[int] = QUAD
+
+    def __init__(self, columns: Expr, factor: int, thread: Expr, threads: int) -> None:
         self.columns, self.factors, self.thread = columns, factors_of(factor), thread
+        self.prepare(threads)
+
+    def prepare(self, threads: int) -> None:
+        """Memory that the threads of a group exchange numbers by."""
         self.largest, self.sums = shared((threads,), "int32"), shared((threads,), "int32")
 
     def write(self, out: Buffer, row: Expr, first: Expr, read: Read) -> None:
-        """The words `first`, a multiple of 8, and those behind it, one for each thread."""
-        word = T.Bind(first + self.thread)
+        """From the word `first` on, a multiple of 8, those of all threads."""
+        each, own = self.each, self.each // QUAD
+        word = T.Bind(first + self.thread * own)
         here = T.Bind(word < self.columns // QUAD)
-        values, bits = registers(QUAD, value=0.0), registers(QUAD, "int32")
+        values, bits = registers(each, value=0.0), registers(each, "int32")
         with T.If(here), T.Then():
-            for i in range(QUAD):
+            for i in range(each):
                 T.buffer_store(values, read(T.Bind(word * QUAD + i), i), [i])
-        largest = self._largest(values)
-        inverse = T.Bind(
-            T.Select(largest < constant(SMALLEST), T.float32(0), T.float32(LARGEST) / largest)
-        )
-        for i in range(QUAD):
-            T.buffer_store(values, values[i] * inverse, [i])  # a statement: no fused addition
-            T.buffer_store(values, values[i] + constant(WHOLE), [i])
+        largest = T.Bind(T.reinterpret(self.group_largest(_largest(values)), dtype="float32"))
+        inverse = registers(1)  # so that it isn't computed again for each number
+        quotient = T.float32(LARGEST) / largest
+        quotient = T.Select(largest < constant(SMALLEST), T.float32(0), quotient)
+        T.buffer_store(inverse, quotient, [0])
+        for i in range(each):
+            T.buffer_store(values, values[i] * inverse[0], [i])  # a statement: no fused addition
+            T.buffer_store(values, values[i] + constant(WHOLE), [i])  # rounds
             T.buffer_store(bits, T.reinterpret(values[i], dtype="int32") - WHOLE_BITS, [i])
         g, place = T.Bind(word // WORDS), T.Bind(word % WORDS)
         low, high = self.factors
         factor = low if low == high else T.Select(place < WORDS // 2, low, high)
-        total = bits[0] + bits[1] + bits[2] + bits[3]
-        T.buffer_store(self.sums, total * factor, [self.thread])
-        barrier()
+        total = sum((bits[i] for i in range(1, each)), bits[0])
+        total = self.group_sum(T.Bind(total * factor))
         with T.If(here), T.Then():
-            T.buffer_store(out, _packed(bits), [row, g, place])
+            for i in range(own):
+                T.buffer_store(out, _packed(bits, i * QUAD), [row, g, place + i])
             with T.If(place.equal(0)), T.Then():
-                values = registers(1)
-                T.buffer_store(values, largest / T.float32(LARGEST), [0])
-                T.buffer_store(out, T.reinterpret(values[0], dtype="int32"), [row, g, SCALE])
-                parts = [self.sums[self.thread + i] for i in range(WORDS)]
-                T.buffer_store(out, sum(parts[1:], parts[0]), [row, g, SUM])
-        barrier()  # before the shared memory is used again
+                scale = registers(1)
+                T.buffer_store(scale, largest / T.float32(LARGEST), [0])
+                T.buffer_store(out, T.reinterpret(scale[0], dtype="int32"), [row, g, SCALE])
+                T.buffer_store(out, total(), [row, g, SUM])
+        self.finish()
 
-    def _largest(self, values: Buffer) -> Expr:
-        """|x| of a group's largest, compared as bits: the same order as floats, but a NaN is the
-        largest instead of vanishing.
-        """
-        best = registers(1, "int32", 0)
-        for i in range(QUAD):
-            size = T.bitwise_and(T.reinterpret(values[i], dtype="int32"), 0x7FFFFFFF)
-            T.buffer_store(best, T.max(best[0], size), [0])
-        T.buffer_store(self.largest, best[0], [self.thread])
+    def group_largest(self, own: Expr) -> Expr:
+        """The largest int32 of a group's threads, for each of them."""
+        best, start = registers(1, "int32", 0), T.Bind(self.thread // WORDS * WORDS)
+        T.buffer_store(self.largest, own, [self.thread])
         barrier()
-        start = T.Bind(self.thread // WORDS * WORDS)
         for i in range(WORDS):
             T.buffer_store(best, T.max(best[0], self.largest[start + i]), [0])
-        return T.Bind(T.reinterpret(best[0], dtype="float32"))
+        return best[0]
+
+    def group_sum(self, own: Expr) -> Callable[[], Expr]:
+        """What gives the sum of a group's threads to its first one."""
+        T.buffer_store(self.sums, own, [self.thread])
+        barrier()
+        sums, thread = self.sums, self.thread
+        return lambda: sum((sums[thread + i] for i in range(1, WORDS)), sums[thread])
+
+    def finish(self) -> None:
+        """Before the shared memory is used again."""
+        barrier()
 
 
-def _packed(bits: Buffer) -> Expr:
+class QuadQuantiser(Quantiser):
+    """The same where a group's columns are those of four threads, which need no shared memory."""
+
+    each = GROUP // 4
+
+    def prepare(self, threads: int) -> None:
+        pass
+
+    def group_largest(self, own: Expr) -> Expr:
+        return self._of_quad("quad_max_int", own)[0]
+
+    def group_sum(self, own: Expr) -> Callable[[], Expr]:
+        total = self._of_quad("quad_sum_int", own)
+        return lambda: total[0]
+
+    def _of_quad(self, name: str, own: Expr) -> Buffer:
+        """A register, so that all threads call the function here, not where its result is used."""
+        result = registers(1, "int32")
+        T.buffer_store(result, tile("int32", name, own), [0])
+        return result
+
+    def finish(self) -> None:
+        pass
+
+
+def _largest(values: Buffer) -> Expr:
+    """The bits of the largest |x|: the same order as floats, but a NaN is the largest instead of
+    vanishing.
+    """
+    best = registers(1, "int32", 0)
+    for i in range(int(values.shape[0])):
+        size = T.bitwise_and(T.reinterpret(values[i], dtype="int32"), 0x7FFFFFFF)
+        T.buffer_store(best, T.max(best[0], size), [0])
+    return T.Bind(best[0])
+
+
+def _packed(bits: Buffer, first: int) -> Expr:
     """The last byte of each of four numbers."""
-    parts = [T.shift_left(T.bitwise_and(bits[i], 255), 8 * i) for i in range(QUAD)]
+    parts = [T.shift_left(T.bitwise_and(bits[first + i], 255), 8 * i) for i in range(QUAD)]
     return parts[0] | parts[1] | parts[2] | parts[3]

@@ -1,14 +1,16 @@
-"""Rotary position embedding, and the writes of keys and values into their pages."""
+"""Rotary position embedding, the writes of keys and values into their pages, and of the means of
+segments that are finished with them.
+"""
 
 from __future__ import annotations
 
-from minicpm_mlc.bundle.manifest import PAGE_SIZE
+from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES
-from minicpm_mlc.ops.gpu.kernel import strided, workgroups
+from minicpm_mlc.ops.gpu.kernel import accumulate, registers, strided, workgroups
 from minicpm_mlc.ops.gpu.pools import Pools
 from minicpm_mlc.ops.gpu.traits import GpuTraits
-from minicpm_mlc.ops.rope_append import RopeAppend
+from minicpm_mlc.ops.rope_append import RopeAppend, RopeAppendMeans
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 
@@ -25,6 +27,40 @@ def rope_append(
     q: Buffer,
 ) -> None:
     """A row's head a workgroup."""
+    buffers = qkv, cos_sin, slots, page_tables, k_pages, v_pages, q
+    _emit(operator, dims, *buffers)
+
+
+def rope_append_means(
+    operator: RopeAppendMeans,
+    _: GpuTraits,
+    dims: Dims,
+    qkv: Buffer,
+    cos_sin: Buffer,
+    slots: Buffer,
+    page_tables: Buffer,
+    k_pages: Buffer,
+    v_pages: Buffer,
+    k_means: Buffer,
+    q: Buffer,
+) -> None:
+    """The same; a thread that wrote the last key's component sums the segment's."""
+    buffers = qkv, cos_sin, slots, page_tables, k_pages, v_pages, q
+    _emit(operator, dims, *buffers, k_means)
+
+
+def _emit(
+    operator: RopeAppend,
+    dims: Dims,
+    qkv: Buffer,
+    cos_sin: Buffer,
+    slots: Buffer,
+    page_tables: Buffer,
+    k_pages: Buffer,
+    v_pages: Buffer,
+    q: Buffer,
+    k_means: Buffer | None = None,
+) -> None:
     num_heads, num_kv_heads, head_dim = operator.heads
     half, all_heads = head_dim // 2, num_heads + 2 * num_kv_heads
     pools = Pools(operator.kv, head_dim, k_pages, v_pages)
@@ -53,12 +89,28 @@ def rope_append(
                 with T.Else(), T.If(rotates):
                     with T.Then():
                         pools.put_key(page, kv_head, component, offset, x * factor)
+                        if k_means is not None:
+                            put_mean(component)
                     with T.Else():
                         pools.put_value(page, kv_head, component, offset, x * factor)
 
-        factor = T.float32(1)
+        def put_mean(component: Expr) -> None:
+            """As segment_means. No thread reads what another wrote: the last key's scale is still
+            in a register.
+            """
+            with T.If(offset % SEGMENT_SIZE == SEGMENT_SIZE - 1), T.Then():
+                total, first = registers(1, value=0.0), T.Bind(offset - (SEGMENT_SIZE - 1))
+                with T.serial(SEGMENT_SIZE - 1) as t:
+                    key = pools.key(page, kv_head, component, first + t)
+                    accumulate(total, 0, pools.scaled_by(key, KEYS, page, kv_head, first + t))
+                accumulate(total, 0, pools.key(page, kv_head, component, offset) * last_scale)
+                mean = total[0] * T.float32(1 / SEGMENT_SIZE)
+                T.buffer_store(k_means, mean, [page, kv_head, offset // SEGMENT_SIZE, component])
+
+        factor = last_scale = T.float32(1)
         if scaling := operator.kv.gpu_scale(pair, half, thread):
             scale, factor = scaling
+            last_scale = scale
             with T.If(T.And(thread.equal(0), head >= num_heads)), T.Then():
                 pools.put_scale(T.Select(rotates, KEYS, VALUES), page, kv_head, offset, scale)
         with strided(half, thread) as i:

@@ -1,9 +1,9 @@
 """Block scores where rows are few, in decode and token trees: a row's segments are spread over
 workgroups.
 
-Three launches: every segment's logits, every head's log-sum-exp over the coarse windows, every
-block's best window. A window's logit is the average of its segments' logits, so that a mean is read
-once for all heads of its group.
+Two launches: every segment's logits with each tile's share of the log-sum-exp over the coarse
+windows, then every block's best window. A window's logit is the average of its segments' logits, so
+that a mean is read once for all heads of its group.
 """
 
 from __future__ import annotations
@@ -17,22 +17,35 @@ from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
-    reduced,
     registers,
     shared,
     strided,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.windows import THREADS, WINDOWS, best_window, score_of
+from minicpm_mlc.ops.gpu.windows import WINDOWS, best_window, score_of
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 FOUR = 4  # components that are read at once
-AHEAD = 4  # of these, asked for before the first is used
-WIDE = 256  # threads where each has few numbers
-POOLED = 64  # blocks of a workgroup
-PARTS = WIDE // POOLED  # threads that share a block's heads
+THREADS = 256
+FEWER = 128  # threads where each has two segments
+TILE = 64  # segments, and blocks, of a workgroup
+PARTS = THREADS // TILE  # threads that share a segment's, or a block's, heads
+OF_EACH = TILE * PARTS // FEWER  # segments of a thread, that read a query together
+ABREAST = TILE // OF_EACH
+PAGES = TILE // SEGMENTS  # of a tile; the last one is the next tile's first
+OWN = PAGES - 1  # pages that no other tile has, and coarse windows: one begins at each
+CHUNK = 16  # components of a tile's means that lie in shared memory at once
+STRIDE = CHUNK + FOUR  # from a segment to the next: neighbours in different banks
+SHARERS = 16  # threads that share a head's coarse windows
+AHEAD = 4  # numbers that a thread asks for before it uses the first
 GROWS = 256  # pages: how much more memory is asked for at once as a context grows
 Four = Callable[[Buffer, Expr, Expr], None]
+
+
+def scratch_bytes(rows: int, heads: int, pages: int) -> int:
+    """What a call of so many rows asks for beside its arguments."""
+    grown = -(-pages // GROWS) * GROWS
+    return 4 * rows * heads * (grown * SEGMENTS + -(-grown // OWN))
 
 
 @dataclass(frozen=True)
@@ -54,95 +67,190 @@ class Spread:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
         pages = T.Bind((self.p + GROWS - 1) // GROWS * GROWS)
         logits = T.alloc_buffer((heads, pages * SEGMENTS), "float32")
-        sums = T.alloc_buffer((heads,), "float32")
-        self._multiply(logits)
-        self._log_sum_exp(logits, sums)
-        self._pool(logits, sums)
+        sums = T.alloc_buffer((heads, (pages + OWN - 1) // OWN), "float32")
+        tiles = T.Bind((self.p + OWN - 1) // OWN)
+        self._multiply(logits, sums, tiles)
+        self._pool(logits, sums, tiles)
 
-    def _multiply(self, logits: Buffer) -> None:
-        """A thread takes a segment, four components at a time."""
-        head_dim, group = int(self.q.shape[-1]), self.group
-        tiles = (self.p * SEGMENTS + THREADS - 1) // THREADS
-        with workgroups(self.n * self.num_kv_heads * tiles, THREADS) as (task, thread):
-            pair, segment = self._task(task, tiles, thread, THREADS)
-            row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
-            queries, sums = shared((group * head_dim,)), registers(group, value=0.0)
-            with strided(group * head_dim, thread, THREADS) as i:
-                value = self.q[row, kv_head * group + i // head_dim, i % head_dim]
-                T.buffer_store(queries, value * constant(1 / sqrt(head_dim)), [i])
+    def _multiply(self, logits: Buffer, sums: Buffer, tiles: Expr) -> None:
+        """A thread takes two segments and a share of the heads; means come by way of shared
+        memory.
+        """
+        group, own = self.group, -(-self.group // PARTS)
+        with workgroups(self.n * self.num_kv_heads * tiles, FEWER) as (task, thread):
+            part = T.Bind(thread // ABREAST)
+            pair, first = self._task(task, tiles, T.int32(0), OWN * SEGMENTS)
+            row = T.Bind(pair // self.num_kv_heads)
+            finished = T.Bind((self.positions[row] + 1) // SEGMENT_SIZE)
+            heads = [T.Bind(T.min(part * own + h, group - 1)) for h in range(own)]
+            held = shared((max(2 * TILE * STRIDE, group * (TILE + SHARERS)),))
+            products = self._products(pair, first, finished, heads, held, thread)
+            barrier()  # the means have been read
+            for each in range(OF_EACH):
+                place = T.Bind(thread % ABREAST + each * ABREAST)
+                mine = T.Bind(T.And(place < OWN * SEGMENTS, first + place < finished))
+                for h, head in enumerate(heads):
+                    with T.If(part * own + h < group), T.Then():
+                        logit = products[each * own + h]
+                        T.buffer_store(held, logit, [head * TILE + place])
+                        with T.If(mine), T.Then():
+                            T.buffer_store(logits, logit, [pair * group + head, first + place])
             barrier()
-            with T.If(segment < (self.positions[row] + 1) // SEGMENT_SIZE), T.Then():
-                four = self.four(row, kv_head)
-                ahead = next(a for a in (AHEAD, 1) if head_dim % (a * FOUR) == 0)
-                means, weights = [registers(FOUR) for _ in range(ahead)], registers(FOUR)
-                with T.serial(head_dim // FOUR // ahead) as step:
-                    at = [T.Bind((step * ahead + a) * FOUR) for a in range(ahead)]
-                    for to, i in zip(means, at, strict=True):
-                        four(to, segment, i)
-                    for mean, i in zip(means, at, strict=True):
-                        for h in range(group):
-                            source = queries[T.ramp(h * head_dim + i, 1, FOUR)]
-                            T.buffer_store(weights, source, [T.ramp(0, 1, FOUR)])
-                            for c in range(FOUR):
-                                accumulate(sums, h, weights[c] * mean[c])
-                for h in range(group):
-                    T.buffer_store(logits, sums[h], [pair * group + h, segment])
+            self._coarse(held, T.Bind(first // SEGMENTS), row, thread)
+            with T.If(thread < group), T.Then():
+                tile = T.Bind(first // (OWN * SEGMENTS))
+                total = _log_sum_exp(held, T.Bind(group * TILE + thread * SHARERS))
+                T.buffer_store(sums, total, [pair * group + thread, tile])
 
-    def _log_sum_exp(self, logits: Buffer, sums: Buffer) -> None:
-        """A workgroup takes a row's head."""
-        with workgroups(self.n * (self.num_kv_heads * self.group), WIDE) as (head, thread):
-            row = T.Bind(head // (self.num_kv_heads * self.group))
-            coarse = T.Bind((self.positions[row] + 1) // PAGE_SIZE - 1)
-            state, part = registers(2, value=0.0), shared((WIDE,))  # maximum, sum
-            T.buffer_store(state, T.float32(LOWEST), [0])
-            with strided(T.max(coarse, 0), thread, WIDE) as window:
-                parts = [logits[head, window * SEGMENTS + s] for s in range(2 * SEGMENTS)]
-                logit = T.Bind(sum(parts[1:], start=parts[0]) * T.float32(1 / (2 * SEGMENTS)))
-                best = T.Bind(T.max(state[0], logit))
-                T.buffer_store(state, state[1] * T.exp(state[0] - best) + T.exp(logit - best), [1])
-                T.buffer_store(state, best, [0])
-            highest = reduced(T.max, part, state[0], thread)
-            total = reduced(lambda a, b: a + b, part, state[1] * T.exp(state[0] - highest), thread)
-            with T.If(thread.equal(0)), T.Then():
-                T.buffer_store(sums, highest + T.log(total), [head])
+    def _products(
+        self,
+        pair: Expr,
+        first: Expr,
+        finished: Expr,
+        heads: list[Expr],
+        held: Buffer,
+        thread: Expr,
+    ) -> Buffer:
+        """The logits of the thread's segments for its `heads`; zeros for segments that are not
+        finished.
+        """
+        d, row, kv_head = int(self.q.shape[-1]), pair // self.num_kv_heads, pair % self.num_kv_heads
+        across, i = CHUNK // FOUR, T.Bind(thread % (CHUNK // FOUR) * FOUR)
+        loaded = [T.Bind(thread // across + each * (FEWER // across)) for each in range(OF_EACH)]
+        means = [[registers(FOUR, value=0.0) for _ in loaded] for _ in range(d // CHUNK)]
+        for each, own in enumerate(loaded):
+            with T.If(first + own < finished), T.Then():
+                four = self.four(T.Bind(row), T.Bind(kv_head))
+                for chunk, mean in enumerate(means):
+                    four(mean[each], T.Bind(first + own), T.Bind(chunk * CHUNK + i))
+        queries = shared((self.group * d,))
+        with strided(self.group * d, thread, FEWER) as at:
+            value = self.q[row, kv_head * self.group + at // d, at % d]
+            T.buffer_store(queries, value * constant(1 / sqrt(d)), [at])
+        products = registers(OF_EACH * len(heads), value=0.0)
+        for chunk, own_means in enumerate(means):
+            # two tiles take turns, so that one barrier parts a tile's writers from its readers
+            tile = chunk % 2 * TILE * STRIDE
+            for own, mean in zip(loaded, own_means, strict=True):
+                to = T.ramp(tile + own * STRIDE + i, 1, FOUR)
+                T.buffer_store(held, mean[T.ramp(0, 1, FOUR)], [to])
+            barrier()
+            place = tile + thread % ABREAST * STRIDE
+            self._add(products, heads, held, place, queries, chunk * CHUNK)
+        return products
 
-    def _pool(self, logits: Buffer, sums: Buffer) -> None:
+    def _add(
+        self,
+        products: Buffer,
+        heads: list[Expr],
+        held: Buffer,
+        place: Expr,
+        queries: Buffer,
+        begin: int,
+    ) -> None:
+        """The products of components begin .. begin + CHUNK - 1, which lie from `place` on."""
+        d, query, whole = int(self.q.shape[-1]), registers(FOUR), T.ramp(0, 1, FOUR)
+        means = [registers(FOUR) for _ in range(OF_EACH)]
+        with T.serial(CHUNK // FOUR) as step:
+            for each, mean in enumerate(means):
+                at = place + each * ABREAST * STRIDE + step * FOUR
+                T.buffer_store(mean, held[T.ramp(at, 1, FOUR)], [whole])
+            for h, head in enumerate(heads):
+                source = T.ramp(head * d + begin + step * FOUR, 1, FOUR)
+                T.buffer_store(query, queries[source], [whole])
+                for each, mean in enumerate(means):
+                    for c in range(FOUR):
+                        accumulate(products, each * len(heads) + h, query[c] * mean[c])
+
+    def _coarse(self, held: Buffer, page: Expr, row: Expr, thread: Expr) -> None:
+        """Behind the tile's logits: those of its coarse windows, which span two pages; the lowest
+        number for windows that are not finished.
+        """
+        finished = T.Bind((self.positions[row] + 1) // PAGE_SIZE - 1)
+        with strided(self.group * SHARERS, thread, FEWER) as i:
+            head, window = T.Bind(i // SHARERS), T.Bind(i % SHARERS)
+            at = T.Bind(head * TILE + T.min(window, OWN - 1) * SEGMENTS)
+            parts = [held[at + s] for s in range(2 * SEGMENTS)]
+            logit = sum(parts[1:], start=parts[0]) * T.float32(1 / (2 * SEGMENTS))
+            there = T.And(window < OWN, page + window < finished)
+            value = T.Select(there, logit, T.float32(LOWEST))
+            T.buffer_store(held, value, [self.group * TILE + i])
+        barrier()
+
+    def _pool(self, logits: Buffer, sums: Buffer, tiles: Expr) -> None:
         """A thread takes a block and a share of the heads; their sums meet in shared memory."""
-        tiles, own = (self.p + POOLED - 1) // POOLED, -(-self.group // PARTS)
-        with workgroups(self.n * self.num_kv_heads * tiles, WIDE) as (task, thread):
-            place, part = T.Bind(thread % POOLED), T.Bind(thread // POOLED)
-            pair, block = self._task(task, tiles, place, POOLED)
+        across, own = (self.p + TILE - 1) // TILE, -(-self.group // PARTS)
+        with workgroups(self.n * self.num_kv_heads * across, THREADS) as (task, thread):
+            place, part = T.Bind(thread % TILE), T.Bind(thread // TILE)
+            pair, block = self._task(task, across, place, TILE)
             row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
-            scores = shared((PARTS * WINDOWS * POOLED,))
+            lse = self._all_tiles(sums, pair, tiles, thread)
+            scores = shared((PARTS * WINDOWS * TILE,))
             first, last = T.Bind(block * SEGMENTS - 1), T.Bind(self.p * SEGMENTS - 1)
             mine = registers(WINDOWS, value=0.0)
             for i in range(own):
                 head = T.Bind(part * own + i)
                 with T.If(head < self.group), T.Then():
                     at = T.Bind(pair * self.group + head)
-                    lse = T.Bind(sums[at])
                     read = [
                         T.Bind(logits[at, T.max(T.min(first + s, last), 0)])
                         for s in range(WINDOWS + 1)
                     ]
                     for w in range(WINDOWS):
                         logit = (read[w] + read[w + 1]) * T.float32(0.5)
-                        accumulate(mine, w, score_of(T.Bind(logit - lse)))
+                        accumulate(mine, w, score_of(T.Bind(logit - lse[head])))
             for w in range(WINDOWS):
-                T.buffer_store(scores, mine[w], [(part * WINDOWS + w) * POOLED + place])
+                T.buffer_store(scores, mine[w], [(part * WINDOWS + w) * TILE + place])
             barrier()
             with T.If(T.And(part.equal(0), block < self.p)), T.Then():
 
                 def score(window: Expr) -> Expr:
                     """The sum over the group's heads of a window of two segments."""
-                    at = (window - first) * POOLED + place
-                    parts = [scores[p * (WINDOWS * POOLED) + at] for p in range(PARTS)]
+                    at = (window - first) * TILE + place
+                    parts = [scores[p * (WINDOWS * TILE) + at] for p in range(PARTS)]
                     return T.Bind(sum(parts[1:], start=parts[0]))
 
                 best = best_window(block, T.Bind(self.positions[row] + 1), score)
                 T.buffer_store(self.pooled, best, [row, kv_head, block])
 
+    def _all_tiles(self, sums: Buffer, pair: Expr, tiles: Expr, thread: Expr) -> Buffer:
+        """Every head's log-sum-exp over the coarse windows of all tiles, in shared memory."""
+        parts, lse = shared((self.group * SHARERS,)), shared((self.group,))
+        with strided(self.group * SHARERS, thread, THREADS) as i:
+            head, state = T.Bind(pair * self.group + i // SHARERS), registers(2, value=0.0)
+            T.buffer_store(state, T.float32(LOWEST), [0])  # maximum, sum
+            most, read = T.Bind(T.Cast("int32", tiles)), registers(AHEAD)
+            with T.serial((most + AHEAD * SHARERS - 1) // (AHEAD * SHARERS)) as turn:
+                own = [T.Bind((turn * AHEAD + a) * SHARERS + i % SHARERS) for a in range(AHEAD)]
+                for a, tile in enumerate(own):
+                    value = sums[head, T.min(tile, most - 1)]
+                    T.buffer_store(read, T.Select(tile < most, value, T.float32(LOWEST)), [a])
+                best = registers(1)
+                T.buffer_store(best, state[0], [0])
+                for a in range(AHEAD):
+                    T.buffer_store(best, T.max(best[0], read[a]), [0])
+                T.buffer_store(state, state[1] * T.exp(state[0] - best[0]), [1])
+                for a in range(AHEAD):
+                    accumulate(state, 1, T.exp(read[a] - best[0]))
+                T.buffer_store(state, best[0], [0])
+            T.buffer_store(parts, state[0] + T.log(state[1]), [i])
+        barrier()
+        with T.If(thread < self.group), T.Then():
+            T.buffer_store(lse, _log_sum_exp(parts, T.Bind(thread * SHARERS)), [thread])
+        barrier()
+        return lse
+
     def _task(self, task: Expr, tiles: Expr, place: Expr, size: int) -> tuple[Expr, Expr]:
         """(row and KV head as one number, place in the row) of a place in a tile of `size`."""
         across = T.Bind(T.Cast("int32", tiles))
         return T.Bind(task // across), T.Bind(task % across * size + place)
+
+
+def _log_sum_exp(numbers: Buffer, begin: Expr) -> Expr:
+    """Of SHARERS numbers from `begin` on."""
+    best, total = registers(1, value=LOWEST), registers(1, value=0.0)
+    with T.serial(SHARERS) as i:
+        T.buffer_store(best, T.max(best[0], numbers[begin + i]), [0])
+    with T.serial(SHARERS) as i:
+        accumulate(total, 0, T.exp(numbers[begin + i] - best[0]))
+    return T.Bind(best[0] + T.log(total[0]))

@@ -1,4 +1,5 @@
-// One answer of the server, as it streams.
+// The server: its model, and answers as they stream. A page that holds the model has another file in this one's place
+// (native/web/page/chat.js).
 
 const OPTIONS = ["temperature", "top_p", "top_k", "max_tokens"];
 
@@ -19,9 +20,21 @@ export function requestBody(messages, settings) {
   return body;
 }
 
-export function headers(settings) {
+function headers(settings) {
   const key = settings.key ? { authorization: `Bearer ${settings.key}` } : {};
   return { "content-type": "application/json", ...key };
+}
+
+/** The model: its `id` and `max_model_len`. `tell` gets what is waited for; null where a key is wanted. */
+export async function model(settings, tell) {
+  for (;;) {
+    const reply = await fetch("/v1/models", { headers: headers(settings) }).catch(() => null);
+    if (reply?.ok) return (await reply.json()).data[0];
+    const said = { 401: "the server wants an API key: Settings", 503: "the server loads its model" };
+    tell(said[reply?.status] ?? "the server can't be reached");
+    if (reply?.status === 401) return null;
+    await new Promise((done) => setTimeout(done, 1000));
+  }
 }
 
 /** Yields the objects of the stream. Throws an Error with the server's own words. */

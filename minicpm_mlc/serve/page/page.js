@@ -1,7 +1,7 @@
 // The page: conversations kept in this browser, shown and continued.
 
 import { blockMap } from "./blocks.js";
-import { answer, headers } from "./chat.js";
+import { answer, model } from "./chat.js";
 import { element, markdown } from "./markdown.js";
 
 const $ = (id) => document.getElementById(id);
@@ -226,16 +226,10 @@ function bindSettings() {
 }
 
 async function readModel() {
-  const reply = await fetch("/v1/models", { headers: headers(settings) }).catch(() => null);
-  if (!reply?.ok) {
-    const said = { 401: "the server wants an API key: Settings", 503: "the server loads its model" };
-    showError(said[reply?.status] ?? "the server can't be reached");
-    if (reply?.status !== 401) setTimeout(readModel, 1000);
-    return;
-  }
-  const [model] = (await reply.json()).data;
-  $("model").textContent = document.title = model.id;
-  window_ = model.max_model_len;
+  const found = await model(settings, showError);
+  if (!found) return;
+  $("model").textContent = document.title = found.id;
+  window_ = found.max_model_len;
   showError("");
   show();
 }

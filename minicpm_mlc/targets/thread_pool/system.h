@@ -56,11 +56,36 @@ static bool start_thread(ThreadResult (*body)(void *), uintptr_t argument) {
 
 #if defined(__APPLE__)
 
-int __ulock_wait(uint32_t operation, void *, uint64_t value, uint32_t microseconds);
-int __ulock_wake(uint32_t operation, void *, uint64_t);
 uint64_t clock_gettime_nsec_np(int clock);
 int pthread_atfork(void (*)(void), void (*)(void), void (*)(void));
-enum { COMPARE_AND_WAIT = 1, WAKE_ALL = 0x100, UPTIME_RAW = 8 };
+enum { UPTIME_RAW = 8 };
+
+#if defined(__ENVIRONMENT_IPHONE_OS_VERSION_MIN_REQUIRED__)
+// Apps may not use what macOS sleeps on: all wait for one condition, laid out as in <pthread.h>.
+typedef struct { long signature; char opaque[56]; } Mutex;
+typedef struct { long signature; char opaque[40]; } Condition;
+int pthread_mutex_lock(Mutex *);
+int pthread_mutex_unlock(Mutex *);
+int pthread_cond_wait(Condition *, Mutex *);
+int pthread_cond_broadcast(Condition *);
+static Mutex sleeping = {0x32AAABA7, {0}};
+static Condition changed = {0x3CB0B1BB, {0}};
+
+static void sleep_while(Number *number, uint32_t value) {
+  pthread_mutex_lock(&sleeping);
+  if (atomic_load(number) == value) pthread_cond_wait(&changed, &sleeping);
+  pthread_mutex_unlock(&sleeping);
+}
+static void wake_sleepers(Number *number) {
+  (void)number;
+  pthread_mutex_lock(&sleeping);
+  pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&sleeping);
+}
+#else
+int __ulock_wait(uint32_t operation, void *, uint64_t value, uint32_t microseconds);
+int __ulock_wake(uint32_t operation, void *, uint64_t);
+enum { COMPARE_AND_WAIT = 1, WAKE_ALL = 0x100 };
 
 static void sleep_while(Number *number, uint32_t value) {
   __ulock_wait(COMPARE_AND_WAIT, (void *)number, value, 0);
@@ -68,6 +93,7 @@ static void sleep_while(Number *number, uint32_t value) {
 static void wake_sleepers(Number *number) {
   __ulock_wake(COMPARE_AND_WAIT | WAKE_ALL, (void *)number, 0);
 }
+#endif
 static uint64_t nanoseconds(void) { return clock_gettime_nsec_np(UPTIME_RAW); }
 static void after_fork(void (*in_child)(void)) { pthread_atfork(0, 0, in_child); }
 

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minicpm_mlc.targets.embed import with_changed_imports
-from minicpm_mlc.targets.gpu_target import GpuTarget
+from minicpm_mlc.targets.gpu_target import DOT8, DotTarget
 from minicpm_mlc.targets.vulkan.artifact import register, unwrapped
 
 
 @dataclass(frozen=True)
-class VulkanTarget(GpuTarget):
-    """Any Vulkan 1.1 device with 8- and 16-bit numbers in storage buffers. Nothing else is assumed
-    of it.
+class VulkanTarget(DotTarget):
+    """Any Vulkan 1.1 device with 8- and 16-bit numbers in storage buffers. Without `--arch` nothing
+    else is assumed of it.
     """
 
     device: ClassVar[str] = "vulkan"
+    vector_elements: ClassVar[bool] = False
+    architectures: ClassVar[dict[str, str]] = {
+        DOT8: "devices with VK_KHR_shader_integer_dot_product"
+    }
     buffer_bytes: ClassVar[int | None] = 128 << 20  # the standard's least
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 256,  # of a workgroup

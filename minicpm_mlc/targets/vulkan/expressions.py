@@ -266,6 +266,20 @@ class Expressions(Values):
         unpacked = self.glsl("UnpackHalf2x16", pair, self.value(bits))
         return self.emit("CompositeExtract", self.type(FLOAT32), unpacked, 0)
 
+    def _call_dot_unsigned(self, _: Expr, weights: Expr, values: Expr, total: Expr) -> int:
+        return self._dot("SUDotKHR", self.value(values), self.value(weights), total)
+
+    def _call_dot_signed(self, _: Expr, weights: Expr, values: Expr, total: Expr) -> int:
+        return self._dot("SDotKHR", self.value(values), self.value(weights), total)
+
+    def _dot(self, opcode: str, values: int, weights: int, total: Expr) -> int:
+        """`total` + the products of the bytes of two words, of which the first has signed ones."""
+        for capability in ("DotProductInput4x8BitPackedKHR", "DotProductKHR"):
+            self.module.require(capability, "SPV_KHR_integer_dot_product")
+        packed = 0  # PackedVectorFormat4x8Bit
+        product = self.emit(opcode, self.type(INT32), values, weights, packed)
+        return self.emit("IAdd", self.type(INT32), product, self.value(total))
+
     def _call_popcount(self, node: Expr, x: Expr) -> int:
         return self.emit("BitCount", self.type(node_type(node)), self._bits_of(node, x))
 

@@ -104,6 +104,8 @@ OPCODES = {
     "Branch": 249,
     "BranchConditional": 250,
     "Return": 253,
+    "SDotKHR": 4450,
+    "SUDotKHR": 4452,
 }
 GLSL = {  # extended instructions of GLSL.std.450
     "RoundEven": 2,
@@ -135,6 +137,8 @@ CAPABILITIES = {
     "Int64": 11,
     "StorageBuffer16BitAccess": 4433,
     "StorageBuffer8BitAccess": 4448,
+    "DotProductInput4x8BitPackedKHR": 6018,
+    "DotProductKHR": 6019,
 }
 STORAGE = {
     "Uniform": 2,

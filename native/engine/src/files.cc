@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <vector>
 
 #include "error.h"
@@ -49,9 +48,9 @@ std::optional<std::string> ReadSmall(const std::string& path) {
   std::optional<uint64_t> size = SizeOfFile(path);
   if (!size) return std::nullopt;
   if (*size > kSmallBytes) Fail(MINICPM_BUNDLE, path, " has more than ", kSmallBytes, " bytes; ", kRepair);
-  std::ifstream file(path, std::ios::binary);
+  Descriptor file(path);
   std::string bytes(*size, '\0');
-  if (!file.read(bytes.data(), static_cast<std::streamsize>(*size)) && *size) FailToRead(path);
+  if (read(file.number, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) FailToRead(path);
   if (bytes.compare(0, 3, "\xEF\xBB\xBF") == 0) bytes.erase(0, 3);
   return bytes;
 }

@@ -21,7 +21,9 @@ enum Capability : uint32_t {
   kInt16 = 22,
   kInt8 = 39,
   kStorage16 = 4433,
-  kStorage8 = 4448
+  kStorage8 = 4448,
+  kDotOfBytes = 6018,
+  kDot = 6019
 };
 
 // Asked for by name, since Vulkan 1.1 is all that the instance was made for.
@@ -32,6 +34,7 @@ std::vector<const char*> Extensions(const InstanceFunctions& vk, VkPhysicalDevic
   });
   for (const char* name : {VK_KHR_8BIT_STORAGE_EXTENSION_NAME, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME,
                            VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME,
+                           VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME,
                            "VK_KHR_portability_subset"}) {
     auto same = [&](const VkExtensionProperties& extension) { return std::strcmp(extension.extensionName, name) == 0; };
     if (std::any_of(there.begin(), there.end(), same)) wanted.push_back(name);
@@ -51,6 +54,8 @@ struct Features {
   VkPhysicalDevice8BitStorageFeaturesKHR storage8{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES_KHR};
   VkPhysicalDeviceShaderFloat16Int8FeaturesKHR small{
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES_KHR};
+  VkPhysicalDeviceShaderIntegerDotProductFeaturesKHR dot{
+      VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES_KHR};
 
   explicit Features(const std::vector<const char*>& extensions) {
     core.pNext = &storage16;
@@ -59,7 +64,11 @@ struct Features {
       *end = &storage8;
       end = &storage8.pNext;
     }
-    if (Has(extensions, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)) *end = &small;
+    if (Has(extensions, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)) {
+      *end = &small;
+      end = &small.pNext;
+    }
+    if (Has(extensions, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME)) *end = &dot;
   }
   Features(const Features&) = delete;
 
@@ -83,6 +92,7 @@ struct Features {
     if (storage8.storageBuffer8BitAccess) found.insert(kStorage8);
     if (small.shaderFloat16) found.insert(kFloat16);
     if (small.shaderInt8) found.insert(kInt8);
+    if (dot.shaderIntegerDotProduct) found.insert({kDotOfBytes, kDot});
     return found;
   }
 };

@@ -29,6 +29,9 @@ const char* OptionalCapability(uint32_t capability) {
       return "16-bit storage";
     case 4448:
       return "8-bit storage";
+    case 6018:
+    case 6019:
+      return "the integer dot product";
     default:
       return nullptr;
   }

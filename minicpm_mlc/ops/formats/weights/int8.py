@@ -11,9 +11,8 @@ from minicpm_mlc.ops.formats.weights.packing import QUADS
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    bit_field,
     quad_place,
-    small_integer,
-    some_bits,
 )
 from minicpm_mlc.ops.tir import Buffer, Expr, T, typed
 
@@ -42,7 +41,7 @@ class Int8Values(Values):
 
     def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
         flipped = T.Bind(T.bitwise_xor(read(step), T.uint32(0x80808080)))  # 128 more
-        return [[small_integer(some_bits(flipped, 8 * row, 255), 128) for row in range(self.rows)]]
+        return [[bit_field(flipped, 8 * row, 8, 128) for row in range(self.rows)]]
 
     def registers(
         self, stored: Buffer, block: Expr, g: Expr, first: Expr, width: int

@@ -24,10 +24,9 @@ from minicpm_mlc.ops.formats.weights.packing import (
 from minicpm_mlc.ops.formats.weights.values import (
     REGISTERS,
     Values,
+    bit_field,
     quad_bits,
     quad_place,
-    small_integer,
-    some_bits,
 )
 from minicpm_mlc.ops.tir import Buffer, Expr, T, splat, typed
 
@@ -77,10 +76,7 @@ class Nibbles(Values):
     def word(self, read: Callable[[Expr], Expr], step: Expr) -> list[list[Expr]]:
         word = read(step)
         return [
-            [
-                small_integer(some_bits(word, 8 * row + nibble, 15), self.zero)
-                for row in range(self.rows)
-            ]
+            [bit_field(word, 8 * row + nibble, 4, self.zero) for row in range(self.rows)]
             for nibble in (0, 4)
         ]
 

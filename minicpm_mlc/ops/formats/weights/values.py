@@ -23,6 +23,8 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 REGISTERS = GROUP // QUAD  # of int8 weights in a group
 # the bits of 2**23, which take a small integer as their last ones: cheaper than a conversion
 MAGIC = 0x4B000000
+MANTISSA = 23  # bits of a float32
+HALFWAY = 12  # how far bits are moved that lie above them
 
 
 class Values(ABC):
@@ -125,6 +127,18 @@ def quad_bits(word: Expr, at: int, mask: int) -> Expr:
     shift = T.shift_right if at >= 0 else T.shift_left
     moved = shift(word, T.uint32(abs(at))) if at else word
     return T.Bind(T.bitwise_and(moved, T.uint32(mask * 0x01010101)))
+
+
+def bit_field(word: Expr, at: int, bits: int, zero: int) -> Expr:
+    """The float32 of up to 8 bits of a bound uint32 from bit `at` on, less `zero`, exactly. They
+    become bits of a float's mantissa where they lie, so that few have to be moved.
+    """
+    if at + bits > MANTISSA:
+        return bit_field(T.Bind(T.shift_right(word, T.uint32(HALFWAY))), at - HALFWAY, bits, zero)
+    mask, exponent = ((1 << bits) - 1) << at, (127 + MANTISSA - at) << MANTISSA
+    number = T.bitwise_or(T.bitwise_and(word, T.uint32(mask)), T.uint32(exponent))
+    offset = T.float32(2 ** (MANTISSA - at) + zero)
+    return T.Bind(T.reinterpret(T.Bind(number), dtype="float32") - offset)
 
 
 def small_integer(bits: Expr, zero: int) -> Expr:

@@ -79,6 +79,11 @@ public final class Engine implements AutoCloseable {
     return new String(stats(opened()), UTF_8);
   }
 
+  /** Writes what is computed to a file, all or nothing, for the option "resume". */
+  public synchronized void save(String path) {
+    save(opened(), path.getBytes(UTF_8));
+  }
+
   /** Frees the memory. Waits for a running call. */
   @Override
   public synchronized void close() {
@@ -108,6 +113,8 @@ public final class Engine implements AutoCloseable {
   private static native byte[] info(long handle);
 
   private static native byte[] stats(long handle);
+
+  private static native void save(long handle, byte[] path);
 
   private static native void close(long handle);
 }

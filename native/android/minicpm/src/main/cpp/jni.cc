@@ -100,4 +100,9 @@ METHOD(jbyteArray, info)(JNIEnv* env, jclass, jlong handle) { return Returned(en
 
 METHOD(jbyteArray, stats)(JNIEnv* env, jclass, jlong handle) { return Returned(env, minicpm_stats(EngineOf(handle))); }
 
+METHOD(void, save)(JNIEnv* env, jclass, jlong handle, jbyteArray path) {
+  minicpm_status status = minicpm_save(EngineOf(handle), TextOf(env, path).c_str());
+  if (status != MINICPM_OK) Throw(env, status);
+}
+
 METHOD(void, close)(JNIEnv*, jclass, jlong handle) { minicpm_close(EngineOf(handle)); }

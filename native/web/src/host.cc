@@ -1,0 +1,21 @@
+// The machine that a page is: one processor, and the four gigabytes that 32 bits address.
+#include "host.h"
+
+namespace minicpm {
+
+std::string Mismatch(const Manifest& manifest) {
+  if (manifest.device == "cpu" && manifest.triple.rfind("wasm32-", 0) == 0) return "";
+  return "it was compiled for " + manifest.device + " on " + manifest.triple +
+         ", and this is a web page; compile it with --device web";
+}
+
+int PhysicalCores() { return 1; }
+
+int Processors() { return 1; }
+
+uint64_t AvailableMemory() {
+  constexpr uint64_t kPage = 65536, kAll = uint64_t{1} << 32;
+  return kAll - __builtin_wasm_memory_size(0) * kPage;
+}
+
+}  // namespace minicpm

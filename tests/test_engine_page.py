@@ -1,0 +1,107 @@
+"""A package for the web in Debian's Chromium: a static server serves it, the model answers in the
+page, a reload goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from browser import CHROMIUM, DESKTOP, MISSING, chromium, until
+from conftest import DEMO
+from static_server import serving, unpacked
+
+from minicpm_mlc.compile.package import package_bundle
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason=MISSING
+)
+OPENED = "document.querySelector('#model').textContent !== 'minicpm-mlc'"
+
+
+class Open(NamedTuple):
+    """The page, and the paths that it asked its server for."""
+
+    page: Any
+    asked: list[str]
+
+
+@pytest.fixture(scope="module")
+def folder(compiled: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, unpacked."""
+    bundle, out = compiled(DEMO, device="web", prefill_chunk=256), tmp_path_factory.mktemp("web")
+    made = unpacked(bundle, out)
+    package_bundle(bundle, "web", out / "again.zip", engine=True)
+    assert (out / "out.zip").read_bytes() == (out / "again.zip").read_bytes()
+    return made
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> Iterator[Open]:
+    with serving(folder) as (address, asked), chromium() as browser:
+        page = browser.new_page(viewport=DESKTOP)
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        until(page, OPENED, 60)
+        yield Open(page, asked)
+        assert not complaints
+
+
+def settle(page: Any, **settings: str) -> None:
+    page.click("text=Settings")
+    page.select_option("[name=think]", settings.pop("think"))
+    for name, value in settings.items():
+        page.fill(f"[name={name}]", value)
+    page.click("dialog button")
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#text", text)
+    page.keyboard.press("Enter")
+
+
+def test_what_is_packed_is_licensed(folder: Path) -> None:
+    for name in ("minicpm-mlc-LICENSE", "apache-tvm-ffi-NOTICE", "musl", "wasi-libc", "libcxx"):
+        assert (folder / "licenses" / name).is_file()
+    assert "python -m http.server" in (folder / "README.md").read_text()
+
+
+def test_an_answer_streams(opened: Open) -> None:
+    page = opened.page
+    assert page.locator("#error").is_hidden() and page.locator("[name=key]").count() == 0
+    settle(page, think="off", temperature="0")
+    ask(page, "What is 4827 + 356?")
+    until(page, "/tokens\\/s/.test(document.querySelector('.assistant .stats')?.innerText)", 30)
+    assert page.locator("article.assistant .body").inner_text().strip()
+    assert "tokens/s" in page.locator("#speed").inner_text()
+
+
+def test_an_answer_is_stopped(opened: Open) -> None:
+    page = opened.page
+    settle(page, think="on", temperature="2", top_p="1")  # rambles for more than 1000 tokens
+    ask(page, "Tell me about pages.")
+    until(page, "document.querySelectorAll('article')[3]?.innerText.length > 20", 30)
+    page.keyboard.press("Escape")
+    page.locator("#send").wait_for(state="visible")
+    assert page.locator("article").count() == 4 and page.locator("#error").is_hidden()
+    said = page.locator(".assistant .stats").nth(1).inner_text()
+    assert 4 < int(said.split(" tokens")[0]) < 500
+
+
+def test_a_reload_goes_on(opened: Open) -> None:
+    page = opened.page
+    opened.asked.clear()
+    page.reload()
+    until(page, OPENED, 60)
+    assert any("manifest.json" in path for path in opened.asked)
+    assert not any("params_shard" in path for path in opened.asked)  # they are in the browser
+    assert page.locator("article").count() == 4
+    settle(page, think="off", temperature="0")
+    ask(page, "And 2 + 2?")
+    until(page, "/tokens\\/s/.test(document.querySelectorAll('.stats')[2]?.innerText)", 30)
+    cached = int(page.locator("#cached-text").inner_text().split(" of ")[0])
+    assert cached > 20  # of the session, which was kept

