@@ -63,7 +63,7 @@ def python(demo_bundle: Path) -> Iterator[Engine]:
 
 
 def test_the_same_prompts_and_greedy_answers(web: WebProcess, python: Engine) -> None:
-    """Texts of seeds differ where the two processors round a logit differently at a border."""
+    """Texts of seeds can differ: other processors round otherwise, and a draw may fall between."""
     for messages in CONVERSATIONS:
         expected = python.template.prompt(python.tokenizer.raw, messages, None).ids
         assert web.prompt(messages) == expected, messages
