@@ -45,7 +45,7 @@ def native_folder() -> Path:
     for folder in (_PACKAGE / "native", _PACKAGE.parent / "native"):
         if (folder / "engine" / "sources.txt").is_file():
             return folder
-    raise CompileError("the engine's sources are not installed; run from a checkout of minicpm-mlc")
+    raise CompileError("the engine's sources are not installed; try: pip install minicpm-mlc")
 
 
 def wheel_folders() -> dict[str, Path]:
