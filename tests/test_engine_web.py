@@ -19,6 +19,7 @@ from web_process import WebProcess
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.compile import compile_model
 from minicpm_mlc.ops.tir import Buffer, Dims, T, prim_func
 from minicpm_mlc.targets.float16_bits import widened_by_bits
 
@@ -140,3 +141,8 @@ def test_misfits_are_refused(web_bundle: Path, tmp_path: Path) -> None:
         WebProcess(web_bundle, context=1 << 20)
     with pytest.raises(BundleError, match="compiled for wasm32 web, and this machine is"):
         Engine(web_bundle)
+
+
+def test_a_bundle_for_pages_is_packed_with_the_engine(tmp_path: Path) -> None:
+    result = compile_model(DEMO, tmp_path / "page", device="web", dry_run=True)
+    assert result.next == f"minicpm-mlc package {tmp_path / 'page'} --for web --engine"
