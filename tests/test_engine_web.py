@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 import tvm
 from conftest import DEMO
 from engine_process import Refused
+from test_bundle import MANIFEST, TARGET
 from test_engine_run import CONVERSATIONS, _python_tokens, python_texts, texts, user
+from test_package import TRIPLES
 from tvm import tirx
 from web_process import WebProcess
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.compile import compile_model
+from minicpm_mlc.compile.result import CompileResult
 from minicpm_mlc.ops.tir import Buffer, Dims, T, prim_func
 from minicpm_mlc.targets.float16_bits import widened_by_bits
 
@@ -143,6 +146,7 @@ def test_misfits_are_refused(web_bundle: Path, tmp_path: Path) -> None:
         Engine(web_bundle)
 
 
-def test_a_bundle_for_pages_is_packed_with_the_engine(tmp_path: Path) -> None:
-    result = compile_model(DEMO, tmp_path / "page", device="web", dry_run=True)
-    assert result.next == f"minicpm-mlc package {tmp_path / 'page'} --for web --engine"
+def test_a_bundle_for_pages_is_packed_with_the_engine() -> None:
+    manifest = replace(MANIFEST, target=TARGET | {"triple": TRIPLES["web"]})
+    result = CompileResult.of(Path("page"), True, manifest, [], None)
+    assert result.next == "minicpm-mlc package page --for web --engine"
