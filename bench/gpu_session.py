@@ -200,11 +200,11 @@ def main() -> None:
     given = _arguments()
     try:
         if given.action == "make":
-            devices = (given.device or "cuda").split(",")
+            devices = str(given.device or "cuda").split(",")
             return make(given.folder, devices, given.arch, given.shapes)
         if given.action == "step":
             return step(given.folder, given.name, given.out)
-        devices = (given.device or ",".join(DRY_DEVICES)).split(",")
+        devices = str(given.device or ",".join(DRY_DEVICES)).split(",")
         lines = (
             dry_run(devices, given.budget, given.out)
             if given.dry_run

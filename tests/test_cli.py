@@ -281,6 +281,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "context": 512,
         "attention": "auto",
         "prefill_chunk": None,
+        "tuning": None,
         "overwrite": True,
         "random_weights": False,
         "dry_run": False,
@@ -293,6 +294,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "adapters": (),
         "ternary": None,
         "sparse_config": None,
+        "tuning": None,
         "origin": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}

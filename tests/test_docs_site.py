@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-LINK = re.compile(r"\]\(([^)#:\s]+\.(?:md|py))(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#:\s]+\.(?:md|py|png|svg))(?:#[^)]*)?\)")
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -51,10 +51,11 @@ def opened(folder: Path) -> Iterator[Open]:
         assert not complaints
 
 
-def set_thinking(page: Any, think: str) -> None:
+def settle(page: Any, **settings: str) -> None:
     page.click("text=Settings")
-    page.fill("[name=temperature]", "0.01")
-    page.select_option("[name=think]", think)
+    page.select_option("[name=think]", settings.pop("think"))
+    for name, value in settings.items():
+        page.fill(f"[name={name}]", value)
     page.click("dialog button")
 
 
@@ -64,7 +65,7 @@ def ask(page: Any, text: str) -> None:
 
 
 def test_what_is_packed_is_licensed(folder: Path) -> None:
-    for name in ("minicpm-mlc-LICENSE", "apache-tvm-NOTICE", "musl", "wasi-libc", "libcxx"):
+    for name in ("minicpm-mlc-LICENSE", "apache-tvm-ffi-NOTICE", "musl", "wasi-libc", "libcxx"):
         assert (folder / "licenses" / name).is_file()
     assert "python -m http.server" in (folder / "README.md").read_text()
 
@@ -72,7 +73,7 @@ def test_what_is_packed_is_licensed(folder: Path) -> None:
 def test_an_answer_streams(opened: Open) -> None:
     page = opened.page
     assert page.locator("#error").is_hidden() and page.locator("[name=key]").count() == 0
-    set_thinking(page, "off")
+    settle(page, think="off", temperature="0")
     ask(page, "What is 4827 + 356?")
     until(page, "/tokens\\/s/.test(document.querySelector('.assistant .stats')?.innerText)", 30)
     assert page.locator("article.assistant .body").inner_text().strip()
@@ -81,12 +82,14 @@ def test_an_answer_streams(opened: Open) -> None:
 
 def test_an_answer_is_stopped(opened: Open) -> None:
     page = opened.page
-    set_thinking(page, "on")
+    settle(page, think="on", temperature="2", top_p="1")  # rambles for more than 1000 tokens
     ask(page, "Tell me about pages.")
     until(page, "document.querySelectorAll('article')[3]?.innerText.length > 20", 30)
     page.keyboard.press("Escape")
     page.locator("#send").wait_for(state="visible")
     assert page.locator("article").count() == 4 and page.locator("#error").is_hidden()
+    said = page.locator(".assistant .stats").nth(1).inner_text()
+    assert 4 < int(said.split(" tokens")[0]) < 500
 
 
 def test_a_reload_goes_on(opened: Open) -> None:
@@ -97,6 +100,7 @@ def test_a_reload_goes_on(opened: Open) -> None:
     assert any("manifest.json" in path for path in opened.asked)
     assert not any("params_shard" in path for path in opened.asked)  # they are in the browser
     assert page.locator("article").count() == 4
+    settle(page, think="off", temperature="0")
     ask(page, "And 2 + 2?")
     until(page, "/tokens\\/s/.test(document.querySelectorAll('.stats')[2]?.innerText)", 30)
     cached = int(page.locator("#cached-text").inner_text().split(" of ")[0])

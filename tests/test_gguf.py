@@ -386,3 +386,15 @@ def test_integers_of_the_file_are_not_rounded_again_by_calibration(tmp_path: Pat
     path = write_gguf(tmp_path / "tiny.gguf", stored="Q4_0")
     with pytest.raises(CompileError, match="would round again what the file has quantised"):
         compile_model(path, calibrate=[], dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("within", "name"),
+    [("Mini CPM 4/1", "Mini-CPM-4-1"), ("../..", "sha256-4d7a"), (None, "sha256-4d7a")],
+)
+def test_a_file_that_is_named_by_its_hash_has_the_name_within(
+    tmp_path: Path, within: str | None, name: str
+) -> None:
+    """ollama keeps models so. A name can't lead out of a folder."""
+    path = write_gguf(tmp_path / "sha256-4d7a", **{"general.name": within})
+    assert open_gguf(path).config.name == name

@@ -14,7 +14,8 @@ from tvm.script import tirx as T
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import kernel, store, workgroups
-from minicpm_mlc.ops.gpu.speed_limits import read_peak
+from minicpm_mlc.ops.gpu.speed_limits import CHAINS, multiply_add_peak, read_peak
+from minicpm_mlc.ops.likeliest import Likeliest
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.swiglu import Swiglu, swiglu_definition
 
@@ -26,6 +27,21 @@ def test_swiglu_of_large_gates():
     out = np.full((1, 4), np.nan, np.float32)
     compiled(gpu_kernel(Swiglu(4)))(gate_up, out)
     assert nmse(out, swiglu_definition(gate_up)) < 1e-12
+
+
+def test_the_likeliest_token_of_rows_that_hold_no_numbers():
+    logits = np.random.default_rng(0).standard_normal((4, 2064)).astype(np.float32)
+    logits[0, [7, 1500]], logits[1, 2000], logits[2] = np.nan, np.inf, -np.inf
+    ids, values = np.zeros(4, np.int32), np.zeros(4, np.float32)
+    compiled(gpu_kernel(Likeliest(2050)))(logits, ids, values)
+    assert ids.tolist() == [7, 2000, 0, logits[3, :2050].argmax()]
+    np.testing.assert_array_equal(values, logits[np.arange(4), ids])
+
+
+def test_a_kernel_multiplies_and_adds_towards_one():
+    out = np.zeros((2, 128), np.float32)
+    compiled(multiply_add_peak())(out)
+    np.testing.assert_allclose(out, CHAINS)
 
 
 def test_the_bandwidth_kernel_reads_every_word():

@@ -35,8 +35,7 @@ def test_a_run_checks_kernels_and_answers_and_times_the_shapes(folder: Path):
     assert "| decode | dense | 64 |" in report and report.count("| prefill |") == 2
 
 
-# steps that a smoke run does too, or another one does
-LEFT_OUT = ("demo-kernels", "answers", "small-speed", "sanitizer")
+QUICK = ["limits", "speed", "llama.cpp"]  # steps that take seconds; a campaign does all
 
 
 def _found(folder: Path, out: Path, steps: list[str]) -> dict[str, dict[str, Any]]:
@@ -51,23 +50,23 @@ def _found(folder: Path, out: Path, steps: list[str]) -> dict[str, dict[str, Any
 
 @needs_opencl
 def test_a_session_measures_the_device_and_keeps_a_report(folder: Path, tmp_path: Path):
-    found = _found(folder, tmp_path, [name for name in session.ALL if name not in LEFT_OUT])
+    found = _found(folder, tmp_path, QUICK)
     limits = dict(found["limits"]["table"][1:])
     assert float(limits["memory reads"].split()[0]) > 0
     assert float(limits["float32 multiply-adds"].split()[0]) > 0
-    kernels = {row[0] for row in found["large-kernels"]["table"]}
-    assert {"attend_decode", "linear", "likeliest"} <= kernels
-    assert [row[0] for row in found["long-context"]["table"][1:]] == ["dense"]
     assert "rows verified" in found["speed"]["notes"][-1]
     assert "no llama-bench on PATH" in found["llama.cpp"]["notes"][0]
     text = (tmp_path / "report.md").read_text()
-    assert "## opencl: long-context" in text and "| decode | dense | 64 |" in text
+    assert "## opencl: speed" in text and "| decode | dense | 64 |" in text
 
 
 @needs_opencl
 @pytest.mark.campaign
-def test_a_session_does_the_rest_too(folder: Path, tmp_path: Path):
-    found = _found(folder, tmp_path, list(LEFT_OUT))
+def test_a_session_does_everything(folder: Path, tmp_path: Path):
+    found = _found(folder, tmp_path, list(session.ALL))
+    kernels = {row[0] for row in found["large-kernels"]["table"]}
+    assert {"attend_decode", "linear", "likeliest"} <= kernels
+    assert [row[0] for row in found["long-context"]["table"][1:]] == ["dense"]
     assert "no compute-sanitizer" in found["sanitizer"]["notes"][0]
     assert ["demo-w4", "eagle", "3", "3"] in found["answers"]["table"]
     assert any(row[1] == "attend_tree" for row in found["demo-kernels"]["table"])

@@ -158,3 +158,14 @@ def test_bundles_go_alone_by_their_folder(stand: Stand, compiler: Compiler) -> N
     folder = next(one for one in kept() if one.kind == "bundle")
     assert run("rm", Path(folder.path).name, "--yes").exit_code == 0
     assert sorted(one.kind for one in kept()) == ["bundle", "download"]
+
+
+def test_a_bundle_of_a_folder_goes_by_the_folders_name(
+    stand: Stand, compiler: Compiler, tmp_path: Path
+) -> None:
+    source = tmp_path / "MyModel"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    chat(str(source))
+    assert [one.kind for one in kept()] == ["bundle"]
+    assert run("rm", "MyModel", "--yes").exit_code == 0 and not kept()

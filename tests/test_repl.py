@@ -190,7 +190,9 @@ def test_the_last_conversation_is_gone_on_with(
         conversation_of("file", True)
 
 
-def test_a_question_that_goes_on_with_the_last_conversation_is_kept(tmp_path: Path) -> None:
+def test_a_question_that_goes_on_with_the_last_conversation_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "last.json"
     before = [{"role": "user", "content": "a document"}, {"role": "assistant", "content": "A"}]
     saved = Saved(before, {"seed": 1}, [0])
@@ -198,6 +200,9 @@ def test_a_question_that_goes_on_with_the_last_conversation_is_kept(tmp_path: Pa
     kept = Saved.read(file)
     assert [m["content"] for m in kept.messages] == ["S", "a document", "A", "Q", "Hello"]
     assert (kept.pinned, kept.options) == ([1], {"seed": 1})
+    nowhere = tmp_path / "no" / "last.json"
+    answer_once(FakeEngine(), "Q", options={}, saved=saved, kept_in=nowhere)
+    assert f"note: {nowhere} can't be written" in capsys.readouterr().err
 
 
 def test_what_a_full_context_leaves_out_of_one_question_is_told(

@@ -60,6 +60,7 @@ def test_the_runtime_takes_no_compiler_and_carries_tvms_library(
     assert not names(made["dependencies"]) & {"apache-tvm", "ziglang", "tokenizers"}
     assert "apache-tvm-ffi" in names(made["dependencies"])
     assert made["scripts"] == {"minicpm-mlc": "minicpm_mlc.cli:main"}
+    assert "minicpm-mlc-runtime[serve]" in made["optional-dependencies"]["ray"]
     assert "hub" in made["optional-dependencies"] and "dev" not in made["optional-dependencies"]
     package = tmp_path / "runtime" / "minicpm_mlc"
     assert (package / "py.typed").exists()

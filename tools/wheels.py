@@ -108,7 +108,11 @@ def _write(folder: Path, project: dict[str, Any], build: str) -> None:
     scripts = project.get("scripts", {}) if project["name"] == "minicpm-mlc-runtime" else {}
     project = {key: value for key, value in project.items() if key not in ("dynamic", "scripts")}
     extras = project.pop("optional-dependencies")
-    extras = {name: needs for name, needs in extras.items() if name not in ("dev", "docs")}
+    extras = {  # some name others, of the distribution that they belong to
+        extra: [need.replace("minicpm-mlc[", f"{project['name']}[") for need in needs]
+        for extra, needs in extras.items()
+        if extra not in ("dev", "docs")
+    }
     tables = {
         "project": project,
         "project.optional-dependencies": extras,

@@ -8,6 +8,7 @@ from typing import Any
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_whole
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.base.text import any_of
 from minicpm_mlc.bench.decode import GEARS, bench_gears
 from minicpm_mlc.bench.reports import Reports
@@ -82,7 +83,7 @@ def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise PlotError("--plot needs matplotlib; try: pip install 'minicpm-mlc[plot]'") from None
+        raise PlotError(f"--plot needs matplotlib; try: {pip_install('plot')}") from None
     return Figure
 
 

@@ -34,13 +34,12 @@ from minicpm_mlc.runtime_py.kernel_check import check
 from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.local_machine import LocalMachine
 from minicpm_mlc.runtime_py.memory import HostMemory, Memory
-from minicpm_mlc.runtime_py.protocols import KernelAccess
 from minicpm_mlc.runtime_py.thread_pool import pool_for
 from minicpm_mlc.targets import Target, get_target
 from minicpm_mlc.targets.tuning import TunedKernel, Tuning
 
 UNCACHED = 256 << 20  # bytes of the copies of a call's arguments together
-MOST_COPIES = 64
+MOST_COPIES = 1024
 SAMPLE_SECONDS = 0.01  # that a sample's calls take together
 GAIN = 0.03  # by which a candidate has to be faster than the usual parameters: more than noise
 
@@ -138,7 +137,7 @@ def tune_bundle(
         for done in range(repeats):
             progress("repeats", done, repeats)
             reader.sample()
-            sweep.sample()
+            sweep.sample(done)
         progress("repeats", repeats, repeats)
         kernels = [sweep.chosen(record, reader.best) for record in cases]
     found = Tuning(target.device, library.device_name, target.int8_dot, reader.best, kernels)
@@ -197,11 +196,15 @@ class Sweep:
                 checked = check(self._kernels, own, timed=False)
                 candidate.nmse, candidate.limit = checked.nmse, checked.limit
 
-    def sample(self) -> None:
-        """Times every candidate once, those of one operator in turns."""
+    def sample(self, repeat: int) -> None:
+        """Times every candidate once, those of one operator in turns, another one first each time;
+        a pass before them wakes the threads and maps the memory.
+        """
         for record, candidates in self.candidates.items():
             calls = self._calls[record].tensors(self._kernels.memory)
-            for candidate in candidates:
+            self._seconds(candidates[0], calls)
+            first = repeat % len(candidates)
+            for candidate in (*candidates[first:], *candidates[:first]):
                 candidate.samples.append(self._seconds(candidate, calls))
 
     def _seconds(self, candidate: Candidate, calls: list[list[Any]]) -> float:
@@ -231,7 +234,7 @@ class Sweep:
         return TunedKernel(record.to_json(), parameters, *times, share, best.nmse)
 
 
-class _Kernels(KernelAccess):
+class _Kernels:
     """The library of all candidates."""
 
     def __init__(

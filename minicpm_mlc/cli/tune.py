@@ -11,7 +11,11 @@ from minicpm_mlc.cli.commands import Command, example
 from minicpm_mlc.cli.trust import trust_options
 
 
-@click.command(cls=Command, **example("minicpm-mlc tune ./MiniCPM4-0.5B-w4a-cpu -o mine.json"))
+@click.command(
+    cls=Command,
+    short_help="Find the fastest parameters of a bundle's kernels.",
+    **example("minicpm-mlc tune ./MiniCPM4-0.5B-w4a-cpu -o mine.json"),
+)
 @click.argument("bundle", type=click.Path())
 @click.option("-o", "--out", type=click.Path(), default="tuning.json", help="The table to write.")
 @click.option("--depth", default=1024, help="Tokens in the cache that attention reads.")

@@ -45,7 +45,7 @@ def native_folder() -> Path:
     for folder in (_PACKAGE / "native", _PACKAGE.parent / "native"):
         if (folder / "engine" / "sources.txt").is_file():
             return folder
-    raise CompileError("the engine's sources are not installed; run from a checkout of minicpm-mlc")
+    raise CompileError("the engine's sources are not installed; try: pip install minicpm-mlc")
 
 
 def wheel_folders() -> dict[str, Path]:
@@ -119,15 +119,15 @@ class EngineBuild:
         return self._kept(name, parts, lambda out: self._link(source, out, kind, flags))
 
     def archives(self) -> list[Path]:
-        """libminicpm.a and libminicpm_tvm.a, and what else the system takes, the same way."""
+        """What else the system takes, libminicpm.a and libminicpm_tvm.a, the same way."""
         system = self._system
         engine = _listed(self._engine, {"src": self._engine / "src"})
         tvm = _listed(self._runtime, {**self._wheels, "native": self._runtime})
         # warnings are for who wrote the sources
         packed = {
+            "libsystem.a": (self._tvm_parts, system.sources, ("-w", *system.source_flags)),
             "libminicpm.a": (self._engine_parts, [*system.kept(engine), *system.own], WARNINGS),
             "libminicpm_tvm.a": (self._tvm_parts, system.kept(tvm), ("-w",)),
-            "libsystem.a": (self._tvm_parts, system.sources, ("-w", *system.source_flags)),
         }
         return [
             self._kept(name, parts, partial(self._pack, sources, flags))
@@ -192,7 +192,8 @@ class EngineBuild:
             objects += self._model_objects(Path(scratch))
             whole = ("-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive")
             how = (*self._system.link, *kind)
-            zig("c++", "-target", self.target, *how, "-o", str(out), *objects, *whole)
+            # archives first: what they bring is not taken from the system's
+            zig("c++", "-target", self.target, *how, "-o", str(out), *whole, *objects)
 
     @property
     def _kind(self) -> tuple[str, ...]:

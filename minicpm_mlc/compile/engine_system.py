@@ -20,7 +20,6 @@ _WEB_PROCESSOR = "-mcpu=generic+simd128+exception_handling"
 # LLVM's, as zig brings them: how exceptions are thrown and caught in WebAssembly
 _EXCEPTIONS = (
     "libcxxabi/src/cxa_exception.cpp",
-    "libcxxabi/src/cxa_exception_storage.cpp",
     "libcxxabi/src/cxa_personality.cpp",
     "libunwind/src/Unwind-wasm.c",
 )
@@ -77,7 +76,8 @@ def _web(folder: Path) -> EngineSystem:
         flags=(
             _WEB_PROCESSOR,
             "-fwasm-exceptions",
-            "-D_WASI_EMULATED_MMAN",  # system.cc has it
+            "-D_WASI_EMULATED_MMAN",
+            *("-Dmmap=minicpm_mmap", "-Dmunmap=minicpm_munmap"),  # system.cc's
             "-D_WASI_EMULATED_GETPID",
         ),
         link=(

@@ -19,6 +19,7 @@ from typing import IO
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.base.files import BLOCK_BYTES, write_whole
+from minicpm_mlc.base.installed import RUNTIME, WHOLE, distribution
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import DEVICE_OF_SYSTEM, system_of
@@ -168,15 +169,16 @@ def _licences() -> Iterator[Entry]:
     for name in LICENSED:
         # all of the name: a checkout may stand before what is installed
         found = importlib.metadata.distributions(name=name)
-        files = (file for distribution in found for file in distribution.files or [])
+        files = (file for each in found for file in each.files or [])
         texts = {
             file.name: file
             for file in files
             if file.name in ("LICENSE", "NOTICE") and ".dist-info" in file.parts[0]
         }
         if not texts:
+            again = "" if distribution() == RUNTIME else f"--force-reinstall {name}"
             raise CompileError(
-                f"the licence of {name} isn't installed; try: pip install --force-reinstall {name}"
+                f"the licence of {name} isn't installed; try: pip install {again or WHOLE}"
             )
         for file in sorted(texts.values()):
             yield Entry.of(f"licenses/{name}-{file.name}", file.read_binary())

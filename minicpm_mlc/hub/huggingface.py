@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import HubError
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import Name
@@ -41,7 +42,7 @@ class HuggingFace:
         except ImportError:
             raise HubError(
                 "Hugging Face is reached through huggingface_hub 2.4 or newer, which is not "
-                "installed: pip install 'minicpm-mlc[hub]'"
+                f"installed: {pip_install('hub')}"
             ) from None
         self._library = huggingface_hub
 

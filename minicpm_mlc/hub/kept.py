@@ -108,7 +108,7 @@ def _ago(then: float) -> str:
 
 def chosen(name: str, kind: str | None) -> list[Kept]:
     """What `rm` of a name would take. Raises HubError, with what there is, for none."""
-    named = [one for one in kept() if name in (one.name, one.path, Path(one.path).name)]
+    named = [one for one in kept() if name in _names(one)]
     found = [one for one in named if kind in (None, one.kind)]
     if not found:
         names = ", ".join(sorted({one.name for one in kept()}))
@@ -116,6 +116,12 @@ def chosen(name: str, kind: str | None) -> list[Kept]:
             f"{shown(name)} is not kept here; " + (f"there is {names}" if names else "nothing is")
         )
     return found
+
+
+def _names(one: Kept) -> tuple[str, ...]:
+    """What a user may call it: of what was compiled from a folder, the folder's name too."""
+    names = one.name, one.path, Path(one.path).name
+    return (*names, Path(one.name).name) if Path(one.name).is_absolute() else names
 
 
 def take_away(found: Sequence[Kept]) -> int:

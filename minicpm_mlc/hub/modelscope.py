@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import HubError
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.base.text import shown
 from minicpm_mlc.hub.listing import Listing, RemoteFile
 from minicpm_mlc.hub.names import Name
@@ -33,7 +34,7 @@ class ModelScope:
         except ImportError:
             raise HubError(
                 "ModelScope is reached through modelscope-hub, which is not installed: "
-                "pip install 'minicpm-mlc[modelscope]'"
+                f"{pip_install('modelscope')}"
             ) from None
         finally:
             if quiet:

@@ -61,7 +61,7 @@ class CudaRuntime:
         assert address.value
         block = (ctypes.c_uint8 * int(starts[-1])).from_address(address.value)
         weakref.finalize(block, self.attempted, "cudaFreeHost", address).atexit = False
-        whole = np.frombuffer(block, np.uint8)
+        whole = np.ctypeslib.as_array(block)
         return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 

@@ -215,7 +215,7 @@ class Engine(Answering):
         generation = self.generation(self.request(token_ids, options), ReadIds())
         with self._own():
             self._note(generation)
-            logits = generation.start(self.scheduler.slots.own)
+            logits = np.asarray(generation.start(self.scheduler.slots.own))
             try:
                 yield generation.steps, logits
             finally:

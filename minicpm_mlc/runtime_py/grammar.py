@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minicpm_mlc.base.errors import SamplingError
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.prompt.thinking import CLOSE, OPEN
 from minicpm_mlc.prompt.tokenizer import Tokenizer
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 THOUGHT = f'thought[suffix="{CLOSE}"]: /(.|\\n)*/\n'
 GAP = "GAP: /[ \\n]{0,4}/\n"
-MISSING = "schemas and forced tool calls need llguidance: pip install 'minicpm-mlc[serve]'"
 
 
 class Grammars:
@@ -31,7 +31,9 @@ class Grammars:
         try:
             from llguidance import LLTokenizer
         except ImportError:
-            raise SamplingError(MISSING) from None
+            raise SamplingError(
+                f"schemas and forced tool calls need llguidance: {pip_install('serve')}"
+            ) from None
         self._vocab_size = vocab_size
         self._tokenizer = LLTokenizer(
             tokenizer.raw.to_str(), n_vocab=vocab_size, eos_token=sorted(eos_token_ids)

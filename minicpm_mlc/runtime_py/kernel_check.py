@@ -10,7 +10,7 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError
 from minicpm_mlc.bundle.kernel_cases import WORDS, Case, Expected, word_values
-from minicpm_mlc.runtime_py.protocols import KernelAccess
+from minicpm_mlc.runtime_py.protocols import KernelCalls
 
 UNWRITTEN = 0x77  # of every byte of an output: finite as a float, and far from any answer
 REPEATS = 3
@@ -34,7 +34,7 @@ class Checked:
         return self.nmse <= self.limit
 
 
-def check(library: KernelAccess, case: Case, timed: bool = True) -> Checked:
+def check(library: KernelCalls, case: Case, timed: bool = True) -> Checked:
     """Run a case on a library of this process, `timed` or once.
 
     Raises BundleError if the kernel doesn't run at all, DeviceError if the device fails.

@@ -58,19 +58,28 @@ class Machine(Protocol):
         ...
 
 
-class KernelAccess(Protocol):
+class KernelCalls(Protocol):
+    """Kernels to be called alone, and where their arguments lie."""
+
+    memory: Memory
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        """One kernel of the library, to be called alone on tensors of `memory`."""
+        ...
+
+
+class KernelAccess(KernelCalls, Protocol):
     """What only a library in this process has: its memory, its kernels alone, its calls watched and
     timed.
     """
 
-    memory: Memory
     spent: Spent  # seconds of its calls
-    steps_note: str | None  # how decode steps are launched, where there is more than one way
     # by the names of CALLS, dense and, where there is one, sparse; they may be replaced
     functions: dict[str, list[Callable[..., Any]]]
 
-    def kernel(self, name: str) -> Callable[..., None]:
-        """One kernel of the library, to be called alone on tensors of `memory`."""
+    @property
+    def steps_note(self) -> str | None:
+        """How a GPU's decode steps are launched; None of a CPU's."""
         ...
 
     def instrument(self, report: Callable[..., int] | None) -> None:

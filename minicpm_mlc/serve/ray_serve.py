@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.manifest import manifest_sha256, read_bundle
 from minicpm_mlc.bundle.trust import refuse_stranger
@@ -38,7 +39,7 @@ try:
     RayError: Any = import_module("ray.exceptions").RayError
     BackPressureError: Any = import_module("ray.serve.exceptions").BackPressureError
 except ImportError:
-    raise EngineError("--ray needs Ray Serve: pip install 'minicpm-mlc[ray]'") from None
+    raise EngineError(f"--ray needs Ray Serve: {pip_install('ray')}") from None
 
 APPLICATION = "minicpm-mlc"
 MODEL = "model"

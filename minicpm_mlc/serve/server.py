@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from minicpm_mlc.base.errors import EngineError
+from minicpm_mlc.base.installed import pip_install
 from minicpm_mlc.serve.options import Serving
 
-MISSING = "serve needs starlette and uvicorn: pip install 'minicpm-mlc[serve]'"
 OPEN = (
     "warning: {host} is reachable by other machines and there is no key: everybody there may use "
     "the model; give --api-key-file, or --host 127.0.0.1"
@@ -54,7 +54,7 @@ def check_libraries() -> None:
         import starlette
         import uvicorn
     except ImportError:
-        raise EngineError(MISSING) from None
+        raise EngineError(f"serve needs starlette and uvicorn: {pip_install('serve')}") from None
     _ = starlette, uvicorn
 
 

@@ -12,6 +12,7 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 THREADS = 128
 SHARE = 1024  # columns of a workgroup: 8 of a thread
+NONE = 0x7FFFFFFF  # the column of who saw none
 
 
 def likeliest(
@@ -40,9 +41,7 @@ class Best:
 
     def __init__(self, thread: Expr) -> None:
         self.thread = thread
-        self.value, self.column = registers(1), registers(1, "int32")
-        T.buffer_store(self.value, T.float32(float("-inf")), [0])
-        T.buffer_store(self.column, T.int32(0x7FFFFFFF), [0])
+        self.value, self.column = registers(1, value=0.0), registers(1, "int32", NONE)
 
     def see(self, value: Expr, column: Expr) -> None:
         """One more column."""
@@ -79,8 +78,9 @@ def _before(value: Expr, column: Expr, other: Expr, place: Expr) -> Expr:
     which no comparison holds for, is the largest.
     """
     larger = T.Or(value > other, T.And(value.equal(other), column < place))
-    first_missing = T.Or(_is_number(other), column < place)
-    return T.Or(larger, T.And(T.Not(_is_number(value)), first_missing))
+    first_missing = T.And(T.Not(_is_number(value)), T.Or(_is_number(other), column < place))
+    likelier = T.Or(larger, first_missing)
+    return T.And(column != NONE, T.Or(place.equal(NONE), likelier))
 
 
 def _is_number(value: Expr) -> Expr:

@@ -124,7 +124,10 @@ def answer_once(
     _afterwards(engine, look)
     if kept_in and said["answer"]:
         answer = {"role": "assistant", "content": as_history(said["answer"])}
-        Saved.of([*sent, answer], chosen, pinned).write(kept_in)
+        try:
+            Saved.of([*sent, answer], chosen, pinned).write(kept_in)
+        except SessionError as error:  # the answer was given all the same
+            _note(str(error))
 
 
 def _with_question(

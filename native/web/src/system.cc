@@ -10,6 +10,9 @@
 #include <cstring>
 #include <new>
 
+// What C++ throws is a pointer.
+__asm__(".globl __cpp_exception\n.tagtype __cpp_exception i32\n__cpp_exception:\n");
+
 namespace {
 
 constexpr size_t kAlignment = 64;  // of tensors, which lie in mapped files; WASI's own mmap aligns to 8 and fills twice
@@ -29,7 +32,7 @@ bool ReadAt(int file, char* bytes, size_t size, off_t offset) {
 
 extern "C" {
 
-// A copy of the file, or zeros.
+// A copy of the file, or zeros. The engine is compiled to call it minicpm_mmap, as WASI's own is linked too.
 void* mmap(void*, size_t length, int, int flags, int file, off_t offset) {
   void* memory = nullptr;
   if (posix_memalign(&memory, kAlignment, length)) {
@@ -54,6 +57,7 @@ int munmap(void* memory, size_t) {
 void* dlopen(const char*, int) { return nullptr; }
 void* dlsym(void*, const char*) { return nullptr; }
 int dlclose(void*) { return 0; }
+int __cxa_thread_atexit(void (*)(void*), void*, void*) { return 0; }  // the thread ends with the page
 char* dlerror(void) { return const_cast<char*>("WebAssembly loads no libraries"); }
 
 }  // extern "C"

@@ -28,6 +28,8 @@ from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.model.registry import read_config, sparse_settings
 
 SUFFIX = ".gguf"
+LONGEST_NAME = 80  # characters
+OTHERS = re.compile(r"[^A-Za-z0-9._-]+")  # characters that names of models don't have
 TYPE = re.compile(r"[-._](I?Q\d\w*|B?F16|F32)$", re.IGNORECASE)  # ends a file's name
 NO_SPARSE = (
     "a GGUF file has no sparse_config: the published settings are used in long contexts; "
@@ -88,7 +90,7 @@ def open_gguf(path: Path, sparse: object = None) -> Gguf:
     metadata = Metadata(file)
     raw, notes = config_json(metadata)
     where = f"{path}: config.json, made of its metadata"
-    config = read_config(raw, _name(path), where, sparse)
+    config = read_config(raw, _name(path, metadata), where, sparse)
     if config.sparse is None and sparse_settings(config):
         notes.append(NO_SPARSE)
     contents: dict[str, Any] = {
@@ -110,6 +112,10 @@ def _tokenizer(file: GgufFile) -> bytes | dict[str, Any]:
     return str(whole).encode() if isinstance(whole, str) else tokenizer_json(file)
 
 
-def _name(path: Path) -> str:
-    stem = whole_name(path) if path.suffix.lower() == SUFFIX else path.name
-    return whole_characters(TYPE.sub("", stem)) or "model"
+def _name(path: Path, metadata: Metadata) -> str:
+    """The file's name without its type; the name within of a file that ollama keeps by a hash."""
+    if path.suffix.lower() == SUFFIX:
+        return whole_characters(TYPE.sub("", whole_name(path))) or "model"
+    within = metadata.file.metadata.get("general.name")
+    told = OTHERS.sub("-", within).strip("-.") if isinstance(within, str) else ""
+    return told[:LONGEST_NAME] or whole_characters(path.name)
