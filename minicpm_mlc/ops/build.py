@@ -49,7 +49,6 @@ class Traits(Protocol):
         ...
 
 
-
 @cache
 def build(operator: Operator, traits: Traits) -> PrimFunc:
     """The kernel of an operator; equal calls share one.
