@@ -294,7 +294,6 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "adapters": (),
         "ternary": None,
         "sparse_config": None,
-        "tuning": None,
         "origin": None,
     }
     assert json.loads(run("compile", "S", "--json").stdout) == {"path": "B"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,14 @@ def test_sanitizers_find_nothing(demo_bundle: Path, tmp_path: Path) -> None:
     build = tmp_path / "build"
     configure = ["cmake", "-S", native_folder() / "engine", "-B", build]
     configure += ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
     subprocess.run([*map(str, configure)], check=True, capture_output=True)
     making = ["cmake", "--build", str(build), "-j2", "--target", "minicpm-run"]
     subprocess.run(making, check=True, capture_output=True)
     program = [str(build / "minicpm-run"), str(demo_bundle), "--context=1024", "--max-tokens=40"]
     good = (
-        ["--prompt", "What is 4827 + 356?"],
+        ["--prompt", "What is 4827 + 356?", "--speculate", "eagle", "--tree-size", "24"],
+        ["--prompt", "What is 4827 + 356?", "--speculate", "ngram"],
         ["--prompt", "你好 😀 <|im_end|>", "--stop", "e", "--seed", "3", "--top-k", "50"],
         ["--prompt", "Tell me about pages.", "--think", "--max-think-tokens", "3"],
         ["--ids", ",".join(map(str, range(4, 700))), "--temperature", "0"],

@@ -125,6 +125,7 @@ def compiled(folder: Path, compiler: str, flags: Iterable[str], link: Iterable[s
     cxx_flags = " ".join(flags)
     configure = ["cmake", "-S", str(engine), "-B", str(build), "-DCMAKE_BUILD_TYPE=None"]
     configure += [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_CXX_FLAGS={cxx_flags}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
     subprocess.run(configure, check=True, capture_output=True)
     making = ["cmake", "--build", str(build), "-j2", "--target", "minicpm"]
     subprocess.run(making, check=True, capture_output=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from engine_process import EngineProcess
 
@@ -23,7 +24,7 @@ def prompts(draw: random.Random, count: int) -> list[list[int]]:
 
 
 def test_the_same_tokens_are_kept_as_in_python(demo_bundle: Path) -> None:
-    asked = {"temperature": 0, "max_tokens": 6, "speculate": "off"}
+    asked: Any = {"temperature": 0, "max_tokens": 6, "speculate": "off"}
     with (
         EngineProcess(demo_bundle, context=CONTEXT) as native,
         Engine(demo_bundle, context=CONTEXT) as python,
@@ -40,7 +41,7 @@ def test_the_same_tokens_are_kept_as_in_python(demo_bundle: Path) -> None:
 
 def test_two_conversations_in_turn_are_both_kept(demo_bundle: Path, tmp_path: Path) -> None:
     first, second = list(range(4, 204)), list(range(304, 504))
-    asked = {"temperature": 0, "max_tokens": 4}
+    asked: Any = {"temperature": 0, "max_tokens": 4}
     with EngineProcess(demo_bundle, context=1024) as native:
         for ids in (first, second):
             ids += native.tokens(ids, **asked)
@@ -63,7 +64,7 @@ def test_two_conversations_in_turn_are_both_kept(demo_bundle: Path, tmp_path: Pa
 
 def test_of_a_saved_state_what_fits_is_taken(demo_bundle: Path, tmp_path: Path) -> None:
     first, second = list(range(4, 260)), list(range(304, 460))
-    asked = {"temperature": 0, "max_tokens": 4}
+    asked: Any = {"temperature": 0, "max_tokens": 4}
     with EngineProcess(demo_bundle, context=1024) as native:
         for ids in (first, second):
             native.tokens(ids, **asked)

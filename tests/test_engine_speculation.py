@@ -22,6 +22,7 @@ QUESTIONS = [
     "Remember: the code of the red door is 7.",
     "Count to 9. /think",
 ]
+PLAIN: dict[str, Any] = {"speculate": "off"}
 TREES: list[dict[str, Any]] = [
     {"speculate": "ngram", "tree_size": 8, "draft_depth": 4, "draft_top_k": 2},
     {"speculate": "ngram", "tree_size": 64, "draft_depth": 16, "draft_top_k": 4},
@@ -55,8 +56,8 @@ def test_the_same_trees_and_texts(both: tuple[EngineProcess, Engine], tree: dict
     native, python = both
     for question in QUESTIONS:
         for sampling in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
-            asked = {"max_tokens": 48, **sampling}
-            for options in ({"speculate": "off"}, tree):
+            asked: dict[str, Any] = {"max_tokens": 48, **sampling}
+            for options in (PLAIN, tree):
                 said = native.chat(user(question), **asked, **options)
                 expected = python.chat_events(user(question), **asked, **options)
                 assert joined(said) == joined(expected)
@@ -78,7 +79,7 @@ def test_what_pays_changes_no_token(both: tuple[EngineProcess, Engine], speculat
     for length in (30, dense_len - 9, dense_len + 70):
         ids = [4 + i % 37 for i in range(length)]
         for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 5, "top_k": 30}):
-            asked = {"max_tokens": 40, **options}
+            asked: dict[str, Any] = {"max_tokens": 40, **options}
             plain = native.tokens(ids, speculate="off", **asked)
             assert native.tokens(ids, speculate=speculate, **asked) == plain, (length, options)
     assert native.stats()["speculation"]["decision"]

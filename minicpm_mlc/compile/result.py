@@ -12,6 +12,8 @@ from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, system_of, this_host
 from minicpm_mlc.bundle.manifest import Manifest
 
+NEEDS_ENGINE = ("web",)  # systems where nothing else runs a bundle
+
 
 @dataclass(frozen=True)
 class CompileResult:
@@ -66,4 +68,5 @@ def _next_command(path: Path, manifest: Manifest) -> str:
     if mismatch({**target, "features": []}, this_host()) is None:
         return f"minicpm-mlc chat {bundle}"
     there = system_of(target["triple"])
-    return f"minicpm-mlc package {bundle} --for {'macos' if there == 'darwin' else there}"
+    engine = " --engine" if there in NEEDS_ENGINE else ""
+    return f"minicpm-mlc package {bundle} --for {'macos' if there == 'darwin' else there}{engine}"

@@ -14,7 +14,8 @@ constexpr int64_t kReadTokens = 64;      // of a longer text that the head reads
 // The head's hidden states of one level, from which the next goes on.
 class HeadWalk {
  public:
-  HeadWalk(DraftHead* head, std::vector<float> hidden) : head_(head), hidden_(std::move(hidden)), width_(hidden_.size()) {}
+  HeadWalk(DraftHead* head, std::vector<float> hidden)
+      : head_(head), hidden_(std::move(hidden)), width_(hidden_.size()) {}
 
   // What comes after each token of a level, `rows` the nodes of the level before that they follow.
   Guesses Step(const std::vector<int32_t>& ids, const std::vector<int32_t>& rows) {

@@ -114,44 +114,57 @@ const float* Model::Decode(int32_t id) {
   return outputs_[0].Row(0);
 }
 
-std::vector<const float*> Model::Verify(const Tree& tree) {
-  std::vector<int32_t> depths = tree.Depths(), order(depths.size()), places(depths.size()), parents;
-  std::vector<int32_t> slots = sequence_.Reserve(tree.size());
-  Forget();
-  std::iota(order.begin(), order.end(), 0);
-  auto sparse = [&](int32_t node) { return gears.Sparse(size() + depths[static_cast<size_t>(node)] + 1); };
-  // a sparse node's dense ancestors are computed before it
-  auto border = std::stable_partition(order.begin(), order.end(), [&](int32_t node) { return !sparse(node); });
-  for (size_t i = 0; i < order.size(); ++i) places[static_cast<size_t>(order[i])] = static_cast<int32_t>(i);
-  for (int32_t node : order) {
+Model::Order Model::OrderOf(const Tree& tree) const {
+  std::vector<int32_t> depths = tree.Depths(), parents;
+  Order order;
+  order.nodes.resize(depths.size());
+  order.places.resize(depths.size());
+  std::iota(order.nodes.begin(), order.nodes.end(), 0);
+  auto border = std::stable_partition(order.nodes.begin(), order.nodes.end(), [&](int32_t node) {
+    return !gears.Sparse(size() + depths[static_cast<size_t>(node)] + 1);
+  });
+  order.dense = border - order.nodes.begin();
+  int32_t rows = 0;
+  for (int32_t node : order.nodes) order.places[static_cast<size_t>(node)] = rows++;
+  for (int32_t node : order.nodes) {
     int32_t parent = tree.parents[static_cast<size_t>(node)];
-    parents.push_back(parent < 0 ? -1 : places[static_cast<size_t>(parent)]);
+    parents.push_back(parent < 0 ? -1 : order.places[static_cast<size_t>(parent)]);
   }
-  std::vector<uint64_t> masks = TreeShape(parents, {}).masks;
-  auto verify = [&](auto begin, auto end) {
-    TreeRows rows{{}, {}, {}, {}, static_cast<int32_t>(size())};
-    auto first = begin - order.begin(), last = end - order.begin();
-    for (auto node = begin; node != end; ++node) {
-      rows.ids.push_back(tree.tokens[static_cast<size_t>(*node)]);
-      rows.positions.push_back(rows.base + depths[static_cast<size_t>(*node)]);
-    }
-    rows.slots.assign(slots.begin() + first, slots.begin() + last);
-    rows.ancestors = MaskWords({masks.begin() + first, masks.begin() + last});
-    Take(library_.Verify(rows, sequence_.table(), pools_, begin == border));
-  };
-  if (border != order.begin()) verify(order.begin(), border);
-  if (border != order.end()) verify(border, order.end());
+  TreeShape shape(parents, {});
+  order.depths = shape.depths;
+  order.masks = shape.masks;
+  return order;
+}
+
+void Model::VerifyRows(const Tree& tree, const Order& order, int64_t first, int64_t last, bool sparse) {
+  if (first == last) return;
+  TreeRows rows{{}, {}, {}, {}, static_cast<int32_t>(size())};
+  for (int64_t i = first; i < last; ++i) {
+    rows.ids.push_back(tree.tokens[static_cast<size_t>(order.nodes[static_cast<size_t>(i)])]);
+    rows.positions.push_back(rows.base + order.depths[static_cast<size_t>(i)]);
+    rows.slots.push_back(rows.base + static_cast<int32_t>(i));
+  }
+  rows.ancestors = MaskWords({order.masks.begin() + first, order.masks.begin() + last});
+  Take(library_.Verify(rows, sequence_.table(), pools_, sparse));
+}
+
+std::vector<const float*> Model::Verify(const Tree& tree) {
+  sequence_.Reserve(tree.size());
+  Forget();
+  Order order = OrderOf(tree);
+  VerifyRows(tree, order, 0, order.dense, false);
+  VerifyRows(tree, order, order.dense, tree.size(), true);
   std::vector<const float*> computed, logits;
   for (const Outputs& outputs : outputs_) {
     for (int64_t row = 0; row < outputs.rows(); ++row) computed.push_back(outputs.Row(row));
   }
   Features features{features_.width, {}};
-  for (int32_t place : places) {
+  for (int32_t place : order.places) {
     logits.push_back(computed[static_cast<size_t>(place)]);
     if (!features_.rows.empty()) features.rows.push_back(features_.rows[static_cast<size_t>(place)]);
   }
   features_ = features;
-  verified_ = Verified{tree, places};
+  verified_ = Verified{tree, order.places};
   return logits;
 }
 

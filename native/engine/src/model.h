@@ -64,6 +64,16 @@ class Model {
     std::vector<int32_t> places;  // of each node among the rows
   };
 
+  // The rows that a tree's nodes are computed as: the sparse ones last, as they see dense ancestors.
+  struct Order {
+    std::vector<int32_t> nodes, places;  // the node of each row, and the row of each node
+    int64_t dense = 0;                   // rows that are computed densely: the first
+    std::vector<int32_t> depths;         // of each row
+    std::vector<uint64_t> masks;
+  };
+
+  Order OrderOf(const Tree& tree) const;
+  void VerifyRows(const Tree& tree, const Order& order, int64_t first, int64_t last, bool sparse);
   void CheckSavable() const;
   int64_t Known(const std::vector<int32_t>& ids);
   void Copy(int32_t page, const std::vector<int32_t>& ids);

@@ -78,7 +78,7 @@ class ChatActivity : Activity() {
     private fun ask() {
         val field = findViewById<EditText>(R.id.text)
         val question = field.text.toString().trim()
-        if (question.isEmpty()) return
+        if (question.isBlank()) return
         field.text.clear()
         show("\n> $question\n\n")
         running = true
