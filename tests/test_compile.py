@@ -160,7 +160,8 @@ def check_stored(bundle: Path, activations: str, layout: str, quads: bool) -> No
         ),
         (
             {"activations": "int8", "device": "vulkan"},
-            "kernels for vulkan have no int8 dot products; use --activations f32",
+            "kernels for vulkan have no int8 dot products without --arch dot8; "
+            "use --activations f32",
         ),
     ],
 )

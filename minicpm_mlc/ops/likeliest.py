@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,9 @@ class Likeliest(Operator):
                 logits.tile[:, self.vocab :] = PADDING
                 logits.tile[0, : self.vocab] = draw.random.integers(-1, 2, self.vocab)  # ties
             yield sample(logits)
+
+    def fits(self, traits: Any) -> bool:
+        return traits.launches
 
     def outcome(self, arguments: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack(arguments[-2:], 1)

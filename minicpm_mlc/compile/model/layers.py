@@ -60,16 +60,17 @@ class Linear(Weight):
         """
         kernels, shape = self.plan.kernels, (self.rows, self.columns, self.scheme)
         epilogue = {"residual": self.residual, "scale": self.scale}
+        if isinstance(x, Unnormed):
+            factor = self.plan.sum_factor(self.scheme)
+            fused = NormLinearInt8(*shape, **epilogue, sum_factor=factor, eps=x.eps)
+            return kernels(fused, x.rows, x.weight, *self.stored(), *residual)
         if not self.int8:
             return kernels(linear.Linear(*shape, **epilogue), x, *self.stored(), *residual)
         factor = self.plan.sum_factor(self.scheme)
-        if isinstance(x, Unnormed):
-            fused = NormLinearInt8(*shape, **epilogue, sum_factor=factor, eps=x.eps)
-            return kernels(fused, x.rows, x.weight, *self.stored(), *residual)
-        if x.dtype == "float32":
-            x = kernels(QuantizeRows(self.columns, factor), x)
+        rounded = QuantizeRows(self.columns, factor)
+        words = kernels(rounded, x) if x.dtype == "float32" else x
         operator = LinearInt8(*shape, **epilogue, sum_factor=factor)
-        return kernels(operator, x, *self.stored(), *residual)
+        return kernels(operator, words, *self.stored(), *residual)
 
 
 def vocabulary_table(plan: Plan, config: ModelConfig | DraftConfig, source: str) -> Linear:

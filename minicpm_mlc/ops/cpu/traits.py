@@ -28,7 +28,6 @@ class CpuTraits:
     folder: ClassVar[str] = "cpu"
     f16_tiles: ClassVar[bool] = False
     launches: ClassVar[bool] = False
-    normalises: ClassVar[bool] = False
     # what `minicpm-mlc tune` tries, by operator: fields and their values
     choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]] = {
         "linear_int8": {"streams": (1, 2), "ahead": (4096, 8192, 16384)}
@@ -57,6 +56,11 @@ class CpuTraits:
     def tuned(self, parameters: Mapping[str, int]) -> CpuTraits:
         """With these values of what `choices` names."""
         return replace(self, **parameters)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether a product normalises its rows itself: an operator of its own costs nothing."""
+        return False
 
     def exact(self) -> CpuTraits:
         """Those of kernels that round no activations where they have the choice."""

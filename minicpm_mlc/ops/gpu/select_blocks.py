@@ -112,6 +112,10 @@ class Candidates:
             with strided(end, thread, THREADS) as block:
                 T.buffer_store(held, self._read(block), [block + block // BANKS])
             barrier()
+            self.run = registers(HELD // THREADS, "int32", -1)  # lower than every score's bits
+            for step in range(HELD // THREADS):
+                with T.If(step < self.own), T.Then():
+                    T.buffer_store(self.run, self._bits(T.int32(step)), [step])
 
     def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending, from place `begin` on; ties go to the
@@ -161,10 +165,7 @@ class Candidates:
                 for digit in range(DIGITS)
             ]
             reach = registers(DIGITS, "int32", 0)
-            with T.serial(self.own) as i:
-                bits = self._bits(i)
-                for digit, number in enumerate(tried):
-                    accumulate(reach, digit, T.Select(bits >= number, 1, 0))
+            self._count(tried, reach)
             self._sum([reach[digit] for digit in range(DIGITS)])
             for digit, number in enumerate(tried):
                 reached = self._total(digit)
@@ -172,6 +173,20 @@ class Candidates:
                 T.buffer_store(state, T.Select(enough, exactly, state[1]), [1])
                 T.buffer_store(state, T.Select(enough, number, state[0]), [0])
         return T.Bind(state[0])
+
+    def _count(self, numbers: list[Expr], reach: Buffer) -> None:
+        """How many of the thread's own scores reach each of the numbers."""
+
+        def add(bits: Expr) -> None:
+            for i, number in enumerate(numbers):
+                accumulate(reach, i, T.Select(bits >= number, 1, 0))
+
+        if self.held is None:
+            with T.serial(self.own) as step:
+                add(self._bits(step))
+        else:
+            for i in range(HELD // THREADS):
+                add(self.run[i])
 
     def _sum(self, values: list[Expr]) -> None:
         """For `_total`: every thread's numbers by few, or by warps."""
