@@ -43,7 +43,7 @@ def called_by(function: str) -> list[str]:
     """The operators that a function of the library calls, in order."""
     module: Any = program().module
     values = [binding.value for binding in module[function].body.blocks[0].bindings]
-    calls = [value for value in values if isinstance(value, relax.Call)]
+    calls: list[Any] = [value for value in values if isinstance(value, relax.Call)]
     kernels = [module[c.args[0]] for c in calls if c.op.name.startswith("relax.call_tir")]
     operators = [program().kernels.operator_of(kernel) for kernel in kernels]
     return [operator.name for operator in operators if operator]

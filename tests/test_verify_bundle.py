@@ -120,6 +120,8 @@ ABSENT = {
         "linear_swiglu_int8",
         "norm_linear_int8",
         "norm_linear_swiglu_int8",
+        "quantize_rows",
+        "rms_norm_int8",
     },
 }
 
