@@ -84,9 +84,9 @@ def test_an_android_package_is_a_static_program(tmp_path: Path) -> None:
         expected = python_answer(engine)
         with engine.steps(ids, speculate="off") as (steps, logits):
             tokens = []
-            for _ in range(8):
-                tokens.append(int(logits.argmax()))
-                logits = steps.next(tokens[-1])
+            while len(tokens) < 8 and (token := int(logits.argmax())) not in engine.eos_token_ids:
+                tokens.append(token)
+                logits = steps.next(token)
     assert answers(command, "--prompt", QUESTION, "--threads=2") == expected
     said = answers(command, "--ids", ",".join(map(str, ids)), "--max-tokens=8")
     assert [int(word) for word in said.split(",")] == tokens

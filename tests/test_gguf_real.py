@@ -123,10 +123,15 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return float(np.exp(surprise(logits, ids).mean()))
 
 
-def check_logits(found: np.ndarray, expected: np.ndarray) -> list[str]:
+# What ternary rounding leaves of a model that wasn't trained for it has logits of up to 61, and
+# transformers' own float32 is 3.6e-3 off its float64.
+TERNARY = {"TQ1_0": 1e-2, "TQ2_0": 1e-2}
+
+
+def check_logits(found: np.ndarray, expected: np.ndarray, allowed: float = 2e-3) -> list[str]:
     """The figures, for a table."""
     error, same = np.abs(found - expected).max(), (found.argmax(1) == expected.argmax(1)).mean()
-    assert error <= 2e-3
+    assert error <= allowed
     assert same >= 0.999
     return [f"{error:.1e}", f"{same:.2%}"]
 
@@ -215,7 +220,8 @@ def test_every_file_of_llama_cpps_quantiser_gives_its_logits(file, name):
         for title, text in TEXTS.items():
             ids = engine.tokenize(text.read_text())[:TOKENS]
             found = engine.logits(ids)
-            figures = check_logits(found, logits(ids)) + check_against_llama_cpp(made, found, ids)
+            figures = check_logits(found, logits(ids), TERNARY.get(name, 2e-3))
+            figures += check_against_llama_cpp(made, found, ids)
             print(f"| {' | '.join([name, engine.manifest.scheme, title, *figures])} |")
 
 

@@ -15,7 +15,6 @@ from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.ops.operator import from_json
 from minicpm_mlc.ops.paged import PagedOperator
-from minicpm_mlc.runtime_py.verify import verify_bundle
 from minicpm_mlc.targets.cpu import CpuTarget
 
 BOUNDS = {
@@ -96,7 +95,6 @@ def test_a_cache_multiplied_as_integers_gives_the_same_in_chunks_steps_and_trees
             for drafter in ("off", "ngram")
         ]
         assert answers[0] == answers[1] and engine.stats.speculation.rounds
-    assert verify_bundle(path, threads=1).failed == []
 
 
 def error(got: np.ndarray, expected: np.ndarray) -> float:

@@ -43,11 +43,6 @@ class Traits(Protocol):
         """How keys and values of a format lie for the device's kernels."""
         ...
 
-    @property
-    def normalises(self) -> bool:
-        """Whether a product normalises its rows itself."""
-        ...
-
 
 @cache
 def build(operator: Operator, traits: Traits) -> PrimFunc:
