@@ -25,6 +25,11 @@ class Traits(Protocol):
     # what `minicpm-mlc tune` tries, by operator: fields and their values
     choices: ClassVar[dict[str, dict[str, tuple[int, ...]]]]
 
+    @property
+    def normalises(self) -> bool:
+        """Whether linears normalise their rows themselves."""
+        ...
+
     def opened(self, buffer: Buffer) -> Buffer:
         """An argument as bodies read it."""
         ...
