@@ -14,7 +14,7 @@ from minicpm_mlc.bundle.kernel_cases import Tiled
 from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
-from minicpm_mlc.ops.operator import Argument, takes
+from minicpm_mlc.ops.operator import Argument, Operator, takes
 from minicpm_mlc.ops.quantize_rows import ROUNDED, numbers_of, words_of
 from minicpm_mlc.ops.rms_norm import rms_norm_definition
 from minicpm_mlc.ops.samples import Draw, Sample
@@ -35,25 +35,16 @@ def sampled_norm(k: int) -> Tiled:
     return Tiled((np.arange(PERIOD, dtype=np.float32) - 2.5) / 4, (k,))
 
 
-def with_norm(arguments: dict[str, Argument], k: int) -> dict[str, Argument]:
-    """A linear's arguments with rows that are to be normalised in place of words."""
-    first = {"x": takes("float32", "m", k), "norm": takes("float32", k)}
-    return first | {name: each for name, each in arguments.items() if name != "x"}
+class _Normalising(Operator):
+    """What an operator of int8 activations [m, k] becomes: it takes rows, and weights of a norm."""
 
-
-@dataclass(frozen=True)
-class NormLinearInt8(LinearInt8):
-    """LinearInt8 of RmsNormInt8."""
-
-    limit: ClassVar[float] = ROUNDED
-    grid_limit: ClassVar[float] = ROUNDED
-    eps: float = field(kw_only=True)
+    k: int
+    eps: float
 
     def arguments(self) -> dict[str, Argument]:
-        return with_norm(super().arguments(), self.k)
-
-    def define(self, x: np.ndarray, norm: np.ndarray, *others: np.ndarray) -> np.ndarray:
-        return self.product(normed_numbers(x, norm, self.eps), *others)
+        first = {"x": takes("float32", "m", self.k), "norm": takes("float32", self.k)}
+        others = {name: each for name, each in super().arguments().items() if name != "x"}
+        return first | others
 
     def numbers(self, x: np.ndarray) -> np.ndarray:
         return normed_numbers(x, sampled_norm(self.k).array(), self.eps)
@@ -68,6 +59,18 @@ class NormLinearInt8(LinearInt8):
 
     def fits(self, traits: Any) -> bool:
         return super().fits(traits) and traits.normalises and self.k <= LONGEST
+
+
+@dataclass(frozen=True)
+class NormLinearInt8(_Normalising, LinearInt8):
+    """LinearInt8 of RmsNormInt8."""
+
+    limit: ClassVar[float] = ROUNDED
+    grid_limit: ClassVar[float] = ROUNDED
+    eps: float = field(kw_only=True)
+
+    def define(self, x: np.ndarray, norm: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        return self.product(normed_numbers(x, norm, self.eps), *others)
 
     @classmethod
     def variants(cls) -> Iterator[NormLinearInt8]:
@@ -78,30 +81,13 @@ class NormLinearInt8(LinearInt8):
 
 
 @dataclass(frozen=True)
-class NormLinearSwigluInt8(LinearSwigluInt8):
+class NormLinearSwigluInt8(_Normalising, LinearSwigluInt8):
     """LinearSwigluInt8 of RmsNormInt8."""
 
     eps: float
 
-    def arguments(self) -> dict[str, Argument]:
-        return with_norm(super().arguments(), self.k)
-
     def define(self, x: np.ndarray, norm: np.ndarray, *stored: np.ndarray) -> np.ndarray:
         return self.product(normed_numbers(x, norm, self.eps), *stored)
-
-    def numbers(self, x: np.ndarray) -> np.ndarray:
-        return normed_numbers(x, sampled_norm(self.k).array(), self.eps)
-
-    def drawn(self, draw: Draw, m: int) -> Tiled:
-        return draw.normal(m, self.k, scale=5)
-
-    def samples(self, draw: Draw) -> Iterator[Sample]:
-        for each in super().samples(draw):
-            x, *others = each.inputs
-            yield Sample([x, sampled_norm(self.k), *others], each.outputs)
-
-    def fits(self, traits: Any) -> bool:
-        return super().fits(traits) and traits.normalises and self.k <= LONGEST
 
     @classmethod
     def variants(cls) -> Iterator[NormLinearSwigluInt8]:
