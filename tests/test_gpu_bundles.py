@@ -186,5 +186,7 @@ def test_every_kernel_passes_and_from_afar_the_tokens_are_the_cpus(
 
 
 def test_int8_activations_are_refused(device: str, tmp_path: Path):
-    with pytest.raises(CompileError, match="dot products without --arch dot8; use --activations f32"):
+    with pytest.raises(
+        CompileError, match="dot products without --arch dot8; use --activations f32"
+    ):
         compile_model(DEMO, tmp_path / "out", device=device, activations="int8")
