@@ -91,7 +91,7 @@ def test_a_library_holds_machine_code_and_ptx_but_no_source(library: bytes):
         code = read_object(image.data)
         assert code.machine == CUDA and code.flags >> 8 & 0xFF == image.sm
         assert all(name.startswith(".nv.reservedSmem") for name in code.undefined)  # the driver's
-        kernels = {"linear_int8_kernel", "attend_decode_kernel", "rms_norm_int8_kernel"}
+        kernels = {"linear_int8_kernel", "attend_decode_kernel", "norm_linear_int8_kernel"}
         assert kernels <= code.defined
     assert b".target sm_87" in ptx.data and b".entry linear_int8_kernel" in ptx.data
 

@@ -162,7 +162,10 @@ def test_a_step_that_dies_or_hangs_is_wrong_and_the_others_go_on(
         list(session.run(planned, tmp_path / "out", 0.2, ["limits"]))
 
 
-def test_a_session_without_a_device_or_a_folder_says_what_to_do(tmp_path: Path):
+def test_a_session_without_a_device_or_a_folder_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(session, "_is_here", lambda device: False)
     with pytest.raises(SystemExit, match=r"make it first: python bench/gpu_session\.py make"):
         list(session.run(tmp_path, tmp_path, 10, []))
     with pytest.raises(SystemExit, match=r"none of metal is here.*make devices"):

@@ -51,7 +51,7 @@ def test_the_pool_holds_under_many_callers(tmp_path: Path, sanitizer: str, forks
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, "held\n", "")
 
 
-@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("name", sorted(PLATFORMS.keys() - {"web"}))  # one thread
 def test_the_pool_compiles_for_every_platform(tmp_path: Path, name: str) -> None:
     compile_object(PLATFORMS[name].zig, THREAD_POOL, tmp_path / "pool.o")
 
