@@ -123,8 +123,9 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return float(np.exp(surprise(logits, ids).mean()))
 
 
-# What ternary rounding leaves of a model that wasn't trained for it has logits of up to 61, and
-# transformers' own float32 is 3.6e-3 off its float64.
+# What ternary rounding leaves of a model that wasn't trained for it has logits of up to 61:
+# transformers' own float32 is 3.6e-3 off its float64, and llama.cpp's int8 activations change most
+# tokens.
 TERNARY = {"TQ1_0": 1e-2, "TQ2_0": 1e-2}
 
 
@@ -221,7 +222,8 @@ def test_every_file_of_llama_cpps_quantiser_gives_its_logits(file, name):
             ids = engine.tokenize(text.read_text())[:TOKENS]
             found = engine.logits(ids)
             figures = check_logits(found, logits(ids), TERNARY.get(name, 2e-3))
-            figures += check_against_llama_cpp(made, found, ids)
+            if name not in TERNARY:
+                figures += check_against_llama_cpp(made, found, ids)
             print(f"| {' | '.join([name, engine.manifest.scheme, title, *figures])} |")
 
 
