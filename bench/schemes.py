@@ -73,11 +73,11 @@ def of_speeds(rows: dict[str, list[SpeedRow]]) -> Record:
 
 
 def of_quality(rows: list[dict[str, Any]]) -> Record:
-    """The rows of bench/quality.py that are a scheme, plain or calibrated."""
+    """The rows of bench/quality.py that are a scheme of integers, plain or calibrated."""
     found: Record = {}
     for row in rows:
         name = row["variant"].removesuffix(CALIBRATED)
-        if name not in SCHEMES:
+        if name not in INTEGERS:
             continue
         divergence = [text["divergence"] for text in row["texts"]]
         if row["variant"] != name:
