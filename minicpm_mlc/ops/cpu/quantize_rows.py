@@ -62,5 +62,6 @@ def quantize_group(halves: list[Expr], factor: int, out: Buffer, r: Expr, g: Exp
         for i, times in enumerate(factors_of(factor))
     ]
     total = vector.fold(lambda a, b: a + b, T.Bind(counted[0] + counted[1]))  # exact: small wholes
-    scaled = T.reinterpret(total * scale, dtype="int32") if factor == SCALED else None
-    T.buffer_store(out, T.Cast("int32", total) if scaled is None else scaled, [r, g, SUM])
+    scaled = factor == SCALED
+    word = T.reinterpret(total * scale, dtype="int32") if scaled else T.Cast("int32", total)
+    T.buffer_store(out, word, [r, g, SUM])
