@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from gpu_cases import needs_opencl
 
+from minicpm_mlc.base.errors import BundleError
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 smoke = importlib.import_module("gpu_smoke")
 session = importlib.import_module("gpu_session")
@@ -165,7 +167,11 @@ def test_a_step_that_dies_or_hangs_is_wrong_and_the_others_go_on(
 def test_a_session_without_a_device_or_a_folder_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(session, "_is_here", lambda device: False)
+    def missing(device: str) -> None:
+        raise BundleError(f"no {device} device was found")
+
+    # tests/shim_cases.py gives TVM a Metal device in whichever process collects it
+    monkeypatch.setattr(session, "open_memory", missing)
     with pytest.raises(SystemExit, match=r"make it first: python bench/gpu_session\.py make"):
         list(session.run(tmp_path, tmp_path, 10, []))
     with pytest.raises(SystemExit, match=r"none of metal is here.*make devices"):
