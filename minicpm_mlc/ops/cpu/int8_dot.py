@@ -300,10 +300,10 @@ class SmMlA(SDot):
             words = [_joined(a.word(i, 2), b.word(i, 2), [0, 1, 2, 3]) for a, b in pairs]
             both = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
             for matrices, each in zip(sums, weights, strict=True):
-                octets = self._octets(next(each), next(each))
+                octets = self.octets(next(each), next(each))
                 for at, x in enumerate(both):
                     matrices[at] = [
-                        self._matrix(m, rows, x)
+                        self.matrix(m, rows, x)
                         for m, rows in zip(matrices[at], octets, strict=True)
                     ]
         return [[row for pair in matrices for row in self._by_row(*pair)] for matrices in sums]
@@ -317,9 +317,9 @@ class SmMlA(SDot):
         return 8 * self.rows
 
     def peak_step(self, total: Expr) -> Expr:
-        return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
+        return self.matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
 
-    def _octets(self, low: Expr, high: Expr) -> list[Expr]:
+    def octets(self, low: Expr, high: Expr) -> list[Expr]:
         """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
         low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
         return [
@@ -327,7 +327,8 @@ class SmMlA(SDot):
             for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
         ]
 
-    def _matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
+    def matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
+        """total int32[2 x 2] + the products of two rows of eight with two."""
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
