@@ -36,9 +36,10 @@ class Int8Dot:
     """`rows` weight rows per register; `tile` activation rows meet the weights, as each is then
     unpacked once for all of them.
 
-    `sums`: registers of integer sums that fit beside as many float totals, the weights of a word
-    and an activation. A tile's rows meet so many registers of weights that its sums fill them, as
-    each activation is then loaded once for these.
+    `sums`: registers of integer sums of a whole tile, which fit beside the weights of a word and an
+    activation, and beside as many float totals unless these lie in memory (`beside_totals`). A
+    tile's rows meet so many registers of weights that its sums fill them, as each activation is
+    then loaded once for these.
     `registers`: of the processor. `signed`: whether both factors of a product are; else the first
     is unsigned. `query_levels`: the largest second factor that is exact beside any first one.
     """
@@ -53,7 +54,13 @@ class Int8Dot:
 
     def wide(self, rows: int, values: Values) -> int:
         """Registers of weights that meet a tile of so many activation rows."""
-        return max(1, self.sums // max(rows, values.held))
+        sums = self.sums if rows == self.tile else min(self.sums, self.beside_totals)
+        return max(1, sums // max(rows, values.held))
+
+    @property
+    def beside_totals(self) -> int:
+        """Registers of sums that leave as many for their float totals."""
+        return self.registers // 4
 
     def zero(self, values: Values) -> int:
         """What the weights are too large by when they meet the activations."""
@@ -419,7 +426,7 @@ DOTS = {
     dot.name: dot
     for dot in (
         VpDpBusd("avx512vnni", rows=16, tile=8, sums=8, registers=32),
-        VpDpBusd("avxvnni", rows=8, tile=4, sums=4, registers=16),
+        VpDpBusd("avxvnni", rows=8, tile=4, sums=8, registers=16),
         PMAddUbsW("avx2", rows=8, tile=4, sums=4, registers=16),
         SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
         SmMlA("i8mm", rows=4, tile=4, sums=8, registers=32),
