@@ -16,11 +16,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cpu_static import LEVELS, PAGED, PEAKS, PRODUCTS, loops_of, most_stack
+from cpu_static import LEVELS, PEAKS, PRODUCTS, RECORDS, loops_of, most_stack
 from linear import measure, memory_read
 
 from minicpm_mlc.base.text import markdown_table, plain_table
@@ -103,15 +103,13 @@ def speed_of(kernel: str, rows: int, target: CpuTarget, repeats: int) -> tuple[f
     import tvm
 
     sizes = SHAPE if kernel in PRODUCTS else ()
-    record: Any = (PRODUCTS | PAGED)[kernel](target, *sizes)
+    record: Any = RECORDS[kernel](target, *sizes)
     pages = DEPTH // PAGE_SIZE
     dims = {"n": rows, "m": rows, "s": 1, "p": pages, POOL: pages}
     arrays = random_call(record, dims)
     run, tensors = compiled(build(record, target.traits), target), map(tvm.runtime.tensor, arrays)
     held = list(tensors)
     cost = record.cost(Extent(dims, pages, pages))
-    if kernel in PAGED:  # which is of a row
-        cost = replace(cost, operations=rows * cost.operations)
     return seconds(lambda: run(*held), repeats), cost
 
 
@@ -162,7 +160,7 @@ def measured(kernel: str, rows: int, target: CpuTarget, limits: Limits, repeats:
 def table(level: str, repeats: int) -> tuple[str, list[list[str]]]:
     """A level's heading and its table."""
 
-    kernels = [(kernel, rows) for kernel in [*PRODUCTS, *PAGED] for rows in rows_of(kernel)]
+    kernels = [(kernel, rows) for kernel in RECORDS for rows in rows_of(kernel)]
     if level not in MEASURED:
         lines = [[k, str(rows), *counts(level, k), "", "", ""] for k, rows in kernels if rows > 1]
         return f"{level}, as compiled for {LEVELS[level].cpu}, counted", [COLUMNS, *lines]

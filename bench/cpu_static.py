@@ -127,11 +127,12 @@ PAGED: dict[str, Callable[[CpuTarget], Operator]] = {
     **{f"prefill {kv}": partial(_attention, AttendPrefill, kv) for kv in ("f16", "int8")},
     **{f"scores {kv}": partial(_scores, kv) for kv in ("f16", "int8")},
 }
+RECORDS: dict[str, Callable[..., Operator]] = PRODUCTS | PAGED
 PEAKS: dict[str, Callable[[CpuTarget], PrimFunc]] = {
     "float32 peak": float32_peak,
     "int8 peak": int8_peak_of,
 }
-KERNELS = [*PRODUCTS, *PAGED, *PEAKS]
+KERNELS = [*RECORDS, *PEAKS]
 
 
 def function_of(level: str, kernel: str) -> PrimFunc:
@@ -139,7 +140,7 @@ def function_of(level: str, kernel: str) -> PrimFunc:
     target = LEVELS[level].target
     if kernel in PEAKS:
         return PEAKS[kernel](target)
-    return build((PRODUCTS | PAGED)[kernel](target), target.traits)
+    return build(RECORDS[kernel](target), target.traits)
 
 
 @cache
@@ -165,10 +166,12 @@ def record(chosen: list[tuple[str, str]]) -> None:
 
 @cache
 def loops_of(level: str, kernel: str) -> list[Loop]:
-    """The inner loops of a kernel, compiled for a level, the largest first."""
+    """The inner loops of a kernel, compiled for a level, the largest first; of those as large, the
+    one of whole tiles, which has the fewest instructions.
+    """
     assembly = assembly_of(function_of(level, kernel), LEVELS[level].target)
     found = [loop for loop in inner_loops(assembly) if loop.multiplies >= SMALL]
-    return sorted(found, key=lambda loop: -loop.products)
+    return sorted(found, key=lambda loop: (-loop.products, loop.instructions))
 
 
 def assembly_of(function: PrimFunc, target: CpuTarget) -> str:

@@ -191,7 +191,7 @@ class Scorer:
         """Score of window 4 page + s, one lane per row: exponentials summed over the heads; 0 from
         `limit` on.
         """
-        power = vector.exp2(self.at(page, s, v) + self.at(page, s + 1, v) - lse)
+        power = vector.in_order(vector.exp2(self.at(page, s, v) + self.at(page, s + 1, v) - lse))
         seen = self.lanes.per_row(T.Cast("int32", page * SEGMENTS + s)) < limit
         total = vector.fold(lambda a, b: a + b, power, self.lanes.rows)
         return T.Bind(T.Select(seen, total, self.lanes.per_row(T.float32(0))))
