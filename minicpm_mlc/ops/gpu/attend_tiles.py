@@ -25,7 +25,7 @@ WARPS = PAGE_SIZE // TOKENS
 THREADS = 32 * WARPS
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
-WORKGROUPS = 256  # that fill a large GPU
+WORKGROUPS = 128  # that fill a large GPU
 FOUR = 4  # neighbouring components that a thread puts together
 APART = 8  # numbers between two heads' outputs in shared memory, for other banks
 
@@ -69,8 +69,8 @@ class TileFold:
         self.base, across = T.Bind(self.warp * self.words), self.d // 8
         self.turns = min(across & -across, 8) - 1  # bits of a token that turn its components
         self._prepare_copies(pools)
-        row, half = T.Bind(T.bitwise_and(self.lane, 15)), T.Bind(self.lane // 16)
-        self.read_keys = kept(self._key_word(row, half))
+        place, half = T.Bind(T.bitwise_and(self.lane, 15)), T.Bind(self.lane // 16)
+        self.read_keys = kept(self._key_word(place, half))
         self.queries = registers(self.d // 4, "uint32")
         self._load_queries(q, row)
         self.output = registers(self.d // 2, value=0.0)
