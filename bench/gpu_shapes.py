@@ -12,6 +12,7 @@ HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS = 4096, 16384, 32, 2, 12
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 W4, SCALE = 0.5, 2 / 32  # bytes of a weight
 WORKGROUPS = 128  # of ops/gpu/attend_tiles.py
+LEAST_PAGES = 2  # of ops/gpu/attend.py
 AT_ONCE = 16  # of ops/gpu/attend_last.py
 
 
@@ -53,7 +54,7 @@ def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case
 
 def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
     """The tiles of a decode row: a warp takes 16 tokens of a page."""
-    splits = max(1, min(WORKGROUPS // KV_HEADS, pages))
+    splits = min(WORKGROUPS // KV_HEADS, -(-pages // LEAST_PAGES))
     size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
     groups = splits * KV_HEADS
     turns = -(-pages // splits)

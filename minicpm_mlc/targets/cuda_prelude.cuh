@@ -120,6 +120,7 @@ static __device__ __forceinline__ int warp_sum_int(int x) {
 // over the lanes before this one
 static __device__ __forceinline__ int warp_sum_before(int x) {
   int lane = threadIdx.x & 31, sum = x;
+  __syncwarp();
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     int other = __shfl_up_sync(0xffffffffu, sum, step);
