@@ -50,6 +50,11 @@ from minicpm_mlc.targets import get_target
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 DEMO_BUNDLES: dict[str, dict[str, Any]] = {
     "demo-w4": {"scheme": "w4", "draft": DEMO / "MiniCPM4.1-demo-Eagle3"},
+    "demo-draft": {
+        "scheme": "f32",
+        "draft": DEMO / "MiniCPM4.1-demo-Eagle3",
+        "prefill_chunk": 256,
+    },
     "demo-kv-int8": {"scheme": "f32", "kv": "int8"},
     "demo-exact": {"scheme": "f32"},
 }
@@ -89,7 +94,7 @@ SHAPES = {
         131072,
         1024,
     ),
-    "tiny": Sizes(("demo-w4",), 12, ("tiny",), (0, 64), (16,), 4, 1, 192, 64),
+    "tiny": Sizes(("demo-draft",), 12, ("tiny",), (0, 64), (16,), 4, 1, 192, 64),
 }
 
 

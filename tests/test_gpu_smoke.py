@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gpu_cases import needs_opencl
 
+import minicpm_mlc.compile
 from minicpm_mlc.base.errors import BundleError
 
 BENCH = str(Path(__file__).parents[1] / "bench")
@@ -25,9 +30,21 @@ START, WAIT = subprocess.Popen, subprocess.Popen.wait
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, compiled: Callable[..., Path]) -> Path:
+    """What `make` writes, of the demo's bundles that other tests have too."""
     folder = tmp_path_factory.mktemp("smoke") / "smoke"
-    smoke.make(folder, ["opencl"], None, "tiny")
+    compile_anew = minicpm_mlc.compile.compile_model
+
+    def compile_once(source: Any, out: Path, **options: Any) -> None:
+        if options.get("random_weights"):
+            compile_anew(source, out, **options)
+            return
+        assert options.pop("activations", "f32") == "f32", "what float32 weights have anyway"
+        shutil.copytree(compiled(source, **{"device": "cpu", **options}), out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicpm_mlc.compile.compile_model", compile_once)
+        smoke.make(folder, ["opencl"], None, "tiny")
     return folder
 
 
@@ -79,27 +96,31 @@ def test_a_session_does_everything(folder: Path, tmp_path: Path):
     assert {"attend_decode", "linear", "likeliest"} <= kernels
     assert [row[0] for row in found["long-context"]["table"][1:]] == ["dense"]
     assert "no compute-sanitizer" in found["sanitizer"]["notes"][0]
-    assert ["demo-w4", "eagle", "3", "3"] in found["answers"]["table"]
+    assert ["demo-draft", "eagle", "3", "3"] in found["answers"]["table"]
     assert any(row[1] == "attend_tree" for row in found["demo-kernels"]["table"])
 
 
 @needs_opencl
-def test_a_wrong_answer_and_a_device_that_is_not_here_are_named_at_the_end(folder: Path):
-    (folder / "cuda" / "demo-w4").mkdir(parents=True)
+def test_what_is_wrong_and_a_device_that_is_not_here_are_named_at_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder / "cuda" / "demo-draft").mkdir(parents=True)
     (folder / "cuda" / smoke.PLAN).write_text(
-        json.dumps({"device": "cuda", "shapes": "tiny", "answers": {"demo-w4": []}})
+        json.dumps({"device": "cuda", "shapes": "tiny", "answers": {"demo-draft": []}})
     )
     path = folder / "opencl" / smoke.PLAN
     plan = json.loads(path.read_text())
-    plan["answers"] = {
-        "demo-w4": [(ids, [*tokens[:-1], -1]) for ids, tokens in plan["answers"]["demo-w4"]]
-    }
-    path.write_text(json.dumps(plan))
-    off, ngram = (f"demo-w4: answers, speculation {way}" for way in ("off", "ngram"))
-    with pytest.raises(
-        SystemExit, match=f"wrong: cuda: .*demo-w4 has no manifest.json.*; {off}; {ngram}"
-    ):
+    ids, tokens = plan["answers"]["demo-draft"][0]
+    path.write_text(json.dumps(plan | {"answers": {"demo-draft": [(ids, [*tokens[:-1], -1])]}}))
+    verified = SimpleNamespace(failed=["embed"], plain=lambda: "")  # as the test above did
+    monkeypatch.setattr(smoke, "verify_bundle", lambda _: verified)
+    monkeypatch.setitem(smoke.SHAPES, "tiny", replace(smoke.SHAPES["tiny"], presets=()))
+    found = [f"demo-draft: answers, speculation {way}" for way in ("off", "ngram", "eagle")]
+    with pytest.raises(SystemExit) as left:
         list(smoke.run(folder))
+    missing, *wrong = str(left.value).split("; demo-draft: ")
+    assert missing.startswith("wrong: cuda: ") and "demo-draft has no manifest.json" in missing
+    assert [f"demo-draft: {each}" for each in wrong] == ["demo-draft: embed", *found]
 
 
 @pytest.mark.parametrize(
