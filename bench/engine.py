@@ -1,6 +1,6 @@
-"""minicpm-run against the Python runtime, in turn, on one bundle: time to the first piece of an
-answer in a new process, memory, decode speed. Speculation is off in both unless --speculate says
-otherwise.
+"""minicpm-run against the Python runtime, in turn, on one bundle: the program's size, time from a
+new process to the first piece of an answer, memory beyond the weights, decode speed. Speculation
+is off in both unless --speculate says otherwise.
 
     python bench/engine.py BUNDLE [--rounds 5] [--speculate auto]
 """
@@ -21,6 +21,9 @@ from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.engine_build import EngineBuild
 from minicpm_mlc.runtime_py.machine import cpu_name
 
+HEADER = """\
+| | program | resident beyond the weights | start to first piece | decode tok/s |
+|---|--:|--:|--:|--:|"""
 OPTIONS = ["--prompt", "Tell me about pages. /no_think", "--temperature", "0", "--context", "1024"]
 
 
@@ -36,7 +39,9 @@ class Run:
 
 
 def measured(command: list[str]) -> Run:
-    """One process, from its start to its end."""
+    """One process, from its start to its end: it answers on standard output, and tells its figures
+    on standard error.
+    """
     begun = time.perf_counter()
     pipe = subprocess.PIPE
     resident = 0
@@ -72,12 +77,13 @@ def rate(said: str) -> float:
     return float(figures.split(" tok/s | context")[0].rpartition(" ")[2])
 
 
-def row(name: str, runs: list[Run], weights: int) -> str:
+def row(name: str, program: Path | None, runs: list[Run], weights: int) -> str:
     """A line of the table: medians."""
+    size = f"{program.stat().st_size / 1e6:.1f} MB" if program else "-"
     first = statistics.median(run.first for run in runs)
     beyond = statistics.median(run.resident for run in runs) - weights
     speed = statistics.median(run.rate for run in runs)
-    return f"| {name} | {first * 1000:.0f} ms | {beyond / 1e6:.0f} MB | {speed:.0f} |"
+    return f"| {name} | {size} | {beyond / 1e6:.0f} MB | {first * 1000:.0f} ms | {speed:.0f} |"
 
 
 def main() -> None:
@@ -96,11 +102,10 @@ def main() -> None:
     manifest = Manifest.load(Path(given.bundle))
     weights = manifest.memory["weights"]
     asked = f"{given.rounds} rounds, speculation {given.speculate}"
-    print(f"{cpu_name()}; {manifest.name}, {manifest.scheme}, {asked}")
-    print(f"minicpm-run: {program.stat().st_size / 1e6:.1f} MB\n")
-    print("| | first piece | resident beyond the weights | decode tok/s |\n|---|--:|--:|--:|")
-    for name, runs in zip(("minicpm-run", "Python"), zip(*pairs, strict=True), strict=True):
-        print(row(name, list(runs), weights))
+    print(f"{cpu_name()}; {manifest.name}, {manifest.scheme}, {asked}\n\n{HEADER}")
+    ways = (("minicpm-run", program), ("Python", None))
+    for (name, file), runs in zip(ways, zip(*pairs, strict=True), strict=True):
+        print(row(name, file, list(runs), weights))
 
 
 if __name__ == "__main__":

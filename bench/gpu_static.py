@@ -17,219 +17,28 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_shapes import (
+    CASES,
+    CHUNK,
+    CHUNKS,
+    LAST,
+    LAYERS,
+    PREFILL,
+    STEPS,
+    TOKEN_OPERATIONS,
+    Case,
+    records,
+)
 from sass import Code, Instruction, disassembled, innermost, loops, wide_share
 from sm_simulator import GPUS, Simulator, Warp
 
 ARCHS = ("sm_90", "sm_89")
-HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS = 4096, 16384, 32, 2, 128, 73448, 32
-QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-W4, SCALE = 0.5, 2 / 32  # bytes of a weight
 BEGIN, END = "<!-- bench/gpu_static.py -->", "<!-- end -->"
 SHARED_BYTES, REGISTERS, MOST_THREADS = 227 << 10, 65536, 2048  # of a multiprocessor
-
-
-@dataclass(frozen=True)
-class Case:
-    """One launch: the `kernel`-th of an operator.
-
-    `turns`: how often a warp goes through its hottest loop; `units`: what one turn of it does, in
-    `unit`s: weights of a thread, tokens of a warp; `bytes`: what the launch reads and no cache has.
-    """
-
-    name: str
-    operator: str
-    groups: int
-    threads: int
-    unit: str = ""
-    units: float = 0
-    turns: int = 1
-    bytes: float = 0
-    kernel: int = 0
-    others: int = 1  # turns of the other loops
-    loads: int | None = None  # of the loop's wide ones a turn; None: all
-    cached: bool = False  # its narrow loads find all in the second level's cache
-    timed: bool = True
-    skips: bool = False  # its hottest loop jumps over what seldom has to be done
-    before: float | None = None  # microseconds on an H200 of the kernels at commit de83073
-
-
-def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case:
-    """A linear's streaming kernel on one row: a thread takes 4 rows of a group of 32 columns."""
-    threads, size = 256, n * k * (W4 + SCALE)
-    turns = -(-k // 32 // (threads // 4))
-    return Case(name, operator, n // 16, threads, "weight", 128, turns, size, before=before)
-
-
-def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
-    """The tiles of a decode row: a warp takes 16 tokens of a page."""
-    splits = max(1, min(256 // KV_HEADS, pages))
-    size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
-    groups = splits * KV_HEADS
-    turns = -(-pages // splits)
-    shape = groups, 128, "token", 16, turns, size
-    # after the first pages they are full, and the maxima stay
-    return Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
-
-
-def tiles_case(name: str, operator: str, n: int, k: int, rows: int) -> Case:
-    """A linear's kernels on tensor cores: warps take 32 rows of x, few of them by their share of
-    the columns.
-    """
-    few, size = rows <= 32, n * k * (W4 + SCALE) + rows * k * 1.25
-    groups = n // 32 if few else -(-rows // 128) * n // 64
-    turns = k // 64 // 8 if few else k // 64
-    # what a warp does in a turn, by the weights of a thread: 32 (64) rows by twice 32 columns
-    unit, units = "weight and 32 rows", 64 if few else 128
-    threads, kernel = (256, 2) if few else (128, 3)
-    shape = groups, threads, unit, units, turns, size, kernel
-    return Case(name, operator, *shape, cached=not few)
-
-
-LONG = 2048  # pages of 128K tokens
-# the column `before` is the simulator's for the kernels that were here first, which had no name for
-# what is fused now: attention by 94 us a page of its longest split
-CASES = (
-    linear_case("norm, qkv", "norm_qkv", QKV, HIDDEN, 20),
-    linear_case("o", "linear_o", HIDDEN, HIDDEN, 20),
-    Case(
-        "norm, gate, up, SwiGLU",
-        "norm_swiglu",
-        WIDTH // 32,
-        256,
-        "weight",
-        128,
-        HIDDEN // 32 // 16,
-        2 * WIDTH * HIDDEN * (W4 + SCALE),
-        before=54,
-    ),
-    linear_case("down", "linear_down", HIDDEN, WIDTH, 79),
-    Case(
-        "head, w8",
-        "linear_head",
-        -(-VOCAB // 16),
-        256,
-        "weight",
-        128,
-        2,
-        VOCAB * HIDDEN * (1 + SCALE),
-    ),
-    tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN, 16),
-    tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH, 16),
-    tiles_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN, 512),
-    Case(
-        "o, exact activations",
-        "linear_exact",
-        HIDDEN // 16,
-        128,
-        "weight",
-        128,
-        HIDDEN // 32 // 32,
-        HIDDEN * HIDDEN * (W4 + SCALE),
-        timed=False,
-    ),
-    Case(
-        "rope, append, means",
-        "rope_append",
-        HEADS + 2 * KV_HEADS,
-        128,
-        bytes=QKV * 4,
-        cached=True,
-        others=16,
-    ),
-    Case("norm, rounding", "norm", 1, 256, bytes=HIDDEN * 8, cached=True),
-    Case("rounding", "quantize", HIDDEN // 512, 128, bytes=HIDDEN * 4, cached=True),
-    attention_case("attention, 1K", "attend", 16, 8 * 94),
-    Case(
-        "merge, 1K",
-        "attend",
-        HEADS * HEAD_DIM // 32,
-        256,
-        kernel=1,
-        bytes=16 * 16896,
-        cached=True,
-    ),
-    Case(
-        "merge, 128K",
-        "attend",
-        HEADS * HEAD_DIM // 32,
-        256,
-        kernel=1,
-        bytes=128 * 16896,
-        cached=True,
-    ),
-    attention_case("attention, 128K dense", "attend", LONG, 64 * 94),
-    attention_case("attention, 128K sparse", "attend_blocks", 96, 8 * 94),
-    Case(
-        "logits of segments, 128K",
-        "score_blocks",
-        KV_HEADS * -(-LONG // 15),
-        128,
-        bytes=LONG * 4 * KV_HEADS * HEAD_DIM * 4,
-        others=2,
-        before=15.5 + 4.4,
-    ),
-    Case(
-        "pooling, 128K",
-        "score_blocks",
-        KV_HEADS * LONG // 64,
-        256,
-        turns=3,  # of 137 tiles' sums, four at a time by 16 threads
-        kernel=1,
-        bytes=HEADS * LONG * 16,
-        cached=True,
-        before=9.8,
-    ),
-    Case(
-        "selection, 128K",
-        "select_blocks",
-        KV_HEADS,
-        256,
-        bytes=KV_HEADS * LONG * 4,
-        cached=True,
-        turns=10,  # passes, of 16 at most
-        others=2,
-        before=45,
-    ),
-)
-
-
-def records() -> dict[str, Any]:
-    """The operators by the names that CASES use."""
-    from minicpm_mlc.ops.attend import AttendDecode
-    from minicpm_mlc.ops.attend_blocks import AttendBlocks
-    from minicpm_mlc.ops.formats.kv import F16
-    from minicpm_mlc.ops.formats.weights import SCHEMES
-    from minicpm_mlc.ops.linear import Linear
-    from minicpm_mlc.ops.linear_int8 import LinearInt8
-    from minicpm_mlc.ops.norm_linear import NormLinearInt8, NormLinearSwigluInt8
-    from minicpm_mlc.ops.quantize_rows import QuantizeRows
-    from minicpm_mlc.ops.rms_norm import RmsNormInt8
-    from minicpm_mlc.ops.rope_append import RopeAppendMeans
-    from minicpm_mlc.ops.score_blocks import ScoreBlocks
-    from minicpm_mlc.ops.select_blocks import SelectBlocks
-
-    scheme, factor = SCHEMES["w4"].beside("int8"), -8
-    linear = partial(LinearInt8, scheme=scheme, sum_factor=factor)
-    heads = HEADS, KV_HEADS, HEAD_DIM
-    return {
-        "norm_qkv": NormLinearInt8(QKV, HIDDEN, scheme, sum_factor=factor, eps=1e-6),
-        "linear_o": linear(HIDDEN, HIDDEN, residual=True),
-        "linear_down": linear(HIDDEN, WIDTH, residual=True),
-        "norm_swiglu": NormLinearSwigluInt8(WIDTH, HIDDEN, scheme, factor, 1e-6),
-        "linear_exact": Linear(HIDDEN, HIDDEN, SCHEMES["w4"], residual=True),
-        "linear_head": LinearInt8(VOCAB, HIDDEN, SCHEMES["w8"].beside("int8"), sum_factor=0),
-        "norm": RmsNormInt8(HIDDEN, 1e-6, factor),
-        "rope_append": RopeAppendMeans(*heads, F16, True),
-        "quantize": QuantizeRows(HIDDEN, factor),
-        "attend": AttendDecode(*heads, F16, sum_factor=factor),
-        "attend_blocks": AttendBlocks(*heads, F16, 96, True, sum_factor=factor),
-        "score_blocks": ScoreBlocks(*heads, True),
-        "select_blocks": SelectBlocks(KV_HEADS, 64, 32, 1),
-    }
+SIMULATED = 3  # times as many workgroups as it holds; more take as much longer
 
 
 @dataclass(frozen=True)
@@ -326,14 +135,15 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
 
     def where(at: int, instruction: Instruction) -> tuple[str, float]:
         if at in inside:
-            return "memory", each
+            return ("cache", 512.0) if case.near else ("memory", each)
         cached = case.cached or at in loads
         return ("cache", 32.0 * instruction.bytes) if cached else ("level1", 0)
 
     held, spread = resident(case, kernel), min(gpu.sms, case.groups)
     own = -(-case.groups // gpu.sms)  # of the multiprocessor that has most
+    some = min(own, SIMULATED * held)
     simulator = Simulator(kernel.code, gpu, case.threads // 32, decide, where, spread)
-    return simulator.cycles(min(held, own), own) / gpu.clock * 1e6
+    return simulator.cycles(min(held, some), some) / gpu.clock * 1e6 * own / some
 
 
 def _is_wide(instruction: Instruction) -> bool:
@@ -374,21 +184,6 @@ def _time(case: Case, time: float) -> str:
     return f"{time:.1f}" if case.timed else ""
 
 
-STEP = ("norm, qkv", "rope, append, means", "o", "norm, gate, up, SwiGLU", "down")
-SPARSE = ("logits of segments", "pooling", "selection")
-LAST = ("norm, rounding", "rounding", "head, w8")
-STEPS = {  # the launches of a layer, by context
-    "1K": (*STEP, "attention, 1K", "merge, 1K"),
-    "128K sparse": (
-        *STEP,
-        *(f"{name}, 128K" for name in SPARSE),
-        "attention, 128K sparse",
-        "merge, 128K",
-    ),
-    "128K dense": (*STEP, "attention, 128K dense", "merge, 128K"),
-}
-
-
 def step_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[list[str]]:
     """A decode step's kernels, added up, without the time between them."""
     by_name = {case.name: case for case in found}
@@ -403,6 +198,20 @@ def step_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[li
         yield line
 
 
+def prefill_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[list[str]]:
+    """A prompt's kernels, added up, and what the tensor cores' float16 would take as published."""
+    by_name = {case.name: case for case in found}
+    layer = [by_name[name] for name in PREFILL]
+    line = [f"prefill {CHUNK * CHUNKS}, {CHUNK} rows a call", str(len(layer))]
+    for arch in next(iter(found.values())):
+        time = sum(found[case][arch][1] for case in layer) * LAYERS * CHUNKS
+        time += found[by_name["head, w8"]][arch][1]
+        speed = CHUNK * CHUNKS / time * 1e6
+        share = 100 * speed * TOKEN_OPERATIONS / GPUS[arch].peak
+        line += [f"{time / 1000:.1f}", f"{speed:.0f}", f"{share:.0f} %"]
+    yield line
+
+
 def table(archs: tuple[str, ...]) -> str:
     """Markdown: every kernel, then whole steps."""
     names, found = [GPUS[arch].name for arch in archs], measured(archs)
@@ -412,8 +221,12 @@ def table(archs: tuple[str, ...]) -> str:
     steps = ["step", "launches of a layer"]
     for name in names:
         steps += [f"{name} ms", f"{name} tokens/s", f"{name}, of the memory's"]
-    kernels = _markdown([head, *(_row(*each) for each in found.items())])
-    return f"{kernels}\n\n{_markdown([steps, *step_lines(found)])}"
+    prompts = ["prompt", "launches of a layer"]
+    for name in names:
+        prompts += [f"{name} ms", f"{name} tokens/s", f"{name}, of float16's"]
+    kernels = [head, *(_row(*each) for each in found.items())]
+    parts = kernels, [steps, *step_lines(found)], [prompts, *prefill_lines(found)]
+    return "\n\n".join(_markdown(part) for part in parts)
 
 
 def _markdown(lines: list[list[str]]) -> str:

@@ -1,5 +1,5 @@
-"""The sides of bench/vs_llama.py: each lives in its own process, so that neither's threads disturb
-the other.
+"""The sides of bench/vs_llama.py and bench/vs_qwen3.py: each lives in its own process, so that
+neither's threads disturb the other.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from minicpm_mlc import Engine
-from minicpm_mlc.bench.decode import Stopwatch
+from minicpm_mlc.bench.decode import Filler, Stopwatch
 from minicpm_mlc.bench.random_cache import fill_cache
+from minicpm_mlc.bench.replay import Record, Replay
+from minicpm_mlc.runtime_py.speculative.eagle import READ_TOKENS
 
 AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
 # seconds before a measurement: another process's threads wait for work spinning, for some tenths of
@@ -137,6 +140,39 @@ def ours(path: str, context: int, threads: int, attention: str, random_cache: bo
     engine = Engine(path, context=context, threads=threads, attention=attention)
     filler = (lambda depth: fill_cache(engine, depth)) if random_cache else None
     return Stopwatch(engine, engine.vocab_size, filler=filler)
+
+
+class Speculating(Stopwatch):
+    """A bundle that drafts with its head, verifies trees of a record's form and follows the paths
+    that were accepted. Its head reads some tokens behind the depth.
+    """
+
+    def __init__(self, engine: Engine, record: Record, filler: Filler | None) -> None:
+        super().__init__(engine, engine.vocab_size, filler=filler)
+        self.engine = engine
+        self.options: dict[str, Any] = asdict(record.options)
+        self.replay = Replay(record, engine.drafters[record.drafter], engine.vocab_size)
+        engine.drafters[record.drafter] = self.replay
+
+    def decode_seconds(self, tokens: int) -> float:
+        prompt = [*self.engine.cached_tokens[: self.depth], *self._tokens(READ_TOKENS)]
+        with self.engine.steps(prompt, max_tokens=tokens + 1, temperature=0, **self.options) as (
+            steps,
+            _,
+        ):
+            start = time.perf_counter()
+            for _ in range(tokens):
+                steps.next(self.replay.next(steps, 0))
+            steps.settle()
+            seconds = time.perf_counter() - start
+        self.engine.truncate(self.depth)
+        return seconds
+
+
+def speculating(path: str, context: int, threads: int, attention: str, record: str) -> Speculating:
+    """A bundle with a head, behind a cache of random numbers. Raises ReplayError."""
+    engine = Engine(path, context=context, threads=threads, attention=attention)
+    return Speculating(engine, Record.read(record), lambda depth: fill_cache(engine, depth))
 
 
 def llama_cpp(path: str, context: int, threads: int, random_cache: bool) -> Stopwatch:

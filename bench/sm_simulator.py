@@ -17,7 +17,9 @@ from sass import NONE, Code, Instruction
 @dataclass(frozen=True)
 class Gpu:
     """`bandwidth` bytes a second of the whole GPU; latencies in cycles; `matrix` cycles that the
-    tensor core of a quarter is busy with an m16n8k16 of float16."""
+    tensor core of a quarter is busy with an m16n8k16 of float16, of which the whole GPU does `peak`
+    multiplications and additions a second, as published.
+    """
 
     name: str
     sms: int
@@ -29,12 +31,13 @@ class Gpu:
     matrix: int
     half: int
     cache_bytes: int  # a cycle and multiprocessor from the second level
+    peak: float
     launch: float = 1.0e-6  # of a kernel in a graph, before its first instruction
 
 
 GPUS = {
-    "sm_90": Gpu("H200", 132, 1.98e9, 4.3e12, 620, 270, 38, 8, 1, 40),
-    "sm_89": Gpu("RTX 4090", 128, 2.52e9, 0.94e12, 700, 290, 38, 32, 2, 30),
+    "sm_90": Gpu("H200", 132, 1.98e9, 4.3e12, 620, 270, 38, 8, 1, 40, 989e12),
+    "sm_89": Gpu("RTX 4090", 128, 2.52e9, 0.94e12, 700, 290, 38, 32, 2, 30, 165e12),
 }
 # instructions by the pipe of a quarter that runs them, and for how many cycles
 _ALU = (
@@ -159,7 +162,8 @@ class Simulator:
     def _pipe(self, instruction: Instruction) -> tuple[str | None, float]:
         base = instruction.base
         if base in ("HMMA", "IMMA"):
-            return "matrix", self.gpu.matrix * (0.5 if ".1688." in instruction.opcode else 1)
+            half = ".1688." in instruction.opcode and "TF32" not in instruction.opcode
+            return "matrix", self.gpu.matrix * (0.5 if half else 1)
         if base in ("HADD2", "HFMA2", "HMUL2"):
             return "fma", self.gpu.half
         return _PIPES.get(base, (None, 1))

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "context.h"
+#include "kernel_cases.h"
 #include "params.h"
 #include "prompt.h"
 #include "session.h"
@@ -78,9 +79,18 @@ void ReadSession(const std::string& data, const std::string& folder) {
   if (pool.available() != 4) std::abort();  // a page was lost
 }
 
+void ReadCases(const std::string& data, const std::string& folder) {
+  Write(folder + "/kernel-cases.npz", data);
+  KernelCases cases({folder, Manifest::Load(folder), ""});
+  for (const KernelCase* each : cases.Smallest(1 << 20)) {
+    for (const Tiled& input : each->inputs) input.Whole();
+    for (const Expected& expected : each->expected) expected.values.Whole();
+  }
+}
+
 const std::map<std::string, void (*)(const std::string&, const std::string&)> kTargets = {
     {"tokenizer", ReadTokenizer}, {"manifest", ReadManifest}, {"params", ReadParams},
-    {"rules", ReadRules},         {"session", ReadSession},
+    {"rules", ReadRules},         {"session", ReadSession},   {"cases", ReadCases},
 };
 
 // Why the file was refused; empty where it was taken.

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engine_sanitized import SANITIZED, sanitized_program
 from filelock import FileLock
 
 from minicpm_mlc.compile.engine_build import EngineBuild
@@ -23,9 +24,11 @@ class Refused(Exception):
     """What a call of the engine failed with: (status, text)."""
 
 
-def built(main: Path | None = None, target: str = HERE) -> Path:
+def built(main: Path | None = None, target: str = HERE, devices: tuple[str, ...] = ()) -> Path:
     """A program over the engine: minicpm-run, or this one. Built once on this machine."""
-    build = EngineBuild(target)
+    if SANITIZED:
+        return sanitized_program(main)
+    build = EngineBuild(target, devices=devices)
     with FileLock(Path("/tmp") / f"minicpm-engine-{target}.lock"):
         return build.program(main)
 
@@ -33,10 +36,8 @@ def built(main: Path | None = None, target: str = HERE) -> Path:
 class EngineProcess:
     """An open engine in another process; its calls are those of minicpm.h."""
 
-    def __init__(
-        self, bundle: Path, runner: Sequence[str] = (), target: str = HERE, **options: Any
-    ):
-        self._start([*runner, built(DRIVER, target), bundle, json.dumps(options)])
+    def __init__(self, bundle: Path, devices: tuple[str, ...] = (), **options: Any):
+        self._start([built(DRIVER, devices=devices), bundle, json.dumps(options)])
 
     def _start(self, command: Sequence[str | Path]) -> None:
         """Raises Refused with what the bundle was refused with."""

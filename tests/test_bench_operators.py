@@ -21,6 +21,7 @@ from minicpm_mlc.bench.operators import (
     bench_operators,
     decode_operators,
     observe,
+    prefill_operators,
     records_of,
 )
 from minicpm_mlc.bench.random_cache import fill_cache
@@ -64,6 +65,15 @@ def test_attention_is_counted_by_the_pages_its_gear_reads(engine, depth, read, p
     assert attend.shape == f"{read} of {present} pages"
     assert attend.operations == c["num_layers"] * 4 * c["num_heads"] * c["head_dim"] * read * 64
     assert any(row.operator.startswith("score") for row in rows) == (read < present)
+
+
+def test_attention_of_a_prefill_counts_every_row(engine):
+    fill_cache(engine, 64)
+    _, rows = prefill_operators(engine, 64, repeats=1)
+    c = engine.manifest.model
+    attend = next(row for row in rows if row.operator == "attend_prefill")
+    page = 4 * c["num_heads"] * c["head_dim"] * 64
+    assert attend.operations == c["num_layers"] * 64 * 2 * page
 
 
 def test_a_bundle_measures_memory_with_its_own_kernel(engine):

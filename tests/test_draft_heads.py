@@ -312,3 +312,9 @@ def test_eagle3_does_not_depend_on_the_residual_scale_of_its_features():
 
     ours, theirs = logits(1, 1), logits(1.4 / np.sqrt(32), 1.4 / np.sqrt(33))
     assert np.abs(ours - theirs).max() <= 0.02 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 32])
+def test_a_random_head_reads_layers_that_its_model_has(layers):
+    found = open_draft("random-eagle3", replace(BASE, num_layers=layers)).config.feature_layers
+    assert len(found) == 3 and all(0 <= layer <= layers for layer in found)

@@ -4,7 +4,7 @@ definition.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy_eagle
 import pytest
 from checkpoints import tiny_config, write_checkpoint, write_json
 from draft_heads import EAGLE2, EAGLE3, write_draft
+from engine_process import EngineProcess
 from numpy_model import states
 from op_cases import nmse
 from tree_cases import make_tree
 
+from minicpm_mlc import Engine
 from minicpm_mlc.bundle.manifest import read_bundle
 from minicpm_mlc.bundle.state import StateEntry
 from minicpm_mlc.compile import compile_model
@@ -244,6 +246,22 @@ def test_features_that_were_never_given_hide_what_is_before_them(case, library, 
         [list(range(min(row, 128), row + 1)) for row in range(base)],
     )
     case.check(proposed, rows[-1:])
+
+
+def test_the_engine_without_python_drafts_the_same_trees(case, ids):
+    tree: dict[str, Any] = {"speculate": "eagle", "tree_size": 24, "draft_depth": 4}
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
+    with EngineProcess(case.path, context=512) as native, Engine(case.path, context=512) as python:
+        plain = native.tokens(ids[:60], speculate="off", **asked)
+        with python.steps(ids[:60], **tree, **asked) as (steps, logits):
+            for token in plain:
+                assert token == int(np.asarray(logits).argmax())
+                logits = steps.next(token)
+        assert native.tokens(ids[:60], **tree, **asked) == plain
+        found, wanted = native.stats()["speculation"], asdict(python.stats.speculation)
+        assert found["rounds"] and found["nodes"]
+        for name in ("rounds", "plain_steps", "nodes"):
+            assert found[name] == pytest.approx(wanted[name], abs=1), name
 
 
 def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_path):

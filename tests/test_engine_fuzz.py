@@ -1,11 +1,11 @@
 """Files of strangers for native/engine: damaged ones are refused by a sentence, and nothing else
-happens. In the tests some mutations of each kind; with -m campaign many under sanitizers, and
-libFuzzer's own.
+happens. Some mutations of each kind, many under sanitizers; with -m campaign libFuzzer's own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,14 +14,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_tokenizers
 from engine_process import built
+from engine_sanitized import SANITIZED, sanitized_program
 
-from minicpm_mlc.compile.engine_build import native_folder, wheel_folders
+from minicpm_mlc.bundle.kernel_cases import INDEX, Case, Expected, Tiled, to_bytes
 from minicpm_mlc.runtime_py.prefix_cache import Kept
 from minicpm_mlc.runtime_py.saved_state import MAGIC, TAIL, checksum, save_state
 
@@ -29,9 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import mutations
 
 PROGRAM = Path(__file__).with_name("engine_fuzz.cc")
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-MUTATED = 120  # of each target in the tests
-MANY = 3000
+MUTATED = 3000 if SANITIZED else 120  # of each target
 
 
 def tokenizers(_: Path) -> list[bytes]:
@@ -70,8 +68,38 @@ def mutated_session(data: bytes, draw: random.Random) -> bytes:
     return signed(data, draw) if draw.random() < 0.8 else mutations.mutate(data, draw)
 
 
+def mutated_cases(data: bytes, draw: random.Random) -> bytes:
+    """An archive whose index or arrays were changed by somebody who knows how NumPy stores them."""
+    if draw.random() < 0.3:
+        return mutations.mutate(data, draw)
+    arrays = dict(np.load(io.BytesIO(data)))
+    if draw.random() < 0.8:
+        index = mutations.changed(json.loads(arrays[INDEX].tobytes()), draw)
+        arrays[INDEX] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    else:
+        arrays["0"] = arrays["0"][: draw.randrange(4)]
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+MUTATE: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "session": mutated_session,
+    "cases": mutated_cases,
+}
+
+
 def file_of(name: str) -> Callable[[Path], list[bytes]]:
     return lambda folder: [(folder / name).read_bytes()]
+
+
+def cases(_: Path) -> list[bytes]:
+    """Of a kernel whose third argument is new, and whose first is written into."""
+    rows = Tiled(np.arange(3, dtype=np.float32), (7,)), Tiled(np.ones((1, 4), np.int8), (5, 8))
+    written = Expected(0, Tiled.whole(np.ones(2, np.float32)), np.array([0, 6], np.int32))
+    new = Expected(2, Tiled(np.ones((1, 1), np.float16), (3, 2)))
+    record = {"file": "made", "operator": "made", "fields": {}}
+    return [to_bytes([Case("kernel", record, 0.1, rows, [written, new])])]
 
 
 TARGETS: dict[str, Callable[[Path], list[bytes]]] = {
@@ -80,6 +108,7 @@ TARGETS: dict[str, Callable[[Path], list[bytes]]] = {
     "params": file_of("tensor-cache.json"),
     "rules": file_of("engine.json"),
     "session": sessions,
+    "cases": cases,
 }
 
 
@@ -88,7 +117,7 @@ def inputs(target: str, folder: Path, count: int) -> Iterable[bytes]:
     seeds = TARGETS[target](folder)
     yield from seeds
     draw = random.Random(target)
-    mutate: Any = mutated_session if target == "session" else mutations.mutate
+    mutate = MUTATE.get(target, mutations.mutate)
     for _ in range(count):
         yield mutate(draw.choice(seeds), draw)
 
@@ -119,43 +148,13 @@ def test_strangers_files_are_refused_or_taken(
     assert all("; " in why and len(why) < 1000 for why in refused), refused
 
 
-def compiled(folder: Path, compiler: str, flags: Iterable[str], link: Iterable[str]) -> Path:
-    """The fuzzing program and all of the engine, by another compiler."""
-    engine, build = native_folder() / "engine", folder / "build"
-    cxx_flags = " ".join(flags)
-    configure = ["cmake", "-S", str(engine), "-B", str(build), "-DCMAKE_BUILD_TYPE=None"]
-    configure += [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_CXX_FLAGS={cxx_flags}"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
-    subprocess.run(configure, check=True, capture_output=True)
-    making = ["cmake", "--build", str(build), "-j2", "--target", "minicpm"]
-    subprocess.run(making, check=True, capture_output=True)
-    wheels = wheel_folders()
-    headers = [f"-isystem{folder / 'include'}" for folder in wheels.values()]
-    own = [f"-I{engine / name}" for name in ("include", "src")]
-    defined = ["-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_CMAKE_LITTLE_ENDIAN=1"]
-    tvm = ["-Wl,--whole-archive", str(build / "runtime/libminicpm_tvm.a"), "-Wl,--no-whole-archive"]
-    command = [compiler, "-std=c++17", *flags, *link, *own, *headers, *defined, str(PROGRAM)]
-    command += [str(build / "libminicpm.a"), *tvm, "-lpthread", "-ldl", "-o", str(folder / "fuzz")]
-    subprocess.run(command, check=True)
-    return folder / "fuzz"
-
-
-@pytest.mark.campaign
-@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
-def test_sanitizers_find_nothing_in_many(demo_bundle: Path, tmp_path: Path) -> None:
-    program = compiled(tmp_path, "g++", SANITIZED, ())
-    for target in TARGETS:
-        (tmp_path / target).mkdir()
-        tried(program, target, demo_bundle, tmp_path / target, MANY)
-
-
 @pytest.mark.campaign
 @pytest.mark.skipif(not shutil.which("clang++-15"), reason="no clang with libFuzzer")
 def test_libfuzzer_finds_nothing(demo_bundle: Path, tmp_path: Path) -> None:
     """MINICPM_FUZZ_SECONDS for each target, 20 unless set."""
     flags = ("-O1", "-g", "-fsanitize=fuzzer-no-link,address,undefined")
     link = ("-fsanitize=fuzzer", "-DMINICPM_LIBFUZZER")
-    program = compiled(tmp_path, "clang++-15", flags, link)
+    program = sanitized_program(PROGRAM, "clang++-15", flags, link)
     seconds = os.environ.get("MINICPM_FUZZ_SECONDS", "20")
     for target in TARGETS:
         folder = tmp_path / target

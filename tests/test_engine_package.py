@@ -66,7 +66,7 @@ def test_a_linux_package_answers_without_python(demo_bundle: Path, tmp_path: Pat
 
 
 def test_bundles_that_the_engine_does_not_run_are_refused(tmp_path: Path) -> None:
-    bundle = write(tmp_path / "gpu", replace(MANIFEST, target=TARGET | {"device": "opencl"}))
+    bundle = write(tmp_path / "gpu", replace(MANIFEST, target=TARGET | {"device": "cuda"}))
     with pytest.raises(CompileError, match=r"runs CPU bundles .*--device android --gpu none"):
         package_bundle(bundle, "linux", tmp_path / "out.tar", engine=True)
 

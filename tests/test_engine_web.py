@@ -67,7 +67,7 @@ def python(demo_bundle: Path) -> Iterator[Engine]:
 
 
 def test_the_same_prompts_and_greedy_answers(web: WebProcess, python: Engine) -> None:
-    """Texts of seeds can differ: other processors round otherwise, and a draw may fall between."""
+    """Texts of seeds can differ, as logits do: test_engine_sampler.py measures them."""
     for messages in CONVERSATIONS:
         expected = python.template.prompt(python.tokenizer.raw, messages, None).ids
         assert web.prompt(messages) == expected, messages

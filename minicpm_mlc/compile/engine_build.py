@@ -19,6 +19,8 @@ from typing import IO, cast
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.files import cache_folder
+from minicpm_mlc.compile.engine_devices import APIS, device_sources, link_headers
+from minicpm_mlc.compile.engine_devices import FLAGS as DEVICE_FLAGS
 from minicpm_mlc.compile.engine_system import EngineSystem, system_for
 from minicpm_mlc.targets.link import zig
 
@@ -97,11 +99,12 @@ class StaticModel:
 @dataclass(frozen=True)
 class EngineBuild:
     """The engine for one system, by zig's name of it. With `model` its programs are static and run
-    that one: they need nothing of the system.
+    that one: they need nothing of the system. With `devices` they run bundles for these too.
     """
 
     target: str
     model: StaticModel | None = None
+    devices: tuple[str, ...] = ()
 
     def program(self, main: Path | None = None) -> Path:
         """minicpm-run, or another program over minicpm.h, built where it is not in the cache.
@@ -131,11 +134,14 @@ class EngineBuild:
             "libminicpm.a": (self._engine_parts, [*system.kept(engine), *system.own], WARNINGS),
             TVM_ARCHIVE: (self._tvm_parts, system.kept(tvm), ("-w",)),
         }
-        return [
+        kept = [
             self._kept(name, parts, partial(self._pack, sources, flags, name == TVM_ARCHIVE))
             for name, (parts, sources, flags) in packed.items()
             if sources
         ]
+        if self.devices:
+            kept.append(self._kept("libminicpm_gpu.a", self._device_parts, self._pack_devices))
+        return kept
 
     @cached_property
     def _native(self) -> Path:
@@ -175,7 +181,17 @@ class EngineBuild:
         """What a program or a library is made of, but for the file over the engine."""
         model = self.model
         linked = [model.prefix.encode(), model.objects.read_bytes()] if model else []
-        return [*self._engine_parts, repr(self._system.link).encode(), *linked]
+        devices = self._device_parts if self.devices else []
+        return [*self._engine_parts, repr(self._system.link).encode(), *linked, *devices]
+
+    @cached_property
+    def _device_parts(self) -> list[bytes]:
+        folders = [
+            APIS[name].found() / part for name in self.devices for part in APIS[name].folders
+        ]
+        runtimes = [self._native / "src" / name for name in ("common", *self.devices)]
+        contents = (part for folder in (*runtimes, *folders) for part in _contents(folder))
+        return [*self._tvm_parts, repr((self.devices, DEVICE_FLAGS)).encode(), *contents]
 
     @cached_property
     def _engine_parts(self) -> list[bytes]:
@@ -184,6 +200,13 @@ class EngineBuild:
     def _pack(self, sources: Sequence[Path], flags: Iterable[str], joined: bool, out: Path) -> None:
         with TemporaryDirectory(dir=out.parent) as scratch:
             sources = _joined(sources, Path(scratch)) if joined else sources
+            zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
+
+    def _pack_devices(self, out: Path) -> None:
+        with TemporaryDirectory(dir=out.parent) as scratch:
+            headers = link_headers(self.devices, Path(scratch))
+            flags = (*WARNINGS, *DEVICE_FLAGS, f"-isystem{headers}")
+            sources = device_sources(self._native, self.devices)
             zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
 
     def _link(

@@ -8,6 +8,7 @@ from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.engine_android import android_files
 from minicpm_mlc.compile.engine_build import PROGRAM, EngineBuild
+from minicpm_mlc.compile.engine_devices import APIS
 from minicpm_mlc.compile.engine_ios import ios_files
 from minicpm_mlc.compile.engine_sources import Files, engine_sources, read
 from minicpm_mlc.compile.engine_web import web_files
@@ -18,20 +19,22 @@ def engine_files(folder: Path, manifest: Manifest, platform: str) -> Files:
     """Content and mode of each, by its name in the package. Raises CompileError for a bundle that
     the engine doesn't run.
     """
-    if platform not in _FILES or manifest.target["device"] != "cpu":
+    device = manifest.target["device"]
+    if platform not in _FILES or device not in ("cpu", *(APIS if platform == "linux" else ())):
         raise CompileError(
-            f"--engine: the engine runs CPU bundles on Linux, Android, iOS and in pages, and "
-            f"{folder} is for {manifest.target['device']} on {manifest.target['triple']}; compile "
-            "one with --device cpu, --device linux-arm64, --device web, --device android --gpu "
-            "none or --device ios --gpu none"
+            f"--engine: the engine runs CPU bundles on Linux, Android, iOS and in pages, on Linux "
+            f"also those for OpenCL and Vulkan, and {folder} is for {device} on "
+            f"{manifest.target['triple']}; compile one with --device cpu, --device linux-arm64, "
+            "--device web, --device android --gpu none or --device ios --gpu none"
         )
     return _FILES[platform](folder, manifest)
 
 
 def _linux(folder: Path, manifest: Manifest) -> Files:
     machine = manifest.target["triple"].partition("-")[0]
-    program = EngineBuild(PLATFORMS[machine].zig).program()
-    return {PROGRAM: read(program, 0o755), **engine_sources("runtime", "engine")}
+    devices = tuple(name for name in APIS if name == manifest.target["device"])
+    program = EngineBuild(PLATFORMS[machine].zig, devices=devices).program()
+    return {PROGRAM: read(program, 0o755), **engine_sources("runtime", "engine", "src")}
 
 
 _FILES = {"linux": _linux, "android": android_files, "ios": ios_files, "web": web_files}

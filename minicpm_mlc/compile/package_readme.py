@@ -23,7 +23,7 @@ _ENGINE = """## Without Python
 sources of TVM's runtime that it is built on.
 
     wheels=$PWD/native/wheels
-    cmake -S native/engine -B build -DTVM=$wheels/tvm -DTVM_FFI=$wheels/tvm_ffi
+    cmake -S native/engine -B build -DTVM=$wheels/tvm -DTVM_FFI=$wheels/tvm_ffi{devices}
     cmake --build build
 """
 _WHERE = {
@@ -128,6 +128,7 @@ Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
 checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
 `minicpm-mlc verify {name} --files-only` run nothing of it.
 """
+    device = target["device"]
     commands = _COMMANDS.get(platform, "").format(name=name)
     parts = (
         part.format(
@@ -139,6 +140,7 @@ checkpoint yourself, whose weights are data. `minicpm-mlc inspect {name}` and
             static=static,
             sha256=sha256,
             prefix=manifest.symbol_prefix,
+            devices="" if device == "cpu" else f" -DMINICPM_DEVICES={device}",
         )
         for part in (*([_ENGINES[platform]] if engine else []), *_ORDER[platform])
     )

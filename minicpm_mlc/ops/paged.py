@@ -77,10 +77,11 @@ def read_keys(kv: KVFormat, k_pages: np.ndarray) -> np.ndarray:
 
 
 def cost_of_pages(operator: Operator, extent: Extent, num_heads: int, pages: int) -> Cost:
-    """What a row costs that reads `pages` of every pool: a multiply-add per query head and number
-    of a page's head.
+    """What the call's rows cost, each of which reads `pages` of every pool: a multiply-add per row,
+    query head and number of a page's head. Rows of one sequence share its pages.
     """
     found = [each for each in operator.arguments().values() if POOL in each.shape]
-    moved = sum(each.nbytes({POOL: pages}) for each in found)
-    operations = sum(2 * num_heads * pages * prod(each.sizes({POOL: 1})[2:]) for each in found)
+    moved = extent.dims.get("s", 1) * sum(each.nbytes({POOL: pages}) for each in found)
+    numbers = sum(pages * prod(each.sizes({POOL: 1})[2:]) for each in found)
+    operations = 2 * extent.dims["n"] * num_heads * numbers
     return Cost(operator.moved_bytes(extent.dims) + moved, operations)

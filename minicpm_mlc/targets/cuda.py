@@ -54,8 +54,8 @@ class CudaTarget(GpuTarget):
     @property
     def traits(self) -> GpuTraits:
         """What its kernels may assume."""
-        warps = {"f16_tiles": True, "int8_tiles": True, "quads": True}
-        return GpuTraits(int8_dot="dp4a", normalises=True, **warps)
+        warps = {"f16_tiles": True, "f32_tiles": True, "int8_tiles": True, "quads": True}
+        return GpuTraits(int8_dot="dp4a", normalises=True, meets=True, **warps)
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

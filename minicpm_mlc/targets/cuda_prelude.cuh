@@ -40,6 +40,17 @@ static __device__ __forceinline__ void multiply_halves(
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// the same of a 16 x 8 tile of float32 by an 8 x 8 one, as mma.m16n8k8 says: the last 13 bits of
+// the factors are lost
+static __device__ __forceinline__ void multiply_floats(
+    float* sums, float a0, float a1, float a2, float a3, float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)),
+        "r"(__float_as_uint(a3)), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 // four 8 x 8 tiles of 16-bit numbers, transposed; lane i says where row i % 8 of tile i / 8 lies
 static __device__ __forceinline__ void load_transposed(uint* tiles, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -70,6 +81,17 @@ static __device__ __forceinline__ uint halves_of(float low, float high) {
   return both;
 }
 
+// x, of which the compiler doesn't know how it came about
+static __device__ __forceinline__ int kept(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// a b + c, rounded once
+static __device__ __forceinline__ float fused(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+
 // over the four lanes of a quad
 static __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
@@ -95,8 +117,40 @@ static __device__ __forceinline__ int warp_sum_int(int x) {
   return __reduce_add_sync(0xffffffffu, x);
 }
 
+// over the lanes before this one
+static __device__ __forceinline__ int warp_sum_before(int x) {
+  int lane = threadIdx.x & 31, sum = x;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    int other = __shfl_up_sync(0xffffffffu, sum, step);
+    sum += lane < step ? 0 : other;
+  }
+  return sum - x;
+}
+
+// how many threads of the workgroup have another number than 0
+static __device__ __forceinline__ int threads_with(int x) { return __syncthreads_count(x); }
+
 // whether a lane of the warp has another number than 0
 static __device__ __forceinline__ int warp_any(int x) { return __any_sync(0xffffffffu, x); }
+
+// how many workgroups have come to each meeting (WORKGROUPS of ops/gpu/attend_tiles.py, twice); 0
+// again once all have
+static __device__ uint came[512];
+
+// whether the workgroup is the last of so many to come to a meeting; then it sees what the others
+// wrote. The barriers make what its threads do one with what the first of them releases and acquires
+static __device__ __forceinline__ int last_to_come(int meeting, int members) {
+  int last = members == 1;
+  __syncthreads();
+  if (!last && threadIdx.x == 0) {
+    uint before;
+    asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;"
+        : "=r"(before) : "l"(&came[meeting]), "r"(members - 1) : "memory");
+    last = before == members - 1;
+  }
+  return __syncthreads_or(last);
+}
 
 static __device__ __forceinline__ float power_of_2(float x) {
   float y;

@@ -68,6 +68,25 @@ static inline void multiply_halves(float* sums, uint a0, uint a1, uint a2, uint 
   }
   shim::barrier();
 }
+static inline void multiply_floats(float* sums, float a0, float a1, float a2, float a3, float b0, float b1) {
+  int me = shim::current, warp = me & ~31, g = (me & 31) / 4, t = me & 3;
+  float a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+  memcpy(shim::tile_a[me], a, sizeof a);
+  memcpy(shim::tile_b[me], b, sizeof b);
+  shim::barrier();
+  for (int i = 0; i < 4; ++i) {
+    int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      uint left = shim::tile_a[warp + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2] & ~0x1fffu;
+      uint right = shim::tile_b[warp + column * 4 + k % 4][k / 4] & ~0x1fffu;
+      float x, y;
+      memcpy(&x, &left, sizeof x);
+      memcpy(&y, &right, sizeof y);
+      sums[i] += x * y;
+    }
+  }
+  shim::barrier();
+}
 template <class Dot>
 static inline void multiply_bytes(
     int* sums, const int* start, uint a0, uint a1, uint a2, uint a3, int b0, int b1, Dot dot) {
@@ -114,6 +133,8 @@ static inline void warp_meets() { shim::barrier(); }
 static inline uint halves_of(float low, float high) {
   return shim::half_bits(low) | (uint)shim::half_bits(high) << 16;
 }
+static inline int kept(int x) { return x; }
+static inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float quad_max(float x) { return shim::over_quad(x, fmaxf); }
 static inline float quad_sum(float x) {
   return shim::over_quad(x, [](float a, float b) { return a + b; });
@@ -132,6 +153,23 @@ static inline int warp_sum_int(int x) {
   shim::barrier();
   return sum;
 }
+static inline int warp_sum_before(int x) {
+  int first = shim::current & ~31, sum = 0;
+  shim::lanes[shim::current] = x;
+  shim::barrier();
+  for (int i = first; i < shim::current; ++i) sum += (int)shim::lanes[i];
+  shim::barrier();
+  return sum;
+}
+static inline int threads_with(int x) {
+  static int count;
+  shim::barrier();
+  count = 0;
+  shim::barrier();
+  count += x != 0;
+  shim::barrier();
+  return count;
+}
 static inline int warp_any(int x) {
   int first = shim::current & ~31, any = 0;
   shim::lanes[shim::current] = x;
@@ -139,6 +177,16 @@ static inline int warp_any(int x) {
   for (int i = 0; i < 32; ++i) any |= shim::lanes[first + i] != 0;
   shim::barrier();
   return any;
+}
+static inline int last_to_come(int meeting, int members) {
+  static int came[512], last;
+  shim::barrier();
+  if (!shim::current) {
+    came[meeting] = (came[meeting] + 1) % members;
+    last = !came[meeting];
+  }
+  shim::barrier();
+  return last;
 }
 static inline float power_of_2(float x) { return exp2f(x); }
 

@@ -55,10 +55,11 @@ static void give_turn(int thread) {
   swapcontext(&start, &context);
 }
 
-// Runs `threads` threads of each group; false when some wait at a barrier that others don't come to.
+// Runs `threads` threads of each group, the groups in order or backwards too; false when some wait at a barrier that others don't come to.
 static bool run(unsigned groups, int threads, bool backwards, void (*kernel_body)(unsigned, unsigned)) {
   body = kernel_body;
-  for (group = 0; group < groups; ++group) {
+  for (unsigned turn = 0; turn < groups; ++turn) {
+    group = backwards ? groups - 1 - turn : turn;
     do {
       waiting = finished = 0;
       for (int i = 0; i < threads; ++i) give_turn(backwards ? threads - 1 - i : i);

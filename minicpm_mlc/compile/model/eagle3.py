@@ -60,8 +60,10 @@ class Eagle3(Eagle):
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:
-    """The layers whose inputs it reads, as its authors chose them: low, middle and high."""
-    return (2, num_layers // 2, num_layers - 3)
+    """The layers whose inputs it reads, as its authors chose them: low, middle and high; of a
+    model with fewer layers, those that are there.
+    """
+    return (min(2, num_layers), num_layers // 2, max(0, num_layers - 3))
 
 
 def like(base: ModelConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill, Attention
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.formats.kv import KEYS, VALUES, KVFormat
+from minicpm_mlc.ops.gpu.attend_last import LastMerge
 from minicpm_mlc.ops.gpu.attend_parts import Parts
 from minicpm_mlc.ops.gpu.attend_tiles import THREADS as TILE_THREADS
 from minicpm_mlc.ops.gpu.attend_tiles import TileFold, Write, fits, most_splits
@@ -25,6 +26,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     barrier,
     registers,
     shared,
+    store_run,
     strided,
     workgroups,
 )
@@ -208,8 +210,9 @@ class Fold:
                     )
             barrier()
         with strided(self.heads.group * d, self.thread, self.heads.threads) as i:
-            head = T.Bind(i // d)
-            write(head, T.Bind(i % d), whole[i], self.maxima[head], self.sums[head])
+            head, value = T.Bind(i // d), registers(1)
+            T.buffer_store(value, whole[i], [0])
+            write(head, T.Bind(i % d), value, self.maxima[head], self.sums[head])
 
 
 @dataclass(frozen=True)
@@ -246,9 +249,11 @@ class AttentionCall:
         with workgroups(self.n * heads.num_kv_heads, self.threads) as (group, thread):
             row, kv_head = T.Bind(group // heads.num_kv_heads), T.Bind(group % heads.num_kv_heads)
 
-            def write(head: Expr, i: Expr, value: Expr, _: Expr, total: Expr) -> None:
-                column = (kv_head * heads.group + head) * heads.head_dim + i
-                T.buffer_store(self.out, value / total, [row, column])
+            def write(head: Expr, i: Expr, values: Buffer, _: Expr, total: Expr) -> None:
+                column = T.Bind((kv_head * heads.group + head) * heads.head_dim + i)
+                for c in range(int(values.shape[0])):
+                    T.buffer_store(values, values[c] / total, [c])
+                store_run(self.out, values, [row], column)
 
             self._fold(row, kv_head, thread, T.int64(0), T.int64(1), write)
 
@@ -262,16 +267,24 @@ class AttentionCall:
             n = T.Bind(T.Cast("int32", self.n))
             row, split = T.Bind(rest % n), T.Bind(rest // n)
 
-            def write(head: Expr, i: Expr, value: Expr, best: Expr, total: Expr) -> None:
-                at = [split, row, T.Bind(kv_head * heads.group + head)]
-                parts.put(at, i, value, best, total)
+            first = T.Bind(kv_head * heads.group)
 
-            self._fold(row, kv_head, thread, split, splits, write)
-        parts.merge(splits, self.n, self.out, self.factor, self.traits)
+            def write(head: Expr, i: Expr, values: Buffer, best: Expr, total: Expr) -> None:
+                parts.put([split, row, T.Bind(first + head)], i, values, best, total)
+
+            fold = self._fold(row, kv_head, thread, split, splits, write)
+            merged = isinstance(fold, TileFold) and self.traits.meets
+            if isinstance(fold, TileFold) and merged:
+                pair = T.Bind(row * heads.num_kv_heads + kv_head)
+                last = LastMerge(parts, row, pair, first, heads.group, thread, fold.room())
+                numbers = (T.Bind(T.Cast("int32", each)) for each in (split, splits))
+                last.emit(*numbers, self.out, self.factor, self.traits)
+        if not merged:
+            parts.merge(splits, self.n, self.out, self.factor, self.traits)
 
     def _fold(
         self, row: Expr, kv_head: Expr, thread: Expr, split: Expr, splits: Expr, write: Write
-    ) -> None:
+    ) -> TileFold | Fold:
         """All of a split's pages."""
         sequence = self.sequence(row, thread)
         if self.tiles:
@@ -289,6 +302,7 @@ class AttentionCall:
 
         self.visit(row, kv_head, sequence, split, splits, fold_page)
         fold.finish(write)
+        return fold
 
 
 def _power_of_2(x: Expr) -> Expr:

@@ -14,6 +14,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     reduced,
     registers,
     shared,
+    store_run,
     workgroups,
 )
 from minicpm_mlc.ops.gpu.quantize_rows import quantiser
@@ -44,9 +45,11 @@ class Parts:
         maxima, sums = (T.alloc_buffer(shape, "float32") for _ in range(2))
         return Parts(outputs, maxima, sums, weigh)
 
-    def put(self, at: list[Expr], component: Expr, value: Expr, best: Expr, total: Expr) -> None:
-        """A component of the output of a split, row and head, and its maximum and sum."""
-        T.buffer_store(self.outputs, value, [*at, component])
+    def put(self, at: list[Expr], component: Expr, values: Buffer, best: Expr, total: Expr) -> None:
+        """Components of the output of a split, row and head from `component` on, and its maximum
+        and sum.
+        """
+        store_run(self.outputs, values, at, component)
         with T.If(component.equal(0)), T.Then():
             T.buffer_store(self.maxima, best, at)
             T.buffer_store(self.sums, total, at)

@@ -14,7 +14,7 @@ from typing import Any
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.formats.kv import F16
-from minicpm_mlc.ops.gpu.intrinsics import tile
+from minicpm_mlc.ops.gpu.intrinsics import kept, tile
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, shared, strided
 from minicpm_mlc.ops.gpu.pools import Pools
 from minicpm_mlc.ops.gpu.sequence import Sequence
@@ -26,9 +26,12 @@ THREADS = 32 * WARPS
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
 WORKGROUPS = 256  # that fill a large GPU
+FOUR = 4  # neighbouring components that a thread puts together
+APART = 8  # numbers between two heads' outputs in shared memory, for other banks
 
-# (head of the group, component, output before the division by the sum, maximum, sum)
-Write = Callable[[Expr, Expr, Expr, Expr, Expr], None]
+# (head of the group, first component, some outputs from it on before the division by the sum,
+# maximum, sum)
+Write = Callable[[Expr, Expr, Buffer, Expr, Expr], None]
 
 
 def fits(group: int, head_dim: int, kv: Any) -> bool:
@@ -61,8 +64,13 @@ class TileFold:
         self.thread, self.lane, self.warp = thread, T.Bind(thread % 32), T.Bind(thread // 32)
         self.g, self.t = T.Bind(self.lane // 4), T.Bind(self.lane % 4)
         self.words = self.d * TOKENS  # of a warp: keys, then values
-        self.tiles = shared((WARPS * self.words,), "uint32")
-        self.base = T.Bind(self.warp * self.words)
+        size = max(self.words, ROWS * (self.d + APART))
+        self.tiles = shared((WARPS * size,), "uint32")
+        self.base, across = T.Bind(self.warp * self.words), self.d // 8
+        self.turns = min(across & -across, 8) - 1  # bits of a token that turn its components
+        self._prepare_copies(pools)
+        row, half = T.Bind(T.bitwise_and(self.lane, 15)), T.Bind(self.lane // 16)
+        self.read_keys = kept(self._key_word(row, half))
         self.queries = registers(self.d // 4, "uint32")
         self._load_queries(q, row)
         self.output = registers(self.d // 2, value=0.0)
@@ -76,7 +84,8 @@ class TileFold:
         for k in range(self.d // 16):
             for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
                 head = self.kv_head * self.group + T.min(self.g + down, self.group - 1)
-                pair = [q[row, head, k * 16 + right + 2 * self.t + o] * scale for o in (0, 1)]
+                own = [(right + 2 * self.t + o) * (self.d // 16) + k for o in (0, 1)]
+                pair = [q[row, head, component] * scale for component in own]
                 T.buffer_store(self.queries, tile("uint32", "halves_of", *pair), [4 * k + i])
 
     def page(self, number: Expr, visible: Expr) -> None:
@@ -114,18 +123,49 @@ class TileFold:
         """16 bytes at a time, in an order without bank conflicts when they are read; None: all are
         visible.
         """
-        for c in range(self.d // 16):
-            i = T.Bind(c * 32 + self.lane)
-            row, half = T.Bind(i // 2), T.Bind(i % 2)
-            source = T.address_of(self.keys[page, self.kv_head, row, first + half * 8])
-            self._copy_16(self._key_word(row, half), source, 16)
-        across = self.d // 8
-        for c in range(self.d // 16):
-            i = T.Bind(c * 32 + self.lane)
-            row, part = T.Bind(i // across), T.Bind(i % across)
-            source = T.address_of(self.values[page, self.kv_head, first + row, part * 8])
+        for place, components in self.key_copies:
+            self._copy_16(place, T.address_of(self.flat_keys[page, components]), 16)
+        for place, components, row in self.value_copies:
             size = 16 if visible is None else T.Select(row < visible, 16, 0)
-            self._copy_16(self._value_word(row, part), source, size)
+            self._copy_16(place, T.address_of(self.flat_values[page, components]), size)
+
+    def _prepare_copies(self, pools: Pools) -> None:
+        """Where the lane's copies come from in a page of all heads, and go to: what is the same in
+        every page is reckoned once.
+        """
+        keys, values, first = pools.keys.bits, pools.values.bits, T.Bind(self.warp * TOKENS)
+        each, steps = self.d * PAGE_SIZE, self.d // 16
+        self.flat_keys, self.flat_values = (
+            T.decl_buffer((b.shape[0], b.shape[1] * each), "uint16", data=b.data)
+            for b in (keys, values)
+        )
+        row, half = T.Bind(self.lane // 2), T.Bind(self.lane % 2)
+        begin = self.kv_head * each + row * steps * PAGE_SIZE + first + half * 8
+        begin, place = kept(T.Bind(begin)), kept(self._key_word(row, half))
+        self.key_copies = [(place + c * 16 * 8, begin + c * PAGE_SIZE) for c in range(steps)]
+        across = self.d // 8
+        self.value_copies = []
+        if 32 % across:
+            for c in range(steps):
+                i = T.Bind(c * 32 + self.lane)
+                row, part = T.Bind(i // across), T.Bind(i % across)
+                at = T.Bind(self.kv_head * each + (first + row) * self.d + part * 8)
+                self.value_copies.append((self._value_word(row, part), at, row))
+            return
+        row, part = T.Bind(self.lane // across), T.Bind(self.lane % across)
+        turned = T.Bind(T.bitwise_xor(part, T.bitwise_and(row, self.turns)))
+        # from the middle on, so that a copy's distance fits into its instruction
+        middle, more = steps // 2, 32 // across
+        begin = self.kv_head * each + (first + row + middle * more) * self.d + part * 8
+        begin, places = kept(T.Bind(begin)), {}
+        for c in range(steps):
+            flipped = c * more & self.turns
+            if flipped not in places:
+                at = self._value_at(row, T.bitwise_xor(turned, flipped))
+                places[flipped] = kept(T.Bind(at))
+            place = places[flipped] + c * more * (self.d // 2)
+            at = begin + (c - middle) * more * self.d
+            self.value_copies.append((place, at, row + c * more))
 
     def _copy_16(self, word: Expr, source: Expr, size: Any) -> None:
         tile("int32", "copy_16", T.address_of(self.tiles[word]), source, size, effect=True)
@@ -133,7 +173,7 @@ class TileFold:
     def _copy_each(self, number: Expr, first: Expr, visible: Expr) -> None:
         """Token by token, as the nodes of a tree lie in any order."""
         narrow = T.decl_buffer(
-            (2 * WARPS * self.words,),
+            (2 * int(self.tiles.shape[0]),),
             "uint16",
             data=T.Bind(T.reinterpret(self.tiles.data, dtype=T.handle("uint16", "shared").ty)),
             scope="shared",
@@ -145,7 +185,9 @@ class TileFold:
                 with T.Then():
                     page, offset = place(T.Bind(first + token))
                     key = self.keys[page, self.kv_head, c, offset]
-                    at = T.Bind(self._key_word(c, T.Bind(token // 8)) * 2 + token % 8)
+                    steps = self.d // 16
+                    word = self._key_word(T.Bind(c % steps * 16 + c // steps), T.Bind(token // 8))
+                    at = T.Bind(word * 2 + token % 8)
                     T.buffer_store(narrow, key, [at])
                     value = self.values[page, self.kv_head, offset, c]
                     at = T.Bind(self._value_word(token, T.Bind(c // 8)) * 2 + c % 8)
@@ -155,21 +197,24 @@ class TileFold:
                     T.buffer_store(narrow, T.uint16(0), [at])
 
     def _key_word(self, row: Expr, half: Expr) -> Expr:
-        """Where eight tokens of a component lie."""
+        """Where eight tokens of a component lie: of 16 i + j, as tiles take them, that is component
+        j d / 16 + i, so that the copies of a lane are neighbours.
+        """
         turned = T.bitwise_xor(half, T.bitwise_and(row // 4, 1))
         return T.Bind(self.base + row * 8 + turned * 4)
 
     def _value_word(self, row: Expr, part: Expr) -> Expr:
         """Where eight components of a token lie."""
-        turned = T.bitwise_xor(part, T.bitwise_and(row, 7))
-        return T.Bind(self.base + self.d * 8 + row * (self.d // 2) + turned * 4)
+        return T.Bind(self._value_at(row, T.bitwise_xor(part, T.bitwise_and(row, self.turns))))
+
+    def _value_at(self, row: Expr, turned: Expr) -> Expr:
+        return self.base + self.d * 8 + row * (self.d // 2) + turned * 4
 
     def _multiply_keys(self, scores: Buffer) -> None:
         """Scores of 16 tokens, in two tiles of 8."""
         keys = registers(4, "uint32")
         for k in range(self.d // 16):
-            row = T.Bind(k * 16 + T.bitwise_and(self.lane, 15))
-            place = T.address_of(self.tiles[self._key_word(row, T.Bind(self.lane // 16))])
+            place = T.address_of(self.tiles[self.read_keys + k * 16 * 8])
             tile("int32", "load_transposed", T.address_of(keys[0]), place, effect=True)
             a = [self.queries[4 * k + i] for i in range(4)]
             for j in range(2):
@@ -211,8 +256,9 @@ class TileFold:
         ]
         values = registers(4, "uint32")
         row = T.Bind(T.bitwise_and(self.lane, 15))
+        turned = T.bitwise_xor(self.lane // 16, T.bitwise_and(row, self.turns))
         for n in range(self.d // 16):
-            place = self._value_word(row, T.Bind(n * 2 + self.lane // 16))
+            place = self._value_at(row, T.bitwise_xor(turned, 2 * n & 7)) + 2 * n // 8 * 8 * 4
             source = T.address_of(self.tiles[place])
             tile("int32", "load_transposed", T.address_of(values[0]), source, effect=True)
             for j in range(2):
@@ -228,28 +274,38 @@ class TileFold:
                 T.buffer_store(stats, self.best[half], [at])
                 T.buffer_store(stats, total, [at + ROWS])
         barrier()  # the tiles have been read
-        whole = T.decl_buffer(
-            (WARPS * ROWS * self.d,),
+        whole, stride = self.room(), self.d + APART
+        for n in range(self.d // 8):
+            for half in range(2):
+                head = self.warp * ROWS + self.g + half * 8
+                pair = self.output[T.ramp(n * 4 + half * 2, 1, 2)]
+                at = T.Bind(head * stride + n * 8 + 2 * self.t)
+                T.buffer_store(whole, pair, [T.ramp(at, 1, 2)])
+        barrier()
+        across = self.d // FOUR
+        with strided(self.group * across, self.thread, THREADS) as i:
+            head, component = T.Bind(i // across), T.Bind(i % across * FOUR)
+            maxima = [T.Bind(stats[w * (2 * ROWS) + head]) for w in range(WARPS)]
+            best = T.Bind(T.max(T.max(maxima[0], maxima[1]), T.max(maxima[2], maxima[3])))
+            total, read = registers(1, value=0.0), registers(FOUR)
+            values = registers(FOUR, value=0.0)
+            for w in range(WARPS):
+                weight = T.Bind(tile("float32", "power_of_2", maxima[w] - best))
+                accumulate(total, 0, weight * stats[w * (2 * ROWS) + ROWS + head])
+                at = T.Bind((w * ROWS + head) * stride + component)
+                T.buffer_store(read, whole[T.ramp(at, 1, FOUR)], [T.ramp(0, 1, FOUR)])
+                for c in range(FOUR):
+                    accumulate(values, c, weight * read[c])
+            write(head, component, values, best, total[0])
+
+    def room(self) -> Buffer:
+        """The tiles' memory as float32, for all components of all warps' heads."""
+        return T.decl_buffer(
+            self.tiles.shape,
             "float32",
             data=T.Bind(T.reinterpret(self.tiles.data, dtype=T.handle("float32", "shared").ty)),
             scope="shared",
         )
-        for n in range(self.d // 8):
-            for i in range(4):
-                head = self.g + i // 2 * 8
-                at = (self.warp * ROWS + head) * self.d + n * 8 + 2 * self.t + i % 2
-                T.buffer_store(whole, self.output[n * 4 + i], [at])
-        barrier()
-        with strided(self.group * self.d, self.thread, THREADS) as i:
-            head, component = T.Bind(i // self.d), T.Bind(i % self.d)
-            maxima = [stats[w * (2 * ROWS) + head] for w in range(WARPS)]
-            best = T.Bind(T.max(T.max(maxima[0], maxima[1]), T.max(maxima[2], maxima[3])))
-            state = registers(2, value=0.0)
-            for w in range(WARPS):
-                weight = T.Bind(tile("float32", "power_of_2", maxima[w] - best))
-                accumulate(state, 0, weight * stats[w * (2 * ROWS) + ROWS + head])
-                accumulate(state, 1, weight * whole[(w * ROWS + head) * self.d + component])
-            write(head, component, state[1], best, state[0])
 
 
 def _multiply(sums: Buffer, first: int, a: list[Expr], b0: Expr, b1: Expr) -> None:

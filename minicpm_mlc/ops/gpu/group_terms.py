@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.gpu.float16_bits import HalfBuffer
@@ -23,6 +25,16 @@ class GroupTerms:
             for t in (() if scheme.leveled else scheme.group_tensors)
         }
 
+    @property
+    def whole_words(self) -> bool:
+        """Whether each tensor has one float16 for a row's group of 32 columns."""
+        return bool(self.words) and self.scheme.group == GROUP
+
+    def four_from(self, words: Mapping[str, Buffer], start: Expr) -> list[Terms]:
+        """Of four neighbouring rows, whose float16 lie in other words by name, from `start` on."""
+        four = {name: _halves_at(words[name], (), start) for name in self.words}
+        return [Terms(*(four[name][r] for name in four)) for r in range(ROWS)]
+
     def four(self, block: Expr, g: Expr, q: Expr) -> list[list[Terms]]:
         """Of rows 4 q .. 4 q + 3 of a block: each one's of 32 columns, or of both their halves."""
         halves = range(self.scheme.halves)
@@ -43,7 +55,8 @@ class GroupTerms:
         return g * halves + half if halves > 1 or not size else g * GROUP // size
 
     def _half(self, block: Expr, group: Expr, q: Expr) -> list[Terms]:
-        four = {name: _four_halves(words, block, group, q) for name, words in self.words.items()}
+        at = T.Bind((group * ACROSS + q) * 2)
+        four = {name: _halves_at(words, (block,), at) for name, words in self.words.items()}
         return [Terms(*(four[name][r] for name in four)) for r in range(ROWS)]
 
 
@@ -54,11 +67,10 @@ def as_words(buffer: Buffer, shape: tuple[int, int]) -> Buffer:
     return T.decl_buffer(shape, "uint32", data=pointer)
 
 
-def _four_halves(words: Buffer, block: Expr, group: Expr, q: Expr) -> list[Expr]:
-    """float32 of four neighbouring rows' float16."""
+def _halves_at(words: Buffer, index: tuple[Expr, ...], start: Expr) -> list[Expr]:
+    """float32 of four neighbouring rows' float16, in two words from words[index, start] on."""
     pair = registers(2, "uint32")
-    at = T.Bind((group * ACROSS + q) * 2)
-    T.buffer_store(pair, words[block, T.ramp(at, 1, 2)], [T.ramp(0, 1, 2)])
+    T.buffer_store(pair, words[(*index, T.ramp(start, 1, 2))], [T.ramp(0, 1, 2)])
     return [
         half_bits_to_float(T.shift_right(pair[r // 2], T.uint32(16 * (r % 2)))) for r in range(ROWS)
     ]

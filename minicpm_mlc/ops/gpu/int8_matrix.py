@@ -84,7 +84,8 @@ class Int8Matrix:
         self.per_group = scheme.values.group_rows(QUADS)  # stored rows
         words = self.blocks, self.groups * self.per_group * LANES
         self.words = as_words(stored["weight"], words)
-        self.terms_of = GroupTerms(scheme, stored, self.blocks, k).four
+        self.terms = GroupTerms(scheme, stored, self.blocks, k)
+        self.terms_of = self.terms.four
 
     def load(self, block: Expr, g: Expr, q: Expr) -> Buffer:
         """The words of rows 4 q .. 4 q + 3 of a block's group, by stored row, then row."""
@@ -105,6 +106,17 @@ class Int8Matrix:
             words = registers(ROWS, "uint32")
             self._load_row(words, 0, block, g, q, i)
             return [words[r] for r in range(ROWS)]
+
+        return self.values.quad_pairs(read, t)
+
+    def pairs_from(self, words: Buffer, start: Expr, t: Expr) -> list[tuple[Expr, Expr]]:
+        """The same of stored rows that lie elsewhere, the first one from `start` on."""
+
+        def read(i: Expr) -> list[Expr]:
+            own = registers(ROWS, "uint32")
+            at = T.Bind(start + i * LANES)
+            T.buffer_store(own, words[T.ramp(at, 1, ROWS)], [T.ramp(0, 1, ROWS)])
+            return [own[r] for r in range(ROWS)]
 
         return self.values.quad_pairs(read, t)
 

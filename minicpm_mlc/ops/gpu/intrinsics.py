@@ -32,3 +32,19 @@ def tile(dtype: str, name: str, *arguments: Expr, effect: bool = False) -> Expr:
     if not effect:
         return T.call_pure_extern(dtype, name, *arguments)
     return T.evaluate(T.call_extern(dtype, name, *arguments))
+
+
+def last_to_come(meeting: Expr, members: Expr) -> Expr:
+    """int32: whether this workgroup is the last of so many that come to a meeting, of which there
+    are few hundred; then it sees what the others wrote before. All threads call it, and have met.
+    """
+    return T.call_extern("int32", "last_to_come", meeting, members)
+
+
+def kept(x: Expr) -> Expr:
+    """int32 x in a register from here on: compilers would rather reckon it again in every turn of a
+    loop.
+    """
+    result = T.alloc_buffer((1,), "int32", scope="local")
+    T.buffer_store(result, T.call_extern("int32", "kept", x), [0])
+    return result[0]

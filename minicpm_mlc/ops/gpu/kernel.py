@@ -90,6 +90,15 @@ def store(buffer: Buffer, value: Expr, index: list[Expr]) -> None:
     )
 
 
+def store_run(buffer: Buffer, values: Buffer, index: list[Expr], first: Expr) -> None:
+    """buffer[index, first ..] = all of the registers `values`, by one store."""
+    count = int(values.shape[0])
+    value, last = (
+        (values[0], first) if count == 1 else (values[T.ramp(0, 1, count)], T.ramp(first, 1, count))
+    )
+    T.buffer_store(buffer, value, [*index, last])
+
+
 def accumulate(buffer: Buffer, at: Expr, value: Expr) -> None:
     """buffer[at] += value."""
     T.buffer_store(buffer, buffer[at] + value, [at])

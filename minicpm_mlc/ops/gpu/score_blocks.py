@@ -29,7 +29,7 @@ from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 def score_blocks(
     operator: ScoreBlocks,
-    _: GpuTraits,
+    traits: GpuTraits,
     dims: Dims,
     q: Buffer,
     k_means: Buffer,
@@ -56,7 +56,7 @@ def score_blocks(
         return read
 
     if operator.batched:
-        Spread(dims.n, dims.p, heads, group, q, positions, pooled, four).emit()
+        Spread(dims.n, dims.p, heads, group, q, positions, pooled, four, traits.f32_tiles).emit()
         return
     with workgroups(dims.n * heads, THREADS) as (task, thread):
         row, kv_head = T.Bind(task // heads), T.Bind(task % heads)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
+from minicpm_mlc.ops.gpu import score_tiles
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -40,6 +41,7 @@ SHARERS = 16  # threads that share a head's coarse windows
 AHEAD = 4  # numbers that a thread asks for before it uses the first
 GROWS = 256  # pages: how much more memory is asked for at once as a context grows
 Four = Callable[[Buffer, Expr, Expr], None]
+Logit = tuple[Expr, Expr, Expr]  # head of the group, or one behind it; segment of the tile; logit
 
 
 def scratch_bytes(rows: int, heads: int, pages: int) -> int:
@@ -62,6 +64,7 @@ class Spread:
     positions: Buffer
     pooled: Buffer
     four: Callable[[Expr, Expr], Four]
+    tiles: bool  # whether tensor cores multiply float32
 
     def emit(self) -> None:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
@@ -73,34 +76,63 @@ class Spread:
         self._pool(logits, sums, tiles)
 
     def _multiply(self, logits: Buffer, sums: Buffer, tiles: Expr) -> None:
-        """A thread takes two segments and a share of the heads; means come by way of shared
-        memory.
-        """
-        group, own = self.group, -(-self.group // PARTS)
+        """A workgroup takes a tile of a row's segments, and all heads of a key/value head."""
+        group = self.group
         with workgroups(self.n * self.num_kv_heads * tiles, FEWER) as (task, thread):
-            part = T.Bind(thread // ABREAST)
             pair, first = self._task(task, tiles, T.int32(0), OWN * SEGMENTS)
             row = T.Bind(pair // self.num_kv_heads)
             finished = T.Bind((self.positions[row] + 1) // SEGMENT_SIZE)
-            heads = [T.Bind(T.min(part * own + h, group - 1)) for h in range(own)]
-            held = shared((max(2 * TILE * STRIDE, group * (TILE + SHARERS)),))
-            products = self._products(pair, first, finished, heads, held, thread)
-            barrier()  # the means have been read
-            for each in range(OF_EACH):
-                place = T.Bind(thread % ABREAST + each * ABREAST)
-                mine = T.Bind(T.And(place < OWN * SEGMENTS, first + place < finished))
-                for h, head in enumerate(heads):
-                    with T.If(part * own + h < group), T.Then():
-                        logit = products[each * own + h]
-                        T.buffer_store(held, logit, [head * TILE + place])
-                        with T.If(mine), T.Then():
-                            T.buffer_store(logits, logit, [pair * group + head, first + place])
+            size = group * (TILE + SHARERS)
+            if self.tiles and score_tiles.fits(group, int(self.q.shape[-1])):
+                held = shared((size,))
+                found = self._by_tiles(pair, first, finished, thread)
+            else:
+                held = shared((max(2 * TILE * STRIDE, size),))
+                found = self._by_threads(pair, first, finished, held, thread)
+            for head, place, logit in found:
+                with T.If(head < group), T.Then():
+                    T.buffer_store(held, logit, [head * TILE + place])
+                    with T.If(T.And(place < OWN * SEGMENTS, first + place < finished)), T.Then():
+                        T.buffer_store(logits, logit, [pair * group + head, first + place])
             barrier()
             self._coarse(held, T.Bind(first // SEGMENTS), row, thread)
             with T.If(thread < group), T.Then():
                 tile = T.Bind(first // (OWN * SEGMENTS))
                 total = _log_sum_exp(held, T.Bind(group * TILE + thread * SHARERS))
                 T.buffer_store(sums, total, [pair * group + thread, tile])
+
+    def _by_tiles(self, pair: Expr, first: Expr, finished: Expr, thread: Expr) -> list[Logit]:
+        """On tensor cores."""
+        row, kv_head = T.Bind(pair // self.num_kv_heads), T.Bind(pair % self.num_kv_heads)
+        tiles = score_tiles.ScoreTiles(self.group, int(self.q.shape[-1]), TILE, thread)
+        four = self.four(row, kv_head)
+
+        def read(to: Buffer, place: Expr, i: Expr) -> None:
+            four(to, T.Bind(first + place), i)
+
+        head, count = T.Bind(kv_head * self.group), T.Bind(finished - first)
+        sums = tiles.sums(self.q, row, head, count, read)
+        return [(head, place, sums[i]) for i, head, place in tiles.places()]
+
+    def _by_threads(
+        self, pair: Expr, first: Expr, finished: Expr, held: Buffer, thread: Expr
+    ) -> list[Logit]:
+        """A thread takes two segments and a share of the heads; means come by way of shared
+        memory.
+        """
+        part, own = T.Bind(thread // ABREAST), -(-self.group // PARTS)
+        heads = [T.Bind(T.min(part * own + h, self.group - 1)) for h in range(own)]
+        products = self._products(pair, first, finished, heads, held, thread)
+        barrier()  # the means have been read
+        return [
+            (
+                T.Bind(part * own + h),
+                T.Bind(thread % ABREAST + each * ABREAST),
+                products[each * own + h],
+            )
+            for each in range(OF_EACH)
+            for h in range(own)
+        ]
 
     def _products(
         self,

@@ -14,7 +14,7 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 def score_tree(
     operator: ScoreTree,
-    _: GpuTraits,
+    traits: GpuTraits,
     dims: Dims,
     q: Buffer,
     k_means: Buffer,
@@ -51,4 +51,4 @@ def score_tree(
         return read
 
     heads = operator.num_kv_heads, operator.group
-    Spread(dims.n, dims.p, *heads, q, positions, pooled, four).emit()
+    Spread(dims.n, dims.p, *heads, q, positions, pooled, four, traits.f32_tiles).emit()

@@ -19,9 +19,11 @@ class GpuTraits:
 
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
-    to float16. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
+    to float16. `f32_tiles`: whether block scores multiply float32 on them, in parts, which rounds
+    nothing. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
     neighbouring threads exchange numbers without shared memory. `normalises`: whether every
     workgroup of a product normalises its row itself, which takes it less time than a launch.
+    `meets`: whether a workgroup finds out that it is the last, and sees what the others wrote.
     `vector_elements`: whether a buffer's elements may be vectors. `split_pages`: the least pages
     worth a workgroup of attention; `stream_threads`: of a workgroup of a linear of few rows.
     """
@@ -36,9 +38,11 @@ class GpuTraits:
     launches: ClassVar[bool] = True  # every kernel is one, at a cost: operators are merged
     int8_dot: str | None = None
     f16_tiles: bool = False
+    f32_tiles: bool = False
     int8_tiles: bool = False
     quads: bool = False
     normalises: bool = False
+    meets: bool = False
     vector_elements: bool = True
     split_pages: int = 8
     stream_threads: int = 256

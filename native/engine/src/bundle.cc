@@ -1,7 +1,11 @@
 #include "bundle.h"
 
+#include <algorithm>
+
 #include "files.h"
 #include "host.h"
+#include "memory.h"
+#include "text.h"
 
 namespace minicpm {
 namespace {
@@ -33,6 +37,7 @@ void CheckHash(const Bundle& bundle, const std::string& name) {
 }
 
 void CheckFit(const Bundle& bundle) {
+  CheckDevice(bundle.manifest.device);
   std::string why = Mismatch(bundle.manifest);
   if (!why.empty()) {
     Fail(MINICPM_BUNDLE, bundle.folder, " can't run here: ", why,
@@ -46,10 +51,10 @@ void CheckFit(const Bundle& bundle) {
 
 }  // namespace
 
-Bundle Bundle::Open(const std::string& folder, bool check, const std::string& sha256) {
+Bundle Bundle::Open(const std::string& folder, bool check, const std::vector<std::string>& sha256) {
   Bundle bundle{folder, Manifest::Load(folder), ""};
-  if (!sha256.empty() && sha256 != bundle.manifest.sha256) {
-    Fail(MINICPM_BUNDLE, folder, " has a manifest with SHA-256 ", bundle.manifest.sha256, ", expected ", sha256,
+  if (!sha256.empty() && !std::count(sha256.begin(), sha256.end(), bundle.manifest.sha256)) {
+    Fail(MINICPM_BUNDLE, folder, " has a manifest with SHA-256 ", bundle.manifest.sha256, ", expected ", Joined(sha256, " or "),
          "; give the bundle that this app was made for");
   }
   CheckFit(bundle);

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "manifest.h"
 
@@ -10,8 +11,8 @@ namespace minicpm {
 
 struct Bundle {
   // Fails with what to do. `check`: also the SHA-256 of every file, not the library's alone.
-  // `sha256`: the only manifest that may run, empty for any.
-  static Bundle Open(const std::string& folder, bool check, const std::string& sha256);
+  // `sha256`: of the only manifests that may run, empty for any.
+  static Bundle Open(const std::string& folder, bool check, const std::vector<std::string>& sha256);
 
   // A file that the manifest lists, as a path; fails for any other.
   std::string File(const std::string& name) const;

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
@@ -10,7 +11,7 @@
 #include "engine.h"
 
 struct minicpm_engine {
-  minicpm::Engine engine;
+  std::unique_ptr<minicpm::Engine> engine;
   std::mutex busy;
 };
 
@@ -48,7 +49,7 @@ minicpm_status Alone(minicpm_engine* engine, Body body) noexcept {
   return Guarded([&] {
     std::unique_lock<std::mutex> lock(engine->busy, std::try_to_lock);
     if (!lock) Fail(MINICPM_BUSY, "the engine is busy in another thread; wait for that call to end, or open a second one");
-    body(engine->engine);
+    body(*engine->engine);
   });
 }
 
@@ -102,7 +103,7 @@ minicpm_status minicpm_open(uint32_t version, const char* bundle, const char* op
       minicpm::Fail(MINICPM_REQUEST, "the app was compiled for version ", version, " of minicpm.h, and this is ",
                     MINICPM_VERSION, "; compile it with this library's header");
     }
-    *engine = new minicpm_engine{Engine(bundle, minicpm::Options(options)), {}};
+    *engine = new minicpm_engine{Engine::Open(bundle, minicpm::Options(options)), {}};
   });
 }
 
@@ -112,7 +113,7 @@ minicpm_status minicpm_memory_need(const char* bundle, uint32_t context, uint64_
   return minicpm::Guarded([&] { *bytes = minicpm::Manifest::Load(bundle).MemoryNeed(context); });
 }
 
-char* minicpm_info(const minicpm_engine* engine) { return minicpm::Copied(engine->engine.Info()); }
+char* minicpm_info(const minicpm_engine* engine) { return minicpm::Copied(engine->engine->Info()); }
 
 minicpm_status minicpm_chat(minicpm_engine* engine, const char* messages, const char* options,
                             minicpm_on_piece on_piece, void* user) {
@@ -128,7 +129,7 @@ minicpm_status minicpm_generate(minicpm_engine* engine, const char* prompt, cons
   });
 }
 
-void minicpm_cancel(minicpm_engine* engine) { engine->engine.Cancel(); }
+void minicpm_cancel(minicpm_engine* engine) { engine->engine->Cancel(); }
 
 char* minicpm_tokenize(minicpm_engine* engine, const char* text) {
   return minicpm::Text(engine, [&](Engine& own) { return minicpm::ListOf(own.Tokenize(text)); });

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "files.h"
+#include "npy.h"
 
 namespace minicpm {
 namespace {
@@ -15,15 +16,12 @@ constexpr const char* kDraftIds = "draft-ids.npy";
 std::vector<int32_t> ReadIds(const Bundle& bundle) {
   int64_t count = bundle.manifest.draft.value().vocab;
   std::string path = bundle.File(kDraftIds), text = ReadSmall(path).value_or("");
-  std::string start("\x93NUMPY\x01\x00", 8), shape = "'shape': (" + std::to_string(count) + ",)";
-  size_t bytes = static_cast<size_t>(count) * sizeof(int32_t);
-  size_t header = text.size() > bytes ? text.size() - bytes : 0;
-  std::string said = text.substr(0, header);
-  bool fits = said.compare(0, start.size(), start) == 0 && said.find("'descr': '<i4'") != std::string::npos &&
-              said.find("'fortran_order': False") != std::string::npos && said.find(shape) != std::string::npos;
-  if (!fits) Fail(MINICPM_BUNDLE, path, " doesn't hold ", count, " token ids, int32; ", kRepair);
+  std::optional<Npy> array = Npy::Of(text);
+  if (!array || array->kind != "i4" || array->shape != std::vector<int64_t>{count}) {
+    Fail(MINICPM_BUNDLE, path, " doesn't hold ", count, " token ids, int32; ", kRepair);
+  }
   std::vector<int32_t> ids(static_cast<size_t>(count));
-  std::memcpy(ids.data(), text.data() + header, bytes);
+  std::memcpy(ids.data(), array->data.data(), array->data.size());
   for (int32_t id : ids) {
     if (id >= 0 && id < bundle.manifest.vocab_size) continue;
     Fail(MINICPM_BUNDLE, path, " holds the id ", id, ", expected 0 to ", bundle.manifest.vocab_size - 1, "; ", kRepair);

@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "context.h"
+#include "device_check.h"
 #include "host.h"
 #include "text.h"
 
 namespace minicpm {
 namespace {
 
-const std::vector<std::string> kOpenOptions = {"context", "threads", "attention", "sha256", "check", "linked", "resume"};
+const std::vector<std::string> kOpenOptions = {"context", "threads", "attention", "sha256", "check", "linked", "resume", "fallback"};
 const std::vector<std::string> kOptions = {"temperature",        "top_k",            "top_p",
                                            "min_p",              "repetition_penalty", "presence_penalty",
                                            "frequency_penalty",  "seed",             "stop",
@@ -39,10 +40,16 @@ std::string TextOr(const Json& options, const char* name, const std::string& oth
   return text ? text->Text() : otherwise;
 }
 
+// One text or a list.
+std::vector<std::string> Texts(const std::optional<Json>& option) {
+  if (!option) return {};
+  return option->IsText() ? std::vector<std::string>{option->Text()} : option->Texts();
+}
+
 Bundle OpenBundle(const std::string& folder, const Json& options) {
   CheckNames(options, kOpenOptions);
-  Bundle bundle = Bundle::Open(folder, Flag(options, "check", true), TextOr(options, "sha256", ""));
-  bundle.linked = TextOr(options, "linked", "");
+  Bundle bundle = Bundle::Open(folder, Flag(options, "check", true), Texts(options.Find("sha256")));
+  if (bundle.manifest.device == "cpu") bundle.linked = TextOr(options, "linked", "");
   return bundle;
 }
 
@@ -60,10 +67,22 @@ void CheckNames(const Json& options, const std::vector<std::string>& names) {
   }
 }
 
+std::unique_ptr<Engine> Engine::Open(const std::string& folder, const Json& options) {
+  std::optional<Json> fallback = options.Find("fallback");
+  try {
+    return std::unique_ptr<Engine>(new Engine(folder, options));
+  } catch (const DeviceError& error) {
+    if (!fallback) throw;
+    std::unique_ptr<Engine> engine(new Engine(fallback->Text(), options));
+    engine->fell_back_ = error.what();
+    return engine;
+  }
+}
+
 Engine::Engine(const std::string& folder, const Json& options)
     : bundle_(OpenBundle(folder, options)), threads_(Threads(options)) {
   const Manifest& manifest = bundle_.manifest;
-  int64_t context = ChooseContext(manifest, Count(options, "context", 1), AvailableMemory());
+  int64_t context = ChooseContext(manifest, Count(options, "context", 1), Memory(manifest.device).Free());
   std::optional<Json> generation = bundle_.Object("generation_config.json");
   published_ = Sampling::Published(generation);
   end_tokens_.insert(manifest.eos_token_ids.begin(), manifest.eos_token_ids.end());
@@ -72,6 +91,7 @@ Engine::Engine(const std::string& folder, const Json& options)
     end_tokens_.insert(ids.begin(), ids.end());
   }
   model_.emplace(bundle_, threads_, context, Gears(manifest, TextOr(options, "attention", "auto")));
+  CheckKernels(bundle_, model_->library());
   ReadTokenizer();  // once the library said how large the vocabulary is
   ReadRules();
   drafters_.emplace(bundle_, &*model_);
@@ -182,7 +202,8 @@ std::string Engine::Info() const {
   std::ostringstream json;
   json << "{\"name\": " << Json::Quote(bundle_.manifest.name) << ", \"context\": " << model_->context()
        << ", \"max_context\": " << bundle_.manifest.max_context << ", \"vocab_size\": " << bundle_.manifest.vocab_size
-       << ", \"threads\": " << threads_ << ", \"tvm\": " << Json::Quote(bundle_.manifest.tvm)
+       << ", \"threads\": " << threads_ << ", \"device\": " << Json::Quote(bundle_.manifest.device)
+       << ", \"fell_back\": " << (fell_back_.empty() ? "null" : Json::Quote(fell_back_)) << ", \"tvm\": " << Json::Quote(bundle_.manifest.tvm)
        << ", \"sha256\": " << Json::Quote(bundle_.manifest.sha256) << ", \"can_chat\": " << (chats ? "true" : "false")
        << ", \"can_switch_thinking\": " << (chats && rules_->can_switch_thinking() ? "true" : "false") << "}";
   return json.str();

@@ -139,9 +139,6 @@ uint64_t LeftInGroup(const std::string& folder, const char* limit, const char* u
 }  // namespace
 
 std::string Mismatch(const Manifest& manifest) {
-  if (manifest.device != "cpu") {
-    return "it was compiled for " + manifest.device + ", and this engine runs cpu";
-  }
   std::string machine = manifest.triple.substr(0, manifest.triple.find('-'));
   if (machine == "arm64") machine = "aarch64";
   if (machine != kMachine) {

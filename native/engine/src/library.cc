@@ -10,7 +10,6 @@ namespace minicpm {
 namespace {
 
 namespace ffi = tvm::ffi;
-constexpr int kPooledAllocator = 2;
 constexpr int64_t kKeptBytes = 16 << 20;  // of results of all sizes that the allocator may keep
 constexpr const char* kKernelCases = "kernel-cases.npz";
 
@@ -25,12 +24,12 @@ Tensor Floats(const std::vector<float>& values, int64_t n) {
   return Float32s(values, {n, static_cast<int64_t>(values.size()) / n});
 }
 
-Pools NewPoolsOf(const std::vector<StateEntry>& table, int64_t pages) {
+Pools NewPoolsOf(const Memory& memory, const std::vector<StateEntry>& table, int64_t pages) {
   Pools pools;
   for (const StateEntry& entry : table) {
     std::vector<int64_t> shape = {entry.per_page ? pages : 1};
     shape.insert(shape.end(), entry.shape.begin(), entry.shape.end());
-    for (int64_t layer = 0; layer < entry.layers; ++layer) pools.push_back(ReservedTensor(shape, *DtypeOf(entry.dtype)));
+    for (int64_t layer = 0; layer < entry.layers; ++layer) pools.push_back(memory.New(shape, *DtypeOf(entry.dtype)));
   }
   return pools;
 }
@@ -44,9 +43,16 @@ void EmptyAllocator() {
 ffi::Module LoadModule(const std::string& path, const std::string& linked) {
   if (linked.empty()) ShareSymbols();
   try {
-    ffi::Module module = linked.empty()
-                             ? ffi::Module::LoadFromFile(path)
-                             : ffi::Function::GetGlobalRequired("ffi.SystemLib")(linked).cast<ffi::Module>();
+    return linked.empty() ? ffi::Module::LoadFromFile(path)
+                          : ffi::Function::GetGlobalRequired("ffi.SystemLib")(linked).cast<ffi::Module>();
+  } catch (const std::exception& error) {
+    Fail(MINICPM_BUNDLE, path, " can't be loaded (", error.what(), "); ", kRepair);
+  }
+}
+
+// The virtual machine of a library.
+ffi::Module Started(const ffi::Module& module, const std::string& path) {
+  try {
     return module->GetFunction("vm_load_executable", false).value()().cast<ffi::Module>();
   } catch (const std::exception& error) {
     Fail(MINICPM_BUNDLE, path, " can't be loaded (", error.what(), "); ", kRepair);
@@ -62,11 +68,15 @@ const float* Outputs::Row(int64_t row) const {
 int64_t Outputs::rows() const { return logits.shape()[0]; }
 
 Library::Library(const Bundle& bundle, int threads)
-    : threads(threads), manifest_(bundle.manifest), path_(bundle.File(bundle.manifest.library)) {
-  vm_ = LoadModule(path_, bundle.linked);
-  Named("vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+    : threads(threads),
+      manifest_(bundle.manifest),
+      memory_(bundle.manifest.device),
+      path_(bundle.File(bundle.manifest.library)) {
+  module_ = LoadModule(path_, bundle.linked);
+  vm_ = Started(module_.value(), path_);
+  memory_.Start(Named("vm_initialization"));
   Json facts = CheckedFacts(bundle);
-  pool_ = &ThreadPool::Of(path_);
+  if (memory_.on_host()) pool_ = &ThreadPool::Of(path_);
   LoadWeights(bundle, facts);
   for (const char* gear : {"", "_sparse"}) {
     if (*gear && !manifest_.sparse) continue;
@@ -87,6 +97,12 @@ ffi::Function Library::Named(const std::string& name) const {
   ffi::Optional<ffi::Function> function = vm_.value()->GetFunction(name, false);
   if (!function.has_value()) Fail(MINICPM_BUNDLE, path_, " has no function ", name, "; ", kRepair);
   return function.value();
+}
+
+void Library::CallKernel(const std::string& name, const std::vector<Tensor>& tensors) const {
+  ffi::Optional<ffi::Function> function = module_.value()->GetFunction(name, true);
+  if (!function.has_value()) Fail(MINICPM_BUNDLE, path_, " has no kernel ", name, "; ", kRepair);
+  Run(function.value(), 1, {tensors.begin(), tensors.end()});
 }
 
 // Nothing signs a manifest, so the library says what it was compiled from: the manifest's numbers reach compiled code only
@@ -120,46 +136,56 @@ void Library::LoadWeights(const Bundle& bundle, const Json& facts) {
       Fail(MINICPM_BUNDLE, bundle.folder, "/tensor-cache.json is damaged at ", fact.at(0).Text(), ": ", path_,
            " was compiled for another type or shape; ", kRepair);
     }
-    params_.push_back(params[i].tensor);
+    params_.push_back(memory_.Given(params[i].tensor));
   }
 }
 
-Pools Library::NewPools(int64_t pages) const { return NewPoolsOf(manifest_.state, pages); }
+Pools Library::NewPools(int64_t pages) const { return NewPoolsOf(memory_, manifest_.state, pages); }
 
-Pools Library::NewDraftPools(int64_t pages) const { return NewPoolsOf(manifest_.draft.value().state, pages); }
+Pools Library::NewDraftPools(int64_t pages) const { return NewPoolsOf(memory_, manifest_.draft.value().state, pages); }
 
 ffi::Any Library::Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
                        bool weights) {
-  std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
+  std::vector<Tensor> given;
+  for (const Tensor& argument : arguments) given.push_back(memory_.Given(argument));
+  std::vector<ffi::AnyView> views(given.begin(), given.end());
   views.emplace_back(pools);
   if (weights) views.emplace_back(params_);
+  return Run(function, rows, views);
+}
+
+ffi::Any Library::Run(const Function& function, int64_t rows, const std::vector<ffi::AnyView>& arguments) const {
   ffi::Any result;
-  ThreadPool::Turn turn(*pool_, threads, rows);
-  function.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+  std::optional<ThreadPool::Turn> turn;
+  if (pool_) turn.emplace(*pool_, threads, rows);
+  memory_.Guarded([&] { function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result); });
   return result;
 }
 
-ffi::Array<ffi::Any> Library::Results(const ffi::Any& result) {
-  ffi::Array<ffi::Any> parts;
+std::vector<Tensor> Library::Results(const ffi::Any& result) {
+  std::vector<Tensor> tensors;
   if (auto tensor = result.as<Tensor>()) {
-    parts.push_back(*tensor);
+    tensors.push_back(*tensor);
   } else {
-    parts = result.cast<ffi::Array<ffi::Any>>();
+    for (const ffi::Any& part : result.cast<ffi::Array<ffi::Any>>()) tensors.push_back(part.cast<Tensor>());
   }
-  for (const ffi::Any& part : parts) BoundAllocator(static_cast<int64_t>(ffi::GetDataSize(part.cast<Tensor>())));
-  return parts;
+  for (Tensor& tensor : tensors) {
+    BoundAllocator(static_cast<int64_t>(ffi::GetDataSize(tensor)));
+    tensor = memory_.Read(tensor);
+  }
+  return tensors;
 }
 
 Outputs Library::OutputsOf(const ffi::Any& result) {
-  ffi::Array<ffi::Any> parts = Results(result);
-  Outputs outputs{parts[0].cast<Tensor>(), std::nullopt};
-  if (manifest_.draft) outputs.features = parts[1].cast<Tensor>();
+  std::vector<Tensor> parts = Results(result);
+  Outputs outputs{parts.at(0), std::nullopt};
+  if (manifest_.draft) outputs.features = parts.at(1);
   return outputs;
 }
 
 DraftOutputs Library::DraftOutputsOf(const ffi::Any& result) {
-  ffi::Array<ffi::Any> parts = Results(result);
-  return {parts[0].cast<Tensor>(), parts[1].cast<Tensor>(), parts[2].cast<Tensor>()};
+  std::vector<Tensor> parts = Results(result);
+  return {parts.at(0), parts.at(1), parts.at(2)};
 }
 
 void Library::BoundAllocator(int64_t bytes) {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "bundle.h"
-#include "tensors.h"
+#include "memory.h"
 #include "thread_pool.h"
 
 namespace minicpm {
@@ -70,6 +70,10 @@ class Library {
   DraftOutputs DraftStep(const TreeRows& rows, const std::vector<float>& hidden, const std::vector<int32_t>& table,
                          const Pools& pools);
 
+  const Memory& memory() const { return memory_; }
+  // One kernel alone, on tensors of memory(); fails where there is none.
+  void CallKernel(const std::string& name, const std::vector<Tensor>& tensors) const;
+
   const int threads;
 
  private:
@@ -79,18 +83,20 @@ class Library {
   void LoadWeights(const Bundle& bundle, const Json& facts);
   tvm::ffi::Any Call(const Function& function, int64_t rows, const std::vector<Tensor>& arguments, const Pools& pools,
                      bool weights);
-  tvm::ffi::Array<tvm::ffi::Any> Results(const tvm::ffi::Any& result);
+  tvm::ffi::Any Run(const Function& function, int64_t rows, const std::vector<tvm::ffi::AnyView>& arguments) const;
+  std::vector<Tensor> Results(const tvm::ffi::Any& result);  // to be read by this process
   Outputs OutputsOf(const tvm::ffi::Any& result);
   DraftOutputs DraftOutputsOf(const tvm::ffi::Any& result);
   void BoundAllocator(int64_t bytes);
 
   const Manifest& manifest_;
+  const Memory memory_;
   std::string path_;
-  tvm::ffi::Optional<tvm::ffi::Module> vm_;
+  tvm::ffi::Optional<tvm::ffi::Module> module_, vm_;
   tvm::ffi::Array<Tensor> params_;
   std::vector<Function> prefill_, decode_, verify_;  // by gear: dense, sparse
   std::optional<Function> commit_, draft_extend_, draft_step_;
-  const ThreadPool* pool_ = nullptr;
+  const ThreadPool* pool_ = nullptr;  // none for a device
   std::set<int64_t> kept_;  // sizes of results that TVM's allocator may keep
 };
 

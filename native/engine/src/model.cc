@@ -68,7 +68,7 @@ void Model::Copy(int32_t page, const std::vector<int32_t>& ids) {
 // What a draft head has of a page's first tokens.
 void Model::CopyDrafted(int32_t source, int32_t page, int32_t rows) {
   int32_t drafted = pool_.drafted[static_cast<size_t>(source)];
-  if (!drafted) return;
+  if (!drafted || !library_.memory().on_host()) return;  // from a device the head goes on without
   for (const Tensor& tensor : DraftPools()) {
     size_t bytes = tvm::ffi::GetDataSize(tensor) / static_cast<size_t>(pool_.size());
     char* data = static_cast<char*>(tensor.data_ptr());
@@ -187,6 +187,8 @@ void Model::Commit(const std::vector<int32_t>& path) {
 
 void Model::CheckSavable() const {
   if (recurrent()) Fail(MINICPM_REQUEST, "the model keeps state per sequence, which can't be saved");
+  if (library_.memory().on_host()) return;
+  Fail(MINICPM_REQUEST, "what ", library_.memory().name(), " has computed can't be read; saved states are for CPUs");
 }
 
 void Model::Save(const std::string& path) {

@@ -34,9 +34,9 @@ std::shared_ptr<void> Aligned(size_t bytes) {
 
 template <typename Value>
 Tensor Copied(const std::vector<Value>& values, const std::vector<int64_t>& shape, DLDataTypeCode code) {
-  std::shared_ptr<void> memory = Aligned(values.size() * sizeof(Value));
-  if (!values.empty()) std::memcpy(memory.get(), values.data(), values.size() * sizeof(Value));
-  return Over(static_cast<char*>(memory.get()), memory, shape, DLDataType{static_cast<uint8_t>(code), 32, 1});
+  Tensor tensor = NewTensor(shape, DLDataType{static_cast<uint8_t>(code), 32, 1});
+  if (!values.empty()) std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(Value));
+  return tensor;
 }
 
 }  // namespace
@@ -61,12 +61,16 @@ Tensor ReservedTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
   return Over(static_cast<char*>(memory), owner, shape, dtype);
 }
 
+Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
+  std::shared_ptr<void> memory = Aligned(BytesOf(shape, dtype));
+  return Over(static_cast<char*>(memory.get()), memory, shape, dtype);
+}
+
 Tensor TensorOver(char* data, std::shared_ptr<void> owner, const std::vector<int64_t>& shape, DLDataType dtype) {
   if (reinterpret_cast<uintptr_t>(data) % kAlignment == 0) return Over(data, std::move(owner), shape, dtype);
-  size_t bytes = BytesOf(shape, dtype);
-  std::shared_ptr<void> copy = Aligned(bytes);
-  std::memcpy(copy.get(), data, bytes);
-  return Over(static_cast<char*>(copy.get()), copy, shape, dtype);
+  Tensor copy = NewTensor(shape, dtype);
+  std::memcpy(copy.data_ptr(), data, BytesOf(shape, dtype));
+  return copy;
 }
 
 Tensor Int32s(const std::vector<int32_t>& values, const std::vector<int64_t>& shape) {

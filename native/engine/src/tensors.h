@@ -17,6 +17,9 @@ Tensor ReservedTensor(const std::vector<int64_t>& shape, DLDataType dtype);
 // The bytes at `data`, which `owner` keeps there; copied where they are not aligned.
 Tensor TensorOver(char* data, std::shared_ptr<void> owner, const std::vector<int64_t>& shape, DLDataType dtype);
 
+// Memory that was never written.
+Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype);
+
 // Values of a call, copied.
 Tensor Int32s(const std::vector<int32_t>& values, const std::vector<int64_t>& shape);
 Tensor Float32s(const std::vector<float>& values, const std::vector<int64_t>& shape);

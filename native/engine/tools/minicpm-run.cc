@@ -46,6 +46,7 @@ const Option kOpen[] = {
     {"threads", Takes::kWhole, "threads; the physical cores unless given"},
     {"attention", Takes::kText, "auto, dense or sparse"},
     {"sha256", Takes::kText, "run only a bundle whose manifest has this SHA-256"},
+    {"fallback", Takes::kText, "the bundle to run where this one's device isn't there, fails or computes wrong"},
 };
 const Option kOwn[] = {
     {"prompt", Takes::kText, "answer this and leave; piped text goes before it"},
@@ -222,6 +223,7 @@ class Run {
  public:
   explicit Run(const Arguments& arguments) : arguments_(arguments), options_(ObjectOf(arguments.chat)) {
     Check(minicpm_open(MINICPM_VERSION, arguments.bundle.c_str(), ObjectOf(arguments.open).c_str(), &engine_));
+    WarnOfFallback();
     if (arguments.own.count("system")) messages_ = MessageOf("system", arguments.own.at("system"));
   }
   ~Run() { minicpm_close(engine_); }
@@ -260,6 +262,16 @@ class Run {
   bool Has(const std::string& flag) const { return arguments_.own.count(flag) > 0; }
 
  private:
+  void WarnOfFallback() {
+    char* text = minicpm_info(engine_);
+    std::string info = text ? text : "", start = "\"fell_back\": \"";
+    minicpm_free(text);
+    size_t at = info.find(start);
+    if (at == std::string::npos) return;
+    at += start.size();
+    std::cerr << "Warning: " << info.substr(at, info.find("\", \"", at) - at) << "; the fallback answers\n";
+  }
+
   // What standard error has after an answer.
   void ShowStats() {
     char* text = minicpm_stats(engine_);

@@ -1,0 +1,47 @@
+#include "cache_marks.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "files.h"
+
+namespace minicpm {
+namespace {
+
+// Empty where the user has no home.
+std::string FolderOf(const std::string& kind) {
+  auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
+  std::string base = variable("XDG_CACHE_HOME");
+  if (base.empty() && !variable("HOME").empty()) base = variable("HOME") + "/.cache";
+  return base.empty() || base[0] != '/' ? "" : base + "/minicpm-mlc/" + kind;
+}
+
+void MakeFolders(const std::string& folder) {
+  for (size_t at = 1; (at = folder.find('/', at)) != std::string::npos; ++at) mkdir(folder.substr(0, at).c_str(), 0777);
+  mkdir(folder.c_str(), 0777);
+}
+
+}  // namespace
+
+bool IsMarked(const std::string& kind, const std::string& key) {
+  std::string folder = FolderOf(kind);
+  return !folder.empty() && SizeOfFile(folder + "/" + Sha256(key) + ".json").has_value();
+}
+
+void Mark(const std::string& kind, const std::string& key, const std::string& text) {
+  std::string folder = FolderOf(kind);
+  if (folder.empty()) return;
+  MakeFolders(folder);
+  std::string file = folder + "/" + Sha256(key) + ".json", partial = file + "." + std::to_string(getpid());
+  std::ofstream(partial, std::ios::binary) << text;
+  if (std::rename(partial.c_str(), file.c_str())) std::remove(partial.c_str());
+}
+
+}  // namespace minicpm
