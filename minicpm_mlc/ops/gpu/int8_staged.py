@@ -115,7 +115,10 @@ class _Stage:
     def multiply(self, lane: Lane, step: Expr, down: Expr, right: Expr) -> None:
         """Both groups, for the rows of x from `down` on and the blocks from `right` on."""
         for j in range(STEP):
-            number, held = T.Bind(step * STEP + j), Held(lane.pairs, lane.matrix.scheme)
+            number, held = (
+                T.Bind(step * STEP + j),
+                Held(lane.pairs, lane.columns, lane.matrix.scheme),
+            )
             lane.load(
                 held,
                 T.Bind(number < lane.matrix.groups),
