@@ -117,15 +117,16 @@ class Lane:
         )
         self.load(held, T.Bind(number < matrix.groups), source)
 
-    def load(self, held: Held, there: Expr, source: Source) -> None:
-        """A group; with zeros as scales unless it is `there`."""
+    def load(self, held: Held, there: Expr | None, source: Source) -> None:
+        """A group; with zeros as scales unless it is `there`, which None always is."""
         for n in range(self.columns):
             pair = source.pair(T.Bind(8 * n + self.g), self.t)
             T.buffer_store(held.words, pair, [T.ramp(2 * n, 1, 2)])
             for o in range(2):
                 at, pair = 4 * n + 2 * o, source.pair(T.Bind(8 * n + 2 * self.t + o), PAIRS - 1)
                 T.buffer_store(held.scales, pair, [T.ramp(at, 1, 2)])
-                T.buffer_store(held.scales, T.Select(there, held.scales[at], 0), [at])
+                if there is not None:
+                    T.buffer_store(held.scales, T.Select(there, held.scales[at], 0), [at])
         for c in range(self.pairs):
             for i, quad in enumerate(source.quads(c)):
                 for half in range(2):
