@@ -27,6 +27,8 @@ from minicpm_mlc.targets.link import zig
 TVM = "0.27.0.post1"  # whose sources native/runtime's headers fit
 WHEELS = {"apache-tvm": TVM, "apache-tvm-ffi": "0.1.14"}
 PROGRAM = "minicpm-run"
+TVM_ARCHIVE = "libminicpm_tvm.a"
+PARTS = 4  # of TVM's runtime that are compiled at a time
 _PACKAGE = Path(__file__).parents[1]
 FLAGS = (
     "-O2",
@@ -130,10 +132,10 @@ class EngineBuild:
         packed = {
             "libsystem.a": (self._tvm_parts, system.sources, ("-w", *system.source_flags)),
             "libminicpm.a": (self._engine_parts, [*system.kept(engine), *system.own], WARNINGS),
-            "libminicpm_tvm.a": (self._tvm_parts, system.kept(tvm), ("-w",)),
+            TVM_ARCHIVE: (self._tvm_parts, system.kept(tvm), ("-w",)),
         }
         kept = [
-            self._kept(name, parts, partial(self._pack, sources, flags))
+            self._kept(name, parts, partial(self._pack, sources, flags, name == TVM_ARCHIVE))
             for name, (parts, sources, flags) in packed.items()
             if sources
         ]
@@ -195,8 +197,9 @@ class EngineBuild:
     def _engine_parts(self) -> list[bytes]:
         return [*self._tvm_parts, *_contents(self._engine)]
 
-    def _pack(self, sources: Sequence[Path], flags: Iterable[str], out: Path) -> None:
+    def _pack(self, sources: Sequence[Path], flags: Iterable[str], joined: bool, out: Path) -> None:
         with TemporaryDirectory(dir=out.parent) as scratch:
+            sources = _joined(sources, Path(scratch)) if joined else sources
             zig("ar", "rcsD", str(out), *self._compiled(sources, Path(scratch), flags))
 
     def _pack_devices(self, out: Path) -> None:
@@ -289,6 +292,14 @@ class EngineBuild:
             make(partial)
             partial.replace(built)
         return built
+
+
+def _joined(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """PARTS files that include the sources, whose headers are then read once in each."""
+    parts = [folder / f"part{i}.cc" for i in range(PARTS)]
+    for i, part in enumerate(parts):
+        part.write_text("".join(f'#include "{source}"\n' for source in sources[i::PARTS]))
+    return parts
 
 
 def _listed(folder: Path, roots: dict[str, Path]) -> list[Path]:
