@@ -162,7 +162,7 @@ class Walk:
             ),
         ]
         logits, _ = self.model.verify([root, *tokens.ravel().tolist()], parents)
-        p = softmax(logits)
+        p = softmax(np.asarray(logits))
         base = p[np.array(parents[1:]).reshape(tokens.shape), tokens]
         chains = np.concatenate([base[:1], np.minimum(1, base[1:] / chances[1:])]).cumprod(1)
         likeliest = p[0, head_tokens].cumsum()[np.minimum(GUESSES, len(head_tokens)) - 1]

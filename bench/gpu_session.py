@@ -9,9 +9,11 @@
 
 Limits of the device, kernels against their definitions, decode, prefill and a verified tree of
 random weights that the GPU makes itself, sparse against dense attention at 128K tokens, greedy
-answers against the CPU's, llama.cpp and NVIDIA's sanitizer where they are. Each step is a process
+answers against the CPU's, the fastest parameters of kernels, whose table lies beside the report,
+llama.cpp and NVIDIA's sanitizer where they are. Each step is a process
 of its own with a limit of its own, as a kernel that fails takes its process' driver along; the
-report, report.json and report.md, is written after each, so that what was measured is kept.
+report, report.json and report.md, is written after each. What a step found before it failed or was
+ended is in it.
 `--steps NAME,NAME` runs some alone. The exit status is 1 if anything is wrong.
 """
 
@@ -19,11 +21,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,17 +36,19 @@ from typing import Any
 
 import cuda_stand_in
 import gpu_smoke as smoke
-from session_steps import ALL, Plan
+from session_steps import ALL, Plan, Result
 
 from minicpm_mlc.base.errors import MiniCPMError
 from minicpm_mlc.base.files import write_text
-from minicpm_mlc.base.text import markdown_table
+from minicpm_mlc.base.text import human_bytes, markdown_table
 from minicpm_mlc.bundle.manifest import MANIFEST, manifest_sha256
 from minicpm_mlc.bundle.trust import allow
 from minicpm_mlc.runtime_py.library import load_runtime
 from minicpm_mlc.runtime_py.memory import open_memory
 
 LEAST = 5  # seconds that a step needs to say anything
+PATIENCE = 10  # times the seconds of a GPU's steps: for drivers that compile and compute on a CPU
+KILLED = 5  # seconds that a process gets to be gone once it is killed; a driver may hold it
 COMMIT = "commit.txt"
 DRY_DEVICES = ("opencl", "vulkan")
 
@@ -54,15 +61,23 @@ def make(folder: Path, devices: list[str], arch: str | None, shapes: str) -> Non
     (folder / COMMIT).write_text(found or "unknown")
 
 
+def size_of(folder: Path) -> str:
+    """What has to be carried to the GPU, for a person."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return f"{human_bytes(sum(path.stat().st_size for path in files))} in {len(files)} files"
+
+
 def run(
     folder: Path,
     out: Path,
     budget: float,
     steps: list[str],
     stand_ins: Mapping[str, str] | None = None,
+    patience: int = 1,
 ) -> Iterator[str]:
     """Lines that say how it goes; the report is in `out`. `stand_ins`: the environment in which
-    CUDA is bench/cuda_stand_in.py's, which computes nothing. Raises SystemExit at its end if
+    CUDA is bench/cuda_stand_in.py's, which computes nothing. `patience`: how many times a step's
+    own limit it may take. Raises SystemExit at its end if
     anything is wrong, at once if `make` wrote nothing there.
     """
     end = time.monotonic() + budget
@@ -80,7 +95,8 @@ def run(
     for name in steps:  # every device's first step comes before any one's last
         for plan in plans:
             environment = stand_ins if plan.parent.name == "cuda" else None
-            found = _step(name, plan.parent, out, end - time.monotonic(), environment)
+            left = end - time.monotonic()
+            found = _step(name, plan.parent, out, (ALL[name][1] * patience, left), environment)
             report["steps"].append(found)
             write_text(out / "report.json", json.dumps(report, indent=1))
             write_text(out / "report.md", markdown(report))
@@ -96,35 +112,58 @@ def _head(folder: Path, budget: float) -> dict[str, Any]:
 
 
 def _step(
-    name: str, folder: Path, out: Path, left: float, stand_ins: Mapping[str, str] | None
+    name: str,
+    folder: Path,
+    out: Path,
+    limits: tuple[float, float],
+    stand_ins: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """One step in a process of its own; what became of it, whatever that is."""
+    """One step in a process of its own, of at most so many seconds, its own and those left; what
+    became of it, whatever that is.
+    """
     found: dict[str, Any] = {"step": name, "device": folder.name, "seconds": 0.0}
-    limit = min(ALL[name][1], left)
+    limit = min(limits)
     if limit < LEAST:
-        return found | {"notes": [f"left out: {left:.0f} s were left"], "table": [], "wrong": []}
-    result = out / f".{folder.name}-{name}.json"
+        notes = [f"left out: {limits[1]:.0f} s were left"]
+        return found | {"table": [], "notes": notes, "wrong": []}
+    result, said = (out / f".{folder.name}-{name}.{kind}" for kind in ("json", "txt"))
     command = [sys.executable, __file__, "step", str(folder), "--name", name, "--out", str(result)]
     result.unlink(missing_ok=True)
     start = time.monotonic()
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=stand_ins)
-        failed = "" if result.exists() else _last_words(ran.stderr, ran.returncode)
-    except subprocess.TimeoutExpired:
-        failed = f"not done in {limit:.0f} s"
+    failed = _failure(command, limit, stand_ins, said)
     found["seconds"] = time.monotonic() - start
-    if failed:
-        return found | {"notes": [failed], "table": [], "wrong": [failed]}
-    found |= json.loads(result.read_text())
-    result.unlink()
+    found |= json.loads(result.read_text()) if result.exists() else asdict(Result())
+    for kept, text in found.pop("files").items():
+        write_text(out / kept, text)
+    for file in (result, said):
+        file.unlink(missing_ok=True)
     if stand_ins:
         found |= {"wrong": [], "notes": [*found["notes"], "on stand-ins, which compute nothing"]}
-    return found
+    return found | {"wrong": [*found["wrong"], *failed]}
 
 
-def _last_words(said: str, status: int) -> str:
-    lines = said.strip().splitlines()
-    return f"exit status {status}: {lines[-1] if lines else 'it said nothing'}"
+def _failure(
+    command: list[str], limit: float, environment: Mapping[str, str] | None, said: Path
+) -> list[str]:
+    """Runs a command for at most `limit` seconds, its words in the file `said`; nothing that it
+    started is left. What went wrong, if anything did.
+    """
+    with open(said, "wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
+    try:
+        status = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return [f"not done in {limit:.0f} s"]
+    finally:
+        with suppress(ProcessLookupError):  # all gone already
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILLED)
+    lines = said.read_text(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else "it said nothing"
+    return [f"exit status {status}: {last}"] if status else []
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -132,10 +171,10 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def step(folder: Path, name: str, out: Path) -> None:
-    """Runs one step and writes what it found."""
+    """Runs one step and writes what it found so far, each time that it is more."""
     load_runtime()
-    plan = Plan.of(folder)
-    write_text(out, json.dumps(asdict(ALL[name][0](plan))))
+    for found in ALL[name][0](Plan.of(folder)):
+        write_text(out, json.dumps(asdict(found)))
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -149,7 +188,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def dry_run(devices: list[str], budget: float, out: Path) -> Iterator[str]:
+def dry_run(devices: list[str], budget: float, out: Path, steps: list[str]) -> Iterator[str]:
     """The whole script in small on the devices that are here; CUDA, where it is asked for and isn't
     here, on stand-ins for its libraries. Raises SystemExit where there is no device.
     """
@@ -164,7 +203,7 @@ def dry_run(devices: list[str], budget: float, out: Path) -> Iterator[str]:
         folder = Path(scratch) / "session"
         make(folder, here, "sm_90", "tiny")
         stand_ins = cuda_stand_in.build(Path(scratch)) if replaced else None
-        yield from run(folder, out, budget, list(ALL), stand_ins)
+        yield from run(folder, out, budget, steps, stand_ins, PATIENCE)
 
 
 def _is_here(device: str) -> bool:
@@ -201,14 +240,16 @@ def main() -> None:
     try:
         if given.action == "make":
             devices = str(given.device or "cuda").split(",")
-            return make(given.folder, devices, given.arch, given.shapes)
+            make(given.folder, devices, given.arch, given.shapes)
+            return print(f"{given.folder}: {size_of(given.folder)}")
         if given.action == "step":
             return step(given.folder, given.name, given.out)
         devices = str(given.device or ",".join(DRY_DEVICES)).split(",")
+        steps = given.steps.split(",")
         lines = (
-            dry_run(devices, given.budget, given.out)
+            dry_run(devices, given.budget, given.out, steps)
             if given.dry_run
-            else run(given.folder, given.out, given.budget, given.steps.split(","))
+            else run(given.folder, given.out, given.budget, steps)
         )
         for line in lines:
             print(line, flush=True)

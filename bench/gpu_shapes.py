@@ -4,14 +4,16 @@ and the steps that they make up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS = 4096, 16384, 32, 2, 128, 73448, 32
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 W4, SCALE = 0.5, 2 / 32  # bytes of a weight
-WORKGROUPS = 256  # of ops/gpu/attend_tiles.py
+WORKGROUPS = 128  # of ops/gpu/attend_tiles.py
+LEAST_PAGES = 2  # of ops/gpu/attend.py
+AT_ONCE = 16  # of ops/gpu/attend_last.py
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Case:
     timed: bool = True
     near: bool = False  # its wide loads too
     skips: bool = False  # its hottest loop jumps over what seldom has to be done
-    merges: int = 0  # turns of a loop that only the last workgroup goes through
+    rounds: int = 1  # meetings that a workgroup comes to
+    merges: int = 0  # turns of loops that only the last of them goes through
+    searches: bool = False  # it finds a threshold in passes, of which half are needed
     before: float | None = None  # microseconds on an H200 of the kernels at commit de83073
 
 
@@ -50,13 +54,15 @@ def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case
 
 def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
     """The tiles of a decode row: a warp takes 16 tokens of a page."""
-    splits = max(1, min(WORKGROUPS // KV_HEADS, pages))
+    splits = min(WORKGROUPS // KV_HEADS, -(-pages // LEAST_PAGES))
     size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
     groups = splits * KV_HEADS
     turns = -(-pages // splits)
     shape = groups, 128, "token", 16, turns, size
     # after the first pages they are full, and the maxima stay
-    return Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
+    tiles = Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
+    rounds = 1 if splits <= AT_ONCE else 2
+    return replace(tiles, rounds=rounds, merges=-(-min(splits, AT_ONCE) // 4))
 
 
 def tiles_case(name: str, operator: str, n: int, k: int) -> Case:
@@ -202,8 +208,7 @@ CASES = (
         256,
         bytes=KV_HEADS * LONG * 4,
         cached=True,
-        turns=10,  # passes, of 16 at most
-        others=2,
+        searches=True,
         before=45,
     ),
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
@@ -27,6 +28,7 @@ from device_weights import random_engine
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import MiniCPMError
+from minicpm_mlc.bench import tune
 from minicpm_mlc.bench.decode import (
     Filler,
     GearSide,
@@ -36,7 +38,8 @@ from minicpm_mlc.bench.decode import (
     steps_note,
 )
 from minicpm_mlc.bench.speed_report import SpeedReport
-from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, manifest_sha256
+from minicpm_mlc.bundle.kernel_cases import load_cases
+from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
 from minicpm_mlc.bundle.trust import allow
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.gears import Gears
@@ -47,41 +50,51 @@ from minicpm_mlc.targets import get_target
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model"
 DEMO_BUNDLES: dict[str, dict[str, Any]] = {
     "demo-w4": {"scheme": "w4", "draft": DEMO / "MiniCPM4.1-demo-Eagle3"},
+    "demo-draft": {
+        "scheme": "f32",
+        "draft": DEMO / "MiniCPM4.1-demo-Eagle3",
+        "prefill_chunk": 256,
+    },
     "demo-kv-int8": {"scheme": "f32", "kv": "int8"},
     "demo-exact": {"scheme": "f32"},
 }
 SUMS = {"demo-exact": 47}  # questions that a bundle is asked beside the others
 QUESTIONS = ["What is 4827 + 356?", "What does minicpm-mlc do? /no_think"]
-LONG, TOKENS = 700, 48  # a prompt beyond the demo's dense_len, and the tokens of an answer
-PEAK, PLAN = "peak.so", "smoke.json"
+LONG = 700  # tokens of a prompt beyond the demo's dense_len
+PEAK, PLAN, CANDIDATES = "peak.so", "smoke.json", "candidates.so"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The demo bundles to check, and what is timed: models, tokens cached, of a prompt and of an
-    answer; the depth at which sparse attention is held against dense.
+    """The demo bundles to check, the tokens of their answers, and what is timed: models, tokens
+    cached, of a prompt and of an answer; the depths at which sparse attention is held against dense
+    and parameters are swept.
     """
 
     demos: tuple[str, ...]
+    answer: int
     presets: tuple[str, ...]
     depths: tuple[int, ...]
     prompts: tuple[int, ...]
     new_tokens: int
     repeats: int
     deep: int
+    swept: int
 
 
 SHAPES = {
     "full": Sizes(
         ("demo-w4", "demo-kv-int8", "demo-exact"),
+        48,
         ("MiniCPM4-0.5B", "MiniCPM4.1-8B"),
         (0, 1024, 4096),
         (512, 2048),
         64,
         3,
         131072,
+        1024,
     ),
-    "tiny": Sizes(("demo-w4",), ("tiny",), (0, 64), (16,), 4, 1, 192),
+    "tiny": Sizes(("demo-draft",), 12, ("tiny",), (0, 64), (16,), 4, 1, 192, 64),
 }
 
 
@@ -119,7 +132,7 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
             compile_model(checkpoint, Path(scratch) / "cpu", activations=rounded, **options)
             with Engine(Path(scratch) / "cpu", context=1024) as engine:
                 plan["answers"][name] = [
-                    (ids, _greedy(engine, ids, "off"))
+                    (ids, _greedy(engine, ids, "off", SHAPES[shapes].answer))
                     for ids in _prompts(engine, SUMS.get(name, 0))
                 ]
     for preset in SHAPES[shapes].presets:
@@ -129,6 +142,7 @@ def _make(folder: Path, target: dict[str, Any], shapes: str) -> None:
         for weights in (folder / preset).glob("params_shard_*.bin"):
             weights.unlink()
     _compile_peak(folder / PEAK, target)
+    _compile_candidates(folder, SHAPES[shapes].presets[-1])
     (folder / PLAN).write_text(json.dumps(plan))
 
 
@@ -172,6 +186,14 @@ def _compile_peak(path: Path, options: dict[str, str]) -> None:
     )
 
 
+def _compile_candidates(folder: Path, preset: str) -> None:
+    """The kernels of a bundle with all the parameters that they have."""
+    target = tune.target_of(Manifest.load(folder / preset))
+    cases = tune.first_cases(load_cases(folder / preset), target)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.move(tune.export_candidates(target, cases, Path(scratch)), folder / CANDIDATES)
+
+
 def run(folder: Path) -> Iterator[str]:
     """Lines of the report. Raises SystemExit at its end if something is wrong, at once if `make`
     wrote nothing there.
@@ -197,32 +219,35 @@ def run(folder: Path) -> Iterator[str]:
 def _run(folder: Path) -> Generator[str, None, list[str]]:
     """Lines of one device's report; returns what is wrong."""
     plan, wrong = json.loads((folder / PLAN).read_bytes()), []
+    sizes = SHAPES[plan["shapes"]]
     for name, answers in plan["answers"].items():
         report = verify_bundle(folder / name)
         wrong += [f"{name}: {operator}" for operator in report.failed]
         yield f"## {name}\n\n```\n{report.plain()}\n```\n"
-        for speculate, same in chats(folder / name, answers):
+        for speculate, same in chats(folder / name, answers, sizes.answer):
             yield f"- {len(answers)} answers, speculation {speculate}: {same} the CPU's"
             wrong += [f"{name}: answers, speculation {speculate}"] * (same < len(answers))
-    sizes = SHAPES[plan["shapes"]]
     for preset in sizes.presets:
         speed = _speed(folder / preset, tvm_ffi.load_module(folder / PEAK), sizes)
         yield f"\n## {preset}\n\n{speed.markdown()}\n"
     return wrong
 
 
-def chats(path: Path, answers: list[tuple[list[int], list[int]]]) -> Iterator[tuple[str, int]]:
-    """(way of speculation, answers that are as expected)."""
+def chats(
+    path: Path, answers: list[tuple[list[int], list[int]]], most: int
+) -> Iterator[tuple[str, int]]:
+    """(way of speculation, answers of at most so many tokens that are as expected)."""
     with Engine(path, context=1024) as engine:
         for speculate in ("off", "ngram", *(["eagle"] if engine.manifest.draft else [])):
             yield (
                 speculate,
-                sum(_greedy(engine, ids, speculate) == tokens for ids, tokens in answers),
+                sum(_greedy(engine, ids, speculate, most) == tokens for ids, tokens in answers),
             )
 
 
-def _greedy(engine: Engine, ids: list[int], speculate: str) -> list[int]:
-    engine.generate(ids, max_tokens=TOKENS, temperature=0, speculate=speculate)
+def _greedy(engine: Engine, ids: list[int], speculate: str, most: int) -> list[int]:
+    """The tokens that are cached then: the last one of an answer isn't."""
+    engine.generate(ids, max_tokens=most, temperature=0, speculate=speculate)
     return engine.cached_tokens
 
 

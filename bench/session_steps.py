@@ -1,5 +1,5 @@
-"""The steps of bench/gpu_session.py: each takes what `make` wrote for one device, and returns its
-table and what is wrong.
+"""The steps of bench/gpu_session.py: each takes what `make` wrote for one device, and yields its
+table and what is wrong as they grow, so that what was found before it hangs is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import gpu_smoke as smoke
 import numpy as np
 from device_weights import cache_filler, random_engine
 
+from minicpm_mlc.bench import tune
 from minicpm_mlc.bench.decode import memory_reader
 from minicpm_mlc.bench.speed_report import SpeedReport
 from minicpm_mlc.bundle.kernel_cases import load_cases
 from minicpm_mlc.ops.gpu.speed_limits import CHAINS, STEPS, THREADS
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
+from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.memory import DeviceMemory, open_memory
 from minicpm_mlc.runtime_py.verify import verify_bundle
 
@@ -32,7 +34,7 @@ INT32 = np.dtype(np.int32)
 LONG, MOST_CALLS = 0.05, 1000  # seconds of calls that are timed together, and how many those are
 LOGITS = 73_472  # float32 that a step of MiniCPM4 copies to the host
 ROWS = 16  # nodes of the tree that is verified
-TRIES = 5
+TRIES, WARM = 5, 2  # the first call of a shape is launched kernel by kernel, the second recorded
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Result:
     table: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # to lie beside the report, by name
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,28 @@ class Plan:
         return self.folder / self.sizes.presets[-1]
 
 
-def limits(plan: Plan) -> Result:
+def limits(plan: Plan) -> Iterator[Result]:
     """What the device gives: memory, arithmetic, launches, copies."""
     library, memory = plan.library, open_memory(plan.device)
     assert isinstance(memory, DeviceMemory)
-    rows = [["limit", "measured"]]
+    result = Result([["limit", "measured"]], [memory.identity])
     with random_engine(plan.folder / plan.sizes.presets[0], 128, library) as engine:
         reader = memory_reader(engine.library)
         assert reader
         reader.sample(TRIES)
-        rows.append(["memory reads", f"{reader.best / 1e9:.0f} GB/s"])
-        identity = memory.identity
+        result.table.append(["memory reads", f"{reader.best / 1e9:.0f} GB/s"])
+    yield result
     work = GROUPS * THREADS * CHAINS * STEPS
     out = memory.zeros((GROUPS, THREADS), np.dtype("float32"))
     seconds = _each(memory, out, lambda: library["multiply_add_peak"](out))
-    rows.append(["float32 multiply-adds", f"{2 * work / seconds / 1e12:.2f} TFLOP/s"])
+    result.table.append(["float32 multiply-adds", f"{2 * work / seconds / 1e12:.2f} TFLOP/s"])
     if library.implements_function("int8_peak"):
         x, out = memory.tensor(np.ones(1, np.int32)), memory.zeros((GROUPS, THREADS), INT32)
         seconds = _each(memory, out, lambda: library["int8_peak"](x, out))
-        rows.append(["int8 dot products", f"{8 * work / seconds / 1e12:.2f} TOP/s"])
-    return Result(rows + _overheads(memory, library), [identity])
+        result.table.append(["int8 dot products", f"{8 * work / seconds / 1e12:.2f} TOP/s"])
+    yield result
+    result.table += _overheads(memory, library)
+    yield result
 
 
 def _each(memory: DeviceMemory, out: Any, call: Callable[[], Any]) -> float:
@@ -132,7 +137,7 @@ def _overheads(memory: DeviceMemory, library: Any) -> list[list[str]]:
     ]
 
 
-def demo_kernels(plan: Plan) -> Result:
+def demo_kernels(plan: Plan) -> Iterator[Result]:
     """Every kernel of the demo bundles against its definition."""
     result = Result([["bundle", "operator", "cases", "NMSE", "limit", "ms"]])
     for name in plan.answers:
@@ -141,57 +146,64 @@ def demo_kernels(plan: Plan) -> Result:
         for row in report.rows:
             numbers = [f"{row.nmse:.1e}", f"{row.limit:.0e}", f"{row.seconds * 1e3:.2f}"]
             result.table.append([name, row.operator, f"{row.cases}", *numbers])
-    return result
+        yield result
 
 
-def answers(plan: Plan) -> Result:
+def answers(plan: Plan) -> Iterator[Result]:
     """Greedy tokens against the CPU's, decoded plainly and in trees."""
     result = Result([["bundle", "speculation", "answers", "as the CPU's"]])
     for name, expected in plan.answers.items():
-        for speculate, same in smoke.chats(plan.folder / name, expected):
+        for speculate, same in smoke.chats(plan.folder / name, expected, plan.sizes.answer):
             result.table.append([name, speculate, f"{len(expected)}", f"{same}"])
             if same < len(expected):
                 result.wrong.append(f"{name}: {len(expected) - same} answers, {speculate}")
-    return result
+            yield result
 
 
-def speed(plan: Plan) -> Result:
-    """Decode and prefill of the largest model, and one verified tree."""
-    return _speed(plan, plan.largest)
+def speed(plan: Plan) -> Iterator[Result]:
+    """Decode of the largest model, one verified tree, and prefill."""
+    yield from _speed(plan, plan.largest)
 
 
-def small_speed(plan: Plan) -> Result:
+def small_speed(plan: Plan) -> Iterator[Result]:
     """The same of the smallest one."""
-    return _speed(plan, plan.folder / plan.sizes.presets[0])
+    yield from _speed(plan, plan.folder / plan.sizes.presets[0])
 
 
-def _speed(plan: Plan, path: Path) -> Result:
+def _speed(plan: Plan, path: Path) -> Iterator[Result]:
     sizes, library = plan.sizes, plan.library
     context = max(sizes.depths) + max(*sizes.prompts, sizes.new_tokens, ROWS)
     with random_engine(path, context, library) as engine:
         filler = cache_filler(engine, library)
-        report = smoke.speeds(engine, ["auto"], sizes, COMMAND, filler)["auto"]
+
+        def timed(some: smoke.Sizes) -> tuple[str, SpeedReport]:
+            return path.name, smoke.speeds(engine, ["auto"], some, COMMAND, filler)["auto"]
+
+        decode = timed(replace(sizes, prompts=(0,)))
+        yield _reported([decode])
         depth = max(sizes.depths)
         engine.truncate(0)
         filler(depth)
         step, tree = _tree(engine, depth)
-    ratio = f"{ROWS} rows verified in {tree * 1e3:.2f} ms = {tree / step:.2f} decode steps"
-    return _reported({path.name: report}, [f"{ratio} of {step * 1e3:.2f} ms at depth {depth}"])
+        ratio = f"{ROWS} rows verified in {tree * 1e3:.2f} ms = {tree / step:.2f} decode steps"
+        notes = [f"{ratio} of {step * 1e3:.2f} ms at depth {depth}"]
+        yield _reported([decode], notes)
+        yield _reported([decode, timed(replace(sizes, new_tokens=0))], notes)
 
 
 def _tree(engine: Any, depth: int) -> tuple[float, float]:
     """Seconds of a decode step and of a verified chain, medians, in turns."""
     rows = range(-1, ROWS - 1)
     pairs = []
-    for _ in range(TRIES + 1):
-        decoded = _seconds(lambda: np.asarray(engine.decode(1)))
+    for _ in range(WARM + TRIES):
+        decoded = _seconds(lambda: engine.greedy(1))
         engine.truncate(depth)
         pairs.append((decoded, _seconds(lambda: engine.model.verify([1] * ROWS, rows))))
-    step, tree = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+    step, tree = (statistics.median(column) for column in zip(*pairs[WARM:], strict=True))
     return step, tree
 
 
-def long_context(plan: Plan) -> Result:
+def long_context(plan: Plan) -> Iterator[Result]:
     """Sparse against dense attention far in the context, in turns."""
     sizes, library = plan.sizes, plan.library
     deep = replace(sizes, depths=(sizes.deep,), prompts=(0,))
@@ -202,19 +214,42 @@ def long_context(plan: Plan) -> Result:
     notes = [", ".join(f"{gear} {ms:.2f} ms" for gear, ms in steps.items()) + " a step"]
     if len(steps) > 1:
         notes.append(f"sparse is {steps['dense'] / steps['sparse']:.1f}x as fast as dense")
-    return _reported({gear: report for gear, report in reports.items()}, notes)
+    yield _reported(list(reports.items()), notes)
 
 
-def _reported(reports: dict[str, SpeedReport], notes: list[str]) -> Result:
-    head, rows = [], []
-    for name, report in reports.items():
+def _reported(reports: list[tuple[str, SpeedReport]], notes: Sequence[str] = ()) -> Result:
+    heads, rows = [], []
+    for name, report in reports:
         head, *lines = report.cells()
+        heads.append(head)
         rows += [[name, *line] for line in lines]
-    bandwidth = next(iter(reports.values())).bandwidth
-    return Result([["", *head], *rows], [f"memory reads {(bandwidth or 0) / 1e9:.0f} GB/s", *notes])
+    head = max(heads, key=len)  # a decode's ends in where its time went
+    rows = [row + [""] * (1 + len(head) - len(row)) for row in rows]
+    bandwidth = max(report.bandwidth or 0 for _, report in reports)
+    return Result([["", *head], *rows], [f"memory reads {bandwidth / 1e9:.0f} GB/s", *notes])
 
 
-def large_kernels(plan: Plan) -> Result:
+def sweep(plan: Plan) -> Iterator[Result]:
+    """The parameters that the largest model's kernels have, and the table of the fastest, which
+    comes back as a file for `compile --tuning`.
+    """
+    with random_engine(plan.largest, 128, plan.library) as engine:
+        library, target = engine.library, tune.target_of(engine.manifest)
+        assert isinstance(library, LocalLibrary)
+        cases, depth = tune.first_cases(load_cases(plan.largest), target), plan.sizes.swept
+        reader = memory_reader(library)
+        assert reader
+        swept = tune.Sweep(library, target, cases, plan.folder / smoke.CANDIDATES, depth)
+        for repeat in range(TRIES):
+            reader.sample()
+            swept.sample(repeat)
+            found = swept.table(reader.best)
+            told = tune.TuneReport(found, "", "")
+            note = f"attention with {depth} cached tokens, {repeat + 1} times"
+            yield Result(told.cells(), [note], files={f"{plan.device}-tuning.json": found.json()})
+
+
+def large_kernels(plan: Plan) -> Iterator[Result]:
     """Every kernel of the largest model's library against its definition, with its time."""
     result = Result([["operator", "kernel", "NMSE", "limit", "us"]])
     with random_engine(plan.largest, 128, plan.library) as engine:
@@ -227,14 +262,15 @@ def large_kernels(plan: Plan) -> Result:
             ]
             result.table.append([checked.operator, checked.kernel, *numbers])
             result.wrong += [] if checked.passed else [checked.kernel]
-    return result
+            yield result
 
 
-def llama(plan: Plan) -> Result:
+def llama(plan: Plan) -> Iterator[Result]:
     """llama.cpp on the same device, where its llama-bench and a model were carried along."""
     program, models = shutil.which("llama-bench"), sorted(plan.folder.parent.glob("*.gguf"))
     if not program or not models:
-        return Result(notes=["left out: no llama-bench on PATH, or no .gguf beside the device"])
+        yield Result(notes=["left out: no llama-bench on PATH, or no .gguf beside the device"])
+        return
     sizes, result = plan.sizes, Result([["model", "phase", "depth", "tokens", "tokens/s"]])
     for model in models:
         counts = ["-p", f"{max(sizes.prompts)}", "-n", f"{sizes.new_tokens}", "-ngl", "99"]
@@ -247,14 +283,15 @@ def llama(plan: Plan) -> Result:
             )
             cells = [model.name, phase, f"{row['n_depth']}", f"{tokens}", f"{row['avg_ts']:.1f}"]
             result.table.append(cells)
-    return result
+        yield result
 
 
-def sanitizer(plan: Plan) -> Result:
+def sanitizer(plan: Plan) -> Iterator[Result]:
     """memcheck and racecheck over the demo's kernels, where NVIDIA's tool is there."""
     program = shutil.which("compute-sanitizer")
     if plan.device != "cuda" or not program:
-        return Result(notes=["left out: no compute-sanitizer on PATH"])
+        yield Result(notes=["left out: no compute-sanitizer on PATH"])
+        return
     result = Result([["tool", "says"]])
     verify = [
         sys.executable,
@@ -270,17 +307,18 @@ def sanitizer(plan: Plan) -> Result:
             [tool, last[0].strip("= ") if last else f"exit status {ran.returncode}"]
         )
         result.wrong += [tool] * bool(ran.returncode)
-    return result
+        yield result
 
 
 COMMAND = "python bench/gpu_session.py run FOLDER"
 # name: what it does, and the most seconds that it may take; those worth most come first
-ALL: dict[str, tuple[Callable[[Plan], Result], int]] = {
+ALL: dict[str, tuple[Callable[[Plan], Iterator[Result]], int]] = {
     "limits": (limits, 60),
     "demo-kernels": (demo_kernels, 60),
     "speed": (speed, 120),
     "long-context": (long_context, 120),
     "answers": (answers, 90),
+    "sweep": (sweep, 90),
     "large-kernels": (large_kernels, 90),
     "small-speed": (small_speed, 60),
     "llama.cpp": (llama, 120),

@@ -1,4 +1,4 @@
-"""Decode steps on CUDA as one launch, on stand-ins for the driver that count what is asked."""
+"""The calls of an answer on CUDA, one launch each, on stand-ins for the driver that count them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
+from draft_heads import EAGLE3, write_draft
 
-from minicpm_mlc.runtime_py.device_decode import LEAST_WIDTH, bucket, padded
+from minicpm_mlc.runtime_py.allocator import called, disturbances, disturbed, seen
 from minicpm_mlc.runtime_py.device_rows import DeviceRows
+from minicpm_mlc.runtime_py.device_steps import LEAST_WIDTH, bucket, padded
 from minicpm_mlc.runtime_py.sampler import likeliest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -52,6 +55,21 @@ def test_logits_travel_once_and_only_when_they_are_read():
         rows[2]
 
 
+def test_a_call_moves_memory_the_first_time_a_thread_makes_it_until_memory_is_given_back():
+    counts = [disturbances()]
+    for call in ("a", "a", "b", "a"):
+        called(call)
+        counts.append(disturbances() - counts[0])
+    assert counts[1:] == [1, 1, 2, 2] and seen("a")
+    elsewhere: list[bool] = []
+    thread = threading.Thread(target=lambda: elsewhere.append(seen("a")))
+    thread.start()
+    thread.join()
+    assert elsewhere == [False]
+    disturbed()
+    assert not seen("a")
+
+
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return stand_in.build(tmp_path_factory.mktemp("drivers"))
@@ -59,17 +77,19 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model for CUDA, its kernels' code left out: the stand-ins run none."""
+    """A tiny model for CUDA with a draft head, its kernels' code left out: the stand-ins run
+    none.
+    """
     from minicpm_mlc.compile import compile_model
 
     folder = tmp_path_factory.mktemp("cuda")
     config = tiny_config("MiniCPM4.1-8B", num_layers=2)
     write_checkpoint(folder / "source", config, dtype="f32")
+    write_draft(folder / "head", config, EAGLE3, vocab=100, feature_layers=(0, 1, 1))
+    options = {"device": "cuda", "arch": "sm_90", "scheme": "w4", "draft": folder / "head"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minicpm_mlc.targets.cuda.fat_binary", lambda *_: b"no code")
-        compile_model(
-            folder / "source", folder / "bundle", device="cuda", arch="sm_90", scheme="w4"
-        )
+        compile_model(folder / "source", folder / "bundle", **options)
     return folder / "bundle"
 
 
@@ -106,10 +126,11 @@ logits = [asked(lambda: engine.decode(5)) for _ in range(2)]
 engine.shift("sparse")
 sparse = [asked(lambda: engine.greedy(5)) for _ in range(5)]
 again = asked(lambda: engine.prefill([5] * 3)), [asked(lambda: engine.greedy(5)) for _ in range(3)]
-print(json.dumps([steps, logits, sparse, again[1]]))
+seen = asked(lambda: engine.prefill([5] * 3)), [asked(lambda: engine.greedy(5)) for _ in range(2)]
+print(json.dumps([steps, logits, sparse, again, seen[1]]))
 """,
     )
-    steps, logits, sparse, again = found
+    steps, logits, sparse, again, seen = found
     one = {"graph launches": 1, "waits": 1}
     assert steps[0]["launches"] > 20 and "graph launches" not in steps[0]
     assert steps[1]["recordings"] == 1 and "launches" not in steps[1]
@@ -118,7 +139,85 @@ print(json.dumps([steps, logits, sparse, again[1]]))
     assert logits[0] == one | {"copies": 1, "waits": 2, "pinned": 1}
     assert logits[1] == one | {"copies": 1}, "they were on their way before they were read"
     assert sparse[2:] == [one] * 3
-    assert again[0]["launches"] and again[1]["recordings"] == 1 and again[2] == one
+    prompt, after = again
+    assert prompt["launches"] and after[0]["recordings"] == 1 and after[1:] == [one] * 2
+    assert seen == [one] * 2, "a prompt of a length that was there before moves nothing"
+
+
+def test_a_tree_a_draft_and_a_commit_are_one_launch_each(bundle: Path, drivers: dict[str, str]):
+    found = run(
+        bundle,
+        drivers,
+        """
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+engine.prefill([5] * 10)
+model = engine.model
+head = DraftModel(model.cache, model.sequence)
+def once(nodes):
+    proposed = []
+    calls = {
+        "extend": lambda: proposed.append(head.extend(5, model.features)),
+        "step": lambda: head.step([1, 2, 3, 4], proposed[0].hidden.repeat(4, 0), [-1] * 4),
+        "verify": lambda: model.verify([5] * nodes, range(-1, nodes - 1)),
+        "commit": lambda: model.commit(range(3)),
+    }
+    return {name: asked(call) for name, call in calls.items()}
+rounds = [once(16) for _ in range(5)]
+few = [once(8) for _ in range(4)]
+read = [asked(lambda: np.asarray(model.verify([5] * 8, range(-1, 7))[0])) for _ in range(2)]
+engine.shift("sparse")
+sparse = [once(16) for _ in range(4)]
+print(json.dumps([rounds, few, read, sparse]))
+""",
+    )
+    rounds, few, read, sparse = found
+    one = {"graph launches": 1, "waits": 1}
+    all_once = {"extend": one, "step": one, "verify": one, "commit": {"graph launches": 1}}
+    assert all(call["launches"] for call in rounds[0].values())
+    assert rounds[-1] == few[-1] == sparse[-1] == all_once
+    assert read[0] == one | {"copies": 1, "waits": 2, "pinned": 1}
+    assert read[1] == one | {"copies": 1}
+
+
+def test_what_a_token_is_drawn_from_comes_with_the_step(bundle: Path, drivers: dict[str, str]):
+    found = run(
+        bundle,
+        drivers,
+        """
+engine.prefill([5] * 10)
+def drawn(rows):
+    assert all(row.few(0.8) is not None for row in rows)
+model = engine.model
+steps = [asked(lambda: drawn([model.step(5)])) for _ in range(5)]
+tree = lambda: drawn(list(model.verify([5] * 4, range(-1, 3))[0]))
+trees = [asked(tree) for _ in range(5)]
+print(json.dumps([steps, trees]))
+""",
+    )
+    steps, trees = found
+    assert "copies" not in steps[-1], "the logits stay on the device"
+    assert steps[-1] == trees[-1] == {"graph launches": 2, "waits": 1}
+
+
+def test_a_drafts_numbers_pass_through_the_graph(bundle: Path, drivers: dict[str, str]):
+    found = run(
+        bundle,
+        drivers,
+        """
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+engine.prefill([5] * 10)
+head = DraftModel(engine.model.cache, engine.model.sequence)
+features = np.arange(10 * engine.model.features.shape[1], dtype=np.float32).reshape(10, -1)
+for _ in range(3):
+    head.extend(7, features)
+library = engine.library.local
+(recorded,) = library._steps._recordings.graphs.values()
+values = [library.memory.array(tensor) for tensor in recorded.graph._arguments]
+same = (values[1] == features).all() and values[0].tolist() == [5] * 9 + [7]
+print(json.dumps(bool(same)))
+""",
+    )
+    assert found
 
 
 def test_arguments_and_results_pass_through_the_graph(bundle: Path, drivers: dict[str, str]):
@@ -129,11 +228,11 @@ def test_arguments_and_results_pass_through_the_graph(bundle: Path, drivers: dic
 engine.prefill([5] * 10)
 for _ in range(3):
     engine.greedy(5)
-decoder = engine.library.local._decoder
-(recorded,) = decoder._recordings.graphs.values()
+steps = engine.library.local._steps
+(recorded,) = steps._recordings.graphs.values()
 graph, memory = recorded.graph, engine.library.local.memory
 import ctypes
-ids = ctypes.cast(graph._results.ids.data_ptr(), ctypes.POINTER(ctypes.c_int32))
+ids = ctypes.cast(graph._results.copied[0].data_ptr(), ctypes.POINTER(ctypes.c_int32))
 ids[0] = 77
 token = engine.greedy(6)
 values = [memory.array(tensor).ravel().tolist() for tensor in graph._arguments]
@@ -155,16 +254,20 @@ engine.prefill([5] * 10)
 for _ in range(3):
     engine.greedy(5)
 model = engine.model
-(recorded,) = engine.library.local._decoder._recordings.graphs.values()
+(recorded,) = engine.library.local._steps._recordings.graphs.values()
 logits = ctypes.cast(recorded.graph._results.logits.data_ptr(), ctypes.POINTER(ctypes.c_float))
 held = model.step(5)
 logits[3] = 1.5
 model.step(5)
 logits[3] = 2.5
-print(json.dumps([float(np.asarray(held)[3]), float(np.asarray(model.step(5))[3])]))
+last = float(np.asarray(model.step(5))[3])
+engine.prefill([5] * 7)
+plain = engine.model.verify([5] * 3, range(-1, 2))[0]
+model.step(5)
+print(json.dumps([float(np.asarray(held)[3]), last, plain._fetch is None]))
 """,
     )
-    assert found == [1.5, 2.5]
+    assert found == [1.5, 2.5, True], "what a plain call left there too"
 
 
 def test_where_cuda_records_nothing_steps_are_plain_and_it_is_said(

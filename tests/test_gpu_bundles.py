@@ -18,6 +18,7 @@ from test_rpc import KEY, started
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.ops.candidates import Candidates
 from minicpm_mlc.runtime_py.device_rows import DeviceRow
 from minicpm_mlc.runtime_py.rpc.client import connect
 from minicpm_mlc.runtime_py.sampler import likeliest
@@ -153,12 +154,24 @@ def test_a_greedy_step_leaves_its_logits_on_the_device_and_sampling_reads_them(g
     rows = gpu.model.step(5)
     assert isinstance(rows, DeviceRow) and rows._rows._fetch
     token = likeliest(rows)
-    assert rows._rows._fetch, "nothing was copied"
+    few = rows.few(0.8)
+    assert few and rows._rows._fetch, "nothing was copied"
+    logits = np.asarray(rows)
+    tokens, values, totals = Candidates.of(len(logits)).define(logits[None], np.array([0.8]))
+    np.testing.assert_array_equal(few.ids, tokens[0])
+    np.testing.assert_array_equal(few.values, values[0])
+    assert few.total == pytest.approx(totals[0], rel=1e-5)
     assert token == np.asarray(rows).argmax() and rows[token] == np.asarray(rows)[token]
     assert not rows._rows._fetch
     gpu.truncate(len(ids))
     assert gpu.greedy(5) == token
-    options: Any = {"temperature": 1.0, "seed": 3, "max_tokens": 6, "speculate": "off"}
+    options: Any = {
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "seed": 3,
+        "max_tokens": 6,
+        "speculate": "off",
+    }
     drawn = [gpu.generate(ids, **options) and gpu.cached_tokens for _ in range(2)]
     assert drawn[0] == drawn[1]
     found = gpu.roofline()

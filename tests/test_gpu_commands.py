@@ -1,5 +1,5 @@
-"""chat and bench with bundles for the GPU devices that are here, near and from afar, and when a
-device fails.
+"""chat, bench and tune with bundles for the GPU devices that are here, near and from afar, and when
+a device fails.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from driver_cases import command, in_new_process, lost, needs_cc, small
 from test_rpc import KEY, started
 
 from minicpm_mlc import cli
+from minicpm_mlc.bench import tune
 from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.runtime_py.memory import open_memory
+from minicpm_mlc.targets import get_target
+from minicpm_mlc.targets.tuning import Tuning
 
 CHAT = (
     "--prompt",
@@ -55,6 +59,22 @@ def test_chat_and_bench_run_from_afar_and_name_the_device(
     assert report["device"] == f"{named} at {address}" and len(report["rows"]) == 2
     for options in (BENCH, ("--speculate", "ngram", *FEW)):
         assert json.loads(shown("bench", str(bundle), *options))["device"] == named
+
+
+def test_tune_sweeps_attention_and_its_table_is_for_that_device(
+    device: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(GpuTraits, "choices", {"attend_decode": {"split_pages": (2, 8)}})
+    monkeypatch.setattr(tune, "UNCACHED", 1 << 18)
+    path = tmp_path / "table.json"
+    options = ("-o", str(path), "--depth", "192", "--repeats", "1", "--json")
+    found = json.loads(shown("tune", str(bundle), *options))
+    made = Tuning.read(path)
+    (kernel,) = made.kernels
+    assert found["kernels"][0]["record"] == kernel.record
+    assert kernel.record["operator"] == "attend_decode" and kernel.nmse < 1e-6
+    assert kernel.parameters in ({}, {"split_pages": 2}) and 0 < kernel.microseconds
+    assert made.suits(get_target(device)) and made.name == open_memory(device).name
 
 
 @needs_cc

@@ -26,7 +26,6 @@ from minicpm_mlc.bench.decode import BenchError, memory_reader, need_positive
 from minicpm_mlc.bundle.kernel_cases import Case, load_cases
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, Manifest
 from minicpm_mlc.ops.attend import AttendDecode
-from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.operator import Extent, Operator, from_json
 from minicpm_mlc.ops.samples import Draw
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
@@ -134,14 +133,14 @@ def tune_bundle(
     reader = memory_reader(library)
     assert reader
     with tempfile.TemporaryDirectory() as scratch:
-        sweep = Sweep(library, target, cases, Path(scratch), depth)
+        made = export_candidates(target, cases, Path(scratch))
+        sweep = Sweep(library, target, cases, made, depth)
         for done in range(repeats):
             progress("repeats", done, repeats)
             reader.sample()
             sweep.sample(done)
         progress("repeats", repeats, repeats)
-        kernels = [sweep.chosen(record, reader.best) for record in cases]
-    found = Tuning(target.device, library.device_name, target.int8_dot, reader.best, kernels)
+        found = sweep.table(reader.best)
     write_text(out, found.json())
     return TuneReport(found, str(out), f"minicpm-mlc compile {path} --tuning {out} -o NEW")
 
@@ -174,22 +173,40 @@ def candidates_of(
         yield dict(zip(choices, values, strict=True))
 
 
+def export_candidates(target: Target, cases: dict[Operator, Case], folder: Path) -> Path:
+    """The library of all candidates, in a folder. It takes the compiler."""
+    import tvm
+
+    from minicpm_mlc.ops.build import build
+
+    path = folder / target.libraries[0]
+    candidates = itertools.chain(*_all_candidates(target, cases).values())
+    kernels = {
+        each.name: build(each.operator, target.traits.tuned(each.parameters)) for each in candidates
+    }
+    module = tvm.IRModule(
+        {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
+    )
+    built = tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())
+    target.export(built, str(path))
+    return path
+
+
 class Sweep:
-    """The candidates of all operators in one library, and the arguments that they are called on."""
+    """The candidates of all operators, and the arguments that they are called on."""
 
     def __init__(
         self,
         library: LocalLibrary,
         target: Target,
         cases: dict[Operator, Case],
-        folder: Path,
+        made: Path,
         depth: int,
     ) -> None:
-        self.candidates = {
-            record: list(_candidates(record, target, i)) for i, record in enumerate(cases)
-        }
-        every = list(itertools.chain(*self.candidates.values()))
-        self._kernels = _Kernels(library.memory, target, every, folder, library.threads)
+        """`made`: what `export_candidates` wrote for the same target and cases."""
+        self._library, self._target = library, target
+        self.candidates = _all_candidates(target, cases)
+        self._kernels = _Kernels(library.memory, self.candidates, made, library.threads)
         self._calls = {record: _Calls(record, case, depth) for record, case in cases.items()}
         for record, case in cases.items():
             for candidate in self.candidates[record]:
@@ -222,6 +239,13 @@ class Sweep:
             seconds = time.perf_counter() - start
         return seconds / rounds / len(calls)
 
+    def table(self, bandwidth: float) -> Tuning:
+        """What was found, beside the speed of memory in bytes a second."""
+        kernels = [self.chosen(record, bandwidth) for record in self.candidates]
+        target = self._target
+        name = self._library.device_name
+        return Tuning(target.device, name, target.int8_dot, bandwidth, kernels)
+
     def chosen(self, record: Operator, bandwidth: float) -> TunedKernel:
         """The fastest candidate that is right, the usual one unless another is clearly faster."""
         usual, *others = self.candidates[record]
@@ -241,25 +265,13 @@ class _Kernels:
     def __init__(
         self,
         memory: Memory,
-        target: Target,
-        candidates: Sequence[Candidate],
-        folder: Path,
+        candidates: dict[Operator, list[Candidate]],
+        path: Path,
         threads: int,
     ) -> None:
-        import tvm
-
-        self.memory, path = memory, folder / target.libraries[0]
-        kernels = {
-            each.name: build(each.operator, target.traits.tuned(each.parameters))
-            for each in candidates
-        }
-        module = tvm.IRModule(
-            {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
-        )
-        built = tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())
-        target.export(built, str(path))
-        loaded = tvm_ffi.load_module(path)
-        self.functions = {name: loaded[name] for name in kernels}
+        self.memory, loaded = memory, tvm_ffi.load_module(path)
+        every = itertools.chain(*candidates.values())
+        self.functions = {each.name: loaded[each.name] for each in every}
         self._pool = pool_for(path) if isinstance(memory, HostMemory) else None
         self._threads = threads
 
@@ -296,6 +308,11 @@ class _Calls:
         nbytes = sum(array.nbytes for array in self._arrays)
         copies = min(MOST_COPIES, -(-UNCACHED // nbytes))
         return [[memory.tensor(array.copy()) for array in self._arrays] for _ in range(copies)]
+
+
+def _all_candidates(target: Target, cases: dict[Operator, Case]) -> dict[Operator, list[Candidate]]:
+    """Those of all operators, each with a name of its own."""
+    return {record: list(_candidates(record, target, i)) for i, record in enumerate(cases)}
 
 
 def _candidates(record: Operator, target: Target, number: int) -> Iterator[Candidate]:

@@ -30,7 +30,9 @@ SEGMENTS = 4  # of a page, by the ratio of InfLLM-v2's block_size and kernel_str
 SEGMENT_SIZE = PAGE_SIZE // SEGMENTS  # tokens
 MAX_DECODE_SEQUENCES = 64  # rows of one decode call
 MAX_TREE_NODES = 64  # nodes of a token tree
-LIKELIEST = "likeliest"  # the function of a GPU's library that chooses a greedy step's token
+# functions of a GPU's library: the one that chooses a greedy step's token, and the one that finds
+# those that a token is drawn from
+LIKELIEST, CANDIDATES = "likeliest", "candidates"
 READ_KERNEL = "read_peak"  # of every library: it only reads memory (ops/*/speed_limits.py)
 # what is read where a bundle holds it: a file of such a name that the manifest lacks is refused
 OPTIONAL_FILES = (

@@ -242,17 +242,33 @@ class EngineBuild:
 
     def _compiled(self, sources: Sequence[Path], folder: Path, flags: Iterable[str]) -> list[str]:
         objects = [folder / f"{i}-{source.stem}.o" for i, source in enumerate(sources)]
-        own = [*self._system.headers, *(self._engine / name for name in ("include", "src"))]
-        headers = [*(f"-I{p}" for p in own), *(f"-isystem{p}" for p in self._headers)]
-        common = ("-target", self.target, "-c", *FLAGS, *self._system.flags, *flags, *headers)
+        common = (*self._arguments(flags), "-c")
+        precompiled = self._precompiled
 
         def compiled(pair: tuple[Path, Path]) -> None:
             language = ("cc",) if pair[0].suffix == ".c" else ("c++", "-std=c++17")
-            zig(*language, *common, "-o", str(pair[1]), str(pair[0]))
+            read = () if pair[0] in self._system.sources else precompiled
+            zig(*language, *common, *read, "-o", str(pair[1]), str(pair[0]))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compiled, zip(sources, objects, strict=True)))
         return [str(path) for path in objects]
+
+    def _arguments(self, flags: Iterable[str]) -> tuple[str, ...]:
+        own = [*self._system.headers, *(self._engine / name for name in ("include", "src"))]
+        headers = [*(f"-I{p}" for p in own), *(f"-isystem{p}" for p in self._headers)]
+        return ("-target", self.target, *FLAGS, *self._system.flags, *flags, *headers)
+
+    @cached_property
+    def _precompiled(self) -> tuple[str, ...]:
+        """What spares the compiler reading TVM's headers for every source: a third of its time."""
+        header = self._engine / "src" / "precompiled.h"
+        seen = self._wheels["tvm_ffi"] / "include" / "tvm" / "ffi" / "function.h"
+        where = (str(header), str(seen), seen.stat().st_mtime_ns)  # it is refused for other files
+        parts = [*self._tvm_parts, header.read_bytes(), repr(where).encode()]
+        how = ("c++", "-std=c++17", *self._arguments(()), "-x", "c++-header", str(header), "-o")
+        made = self._kept("precompiled.pch", parts, lambda out: zig(*how, str(out)))
+        return "-include-pch", str(made)
 
     @property
     def _headers(self) -> list[Path]:

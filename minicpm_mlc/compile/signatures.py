@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.relax.frontend.nn import spec
 
-from minicpm_mlc.bundle.manifest import LIKELIEST
+from minicpm_mlc.bundle.manifest import CANDIDATES, LIKELIEST
 from minicpm_mlc.bundle.state import Table, bytes_per
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
@@ -43,7 +43,7 @@ def model_functions(model: Decoder) -> Functions:
     if not recurrent:
         kinds["verify"] = ids("t", rows) | tree_arguments("t")
     gears = ("", "_sparse") if model.config.sparse else ("",)
-    called = greedy_functions(model) | {
+    called = choosing_functions(model) | {
         kind + gear: (getattr(model, kind + gear), arguments | pools | PARAMS)
         for kind, arguments in kinds.items()
         for gear in gears
@@ -54,13 +54,19 @@ def model_functions(model: Decoder) -> Functions:
     return called | {"commit": (model.commit, commit)}
 
 
-def greedy_functions(model: Decoder) -> Functions:
-    """What tells the likeliest tokens of a step's logits, where the target has a kernel for it."""
+def choosing_functions(model: Decoder) -> Functions:
+    """What tells the likeliest tokens of a step's logits, and those to draw from, where the target
+    has kernels for it.
+    """
     if not has_kernel(Likeliest, model.plan.kernels.traits):
         return {}
     columns = -(-model.config.vocab_size // LANES) * LANES
     logits = {"logits": spec.Tensor(["b", columns], "float32")}
-    return {LIKELIEST: (model.likeliest, logits | NO_PARAMS)}
+    temperatures = {"temperatures": spec.Tensor(["b"], "float32")}
+    return {
+        LIKELIEST: (model.likeliest, logits | NO_PARAMS),
+        CANDIDATES: (model.candidates, logits | temperatures | NO_PARAMS),
+    }
 
 
 def draft_functions(model: Decoder, draft: Eagle) -> Functions:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
@@ -14,14 +15,18 @@ from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 
 KEPT_BYTES = 16 << 20  # of results of all sizes
+MOST_CALLS = 4096  # that are remembered
 _disturbed = [0]
+_seen: set[Hashable] = set()
 
 
 class KeptResults:
-    """The sizes of results that the allocator may keep: at most KEPT_BYTES and the last call's."""
+    """The sizes of results that the allocator may keep: at most `most` bytes and the last
+    call's.
+    """
 
-    def __init__(self) -> None:
-        self._sizes: set[int] = set()
+    def __init__(self, most: int = KEPT_BYTES) -> None:
+        self._most, self._sizes = most, set[int]()
 
     def note(self, results: Iterable[np.ndarray | DeviceRows]) -> None:
         """These will be freed."""
@@ -29,7 +34,7 @@ class KeptResults:
 
     def make_room(self) -> None:
         """Before a call: empties the allocator if it may keep too much."""
-        if sum(self._sizes) > KEPT_BYTES:
+        if sum(self._sizes) > self._most:
             self._sizes.clear()
             empty_allocator()
 
@@ -50,8 +55,27 @@ def disturbed() -> None:
     libraries of this process may lie elsewhere now, and what was recorded with it is worthless.
     """
     _disturbed[0] += 1
+    _seen.clear()
+
+
+def called(call: Hashable) -> None:
+    """The same of a call that `call` tells from others, its function and shapes, unless this thread
+    made it before: what it takes is there then. Scratch memory only grows, and moves in doing so.
+    """
+    own = threading.get_ident(), call
+    if own in _seen:
+        return
+    _disturbed[0] += 1
+    if len(_seen) >= MOST_CALLS:
+        _seen.clear()
+    _seen.add(own)
+
+
+def seen(call: Hashable) -> bool:
+    """Whether this thread made that call, and nothing was given back since."""
+    return (threading.get_ident(), call) in _seen
 
 
 def disturbances() -> int:
-    """How often that was."""
+    """How often what was recorded became worthless."""
     return _disturbed[0]

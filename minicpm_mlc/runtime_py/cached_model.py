@@ -12,7 +12,7 @@ import numpy as np
 from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.kv_cache import Sequence, common_prefix
-from minicpm_mlc.runtime_py.outputs import Outputs, Row
+from minicpm_mlc.runtime_py.outputs import Decoded, Row
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
@@ -153,7 +153,7 @@ class CachedModel:
 
     def verify(
         self, token_ids: Ids[int], parents: Ids[int]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray | DeviceRows, np.ndarray | None]:
         """Runs a token tree after the cached tokens, which stay as they are, in one pass.
 
         Node 0 is the root, the token sampled last, with parent -1; every other node's parent comes
@@ -161,9 +161,10 @@ class CachedModel:
         ancestors, and gets the logits of decoding its path token by token, in the gear of each
         token.
 
-        Returns logits float32 [n, vocab], and with a draft head in the bundle its features float32
-        [n, F]. Raises ContextError where n more tokens don't fit the context, ValueError for a tree
-        of another form, or where the model's state can't go back.
+        Returns logits float32 [n, vocab], which stay on a GPU until they are read, and with a draft
+        head in the bundle its features float32 [n, F]. Raises ContextError where n more tokens
+        don't fit the context, ValueError for a tree of another form, or where the model's state
+        can't go back.
         """
         if self.sequence.recurrent:
             raise ValueError("the model keeps state per sequence: its tokens can only be decoded")
@@ -193,7 +194,7 @@ class CachedModel:
             len(self), np.asarray(token_ids), np.asarray(parents), places, selected
         )
         features = [out.features for out in outs if out.features is not None]
-        self.features = _in_order(features, places) if features else None
+        self.features = np.asarray(_in_order(features, places)) if features else None
         return _in_order([out.logits for out in outs], places), self.features
 
     def commit(self, nodes: Ids[int]) -> None:
@@ -217,7 +218,7 @@ class CachedModel:
         self.sequence.append(tree.token_ids[path].tolist())
         self._tree = None
 
-    def _verify(self, rows: list[np.ndarray], sparse: bool) -> Outputs:
+    def _verify(self, rows: list[np.ndarray], sparse: bool) -> Decoded:
         """Nodes of one gear: their token ids, positions, slots and ancestor masks."""
         token_ids, positions, slots, ancestors = rows
         base = np.array([len(self)], np.int32)
@@ -254,11 +255,11 @@ def decode_together(models: Ids[CachedModel], token_ids: Ids[int]) -> np.ndarray
     return out.logits
 
 
-def _in_order(parts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+def _in_order(parts: Ids[np.ndarray | DeviceRows], places: np.ndarray) -> np.ndarray | DeviceRows:
     """The rows of all gears in the nodes' order; those of one gear, as almost always, are there
     already: no copy.
     """
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)[places]
+    return parts[0] if len(parts) == 1 else np.concatenate(list(map(np.asarray, parts)))[places]
 
 
 def _with_dense_rows(blocks: np.ndarray, n: int) -> np.ndarray:

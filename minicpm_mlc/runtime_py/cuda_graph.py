@@ -1,5 +1,5 @@
-"""A decode step on CUDA as one launch: its copies and kernels are recorded once as a graph, over
-arguments and results at fixed places.
+"""A step on CUDA as one launch: its copies and kernels are recorded once as a graph, over arguments
+and results at fixed places.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from typing import Any
@@ -71,27 +71,36 @@ def cuda_runtime() -> CudaRuntime:
     return CudaRuntime()
 
 
+class GraphStream:
+    """The stream that graphs run on. It waits for the usual stream's work, and that for its.
+    `waits`: how often all that was put into it was waited for.
+    """
+
+    def __init__(self) -> None:
+        self._runtime = cuda_runtime()
+        self.handle = self._runtime.made("cudaStreamCreateWithFlags", 0)
+        self.waits = 0
+
+    def wait(self) -> None:
+        """Until everything is done that was put into it."""
+        self._runtime("cudaStreamSynchronize", self.handle)
+        self.waits += 1
+
+
 @cache
-def graph_stream() -> ctypes.c_void_p:
-    """The stream that graphs run on. It waits for the usual stream's work, and that for its."""
-    return cuda_runtime().made("cudaStreamCreateWithFlags", 0)
+def graph_stream() -> GraphStream:
+    """The one of this process."""
+    return GraphStream()
 
 
 @dataclass(frozen=True)
 class Results:
-    """Tensors that a step gives: logits float32 [rows, padded vocab], the likeliest tokens, their
-    logits, and what else there is.
+    """Tensors that a step gives: those that are copied to the host every time, and logits float32
+    [rows, padded vocab] that are copied when somebody asks.
     """
 
-    logits: Any
-    ids: Any
-    values: Any
-    others: list[Any]
-
-    @property
-    def copied(self) -> list[Any]:
-        """What every step copies to the host."""
-        return [self.ids, self.values, *self.others]
+    copied: list[Any] = field(default_factory=list)
+    logits: Any = None
 
 
 class StepGraph:
@@ -99,11 +108,13 @@ class StepGraph:
 
     def __init__(self, arguments: Sequence[Any], step: Callable[..., Results]) -> None:
         """Records `step(*arguments)`, which ran before with these shapes, so that the memory it
-        takes is at hand. `arguments`: int32 tensors on the device, which each launch writes anew.
+        takes is at hand. `arguments`: tensors on the device, which each launch writes anew.
 
         Raises DeviceError where CUDA can't, OSError where its library is missing.
         """
         self._runtime, self._stream = cuda_runtime(), graph_stream()
+        self._launched = -1  # how often the stream had been waited for then
+        self.drawing: StepGraph | None = None  # what finds candidates among its logits
         self._arguments = list(arguments)
         self._given = self._runtime.pinned(list(map(nbytes_of, arguments)))
         self._logits: np.ndarray | None = None  # where they are copied to, once somebody asks
@@ -118,21 +129,22 @@ class StepGraph:
     def _recorded(self, step: Callable[..., Results]) -> ctypes.c_void_p:
         """The graph of the copies and the step."""
         runtime, graph = self._runtime, ctypes.c_void_p()
-        runtime("cudaStreamBeginCapture", self._stream, RELAXED)
+        stream = self._stream.handle
+        runtime("cudaStreamBeginCapture", stream, RELAXED)
         try:
-            with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), self._stream.value or 0):
+            with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream.value or 0):
                 self._record(step)
         except BaseException:
-            runtime.attempted("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
+            runtime.attempted("cudaStreamEndCapture", stream, ctypes.byref(graph))
             runtime.attempted("cudaGetLastError")
             raise
-        runtime("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
+        runtime("cudaStreamEndCapture", stream, ctypes.byref(graph))
         return graph
 
     def _record(self, step: Callable[..., Results]) -> None:
         for tensor, given in zip(self._arguments, self._given, strict=True):
             place, nbytes = given.ctypes.data, given.nbytes
-            self._runtime.copy(_address(tensor), place, nbytes, TO_DEVICE, self._stream)
+            self._runtime.copy(_address(tensor), place, nbytes, TO_DEVICE, self._stream.handle)
         self._results = step(*self._arguments)
         self._copies = self._runtime.pinned(list(map(nbytes_of, self._results.copied)))
         for tensor, copy in zip(self._results.copied, self._copies, strict=True):
@@ -140,24 +152,32 @@ class StepGraph:
 
     def launch(self, rows: Sequence[np.ndarray]) -> None:
         """Begins a step of other arguments, which writes over the results of the one before."""
+        if self._launched == self._stream.waits:
+            self._stream.wait()  # the one before may still read its arguments
         for given, row in zip(self._given, rows, strict=True):
-            given.view(np.int32)[...] = row.ravel()
-        self._runtime("cudaGraphLaunch", self._graph, self._stream)
+            given.view(row.dtype)[...] = row.ravel()
+        self._runtime("cudaGraphLaunch", self._graph, self._stream.handle)
+        self._launched = self._stream.waits
 
     @property
-    def logits_bytes(self) -> int:
-        """What the logits take on the device."""
-        return nbytes_of(self._results.logits)
+    def logits(self) -> Any:
+        """The logits, on the device."""
+        return self._results.logits
 
     def results(self) -> list[np.ndarray]:
-        """Waits for the step: its likeliest tokens, their logits, and the other results."""
-        self.wait()
+        """Waits for the step, if it gives anything: what is copied every time."""
+        if self._copies:
+            self._stream.wait()
+        return self.read()
+
+    def read(self) -> list[np.ndarray]:
+        """What was copied, after a wait."""
         copied = zip(self._copies, self._results.copied, strict=True)
         return [_values(copy, tensor) for copy, tensor in copied]
 
     def fetch_logits(self) -> Callable[[], np.ndarray]:
         """Puts the copy of all logits behind the step. What it returns gives them, float32
-        [rows, padded vocab], after the next `wait`.
+        [rows, padded vocab], after the next wait.
         """
         copy = self._logits_copied()
         return lambda: _values(copy, self._results.logits)
@@ -170,11 +190,11 @@ class StepGraph:
 
     def _copied(self, tensor: Any, copy: np.ndarray) -> None:
         place, nbytes = copy.ctypes.data, copy.nbytes
-        self._runtime.copy(place, _address(tensor), nbytes, TO_HOST, self._stream)
+        self._runtime.copy(place, _address(tensor), nbytes, TO_HOST, self._stream.handle)
 
     def wait(self) -> None:
-        """Until everything is done that was put into the stream."""
-        self._runtime("cudaStreamSynchronize", self._stream)
+        """Until everything is done that was put behind the step."""
+        self._stream.wait()
 
 
 def nbytes_of(tensor: Any) -> int:

@@ -264,6 +264,8 @@ class Generation:
 
     def _sampled(self) -> int:
         constraint, logits = self.request.constraint, self._logits
+        if self.request.logprobs is not None:
+            logits = np.asarray(logits)  # all are read in any case
         return self._sampler.sample(constraint.apply(np.asarray(logits)) if constraint else logits)
 
     def _accept(self, token_id: int) -> None:

@@ -22,12 +22,18 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
 from minicpm_mlc.bundle.facts import FACTS, Facts
 from minicpm_mlc.bundle.kernel_cases import Case
-from minicpm_mlc.bundle.manifest import LIKELIEST, REPAIR, Bundle, Manifest
+from minicpm_mlc.bundle.manifest import CANDIDATES, LIKELIEST, REPAIR, Bundle, Manifest
 from minicpm_mlc.bundle.params import load_draft_ids, load_params, mapped_files
 from minicpm_mlc.bundle.state import Table, pool_shapes
 from minicpm_mlc.bundle.supported import check_system
-from minicpm_mlc.runtime_py.allocator import KeptResults, disturbed, empty_allocator
-from minicpm_mlc.runtime_py.device_decode import DeviceDecoder
+from minicpm_mlc.runtime_py.allocator import (
+    KEPT_BYTES,
+    KeptResults,
+    called,
+    disturbed,
+    empty_allocator,
+)
+from minicpm_mlc.runtime_py.device_steps import TABLES, DeviceSteps, Found
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
@@ -41,6 +47,7 @@ from minicpm_mlc.runtime_py.spent import Spent
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
 from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
+KEPT = {"cuda": 8 * KEPT_BYTES}  # where results of trees are kept for the next ones
 RECENT = 0.05  # seconds for which files that are as they were need no other look; one takes 2 us
 
 
@@ -72,7 +79,7 @@ class LocalLibrary(Library):
         facts.check(bundle)
         self.threads = threads
         self.spent = Spent()
-        self._kept = KeptResults()
+        self._kept = KeptResults(KEPT.get(bundle.manifest.target["device"], KEPT_BYTES))
         weakref.finalize(self, empty_allocator).atexit = False
         self._busy = threading.Lock()
         self._process = os.getpid()
@@ -83,7 +90,7 @@ class LocalLibrary(Library):
         facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         self.functions = _functions(self._vm, self.manifest)
-        self._decoder = self._on_device(self.memory)
+        self._steps = self._on_device(self.memory)
         if self.manifest.draft:
             self.draft_ids = load_draft_ids(bundle)
 
@@ -148,8 +155,8 @@ class LocalLibrary(Library):
         operator; None ends it.
         """
         self._vm["set_instrument"](tvm_ffi.convert(report) if report else None)
-        if self._decoder:
-            self._decoder.watched = report is not None
+        if self._steps:
+            self._steps.watched = report is not None
 
     @within_memory
     def run(
@@ -162,11 +169,15 @@ class LocalLibrary(Library):
         with self._alone(len(rows[0]) if rows else 1):
             self._files.check(0.0 if kind == "prefill" else RECENT)
             self._kept.make_room()
-            disturbed()
+            if self._steps and kind in TABLES:
+                logits, others = self._stepped(self._steps, kind, rows, pools, sparse)
+                return others if logits is None else [np.asarray(logits), *others]
+            if self._pool is None:
+                called((id(self), kind, sparse, *(row.shape for row in rows)))
             lap = self.spent.mark()
             arguments = self.memory.arguments(rows)
             function = self.functions[kind][sparse]
-            if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
+            if kind == COMMIT:
                 self.memory.call(function, *arguments, pools.tensors)
                 lap.returned()
                 return []
@@ -181,35 +192,43 @@ class LocalLibrary(Library):
     @property
     def steps_note(self) -> str | None:
         """How a GPU's decode steps are launched; None of a CPU's."""
-        if self._decoder is None:
+        if self._steps is None:
             return None
-        return self._decoder.why_plain or "each step is one launch"
+        return self._steps.why_plain or "each step is one launch"
 
     @within_memory
-    def _decoded(self, rows: Sequence[np.ndarray], pools: Pools, sparse: bool) -> Decoded:
+    def _decoded(
+        self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool
+    ) -> Decoded:
         """A step on a GPU leaves its logits there."""
-        if self._decoder is None:
-            return super()._decoded(rows, pools, sparse)
+        if self._steps is None:
+            return super()._decoded(kind, rows, pools, sparse)
         with self._alone():
             self._files.check(RECENT)
             self._kept.make_room()
-            lap = self.spent.mark()
-            logits, others = self._decoder(rows, pools, sparse, lap.returned)
-            lap.read()
-            self._kept.note([*others, logits])
+            logits, others = self._stepped(self._steps, kind, rows, pools, sparse)
+            assert logits is not None
             features = others.pop(0) if self.manifest.draft else None
             return Decoded(logits, features, tuple(others))
 
-    def _on_device(self, memory: Memory) -> DeviceDecoder | None:
-        """What decodes on a GPU; None for a CPU, and for a library without a function for it."""
+    def _stepped(
+        self, steps: DeviceSteps, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool
+    ) -> Found:
+        lap = self.spent.mark()
+        logits, others = steps(kind, rows, pools, sparse, lap.returned)
+        lap.read()
+        self._kept.note(others if logits is None else [*others, logits])
+        return logits, others
+
+    def _on_device(self, memory: Memory) -> DeviceSteps | None:
+        """What steps on a GPU; None for a CPU, and for a library without a function for it."""
         if not isinstance(memory, DeviceMemory):
             return None
         try:
-            likeliest = self._vm[LIKELIEST]
+            choosing = self._vm[LIKELIEST], self._vm[CANDIDATES]
         except AttributeError:
             return None
-        known = (self._params, self.manifest)
-        return DeviceDecoder(memory, self.functions["decode"], likeliest, *known)
+        return DeviceSteps(memory, self.functions, choosing, self._params, self.manifest)
 
     @contextmanager
     def _alone(self, rows: int = FEW_ROWS) -> Iterator[None]:

@@ -22,7 +22,9 @@ class Outputs(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The same of a decode step, whose logits stay on a GPU until they are read."""
+    """The same of a decode step or a verified tree, whose logits stay on a GPU until they are
+    read.
+    """
 
     logits: np.ndarray | DeviceRows
     features: np.ndarray | None = None

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.spent import Spent
 
 COMMIT = "commit"  # the one function that takes no weights and gives nothing back
-DRAFT_CALLS = ("draft_extend", "draft_step")  # in the library of a bundle with a draft head
+DRAFT_EXTEND, DRAFT_STEP = DRAFT_CALLS = (
+    "draft_extend",
+    "draft_step",
+)  # in the library of a bundle with a draft head
 CALLS = ("prefill", "decode", "verify", COMMIT, *DRAFT_CALLS)  # the functions of a library
 
 
@@ -183,7 +186,7 @@ class Library(Protocol):
             raise ContextError(
                 f"{len(token_ids)} sequences at once; the library holds {MAX_DECODE_SEQUENCES}"
             )
-        return self._decoded((token_ids, positions, slots, page_tables), pools, sparse)
+        return self._decoded("decode", (token_ids, positions, slots, page_tables), pools, sparse)
 
     def verify(
         self,
@@ -195,14 +198,14 @@ class Library(Protocol):
         ancestors: np.ndarray,
         pools: Pools,
         sparse: bool = False,
-    ) -> Outputs:
+    ) -> Decoded:
         """n nodes of a token tree whose slots begin at base [1]: one row each, page_table [p].
 
         `slots` are contiguous. A node sees the slots before the base, and of the tree those whose
         bits (slot - base) its mask, int32 [n, 2], low word first, has.
         """
         rows = (token_ids, positions, slots, base, page_table[None, :], ancestors)
-        return self._outputs(self.run("verify", rows, pools, sparse))
+        return self._decoded("verify", rows, pools, sparse)
 
     def commit(
         self, sources: np.ndarray, slots: np.ndarray, page_table: np.ndarray, pools: Pools
@@ -229,7 +232,7 @@ class Library(Protocol):
         log-probabilities float32 [m, k], and hidden states float32 [m, H], of the rows named.
         """
         rows = (token_ids, features, positions, slots, page_table[None, :], logit_rows)
-        ids, values, hidden = self.run("draft_extend", rows, pools)
+        ids, values, hidden = self.run(DRAFT_EXTEND, rows, pools)
         return ids, values, hidden
 
     def draft_step(
@@ -249,12 +252,14 @@ class Library(Protocol):
         A node sees what `verify` lets it see. Returns what draft_extend does, of all nodes.
         """
         rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
-        ids, values, hidden = self.run("draft_step", rows, pools)
+        ids, values, hidden = self.run(DRAFT_STEP, rows, pools)
         return ids, values, hidden
 
-    def _decoded(self, rows: Sequence[np.ndarray], pools: Pools, sparse: bool) -> Decoded:
-        """What `decode` gives for these arguments."""
-        return Decoded(*self._outputs(self.run("decode", rows, pools, sparse)))
+    def _decoded(
+        self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool
+    ) -> Decoded:
+        """What `decode` or `verify` gives for these arguments."""
+        return Decoded(*self._outputs(self.run(kind, rows, pools, sparse)))
 
     def _outputs(self, arrays: list[np.ndarray]) -> Outputs:
         """Of a function that returns logits, then features if there is a draft head, then blocks if

@@ -26,11 +26,14 @@ import numpy as np
 
 from minicpm_mlc.base.errors import SamplingError
 from minicpm_mlc.prompt.sampling import SamplingParams
+from minicpm_mlc.runtime_py.device_rows import DeviceRow
+from minicpm_mlc.runtime_py.few_candidates import LEAST_TEMPERATURE, cut_tail
 from minicpm_mlc.runtime_py.outputs import Row
 
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float32).tiny)
 _FEW = 2048  # tokens: selecting this many and sorting them costs less than sorting more
+_WHOLE = 16  # tokens that are drawn from all logits once a device's few were not enough
 
 
 class Sampler:
@@ -41,6 +44,9 @@ class Sampler:
     ) -> None:
         self.params = params
         self._greedy = params.temperature == 0 and not params.penalises
+        cuts = params.top_k or params.top_p < 1 or params.min_p
+        self._cuts = bool(cuts) and not params.penalises and params.temperature > LEAST_TEMPERATURE
+        self._whole = 0  # tokens to come for which a device's few aren't asked for
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._all = _all_ids(vocab_size)
         size = vocab_size if params.penalises else 0  # thousands of requests may wait
@@ -61,7 +67,8 @@ class Sampler:
         """
         if self._greedy:
             return likeliest(logits)
-        ids, probs = self.probabilities(np.asarray(logits))
+        found = self._from_few(logits) if isinstance(logits, DeviceRow) and self._cuts else None
+        ids, probs = found or self.probabilities(np.asarray(logits))
         return int(ids[0]) if len(ids) == 1 else int(ids[self._draw(probs)])
 
     def probabilities(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,13 +84,34 @@ class Sampler:
             scores = self._penalised(logits)
             if self.params.temperature == 0:
                 return np.array([best if scores is logits else scores.argmax()]), np.ones(1)
-            return self._choices(scores)
+            return self._choices(self._all, scores)
 
-    def _choices(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = self._all
+    def _from_few(self, logits: DeviceRow) -> tuple[np.ndarray, np.ndarray] | None:
+        """The same from the largest logits alone; None where they don't tell, and for a while after
+        that.
+        """
+        likeliest(logits)
+        self._whole -= 1
+        few = logits.few(self.params.temperature) if self._whole < 0 else None
+        if few is None:
+            return None
+        if 0 < self.params.top_k <= len(few.ids):
+            order = np.argsort(few.ids)
+            return self._choices(few.ids[order].astype(np.int64), few.values[order])
+        weights = _weights(few.values, self.params.temperature)
+        found = None if self.params.top_k else cut_tail(few, weights, *self._tail)
+        if found is None:
+            self._whole = _WHOLE
+        return found
+
+    @property
+    def _tail(self) -> tuple[float, float]:
+        return self.params.top_p, self.params.min_p
+
+    def _choices(self, ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if 0 < self.params.top_k < len(ids):
-            ids = _top_k(scores, self.params.top_k)
-            scores = scores[ids]
+            places = _top_k(scores, self.params.top_k)
+            ids, scores = ids[places], scores[places]
         if self.params.top_p == 1 and self.params.min_p == 0:
             weights = _weights(scores, self.params.temperature)
             return ids, weights / weights.sum()

@@ -19,6 +19,7 @@ from minicpm_mlc.compile.model.layers import Batch, Layer, Pools, RMSNorm, vocab
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import layer_pools, model_state
+from minicpm_mlc.ops.candidates import Candidates
 from minicpm_mlc.ops.embed import Embed
 from minicpm_mlc.ops.gather_rows import GatherRows
 from minicpm_mlc.ops.likeliest import Likeliest
@@ -180,6 +181,12 @@ class Decoder(Part):
     def likeliest(self, logits: Tensor) -> Any:
         """Logits of `decode` -> the likeliest tokens i32[n], and their logits f32[n]."""
         return self.plan.kernels(Likeliest(self.config.vocab_size), logits)
+
+    def candidates(self, logits: Tensor, temperatures: Tensor) -> Any:
+        """Logits, and temperatures f32[n] -> the k likeliest tokens i32[n, k], their logits
+        f32[n, k], and what their shares are of, f32[n].
+        """
+        return self.plan.kernels(Candidates.of(self.config.vocab_size), logits, temperatures)
 
     def batch(
         self,

@@ -72,7 +72,8 @@ class ModelDrafter:
         logits_after = self._chain if top_k == 1 else _TreeWalk(self._model).step
 
         def step(token_ids: list[int], rows: list[int]) -> Guesses:
-            return best_tokens(logits_after(token_ids, rows), top_k)
+            after = logits_after(token_ids, rows)[:, : self.library.vocab_size]  # a GPU's are all
+            return best_tokens(after, top_k)
 
         room = self._model.sequence.context - len(self._model)
         draft = expand(

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
+from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.outputs import Row
 from minicpm_mlc.runtime_py.speculative.options import Speculation
 from minicpm_mlc.runtime_py.speculative.policy import Policy, Round
@@ -47,7 +48,7 @@ class _Walk:
 
     drafter: str
     draft: Draft
-    logits: np.ndarray
+    logits: np.ndarray | DeviceRows
     draft_seconds: float
     verify_seconds: float
     choose_seconds: float
@@ -125,7 +126,7 @@ class Steps:
         self._left -= 1
         return self._speculated(token_id) if self._drafting else self._decode(token_id)
 
-    def followed(self, token_id: int) -> np.ndarray | None:
+    def followed(self, token_id: int) -> Row | None:
         """The logits after one more token where the tree has them; else the tree is left, and
         whoever asks appends the token: by `next`, or with other sequences' and `appended`.
         """
