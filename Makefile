@@ -16,7 +16,9 @@ demo: .venv/.installed
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What is 4827 + 356?"
 	$(BIN)/minicpm-mlc chat build/demo --stats --temperature 0 --prompt "What does minicpm-mlc do? /no_think"
 
-test: .venv/.tests check devices docs
+# what takes one core each, two at a time; all that pip installs is there before
+test: .venv/.tests .venv/.docs
+	$(MAKE) -j2 check devices docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 campaign: .venv/.tests

@@ -3,7 +3,8 @@ can't run: products an instruction, stack accesses and vector registers of each 
 
     python bench/cpu_static.py                     # all levels and kernels
     python bench/cpu_static.py --level dotprod --kernel w4
-    python bench/cpu_static.py --check             # fails below the floors
+    python bench/cpu_static.py --check             # fails below the floors in cpu_floors.json
+    python bench/cpu_static.py --record            # after a kernel has changed for the better
 
 A kernel's largest loop is the one that a prefill spends its time in; others serve few rows and
 what is left over.
@@ -12,10 +13,13 @@ what is left over.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
+from math import floor
+from pathlib import Path
 from typing import Any
 
 from machine_code import Loop, inner_loops
@@ -29,23 +33,24 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.linear_int8 import LinearInt8
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
+from minicpm_mlc.ops.operator import Operator
+from minicpm_mlc.ops.score_blocks import ScoreBlocks
 from minicpm_mlc.ops.tir import PrimFunc
 from minicpm_mlc.targets.cpu import CpuTarget
 
 N = K = 1024  # of the products: a shape moves no instruction of an inner loop
 HEADS = 16, 2, 128  # of attention: MiniCPM4.1-8B's group of 8
 SMALL = 8  # products of a loop that is counted: less is no loop of a product
+FLOORS = Path(__file__).with_name("cpu_floors.json")
+FEW = 4  # accesses to the stack that any loop may have
 
 
 @dataclass(frozen=True)
 class Level:
-    """A family of processors, one that LLVM knows for it, and the fewest products an instruction
-    that the int8 product of `w4` may have in its largest loop.
-    """
+    """A family of processors, and one that LLVM knows for it."""
 
     platform: str
     cpu: str
-    floor: float
 
     @property
     def target(self) -> CpuTarget:
@@ -54,78 +59,119 @@ class Level:
 
 
 LEVELS = {
-    "avx2": Level("x86_64", "znver3", 7.1),
-    "avxvnni": Level("x86_64", "alderlake", 9.8),
-    "avx512vnni": Level("x86_64", "znver4", 20.5),
-    "dotprod": Level("aarch64", "cortex-a76", 6.5),
-    "i8mm": Level("aarch64", "neoverse-v1", 6.7),
-}
-# Stack accesses that an inner loop of a kernel may have at most. Values of 5 and 6 bits take more
-# registers to unpack than there are beside the sums.
-STACK = {
-    **dict.fromkeys(["w4", "w4a", "w8", "swiglu w4", "swiglu w4a", "float32 peak", "int8 peak"], 4),
-    "w4k": 8,
-    "w5k": 18,
-    "w6": 64,
-    **dict.fromkeys(["decode f16", "prefill f16"], 8),
-    **dict.fromkeys(["decode int8", "prefill int8"], 4),
-    "float32 w4": 180,
+    "avx2": Level("x86_64", "znver3"),
+    "avxvnni": Level("x86_64", "alderlake"),
+    "avx512vnni": Level("x86_64", "znver4"),
+    "dotprod": Level("aarch64", "cortex-a76"),
+    "i8mm": Level("aarch64", "neoverse-v1"),
 }
 
 
-def _linear(scheme: str, target: CpuTarget) -> PrimFunc:
+@dataclass(frozen=True)
+class Floor:
+    """What a kernel of a level must keep: products an instruction in its largest loop, at least,
+    and accesses to the stack in any of its loops of products, at most.
+    """
+
+    products: float
+    stack: int
+
+
+def linear_of(scheme: str, target: CpuTarget, n: int = N, k: int = K) -> LinearInt8:
+    """A product of int8 activations and weights of a scheme, [n, k]."""
     stored = SCHEMES[scheme].beside("int8")
     factor = target.traits.sum_factor(stored)
     assert factor is not None, target
-    return build(LinearInt8(N, K, stored, sum_factor=factor), target.traits)
+    return LinearInt8(n, k, stored, sum_factor=factor)
 
 
-def _swiglu(scheme: str, target: CpuTarget) -> PrimFunc:
+def swiglu_of(scheme: str, target: CpuTarget, n: int = N, k: int = K) -> LinearSwigluInt8:
+    """The same of gate and up, [2 * n, k]."""
     stored = SCHEMES[scheme].beside("int8")
     factor = target.traits.sum_factor(stored)
     assert factor is not None, target
-    return build(LinearSwigluInt8(N, K, stored, factor), target.traits)
+    return LinearSwigluInt8(n, k, stored, factor)
 
 
-def _float32(scheme: str, target: CpuTarget) -> PrimFunc:
-    return build(Linear(N, K, SCHEMES[scheme]), target.traits)
+def _float32(scheme: str, target: CpuTarget, n: int = N, k: int = K) -> Linear:
+    return Linear(n, k, SCHEMES[scheme])
 
 
-def _attention(kind: type[AttendPrefill], kv: str, target: CpuTarget) -> PrimFunc:
-    stored = target.traits.laid_out(KVFormat.named(kv))
-    return build(kind(*HEADS, stored), target.traits)
+def _attention(kind: type[AttendPrefill], kv: str, target: CpuTarget) -> AttendPrefill:
+    return kind(*HEADS, target.traits.laid_out(KVFormat.named(kv)))
 
 
-def _float32_peak(target: CpuTarget) -> PrimFunc:
+def _scores(kv: str, target: CpuTarget) -> ScoreBlocks:
+    return ScoreBlocks(*HEADS, False, target.traits.laid_out(KVFormat.named(kv)))
+
+
+def float32_peak(target: CpuTarget) -> PrimFunc:
+    """The kernel that measures a processor's float32 multiply-adds."""
     return multiply_add_peak(target.traits.peak_vectors)
 
 
-def _int8_peak(target: CpuTarget) -> PrimFunc:
-    dot = target.int8_dot
-    assert dot is not None, target
-    return int8_peak(INT8_CHAINS, dot)
+def int8_peak_of(target: CpuTarget) -> PrimFunc:
+    """The kernel that measures a processor's int8 products."""
+    assert target.int8_dot is not None, target
+    return int8_peak(INT8_CHAINS, target.int8_dot)
 
 
-KERNELS: dict[str, Callable[[CpuTarget], PrimFunc]] = {
-    **{name: partial(_linear, name) for name in SCHEMES if SCHEMES[name].takes_int8},
-    "swiglu w4": partial(_swiglu, "w4"),
-    "swiglu w4a": partial(_swiglu, "w4a"),
+PRODUCTS: dict[str, Callable[..., Operator]] = {  # of a target, and n and k where others are wanted
+    **{name: partial(linear_of, name) for name in SCHEMES if SCHEMES[name].takes_int8},
+    "swiglu w4": partial(swiglu_of, "w4"),
+    "swiglu w4a": partial(swiglu_of, "w4a"),
     "float32 w4": partial(_float32, "w4"),
-    "decode f16": partial(_attention, AttendDecode, "f16"),
-    "decode int8": partial(_attention, AttendDecode, "int8"),
-    "prefill f16": partial(_attention, AttendPrefill, "f16"),
-    "prefill int8": partial(_attention, AttendPrefill, "int8"),
-    "float32 peak": _float32_peak,
-    "int8 peak": _int8_peak,
 }
+PAGED: dict[str, Callable[[CpuTarget], Operator]] = {
+    **{f"decode {kv}": partial(_attention, AttendDecode, kv) for kv in ("f16", "int8")},
+    **{f"prefill {kv}": partial(_attention, AttendPrefill, kv) for kv in ("f16", "int8")},
+    **{f"scores {kv}": partial(_scores, kv) for kv in ("f16", "int8")},
+}
+RECORDS: dict[str, Callable[..., Operator]] = PRODUCTS | PAGED
+PEAKS: dict[str, Callable[[CpuTarget], PrimFunc]] = {
+    "float32 peak": float32_peak,
+    "int8 peak": int8_peak_of,
+}
+KERNELS = [*RECORDS, *PEAKS]
+
+
+def function_of(level: str, kernel: str) -> PrimFunc:
+    """A kernel for a level."""
+    target = LEVELS[level].target
+    if kernel in PEAKS:
+        return PEAKS[kernel](target)
+    return build(RECORDS[kernel](target), target.traits)
+
+
+@cache
+def floors() -> dict[str, dict[str, Floor]]:
+    """By level and kernel."""
+    stored = json.loads(FLOORS.read_text())
+    return {
+        level: {kernel: Floor(**floor) for kernel, floor in kernels.items()}
+        for level, kernels in stored.items()
+    }
+
+
+def record(chosen: list[tuple[str, str]]) -> None:
+    """Writes what is counted now as floors; the others stay."""
+    found = json.loads(FLOORS.read_text()) if FLOORS.exists() else {}
+    for level, kernel in chosen:
+        loops = loops_of(level, kernel)
+        per = floor(100 * loops[0].products_per_instruction) / 100
+        own = Floor(per, max(FEW, most_stack(loops).stack))
+        found.setdefault(level, {})[kernel] = asdict(own)
+    FLOORS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 @cache
 def loops_of(level: str, kernel: str) -> list[Loop]:
-    """The inner loops of a kernel, compiled for a level, the largest first."""
-    assembly = assembly_of(KERNELS[kernel](LEVELS[level].target), LEVELS[level].target)
+    """The inner loops of a kernel, compiled for a level, the largest first; of those as large, the
+    one of whole tiles, which has the fewest instructions.
+    """
+    assembly = assembly_of(function_of(level, kernel), LEVELS[level].target)
     found = [loop for loop in inner_loops(assembly) if loop.multiplies >= SMALL]
-    return sorted(found, key=lambda loop: -loop.products)
+    return sorted(found, key=lambda loop: (-loop.products, loop.instructions))
 
 
 def assembly_of(function: PrimFunc, target: CpuTarget) -> str:
@@ -145,16 +191,24 @@ def faults(level: str, kernel: str) -> Iterator[str]:
     if not loops:
         yield f"{level} {kernel}: no loop of products was found"
         return
-    products = [loop for loop in loops if loop.int8] or loops  # SwiGLU has a loop of its own
-    worst = max(products, key=lambda loop: loop.stack)
-    if worst.stack > STACK[kernel]:
+    own = floors().get(level, {}).get(kernel)
+    if own is None:
+        yield f"{level} {kernel}: no floor; --record writes one"
+        return
+    worst = most_stack(loops)
+    if worst.stack > own.stack:
         yield (
             f"{level} {kernel}: {worst.stack} stack accesses in a loop of {worst.products} "
-            f"products; at most {STACK[kernel]} are allowed"
+            f"products; at most {own.stack} are allowed"
         )
-    per, floor = loops[0].products_per_instruction, LEVELS[level].floor
-    if kernel == "w4" and per < floor:
-        yield f"{level} {kernel}: {per:.1f} products an instruction; the floor is {floor}"
+    per = loops[0].products_per_instruction
+    if per < own.products:
+        yield f"{level} {kernel}: {per:.1f} products an instruction; the floor is {own.products}"
+
+
+def most_stack(loops: list[Loop]) -> Loop:
+    """The loop that goes to the stack most."""
+    return max(loops, key=lambda loop: loop.stack)
 
 
 def cells(level: str, kernel: str) -> list[list[str]]:
@@ -191,15 +245,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--level", action="append", choices=list(LEVELS), help="may repeat  [all]")
-    parser.add_argument("--kernel", action="append", choices=list(KERNELS), help="may repeat [all]")
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="may repeat [all]")
     parser.add_argument("--check", action="store_true", help="fail below the floors")
+    parser.add_argument("--record", action="store_true", help="write floors of what is counted")
     parser.add_argument("--assembly", action="store_true", help="print the machine code itself")
     args = parser.parse_args()
     chosen = [(lv, k) for lv in args.level or LEVELS for k in args.kernel or KERNELS]
     if args.assembly:
         for level, kernel in chosen:
-            print(assembly_of(KERNELS[kernel](LEVELS[level].target), LEVELS[level].target))
+            print(assembly_of(function_of(level, kernel), LEVELS[level].target))
         return
+    if args.record:
+        record(chosen)
     print(plain_table([COLUMNS, *(line for pair in chosen for line in cells(*pair))]))
     if args.check:
         found = [fault for pair in chosen for fault in faults(*pair)]

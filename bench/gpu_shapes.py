@@ -4,14 +4,16 @@ and the steps that they make up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS = 4096, 16384, 32, 2, 128, 73448, 32
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 W4, SCALE = 0.5, 2 / 32  # bytes of a weight
-WORKGROUPS = 256  # of ops/gpu/attend_tiles.py
+WORKGROUPS = 128  # of ops/gpu/attend_tiles.py
+LEAST_PAGES = 2  # of ops/gpu/attend.py
+AT_ONCE = 16  # of ops/gpu/attend_last.py
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Case:
     timed: bool = True
     near: bool = False  # its wide loads too
     skips: bool = False  # its hottest loop jumps over what seldom has to be done
-    merges: int = 0  # turns of a loop that only the last workgroup goes through
+    rounds: int = 1  # meetings that a workgroup comes to
+    merges: int = 0  # turns of loops that only the last of them goes through
+    searches: bool = False  # it finds a threshold in passes, of which half are needed
     before: float | None = None  # microseconds on an H200 of the kernels at commit de83073
 
 
@@ -50,23 +54,25 @@ def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case
 
 def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
     """The tiles of a decode row: a warp takes 16 tokens of a page."""
-    splits = max(1, min(WORKGROUPS // KV_HEADS, pages))
+    splits = min(WORKGROUPS // KV_HEADS, -(-pages // LEAST_PAGES))
     size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
     groups = splits * KV_HEADS
     turns = -(-pages // splits)
     shape = groups, 128, "token", 16, turns, size
     # after the first pages they are full, and the maxima stay
-    return Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
+    tiles = Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
+    rounds = 1 if splits <= AT_ONCE else 2
+    return replace(tiles, rounds=rounds, merges=-(-min(splits, AT_ONCE) // 4))
 
 
 def tiles_case(name: str, operator: str, n: int, k: int) -> Case:
-    """A linear's kernel of 16 rows on tensor cores: eight warps share the columns of 32 rows."""
+    """A linear's kernel of 16 rows on tensor cores, of which eight warps share the columns."""
     # a turn is twice 32 columns of 32 rows of W
-    shape = n // 32, 256, "weight and 32 rows", 64, k // 64 // 8
+    shape = n // 32, 256, "weight and 16 rows", 64, k // 64 // 8
     return Case(name, operator, *shape, n * k * (W4 + SCALE) + 16 * k * 1.25, kernel=2)
 
 
-def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 4) -> Case:
+def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 5) -> Case:
     """The same of a chunk of a prompt: eight warps take 128 of its rows by 128 of W; a turn of a
     warp is four times 32 columns of 32 rows by 64.
     """
@@ -106,9 +112,9 @@ CASES = (
     ),
     tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN),
     tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH),
-    staged_case("qkv, 512 rows", "norm_qkv", QKV, HIDDEN, kernel=6),
+    staged_case("qkv, 512 rows", "norm_qkv", QKV, HIDDEN, kernel=7),
     staged_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN),
-    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=6),
+    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=7),
     staged_case("down, 512 rows", "linear_down", HIDDEN, WIDTH),
     Case("norm, rounding, 512 rows", "norm", CHUNK, 256, bytes=CHUNK * HIDDEN * 4, cached=True),
     Case("rounding, 512 rows", "quantize", CHUNK * 8, 128, bytes=CHUNK * HIDDEN * 4, cached=True),
@@ -117,7 +123,7 @@ CASES = (
         "norm_swiglu",
         CHUNK * 16,
         128,
-        kernel=7,
+        kernel=8,
         bytes=CHUNK * 2 * WIDTH * 4,
         cached=True,
     ),
@@ -202,8 +208,7 @@ CASES = (
         256,
         bytes=KV_HEADS * LONG * 4,
         cached=True,
-        turns=10,  # passes, of 16 at most
-        others=2,
+        searches=True,
         before=45,
     ),
 )

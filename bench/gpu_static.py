@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from branch_ways import Ways, hottest
 from gpu_shapes import (
     CASES,
     CHUNK,
@@ -32,8 +33,8 @@ from gpu_shapes import (
     Case,
     records,
 )
-from sass import Code, Instruction, disassembled, innermost, loops, wide_share
-from sm_simulator import GPUS, Simulator, Warp
+from sass import Code, Instruction, disassembled, wide_share
+from sm_simulator import GPUS, Simulator
 
 ARCHS = ("sm_90", "sm_89")
 BEGIN, END = "<!-- bench/gpu_static.py -->", "<!-- end -->"
@@ -90,11 +91,6 @@ def source_of(operators: dict[str, Any]) -> str:
     return PRELUDE + without_head(library.mod.imports[0].inspect_source())
 
 
-def hottest(code: Code) -> tuple[int, int]:
-    """The innermost loop with most instructions; all of the code where there is none."""
-    return max(innermost(code), key=lambda loop: loop[1] - loop[0], default=(0, len(code) - 1))
-
-
 def executed(case: Case, code: Code) -> int:
     """Instructions of a turn of the hottest loop."""
     at, last = hottest(code)
@@ -120,18 +116,11 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
     gpu, (first, last) = GPUS[arch], hottest(kernel.code)
     loads = [i for i, each in enumerate(kernel.code) if _is_wide(each)]
     inside = [i for i in loads if first <= i <= last] or loads
-    around = {b for a, b in loops(kernel.code)} - {b for _, b in innermost(kernel.code)}
     warps = case.groups * case.threads // 32
     each = case.bytes / max(warps * case.turns * (case.loads or len(inside)), 1)
-
-    def decide(at: int, warp: Warp) -> bool:
-        target = kernel.code[at].target
-        if target is None or target > at:
-            return case.skips and target is not None and first <= at <= last
-        turns = case.turns if at == last else 1 if at in around else case.others
-        done = warp.turns.get(at, 0) + 1
-        warp.turns[at] = 0 if done >= turns else done
-        return done < turns
+    held, spread = resident(case, kernel), min(gpu.sms, case.groups)
+    own = -(-case.groups // gpu.sms)  # of the multiprocessor that has most
+    some = min(own, SIMULATED * held)
 
     def where(at: int, instruction: Instruction) -> tuple[str, float]:
         if at in inside:
@@ -139,10 +128,8 @@ def microseconds(case: Case, kernel: Built, arch: str) -> float:
         cached = case.cached or at in loads
         return ("cache", 32.0 * instruction.bytes) if cached else ("level1", 0)
 
-    held, spread = resident(case, kernel), min(gpu.sms, case.groups)
-    own = -(-case.groups // gpu.sms)  # of the multiprocessor that has most
-    some = min(own, SIMULATED * held)
-    simulator = Simulator(kernel.code, gpu, case.threads // 32, decide, where, spread)
+    ways = Ways(case, kernel.code, some)
+    simulator = Simulator(kernel.code, gpu, case.threads // 32, ways.taken, where, spread)
     return simulator.cycles(min(held, some), some) / gpu.clock * 1e6 * own / some
 
 

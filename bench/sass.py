@@ -49,7 +49,9 @@ class Instruction:
     @property
     def conditional(self) -> bool:
         """Whether it may do nothing."""
-        return bool(_PREDICATE.match(self.text)) or bool(re.search(r"BRA(\.\w+)* !?U?P", self.text))
+        return bool(
+            _PREDICATE.match(self.text) or re.search(r"BRA(\.DIV|(\.\w+)* !?U?P)", self.text)
+        )
 
     @property
     def bytes(self) -> int:

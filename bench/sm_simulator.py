@@ -175,7 +175,7 @@ class Simulator:
             self.busy[q][pipe] = time + cycles
         latency = self._latency(warp, instruction, time)
         stall: float = max(1, instruction.stall)
-        if instruction.base == "DEPBAR" and latency:
+        if instruction.base in ("DEPBAR", "MEMBAR") and latency:
             stall = max(stall, latency)
         if instruction.sets != NONE:
             board = time + (latency or RESULT)
@@ -225,6 +225,10 @@ class Simulator:
 
     def _latency(self, warp: Warp, instruction: Instruction, time: float) -> float:
         base = instruction.base
+        if base in ("ATOM", "ATOMG"):
+            return self.gpu.cache
+        if base == "MEMBAR":  # until all that was written is there
+            return self.gpu.memory
         if base in ("LDG", "LD"):
             return self._load(warp.at, instruction, time)
         if base in ("LDS", "LDSM"):

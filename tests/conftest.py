@@ -45,13 +45,18 @@ def trusted_by_all(state: Path) -> Iterator[None]:
         yield
 
 
-# begun first, so that neither process waits for the other's last file
-LONGEST = ("test_linux_arm64", "test_gpu_bundles", "test_op_grid", "test_gpu_smoke", "test_metal")
+# begun first, the longest before all, so that neither process waits for the other's last file
+LONGEST = (
+    *("test_gpu_bundles", "test_linux_arm64", "test_op_grid", "test_engine_web", "test_engine_run"),
+    *("test_gpu_smoke", "test_metal", "test_cuda", "test_compile", "test_kv_model", "test_model"),
+    *("test_real_model", "test_android", "test_calibrate", "test_eagle", "test_bench_attention"),
+)
+PLACES = {name: place for place, name in enumerate(LONGEST)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, all others in their order."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: PLACES.get(item.path.stem, len(PLACES)))
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])

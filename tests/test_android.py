@@ -65,7 +65,10 @@ except ValueError as error:
 DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 
 
-@pytest.fixture(scope="module", params=["opencl", "vulkan"])
+# the libraries have the same form, whichever kernels are in them
+@pytest.fixture(
+    scope="module", params=["opencl", pytest.param("vulkan", marks=pytest.mark.campaign)]
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("android") / request.param
     compile_model(DEMO, path, device="android", gpu=request.param, attention="dense")

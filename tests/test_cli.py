@@ -420,7 +420,8 @@ def test_inspect_of_something_else_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from minicpm_mlc.targets import DEVICE_OPTIONS, base, cuda
+    from minicpm_mlc.base import installed
+    from minicpm_mlc.targets import DEVICE_OPTIONS, cuda
 
     found = json.loads(run("devices", "--json").stdout)
     assert found["machine"]["cores"] >= 1 and found["devices"][0]["device"] == "cpu"
@@ -439,7 +440,7 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
         "one tensor         up to what the device reaches, 128.0 MiB or more" in shown
         and "; no subgroups" in shown
     )
-    monkeypatch.setattr(base, "_installed", lambda name: name != "ziglang")
+    monkeypatch.setattr(installed, "_is_installed", lambda name: name != "ziglang")
     monkeypatch.setattr(cuda, "has_compiler", lambda archs: False)
     found = {
         device["device"]: device
@@ -451,13 +452,22 @@ def test_devices_tells_machine_and_missing_parts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied", "/B")
-
-    monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refuse)
-    assert (
-        run("chat", "/B", "--prompt", "Hi").stderr == "error: [Errno 13] Permission denied: '/B'\n"
-    )
+    for error, says in [
+        (
+            PermissionError(13, "Permission denied", "/B"),
+            "/B: Permission denied; choose a place that you may read and write",
+        ),
+        (
+            FileNotFoundError(2, "No such file", "/d/.x.json.partial-18406"),
+            "/d/x.json: No such file; check the path",
+        ),
+        (OSError(28, "No space left", b"/a", None, "/b"), "/a -> /b: No space left; free some"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (OSError("told by a library"), "told by a library"),
+    ]:
+        monkeypatch.setattr(minicpm_mlc.runtime_py.engine, "Engine", refusing(error))
+        shown = run("chat", "/B", "--prompt", "Hi").stderr
+        assert shown.startswith(f"error: {says}") and shown.count("\n") == 1
 
 
 def refusing(error: BaseException) -> Any:

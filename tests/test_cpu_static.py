@@ -72,9 +72,18 @@ def test_no_level_falls_below_its_floor(level):
 def test_a_fault_names_level_kernel_and_floor(monkeypatch):
     slow = machine_code.Loop(100, 640, True, 3, 2, 16, 20, False)
     monkeypatch.setattr(cpu_static, "loops_of", lambda level, kernel: [slow])
+    floors = {"avx2": {"w4": cpu_static.Floor(7.1, 4)}}
+    monkeypatch.setattr(cpu_static, "floors", lambda: floors)
     spilled, few = cpu_static.faults("avx2", "w4")
     assert spilled.startswith("avx2 w4: 5 stack accesses in a loop of 640 products")
     assert few == "avx2 w4: 6.4 products an instruction; the floor is 7.1"
+
+
+def test_every_kernel_of_every_level_has_a_floor_and_few_may_use_the_stack():
+    floors = cpu_static.floors()
+    assert {level: sorted(own) for level, own in floors.items()} == {
+        level: sorted(cpu_static.KERNELS) for level in cpu_static.LEVELS
+    }
 
 
 @pytest.mark.campaign

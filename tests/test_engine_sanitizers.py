@@ -30,4 +30,4 @@ def test_sanitizers_find_nothing(file: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -5,6 +5,7 @@ speculative.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ TALK = [
     "The code of the red door is 7. Which is it?",
 ]
 QUESTIONS = SUMS + TALK + [f"{question} /no_think" for question in TALK]
+asked = pytest.mark.parametrize(  # of both kinds; all of them on each device take minutes
+    "questions", [QUESTIONS[::5], pytest.param(QUESTIONS, marks=pytest.mark.campaign)], ids=len
+)
 LONG = RNG.integers(4, 1500, 700).tolist()  # tokens beyond the demo's dense_len of 512
-TOKENS, TREES = 16, 6  # of each of the 50 answers: decoded one by one; in trees, and sparsely
+TOKENS, TREES = 16, 6  # of each answer: decoded one by one; in trees, and sparsely
 SHORT: dict[str, Any] = {"attention": "dense", "prefill_chunk": 64}  # of the compilation
 pytestmark = pytest.mark.usefixtures("vulkan_silent")
 
@@ -69,47 +73,57 @@ def prompt(engine: Engine, question: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def answers(cpu: Engine) -> dict[str, tuple[list[int], list[int]]]:
-    """By question: the prompt, and the CPU's first 64 greedy tokens after it."""
-    assert len(QUESTIONS) >= 50
-    prompts = {question: prompt(cpu, question) for question in QUESTIONS}
-    return {
-        question: (ids, greedy(cpu, ids, 65, speculate="off")[len(ids) :])
-        for question, ids in prompts.items()
-    }
+def answered(cpu: Engine) -> Callable[[str], tuple[list[int], list[int]]]:
+    """answered(question) -> the prompt, and the CPU's first 64 greedy tokens after it."""
+
+    @cache
+    def answer(question: str) -> tuple[list[int], list[int]]:
+        ids = prompt(cpu, question)
+        return ids, greedy(cpu, ids, 65, speculate="off")[len(ids) :]
+
+    return answer
 
 
+@asked
 def test_each_token_of_the_answers_is_the_likeliest_after_those_before_it(
-    cpu: Engine, gpu: Engine, answers: dict
+    cpu: Engine, gpu: Engine, answered: Callable, questions: list[str]
 ):
     """Of all 64, where the next test decodes but the first."""
-    for question, (ids, answer) in answers.items():
+    for question in questions:
+        ids, answer = answered(question)
         logits = gpu.logits(ids + answer)
         np.testing.assert_array_equal(logits[len(ids) - 1 : -1].argmax(-1), answer, question)
         np.testing.assert_allclose(logits[-1], cpu.logits(ids + answer)[-1], atol=1e-4)
 
 
-def test_50_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(gpu: Engine, answers: dict):
-    for question, (ids, answer) in answers.items():
+@asked
+def test_answers_are_decoded_one_by_one_and_in_trees_as_on_the_cpu(
+    gpu: Engine, answered: Callable, questions: list[str]
+):
+    for question in questions:
+        ids, answer = answered(question)
         for speculate, count in (("off", TOKENS), ("ngram", TREES), ("eagle", TREES)):
             tokens = greedy(gpu, ids, count + 1, speculate=speculate)[len(ids) :]
             assert tokens == answer[:count], (question, speculate)
 
 
 @pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])
-def test_64_tokens_decoded_one_by_one_and_in_trees(gpu: Engine, answers: dict, speculate: str):
-    ids, answer = answers[SUMS[0]]
+def test_64_tokens_decoded_one_by_one_and_in_trees(gpu: Engine, answered: Callable, speculate: str):
+    ids, answer = answered(SUMS[0])
     assert greedy(gpu, ids, 65, speculate=speculate)[len(ids) :] == answer
 
 
-def test_50_answers_after_a_long_text_are_sparse_and_the_cpus(cpu: Engine, gpu: Engine):
+@asked
+def test_answers_after_a_long_text_are_sparse_and_the_cpus(
+    cpu: Engine, gpu: Engine, questions: list[str]
+):
     """The text, of more blocks than are read, is computed once."""
-    for question in QUESTIONS:
+    for question in questions:
         ids = LONG[:600] + prompt(cpu, question)
         expected = greedy(cpu, ids, TREES + 1, speculate="off")
         assert greedy(gpu, ids, TREES + 1, speculate="off") == expected, question
         assert gpu.stats.attention == "sparse" and gpu.stats.blocks_read < gpu.stats.blocks
-        assert gpu.stats.cached_tokens >= 600 or question == QUESTIONS[0]
+        assert gpu.stats.cached_tokens >= 600 or question == questions[0]
 
 
 @pytest.mark.parametrize("speculate", ["off", "ngram", "eagle"])
@@ -121,23 +135,16 @@ def test_a_long_context_shifts_to_sparse_and_says_the_same(
     np.testing.assert_allclose(gpu.logits(LONG[:530])[-1], cpu.logits(LONG[:530])[-1], atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def answer_of_4_bits(compiled: Callable[..., Path]) -> dict[str, list[int]]:
-    """What the CPU says with 4-bit weights and float32 activations, by the cache's format."""
-    answers = {}
-    for kv in ("f16", "int8"):
-        with Engine(compiled(DEMO, activations="f32", kv=kv, **SHORT), context=512) as engine:
-            answers[kv] = greedy(engine, prompt(engine, "What is 4827 + 356?"), 64)
-    return answers
-
-
-@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("kv", ["f16", pytest.param("int8", marks=pytest.mark.campaign)])
 def test_4_bit_weights_and_small_caches_answer_too(
-    device: str, answer_of_4_bits: dict, kv: str, compiled: Callable[..., Path]
+    device: str, kv: str, compiled: Callable[..., Path]
 ):
     """float16 is a type that PoCL's compiler hasn't got."""
-    with Engine(compiled(DEMO, device=device, kv=kv, **SHORT), context=512) as engine:
-        assert greedy(engine, prompt(engine, "What is 4827 + 356?"), 64) == answer_of_4_bits[kv]
+    said = []
+    for options in ({"activations": "f32"}, {"device": device}):
+        with Engine(compiled(DEMO, kv=kv, **options, **SHORT), context=512) as engine:
+            said.append(greedy(engine, prompt(engine, "What is 4827 + 356?"), 64))
+    assert said[0] == said[1]
 
 
 def test_a_greedy_step_leaves_its_logits_on_the_device_and_sampling_reads_them(gpu: Engine):

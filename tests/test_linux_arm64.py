@@ -70,14 +70,15 @@ def test_the_same_greedy_tokens_as_on_this_machine(
 ):
     there = compiled(DEMO, device="linux-arm64", **options)
     here = demo_on("cpu", scheme=options["scheme"])
-    result = run_arm64("-c", PROGRAM, str(there), json.dumps(PROMPTS))
+    asked = PROMPTS if options["scheme"] == "f32" else PROMPTS[:1]  # verify has all kernels, too
+    result = run_arm64("-c", PROGRAM, str(there), json.dumps(asked))
     assert result.returncode == 0, result.stderr
     machine, texts, logits, sparse = json.loads(result.stdout)
     assert machine == "aarch64"
     with Engine(here, context=1024) as engine:
         chat = [
             engine.chat([{"role": "user", "content": m}], max_tokens=64, temperature=0)
-            for m in PROMPTS
+            for m in asked
         ]
         assert texts == chat
         assert sparse == engine.generate(

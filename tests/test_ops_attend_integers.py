@@ -170,7 +170,7 @@ def test_no_product_of_two_pairs_overflows_sixteen_bits():
         ("avxvnni", "x86_64", "alderlake", "vpdpbusd"),
         ("avx2", "x86_64", "znver3", "vpmaddubsw"),
         ("dotprod", "aarch64", "cortex-a76", "sdot"),
-        ("i8mm", "aarch64", "neoverse-n2", "sdot"),
+        ("i8mm", "aarch64", "neoverse-n2", "smmla"),
     ],
 )
 def test_every_level_multiplies_integers(dot: str, platform: str, cpu: str, instruction: str):

@@ -5,7 +5,6 @@ and this package where `platform` and `os` answer as they do there. Nothing here
 from __future__ import annotations
 
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,94 +242,3 @@ def test_a_macs_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_systems.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(other_systems.subprocess, "run", lambda *_, **__: done)
     assert other_systems.processor_name() == "Apple M2"
-
-
-ELSEWHERE = """
-import json, os, pathlib, platform, sys, types
-system, machine, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
-import asyncio, ctypes, importlib.metadata, multiprocessing, shutil, socket, subprocess, tempfile
-import click, numpy, rich.console, rich.progress, tokenizers, tvm_ffi
-for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty"):
-    if system == "Windows":
-        sys.modules[name] = None
-absent = {"sysconf", "fork", "register_at_fork", "sched_getaffinity", "statvfs", "ST_NOEXEC"}
-if system == "Windows":
-    absent |= {"geteuid", "getuid", "O_NOFOLLOW", "O_NONBLOCK", "umask", "uname", "kill"}
-    pathlib.WindowsPath = pathlib.PosixPath
-    os.name = "nt"
-for name in absent & set(dir(os)):
-    delattr(os, name)
-platform.system, platform.machine = (lambda: system), (lambda: machine)
-gib = 1 << 30
-sys.modules["psutil"] = types.SimpleNamespace(
-    virtual_memory=lambda: types.SimpleNamespace(total=16 * gib, available=8 * gib),
-    cpu_count=lambda logical: 4, pid_exists=lambda number: False)
-if system == "Windows":
-    load = ctypes.CDLL
-    def on_this_system(*given, **named):
-        if given[0] == "kernel32":
-            return types.SimpleNamespace(FreeLibrary=lambda handle: None)
-        os.name = "posix"
-        try:
-            return load(*given, **named)
-        finally:
-            os.name = "nt"
-    ctypes.CDLL = on_this_system
-else:
-    from minicpm_mlc.targets import cpu
-    cpu.host_cpu = lambda: "apple-m1"
-from minicpm_mlc.runtime_py import machine as m
-m.PROC = m.CPUS = m.CGROUP = pathlib.Path("/no/such/folder")
-if "RUNS_HERE" in os.environ:
-    from minicpm_mlc.bundle import manifest
-    manifest.mismatch = lambda *_: None
-from minicpm_mlc.cli import main
-main(arguments)
-"""
-
-
-def elsewhere(system: str, processor: str, *arguments: str, **env: str) -> tuple[int, str, str]:
-    """Status, output and errors of a command in a process that believes to run there."""
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, system, processor, *arguments],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        check=False,
-        env={**os.environ, **env},
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(("system", "processor"), [("Darwin", "arm64"), ("Windows", "AMD64")])
-def test_commands_call_nothing_that_these_systems_lack(
-    tmp_path: Path, tiny_bundle: Any, system: str, processor: str
-) -> None:
-    bundle = tiny_bundle("MiniCPM5-1B")
-    home = {"LOCALAPPDATA": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
-    for arguments, said in [
-        (["devices"], "memory             16.00 GiB"),
-        (["inspect", str(bundle.checkpoint), "--no-speed"], "memory"),
-        (["verify", str(bundle.path), "--files-only"], ""),
-        (["list"], ""),
-    ]:
-        status, out, err = elsewhere(system, processor, *arguments, **home)
-        assert (status, said in out) == (0, True), err
-    status, _, err = elsewhere(
-        system, processor, "chat", str(bundle.path), "--prompt", "Hi", **home
-    )
-    assert status == 1 and "it was compiled for x86_64 linux" in err and "Traceback" not in err
-
-
-@pytest.mark.parametrize(("system", "processor"), [("Darwin", "arm64"), ("Windows", "AMD64")])
-def test_an_answer_needs_nothing_that_these_systems_lack(
-    tmp_path: Path, demo_bundle: Path, system: str, processor: str
-) -> None:
-    """The whole way of an answer, with this machine's library in the place of theirs."""
-    home = {"LOCALAPPDATA": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "RUNS_HERE": "1"}
-    asked = ["--prompt", "What is 4827 + 356?", "--temperature", "0", "--trust", "--stats"]
-    status, out, err = elsewhere(system, processor, "chat", str(demo_bundle), *asked, **home)
-    assert status == 0 and "5183" in out, err
-    assert "tok/s" in err and "Traceback" not in err

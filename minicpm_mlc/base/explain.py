@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from pathlib import Path
 
@@ -12,6 +14,14 @@ _ADVICE: dict[type[BaseException], str] = {
     MemoryError: "memory is used up; close other programs, or give a smaller --context",
     RecursionError: "something in a file or template is nested too deeply; make it flatter",
     UnicodeError: "text in another encoding than UTF-8; convert it, for example with iconv",
+}
+_SYSTEM = {
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EPERM: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EMFILE: "close other programs, or raise the limit: ulimit -n",
 }
 _PACKAGE = Path(__file__).parents[1]
 
@@ -31,7 +41,8 @@ def explain(error: BaseException) -> str:
     report.
     """
     if is_expected(error):
-        return cut(harmless(str(error)), LONGEST_MESSAGE)
+        said = _told(error) if isinstance(error, OSError) else str(error)
+        return cut(harmless(said), LONGEST_MESSAGE)
     if isinstance(error, ModuleNotFoundError) and error.name == "tvm":
         return "this takes TVM's compiler, which is not installed; try: pip install minicpm-mlc"
     said = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -43,6 +54,21 @@ def explain(error: BaseException) -> str:
         f"{said}{_place(error)}; this is a bug in minicpm-mlc: please report it with what the same "
         "command prints with --debug"
     )
+
+
+def _told(error: OSError) -> str:
+    """What the system says of a file, under the name that the user knows it by."""
+    from minicpm_mlc.base.partial import target_of
+
+    if not error.strerror:
+        return str(error)
+    names = [
+        str(target_of(Path(os.fsdecode(name))))
+        for name in (error.filename, error.filename2)
+        if isinstance(name, str | bytes | os.PathLike)
+    ]
+    advice = _SYSTEM.get(error.errno or 0, "check the path")
+    return f"{' -> '.join(names)}: {error.strerror}; {advice}" if names else error.strerror
 
 
 def _place(error: BaseException) -> str:

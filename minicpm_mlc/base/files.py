@@ -135,6 +135,18 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         held.close()
 
 
+def check_place(path: str | Path, option: str, error: type[MiniCPMError]) -> None:
+    """Raises `error` where no file can be written at what `option` names, before anything is
+    computed for it.
+    """
+    path = Path(path)
+    why = "its folder is not there" if not path.absolute().parent.is_dir() else ""
+    if why or path.is_dir():
+        raise error(
+            f"{path} can't be written: {why or 'it is a folder'}; choose another file with {option}"
+        )
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file as write_whole does. Raises OSError."""
     write_whole(path, lambda partial: partial.write_bytes(text.encode()))

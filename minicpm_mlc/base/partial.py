@@ -7,6 +7,7 @@ being written, in containers too, where one process number belongs to many proce
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ if os.name == "nt":
     fcntl = None
 else:
     import fcntl
+
+PARTIAL = re.compile(r"\.(.+)\.(?:partial|old)-\d+")  # the names of partial_beside
 
 
 class Hold:
@@ -41,6 +44,12 @@ def partial_beside(target: Path, kind: str = "partial") -> Path:
     "old").
     """
     return target.with_name(f".{target.name}.{kind}-{os.getpid()}")
+
+
+def target_of(path: Path) -> Path:
+    """What is written under a name of partial_beside; any other path as it is."""
+    found = PARTIAL.fullmatch(path.name)
+    return path.with_name(found[1]) if found else path
 
 
 def hold(path: Path) -> Hold:

@@ -194,7 +194,9 @@ class _Bench:
         dense = {"prefill": AttendPrefill(*shape, kv), "decode": AttendDecode(*shape, kv)}
         self.arithmetic = "bfloat16" if kv.multiplied_as_bfloat16(traits.bf16_dot) else "float32"
         self.dense = {kind: _compiled(build(each, traits)) for kind, each in dense.items()}
-        self.score = {k: _compiled(build(ScoreBlocks(*shape, b), traits)) for k, b in both.items()}
+        self.score = {
+            k: _compiled(build(ScoreBlocks(*shape, b, kv), traits)) for k, b in both.items()
+        }
         self.select = _compiled(
             build(SelectBlocks(kv_heads, sparse.topk, local, sparse.init_blocks), traits)
         )

@@ -184,7 +184,7 @@ def exact_bundle(
     from minicpm_mlc.compile import compile_model  # imports TVM
 
     with TemporaryDirectory(prefix="minicpm-mlc-quality-") as folder:
-        say(f"{reference} is a checkpoint: compiling it to f32 in {folder}, for this run only")
+        say(f"{reference}: compiling it to f32 in {folder}, for this run only")
         out = Path(folder) / "f32"
         options: dict[str, Any] = {"scheme": "f32", "context": tokens, "draft": draft}
         compile_model(reference, out, **options, progress=progress)

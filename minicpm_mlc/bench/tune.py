@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minicpm_mlc.base.files import write_text
+from minicpm_mlc.base.files import check_place, write_text
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench.decode import BenchError, memory_reader, need_positive
@@ -119,6 +119,7 @@ def tune_bundle(
     parameters or the numbers can't be.
     """
     need_positive(depth=depth, repeats=repeats)
+    check_place(out, "-o", BenchError)
     machine = LocalMachine()
     bundle = machine.read_bundle(path)
     library = LocalLibrary(bundle, threads or machine.cores)

@@ -151,10 +151,12 @@ def compile_command(
     What a folder may hold: docs/checkpoints.md. A bundle's weights are carried as they are, for
     another --device.
     """
+    from minicpm_mlc.base.installed import check_compiler
     from minicpm_mlc.base.progress import show_progress
     from minicpm_mlc.compile import compile_model
     from minicpm_mlc.hub.pull import local_adapter, local_path, local_source
 
+    check_compiler()
     with show_progress() as report:
         adapters = tuple(local_adapter(each, report, note) for each in adapters)
         if draft and not draft.startswith("random-"):

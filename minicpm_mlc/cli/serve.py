@@ -94,6 +94,8 @@ def serve(
     from minicpm_mlc.serve.server import check_libraries
     from minicpm_mlc.serve.server import serve as serve_bundle
 
+    if replicas and not ray:
+        raise click.UsageError("--replicas is for --ray; give both, or leave --replicas out.")
     check_libraries()
     keys = given_keys(api_key, api_key_file)
     serving = Serving(keys=keys, origins=cors_origin, hosts=allowed_host, **options)

@@ -38,11 +38,13 @@ def trace(bundle: str, prompt_file: str, out: str, max_tokens: int, **options: A
 
     It shows selection, not attribution.
     """
+    from minicpm_mlc.base.errors import EngineError
+    from minicpm_mlc.base.files import check_place
     from minicpm_mlc.inspect.trace import trace as record
-    from minicpm_mlc.inspect.trace_page import as_html, check_place, write_page
+    from minicpm_mlc.inspect.trace_page import as_html, write_page
     from minicpm_mlc.runtime_py.engine import Engine
 
-    check_place(out)
+    check_place(out, "-o", EngineError)
     text = read_piped() if prompt_file == "-" else read_text(Path(prompt_file))
     question = {"role": "user", "content": text}
     with Engine(bundle, **options) as engine:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import CheckpointError, CompileError
-from minicpm_mlc.base.files import read_json, write_text, write_whole
+from minicpm_mlc.base.files import check_place, read_json, write_text, write_whole
 from minicpm_mlc.bundle.npy import from_npy
 from minicpm_mlc.compile.checkpoint.torch_file import read_numbers
 from minicpm_mlc.compile.checkpoint.torch_pickle import MAX_STEPS
@@ -85,16 +85,22 @@ FORMATS: dict[str, Callable[[Path], object]] = {
 
 
 def write_list(path: str | Path, ids: np.ndarray) -> None:
-    """Writes a .json or .npy list, whole or not at all. Raises CompileError for another suffix,
-    OSError where it can't.
+    """Writes a .json or .npy list, whole or not at all. Raises CompileError as check_list_place
+    does, OSError where it can't.
     """
+    check_list_place(path)
     path = Path(path)
     if path.suffix == ".json":
         write_text(path, json.dumps(ids.tolist(), separators=(",", ":")) + "\n")
-    elif path.suffix == ".npy":
-        write_whole(path, lambda partial: _write_array(partial, ids.astype(np.int32)))
     else:
+        write_whole(path, lambda partial: _write_array(partial, ids.astype(np.int32)))
+
+
+def check_list_place(path: str | Path) -> None:
+    """Raises CompileError where no list can be written, or for a name that is no list's."""
+    if Path(path).suffix not in (".json", ".npy"):
         raise CompileError(f"{path}: name the list .json or .npy")
+    check_place(path, "-o", CompileError)
 
 
 def _write_array(path: Path, values: np.ndarray) -> None:

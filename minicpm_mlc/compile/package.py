@@ -19,7 +19,7 @@ from typing import IO
 
 from minicpm_mlc.base.errors import BundleError, CompileError
 from minicpm_mlc.base.files import BLOCK_BYTES, write_whole
-from minicpm_mlc.base.installed import RUNTIME, WHOLE, distribution
+from minicpm_mlc.base.installed import RUNTIME, WHOLE, check_compiler, distribution
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import human_bytes
 from minicpm_mlc.bundle.host import DEVICE_OF_SYSTEM, system_of
@@ -141,6 +141,8 @@ def _refuse_misfit(folder: Path, manifest: Manifest, platform: str) -> None:
 def _entries(folder: Path, manifest: Manifest, platform: str, engine: bool) -> Iterator[Entry]:
     """README, checksums, licences, the engine if wanted, and the bundle as it is."""
     name = folder.resolve().name
+    if engine:
+        check_compiler()
     own = engine_files(folder, manifest, platform) if engine else {}
     programs = [Entry.of(name, *file) for name, file in own.items()]
     parts = [

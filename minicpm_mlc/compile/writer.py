@@ -243,10 +243,11 @@ class BundleWriter:
         remove_leftovers(self.path)
 
     def _refuse_target(self) -> None:
-        if not self.path.parent.is_dir():
-            raise CompileError(
-                f"folder {self.path.parent} doesn't exist: mkdir -p {self.path.parent}"
-            )
+        above = self.path.parent
+        if above.exists() and not above.is_dir():
+            raise CompileError(f"{above} is a file; choose another name with -o")
+        if not above.is_dir():
+            raise CompileError(f"folder {above} doesn't exist: mkdir -p {above}")
         if not self.path.exists() or _is_empty_folder(self.path):
             return
         if not _is_bundle(self.path):

@@ -16,6 +16,7 @@ from typing import Any
 from minicpm_mlc import __version__
 from minicpm_mlc.base.errors import HubError
 from minicpm_mlc.base.files import cache_folder, remember
+from minicpm_mlc.base.installed import check_compiler
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.bundle.host import this_host
 from minicpm_mlc.bundle.manifest import ABI, FORMAT, MANIFEST
@@ -55,13 +56,14 @@ def bundle_for(
     pulled where nothing was. A hub is asked only where something is missing. `again`: compile it
     even if it is kept.
 
-    Raises HubError, and what `make` raises.
+    Raises HubError, CompileError where there is no compiler, and what `make` raises.
     """
     if (Path(source) / MANIFEST).is_file():
         raise HubError(f"{source} is a bundle already: minicpm-mlc chat {source}")
     name = parse_name(source)
     place = _place(source, options, _known(name) if name else _stamp(source))
     if again or place is None or not (place / MANIFEST).is_file():
+        check_compiler()
         path, facts = _fetch(name, progress, say) if name else (source, _stamp(source))
         place = _place(source, options, facts)
         assert place, "what was fetched is known"

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.installed import check_compiler
 from minicpm_mlc.base.progress import Progress
 from minicpm_mlc.base.text import MARK, decode_text
 from minicpm_mlc.bundle.manifest import MANIFEST, Manifest
 from minicpm_mlc.bundle.small_files import SmallFiles
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.frspec import write_list
+from minicpm_mlc.compile.frspec import check_list_place, write_list
 from minicpm_mlc.compile.model.registry import read_config_folder
 from minicpm_mlc.compile.surroundings import some_home
 from minicpm_mlc.prompt.library_tokenizer import library_errors, read_tokenizer
@@ -147,6 +148,8 @@ def build_and_time(
     """What build_list does, and under "speed" what the list saves (draft_speed.py); None where
     `source` has no config.
     """
+    check_compiler()  # the list is for it
+    check_list_place(out)
     progress("counting", 0, 1)
     report = build_list(text, size, source, out)
     progress("counting", 1, 1)

@@ -82,14 +82,6 @@ def as_html(trace: Trace) -> str:
     )
 
 
-def check_place(path: str | Path) -> None:
-    """Raises EngineError where no page can be written, before anything is computed for it."""
-    if not Path(path).absolute().parent.is_dir():
-        raise EngineError(
-            f"{path} can't be written: its folder is not there; choose another file with -o"
-        )
-
-
 def write_page(path: str | Path, page: str) -> None:
     """Write the page whole or not at all. Raises EngineError."""
     try:

@@ -5,12 +5,13 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
+from minicpm_mlc.ops.formats.kv import F32, WORDS, KVFormat
 from minicpm_mlc.ops.operator import Argument, Cost, Extent, Operator, gives, takes
 from minicpm_mlc.ops.paged import cost_of_pages, mean_pool, page_tables
 from minicpm_mlc.ops.paged_samples import HEADS, drawn_means, drawn_queries, sampled_rows
@@ -23,6 +24,7 @@ def score_blocks_definition(
     page_tables: np.ndarray,
     positions: np.ndarray,
     page_size: int = PAGE_SIZE,
+    kv: KVFormat = F32,
 ) -> np.ndarray:
     """Pooled scores, float64 [n, kv_heads, p]; blocks without a finished window, and those past the
     query's own, get 0.
@@ -31,7 +33,8 @@ def score_blocks_definition(
     With K1[j] = (M[j] + M[j+1]) / 2 and K2[j] = mean(M[4j .. 4j+7]), both only of keys up to the
     position, a window's score is s[j] = sum over the group's heads of exp(q K1[j] / sqrt(d) -
     logsumexp of q K2 / sqrt(d)); a block's is the largest of the five windows that touch it. Scores
-    have float32's range: a head's below 2^-126 counts as 0.
+    have float32's range: a head's below 2^-126 counts as 0. `kv`: whose rounding of queries and
+    means is part of the definition.
     """
     segment = page_size // SEGMENTS
     kv_heads, head_dim = k_means.shape[1], k_means.shape[-1]
@@ -41,8 +44,8 @@ def score_blocks_definition(
         if coarse <= 0:
             continue
         table = page_tables[row if len(page_tables) > 1 else 0][: windows // SEGMENTS + 1]
-        means = k_means[table].astype(np.float64).swapaxes(1, 2).reshape(-1, kv_heads, head_dim)
-        queries = q[row].astype(np.float64).reshape(kv_heads, -1, head_dim) / np.sqrt(head_dim)
+        means = kv.rounded_means(k_means[table]).swapaxes(1, 2).reshape(-1, kv_heads, head_dim)
+        queries = kv.rounded_queries(q[row]).reshape(kv_heads, -1, head_dim) / np.sqrt(head_dim)
         logits = np.einsum("kgd,jkd->kgj", queries, means[: windows + 1])
         fine = (logits[..., :-1] + logits[..., 1:]) / 2
         pages = (
@@ -63,7 +66,9 @@ class ScoreBlocks(Operator):
     """The score of each page of a row's page table for each key/value head, as in
     score_blocks_definition.
 
-    Row r uses page table r when `batched` (decode), else the only one (prefill).
+    Row r uses page table r when `batched` (decode), else the only one (prefill). A chunk's rows are
+    multiplied as integers where attention multiplies those of `kv`; decode reads each mean once, as
+    fast as memory gives it.
     """
 
     grid_limit: ClassVar[float] = 1e-9
@@ -71,6 +76,19 @@ class ScoreBlocks(Operator):
     num_kv_heads: int
     head_dim: int
     batched: bool
+    kv: KVFormat = F32
+
+    @property
+    def integers(self) -> bool:
+        """Whether queries and means are rounded and multiplied as integers."""
+        return self.kv.words and not self.batched
+
+    @property
+    def dtype_label(self) -> str:
+        return self.kv.dtype if self.integers else super().dtype_label
+
+    def fits(self, traits: Any) -> bool:
+        return not self.integers or self.kv.fits(traits)
 
     @property
     def group(self) -> int:
@@ -89,7 +107,8 @@ class ScoreBlocks(Operator):
     def define(
         self, q: np.ndarray, k_means: np.ndarray, tables: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        return score_blocks_definition(q, k_means, tables, positions)
+        rounding = self.kv if self.integers else F32
+        return score_blocks_definition(q, k_means, tables, positions, kv=rounding)
 
     def samples(self, draw: Draw) -> Iterator[Sample]:
         for rows in sampled_rows(draw, self.batched, contexts=(1, 128), longest=2560):
@@ -98,7 +117,8 @@ class ScoreBlocks(Operator):
             yield sample(q, means, *rows.arguments())
 
     def cost(self, extent: Extent) -> Cost:
-        return cost_of_pages(self, extent, self.num_heads, extent.blocks)
+        cost = cost_of_pages(self, extent, self.num_heads, extent.blocks)
+        return replace(cost, int8=self.integers)
 
     def shape_label(self, extent: Extent) -> str:
         return f"{extent.blocks} of {extent.blocks} pages"
@@ -106,3 +126,4 @@ class ScoreBlocks(Operator):
     @classmethod
     def variants(cls) -> Iterator[ScoreBlocks]:
         yield from (cls(*heads, batched) for heads in HEADS for batched in (False, True))
+        yield from (cls(*heads, False, kv) for heads in HEADS for kv in WORDS.values())

@@ -73,8 +73,9 @@ def bound(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)  # who connects before the application is up, waits
         return listener
     except (OSError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or error
         raise EngineError(
-            f"{host}:{port} can't be listened at ({error}); give another --port, 0 for any free one"
+            f"{host}:{port} can't be listened at ({said}); give another --port, 0 for any free one"
         ) from None
 
 

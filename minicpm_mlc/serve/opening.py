@@ -38,8 +38,15 @@ def open_model(
 
 
 def state_file(folder: str | Path, bundle: str) -> Path:
-    """Where a bundle's computed prompts are kept, in a folder that is made for them."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """Where a bundle's computed prompts are kept, in a folder that is made for them. Raises
+    EngineError where it can't be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(
+            f"--state {folder}: the folder can't be made ({error.strerror}); name another"
+        ) from None
     return Path(folder) / f"{manifest_sha256(bundle)[:16]}.state"
 
 

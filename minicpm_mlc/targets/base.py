@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from minicpm_mlc.ops.cpu.traits import CpuTraits
@@ -10,11 +9,6 @@ from minicpm_mlc.ops.gpu.traits import GpuTraits
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
-
-COMPILER = {  # distributions that compiling takes on every device, and how each is installed
-    "apache-tvm": "pip install apache-tvm==0.27.0.post1",
-    "ziglang": "pip install ziglang",
-}
 
 
 class Target(Protocol):
@@ -76,16 +70,3 @@ class Target(Protocol):
         CompileError where it can't be linked.
         """
         ...
-
-
-def missing_to_compile() -> list[str]:
-    """The commands that install what compiling for any device takes and is not here."""
-    return [command for name, command in COMPILER.items() if not _installed(name)]
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

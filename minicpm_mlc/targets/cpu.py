@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.installed import missing_to_compile
 from minicpm_mlc.bundle.host import FLAGS, this_host
 from minicpm_mlc.ops.cpu.traits import CpuTraits
-from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.link import PLATFORMS, Platform, compile_object, link, platform_here
 from minicpm_mlc.targets.lowering import cpu_pipeline
 

@@ -120,6 +120,7 @@ static __device__ __forceinline__ int warp_sum_int(int x) {
 // over the lanes before this one
 static __device__ __forceinline__ int warp_sum_before(int x) {
   int lane = threadIdx.x & 31, sum = x;
+  __syncwarp();
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     int other = __shfl_up_sync(0xffffffffu, sum, step);
@@ -136,7 +137,7 @@ static __device__ __forceinline__ int warp_any(int x) { return __any_sync(0xffff
 
 // how many workgroups have come to each meeting (WORKGROUPS of ops/gpu/attend_tiles.py, twice); 0
 // again once all have
-static __device__ uint came[512];
+static __device__ uint came[256];
 
 // whether the workgroup is the last of so many to come to a meeting; then it sees what the others
 // wrote. The barriers make what its threads do one with what the first of them releases and acquires

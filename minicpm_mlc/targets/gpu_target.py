@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.base.installed import missing_to_compile
 from minicpm_mlc.ops.gpu.traits import GpuTraits
-from minicpm_mlc.targets.base import missing_to_compile
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.lowering import gpu_pipeline
 

@@ -179,7 +179,7 @@ static inline int warp_any(int x) {
   return any;
 }
 static inline int last_to_come(int meeting, int members) {
-  static int came[512], last;
+  static int came[256], last;
   shim::barrier();
   if (!shim::current) {
     came[meeting] = (came[meeting] + 1) % members;

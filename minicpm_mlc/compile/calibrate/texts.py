@@ -62,6 +62,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "another encoding"
         raise CompileError(
-            f"--calibrate {path}: can't be read as UTF-8 text ({error}); give a text file"
+            f"--calibrate {path} can't be read as UTF-8 text ({why}); give a text file"
         ) from None

@@ -92,7 +92,8 @@ class SparseAttention(Attention):
         """The score of each page for each key/value head, float32 [n, kv_heads, pages]."""
         kernels, places = self.plan.kernels, (batch.page_tables, batch.positions)
         if not batch.tree:
-            return kernels(ScoreBlocks(*self.heads, batch.decode), q, means, *places)
+            operator = ScoreBlocks(*self.heads, batch.decode, self.plan.kv)
+            return kernels(operator, q, means, *places)
         path_means = self.path_means(keys, means, batch.page_tables, *batch.tree)
         return kernels(ScoreTree(*self.heads), q, means, path_means, *places, batch.tree[0])
 

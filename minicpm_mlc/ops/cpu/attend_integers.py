@@ -15,13 +15,13 @@ from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend_page import Arithmetic, Page, Products, Shape
 from minicpm_mlc.ops.cpu.int8_dot import Activations, Int8Dot
+from minicpm_mlc.ops.cpu.round_integers import ADDED, round_row, start_of, words_of
 from minicpm_mlc.ops.formats.kv import KEYS
 from minicpm_mlc.ops.formats.kv.int8 import LARGEST, SMALLEST
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 STEPS = 4  # words of four numbers that a loop takes in turn
 NOTHING = 1e-38  # rounds to 0 as 0 does, which takes an instruction more to compare
-ADDED = 128  # to a key, so that it is unsigned
 Load = Callable[[Expr, int], Expr]  # (word, lane) of the right matrix: a register from there on
 
 
@@ -39,16 +39,21 @@ class Integers(Arithmetic):
         return rows, max(w for w in fitting if head_dim % w == 0)
 
     def products(self, shape: Shape, rows: int) -> Products:
-        return IntegerProducts(
-            shape,
-            self.dot,
-            T.alloc_buffer((rows, shape.head_dim // 4), "int32"),
-            T.alloc_buffer((shape.rows, PAGE_SIZE // 4), "int32"),
-            T.alloc_buffer((rows,), "float32"),
-            T.alloc_buffer((shape.rows,), "float32"),
-            T.alloc_buffer((rows,), "int32"),
-            T.alloc_buffer((shape.rows, PAGE_SIZE), "float32"),
-        )
+        return IntegerProducts(shape, self.dot, *scratch(shape, rows))
+
+
+def scratch(shape: Shape, rows: int, together: int = 1) -> list[Buffer]:
+    """Of IntegerProducts for a block of so many rows, as many of which as lie `together` sharing a
+    row of the left matrices.
+    """
+    return [
+        T.alloc_buffer((rows // together, together * shape.head_dim // 4), "int32"),
+        T.alloc_buffer((shape.rows // together, together * PAGE_SIZE // 4), "int32"),
+        T.alloc_buffer((rows,), "float32"),
+        T.alloc_buffer((shape.rows,), "float32"),
+        T.alloc_buffer((rows,), "int32"),
+        T.alloc_buffer((shape.rows, PAGE_SIZE), "float32"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -65,30 +70,28 @@ class IntegerProducts(Products):
     unrounded: Buffer  # f32[tile rows, 64]
 
     def put_query(self, row: Expr, q: Buffer, token: Expr, head: Expr) -> None:
-        found = vector.registers(2)  # the largest components, and sums of the integers
-        vectors = self.shape.head_dim // vector.LANES
-        for at in (0, vector.LANES):
-            vector.store(found, vector.splat(0.0), at)
-        with T.serial(vectors) as j:
-            x = T.Bind(vector.load(q, token, head, j * vector.LANES))
-            size = T.max(x, vector.splat(0.0) - x)
-            vector.store(found, T.max(vector.load(found, 0), size), 0)
-        largest = T.max(vector.fold(T.max, T.Bind(vector.load(found, 0))), T.float32(SMALLEST))
-        largest = T.Bind(largest)
-        inverse = T.Bind(vector.splat(T.float32(self.dot.query_levels) / largest))
-        with T.serial(vectors) as j:
-            x = T.Bind(T.nearbyint(vector.load(q, token, head, j * vector.LANES) * inverse))
-            vector.store(found, vector.load(found, vector.LANES) + x, vector.LANES)
-            _put_words(self.queries, x, row, j * vector.LANES)
-        scale = T.float32(self.shape.query_scale / self.dot.query_levels)
+        def read(at: Expr) -> Expr:
+            return vector.load(q, token, head, at)
+
+        def write(x: Expr, at: Expr) -> None:
+            self.put_words(self.queries, x, row, at)
+
+        levels, vectors = self.dot.query_levels, self.shape.head_dim // vector.LANES
+        largest, total = round_row(vectors, levels, read, write)
+        scale = T.float32(self.shape.query_scale / levels)
         T.buffer_store(self.query_scales, largest * scale, [row])
         if not self.dot.signed:
-            total = vector.fold(lambda a, b: a + b, T.Bind(vector.load(found, vector.LANES)))
-            T.buffer_store(self.starts, T.Cast("int32", total) * -ADDED, [row])
+            T.buffer_store(self.starts, start_of(total), [row])
 
     def put_weights(self, row: Expr, token: int, x: Expr) -> None:
         """A slot that holds no token has any scale, NaN too; its weight is 0."""
         vector.store(self.unrounded, T.max(x, vector.splat(NOTHING)), row, token)
+
+    def put_words(self, words: Buffer, x: Expr, row: Expr, at: Expr) -> None:
+        """Store float32[16], truncated to int8, as four words of a left matrix's row from number
+        `at` on.
+        """
+        T.buffer_store(words, words_of(x), [row, T.ramp(at // 4, 1, 4)])
 
     def _round_weights(self, row: Expr) -> None:
         """Of a row of the tile, whose weights are all there."""
@@ -98,7 +101,7 @@ class IntegerProducts(Products):
         largest = T.Bind(T.max(vector.fold(T.max, T.Bind(highest)), T.float32(SMALLEST)))
         inverse = T.Bind(vector.splat(T.float32(LARGEST) / largest))
         for token, weight in zip(tokens, weights, strict=True):
-            _put_words(self.weights, weight * inverse + vector.splat(0.5), row, token)
+            self.put_words(self.weights, weight * inverse + vector.splat(0.5), row, token)
         T.buffer_store(self.weight_scales, largest * T.float32(1 / LARGEST), [row])
 
     def score(self, scores: Buffer, first: Expr, page: Page) -> None:
@@ -117,7 +120,9 @@ class IntegerProducts(Products):
                     page.fetch_values(at, 4 * STEPS * width)
 
             tile = self._tile(start)
-            self._multiply(tile, head_dim // 4, self.queries, first, keys, self._by_query, fetch)
+            self.multiply_tile(
+                tile, head_dim // 4, self.queries, first, keys, self._by_query, fetch
+            )
             for r, row in enumerate(tile):
                 scale = T.Bind(T.broadcast(self.query_scales[first + r], lanes))
                 for lane in range(0, width, lanes):
@@ -145,7 +150,7 @@ class IntegerProducts(Products):
                     page.fetch_next_keys(at, 4 * STEPS * width)
 
             tile = self._tile(lambda _: T.int32(0))
-            self._multiply(tile, words, self.weights, 0, values, self._by_weight, fetch)
+            self.multiply_tile(tile, words, self.weights, 0, values, self._by_weight, fetch)
             for r, row in enumerate(tile):
                 before, scale = (
                     T.Bind(T.broadcast(factors[r], lanes))
@@ -165,7 +170,7 @@ class IntegerProducts(Products):
                 T.buffer_store(row, T.broadcast(start(r), lanes), [T.ramp(lane, 1, lanes)])
         return tile
 
-    def _multiply(
+    def multiply_tile(
         self,
         tile: list[Buffer],
         words: Expr,
@@ -209,9 +214,3 @@ class IntegerProducts(Products):
             return keys
         bytes_ = T.reinterpret(keys, dtype=f"uint8x{4 * self.dot.rows}")
         return bytes_ ^ T.broadcast(T.uint8(ADDED), 4 * self.dot.rows)
-
-
-def _put_words(words: Buffer, x: Expr, row: Expr, at: Expr) -> None:
-    """Store float32[16], truncated to int8, as four words of a row from number `at` on."""
-    integers = T.Cast("int8x16", T.Cast("int32x16", x))
-    T.buffer_store(words, T.reinterpret(integers, dtype="int32x4"), [row, T.ramp(at // 4, 1, 4)])

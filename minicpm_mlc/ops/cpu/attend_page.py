@@ -207,11 +207,13 @@ def weigh_tile(shape: Shape, block: Block, first: Expr, corrections: Buffer, pag
     raise_maxima(shape, block, first, corrections)
     with T.serial(shape.rows) as r:
         new = T.Bind(vector.splat(block.maxima[first + r]))
+        # 0, which LLVM can't know: it would put scales that are the same for all rows on the stack
+        nothing = T.Bind(T.min(block.limits[first + r], 0))
         total = vector.load(block.sums, first + r, 0) * vector.splat(corrections[r])
         for token in range(0, PAGE_SIZE, vector.LANES):
             score = vector.load(block.scores, r, token)
             weight = vector.in_order(vector.exp2_below_1(score - new))
-            block.products.put_weights(r, token, page.scaled(weight, VALUES, token))
+            block.products.put_weights(r, token, page.scaled(weight, VALUES, token + nothing))
             total = vector.in_order(total + weight)  # here, as a multiply-add of what makes it
         vector.store(block.sums, total, first + r, 0)
 

@@ -7,7 +7,8 @@ from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.attend_floats import Bf16Pairs, Float32
 from minicpm_mlc.ops.cpu.attend_integers import Integers
 from minicpm_mlc.ops.cpu.attend_page import Shape
-from minicpm_mlc.ops.cpu.int8_dot import DOTS
+from minicpm_mlc.ops.cpu.attend_pairs import PairedIntegers
+from minicpm_mlc.ops.cpu.int8_dot import DOTS, SmMlA
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 
 
@@ -41,6 +42,7 @@ def _of_floats(operator: Attention, traits: CpuTraits, most_rows: int) -> Shape:
 def _of_integers(operator: Attention, traits: CpuTraits, most_rows: int) -> Shape:
     if traits.int8_dot is None or not operator.fits(traits):
         raise ValueError(f"a cache of {operator.kv} beside {traits}")
-    arithmetic = Integers(DOTS[traits.int8_dot])
+    dot = DOTS[traits.int8_dot]
+    arithmetic = PairedIntegers(dot) if isinstance(dot, SmMlA) else Integers(dot)
     heads = operator.num_heads, operator.num_kv_heads, operator.head_dim
     return Shape(*heads, *arithmetic.tile(operator.head_dim, most_rows), arithmetic)

@@ -36,9 +36,10 @@ class Int8Dot:
     """`rows` weight rows per register; `tile` activation rows meet the weights, as each is then
     unpacked once for all of them.
 
-    `sums`: registers of integer sums that fit beside as many float totals, the weights of a word
-    and an activation. A tile's rows meet so many registers of weights that its sums fill them, as
-    each activation is then loaded once for these.
+    `sums`: registers of integer sums of a whole tile, which fit beside the weights of a word and an
+    activation, and beside as many float totals unless these lie in memory (`beside_totals`). A
+    tile's rows meet so many registers of weights that its sums fill them, as each activation is
+    then loaded once for these.
     `registers`: of the processor. `signed`: whether both factors of a product are; else the first
     is unsigned. `query_levels`: the largest second factor that is exact beside any first one.
     """
@@ -53,7 +54,13 @@ class Int8Dot:
 
     def wide(self, rows: int, values: Values) -> int:
         """Registers of weights that meet a tile of so many activation rows."""
-        return max(1, self.sums // max(rows, values.held))
+        sums = self.sums if rows == self.tile else min(self.sums, self.beside_totals)
+        return max(1, sums // max(rows, values.held))
+
+    @property
+    def beside_totals(self) -> int:
+        """Registers of sums that leave as many for their float totals."""
+        return self.registers // 4
 
     def zero(self, values: Values) -> int:
         """What the weights are too large by when they meet the activations."""
@@ -300,10 +307,10 @@ class SmMlA(SDot):
             words = [_joined(a.word(i, 2), b.word(i, 2), [0, 1, 2, 3]) for a, b in pairs]
             both = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
             for matrices, each in zip(sums, weights, strict=True):
-                octets = self._octets(next(each), next(each))
+                octets = self.octets(next(each), next(each))
                 for at, x in enumerate(both):
                     matrices[at] = [
-                        self._matrix(m, rows, x)
+                        self.matrix(m, rows, x)
                         for m, rows in zip(matrices[at], octets, strict=True)
                     ]
         return [[row for pair in matrices for row in self._by_row(*pair)] for matrices in sums]
@@ -317,9 +324,9 @@ class SmMlA(SDot):
         return 8 * self.rows
 
     def peak_step(self, total: Expr) -> Expr:
-        return self._matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
+        return self.matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
 
-    def _octets(self, low: Expr, high: Expr) -> list[Expr]:
+    def octets(self, low: Expr, high: Expr) -> list[Expr]:
         """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
         low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
         return [
@@ -327,7 +334,8 @@ class SmMlA(SDot):
             for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
         ]
 
-    def _matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
+    def matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
+        """total int32[2 x 2] + the products of two rows of eight with two."""
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
@@ -418,7 +426,7 @@ DOTS = {
     dot.name: dot
     for dot in (
         VpDpBusd("avx512vnni", rows=16, tile=8, sums=8, registers=32),
-        VpDpBusd("avxvnni", rows=8, tile=4, sums=4, registers=16),
+        VpDpBusd("avxvnni", rows=8, tile=4, sums=8, registers=16),
         PMAddUbsW("avx2", rows=8, tile=4, sums=4, registers=16),
         SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
         SmMlA("i8mm", rows=4, tile=4, sums=8, registers=32),

@@ -74,6 +74,43 @@ class Weights:
     row: Expr
 
 
+@dataclass(frozen=True)
+class Totals:
+    """A tile's float totals, a register of columns each: in registers, or in memory where the sums
+    of integers fill those. There each step leaves them in another place than the one before: LLVM
+    would hold what stays, and spill.
+    """
+
+    buffer: Buffer  # f32[count * width], or twice as many
+    count: int
+    width: int
+    moving: bool
+
+    @staticmethod
+    def of(count: int, dot: Int8Dot) -> Totals:
+        """For so many registers of columns."""
+        moving = count > dot.beside_totals
+        buffer = T.alloc_buffer(((1 + moving) * count * dot.rows,), "float32", scope="global")
+        return Totals(buffer, count, dot.rows, moving)
+
+    def load(self, i: int, step: Expr) -> Expr:
+        """The i-th before a step."""
+        return self.buffer[self._at(i, step)]
+
+    def store(self, value: Expr, i: int, step: Expr) -> None:
+        """Of the i-th before a step."""
+        T.buffer_store(self.buffer, value, [self._at(i, step)])
+
+    def add(self, value: Expr, i: int, step: Expr, in_order: bool) -> None:
+        """To the i-th in a step."""
+        value = self.load(i, step) + value
+        self.store(vector.in_order(value) if in_order else value, i, step + 1)
+
+    def _at(self, i: int, step: Expr) -> Expr:
+        turn = step % 2 * self.count if self.moving else 0
+        return T.ramp((turn + i) * self.width, 1, self.width)
+
+
 class Int8Loops:
     """The loops of one shape; its user sets the buffers.
 
@@ -217,28 +254,27 @@ class Int8Loops:
     ) -> None:
         """`tile` with these registers of weights; the last run applies the epilogue."""
         width = self.dot.rows
-        total = T.alloc_buffer((rows * len(weights) * width,), "float32", scope="global")
         places = [(first + r, w.column + w.row) for w in weights for r in range(rows)]
-        lanes = [T.ramp(i * width, 1, width) for i in range(len(places))]
-        start = T.Bind(c * CACHE_GROUPS)
+        total = Totals.of(len(places), self.dot)
+        start, halves = T.Bind(c * CACHE_GROUPS), self.scheme.halves
         with T.If(c == 0):
             with T.Then():
-                for held in lanes:
-                    T.buffer_store(total, T.broadcast(T.float32(0), width), [held])
+                for i in range(len(places)):
+                    total.store(T.broadcast(T.float32(0), width), i, 0)
             with T.Else():
-                for held, place in zip(lanes, places, strict=True):
-                    T.buffer_store(total, self.totals[self.total_at(*place)], [held])
+                for i, place in enumerate(places):
+                    total.store(self.totals[self.total_at(*place)], i, 0)
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
             self.prefetch(weights, T.Bind(start + g), go, goes)
             self.group(total, weights, first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
-                for held, place in zip(lanes, places, strict=True):
-                    value = self.finish(total[held], *place)
+                for i, place in enumerate(places):
+                    value = self.finish(total.load(i, self.groups * halves), *place)
                     T.buffer_store(self.totals, value, self.total_at(*place))
             with T.Else():
-                for held, place in zip(lanes, places, strict=True):
-                    T.buffer_store(self.totals, total[held], self.total_at(*place))
+                for i, place in enumerate(places):
+                    T.buffer_store(self.totals, total.load(i, 0), self.total_at(*place))
 
     def lanes(self, column: Expr) -> Expr:
         """A register's columns from there on."""
@@ -259,11 +295,11 @@ class Int8Loops:
             for i in range(go, lines, goes):
                 vector.prefetch(stored, block, g * lines + i + ahead, 0)
 
-    def group(self, total: Buffer, weights: list[Weights], first: Expr, rows: int, g: Expr) -> None:
+    def group(self, total: Totals, weights: list[Weights], first: Expr, rows: int, g: Expr) -> None:
         """Add one column group of some weights to their totals: weights are unpacked once for all
         rows, x loaded once.
         """
-        halves, width = self.scheme.halves, self.dot.rows
+        halves = self.scheme.halves
         unpacked = [self.dot.unpack(self.scheme, self.stored, w.block, g, w.row) for w in weights]
         for half in range(halves):
             inputs = [self.activations(first + r, g, half) for r in range(rows)]
@@ -271,7 +307,8 @@ class Int8Loops:
             for i, w in enumerate(weights):
                 terms = self.terms(w, g, half).bound()
                 for r, product in enumerate(products[i]):
-                    self.add(total, (i * rows + r) * width, first + r, g, terms, product)
+                    value = self.added(first + r, g, terms, product)
+                    total.add(value, i * rows + r, g * halves + half, self.scheme.leveled)
 
     def terms(self, weights: Weights, g: Expr, half: int) -> Terms:
         """Of a register of weight rows; of a half of the columns where those have their own. From
@@ -284,18 +321,15 @@ class Int8Loops:
         places = range(half * count, (half + 1) * count)
         return Terms(*(self.table[weights.stream, g % CACHE_GROUPS, at, lanes] for at in places))
 
-    def add(self, total: Expr, at: int, row: Expr, g: Expr, terms: Terms, product: Expr) -> None:
-        """total[at...] += x scale * (w scale * integer product + minimum * sum of integers)."""
+    def added(self, row: Expr, g: Expr, terms: Terms, product: Expr) -> Expr:
+        """x scale * (w scale * integer product + minimum * sum of integers)."""
         width = self.dot.rows
         x_scale = T.broadcast(T.reinterpret(self.x[row, g, SCALE], dtype="float32"), width)
         value = T.Cast(f"float32x{width}", product) * T.Bind(terms.scale * x_scale)
         if terms.minimum is not None:
             scaled_sum = T.reinterpret(self.x[row, g, SUM], dtype="float32")
             value = value + terms.minimum * T.broadcast(scaled_sum, width)
-        value = total[self.lanes(at)] + value
-        if self.scheme.leveled:
-            value = vector.in_order(value)
-        T.buffer_store(total, value, [self.lanes(at)])
+        return value
 
     def activations(self, row: Expr, g: Expr, half: int) -> Activations:
         first = half * REGISTERS // self.scheme.halves

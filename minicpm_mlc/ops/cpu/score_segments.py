@@ -16,6 +16,7 @@ from math import e, log2, sqrt
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
 from minicpm_mlc.ops.cpu import vector
+from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 
@@ -24,15 +25,17 @@ class Lanes:
     """Lane l of vector v holds row v * rows + l % rows and head l // rows of a group; heads past it
     are padding.
 
-    `rows`: query rows in one vector, a power of two; `vectors`: of one task.
+    `rows`: query rows in one vector, a power of two; `vectors`: of one task; `pages`: whose means
+    are multiplied at once, as many as the registers hold sums for.
     """
 
     group: int
     rows: int
     vectors: int
+    pages: int
 
     @staticmethod
-    def of(group: int, batched: bool, tile_vectors: int) -> Lanes:
+    def of(group: int, batched: bool, traits: CpuTraits) -> Lanes:
         """Decode has a row per task; prefill packs as many as fit, since they share the means they
         read.
         """
@@ -41,10 +44,12 @@ class Lanes:
                 f"{group} query heads share a KV head; sparse attention takes at most "
                 f"{vector.LANES}"
             )
+        pages = 2 if traits.accumulators >= 2 * SEGMENTS else 1
         if batched:
-            return Lanes(group, 1, 1)
+            return Lanes(group, 1, 1, pages)
         padded = 1 << (group - 1).bit_length()
-        return Lanes(group, vector.LANES // padded, max(1, tile_vectors // SEGMENTS))
+        vectors = max(1, traits.accumulators // SEGMENTS)
+        return Lanes(group, vector.LANES // padded, vectors, pages)
 
     @property
     def task_rows(self) -> int:
@@ -128,32 +133,23 @@ class Scorer:
         fetch(line) asks for one cache line, of the d / 4 that a page's means fill, of what is read
         later.
         """
-        vectors = range(self.lanes.vectors)
+        vectors = range(0, self.lanes.width, vector.LANES)
         segments = list(product(range(pages), range(SEGMENTS)))
-        place = {
-            (p, s, v): at * vector.LANES
-            for at, ((p, s), v) in enumerate(product(segments, vectors))
-        }
-        tile = vector.registers(len(place))
-        for at in place.values():
-            vector.store(tile, vector.splat(0.0), at)
+        tile = {segment: vector.registers(len(vectors)) for segment in segments}
+        for segment, v in product(segments, vectors):
+            vector.store(tile[segment], vector.splat(0.0), v)
         with T.serial(queries.shape[0] // SEGMENTS) as line:
             fetch(line)
             for i in (T.Bind(line * SEGMENTS + step) for step in range(SEGMENTS)):
-                columns = [T.Bind(vector.load(queries, i, v * vector.LANES)) for v in vectors]
-                for p, s in segments:
-                    mean = T.Bind(vector.splat(means(p, s, i)))
-                    for v, column in enumerate(columns):
-                        vector.store(
-                            tile, vector.load(tile, place[p, s, v]) + column * mean, place[p, s, v]
-                        )
-        for (p, s, v), at in place.items():
-            vector.store(
-                self.logits,
-                vector.load(tile, at),
-                self.base + (page + p) * SEGMENTS + s,
-                v * vector.LANES,
-            )
+                columns = [T.Bind(vector.load(queries, i, v)) for v in vectors]
+                for segment in segments:
+                    mean = T.Bind(vector.splat(means(*segment, i)))
+                    for v, column in zip(vectors, columns, strict=True):
+                        total = vector.load(tile[segment], v) + column * mean
+                        vector.store(tile[segment], total, v)
+        for (p, s), v in product(segments, vectors):
+            total = vector.load(tile[p, s], v)
+            vector.store(self.logits, total, self.base + (page + p) * SEGMENTS + s, v)
 
     def each_coarse_window(
         self, v: int, pages: Expr, limit: Expr, visit: Callable[[Expr, Expr], None]
@@ -195,7 +191,7 @@ class Scorer:
         """Score of window 4 page + s, one lane per row: exponentials summed over the heads; 0 from
         `limit` on.
         """
-        power = vector.exp2(self.at(page, s, v) + self.at(page, s + 1, v) - lse)
+        power = vector.in_order(vector.exp2(self.at(page, s, v) + self.at(page, s + 1, v) - lse))
         seen = self.lanes.per_row(T.Cast("int32", page * SEGMENTS + s)) < limit
         total = vector.fold(lambda a, b: a + b, power, self.lanes.rows)
         return T.Bind(T.Select(seen, total, self.lanes.per_row(T.float32(0))))

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENTS
+from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.cpu.score_blocks import ScoreCall
+from minicpm_mlc.ops.cpu.score_call import ScoreCall
 from minicpm_mlc.ops.cpu.score_segments import Lanes, Scorer
 from minicpm_mlc.ops.cpu.traits import CpuTraits
 from minicpm_mlc.ops.score_tree import ScoreTree
@@ -28,10 +28,9 @@ def score_tree(
     pooled: Buffer,
 ) -> None:
     """As score_blocks in decode."""
-    lanes = Lanes.of(operator.group, True, traits.accumulators)
-    tile_pages = 2 if traits.accumulators >= 2 * SEGMENTS else 1
+    lanes = Lanes.of(operator.group, True, traits)
     buffers = q, k_means, page_table, positions, pooled, path_means, base
-    TreeScoreCall(lanes, tile_pages, operator.num_kv_heads, dims.n, dims.p, *buffers).decode()
+    TreeScoreCall(lanes, operator.num_kv_heads, dims.n, dims.p, *buffers).decode()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
 MAX_SPLITS = 32
+LEAST_PAGES = 2  # of a split on tensor cores: a merge of more costs more than a page
 
 Visit = Callable[[Expr], None]  # of a page's number in the sequence, or -1
 VisitAll = Callable[[Expr, Expr, Sequence, Expr, Expr, Visit], None]
@@ -369,7 +370,7 @@ def launch(call: AttentionCall, pages: Expr | None = None) -> None:
         call.whole()
     elif call.tiles:
         most = most_splits(call.n, call.heads.num_kv_heads)
-        call.in_splits(T.Bind(T.min(most, pages)), most)
+        call.in_splits(T.Bind(T.min(most, (pages + LEAST_PAGES - 1) // LEAST_PAGES)), most)
     else:
         splits = splits_for(pages, call.traits.split_pages)
         call.in_splits(splits, splits)

@@ -88,7 +88,7 @@ class _Merge:
                 T.buffer_store(self.values, T.float32(0), [FOUR * j + c])
         read = registers(FOUR * AHEAD * self.own)
         maxima, sums = registers(AHEAD * self.own), registers(AHEAD * self.own)
-        with T.serial((count + AHEAD - 1) // AHEAD) as turn:
+        with T.serial(T.max((count + AHEAD - 1) // AHEAD, 1)) as turn:
             for a in range(AHEAD):
                 number = T.Bind(turn * AHEAD + a)
                 split = T.Bind(first + T.min(number, count - 1) * step)

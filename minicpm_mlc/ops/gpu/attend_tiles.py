@@ -25,7 +25,7 @@ WARPS = PAGE_SIZE // TOKENS
 THREADS = 32 * WARPS
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
-WORKGROUPS = 256  # that fill a large GPU
+WORKGROUPS = 128  # that fill a large GPU
 FOUR = 4  # neighbouring components that a thread puts together
 APART = 8  # numbers between two heads' outputs in shared memory, for other banks
 
@@ -69,8 +69,8 @@ class TileFold:
         self.base, across = T.Bind(self.warp * self.words), self.d // 8
         self.turns = min(across & -across, 8) - 1  # bits of a token that turn its components
         self._prepare_copies(pools)
-        row, half = T.Bind(T.bitwise_and(self.lane, 15)), T.Bind(self.lane // 16)
-        self.read_keys = kept(self._key_word(row, half))
+        place, half = T.Bind(T.bitwise_and(self.lane, 15)), T.Bind(self.lane // 16)
+        self.read_keys = kept(self._key_word(place, half))
         self.queries = registers(self.d // 4, "uint32")
         self._load_queries(q, row)
         self.output = registers(self.d // 2, value=0.0)
@@ -111,15 +111,15 @@ class TileFold:
         page, in_order = self.sequence.whole_page(number)
         with T.If(full if in_order is None else T.And(full, in_order)):
             with T.Then():
-                self._copy_in_order(page, first, None)
+                self._copy_in_order(page, None)
             with T.Else():
                 if in_order is None:
-                    self._copy_in_order(page, first, visible)
+                    self._copy_in_order(page, visible)
                 else:
                     self._copy_each(number, first, visible)
         tile("int32", "warp_copied", effect=True)
 
-    def _copy_in_order(self, page: Expr, first: Expr, visible: Expr | None) -> None:
+    def _copy_in_order(self, page: Expr, visible: Expr | None) -> None:
         """16 bytes at a time, in an order without bank conflicts when they are read; None: all are
         visible.
         """
@@ -133,39 +133,52 @@ class TileFold:
         """Where the lane's copies come from in a page of all heads, and go to: what is the same in
         every page is reckoned once.
         """
-        keys, values, first = pools.keys.bits, pools.values.bits, T.Bind(self.warp * TOKENS)
-        each, steps = self.d * PAGE_SIZE, self.d // 16
+        each = self.d * PAGE_SIZE
         self.flat_keys, self.flat_values = (
             T.decl_buffer((b.shape[0], b.shape[1] * each), "uint16", data=b.data)
-            for b in (keys, values)
+            for b in (pools.keys.bits, pools.values.bits)
         )
-        row, half = T.Bind(self.lane // 2), T.Bind(self.lane % 2)
-        begin = self.kv_head * each + row * steps * PAGE_SIZE + first + half * 8
-        begin, place = kept(T.Bind(begin)), kept(self._key_word(row, half))
-        self.key_copies = [(place + c * 16 * 8, begin + c * PAGE_SIZE) for c in range(steps)]
-        across = self.d // 8
-        self.value_copies = []
+        self.key_copies = self._key_copies(T.Bind(self.kv_head * each))
+        self.value_copies = self._value_copies(T.Bind(self.kv_head * each))
+
+    def _key_copies(self, start: Expr) -> list[tuple[Expr, Expr]]:
+        """(word of the tiles, place in a page): neighbouring components are a lane's."""
+        row, half, steps = T.Bind(self.lane // 2), T.Bind(self.lane % 2), self.d // 16
+        token = self.warp * TOKENS + half * 8
+        begin = kept(T.Bind(start + row * steps * PAGE_SIZE + token))
+        place = kept(self._key_word(row, half))
+        return [(place + c * 16 * 8, begin + c * PAGE_SIZE) for c in range(steps)]
+
+    def _value_copies(self, start: Expr) -> list[tuple[Expr, Expr, Expr]]:
+        """(word of the tiles, place in a page, token of the warp's)."""
+        across, steps = self.d // 8, self.d // 16
         if 32 % across:
-            for c in range(steps):
-                i = T.Bind(c * 32 + self.lane)
-                row, part = T.Bind(i // across), T.Bind(i % across)
-                at = T.Bind(self.kv_head * each + (first + row) * self.d + part * 8)
-                self.value_copies.append((self._value_word(row, part), at, row))
-            return
+            return [self._value_copy(start, T.Bind(c * 32 + self.lane)) for c in range(steps)]
         row, part = T.Bind(self.lane // across), T.Bind(self.lane % across)
         turned = T.Bind(T.bitwise_xor(part, T.bitwise_and(row, self.turns)))
         # from the middle on, so that a copy's distance fits into its instruction
-        middle, more = steps // 2, 32 // across
-        begin = self.kv_head * each + (first + row + middle * more) * self.d + part * 8
-        begin, places = kept(T.Bind(begin)), {}
-        for c in range(steps):
-            flipped = c * more & self.turns
-            if flipped not in places:
-                at = self._value_at(row, T.bitwise_xor(turned, flipped))
-                places[flipped] = kept(T.Bind(at))
-            place = places[flipped] + c * more * (self.d // 2)
-            at = begin + (c - middle) * more * self.d
-            self.value_copies.append((place, at, row + c * more))
+        middle, more = steps // 2, 32 // across  # tokens from a copy to the next
+        token = self.warp * TOKENS + row + middle * more
+        begin = kept(T.Bind(start + token * self.d + part * 8))
+        flips = [c * more & self.turns for c in range(steps)]
+        places = {
+            flip: kept(T.Bind(self._value_at(row, T.bitwise_xor(turned, flip))))
+            for flip in dict.fromkeys(flips)
+        }
+        return [
+            (
+                places[flips[c]] + c * more * (self.d // 2),
+                begin + (c - middle) * more * self.d,
+                row + c * more,
+            )
+            for c in range(steps)
+        ]
+
+    def _value_copy(self, start: Expr, i: Expr) -> tuple[Expr, Expr, Expr]:
+        """The i-th of a warp's, where a lane's have nothing in common."""
+        row, part = T.Bind(i // (self.d // 8)), T.Bind(i % (self.d // 8))
+        token = self.warp * TOKENS + row
+        return self._value_word(row, part), T.Bind(start + token * self.d + part * 8), row
 
     def _copy_16(self, word: Expr, source: Expr, size: Any) -> None:
         tile("int32", "copy_16", T.address_of(self.tiles[word]), source, size, effect=True)

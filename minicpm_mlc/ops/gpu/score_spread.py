@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE, SEGMENT_SIZE, SEGMENTS
-from minicpm_mlc.ops.gpu import score_tiles
+from minicpm_mlc.ops.gpu import intrinsics, score_tiles
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
@@ -64,7 +64,12 @@ class Spread:
     positions: Buffer
     pooled: Buffer
     four: Callable[[Expr, Expr], Four]
-    tiles: bool  # whether tensor cores multiply float32
+    f32_tiles: bool
+
+    @property
+    def tiles(self) -> bool:
+        """Whether tensor cores multiply."""
+        return self.f32_tiles and score_tiles.fits(self.group, int(self.q.shape[-1]))
 
     def emit(self) -> None:
         heads = T.Bind(self.n * (self.num_kv_heads * self.group))
@@ -83,7 +88,7 @@ class Spread:
             row = T.Bind(pair // self.num_kv_heads)
             finished = T.Bind((self.positions[row] + 1) // SEGMENT_SIZE)
             size = group * (TILE + SHARERS)
-            if self.tiles and score_tiles.fits(group, int(self.q.shape[-1])):
+            if self.tiles:
                 held = shared((size,))
                 found = self._by_tiles(pair, first, finished, thread)
             else:
@@ -95,11 +100,44 @@ class Spread:
                     with T.If(T.And(place < OWN * SEGMENTS, first + place < finished)), T.Then():
                         T.buffer_store(logits, logit, [pair * group + head, first + place])
             barrier()
-            self._coarse(held, T.Bind(first // SEGMENTS), row, thread)
+            page, tile = T.Bind(first // SEGMENTS), T.Bind(first // (OWN * SEGMENTS))
+            if self.tiles:
+                self._sum_by_quads(sums, tile, held, page, pair, thread)
+                return
+            self._coarse(held, page, row, thread)
             with T.If(thread < group), T.Then():
-                tile = T.Bind(first // (OWN * SEGMENTS))
                 total = _log_sum_exp(held, T.Bind(group * TILE + thread * SHARERS))
                 T.buffer_store(sums, total, [pair * group + thread, tile])
+
+    def _sum_by_quads(
+        self, sums: Buffer, tile: Expr, held: Buffer, page: Expr, pair: Expr, thread: Expr
+    ) -> None:
+        """Every head's log-sum-exp over the tile's coarse windows, by the four threads of a quad:
+        each has four windows, which are of five pages.
+        """
+        row = T.Bind(pair // self.num_kv_heads)
+        finished = T.Bind((self.positions[row] + 1) // PAGE_SIZE - 1)
+        for start in range(0, self.group, FEWER // FOUR):
+            own, first = T.Bind(start + thread // FOUR), T.Bind(thread % FOUR * FOUR)
+            begin = T.Bind(T.min(own, self.group - 1) * TILE)
+            pages, four = registers(FOUR + 1), registers(FOUR)
+            for i in range(FOUR + 1):
+                at = T.Bind(begin + T.min(first + i, PAGES - 1) * SEGMENTS)
+                T.buffer_store(four, held[T.ramp(at, 1, FOUR)], [T.ramp(0, 1, FOUR)])
+                T.buffer_store(pages, (four[0] + four[1]) + (four[2] + four[3]), [i])
+            logits, best = registers(FOUR), registers(1, value=LOWEST)
+            for i in range(FOUR):
+                logit = (pages[i] + pages[i + 1]) * T.float32(1 / (2 * SEGMENTS))
+                there = T.And(first + i < OWN, page + first + i < finished)
+                T.buffer_store(logits, T.Select(there, logit, T.float32(LOWEST)), [i])
+                T.buffer_store(best, T.max(best[0], logits[i]), [0])
+            T.buffer_store(best, intrinsics.tile("float32", "quad_max", best[0]), [0])
+            total = registers(1, value=0.0)
+            for i in range(FOUR):
+                accumulate(total, 0, T.exp(logits[i] - best[0]))
+            T.buffer_store(total, intrinsics.tile("float32", "quad_sum", total[0]), [0])
+            with T.If(T.And(first.equal(0), own < self.group)), T.Then():
+                T.buffer_store(sums, best[0] + T.log(total[0]), [pair * self.group + own, tile])
 
     def _by_tiles(self, pair: Expr, first: Expr, finished: Expr, thread: Expr) -> list[Logit]:
         """On tensor cores."""

@@ -12,7 +12,7 @@ from math import sqrt
 
 from minicpm_mlc.ops.gpu.float16_bits import constant
 from minicpm_mlc.ops.gpu.intrinsics import tile
-from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared, strided
+from minicpm_mlc.ops.gpu.kernel import barrier, registers, shared, store_run
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 FOUR = 4  # components that are read at once
@@ -21,6 +21,7 @@ COLUMNS = 8  # segments of a tile
 ROWS = 16  # of a tile: the most heads
 WARPS = 4
 KEPT = 0xFFFFE000  # the bits that a tile doesn't lose
+ROUND = 0x1000  # half of the last of them
 
 Read = Callable[[Buffer, Expr, Expr], None]  # (to, segment, first component)
 
@@ -71,13 +72,22 @@ class ScoreTiles:
 
     def _cut_queries(self, q: Buffer, row: Expr, head: Expr) -> None:
         """Both parts of the scaled queries to shared memory; the first one rounded."""
-        with strided(self.group * self.d, self.thread, 32 * WARPS) as i:
-            at = T.Bind(i // self.d * self.stride + i % self.d)
-            value = T.Bind(q[row, head + i // self.d, i % self.d] * constant(1 / sqrt(self.d)))
-            bits = T.reinterpret(value, dtype="uint32") + T.uint32(0x1000)
-            rounded = T.Bind(T.reinterpret(_cut(bits), dtype="float32"))
-            for part, number in zip(self.queries, (rounded, value - rounded), strict=True):
-                T.buffer_store(part, number, [at])
+        count, threads = self.group * self.d // FOUR, 32 * WARPS
+        for start in range(0, count, threads):
+            i = T.Bind((start + self.thread) * FOUR)
+            with T.If(start + self.thread < count), T.Then():
+                four, high, low = (registers(FOUR) for _ in range(3))
+                whole, own = T.ramp(0, 1, FOUR), T.Bind(i % self.d)
+                vector = q[row, head + i // self.d, T.ramp(own, 1, FOUR)]
+                T.buffer_store(four, vector, [whole])
+                for c in range(FOUR):
+                    T.buffer_store(four, four[c] * constant(1 / sqrt(self.d)), [c])
+                    bits = T.reinterpret(four[c], dtype="uint32") + T.uint32(ROUND)
+                    T.buffer_store(high, T.reinterpret(_cut(bits), dtype="float32"), [c])
+                    T.buffer_store(low, four[c] - high[c], [c])
+                at = T.Bind(i // self.d * self.stride + own)
+                for part, numbers in zip(self.queries, (high, low), strict=True):
+                    store_run(part, numbers, [], at)
         barrier()
 
     def _rows(self, c: int) -> list[Buffer]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minicpm_mlc.base.streams import read_text
-from minicpm_mlc.base.text import shown
+from minicpm_mlc.base.text import quoted, shown
 from minicpm_mlc.runtime_py.chat.about import about_lines, context_lines
 from minicpm_mlc.runtime_py.chat.figures import roofline_lines, stats_line
 from minicpm_mlc.runtime_py.chat.saved import Saved, typed_path
@@ -71,7 +71,7 @@ def _stats(session: ChatSession, argument: str) -> None:
         session.write(f"figures after each answer: {argument}", "note")
         return
     if argument:
-        raise SessionError(f"/stats takes on, off or nothing, not {argument}")
+        raise SessionError(f"/stats takes on, off or nothing, not {quoted(argument)}")
     stats = session.engine.stats
     rooflines = roofline_lines(session.engine)
     for line in (stats_line(stats), *rooflines, *speculation_lines(stats.speculation)):

@@ -4,7 +4,7 @@
 
 #include "files.h"
 #include "host.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "text.h"
 
 namespace minicpm {

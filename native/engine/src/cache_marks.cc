@@ -5,7 +5,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 
 #include "files.h"
 
@@ -40,8 +39,11 @@ void Mark(const std::string& kind, const std::string& key, const std::string& te
   if (folder.empty()) return;
   MakeFolders(folder);
   std::string file = folder + "/" + Sha256(key) + ".json", partial = file + "." + std::to_string(getpid());
-  std::ofstream(partial, std::ios::binary) << text;
-  if (std::rename(partial.c_str(), file.c_str())) std::remove(partial.c_str());
+  FILE* opened = std::fopen(partial.c_str(), "wb");
+  if (!opened) return;
+  bool whole = std::fwrite(text.data(), 1, text.size(), opened) == text.size();
+  whole = !std::fclose(opened) && whole;
+  if (!whole || std::rename(partial.c_str(), file.c_str())) std::remove(partial.c_str());
 }
 
 }  // namespace minicpm

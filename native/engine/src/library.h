@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "bundle.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "thread_pool.h"
 
 namespace minicpm {

@@ -144,6 +144,10 @@ class KVFormat:
         """q [..., d] as attention multiplies them, float64."""
         return q.astype(np.float64)
 
+    def rounded_means(self, means: np.ndarray) -> np.ndarray:
+        """Segments' means [..., d] as a chunk's scores multiply them, float64."""
+        return means.astype(np.float64)
+
     def rounded_weights(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Softmax weights [..., g, t] of the tokens of one page as attention multiplies them with
         their values [..., t, d], float64.

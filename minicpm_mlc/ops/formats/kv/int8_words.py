@@ -57,11 +57,10 @@ class Int8Words(Int8):
         return words.swapaxes(-1, -2).reshape(pool.shape)
 
     def rounded_queries(self, q: np.ndarray) -> np.ndarray:
-        q = q.astype(np.float32)
-        largest = np.maximum(np.abs(q).max(-1, keepdims=True), np.float32(SMALLEST))
-        return np.rint(q * (np.float32(self.levels) / largest)) * (
-            largest / np.float64(self.levels)
-        )
+        return _rounded(q, self.levels)
+
+    def rounded_means(self, means: np.ndarray) -> np.ndarray:
+        return _rounded(means, int(LARGEST))
 
     def rounded_weights(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
         scales = quantize(values)[1][..., None, :].astype(np.float64)
@@ -100,3 +99,10 @@ class Int8Words(Int8):
         with T.serial(head_dim) as i:
             here, there = ([*place[:2], *self.place(place[2], i, head_dim)] for place in (to, at))
             T.buffer_store(target, source[tuple(there)], here)
+
+
+def _rounded(x: np.ndarray, levels: int) -> np.ndarray:
+    """x [..., d] in `levels` steps of its largest component, computed in float32."""
+    x = x.astype(np.float32)
+    largest = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(SMALLEST))
+    return np.rint(x * (np.float32(levels) / largest)) * (largest / np.float64(levels))

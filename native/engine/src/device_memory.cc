@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "device_memory.h"
 
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/string.h>
