@@ -10,10 +10,10 @@
 
 namespace minicpm {
 
-// Its text is UTF-8, whatever bytes of a file are quoted in it.
+// Its text is a UTF-8 sentence, whatever bytes of a file are quoted in it.
 class Error : public std::exception {
  public:
-  Error(minicpm_status status, const std::string& text) : status(status), text_(WholeCharacters(text)) {}
+  Error(minicpm_status status, const std::string& text) : status(status), text_(Sentence(text)) {}
   const char* what() const noexcept override { return text_.c_str(); }
 
   const minicpm_status status;
