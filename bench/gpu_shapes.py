@@ -66,13 +66,13 @@ def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
 
 
 def tiles_case(name: str, operator: str, n: int, k: int) -> Case:
-    """A linear's kernel of 16 rows on tensor cores: eight warps share the columns of 32 rows."""
+    """A linear's kernel of 16 rows on tensor cores, of which eight warps share the columns."""
     # a turn is twice 32 columns of 32 rows of W
-    shape = n // 32, 256, "weight and 32 rows", 64, k // 64 // 8
+    shape = n // 32, 256, "weight and 16 rows", 64, k // 64 // 8
     return Case(name, operator, *shape, n * k * (W4 + SCALE) + 16 * k * 1.25, kernel=2)
 
 
-def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 4) -> Case:
+def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 5) -> Case:
     """The same of a chunk of a prompt: eight warps take 128 of its rows by 128 of W; a turn of a
     warp is four times 32 columns of 32 rows by 64.
     """
@@ -112,9 +112,9 @@ CASES = (
     ),
     tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN),
     tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH),
-    staged_case("qkv, 512 rows", "norm_qkv", QKV, HIDDEN, kernel=6),
+    staged_case("qkv, 512 rows", "norm_qkv", QKV, HIDDEN, kernel=7),
     staged_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN),
-    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=6),
+    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=7),
     staged_case("down, 512 rows", "linear_down", HIDDEN, WIDTH),
     Case("norm, rounding, 512 rows", "norm", CHUNK, 256, bytes=CHUNK * HIDDEN * 4, cached=True),
     Case("rounding, 512 rows", "quantize", CHUNK * 8, 128, bytes=CHUNK * HIDDEN * 4, cached=True),
@@ -123,7 +123,7 @@ CASES = (
         "norm_swiglu",
         CHUNK * 16,
         128,
-        kernel=7,
+        kernel=8,
         bytes=CHUNK * 2 * WIDTH * 4,
         cached=True,
     ),

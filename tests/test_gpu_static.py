@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 sass: Any = importlib.import_module("sass")
 simulator: Any = importlib.import_module("sm_simulator")
 static: Any = importlib.import_module("gpu_static")
+ways: Any = importlib.import_module("branch_ways")
+shapes: Any = importlib.import_module("gpu_shapes")
 
 # a load of 16 bytes (sets scoreboard 0), one of 4, an addition that waits for scoreboard 0, a loop
 STALL, SETS, WAITS, NO_BOARDS = 1 << 41, 0 << 46, 1 << 52, 7 << 46 | 7 << 49
@@ -25,9 +27,9 @@ LINES = (
 )
 
 
-def listing() -> str:
+def listing(instructions: tuple[tuple[str, int], ...] = LINES) -> str:
     lines = [".text.loads_kernel:", ".L_x_1:"]
-    for i, (text, second) in enumerate(LINES):
+    for i, (text, second) in enumerate(instructions):
         lines.append(f"        /*{16 * i:04x}*/   {text} ;  /* 0x{0:016x} */")
         lines.append(f"                              /* 0x{second:016x} */")
     return "\n".join(lines)
@@ -67,6 +69,15 @@ def test_one_warp_waits_for_the_memory_and_many_share_it():
 def test_branches_that_never_end_are_an_error():
     with pytest.raises(RuntimeError, match="branches go round"):
         cycles(1 << 30, 1)
+
+
+def test_only_the_last_workgroup_goes_on_behind_a_meeting():
+    texts = ("BAR.RED.OR.DEFER_BLOCKING 0x0, P0", "@!P0 EXIT", "@P1 BRA `(.L_x_1)", "EXIT")
+    code = sass.parsed(listing(tuple((text, STALL | NO_BOARDS) for text in texts)))["loads_kernel"]
+    own = ways.Ways(shapes.Case("merge", "attend", 2, 32, merges=2), code, 2)
+    first, last = simulator.Warp(0, 0), simulator.Warp(1, 1)
+    assert own.taken(1, first) and not own.taken(1, last)
+    assert [own.taken(2, last) for _ in range(4)] == [True, False, True, False]
 
 
 def test_the_table_is_put_between_its_marks_and_nowhere_else(tmp_path: Path):

@@ -21,8 +21,7 @@ from minicpm_mlc.ops.gpu.whole_numbers import WHOLE, WHOLE_BITS
 from minicpm_mlc.ops.int8_sums import start_of
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
-TOKENS = 32  # rows of x that a warp takes
-COLUMNS = TOKENS // 8  # tiles of 8 of them
+TOKENS = 32  # rows of x that a warp takes at most, in tiles of 8
 PAIRS = HELD // 2  # of words in a group of x; the last one is its scale and sum
 
 Write = Callable[[Expr, Expr, Expr], None]  # (row of x, row of W, product)
@@ -45,8 +44,8 @@ class Held:
     rows of its sums; of W, eight words and four rows' terms a pair of blocks.
     """
 
-    def __init__(self, pairs: int, scheme: Scheme) -> None:
-        self.words, self.scales = registers(2 * COLUMNS, "int32"), registers(4 * COLUMNS, "int32")
+    def __init__(self, pairs: int, columns: int, scheme: Scheme) -> None:
+        self.words, self.scales = registers(2 * columns, "int32"), registers(4 * columns, "int32")
         self.quads, self.factors = registers(8 * pairs, "uint32"), registers(4 * pairs)
         self.offsets = registers(4 * pairs)  # what the factors make of WHOLE
         self.minimums = registers(4 * pairs) if scheme.has_minimum else None
@@ -60,8 +59,8 @@ class Held:
 
 
 class Lane:
-    """One thread of a warp: its sums over the groups of columns so far, of rows of x from `first`
-    and of `pairs` of blocks of W from `block` on.
+    """One thread of a warp: its sums over the groups of columns so far, of `columns` tiles of 8
+    rows of x from `first` and of `pairs` of blocks of W from `block` on.
     """
 
     def __init__(
@@ -73,13 +72,15 @@ class Lane:
         first: Expr,
         block: Expr,
         thread: Expr,
+        columns: int = TOKENS // 8,
     ) -> None:
         self.matrix, self.x, self.first, self.block, self.pairs = matrix, x, first, block, pairs
+        self.columns = columns
         lane = T.Bind(thread % 32)
         self.g, self.t = T.Bind(lane // 4), T.Bind(lane % 4)
         self.q, self.last = T.Bind(self.g % ROWS), m - 1
         self.own = [T.Bind(block + 2 * c + self.g // ROWS) for c in range(pairs)]
-        self.sums = registers(pairs * 2 * COLUMNS * 4, value=0.0)
+        self.sums = registers(pairs * 2 * columns * 4, value=0.0)
 
     def places(self) -> list[tuple[int, Expr, Expr, Expr]]:
         """Of each sum: where it is, its row in the block, its row of x behind `first`, the
@@ -87,18 +88,18 @@ class Lane:
         """
         found = []
         for c, block in enumerate(self.own):
-            for i in range(2 * COLUMNS * 4):
-                half, n, part = i // (4 * COLUMNS), i // 4 % COLUMNS, i % 4
+            for i in range(2 * self.columns * 4):
+                half, n, part = i // (4 * self.columns), i // 4 % self.columns, i % 4
                 row = T.Bind(ROWS * self.q + 2 * half + part // 2)
                 column = T.Bind(8 * n + 2 * self.t + part % 2)
-                found.append((c * 2 * COLUMNS * 4 + i, row, column, block))
+                found.append((c * 2 * self.columns * 4 + i, row, column, block))
         return found
 
     def groups(self, steps: int, number: Callable[[Expr], Expr]) -> None:
         """Add the groups of columns number(0 .. steps - 1); those behind the last add nothing. One
         is asked for while the one before it is multiplied.
         """
-        one, other = (Held(self.pairs, self.matrix.scheme) for _ in range(2))
+        one, other = (Held(self.pairs, self.columns, self.matrix.scheme) for _ in range(2))
         self._load(one, number(T.int32(0)))
         with T.serial(-(-steps // 2)) as turn:
             for held, loaded, ahead in ((one, other, 1), (other, one, 2)):
@@ -116,15 +117,16 @@ class Lane:
         )
         self.load(held, T.Bind(number < matrix.groups), source)
 
-    def load(self, held: Held, there: Expr, source: Source) -> None:
-        """A group; with zeros as scales unless it is `there`."""
-        for n in range(COLUMNS):
+    def load(self, held: Held, there: Expr | None, source: Source) -> None:
+        """A group; with zeros as scales unless it is `there`, which None always is."""
+        for n in range(self.columns):
             pair = source.pair(T.Bind(8 * n + self.g), self.t)
             T.buffer_store(held.words, pair, [T.ramp(2 * n, 1, 2)])
             for o in range(2):
                 at, pair = 4 * n + 2 * o, source.pair(T.Bind(8 * n + 2 * self.t + o), PAIRS - 1)
                 T.buffer_store(held.scales, pair, [T.ramp(at, 1, 2)])
-                T.buffer_store(held.scales, T.Select(there, held.scales[at], 0), [at])
+                if there is not None:
+                    T.buffer_store(held.scales, T.Select(there, held.scales[at], 0), [at])
         for c in range(self.pairs):
             for i, quad in enumerate(source.quads(c)):
                 for half in range(2):
@@ -134,13 +136,13 @@ class Lane:
 
     def group(self, held: Held) -> None:
         """Multiply one group and add it."""
-        starts = [self._start(held.scales, n) for n in range(COLUMNS)]
+        starts = [self._start(held.scales, n) for n in range(self.columns)]
         for c in range(self.pairs):
             for half in range(2):
                 quads = [held.quads[8 * c + 4 * half + i] for i in range(4)]
                 for n, start in enumerate(starts):
                     total = self._multiply(quads, held.words, n, start)
-                    at = ((c * 2 + half) * COLUMNS + n) * 4
+                    at = ((c * 2 + half) * self.columns + n) * 4
                     self._add(at, total, held, 4 * c + 2 * half, n)
 
     def _start(self, scales: Buffer, n: int) -> Buffer:

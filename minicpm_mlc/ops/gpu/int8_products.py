@@ -17,7 +17,6 @@ from minicpm_mlc.ops.tir import Expr, T
 
 STAGED = 128  # rows of x from which workgroups of twice as many warps fill a GPU
 PAIR = 2 * LANES  # rows of two blocks
-SHARE = 33  # numbers from one row of a warp's product to the next in shared memory
 
 
 def products(matrix: Int8Matrix, x: Pairs, m: Expr, traits: GpuTraits, write: Write) -> None:
@@ -27,11 +26,20 @@ def products(matrix: Int8Matrix, x: Pairs, m: Expr, traits: GpuTraits, write: Wr
     if not traits.int8_tiles or matrix.scheme.halves > 1:
         tiled(matrix, x, m, write)
         return
-    with T.If(m <= TOKENS):
+    _few(matrix, x, m, write, (TOKENS // 2, TOKENS))
+
+
+def _few(matrix: Int8Matrix, x: Pairs, m: Expr, write: Write, sizes: tuple[int, ...]) -> None:
+    """By warps of the first of so many rows of x that all fit into; else as many."""
+    if not sizes:
+        _many(matrix, x, m, write)
+        return
+    tokens, *larger = sizes
+    with T.If(m <= tokens):
         with T.Then():
-            ByteTiles(matrix, x, m, 1, 8, True).emit(write)
+            ByteTiles(matrix, x, m, 1, 8, True, tokens).emit(write)
         with T.Else():
-            _many(matrix, x, m, write)
+            _few(matrix, x, m, write, tuple(larger))
 
 
 def _many(matrix: Int8Matrix, x: Pairs, m: Expr, write: Write) -> None:
@@ -59,17 +67,19 @@ class ByteTiles:
     pairs: int
     warps: int
     along_k: bool
+    tokens: int = TOKENS  # rows of x that a warp takes
 
     def emit(self, write: Write) -> None:
         """One launch."""
-        tokens = TOKENS * (1 if self.along_k else self.warps)
+        tokens = self.tokens * (1 if self.along_k else self.warps)
         across = -(-self.matrix.blocks // (2 * self.pairs))
         groups = (self.m + tokens - 1) // tokens * across
         with workgroups(groups, 32 * self.warps) as (group, thread):
             warp = T.Bind(thread // 32)
-            first = group // across * tokens + (0 if self.along_k else warp * TOKENS)
+            first = group // across * tokens + (0 if self.along_k else warp * self.tokens)
             block = T.Bind(group % across * (2 * self.pairs))
-            lane = Lane(self.matrix, self.x, self.m, self.pairs, T.Bind(first), block, thread)
+            whose = self.matrix, self.x, self.m, self.pairs, T.Bind(first), block, thread
+            lane = Lane(*whose, self.tokens // 8)
             steps = -(-self.matrix.groups // self.warps) if self.along_k else self.matrix.groups
             lane.groups(steps, lambda i: i * self.warps + warp if self.along_k else i)
             if self.along_k:
@@ -79,16 +89,17 @@ class ByteTiles:
 
     def _write_sums(self, lane: Lane, warp: Expr, thread: Expr, write: Write) -> None:
         """Over the warps, through shared memory."""
-        size = PAIR * self.pairs * SHARE
+        share = self.tokens + 1  # numbers from a row of a product to the next, in other banks
+        size = PAIR * self.pairs * share
         parts = shared((self.warps * size,))
         for at, row, column, block in lane.places():
             own = T.Bind((block - lane.block) * LANES + row)
-            T.buffer_store(parts, lane.sums[at], [warp * size + own * SHARE + column])
+            T.buffer_store(parts, lane.sums[at], [warp * size + own * share + column])
         barrier()
-        with strided(PAIR * self.pairs * TOKENS, thread, 32 * self.warps) as i:
+        with strided(PAIR * self.pairs * self.tokens, thread, 32 * self.warps) as i:
             column, own = T.Bind(i // (PAIR * self.pairs)), T.Bind(i % (PAIR * self.pairs))
             token, block = T.Bind(lane.first + column), T.Bind(lane.block + own // LANES)
             with T.If(T.And(token < self.m, block < self.matrix.blocks)), T.Then():
-                values = [parts[w * size + own * SHARE + column] for w in range(self.warps)]
+                values = [parts[w * size + own * share + column] for w in range(self.warps)]
                 total = T.Bind(sum(values[1:], start=values[0]))
                 write(token, T.Bind(lane.block * LANES + own), total)

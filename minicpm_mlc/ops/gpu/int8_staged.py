@@ -114,13 +114,12 @@ class _Stage:
 
     def multiply(self, lane: Lane, step: Expr, down: Expr, right: Expr) -> None:
         """Both groups, for the rows of x from `down` on and the blocks from `right` on."""
+        groups = lane.matrix.groups
         for j in range(STEP):
-            number, held = T.Bind(step * STEP + j), Held(lane.pairs, lane.matrix.scheme)
-            lane.load(
-                held,
-                T.Bind(number < lane.matrix.groups),
-                self._source(lane, number, j, down, right),
-            )
+            number = T.Bind(step * STEP + j)
+            held = Held(lane.pairs, lane.columns, lane.matrix.scheme)
+            there = None if groups % (2 * STEP) == 0 else T.Bind(number < groups)
+            lane.load(held, there, self._source(lane, number, j, down, right))
             lane.group(held)
 
     def _source(self, lane: Lane, number: Expr, j: int, down: Expr, right: Expr) -> Source:

@@ -25,6 +25,7 @@ FEW = 16  # numbers that a thread sums: of THREADS, then of their sums
 DIGITS = 3  # that two bits of a threshold may have beside 0: tried together
 HELD = 4096  # blocks whose scores fit in registers; those of longer contexts are read again
 ROOM = 64  # more scores than are chosen that a first, coarse threshold may leave
+COARSE = 8  # pairs of bits of that one: the exponent and as many more
 WARP = 32
 WARPS = THREADS // WARP
 
@@ -264,10 +265,10 @@ class Candidates:
     def _kth_largest(self, run: Run, k: int, room: int) -> Expr:
         """A number that k scores reach, and up to `room` more, or, where equal ones are the k-th
         largest, their bits: the largest number that at least k reach; 0 where fewer are there. Two
-        bits at a time, until few enough scores reach it.
+        bits at a time, until few enough scores reach it; with room for more, only the first bits.
         """
         state = registers(2, "int32", 0)  # the number so far, whether few enough reach it
-        with T.serial(16) as step, T.If(state[1].equal(0)), T.Then():
+        with T.serial(COARSE if room else 16) as step, T.If(state[1].equal(0)), T.Then():
             # bits 30 and 29, .., 2 and 1, 1 and 0: bit 1 stays as it was found
             shift = T.Bind(T.max(29 - 2 * step, 0))
             tried = [
