@@ -192,11 +192,13 @@ class Candidates:
         end: Expr,
         room: list[Buffer] | None,
     ) -> None:
-        self.threads, self.room, thread = threads, room, threads.thread
+        self.threads, thread = threads, threads.thread
+        self.room: Buffer = room
         run = T.Bind((end - begin + THREADS - 1) // THREADS)
         first = T.Bind(T.min(begin + thread * run, end))
         own, block = T.Bind(T.min(first + run, end) - first), lambda step: first + step
         held = registers(HELD // THREADS, "int32", -1) if room else None
+        self.held: Buffer = held
         self.all = Run(own, lambda step: T.Bind(read(T.Bind(first + step))), block, held)
         for step in range(HELD // THREADS if room else 0):
             with T.If(step < own), T.Then():
@@ -207,7 +209,7 @@ class Candidates:
         if self.room is None:
             self._collect(self.all, count, put)
             return
-        held, mine = self.all.held, registers(3, "int32", -1)  # best, how many, the next's place
+        held, mine = self.held, registers(3, "int32", -1)  # best, how many, the next's place
         for step in range(HELD // THREADS):
             T.buffer_store(mine, T.max(mine[0], held[step]), [0])
         # at least as many scores reach it as threads whose best does
@@ -231,7 +233,7 @@ class Candidates:
 
     def _those(self, bound: Expr, mine: Buffer, left: Expr) -> Run:
         """The scores that reach the bound, by their order one for each thread."""
-        held, (scores, blocks), thread = self.all.held, self.room, self.threads.thread
+        held, (scores, blocks), thread = self.held, self.room, self.threads.thread
         for step in range(HELD // THREADS):
             with T.If(held[step] >= bound), T.Then():
                 T.buffer_store(scores, held[step], [mine[2]])
