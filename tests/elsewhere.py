@@ -27,7 +27,7 @@ ABSENT = {  # of os; signal's are below
 }
 NO_SIGNALS = ("SIGALRM", "SIGCHLD", "SIGCONT", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP")
 NO_SIGNALS += ("SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2", "SIGWINCH", "alarm", "pause")
-NO_SIGNALS += ("pthread_kill", "pthread_sigmask", "setitimer", "siginterrupt", "sigwait")
+NO_SIGNALS += ("pthread_kill", "pthread_sigmask", "setitimer", "sigwait")
 GIB = 1 << 30
 
 
