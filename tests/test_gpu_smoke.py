@@ -164,7 +164,7 @@ def planned(tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
-RESULT = '{"table": [["a"], ["1"]], "notes": [], "wrong": []}'
+RESULT = '{"table": [["a"], ["1"]], "notes": [], "wrong": [], "files": {"b.json": "{}"}}'
 
 
 def test_what_was_measured_is_kept_when_time_runs_out(
@@ -189,6 +189,7 @@ def test_a_step_that_dies_or_hangs_is_wrong_and_the_others_go_on(
     with pytest.raises(SystemExit, match="wrong: speed: exit status -6: it said nothing"):
         list(session.run(planned, tmp_path / "out", 100, ["speed", "limits"]))
     assert "| a |" in (tmp_path / "out" / "report.md").read_text(), "what limits found"
+    assert (tmp_path / "out" / "b.json").read_text() == "{}"
 
 
 def test_what_a_hanging_step_had_found_is_kept_and_all_that_it_started_is_ended(
