@@ -1,7 +1,6 @@
 """The engine as WebAssembly, in Node.js, against minicpm-run on one thread and on all, in turn: the
 program's size, time from a new process to the first piece of an answer, memory beyond the weights,
-decode speed of a second answer. Both bundles are of one model and scheme; the native one's
-activations should be f32 too, as WebAssembly's are.
+decode speed of a second answer. Both bundles are of one model, scheme and kind of activations.
 
     python bench/engine_web.py WEB_BUNDLE NATIVE_BUNDLE [--rounds 5]
 """

@@ -4,15 +4,16 @@
 #include <exception>
 #include <sstream>
 #include <string>
-#include <utility>
 
 #include "minicpm.h"
+#include "text.h"
 
 namespace minicpm {
 
+// Its text is a UTF-8 sentence, whatever bytes of a file are quoted in it.
 class Error : public std::exception {
  public:
-  Error(minicpm_status status, std::string text) : status(status), text_(std::move(text)) {}
+  Error(minicpm_status status, const std::string& text) : status(status), text_(Sentence(text)) {}
   const char* what() const noexcept override { return text_.c_str(); }
 
   const minicpm_status status;

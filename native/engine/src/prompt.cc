@@ -154,7 +154,7 @@ std::vector<ChatRules::Piece> ChatRules::Pieces(const std::vector<Message>& mess
   std::vector<Piece> pieces;
   auto put = [&](const Texts& texts, const std::string& key, const std::string& where) {
     auto text = texts.find(key);
-    if (text == texts.end()) Fail(MINICPM_REQUEST, "the chat template takes no conversation with ", where);
+    if (text == texts.end()) Fail(MINICPM_REQUEST, "the chat template takes no conversation with ", where, "; change the messages");
     pieces.push_back({text->second, true});
   };
   static const Texts none;

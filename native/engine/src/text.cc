@@ -150,4 +150,11 @@ std::string WholeCharacters(std::string_view bytes) {
   return text + decoder.Finish();
 }
 
+std::string Sentence(std::string_view bytes) {
+  constexpr size_t kFirst = 500, kLast = 300;
+  std::string text(bytes);
+  if (text.size() > kFirst + kLast) text = text.substr(0, kFirst) + "..." + text.substr(text.size() - kLast);
+  return Replaced(WholeCharacters(text), std::string_view("\0", 1), kReplacement);
+}
+
 }  // namespace minicpm

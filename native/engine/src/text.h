@@ -45,4 +45,7 @@ class Utf8Decoder {
 // Text from outside, with U+FFFD for what is not UTF-8.
 std::string WholeCharacters(std::string_view bytes);
 
+// The same of an error that may quote a file: without zeros, and a long one without its middle.
+std::string Sentence(std::string_view bytes);
+
 }  // namespace minicpm
