@@ -68,9 +68,10 @@ QUICK = ["limits", "speed", "llama.cpp"]  # steps that take seconds; a campaign 
 
 def _found(folder: Path, out: Path, steps: list[str]) -> dict[str, dict[str, Any]]:
     """What each step of a session found, nothing of which is wrong."""
-    lines = list(session.run(folder, out, 500, steps))
+    lines = list(session.run(folder, out, 1000, steps, patience=session.PATIENCE))
     assert [line.split()[1] for line in lines] == steps
-    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md"]
+    tables = ["opencl-tuning.json"] * ("sweep" in steps)
+    assert sorted(path.name for path in out.iterdir()) == [*tables, "report.json", "report.md"]
     report = json.loads((out / "report.json").read_text())
     assert not any(each["wrong"] for each in report["steps"])
     return {each["step"]: each for each in report["steps"]}
