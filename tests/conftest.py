@@ -29,6 +29,9 @@ VALIDATED = any((folder / "VkLayer_khronos_validation.json").exists() for folder
 if VALIDATED:  # before any test opens a Vulkan driver
     os.environ.setdefault("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
 
+# PoCL compiles each kernel once, for all sizes, and not once more for every size that is launched
+os.environ.setdefault("POCL_WORK_GROUP_SPECIALIZATION", "0")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -30,8 +30,7 @@ def test_arguments_are_what_the_record_takes_and_finite(kernel: str, monkeypatch
         assert array.dtype.kind != "f" or np.isfinite(array).all()
 
 
-def test_the_limit_is_the_dearer_of_memory_and_arithmetic():
-    limits = cpu_levels.Limits(float32=100e9, int8=400e9, memory=10e9)
-    assert limits.seconds(Cost(bytes=20_000_000_000, operations=1)) == 2
-    assert limits.seconds(Cost(bytes=1, operations=800_000_000_000, int8=True)) == 2
-    assert limits.seconds(Cost(bytes=1, operations=800_000_000_000)) == 8
+def test_the_limit_is_that_of_the_calls_products():
+    limits = cpu_levels.Limits(float32=100e9, int8=400e9)
+    assert limits.share(Cost(operations=200_000_000_000, int8=True), 1) == 0.5
+    assert limits.share(Cost(operations=200_000_000_000), 4) == 0.5

@@ -86,7 +86,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config("MiniCPM4.1-8B", num_layers=2)
     write_checkpoint(folder / "source", config, dtype="f32")
     write_draft(folder / "head", config, EAGLE3, vocab=100, feature_layers=(0, 1, 1))
-    options = {"device": "cuda", "arch": "sm_90", "scheme": "w4", "draft": folder / "head"}
+    options = {"device": "cuda", "arch": "sm_90", "scheme": "f32", "draft": folder / "head"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minicpm_mlc.targets.cuda.fat_binary", lambda *_: b"no code")
         compile_model(folder / "source", folder / "bundle", **options)
@@ -132,7 +132,7 @@ print(json.dumps([steps, logits, sparse, again, seen[1]]))
     )
     steps, logits, sparse, again, seen = found
     one = {"graph launches": 1, "waits": 1}
-    assert steps[0]["launches"] > 20 and "graph launches" not in steps[0]
+    assert steps[0]["launches"] > 15 and "graph launches" not in steps[0]
     assert steps[1]["recordings"] == 1 and "launches" not in steps[1]
     assert steps[1]["mallocs"] == 4, "for its arguments"
     assert steps[2:] == [one] * 3
@@ -284,5 +284,5 @@ print(json.dumps([steps, engine.library.local.steps_note]))
         STAND_IN_REFUSES_GRAPHS="1",
     )
     steps, note = found
-    assert all(step["launches"] > 20 for step in steps) and "recordings" not in steps[3]
+    assert all(step["launches"] > 15 for step in steps) and "recordings" not in steps[3]
     assert "cudaStreamBeginCapture: refused by the stand-in" in note

@@ -56,21 +56,29 @@ def run_arm64(*args: str, cpu: str = "max") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+F32: dict[str, str] = {"scheme": "f32"}
+DOTS = {"scheme": "w4", "cpu": "cortex-a76"}
+MATRICES = {"scheme": "w4", "cpu": "neoverse-n2"}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "asked"),
     [
-        {"scheme": "f32"},
-        {"scheme": "w4", "cpu": "cortex-a76"},
-        {"scheme": "w4", "cpu": "neoverse-n2"},
+        pytest.param(F32, PROMPTS, id="NEON alone"),
+        pytest.param(DOTS, PROMPTS[:1], id="int8 dot products"),  # and verify, of every kernel
+        pytest.param(MATRICES, PROMPTS[:1], id="int8 matrix products"),
+        pytest.param(DOTS, PROMPTS, id="all, dot", marks=pytest.mark.campaign),
+        pytest.param(MATRICES, PROMPTS, id="all, matrix", marks=pytest.mark.campaign),
     ],
-    ids=["NEON alone", "int8 dot products", "int8 matrix products"],
 )
 def test_the_same_greedy_tokens_as_on_this_machine(
-    options: dict[str, str], compiled: Callable[..., Path], demo_on: Callable[..., Path]
+    options: dict[str, str],
+    asked: list[str],
+    compiled: Callable[..., Path],
+    demo_on: Callable[..., Path],
 ):
     there = compiled(DEMO, device="linux-arm64", **options)
     here = demo_on("cpu", scheme=options["scheme"])
-    asked = PROMPTS if options["scheme"] == "f32" else PROMPTS[:1]  # verify has all kernels, too
     result = run_arm64("-c", PROGRAM, str(there), json.dumps(asked))
     assert result.returncode == 0, result.stderr
     machine, texts, logits, sparse = json.loads(result.stdout)

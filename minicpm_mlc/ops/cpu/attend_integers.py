@@ -3,7 +3,8 @@
 Queries are rounded by row and head, the softmax weights of a page by row, once each is multiplied
 by its value's scale. What the integers stand for is ops/formats/kv/int8_words.py's definition. An
 instruction that takes one factor unsigned is given keys with 128 added, which the sums start
-without; weights are never negative. A page is asked for by the first of a block's tiles.
+without; weights are never negative. The first of a block's tiles asks for the following page: what
+is asked for while products run arrives while the softmax does.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class IntegerProducts(Products):
 
     def score(self, scores: Buffer, first: Expr, page: Page) -> None:
         head_dim, width, lanes = self.shape.head_dim, self.shape.width, self.dot.rows
+        with T.If(first == 0), T.Then():  # its scales, which lie behind the keys
+            page.fetch_next_keys(head_dim * PAGE_SIZE, page.kv.scale_rows * PAGE_SIZE)
         with T.serial(PAGE_SIZE // width) as part:
 
             def start(r: int) -> Expr:
@@ -117,7 +120,7 @@ class IntegerProducts(Products):
             def fetch(word: Expr) -> None:
                 with T.If(first == 0), T.Then():
                     at = (part * head_dim + 4 * word) * width
-                    page.fetch_values(at, 4 * STEPS * width)
+                    page.fetch_next_keys(at, 4 * STEPS * width)
 
             tile = self._tile(start)
             self.multiply_tile(
@@ -147,7 +150,7 @@ class IntegerProducts(Products):
             def fetch(word: Expr) -> None:
                 with T.If(first == 0), T.Then():
                     at = (part * PAGE_SIZE + 4 * word) * width
-                    page.fetch_next_keys(at, 4 * STEPS * width)
+                    page.fetch_next_values(at, 4 * STEPS * width)
 
             tile = self._tile(lambda _: T.int32(0))
             self.multiply_tile(tile, words, self.weights, 0, values, self._by_weight, fetch)

@@ -180,6 +180,11 @@ class Page:
         if self.following is not None:
             self._fetch(self.pools[0], self.following, at, count)
 
+    def fetch_next_values(self, at: Expr, count: int) -> None:
+        """Ask for elements at .. at + count - 1 of the following page's values."""
+        if self.following is not None:
+            self._fetch(self.pools[1], self.following, at, count)
+
     def _fetch(self, pool: Buffer, place: Expr, at: Expr, count: int) -> None:
         line = CACHE_LINE // np.dtype(pool.dtype).itemsize
         for element in range(0, count, line):
