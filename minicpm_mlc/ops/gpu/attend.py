@@ -278,8 +278,8 @@ class AttentionCall:
             if isinstance(fold, TileFold) and merged:
                 pair = T.Bind(row * heads.num_kv_heads + kv_head)
                 last = LastMerge(parts, row, pair, first, heads.group, thread, fold.room())
-                numbers = (T.Bind(T.Cast("int32", each)) for each in (split, splits))
-                last.emit(*numbers, self.out, self.factor, self.traits)
+                own, count = (T.Bind(T.Cast("int32", each)) for each in (split, splits))
+                last.emit(own, count, self.out, self.factor, self.traits)
         if not merged:
             parts.merge(splits, self.n, self.out, self.factor, self.traits)
 

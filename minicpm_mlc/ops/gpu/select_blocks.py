@@ -204,10 +204,11 @@ class Candidates:
 
     def collect(self, count: int, put: Callable[[Expr, Expr], None]) -> None:
         """put(place, block) for the `count` best, ascending; ties go to the lower block."""
-        if self.room is None:
+        held, room = self.all.held, self.room
+        if held is None or room is None:
             self._collect(self.all, count, put)
             return
-        held, mine = self.all.held, registers(3, "int32", -1)  # best, how many, the next's place
+        mine = registers(3, "int32", -1)  # best, how many, the next's place
         for step in range(HELD // THREADS):
             T.buffer_store(mine, T.max(mine[0], held[step]), [0])
         # at least as many scores reach it as threads whose best does
@@ -219,7 +220,7 @@ class Candidates:
         with T.If(left <= THREADS):
             with T.Then():
                 T.buffer_store(mine, before, [2])
-                self._collect(self._those(bound, mine, left), count, put)
+                self._collect(self._those(held, room, bound, mine, left), count, put)
             with T.Else():
                 self._collect(self.all, count, put)
 
@@ -229,9 +230,11 @@ class Candidates:
         T.buffer_store(held, bits, [0])
         return Run(T.int32(1), lambda _: held[0], lambda _: block, held)
 
-    def _those(self, bound: Expr, mine: Buffer, left: Expr) -> Run:
+    def _those(
+        self, held: Buffer, room: list[Buffer], bound: Expr, mine: Buffer, left: Expr
+    ) -> Run:
         """The scores that reach the bound, by their order one for each thread."""
-        held, (scores, blocks), thread = self.all.held, self.room, self.threads.thread
+        (scores, blocks), thread = room, self.threads.thread
         for step in range(HELD // THREADS):
             with T.If(held[step] >= bound), T.Then():
                 T.buffer_store(scores, held[step], [mine[2]])
