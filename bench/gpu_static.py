@@ -39,7 +39,7 @@ from sm_simulator import GPUS, Simulator
 ARCHS = ("sm_90", "sm_89")
 BEGIN, END = "<!-- bench/gpu_static.py -->", "<!-- end -->"
 SHARED_BYTES, REGISTERS, MOST_THREADS = 227 << 10, 65536, 2048  # of a multiprocessor
-SIMULATED = 3  # times as many workgroups as it holds; more take as much longer
+SIMULATED = 2  # times as many workgroups as it holds; more take as much longer
 
 
 @dataclass(frozen=True)

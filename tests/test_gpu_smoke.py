@@ -68,9 +68,10 @@ QUICK = ["limits", "speed", "llama.cpp"]  # steps that take seconds; a campaign 
 
 def _found(folder: Path, out: Path, steps: list[str]) -> dict[str, dict[str, Any]]:
     """What each step of a session found, nothing of which is wrong."""
-    lines = list(session.run(folder, out, 500, steps))
+    lines = list(session.run(folder, out, 1000, steps, patience=session.PATIENCE))
     assert [line.split()[1] for line in lines] == steps
-    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md"]
+    tables = ["opencl-tuning.json"] * ("sweep" in steps)
+    assert sorted(path.name for path in out.iterdir()) == [*tables, "report.json", "report.md"]
     report = json.loads((out / "report.json").read_text())
     assert not any(each["wrong"] for each in report["steps"])
     return {each["step"]: each for each in report["steps"]}
@@ -164,7 +165,7 @@ def planned(tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
-RESULT = '{"table": [["a"], ["1"]], "notes": [], "wrong": []}'
+RESULT = '{"table": [["a"], ["1"]], "notes": [], "wrong": [], "files": {"b.json": "{}"}}'
 
 
 def test_what_was_measured_is_kept_when_time_runs_out(
@@ -189,6 +190,7 @@ def test_a_step_that_dies_or_hangs_is_wrong_and_the_others_go_on(
     with pytest.raises(SystemExit, match="wrong: speed: exit status -6: it said nothing"):
         list(session.run(planned, tmp_path / "out", 100, ["speed", "limits"]))
     assert "| a |" in (tmp_path / "out" / "report.md").read_text(), "what limits found"
+    assert (tmp_path / "out" / "b.json").read_text() == "{}"
 
 
 def test_what_a_hanging_step_had_found_is_kept_and_all_that_it_started_is_ended(

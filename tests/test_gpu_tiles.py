@@ -13,7 +13,7 @@ from op_cases import nmse
 from shim_cases import SHIM
 from test_ops_attend import make_case
 
-from minicpm_mlc.ops.attend import AttendDecode, attend_definition
+from minicpm_mlc.ops.attend import AttendDecode
 from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.formats.kv import F16
 from minicpm_mlc.ops.formats.weights import SCHEMES
@@ -45,14 +45,14 @@ def test_the_last_workgroup_merges_a_rows_splits_whichever_it_is():
     """One library runs workgroups in order, the next one backwards; each call leaves the counts of
     who came as it found them. 40 pages are merged in two rounds, 9 in one.
     """
-    family = (3, 1, 32, F16, 0)
+    family, record = (3, 1, 32, F16, 0), AttendDecode(3, 1, 32, F16)
     for _ in range(2):
-        call = through_the_shim(attend=AttendDecode(*family[:4]))["attend"]
+        call = through_the_shim(attend=record)["attend"]
         for n, context in [(1, 40 * 64 - 3), (2, 9 * 64), (1, 17 * 64), (1, 40 * 64 - 3)]:
             case = make_case("decode", family, n, context)
             out = np.full((n, 3 * 32), np.nan, np.float32)
             call(*case, out)
-            assert nmse(out, attend_definition(*case)) < 1e-6, (n, context)
+            assert nmse(out, record.define(*case)) < 1e-6, (n, context)
 
 
 @pytest.mark.parametrize("scheme", ["w4", "w4a", "w8"])
