@@ -79,8 +79,8 @@ def test_the_same_tokens_of_the_same_logits(where: str) -> None:
 @pytest.mark.campaign
 @pytest.mark.parametrize("activations", ["f32", "int8"])
 def test_a_pages_logits_differ_by_rounding(activations: str, compiled: Callable[..., Path]) -> None:
-    """Other vectors sum in another order. One bundle's int8 and the other's f32 activations would
-    move them by 0.2, and texts of a seed apart.
+    """Other vectors sum in another order. A rounding that falls to the other side moves them more:
+    not after these prompts, sooner or later in an answer. So texts of a seed can differ.
     """
     options: dict[str, Any] = {"prefill_chunk": 64, "attention": "dense"}
     options["activations"] = activations

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from web_process import WebProcess
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
-from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.result import CompileResult
 from minicpm_mlc.ops.tir import Buffer, Dims, T, prim_func
 from minicpm_mlc.targets.float16_bits import widened_by_bits
@@ -69,6 +67,7 @@ def python(demo_bundle: Path) -> Iterator[Engine]:
 
 
 def test_the_same_prompts_and_greedy_answers(web: WebProcess, python: Engine) -> None:
+    # texts of seeds can differ: a rounding to int8 falls to the other side (test_engine_sampler.py)
     for messages in CONVERSATIONS:
         expected = python.template.prompt(python.tokenizer.raw, messages, None).ids
         assert web.prompt(messages) == expected, messages
@@ -76,16 +75,6 @@ def test_the_same_prompts_and_greedy_answers(web: WebProcess, python: Engine) ->
         said = texts(web.chat(messages, **options))
         assert said == python_texts(python, messages, **options), messages
         assert web.stats()["finish_reason"] == python.stats.finish_reason
-
-
-def test_a_seed_gives_pythons_text(web_bundle: Path, web: WebProcess, python: Engine) -> None:
-    """Where both round activations; else logits differ: test_engine_sampler.py measures how far."""
-    if Manifest.load(web_bundle).activations != python.manifest.activations:
-        pytest.skip("the processor's activations are not the page's")
-    for sampling in ({}, {"temperature": 1.5, "top_p": 1.0}, {"temperature": 0.9, "top_k": 20}):
-        options: dict[str, Any] = {"max_tokens": 24, "seed": 7, **sampling}
-        said = texts(web.chat(user("Tell me about pages."), **options))
-        assert said == python_texts(python, user("Tell me about pages."), **options), sampling
 
 
 def test_a_seed_gives_the_same_text_again(web: WebProcess) -> None:
