@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import constants
 
 from minicpm_mlc.bundle.wrong_path import no_bundle, no_checkpoint
 from minicpm_mlc.cli import main
@@ -22,8 +23,9 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo_model" / "MiniCPM4.1-demo"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wrong things, where the command is run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    # the environment would also count for tests after these: it is read once, at the first import
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     weights = (DEMO / "model.safetensors").read_bytes()
     for name, content in {
         "half": weights[: len(weights) // 2],
