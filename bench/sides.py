@@ -26,6 +26,9 @@ AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
 # a second
 REST = 0.5
 
+Q8_0 = 8  # ggml's number of the type, whose blocks are so many bytes and numbers
+Q8_0_BYTES, Q8_0_NUMBERS = 34, 32
+
 STATE_HEAD = np.dtype("<u4"), 4  # magic, reserved, streams, cells
 STATE_CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
 STATE_DATA = np.dtype("<u4"), 2  # values transposed?, layers
@@ -36,59 +39,74 @@ STATE_POOL = np.dtype(
 
 class LlamaCpp:
     """llama.cpp through its C API with its own defaults: f16 KV cache, flash attention auto,
-    weights repacked.
+    weights repacked. With an int8 cache, q8_0 and flash attention.
     """
 
-    def __init__(self, path: str, context: int, threads: int):
-        self.api: Any = importlib.import_module("llama_cpp")
-        self.log = self.api.llama_log_callback(lambda level, text, user_data: None)
-        self.api.llama_log_set(self.log, ctypes.c_void_p(0))
+    module = "llama_cpp"
+
+    def __init__(self, path: str, context: int, threads: int, kv: str = "f16"):
+        self.api: Any = importlib.import_module(self.module)
+        self._hush()
         self.api.llama_backend_init()
         model = self.api.llama_model_load_from_file(
             path.encode(), self.api.llama_model_default_params()
         )
         if not model:
             raise SystemExit(
-                f"llama.cpp can't load {path}; delete it and run again to have it written anew"
+                f"{self.module} can't load {path}; delete it and run again to have it written anew"
             )
-        self.context = self.api.llama_init_from_model(model, self._params(context, threads))
+        self.context = self.api.llama_init_from_model(model, self._params(context, threads, kv))
         if not self.context:
             raise SystemExit(
-                f"llama.cpp has no memory for a context of {context} tokens; lower --depth"
+                f"{self.module} has no memory for a context of {context} tokens; lower --depth"
             )
-        self.memory = self.api.llama_get_memory(self.context)
-        self.batch = self.api.llama_n_batch(self.context)
+        self.batch = self._batch_tokens()
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model))
 
-    def _params(self, context: int, threads: int) -> Any:
+    def _hush(self) -> None:
+        self.log = self.api.llama_log_callback(lambda level, text, user_data: None)
+        self.api.llama_log_set(self.log, ctypes.c_void_p(0))
+
+    def _batch_tokens(self) -> int:
+        """The most tokens of a call."""
+        return self.api.llama_n_batch(self.context)
+
+    def _params(self, context: int, threads: int, kv: str) -> Any:
         params = self.api.llama_context_default_params()
         params.n_ctx = -(-context // 256) * 256
         params.n_threads = params.n_threads_batch = threads
+        if kv == "int8":
+            params.type_k = params.type_v = Q8_0
+            self._flash(params)
         return params
+
+    def _flash(self, params: Any) -> None:
+        """Flash attention, which a q8_0 cache needs."""
+        params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED
 
     def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
         """Append `token_ids` to the cache; float32[vocab] logits of the last."""
         for start in range(0, len(token_ids), self.batch):
             part = token_ids[start : start + self.batch]
             tokens = (self.api.llama_token * len(part))(*part)
-            status = self.api.llama_decode(
-                self.context, self.api.llama_batch_get_one(tokens, len(part))
-            )
-            if status:
+            if status := self._append(tokens):
                 raise RuntimeError(f"llama_decode returned {status} for {len(part)} tokens")
         logits = self.api.llama_get_logits_ith(self.context, -1)  # waits for the computation
         return np.ctypeslib.as_array(logits, (self.vocab_size,)).copy()
+
+    def _append(self, tokens: Any) -> int:
+        batch = self.api.llama_batch_get_one(tokens, len(tokens))
+        return self.api.llama_decode(self.context, batch)
 
     def decode(self, token_id: int) -> np.ndarray:
         return self.prefill([token_id])
 
     def truncate(self, length: int) -> None:
-        self.api.llama_memory_seq_rm(self.memory, 0, length, -1)
+        memory = self.api.llama_get_memory(self.context)
+        self.api.llama_memory_seq_rm(memory, 0, length, -1)
 
     def fill_cache(self, depth: int) -> None:
-        """Bring the cache to `depth` tokens of random f16 keys and values, as a restored
-        session.
-        """
+        """Bring the cache to `depth` tokens of random keys and values, as a restored session."""
         self.truncate(0)
         self.prefill([0])
         size = self.api.llama_state_seq_get_size(self.context, 0)
@@ -103,9 +121,38 @@ class LlamaCpp:
             )
 
 
+class IkLlamaCpp(LlamaCpp):
+    """ik_llama.cpp by its Python package, whose C API is an older one."""
+
+    module = "ik_llama_cpp._ctypes_api"
+
+    def _hush(self) -> None:
+        """It has no log to turn off."""
+        api, library = self.api, self.api._lib
+        library.llama_batch_get_one.restype = api.llama_batch
+        library.llama_kv_cache_seq_rm.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3]
+        library.llama_n_batch.argtypes = [ctypes.c_void_p]
+        self.length = 0
+
+    def _batch_tokens(self) -> int:
+        return self.api._lib.llama_n_batch(self.context)
+
+    def _flash(self, params: Any) -> None:
+        params.flash_attn = True
+
+    def _append(self, tokens: Any) -> int:
+        batch = self.api._lib.llama_batch_get_one(tokens, len(tokens), self.length, 0)
+        self.length += len(tokens)
+        return self.api.llama_decode(self.context, batch)
+
+    def truncate(self, length: int) -> None:
+        self.api._lib.llama_kv_cache_seq_rm(self.context, 0, length, -1)
+        self.length = min(self.length, length)
+
+
 def random_state(one: bytes, cells: int, seed: int = 0) -> bytearray:
-    """llama.cpp's saved sequence with `cells` tokens of random f16 keys and values, made from that
-    of one token.
+    """llama.cpp's saved sequence with `cells` tokens of random f16 or q8_0 keys and values, made
+    from that of one token.
     """
     rng = np.random.default_rng(seed)
     head = np.frombuffer(one, STATE_HEAD[0], STATE_HEAD[1]).copy()
@@ -114,7 +161,7 @@ def random_state(one: bytes, cells: int, seed: int = 0) -> bytearray:
         int(word) for word in np.frombuffer(one, STATE_DATA[0], STATE_DATA[1], at)
     )
     pools = at + 8
-    row_bytes = int(np.frombuffer(one, STATE_POOL, 1, pools)["row_bytes"][0])
+    kind, row_bytes = (int(number) for number in np.frombuffer(one, STATE_POOL, 1, pools)[0])
     if (
         head[3] != 1
         or transposed
@@ -129,10 +176,19 @@ def random_state(one: bytes, cells: int, seed: int = 0) -> bytearray:
     state = bytearray(head.tobytes() + positions.tobytes() + one[at:pools])
     for _ in range(2 * layers):
         state += one[pools : pools + STATE_POOL.itemsize]
-        state += (
-            rng.standard_normal(cells * row_bytes // 2, np.float32).astype(np.float16).tobytes()
-        )
+        state += random_numbers(rng, kind, cells * row_bytes)
     return state
+
+
+def random_numbers(rng: np.random.Generator, kind: int, nbytes: int) -> bytes:
+    """So many bytes of f16 or q8_0."""
+    if kind != Q8_0:
+        return rng.standard_normal(nbytes // 2, np.float32).astype(np.float16).tobytes()
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    numbers = rng.standard_normal((nbytes // Q8_0_BYTES, Q8_0_NUMBERS), np.float32)
+    return quantize(numbers, GGMLQuantizationType.Q8_0).tobytes()
 
 
 def ours(path: str, context: int, threads: int, attention: str, random_cache: bool) -> Stopwatch:
@@ -175,9 +231,16 @@ def speculating(path: str, context: int, threads: int, attention: str, record: s
     return Speculating(engine, Record.read(record), lambda depth: fill_cache(engine, depth))
 
 
-def llama_cpp(path: str, context: int, threads: int, random_cache: bool) -> Stopwatch:
-    model = LlamaCpp(path, context, threads)
+def llama_cpp(
+    path: str, context: int, threads: int, random_cache: bool, kv: str = "f16"
+) -> Stopwatch:
+    model = LlamaCpp(path, context, threads, kv)
     return Stopwatch(model, model.vocab_size, filler=model.fill_cache if random_cache else None)
+
+
+def ik_llama_cpp(path: str, context: int, threads: int, kv: str) -> Stopwatch:
+    model = IkLlamaCpp(path, context, threads, kv)
+    return Stopwatch(model, model.vocab_size)
 
 
 def llama_cpp_logits(path: str, ids: list[int], threads: int) -> np.ndarray:
@@ -231,14 +294,15 @@ def answer(pipe: Any, opener: Callable[..., Stopwatch], args: tuple) -> None:
             pipe.send(getattr(stopwatch, method)(argument))
 
 
-def agreement(ours: Any, theirs: Any, tokens: int = AGREEMENT_TOKENS) -> float:
-    """Correlation of both sides' logits after the same tokens: the same weights, rounded to 4 bits
-    by other rules.
+def agreement(ours: Any, *others: Any, tokens: int = AGREEMENT_TOKENS) -> float:
+    """The least correlation of our logits with another side's after the same tokens: the same
+    weights, rounded to 4 bits by other rules.
     """
-    correlation = float(np.corrcoef(ours.logits(tokens), theirs.logits(tokens))[0, 1])
+    mine = ours.logits(tokens)
+    correlation = min(float(np.corrcoef(mine, other.logits(tokens))[0, 1]) for other in others)
     if correlation < 0.9:
         raise SystemExit(
-            "the two sides don't compute the same model: their logits correlate only "
+            "the sides don't compute the same model: their logits correlate only "
             f"{correlation:.3f}; "
             "use a bundle compiled with --random-weights, or another --work folder to build both "
             "anew"

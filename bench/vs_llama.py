@@ -5,6 +5,7 @@ with random 4-bit weights, or one GGUF file, of which both also tell the perplex
     python bench/vs_llama.py --gguf MODEL.gguf --markdown
     python bench/vs_llama.py --preset MiniCPM4.1-8B --layers 4 --depth 32768,131072 \\
         --random-cache --prompt-tokens 0
+    python bench/vs_llama.py --cpu x86-64-v3 --ik    # ik_llama.cpp too, whose package takes AVX2
 
 Each side lives in its own process and times itself. A decode step is one token in, its logits out;
 nothing is sampled. `--layers` and `--sparse` change the shape, the same for both. See
@@ -25,7 +26,15 @@ from pathlib import Path
 import numpy as np
 from perplexity import surprise
 from shapes import shape, write_source
-from sides import AGREEMENT_TOKENS, Remote, agreement, llama_cpp, llama_cpp_logits, ours
+from sides import (
+    AGREEMENT_TOKENS,
+    Remote,
+    agreement,
+    ik_llama_cpp,
+    llama_cpp,
+    llama_cpp_logits,
+    ours,
+)
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.choices import ATTENTION
@@ -45,7 +54,8 @@ from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.traffic import Traffic, bundle_traffic
 
-OURS, THEIRS = "minicpm-mlc", "llama.cpp"
+OURS, THEIRS, IK = "minicpm-mlc", "llama.cpp", "ik_llama.cpp"
+Q8_0_BYTES = 34 / 32  # of a number
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 TEXT_TOKENS = 2048  # of the text whose perplexity is told
 
@@ -109,16 +119,17 @@ class Comparison:
         return json.dumps(asdict(self), indent=2)
 
 
-def gguf_traffic(path: Path, config: ModelConfig) -> Traffic:
+def gguf_traffic(path: Path, config: ModelConfig, kv: str) -> Traffic:
     """What llama.cpp reads per step: every tensor but an embedding that the head doesn't share, and
-    f16 KV.
+    keys and values.
     """
     import gguf
 
     tensors = gguf.GGUFReader(path).tensors
     unread = set() if config.tie_word_embeddings else {"token_embd.weight"}
     weights = sum(int(tensor.n_bytes) for tensor in tensors if tensor.name not in unread)
-    return Traffic(weights, config.kv_bytes_per_token(2))
+    numbers = config.kv_bytes_per_token(1)
+    return Traffic(weights, round(numbers * (Q8_0_BYTES if kv == "int8" else 2)))
 
 
 @dataclass(frozen=True)
@@ -130,26 +141,32 @@ class Sources:
     file: Path | None = None
     scheme: str = "w4"
     type: str = "Q4_0"  # llama.cpp's
+    kv: str = "f16"
+    cpu: str = "native"
 
     @staticmethod
     def of(args: argparse.Namespace) -> Sources:
         """What the command line names."""
         if args.gguf:
-            return Sources(open_gguf(args.gguf).config, args.work, args.gguf)
+            config = open_gguf(args.gguf).config
+            return Sources(config, args.work, args.gguf, kv=args.kv, cpu=args.cpu)
         config = shape(args.preset, args.layers, args.sparse)
-        return Sources(config, args.work, scheme=args.quant, type=args.type)
+        return Sources(config, args.work, None, args.quant, args.type, args.kv, args.cpu)
 
     def prepared(self) -> tuple[Path, Path]:
         """The bundle and the GGUF file, built in `work` unless they are there."""
         self.work.mkdir(parents=True, exist_ok=True)
+        made = ("--kv", self.kv, "--cpu", self.cpu)
+        kind = "".join(f"-{each}" for each in (self.kv, self.cpu) if each not in ("f16", "native"))
         if self.file:
-            bundle = self.work / f"{self.file.stem}-cpu"
-            compile_unless_there(bundle, str(self.file))
+            bundle = self.work / f"{self.file.stem}{kind}-cpu"
+            compile_unless_there(bundle, str(self.file), *made)
             return bundle, self.file
-        bundle = self.work / f"{self.config.name}-{self.scheme}-cpu"
+        bundle = self.work / f"{self.config.name}-{self.scheme}{kind}-cpu"
         alike = ("--embedding-quant", "w4") if self.scheme == "w4" else ()
         source = str(write_source(self.config, self.work))
-        compile_unless_there(bundle, source, "--random-weights", "--quant", self.scheme, *alike)
+        options = ("--random-weights", "--quant", self.scheme, *alike, *made)
+        compile_unless_there(bundle, source, *options)
         return bundle, random_gguf(self.config, self.work, self.type)
 
     def weights(self, bundle: Bundle) -> str:
@@ -210,9 +227,13 @@ def compare(args: argparse.Namespace) -> Comparison:
         name = OURS if gear == args.attention[0] else f"{OURS} {gear}"
         sides[name] = Remote(ours, str(path), context, args.threads, gear, args.random_cache)
         traffic[name] = bundle_traffic(bundle, Gears.of(bundle.manifest, gear))
-    sides[THEIRS] = Remote(llama_cpp, str(gguf_path), context, args.threads, args.random_cache)
-    traffic[THEIRS] = gguf_traffic(gguf_path, config)
-    agreed = agreement(sides[OURS], sides[THEIRS])
+    theirs = (str(gguf_path), context, args.threads)
+    sides[THEIRS] = Remote(llama_cpp, *theirs, args.random_cache, args.kv)
+    if args.ik:
+        sides[IK] = Remote(ik_llama_cpp, *theirs, args.kv)
+    others = [name for name in (THEIRS, IK) if name in sides]
+    traffic |= dict.fromkeys(others, gguf_traffic(gguf_path, config, args.kv))
+    agreed = agreement(sides[OURS], *(sides[name] for name in others))
     counts = (args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
     rows = bench.measure(sides, *counts, lambda: reader.sample(bench.READS))
     limits = replace(limits, bandwidth=reader.best)
@@ -258,6 +279,13 @@ def main() -> None:
         "--quant", choices=SCHEMES, default="w4", help="our weights; a w4 head beside w4"
     )
     parser.add_argument("--type", default="Q4_0", help="llama.cpp's weights, such as Q4_K_M")
+    parser.add_argument(
+        "--kv", choices=("f16", "int8"), default="f16", help="of both caches; llama.cpp's is q8_0"
+    )
+    parser.add_argument("--cpu", default="native", help="that ours is compiled for")
+    parser.add_argument(
+        "--ik", action="store_true", help="ik_llama.cpp too: pip install ik-llama-cpp-python"
+    )
     parser.add_argument("--layers", type=int, help="layers instead of the preset's")
     parser.add_argument(
         "--sparse", action="store_true", help="give the shape the published sparse attention"
@@ -273,6 +301,8 @@ def main() -> None:
         "--prepare", action="store_true", help="only build what is missing in --work"
     )
     args = parser.parse_args()
+    if args.ik and args.random_cache:
+        parser.error("--ik computes what is in its cache; leave --random-cache out")
     try:
         if args.prepare:
             return print(*Sources.of(args).prepared(), sep="\n")

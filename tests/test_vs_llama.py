@@ -153,10 +153,10 @@ def test_a_shapes_tokenizer_has_the_models_vocabulary_and_takes_any_text():
     )
 
 
-def one_token(layers: int, row_bytes: int) -> bytes:
+def one_token(layers: int, row_bytes: int, kind: int = 1) -> bytes:
     """llama.cpp's saved state of a sequence of one token."""
     head = np.array([0xAF143CD8, 0, 1, 1, 0, 1, 0, 0, layers], "<u4").tobytes()
-    pool = np.array([(1, row_bytes)], sides.STATE_POOL).tobytes() + bytes(row_bytes)
+    pool = np.array([(kind, row_bytes)], sides.STATE_POOL).tobytes() + bytes(row_bytes)
     return head + 2 * layers * pool
 
 
@@ -179,6 +179,22 @@ def test_random_state_keeps_the_form_and_has_a_position_for_every_cell():
     ]
     assert len(state) == 4 * 13 + 8 + 4 * (12 + 3 * 8)
     assert np.frombuffer(state, sides.STATE_POOL, 1, len(state) - 36)[0].tolist() == (1, 8)
+
+
+def test_random_q8_0_numbers_are_numbers():
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    state = bytes(sides.random_state(one_token(1, 34, sides.Q8_0), 5))
+    keys = np.frombuffer(state, np.uint8, 5 * 34, len(state) - 5 * 34).reshape(5, 34)
+    numbers = dequantize(keys, GGMLQuantizationType.Q8_0)
+    assert numbers.shape == (5, 32) and 0.5 < numbers.std() < 1.5
+
+
+def test_every_other_side_has_to_agree():
+    near, far = Said([1.1, 2.0, 3.9]), Said([4.0, 1.0, 2.0])
+    with pytest.raises(SystemExit, match="correlate"):
+        sides.agreement(Said([1.0, 2.0, 4.0]), near, far)
 
 
 def test_a_state_of_another_form_is_refused():
