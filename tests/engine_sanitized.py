@@ -4,6 +4,7 @@ MINICPM_SANITIZED=1 all tests of the engine run it so (test_engine_sanitizers.py
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -27,10 +28,11 @@ def sanitized_program(
     link: Iterable[str] = (),
 ) -> Path:
     """minicpm-run, or another program over the engine. What did not change since the last call is
-    not compiled again; it lies in the user's cache.
+    not compiled again; it lies in the user's cache, for each checkout.
     """
     main = main or ENGINE / "tools" / "minicpm-run.cc"
-    build = cache_folder() / "engine-sanitized" / compiler
+    checkout = hashlib.sha256(str(ENGINE).encode()).hexdigest()[:8]
+    build = cache_folder() / "engine-sanitized" / f"{compiler}-{checkout}"
     build.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{build}.lock"):
         _archives(build, compiler, flags)
