@@ -18,7 +18,8 @@ import numpy as np
 from minicpm_mlc import Engine
 from minicpm_mlc.bench.decode import Filler, Stopwatch
 from minicpm_mlc.bench.random_cache import fill_cache
-from minicpm_mlc.bench.replay import Record, Replay
+from minicpm_mlc.bench.replay import Record
+from minicpm_mlc.bench.tasks import replaying
 from minicpm_mlc.runtime_py.speculative.eagle import READ_TOKENS
 
 AGREEMENT_TOKENS = 64  # whose logits both sides must agree on
@@ -46,7 +47,7 @@ class LlamaCpp:
 
     def __init__(self, path: str, context: int, threads: int, kv: str = "f16"):
         self.api: Any = importlib.import_module(self.module)
-        self._hush()
+        self._prepare()
         self.api.llama_backend_init()
         model = self.api.llama_model_load_from_file(
             path.encode(), self.api.llama_model_default_params()
@@ -63,7 +64,8 @@ class LlamaCpp:
         self.batch = self._batch_tokens()
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model))
 
-    def _hush(self) -> None:
+    def _prepare(self) -> None:
+        """Turns its log off."""
         self.log = self.api.llama_log_callback(lambda level, text, user_data: None)
         self.api.llama_log_set(self.log, ctypes.c_void_p(0))
 
@@ -126,8 +128,8 @@ class IkLlamaCpp(LlamaCpp):
 
     module = "ik_llama_cpp._ctypes_api"
 
-    def _hush(self) -> None:
-        """It has no log to turn off."""
+    def _prepare(self) -> None:
+        """Declares the calls that its package doesn't; its log can't be turned off."""
         api, library = self.api, self.api._lib
         library.llama_batch_get_one.restype = api.llama_batch
         library.llama_kv_cache_seq_rm.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3]
@@ -207,8 +209,7 @@ class Speculating(Stopwatch):
         super().__init__(engine, engine.vocab_size, filler=filler)
         self.engine = engine
         self.options: dict[str, Any] = asdict(record.options)
-        self.replay = Replay(record, engine.drafters[record.drafter], engine.vocab_size)
-        engine.drafters[record.drafter] = self.replay
+        self.replay = replaying(engine, record)
 
     def decode_seconds(self, tokens: int) -> float:
         prompt = [*self.engine.cached_tokens[: self.depth], *self._tokens(READ_TOKENS)]
@@ -226,7 +227,9 @@ class Speculating(Stopwatch):
 
 
 def speculating(path: str, context: int, threads: int, attention: str, record: str) -> Speculating:
-    """A bundle with a head, behind a cache of random numbers. Raises ReplayError."""
+    """A bundle with a head, behind a cache of random numbers. Raises ReplayError for the record,
+    BenchError for one of a drafter that the bundle lacks.
+    """
     engine = Engine(path, context=context, threads=threads, attention=attention)
     return Speculating(engine, Record.read(record), lambda depth: fill_cache(engine, depth))
 

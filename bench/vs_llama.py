@@ -28,6 +28,8 @@ from perplexity import surprise
 from shapes import shape, write_source
 from sides import (
     AGREEMENT_TOKENS,
+    Q8_0_BYTES,
+    Q8_0_NUMBERS,
     Remote,
     agreement,
     ik_llama_cpp,
@@ -55,7 +57,6 @@ from minicpm_mlc.runtime_py.machine import cpu_name, physical_cores
 from minicpm_mlc.runtime_py.traffic import Traffic, bundle_traffic
 
 OURS, THEIRS, IK = "minicpm-mlc", "llama.cpp", "ik_llama.cpp"
-Q8_0_BYTES = 34 / 32  # of a number
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 TEXT_TOKENS = 2048  # of the text whose perplexity is told
 
@@ -129,7 +130,7 @@ def gguf_traffic(path: Path, config: ModelConfig, kv: str) -> Traffic:
     unread = set() if config.tie_word_embeddings else {"token_embd.weight"}
     weights = sum(int(tensor.n_bytes) for tensor in tensors if tensor.name not in unread)
     numbers = config.kv_bytes_per_token(1)
-    return Traffic(weights, round(numbers * (Q8_0_BYTES if kv == "int8" else 2)))
+    return Traffic(weights, round(numbers * (Q8_0_BYTES / Q8_0_NUMBERS if kv == "int8" else 2)))
 
 
 @dataclass(frozen=True)

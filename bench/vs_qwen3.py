@@ -30,7 +30,7 @@ from minicpm_mlc.base.text import markdown_table, plain_table
 from minicpm_mlc.bench import decode as bench
 from minicpm_mlc.bench.decode import GEARS
 from minicpm_mlc.bench.limits import measure_limits, memory_reader
-from minicpm_mlc.bench.plot import figure_class, write_figure
+from minicpm_mlc.bench.plot import check_picture, figure_class, write_figure
 from minicpm_mlc.bench.replay import Record
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bench.speed_report import SpeedRow
@@ -42,6 +42,7 @@ from minicpm_mlc.ops.formats.kv import KV_FORMATS, KVFormat
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.machine import cpu_name
 from minicpm_mlc.runtime_py.speculative.eagle import READ_TOKENS
+from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 from minicpm_mlc.runtime_py.traffic import Traffic, bundle_traffic
 
 HEAD = "random-eagle3:32768"  # the published head's shape and vocabulary
@@ -151,10 +152,11 @@ def preset_of(name: str) -> str:
     return max((preset for preset in PRESETS if name.startswith(preset)), key=len)
 
 
-def sides_of(args: argparse.Namespace, rivals: Rivals, context: int) -> dict[str, Side]:
+def sides_of(
+    args: argparse.Namespace, rivals: Rivals, bundles: tuple[Path, Path], context: int
+) -> dict[str, Side]:
     """A process for each way to run; Qwen3's is the last."""
-    mine = bundle_of(rivals.ours, args.kv, args.work, bool(args.speculate))
-    theirs = bundle_of(rivals.theirs, args.kv, args.work)
+    mine, theirs = bundles
     first, second = (preset_of(config.name) for config in (rivals.ours, rivals.theirs))
     gears = GEARS if rivals.ours.sparse else GEARS[:1]
 
@@ -172,17 +174,22 @@ def sides_of(args: argparse.Namespace, rivals: Rivals, context: int) -> dict[str
 
 def compare(args: argparse.Namespace) -> Comparison:
     """Both models at each depth. Raises BenchError for counts and depths that can't be, ReplayError
-    for the record.
+    for the record, PlotError for the picture's file.
     """
     bench.need_positive(repeats=args.repeats, threads=args.threads)
     bench.need_depths(args.depths)
     if args.speculate:
         Record.read(args.speculate)
-    context = bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens) + 2 * READ_TOKENS
+    if args.plot:
+        check_picture(args.plot)
+    context = bench.room_needed(args.depths, args.prompt_tokens, args.new_tokens)
+    context += READ_TOKENS + MAX_NODES  # what a head reads behind the depth, and its trees
     rivals = Rivals.of(args.size, args.layers, args.sparse)
+    mine = bundle_of(rivals.ours, args.kv, args.work, bool(args.speculate))
+    bundles = mine, bundle_of(rivals.theirs, args.kv, args.work)
     reader = memory_reader(args.threads)
     limits = measure_limits(args.threads, reader)
-    sides = sides_of(args, rivals, context)
+    sides = sides_of(args, rivals, bundles, context)
     counts = (args.depths, args.prompt_tokens, args.new_tokens, args.repeats)
     clocks = {name: side.clock for name, side in sides.items()}
     rows = bench.measure(clocks, *counts, lambda: reader.sample(bench.READS))

@@ -58,3 +58,11 @@ def test_the_picture_names_every_side_and_both_caches(tmp_path):
     drawn = (tmp_path / "speed.svg").read_text()
     for name in ("MiniCPM sparse", "Qwen3 dense", "MiniCPM", "Qwen3"):
         assert f"<!-- {name} -->" in drawn
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_measured(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(vs_qwen3, "bundle_of", lambda *_: pytest.fail("something was compiled"))
+    monkeypatch.setattr(sys, "argv", ["vs_qwen3.py", "--plot", "speed.jpg"])
+    with pytest.raises(SystemExit, match=r"ends in \.svg or \.png"):
+        vs_qwen3.main()

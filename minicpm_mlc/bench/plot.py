@@ -29,15 +29,12 @@ def bench_both_gears(path: str | Path, picture: str | Path, **options: Any) -> R
     bench_gears does.
     """
     manifest = Manifest.load(path)
-    figure_class()
     if manifest.dense_len is None:
         raise PlotError(
             f"{path} has no sparse attention, and --plot draws both gears; measure it without "
             "--plot"
         )
-    _form(Path(picture))
-    if not Path(picture).absolute().parent.is_dir():
-        raise PlotError(f"{picture} can't be written: its folder is not there; choose another file")
+    check_picture(Path(picture))
     reports = bench_gears(
         path, GEARS[::-1], f"--plot {shlex.quote(str(picture))}", **options
     )  # the faster one fills the cache
@@ -77,6 +74,14 @@ def plot(reports: dict[str, SpeedReport], manifest: Manifest, path: str | Path) 
     first = next(iter(reports.values()))
     figure.suptitle(f"{first.name} {first.scheme} on {first.device}, {first.threads} threads")
     write_figure(figure, Path(path))
+
+
+def check_picture(path: Path) -> None:
+    """Before anything is measured. Raises PlotError where nothing could be drawn or written."""
+    figure_class()
+    _form(path)
+    if not path.absolute().parent.is_dir():
+        raise PlotError(f"{path} can't be written: its folder is not there; choose another file")
 
 
 def figure_class() -> Any:

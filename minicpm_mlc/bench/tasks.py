@@ -54,7 +54,18 @@ def own_tasks(engine: Engine, prompt_file: str | Path) -> dict[str, list[Task]]:
 
 
 def replayed_tasks(engine: Engine, record: Record) -> dict[str, list[Task]]:
-    """A random prompt whose answer follows the record, its trees drafted by the real drafter."""
+    """A random prompt whose answer follows the record, its trees drafted by the real drafter.
+    Raises BenchError as `replaying` does.
+    """
+    replay = replaying(engine, record)
+    prompt = np.random.default_rng(0).integers(engine.vocab_size, size=COPIED).tolist()
+    return {"replayed": [Task(prompt, lambda: replay)]}
+
+
+def replaying(engine: Engine, record: Record) -> Replay:
+    """Puts the record in the place of the engine's drafter, which it still calls. Raises BenchError
+    where the engine has no such drafter.
+    """
     drafters: dict[str, Drafter] = engine.drafters
     if record.drafter not in drafters:
         raise BenchError(
@@ -62,8 +73,7 @@ def replayed_tasks(engine: Engine, record: Record) -> dict[str, list[Task]]:
             f"{', '.join(drafters)}"
         )
     replay = drafters[record.drafter] = Replay(record, drafters[record.drafter], engine.vocab_size)
-    prompt = np.random.default_rng(0).integers(engine.vocab_size, size=COPIED).tolist()
-    return {"replayed": [Task(prompt, lambda: replay)]}
+    return replay
 
 
 def read_prompts(engine: Engine, path: str | Path) -> list[list[int]]:
