@@ -84,7 +84,7 @@ def test_an_answer_is_stopped(opened: Open) -> None:
     page = opened.page
     settle(page, think="on", temperature="2", top_p="1")  # rambles for more than 1000 tokens
     ask(page, "Tell me about pages.")
-    until(page, "document.querySelectorAll('article')[3]?.innerText.length > 20", 30)
+    until(page, "document.querySelectorAll('article')[3]?.innerText.length > 120", 30)
     page.keyboard.press("Escape")
     page.locator("#send").wait_for(state="visible")
     assert page.locator("article").count() == 4 and page.locator("#error").is_hidden()

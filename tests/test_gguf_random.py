@@ -199,7 +199,7 @@ def test_untied_embedding_is_not_counted_as_read(tmp_path):
     sizes = {}
     for config in (CONFIG, UNTIED):
         path = gguf_random.write_gguf(tmp_path / "m.gguf", config, FakeWeights(config))
-        sizes[config.tie_word_embeddings] = vs_llama.gguf_traffic(path, config)
+        sizes[config.tie_word_embeddings] = vs_llama.gguf_traffic(path, config, "f16")
     assert sizes[True] == sizes[False]
     assert (
         sizes[True].kv_per_token == 2 * 2 * 2 * 32 * 2

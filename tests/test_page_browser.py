@@ -32,13 +32,13 @@ BLOCKS = {
 
 
 class Paced(FakeLibrary):
-    """Says hello for ever, at the pace of a model."""
+    """Says hello for 20 seconds, so that a busy machine's browser still meets it in the middle."""
 
     def __init__(self) -> None:
         super().__init__(lambda history: token("▁hello"))
 
     def decode(self, *arguments: Any, **options: Any) -> Any:
-        time.sleep(0.03)
+        time.sleep(0.1)
         return super().decode(*arguments, **options)
 
 
