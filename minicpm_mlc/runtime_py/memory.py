@@ -14,6 +14,8 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+from minicpm_mlc.runtime_py.allocator import disturbed
+from minicpm_mlc.runtime_py.cuda_graph import memory_ran_out
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
 from minicpm_mlc.runtime_py.tvm_device import load_device_runtime
@@ -198,6 +200,7 @@ class DeviceMemory:
         self._type = device_type
         kinds = (name for name, each in DEVICE_RUNTIMES.items() if each.dlpack == device_type)
         self.kind = next(kinds)  # its name in bundle/devices.py
+        self._records = self.kind == "cuda"
         self._device = tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
@@ -217,6 +220,9 @@ class DeviceMemory:
             return function(*arguments)
         except RuntimeError as error:
             raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
+        finally:
+            if self._records and memory_ran_out():
+                disturbed()  # TVM's allocator has given back all that it kept, and tried again
 
     def start(self, vm: Any) -> None:
         """Tell the virtual machine where it works."""

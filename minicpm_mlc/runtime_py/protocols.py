@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from minicpm_mlc.runtime_py.spent import Spent
 
 COMMIT = "commit"  # the one function that takes no weights and gives nothing back
-DRAFT_EXTEND, DRAFT_STEP = DRAFT_CALLS = (
+# in the library of a bundle with a draft head
+DRAFT_EXTEND, DRAFT_STEP, DRAFT_CHOOSE, DRAFT_LEVEL = DRAFT_CALLS = (
     "draft_extend",
     "draft_step",
-)  # in the library of a bundle with a draft head
-CALLS = ("prefill", "decode", "verify", COMMIT, *DRAFT_CALLS)  # the functions of a library
+    "draft_choose",
+    "draft_level",
+)
+DRAFT_TREE = "draft_tree"  # a draft from root to tree: `draft_extend`, then the last two by turns
+# what can be asked of a library
+CALLS = ("prefill", "decode", "verify", COMMIT, DRAFT_EXTEND, DRAFT_STEP, DRAFT_TREE)
+NO_ANCESTORS = np.zeros((1, 2), np.int32)
 
 
 class Machine(Protocol):
@@ -77,7 +83,7 @@ class KernelAccess(KernelCalls, Protocol):
     """
 
     spent: Spent  # seconds of its calls
-    # by the names of CALLS, dense and, where there is one, sparse; they may be replaced
+    # the compiled ones by name, dense and, where there is one, sparse; they may be replaced
     functions: dict[str, list[Callable[..., Any]]]
 
     @property
@@ -143,8 +149,8 @@ class Library(Protocol):
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
-        """Call the function `kind` of CALLS with these arrays. Returns what it returns, as arrays;
-        of COMMIT nothing.
+        """One of CALLS with these arrays. Returns what the compiled function returns, as arrays; of
+        COMMIT nothing, of DRAFT_TREE the tree.
         """
 
     def prefill(
@@ -254,6 +260,30 @@ class Library(Protocol):
         rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
         ids, values, hidden = self.run(DRAFT_STEP, rows, pools)
         return ids, values, hidden
+
+    def draft_tree(
+        self,
+        token_ids: np.ndarray,
+        features: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        page_table: np.ndarray,
+        base: np.ndarray,
+        tree: np.ndarray,
+        floor: float,
+        pools: Pools,
+    ) -> np.ndarray:
+        """`draft_extend`, and from its last row on the likeliest nodes of each level, for as many
+        levels as `tree` int32 [s, 3, n] of zeros has room for (draft_loop.py); n at most the
+        head's guesses. The nodes' slots begin at base [1].
+
+        Returns the tree. It may end where no node of a level reaches the probability `floor`.
+        """
+        last = np.array([len(token_ids) - 1], np.int32)
+        rows = (token_ids, features, positions, slots, page_table[None, :], last)
+        root = (positions[-1:], slots[-1:], base, NO_ANCESTORS)
+        (grown,) = self.run(DRAFT_TREE, (*rows, *root, tree, np.array([floor])), pools)
+        return grown
 
     def _decoded(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool
