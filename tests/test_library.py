@@ -17,7 +17,7 @@ from minicpm_mlc.runtime_py.allocator import KEPT_BYTES, KeptResults
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.mapped_files import MappedFiles
-from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
+from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory, reserve
 from minicpm_mlc.runtime_py.spent import Spent
 
 
@@ -39,6 +39,13 @@ def misaligned(array: np.ndarray) -> np.ndarray:
     copy = np.ndarray(array.shape, array.dtype, raw, start)
     copy[...] = array
     return copy
+
+
+def test_an_array_that_may_only_be_read_is_copied():
+    array = reserve((16,), np.dtype(np.int32))
+    array[:] = range(16)
+    array.flags.writeable = False
+    assert HostMemory().tensor(array).numpy().tolist() == list(range(16))
 
 
 def test_an_argument_that_needs_no_copy_leaves_its_place_free():

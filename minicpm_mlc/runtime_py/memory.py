@@ -167,8 +167,10 @@ class HostMemory:
         return tvm_ffi.from_dlpack(reserve(shape, dtype))
 
     def tensor(self, array: np.ndarray) -> Any:
-        """An array as a tensor: the same memory where it is aligned, a copy elsewhere."""
-        if not _is_aligned(array):
+        """An array as a tensor: the same memory where it is aligned and may be written (DLPack
+        knows no other), a copy elsewhere.
+        """
+        if not (_is_aligned(array) and array.flags.writeable):
             aligned = reserve(array.shape, array.dtype)
             aligned[...] = array
             array = aligned
