@@ -91,7 +91,7 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
     library.spent = Spent()
     library.memory, library.threads, library._params = memory, 1, None
     library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None
-    library._process, library._steps = os.getpid(), None
+    library._process, library._steps, library._number = os.getpid(), None, 0
     library._files = MappedFiles([])
     library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):
