@@ -11,7 +11,7 @@ import numpy as np
 from minicpm_mlc.runtime_py.memory import Memory
 from minicpm_mlc.runtime_py.protocols import DRAFT_CHOOSE, DRAFT_EXTEND, DRAFT_LEVEL
 
-# the parts of a row of a tree in the making, which ops/choose_nodes.py describes
+# the parts of a row of a tree in the making, which ops/formats/draft_tree.py describes
 TOKEN, REACH, NODE = PARTS = (0, 1, 2)
 
 
