@@ -35,6 +35,7 @@ from minicpm_mlc.runtime_py.allocator import (
     empty_allocator,
     new_number,
 )
+from minicpm_mlc.runtime_py.device_pool import DevicePool
 from minicpm_mlc.runtime_py.device_steps import TABLES, DeviceSteps, Found
 from minicpm_mlc.runtime_py.draft_loop import DraftLoop, goes_on
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
@@ -132,13 +133,12 @@ class LocalLibrary(Library):
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 
-    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
-        """The pools' memory. Raises EngineError for a device that has its own."""
-        if self._pool is None:
-            raise EngineError(
-                f"what {self.device_name} has computed can't be read; saved states are for CPUs"
-            )
-        return [self.memory.array(tensor) for tensor in pools.tensors]
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray | DevicePool]:
+        """The pools' memory."""
+        memory = self.memory
+        if isinstance(memory, DeviceMemory):
+            return [DevicePool(memory, tensor) for tensor in pools.tensors]
+        return [memory.array(tensor) for tensor in pools.tensors]
 
     def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`. Raises BundleError

@@ -207,6 +207,7 @@ class DeviceMemory:
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         self._write = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._read = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        self._view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
 
     @property
     def free(self) -> int:
@@ -238,10 +239,20 @@ class DeviceMemory:
 
     def tensor(self, array: np.ndarray) -> Any:
         """An array copied to the device. Raises DeviceError."""
-        array = np.ascontiguousarray(array)
         tensor = self.zeros(array.shape, array.dtype)
-        self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        self.write(tensor, array)
         return tensor
+
+    def write(self, tensor: Any, array: np.ndarray) -> None:
+        """Copies an array to a tensor of its shape. Raises DeviceError."""
+        array = np.ascontiguousarray(array)
+        self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+
+    def part(self, tensor: Any, first: int, count: int) -> Any:
+        """Rows of a tensor, in the same memory."""
+        rest = tuple(tensor.shape)[1:]
+        offset = first * prod(rest) * np.dtype(str(tensor.dtype)).itemsize
+        return self._view(tensor, tvm_ffi.Shape((count, *rest)), tensor.dtype, offset)
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
         """The arrays copied to the device. Raises DeviceError."""

@@ -15,6 +15,7 @@ from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Bundle, Manifest
 from minicpm_mlc.runtime_py.outputs import Decoded, Outputs
 
 if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.device_pool import DevicePool
     from minicpm_mlc.runtime_py.kernel_check import Checked
     from minicpm_mlc.runtime_py.library import Pools
     from minicpm_mlc.runtime_py.memory import Memory
@@ -58,8 +59,10 @@ class Machine(Protocol):
         """
         ...
 
-    def read_bundle(self, path: str | Path) -> Bundle:
-        """A bundle of this machine's files that can run there. Raises BundleError."""
+    def read_bundle(self, path: str | Path, device: str | None = None) -> Bundle:
+        """A bundle of this machine's files that can run there; `device` is that of its library,
+        where it holds two. Raises BundleError.
+        """
         ...
 
     def open_library(self, bundle: Bundle, threads: int) -> Library:
@@ -133,9 +136,9 @@ class Library(Protocol):
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
 
-    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
-        """The pools' memory, to be read and written, each [pages, ...]. Raises EngineError where
-        this process has no part in it.
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray | DevicePool]:
+        """The pools' memory, each [pages, ...], whose pages are read and written by lists of their
+        numbers. Raises EngineError where this process has no part in it.
         """
         raise EngineError(
             f"what {self.device_name} has computed can't be read here; save it on that machine"
