@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from op_cases import compiled, cpu_kernel
 
-from minicpm_mlc.ops.choose_nodes import NODE, REACH, TOKEN, ChooseNodes
+from minicpm_mlc.ops.choose_nodes import ChooseNodes
+from minicpm_mlc.ops.formats.draft_tree import NODE, REACH, TOKEN
 
 
 def chosen(values: np.ndarray, tree: np.ndarray, slots: list[int], masks: list[int]) -> list:

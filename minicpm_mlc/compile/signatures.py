@@ -13,7 +13,7 @@ from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
 from minicpm_mlc.ops.build import has_kernel
-from minicpm_mlc.ops.choose_nodes import PARTS
+from minicpm_mlc.ops.formats.draft_tree import PARTS
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.likeliest import Likeliest

@@ -1,10 +1,5 @@
 """From one level of a draft tree to the next: which guesses of a draft head are worth going on
 from, and what the head reads there. With it a tree grows where the head runs.
-
-A tree in the making is int32 [s, 3, n]. Row 0 is the root's, row j + 1 that of the j-th node that
-the head has run. [row, 0] are the n likeliest tokens after it, [row, 1] the bits of the float32
-log-probabilities of the paths to them, and [row, 2, 0] is the row's own node. Nodes are numbered
-by the guesses, row by row, from 1 on; the root is 0.
 """
 
 from __future__ import annotations
@@ -16,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from minicpm_mlc.bundle.kernel_cases import Tiled
+from minicpm_mlc.ops.formats.draft_tree import NODE, PARTS, REACH, TOKEN
 from minicpm_mlc.ops.formats.tree import MASK_WORDS, MAX_NODES, ancestor_masks
 from minicpm_mlc.ops.operator import EXACT, Argument, Operator, gives, takes, updates
 from minicpm_mlc.ops.samples import Draw, Sample, sample
 
-TOKEN, REACH, NODE = PARTS = (0, 1, 2)  # of a row of a tree
 PERIOD = 61  # tokens that differ
 
 
@@ -39,7 +34,8 @@ def reach_before(tree: np.ndarray, row: int) -> np.float32:
 
 @dataclass(frozen=True)
 class ChooseNodes(Operator):
-    """Writes the n likeliest guesses after each of the r nodes of a level into the tree, and
+    """Writes the n likeliest guesses after each of the r nodes of a level into the tree
+    (formats/draft_tree.py), and
     chooses the n nodes with the likeliest paths, ties to the lower number: the next level.
 
     `guesses`: how many the head gives for a row, at least n. Its ids name the base's tokens in

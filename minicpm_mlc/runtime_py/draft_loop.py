@@ -11,7 +11,7 @@ import numpy as np
 from minicpm_mlc.runtime_py.memory import Memory
 from minicpm_mlc.runtime_py.protocols import DRAFT_CHOOSE, DRAFT_EXTEND, DRAFT_LEVEL
 
-# the parts of a row of a tree in the making, which ops/choose_nodes.py describes
+# the parts of a row of a tree in the making, which ops/formats/draft_tree.py describes
 TOKEN, REACH, NODE = PARTS = (0, 1, 2)
 
 
@@ -49,7 +49,7 @@ class DraftLoop:
     ) -> None:
         """`draft_ids`: the base's token of each of the head's ids."""
         self._functions, self._memory = functions, memory
-        self._vocabulary = memory.tensor(draft_ids)
+        self._vocabulary = memory.tensor(draft_ids.copy())  # a mapped file may not be written
 
     def __call__(
         self,

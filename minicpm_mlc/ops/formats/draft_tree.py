@@ -1,14 +1,20 @@
-"""One level of a draft tree in a kernel: what choosing its next nodes reads and writes, on any kind
-of device (ops/choose_nodes.py).
+"""A draft tree in the making, int32 [s, 3, n], and one of its levels in a kernel, on any kind of
+device.
+
+Row 0 is the root's, row j + 1 that of the j-th node that the head has run. [row, 0] are the n
+likeliest tokens after it, [row, 1] the bits of the float32 log-probabilities of the paths to them,
+and [row, 2, 0] is the row's own node. Nodes are numbered by the guesses, row by row, from 1 on; the
+root is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minicpm_mlc.ops.choose_nodes import NODE, REACH, TOKEN
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.tir import Buffer, Dims, Expr, T
+
+TOKEN, REACH, NODE = PARTS = (0, 1, 2)  # of a row
 
 
 class Level:
