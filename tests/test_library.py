@@ -87,7 +87,7 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
         raise RuntimeError(said)
 
     memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
-    memory.name = "GPU"
+    memory.name, memory._records = "GPU", False
     library.spent = Spent()
     library.memory, library.threads, library._params = memory, 1, None
     library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None

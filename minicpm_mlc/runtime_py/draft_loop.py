@@ -49,7 +49,7 @@ class DraftLoop:
     ) -> None:
         """`draft_ids`: the base's token of each of the head's ids."""
         self._functions, self._memory = functions, memory
-        self._vocabulary = memory.tensor(draft_ids.copy())  # a mapped file may not be written
+        self._vocabulary = memory.tensor(draft_ids)
 
     def __call__(
         self,
