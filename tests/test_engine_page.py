@@ -46,7 +46,7 @@ def opened(folder: Path) -> Iterator[Open]:
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
-        until(page, OPENED, 60)
+        until(page, OPENED)
         yield Open(page, asked)
         assert not complaints
 
@@ -75,7 +75,7 @@ def test_an_answer_streams(opened: Open) -> None:
     assert page.locator("#error").is_hidden() and page.locator("[name=key]").count() == 0
     settle(page, think="off", temperature="0")
     ask(page, "What is 4827 + 356?")
-    until(page, "/tokens\\/s/.test(document.querySelector('.assistant .stats')?.innerText)", 30)
+    until(page, "/tokens\\/s/.test(document.querySelector('.assistant .stats')?.innerText)")
     assert page.locator("article.assistant .body").inner_text().strip()
     assert "tokens/s" in page.locator("#speed").inner_text()
 
@@ -84,7 +84,7 @@ def test_an_answer_is_stopped(opened: Open) -> None:
     page = opened.page
     settle(page, think="on", temperature="2", top_p="1")  # rambles for more than 1000 tokens
     ask(page, "Tell me about pages.")
-    until(page, "document.querySelectorAll('article')[3]?.innerText.length > 120", 30)
+    until(page, "document.querySelectorAll('article')[3]?.innerText.length > 120")
     page.keyboard.press("Escape")
     page.locator("#send").wait_for(state="visible")
     assert page.locator("article").count() == 4 and page.locator("#error").is_hidden()
@@ -96,12 +96,12 @@ def test_a_reload_goes_on(opened: Open) -> None:
     page = opened.page
     opened.asked.clear()
     page.reload()
-    until(page, OPENED, 60)
+    until(page, OPENED)
     assert any("manifest.json" in path for path in opened.asked)
     assert not any("params_shard" in path for path in opened.asked)  # they are in the browser
     assert page.locator("article").count() == 4
     settle(page, think="off", temperature="0")
     ask(page, "And 2 + 2?")
-    until(page, "/tokens\\/s/.test(document.querySelectorAll('.stats')[2]?.innerText)", 30)
+    until(page, "/tokens\\/s/.test(document.querySelectorAll('.stats')[2]?.innerText)")
     cached = int(page.locator("#cached-text").inner_text().split(" of ")[0])
     assert cached > 20  # of the session, which was kept
