@@ -137,6 +137,7 @@ def test_the_largest_products_do_not_saturate(dot):
     """
     for scheme in (SCHEMES[name].beside("int8") for name in INT8):
         largest = scheme.values.largest
+        call = compiled(linear_int8(64, 64, scheme, dot))
         for value in (0 if scheme.values.unsigned else -largest, largest):
             parts = {"weight": np.full((64, 64), value, scheme.values.dtype)}
             parts |= {t.name: np.ones((64, t.width(64)), t.dtype) for t in scheme.group_tensors}
@@ -146,7 +147,7 @@ def test_the_largest_products_do_not_saturate(dot):
             x[:, 40] *= -1
             out = np.empty((2, 64), np.float32)
             words = words_of(x, DOTS[dot].factor(scheme))
-            compiled(linear_int8(64, 64, scheme, dot))(words, *scheme.pack(parts).values(), out)
+            call(words, *scheme.pack(parts).values(), out)
             assert np.array_equal(out, linear_definition(x, scheme.dequantize(parts)))
 
 
