@@ -131,6 +131,15 @@ def test_escape_stops_and_another_answer_comes(page):
     assert page.locator("#cached").get_attribute("value") != "0"
 
 
+def test_an_answer_without_words_stays_and_can_be_tried_again(page):
+    answers(page, streams())
+    send(page)
+    until(page, "/9 tokens/.test(document.querySelector('.assistant .stats')?.innerText)")
+    answers(page, streams({"content": "Here."}))
+    page.click("text=Retry")
+    until(page, "document.querySelector('.assistant .body')?.innerText === 'Here.'")
+
+
 def test_what_was_said_is_there_after_a_reload(page):
     answers(page, streams({"content": SAID}, block_reads=BLOCKS))
     send(page, "What <b>is</b> it?")
