@@ -254,7 +254,7 @@ TASK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_vo
 def launched(pool: ThreadPool, body: Callable[[int], int], threads: int, tasks: int) -> int:
     """What the pool's launch returns for a loop of `tasks`."""
     launch = ctypes.CFUNCTYPE(ctypes.c_int, TASK, ctypes.c_void_p, ctypes.c_int)
-    call = launch(pool.launch.value)
+    call = launch(pool.launch.value or 0)
     with pool.turn(threads):
         return call(TASK(lambda task, *_: body(task)), None, tasks)
 
