@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cuda_stand_in as stand_in
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
@@ -20,8 +20,6 @@ from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.device_steps import LEAST_WIDTH, bucket, padded
 from minicpm_mlc.runtime_py.sampler import likeliest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-stand_in = importlib.import_module("cuda_stand_in")
 BENCH = Path(__file__).parents[1] / "bench"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins are Linux libraries")
