@@ -52,35 +52,71 @@ def linear_case(name: str, operator: str, n: int, k: int, before: float) -> Case
     return Case(name, operator, n // 16, threads, "weight", 128, turns, size, before=before)
 
 
-def attention_case(name: str, operator: str, pages: int, before: float) -> Case:
-    """The tiles of a decode row: a warp takes 16 tokens of a page."""
-    splits = min(WORKGROUPS // KV_HEADS, -(-pages // LEAST_PAGES))
+def attention_case(
+    name: str, operator: str, pages: int, before: float | None, rows: int = 1
+) -> Case:
+    """The tiles of rows that see the same pages: a warp takes 16 tokens of one."""
+    splits = min(WORKGROUPS // (rows * KV_HEADS), -(-pages // LEAST_PAGES))
     size = pages * 64 * KV_HEADS * HEAD_DIM * 2 * 2
-    groups = splits * KV_HEADS
+    groups = splits * KV_HEADS * rows
     turns = -(-pages // splits)
     shape = groups, 128, "token", 16, turns, size
-    # after the first pages they are full, and the maxima stay
-    tiles = Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=turns > 4)
+    # pages are full but for a row's last one, and a maximum seldom rises by much after the first
+    tiles = Case(name, operator, *shape, before=before, loads=HEAD_DIM // 8, skips=True)
     rounds = 1 if splits <= AT_ONCE else 2
     return replace(tiles, rounds=rounds, merges=-(-min(splits, AT_ONCE) // 4))
 
 
-def tiles_case(name: str, operator: str, n: int, k: int) -> Case:
-    """A linear's kernel of 16 rows on tensor cores, of which eight warps share the columns."""
-    # a turn is twice 32 columns of 32 rows of W
-    shape = n // 32, 256, "weight and 16 rows", 64, k // 64 // 8
-    return Case(name, operator, *shape, n * k * (W4 + SCALE) + 16 * k * 1.25, kernel=2)
+def few_case(
+    name: str, operator: str, n: int, k: int, kernel: int = 4, rows: int = 16, size: float = W4
+) -> Case:
+    """A linear's kernel of 16 rows and 32 of W on tensor cores, whose warps share the columns: a
+    turn of a warp is four times 32 of them.
+    """
+    warps, groups = 8 if size == W4 else 4, -(-n // 32) * -(-rows // 16)
+    shape = groups, 32 * warps, "weight and 16 rows", 128, max(k // 128 // warps, 1)
+    return Case(name, operator, *shape, n * k * (size + SCALE) + rows * k * 1.25, kernel)
 
 
-def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 5) -> Case:
+def staged_case(name: str, operator: str, n: int, k: int, kernel: int = 2) -> Case:
     """The same of a chunk of a prompt: eight warps take 128 of its rows by 128 of W; a turn of a
     warp is four times 32 columns of 32 rows by 64.
     """
-    groups, size = CHUNK // 128 * -(-n // 128), n * k * (W4 + SCALE) + CHUNK * k * 1.25
+    groups, size = CHUNK // 128 * (n // 128), n * k * (W4 + SCALE) + CHUNK * k * 1.25
     shape = groups, 256, "weight and 32 rows", 256, k // 128, size, kernel
     return Case(name, operator, *shape, cached=True, near=True)
 
 
+def rows_cases(rows: int) -> tuple[Case, ...]:
+    """What so many rows pass between a layer's products; most find it in the second level's
+    cache.
+    """
+    names = (f"{name}, {rows} rows" for name in BETWEEN)
+    shapes = (
+        ("norm", rows, 256, HIDDEN * 4, 0),
+        ("quantize", rows * (HIDDEN // 1024), 128, HIDDEN * 4, 0),
+        ("norm_swiglu", rows * (WIDTH // 1024), 128, 2 * WIDTH * 4, 7),
+        ("rope_append_rows", rows * ROPED, 128, QKV * 4, 0),
+    )
+    return tuple(
+        Case(
+            name,
+            operator,
+            groups,
+            threads,
+            bytes=rows * size,
+            kernel=kernel,
+            cached=True,
+            near=rows * size < CACHED,
+        )
+        for name, (operator, groups, threads, size, kernel) in zip(names, shapes, strict=True)
+    )
+
+
+BETWEEN = ("norm, rounding", "rounding", "SwiGLU, rounding", "rope, append")
+CACHED = 16 << 20  # bytes that a launch surely leaves in the second level's cache
+ROPED = -(-(HEADS + 2 * KV_HEADS) * HEAD_DIM // 8 // 128)  # workgroups of a row
+WHOLE = 4096  # columns of queries, keys and values that fill a GPU for a chunk of a prompt
 LONG = 2048  # pages of 128K tokens
 CHUNK, CHUNKS = 512, 4  # rows of a prefill's call, and calls of a prompt of 2048
 # the column `before` is the simulator's for the kernels that were here first, which had no name for
@@ -110,31 +146,19 @@ CASES = (
         2,
         VOCAB * HIDDEN * (1 + SCALE),
     ),
-    tiles_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN),
-    tiles_case("down, 16 rows", "linear_down", HIDDEN, WIDTH),
-    staged_case("qkv, 512 rows", "norm_qkv", QKV, HIDDEN, kernel=7),
+    few_case("qkv, 16 rows", "norm_qkv", QKV, HIDDEN, kernel=6),
+    few_case("o, 16 rows", "linear_o", HIDDEN, HIDDEN),
+    few_case("gate, up, 16 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=6),
+    few_case("down, 16 rows", "linear_down", HIDDEN, WIDTH),
+    few_case("head, w8, 16 rows", "linear_head", VOCAB, HIDDEN, size=1),
+    *rows_cases(16),
+    attention_case("attention of 16 rows, 1K", "attend_tree", 16, None, rows=16),
+    staged_case("qkv, first columns, 512 rows", "norm_qkv", WHOLE, HIDDEN, kernel=4),
+    few_case("qkv, others, 512 rows", "norm_qkv", QKV - WHOLE, HIDDEN, 6, CHUNK),
     staged_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN),
-    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=7),
+    staged_case("gate, up, 512 rows", "norm_swiglu", 2 * WIDTH, HIDDEN, kernel=4),
     staged_case("down, 512 rows", "linear_down", HIDDEN, WIDTH),
-    Case("norm, rounding, 512 rows", "norm", CHUNK, 256, bytes=CHUNK * HIDDEN * 4, cached=True),
-    Case("rounding, 512 rows", "quantize", CHUNK * 8, 128, bytes=CHUNK * HIDDEN * 4, cached=True),
-    Case(
-        "SwiGLU, rounding, 512 rows",
-        "norm_swiglu",
-        CHUNK * 16,
-        128,
-        kernel=8,
-        bytes=CHUNK * 2 * WIDTH * 4,
-        cached=True,
-    ),
-    Case(
-        "rope, append, 512 rows",
-        "rope_append_rows",
-        CHUNK * (HEADS + 2 * KV_HEADS),
-        128,
-        bytes=CHUNK * QKV * 4,
-        cached=True,
-    ),
+    *rows_cases(CHUNK),
     Case(
         "means, 512 rows",
         "segment_means",
@@ -170,14 +194,15 @@ CASES = (
     Case(
         "rope, append, means",
         "rope_append",
-        HEADS + 2 * KV_HEADS,
+        ROPED,
         128,
         bytes=QKV * 4,
         cached=True,
+        near=True,
         others=16,
     ),
     Case("norm, rounding", "norm", 1, 256, bytes=HIDDEN * 8, cached=True),
-    Case("rounding", "quantize", HIDDEN // 512, 128, bytes=HIDDEN * 4, cached=True),
+    Case("rounding", "quantize", HIDDEN // 1024, 128, bytes=HIDDEN * 4, cached=True, near=True),
     attention_case("attention, 1K", "attend", 16, 8 * 94),
     attention_case("attention, 128K dense", "attend", LONG, 64 * 94),
     attention_case("attention, 128K sparse", "attend_blocks", 96, 8 * 94),
@@ -218,6 +243,7 @@ def records() -> dict[str, Any]:
     """The operators by the names that CASES use."""
     from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
     from minicpm_mlc.ops.attend_blocks import AttendBlocks
+    from minicpm_mlc.ops.attend_tree import AttendTree
     from minicpm_mlc.ops.formats.kv import F16
     from minicpm_mlc.ops.formats.weights import SCHEMES
     from minicpm_mlc.ops.linear import Linear
@@ -247,27 +273,41 @@ def records() -> dict[str, Any]:
         "attend_prefill": AttendPrefill(*heads, F16),
         "quantize": QuantizeRows(HIDDEN, factor),
         "attend": AttendDecode(*heads, F16, sum_factor=factor),
+        "attend_tree": AttendTree(*heads, F16, sum_factor=factor),
         "attend_blocks": AttendBlocks(*heads, F16, 96, True, sum_factor=factor),
         "score_blocks": ScoreBlocks(*heads, True),
         "select_blocks": SelectBlocks(KV_HEADS, 64, 32, 1),
     }
 
 
+VERIFY = (  # the launches of a layer over 16 nodes of a tree
+    "norm, rounding, 16 rows",
+    "qkv, 16 rows",
+    "rope, append, 16 rows",
+    "attention of 16 rows, 1K",
+    "o, 16 rows",
+    "norm, rounding, 16 rows",
+    "gate, up, 16 rows",
+    "SwiGLU, rounding, 16 rows",
+    "down, 16 rows",
+)
 STEP = ("norm, qkv", "rope, append, means", "o", "norm, gate, up, SwiGLU", "down")
 SPARSE = ("logits of segments", "pooling", "selection")
 LAST = ("norm, rounding", "rounding", "head, w8")
-STEPS = {  # the launches of a layer, by context
-    "1K": (*STEP, "attention, 1K"),
-    "128K sparse": (
-        *STEP,
-        *(f"{name}, 128K" for name in SPARSE),
-        "attention, 128K sparse",
+DECODE = "decode 1K"
+STEPS = {  # the launches of a layer, and those behind the last one
+    DECODE: ((*STEP, "attention, 1K"), LAST),
+    "decode 128K sparse": (
+        (*STEP, *(f"{name}, 128K" for name in SPARSE), "attention, 128K sparse"),
+        LAST,
     ),
-    "128K dense": (*STEP, "attention, 128K dense"),
+    "decode 128K dense": ((*STEP, "attention, 128K dense"), LAST),
+    "verify 16 rows, 1K": (VERIFY, tuple(f"{name}, 16 rows" for name in LAST)),
 }
 PREFILL = (  # the launches of a layer in a chunk of a prompt, without those of sparse attention
     "norm, rounding, 512 rows",
-    "qkv, 512 rows",
+    "qkv, first columns, 512 rows",
+    "qkv, others, 512 rows",
     "rope, append, 512 rows",
     "means, 512 rows",
     "attention of 512 rows",

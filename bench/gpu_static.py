@@ -25,7 +25,7 @@ from gpu_shapes import (
     CASES,
     CHUNK,
     CHUNKS,
-    LAST,
+    DECODE,
     LAYERS,
     PREFILL,
     STEPS,
@@ -33,6 +33,7 @@ from gpu_shapes import (
     Case,
     records,
 )
+from load_origins import loads, pointers, stored
 from sass import Code, Instruction, disassembled, wide_share
 from sm_simulator import GPUS, Simulator
 
@@ -50,6 +51,7 @@ class Built:
     registers: int
     spilled: int
     shared: int
+    stored: Code  # its loads of weights and of the cache
 
 
 def built(source: str, arch: str, folder: Path) -> dict[str, Built]:
@@ -62,13 +64,15 @@ def built(source: str, arch: str, folder: Path) -> dict[str, Built]:
     if done.returncode:
         raise SystemExit(f"nvcc failed: {done.stderr.strip()[-2000:]}")
     codes, found = disassembled(folder / f"{arch}.cubin"), {}
+    kinds = pointers(source, arch)
     for part in done.stderr.split("Compiling entry function '")[1:]:
         name = part.split("'")[0]
         used, spilled, shared = (
             int(match[1]) if (match := re.search(pattern, part)) else 0
             for pattern in (r"Used (\d+) reg", r"(\d+) bytes spill stores", r"(\d+) bytes smem")
         )
-        found[name] = Built(codes[name], used, spilled, shared)
+        own = list(loads(codes[name], stored(kinds[name])))
+        found[name] = Built(codes[name], used, spilled, shared, own)
     return found
 
 
@@ -161,6 +165,7 @@ def _row(case: Case, by_arch: dict[str, tuple[Built, float]]) -> list[str]:
         f"{kernels[0].shared / 1024:.1f}",
         of_unit,
         f"{100 * wide_share(kernels[0].code):.0f} %",
+        f"{100 * wide_share(kernels[0].stored):.0f} %" if kernels[0].stored else "",
         "" if case.before is None else f"{case.before:g}",
         *(_time(case, time) for _, time in by_arch.values()),
         *(f"{case.bytes / GPUS[arch].bandwidth * 1e6:.1f}" for arch in by_arch),
@@ -172,16 +177,21 @@ def _time(case: Case, time: float) -> str:
 
 
 def step_lines(found: dict[Case, dict[str, tuple[Built, float]]]) -> Iterator[list[str]]:
-    """A decode step's kernels, added up, without the time between them."""
+    """A step's kernels, added up, without the time between them."""
     by_name = {case.name: case for case in found}
-    for name, launches in STEPS.items():
-        layer = [by_name[each] for each in launches]
-        whole = layer * LAYERS + [by_name[each] for each in LAST]
-        line = [f"decode {name}", str(len(layer))]
+    wholes = {
+        name: [by_name[each] for each in (*layer * LAYERS, *last)]
+        for name, (layer, last) in STEPS.items()
+    }
+    for name, whole in wholes.items():
+        line = [name, str(len(STEPS[name][0]))]
         for arch in next(iter(found.values())):
-            time = sum(found[case][arch][1] for case in whole)
+            time, decode = (
+                sum(found[case][arch][1] for case in cases) for cases in (whole, wholes[DECODE])
+            )
             memory = sum(case.bytes for case in whole) / GPUS[arch].bandwidth * 1e6
             line += [f"{time / 1000:.2f}", f"{1e6 / time:.0f}", f"{100 * memory / time:.0f} %"]
+            line.append(f"{time / decode:.2f}")
         yield line
 
 
@@ -203,11 +213,12 @@ def table(archs: tuple[str, ...]) -> str:
     """Markdown: every kernel, then whole steps."""
     names, found = [GPUS[arch].name for arch in archs], measured(archs)
     head = ["kernel", "groups x threads", f"registers {'/'.join(archs)}", "spilled", "shared KiB"]
-    head += ["instructions", "bytes read 16 at a time", "before, H200 us"]
+    head += ["instructions", "bytes read 16 at a time", "of weights and cache", "before, H200 us"]
     head += [f"{name} us, computed" for name in names] + [f"{name} us, memory" for name in names]
     steps = ["step", "launches of a layer"]
     for name in names:
-        steps += [f"{name} ms", f"{name} tokens/s", f"{name}, of the memory's"]
+        steps += [f"{name} ms", f"{name} steps/s", f"{name}, of the memory's"]
+        steps.append(f"{name}, times {DECODE}")
     prompts = ["prompt", "launches of a layer"]
     for name in names:
         prompts += [f"{name} ms", f"{name} tokens/s", f"{name}, of float16's"]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import branch_ways as ways
+import gpu_floors as floors
 import gpu_shapes as shapes
 import gpu_static as static
+import load_origins as origins
 import pytest
 import sass
 import sm_simulator as simulator
+
+PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 
 # a load of 16 bytes (sets scoreboard 0), one of 4, an addition that waits for scoreboard 0, a loop
 STALL, SETS, WAITS, NO_BOARDS = 1 << 41, 0 << 46, 1 << 52, 7 << 46 | 7 << 49
@@ -84,3 +90,44 @@ def test_the_table_is_put_between_its_marks_and_nowhere_else(tmp_path: Path):
     page.write_text("nothing")
     with pytest.raises(SystemExit, match="put them where the table goes"):
         static.write_between(page, "")
+
+
+def committed() -> str:
+    return PAGE.read_text().partition(static.BEGIN)[2].partition(static.END)[0]
+
+
+def test_the_committed_table_keeps_the_floors_and_one_that_does_not_is_named():
+    text = committed()
+    assert floors.faults(text) == []
+    slow = re.sub(r"(\| down \|.*?\| )0(\.\d\d a weight)", r"\g<1>1\2", text)
+    assert [line.partition(":")[0] for line in floors.faults(slow)] == ["down"]
+    assert "no prompt is named .*" in floors.faults("\n\n".join(text.split("\n\n")[:3]))
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA toolkit")
+def test_the_kernels_are_those_of_the_committed_table():
+    assert static.table(static.ARCHS) == committed().strip()
+
+
+def test_a_load_is_followed_to_the_argument_that_its_address_comes_from():
+    source = (
+        "void __launch_bounds__(32) loads_kernel(float* __restrict__ a, int n, uint* b, uint* c) {"
+    )
+    kinds = origins.pointers(source, "sm_90")["loads_kernel"]
+    assert kinds == {0x210: "float", 0x220: "uint", 0x228: "uint"}
+    assert origins.stored(kinds) == {0x220}
+    texts = (
+        "ULDC.64 UR4, c[0x0][0x208]",
+        "LDC.64 R2, c[0x0][0x220]",
+        "IMAD.WIDE R6, R8, 0x10, R2",
+        "LDG.E.128.CONSTANT R8, desc[UR4][R6.64]",
+        "IMAD.WIDE R6, R8, 0x4, R6",  # R8 is a number that was read
+        "LDGSTS.E.BYPASS.128 [R3], desc[UR4][R6.64+0x20]",
+        "IADD3 R2, P0, R8, c[0x0][0x210], RZ",
+        "IADD3.X R3, RZ, c[0x0][0x214], RZ, P0, !PT",
+        "LDG.E R4, desc[UR4][R2.64]",
+    )
+    code = sass.parsed(listing(tuple((text, STALL | NO_BOARDS) for text in texts)))["loads_kernel"]
+    assert list(origins.loads(code, {0x220})) == [code[3], code[5]]
+    assert list(origins.loads(code, {0x210})) == [code[8]]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import DEMO
 from gpu_cases import compiled_together
+from grid_cases import record_case
 from mach_o import DYLIB, IOS, MACOS, OBJECT, read_archive, read_mach_o
 from shim_cases import Grid
 from tvm.script import tirx as T
@@ -22,7 +23,11 @@ from tvm.script import tirx as T
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.compile import compile_model
+from minicpm_mlc.ops.build import build
+from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.gpu.kernel import barrier, kernel, shared, workgroups
+from minicpm_mlc.ops.linear import Linear
+from minicpm_mlc.ops.samples import Draw
 from minicpm_mlc.targets import DEVICE_OPTIONS
 from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.metal import MetalTarget
@@ -36,6 +41,19 @@ RNG = np.random.default_rng(7)
 @pytest.mark.parametrize("operator", GRID.operators)
 def test_kernels_equal_their_definitions(operator: str):
     GRID.check(operator)
+
+
+def test_prompts_on_simdgroup_matrices_equal_their_definition():
+    """Behind `--arch apple7`: tiles that aren't full, a residual, more columns than one group."""
+    target = MetalTarget.beside(CpuTarget.of("native"), "apple7")
+    assert target.describe()["archs"] == ["apple7"]
+    record = Linear(80, 96, SCHEMES["w4"], residual=True)
+    call = compiled_together({"main": build(record, target.traits)}, "metal", target)["main"]
+    draw = Draw(whole=True)
+    draw.random, draw.rows = np.random.default_rng(1), lambda *few, most=6: [70]  # type: ignore[method-assign]
+    *_, sample = record.samples(draw)
+    case = record_case(record, sample)
+    assert case.error(call) <= case.allowed
 
 
 def test_a_missing_barrier_gives_wrong_numbers_and_an_uneven_one_an_error():

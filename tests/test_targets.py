@@ -60,9 +60,10 @@ def test_every_device_has_a_target_that_llvm_knows(device):
             "--arch sm_35: choose all, or of sm_80, sm_87, sm_89, sm_90",
         ),
         (
-            {"device": "metal", "arch": "sm_90"},
-            "--arch sm_90: --device metal has none; there are some for cuda, ",
+            {"device": "cpu", "arch": "sm_90"},
+            "--arch sm_90: --device cpu has none; there are some for cuda, ",
         ),
+        ({"device": "metal", "arch": "sm_90"}, "--arch sm_90: choose apple7, or leave it out"),
         ({"device": "opencl", "arch": "sm_90"}, "--arch sm_90: choose dot8, or leave it out"),
     ],
 )

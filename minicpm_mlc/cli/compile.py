@@ -41,7 +41,8 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
 @click.option(
     "--arch",
     help="For CUDA: all, or for example sm_87,sm_90. For Vulkan and OpenCL: dot8, where the device "
-    "has the integer dot product.  [default: all]",
+    "has the integer dot product. For Metal: apple7, where the GPU multiplies matrices.  "
+    "[default: all]",
 )
 @click.option(
     "--quant",

@@ -8,22 +8,46 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.gpu.intrinsics import HALF_BITS_TO_FLOAT
+from minicpm_mlc.ops.gpu.traits import GpuTraits
+from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.gpu_target import GpuTarget
 
+APPLE7 = "apple7"  # of `--arch`, as Metal names its families
 PRECISE = ("exp", "log", "sin", "cos", "sqrt")
 
 
 @dataclass(frozen=True)
 class MetalTarget(GpuTarget):
-    """Apple GPUs, on macOS and iOS."""
+    """Apple GPUs, on macOS and iOS; with `--arch apple7` those that multiply matrices."""
 
+    matrices: bool = False
     device: ClassVar[str] = "metal"
+    architectures: ClassVar[dict[str, str]] = {
+        APPLE7: "A14, M1 and later: prompts on simdgroup matrices"
+    }
     limits: ClassVar[dict[str, int]] = {
         "max_num_threads": 256,  # of a threadgroup
         "thread_warp_size": 1,  # nothing is assumed of threads that run together
         "max_shared_memory_per_block": 32768,
     }
+
+    @classmethod
+    def beside(cls, host: CpuTarget, arch: str | None) -> MetalTarget:
+        """Raises CompileError for another `--arch`."""
+        if arch not in (None, APPLE7):
+            raise CompileError(f"--arch {arch}: choose {APPLE7}, or leave it out")
+        return cls(host, arch == APPLE7)
+
+    @property
+    def traits(self) -> GpuTraits:
+        """What its kernels may assume."""
+        return GpuTraits(simd_tiles=self.matrices)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records."""
+        return super().describe() | ({"archs": [APPLE7]} if self.matrices else {})
 
     def tvm_target(self) -> Any:
         """The target as TVM's compiler takes it."""

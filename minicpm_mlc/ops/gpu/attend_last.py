@@ -13,7 +13,7 @@ from minicpm_mlc.ops.gpu.attend_parts import Parts
 from minicpm_mlc.ops.gpu.attend_tiles import LEAST, THREADS, WORKGROUPS
 from minicpm_mlc.ops.gpu.intrinsics import last_to_come
 from minicpm_mlc.ops.gpu.kernel import accumulate, barrier, registers, store_run
-from minicpm_mlc.ops.gpu.quantize_rows import quantiser
+from minicpm_mlc.ops.gpu.quantize_rows import quantiser, read_quad
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
@@ -158,4 +158,9 @@ class _Merge:
         size = THREADS * words.each
         for start in range(0, width, size):
             first = T.Bind((column + start) // QUAD)
-            words.write(out, last.row, first, lambda i, _: last.room[i - column])
+            words.write(
+                out,
+                last.row,
+                first,
+                lambda to, at, i: read_quad(to, at, last.room, [], T.Bind(i - column)),
+            )

@@ -17,7 +17,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     store_run,
     workgroups,
 )
-from minicpm_mlc.ops.gpu.quantize_rows import quantiser
+from minicpm_mlc.ops.gpu.quantize_rows import quantiser, read_quad
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.tir import LOWEST, Buffer, Expr, T
 
@@ -91,8 +91,12 @@ class Parts:
                 T.buffer_store(weights, value[0] / total, [thread])  # their readers are through
                 barrier()
                 words = quantiser(traits)(column + width, factor, thread, THREADS)
-                read = lambda i, _: weights[i - column]  # noqa: E731
-                words.write(out, row, T.Bind(column // QUAD), read)
+                words.write(
+                    out,
+                    row,
+                    T.Bind(column // QUAD),
+                    lambda to, at, i: read_quad(to, at, weights, [], T.Bind(i - column)),
+                )
 
     def _weights(
         self, weights: Buffer, numbers: Buffer, count: Expr, row: Expr, head: Expr, thread: Expr

@@ -23,8 +23,10 @@ from minicpm_mlc.ops.tir import Buffer, Expr, T
 TOKENS = 16  # of a page, that a warp takes
 WARPS = PAGE_SIZE // TOKENS
 THREADS = 32 * WARPS
+HEAD_DIMS = (32, 64, 80, 96, 128)  # that tests hold to the definition
 ROWS = 16  # of a tile: the most heads that share a key/value head
 LEAST = -1e30  # a score, in powers of 2, of a token that a row doesn't see
+SLACK = 8  # powers of 2 that a weight may be above 1: float16 has 15
 WORKGROUPS = 128  # that fill a large GPU
 FOUR = 4  # neighbouring components that a thread puts together
 APART = 8  # numbers between two heads' outputs in shared memory, for other banks
@@ -36,7 +38,7 @@ Write = Callable[[Expr, Expr, Buffer, Expr, Expr], None]
 
 def fits(group: int, head_dim: int, kv: Any) -> bool:
     """Whether there are such tiles for these heads and this cache."""
-    return kv is F16 and group <= ROWS and head_dim % 16 == 0 and head_dim <= 128
+    return kv is F16 and group <= ROWS and head_dim in HEAD_DIMS
 
 
 def most_splits(rows: Expr, kv_heads: int) -> Expr:
@@ -234,32 +236,39 @@ class TileFold:
                 _multiply(scores, 4 * j, a, keys[2 * j], keys[2 * j + 1])
 
     def _rescale(self, scores: Buffer) -> None:
-        """Scores become weights, and what was summed before is made smaller where a maximum of the
-        warp's has risen, which is seldom so after the first pages.
+        """Scores become weights. Where a row's maximum has risen by much, it counts from here on,
+        and what the warp has summed is made smaller, which is seldom so after the first page.
         """
-        decays, risen = registers(2), registers(1, "int32", 0)
+        before, risen = registers(2), registers(1, "int32", 0)
         for half in range(2):
-            self._weigh(scores, half, decays, risen)
+            self._raise(scores, half, before, risen)
         with T.If(T.Bind(tile("int32", "warp_any", risen[0])) != 0), T.Then():
-            for n in range(self.d // 8):
-                for i in range(4):
-                    at = n * 4 + i
-                    T.buffer_store(self.output, self.output[at] * decays[i // 2], [at])
+            for half in range(2):
+                decay = T.Bind(tile("float32", "power_of_2", before[half] - self.best[half]))
+                T.buffer_store(self.sum, self.sum[half] * decay, [half])
+                for n in range(self.d // 8):
+                    for at in (n * 4 + 2 * half, n * 4 + 2 * half + 1):
+                        T.buffer_store(self.output, self.output[at] * decay, [at])
+        for half in range(2):
+            for i in self._own(half):
+                weight = tile("float32", "power_of_2", scores[i] - self.best[half])
+                T.buffer_store(scores, weight, [i])
+                accumulate(self.sum, half, scores[i])
 
-    def _weigh(self, scores: Buffer, half: int, decays: Buffer, risen: Buffer) -> None:
-        """Scores of rows g + 8 half, and how much smaller what was summed before becomes."""
-        mine = [4 * j + 2 * half + i for j in range(2) for i in range(2)]
-        highest = T.max(
-            T.max(scores[mine[0]], scores[mine[1]]), T.max(scores[mine[2]], scores[mine[3]])
-        )
-        best = T.Bind(T.max(self.best[half], tile("float32", "quad_max", highest)))
-        T.buffer_store(decays, tile("float32", "power_of_2", self.best[half] - best), [half])
-        T.buffer_store(risen, T.Select(best > self.best[half], 1, risen[0]), [0])
-        T.buffer_store(self.best, best, [half])
-        T.buffer_store(self.sum, self.sum[half] * decays[half], [half])
-        for i in mine:
-            T.buffer_store(scores, tile("float32", "power_of_2", scores[i] - best), [i])
-            accumulate(self.sum, half, scores[i])
+    def _own(self, half: int) -> list[int]:
+        """The lane's scores of row g + 8 half."""
+        return [4 * j + 2 * half + i for j in range(2) for i in range(2)]
+
+    def _raise(self, scores: Buffer, half: int, before: Buffer, risen: Buffer) -> None:
+        """The maximum of row g + 8 half; `risen` where there are sums by another one."""
+        mine = [scores[i] for i in self._own(half)]
+        highest = T.max(T.max(mine[0], mine[1]), T.max(mine[2], mine[3]))
+        highest = T.Bind(tile("float32", "quad_max", highest))
+        higher = T.Bind(highest > self.best[half] + T.float32(SLACK))
+        summed = T.Bind(T.And(higher, self.sum[half] > T.float32(0)))
+        T.buffer_store(risen, T.Select(summed, 1, risen[0]), [0])
+        T.buffer_store(before, self.best[half], [half])
+        T.buffer_store(self.best, T.Select(higher, highest, self.best[half]), [half])
 
     def _add_values(self, scores: Buffer) -> None:
         weights = [

@@ -28,6 +28,7 @@ from minicpm_mlc.ops.gpu.kernel import (
     strided,
     workgroups,
 )
+from minicpm_mlc.ops.gpu.simd_tiles import SimdTiles
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.gpu.weight_words import Words
 from minicpm_mlc.ops.linear import Linear
@@ -46,7 +47,7 @@ DOWN = (
 )  # threads above one another in a tile; each has TILE / DOWN rows of x by TILE_BLOCKS rows of W
 
 
-def linear(operator: Linear, _: GpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
+def linear(operator: Linear, traits: GpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
     """Raises CompileError for shapes that don't fit the layout."""
     n, k, scheme = operator.n, operator.k, operator.scheme
     if k % GROUP:
@@ -62,20 +63,22 @@ def linear(operator: Linear, _: GpuTraits, dims: Dims, x: Buffer, *rest: Buffer)
     words = Words(scheme, weight["weight"], blocks, k)
     terms = GroupTerms(scheme, weight, blocks, k)
     product = Product(k, blocks, operator.scale, m, x, scheme, weight, words, terms, added, out)
-    _each_size(product, FEW_ROWS)
+    _each_size(product, FEW_ROWS, product.on_matrices if traits.simd_tiles else product.tiled)
 
 
-def _each_size(product: Product, sizes: tuple[tuple[int, int], ...]) -> None:
+def _each_size(
+    product: Product, sizes: tuple[tuple[int, int], ...], many: Callable[[], None]
+) -> None:
     """The way that fits the number of rows."""
     if not sizes:
-        product.tiled()
+        many()
         return
     (most, rows), *larger = sizes
     with T.If(product.m <= most):
         with T.Then():
             product.streamed(rows)
         with T.Else():
-            _each_size(product, tuple(larger))
+            _each_size(product, tuple(larger), many)
 
 
 @dataclass(frozen=True)
@@ -180,14 +183,35 @@ class Product:
                     with T.If(T.And(row < self.m, block + b < self.blocks)), T.Then():
                         self._write(row, (block + b) * LANES + lane, sums[r * TILE_BLOCKS + b])
 
+    def on_matrices(self) -> None:
+        """The same, whose sums the threads of a simdgroup hold together."""
+        across = -(-self.blocks // TILE_BLOCKS)
+        with workgroups((self.m + TILE - 1) // TILE * across) as (group, thread):
+            first, block = T.Bind(group // across * TILE), T.Bind(group % across * TILE_BLOCKS)
+            place = shared((TILE * TILE,))
+            tiles = SimdTiles(place, thread)
+            with T.serial(self.k // GROUP) as g:
+                self._load_x(place, first, g, thread)
+                self._load_weights(place, block, g, thread, TILE * GROUP)
+                barrier()
+                tiles.add()
+                barrier()
+            tiles.store()
+            with strided(TILE * TILE, thread) as i:
+                row, column = T.Bind(first + i // TILE), T.Bind(block * LANES + i % TILE)
+                with T.If(T.And(row < self.m, column < self.blocks * LANES)), T.Then():
+                    self._write(row, column, T.Bind(place[i]))
+
     def _load_x(self, left: Expr, first: Expr, g: Expr, thread: Expr) -> None:
         with strided(TILE * GROUP, thread) as i:
             row = T.Bind(T.min(first + i // GROUP, self.m - 1))
             T.buffer_store(left, self.x[row, g * GROUP + i % GROUP], [i])
 
-    def _load_weights(self, right: Expr, first: Expr, g: Expr, thread: Expr) -> None:
-        """A group of columns of four blocks, scaled; neighbouring threads write to different
-        banks.
+    def _load_weights(
+        self, right: Expr, first: Expr, g: Expr, thread: Expr, start: int = 0
+    ) -> None:
+        """A group of columns of four blocks, scaled, from `start` on; neighbouring threads write to
+        different banks.
         """
         words = self.words
         with strided(TILE_BLOCKS * words.per_group, thread) as i:
@@ -203,7 +227,8 @@ class Product:
                 ]
                 for half, values in enumerate(columns):
                     value = terms[half % len(terms)].weight(values[lane])
-                    T.buffer_store(right, value, [(half * 16 + step) * TILE + b * LANES + row])
+                    at = start + (half * 16 + step) * TILE + b * LANES + row
+                    T.buffer_store(right, value, [at])
 
 
 class _Part:

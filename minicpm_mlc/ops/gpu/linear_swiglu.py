@@ -12,9 +12,9 @@ from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.packing import QUAD
 from minicpm_mlc.ops.gpu.int8_matrix import Int8Matrix
 from minicpm_mlc.ops.gpu.int8_products import products
-from minicpm_mlc.ops.gpu.kernel import THREADS, barrier, shared, workgroups
+from minicpm_mlc.ops.gpu.kernel import THREADS, barrier, registers, shared, workgroups
 from minicpm_mlc.ops.gpu.linear_int8 import FEW_ROWS, Rows, Stream, by_rows, require_fit
-from minicpm_mlc.ops.gpu.quantize_rows import quantiser
+from minicpm_mlc.ops.gpu.quantize_rows import quantiser, read_quad
 from minicpm_mlc.ops.gpu.swiglu import silu
 from minicpm_mlc.ops.gpu.traits import GpuTraits
 from minicpm_mlc.ops.linear_swiglu import LinearSwigluInt8
@@ -86,7 +86,9 @@ class Gated:
                     self.out,
                     row,
                     task * (GROUP // QUAD),
-                    lambda i, _, r=r: values[r * GROUP + i - task * GROUP],
+                    lambda to, at, i, r=r: read_quad(
+                        to, at, values, [], T.Bind(r * GROUP + i - task * GROUP)
+                    ),
                 )
 
     def in_memory(self) -> None:
@@ -105,9 +107,12 @@ class Gated:
         with workgroups(self.rows * parts) as (group, thread):
             row, first = T.Bind(group // parts), T.Bind(group % parts * (size // QUAD))
             words = self.rounds(self.width, self.factor, thread, THREADS)
-            words.write(
-                self.out,
-                row,
-                first,
-                lambda i, _: silu(T.Bind(product[row, i])) * product[row, self.width + i],
-            )
+
+            def read(to: Buffer, at: int, column: Expr) -> None:
+                gate, up = registers(QUAD), registers(QUAD)
+                read_quad(gate, 0, product, [row], column)
+                read_quad(up, 0, product, [row], T.Bind(self.width + column))
+                for i in range(QUAD):
+                    T.buffer_store(to, silu(gate[i]) * up[i], [at + i])
+
+            words.write(self.out, row, first, read)

@@ -25,7 +25,8 @@ from minicpm_mlc.ops.quantize_rows import (
 from minicpm_mlc.ops.tir import Buffer, Expr, T
 
 WORDS = GROUP // QUAD  # of a group
-Read = Callable[[Expr, int], Expr]  # (column, which of the thread's) -> float32
+# (registers, which of them, column): four neighbouring columns' float32 to registers from there on
+Read = Callable[[Buffer, int, Expr], None]
 
 
 def quantize_rows(
@@ -45,7 +46,12 @@ def quantize_rows(
     with workgroups(dims.m * parts) as (group, thread):
         row, first = T.Bind(group // parts), T.Bind(group % parts * (size // QUAD))
         rounds = words(columns, operator.sum_factor, thread, THREADS)
-        rounds.write(out, row, first, lambda column, _: x[row, column])
+        rounds.write(out, row, first, lambda to, at, column: read_quad(to, at, x, [row], column))
+
+
+def read_quad(to: Buffer, at: int, source: Buffer, index: list[Expr], column: Expr) -> None:
+    """source[index, column .. column + 3] to registers from `at` on, by one load."""
+    T.buffer_store(to, source[(*index, T.ramp(column, 1, QUAD))], [T.ramp(at, 1, QUAD)])
 
 
 def quantiser(traits: GpuTraits) -> type[Quantiser]:
@@ -73,8 +79,8 @@ class Quantiser:
         here = T.Bind(word < self.columns // QUAD)
         values, bits = registers(each, value=0.0), registers(each, "int32")
         with T.If(here), T.Then():
-            for i in range(each):
-                T.buffer_store(values, read(T.Bind(word * QUAD + i), i), [i])
+            for i in range(own):
+                read(values, i * QUAD, T.Bind((word + i) * QUAD))
         largest = T.Bind(T.reinterpret(self.group_largest(_largest(values)), dtype="float32"))
         inverse = registers(1)  # so that it isn't computed again for each number
         quotient = T.float32(LARGEST) / largest

@@ -79,8 +79,10 @@ class Normalised:
         words = rounds(self.hidden, self.factor, thread, WIDE)
         for part in range(parts):
 
-            def read(_: Expr, i: int, part: int = part) -> Expr:
-                return held[part * each + i] * inverse * scales[part * each + i]
+            def read(values: Buffer, first: int, _: Expr, part: int = part) -> None:
+                for i in range(first, first + QUAD):
+                    own = part * each + i
+                    T.buffer_store(values, held[own] * inverse * scales[own], [i])
 
             words.write(out, to, T.int32(part * WIDE * each // QUAD), read)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import Dims
-from minicpm_mlc.ops.gpu.intrinsics import tile
+from minicpm_mlc.ops.gpu.intrinsics import kept, tile
 from minicpm_mlc.ops.gpu.kernel import (
     accumulate,
     barrier,
@@ -115,6 +115,7 @@ class Threads:
         """(sum over the threads before this one, over all)."""
         sums, own = registers(2, "int32", 0), T.Bind(self.thread // (WARP if self.warps else FEW))
         if self.warps:
+            own = kept(own)  # else what is compared with it would be kept from sum to sum
             inside = self._of_warp("warp_sum_before", value)
             barrier()  # the sums before were read
             self._keep(T.Bind(inside + value), 0, self.thread % WARP == WARP - 1)

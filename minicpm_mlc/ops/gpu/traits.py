@@ -20,12 +20,14 @@ class GpuTraits:
     `int8_dot`: the instruction that multiplies int8, where there is one. `f16_tiles`: whether
     attention multiplies a float16 cache on tensor cores, which rounds queries and softmax weights
     to float16. `f32_tiles`: whether block scores multiply float32 on them, in parts, which rounds
-    nothing. `int8_tiles`: whether linears multiply int8 on them. `quads`: whether 4, and 32,
-    neighbouring threads exchange numbers without shared memory. `normalises`: whether every
-    workgroup of a product normalises its row itself, which takes it less time than a launch.
-    `meets`: whether a workgroup finds out that it is the last, and sees what the others wrote.
-    `vector_elements`: whether a buffer's elements may be vectors. `split_pages`: the least pages
-    worth a workgroup of attention; `stream_threads`: of a workgroup of a linear of few rows.
+    nothing. `int8_tiles`: whether linears multiply int8 on them. `simd_tiles`:
+    whether the 32 threads of a simdgroup hold matrices of float32 together, as on Apple's.
+    `quads`: whether 4, and 32, neighbouring threads exchange numbers without shared memory.
+    `normalises`: whether every workgroup of a product normalises its row itself, which takes it
+    less time than a launch. `meets`: whether a workgroup finds out that it is the last, and sees
+    what the others wrote. `vector_elements`: whether a buffer's elements may be vectors.
+    `split_pages`: the least pages worth a workgroup of attention; `stream_threads`: of a workgroup
+    of a linear of few rows.
     """
 
     folder: ClassVar[str] = "gpu"
@@ -40,6 +42,7 @@ class GpuTraits:
     f16_tiles: bool = False
     f32_tiles: bool = False
     int8_tiles: bool = False
+    simd_tiles: bool = False
     quads: bool = False
     normalises: bool = False
     meets: bool = False
