@@ -5,8 +5,8 @@
     python bench/draft_head.py --measure /tmp/heads
 
 `extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree,
-`draft` grows the whole tree as the engine does; the sizes take turns. The weights are random: speed doesn't depend on their
-values.
+`draft` grows the whole tree as the engine does; the sizes take turns. The weights are random: speed
+doesn't depend on their values.
 """
 
 from __future__ import annotations
