@@ -5,8 +5,8 @@
     python bench/draft_head.py --measure /tmp/heads
 
 `extend` appends the rows of the tokens accepted last, `step` runs one depth of a draft tree,
-`draft` all of them; the sizes take turns. The weights are random: speed doesn't depend on their
-values.
+`draft` grows the whole tree as the engine does; the sizes take turns. The weights are random: speed
+doesn't depend on their values.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Head:
         return self.model.step([5] * nodes, np.tile(hidden, (nodes, 1)), [-1] * nodes).hidden[:1]
 
     def draft(self, rows: int, nodes: int, depth: int) -> None:
-        hidden = self.extend(rows)
-        for _ in range(depth - 1):
-            hidden = self.step(hidden, nodes)
+        self.model.grow(5, self.features[:rows], depth, nodes, 0.0)
 
 
 def build(folder: Path, base: str, kind: str, sizes: list[int], scheme: str) -> None:
