@@ -31,6 +31,8 @@ from minicpm_mlc.runtime_py.draft_model import DraftModel, Proposed
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.speculative.expand import Guesses, expand
+from minicpm_mlc.runtime_py.speculative.grown import draft_of
 
 FRSPEC = [5, 300, 2, 17, *range(40, 90)]
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -239,6 +241,47 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
         expected |= dict(zip(nodes, rows, strict=True))
         states_of |= dict(zip(nodes, proposed.hidden, strict=True))
         case.check(proposed, rows)
+
+
+class Walk:
+    """A head that is asked a level at a time, as `expand` takes it."""
+
+    def __init__(self, draft: DraftModel, hidden: np.ndarray) -> None:
+        self.draft, self.hidden, self.first = draft, hidden, -1
+
+    def step(self, token_ids: list[int], rows: list[int]) -> Guesses:
+        parents = [self.first + row for row in rows]
+        proposed = self.draft.step(token_ids, self.hidden[rows], parents)
+        self.first = 0 if self.first < 0 else self.first + len(self.hidden)
+        self.hidden = proposed.hidden
+        return proposed.values, proposed.tokens
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_tree_is_grown_as_beam_search_grows_it(case, library, ids, window):
+    base = LENGTH - 10
+    _, draft, features = opened(library, ids[:base], window)
+    draft.extend(ids[base - 1], np.concatenate(features)[:-1])
+    deeper = 0
+    for rows, levels, width, floor in [
+        (1, 1, 4, 0.0),
+        (1, 5, 4, 0.0),
+        (3, 9, 4, 1e-6),
+        (1, 4, 16, 0.0),
+        (20, 9, 1, 0.0),
+        (2, 17, 4, 0.03),
+    ]:
+        read = np.concatenate(features)[-rows:]
+        proposed = draft.extend(ids[base], read)
+        after, walk = (proposed.values, proposed.tokens), Walk(draft, proposed.hidden)
+        expected = expand(ids[base], after, walk.step, levels, width, floor)
+        found = draft_of(ids[base], draft.grow(ids[base], read, levels, width, floor).tree, floor)
+        assert found.tree.token_ids == expected.tree.token_ids
+        assert found.tree.parents == expected.tree.parents
+        np.testing.assert_allclose(found.reach, expected.reach, 1e-5)
+        assert found.levels == expected.levels
+        deeper = max(deeper, found.levels)
+    assert deeper > 4
 
 
 def test_features_that_were_never_given_hide_what_is_before_them(case, library, ids):

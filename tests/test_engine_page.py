@@ -5,6 +5,8 @@ page, a reload goes on.
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,3 +119,23 @@ def test_a_reload_goes_on(page: Any, opened: Open) -> None:
     until_told(page, 1)
     cached = int(page.locator("#cached-text").inner_text().split(" of ")[0])
     assert cached > 20  # of the session, which was kept
+
+
+@pytest.mark.campaign
+def test_an_isolated_page_computes_on_threads(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    app = json.loads((copy / "page" / "app.json").read_text())
+    app["options"]["threads"] = 2  # also where a machine has few processors
+    (copy / "page" / "app.json").write_text(json.dumps(app))
+    headers = {"Cross-Origin-Opener-Policy": "same-origin"}
+    headers["Cross-Origin-Embedder-Policy"] = "require-corp"
+    with serving(copy, headers) as (address, asked), chromium() as browser:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        until(page, OPENED, 60)
+        assert page.evaluate("crossOriginIsolated")
+        assert any(path.endswith("/thread.js") for path in asked)
+        settle(page, think="off", temperature="0")
+        ask(page, "What is 4827 + 356?")
+        until(page, "/tokens\\/s/.test(document.querySelector('.assistant .stats')?.innerText)", 30)
+        assert page.locator("article.assistant .body").inner_text().strip()

@@ -23,8 +23,8 @@ SATURATED = 1 << 15  # what a 16-bit sum must stay below
 
 @dataclass(frozen=True)
 class Activations:
-    """One row's group, or half of it: word(i, n) is int32[n] from its i-th four values on, and what
-    the integer product starts from.
+    """One row's group, or half of it: word(i, n) is int32[n] from its i-th four values on, and
+    int32[rows] that the integer product starts from.
     """
 
     word: Callable[[int, int], Expr]
@@ -52,10 +52,16 @@ class Int8Dot:
     signed: ClassVar[bool] = False
     query_levels: ClassVar[int] = 127
 
-    def wide(self, rows: int, values: Values) -> int:
-        """Registers of weights that meet a tile of so many activation rows."""
-        sums = self.sums if rows == self.tile else min(self.sums, self.beside_totals)
-        return max(1, sums // max(rows, values.held))
+    def wide(self, rows: int, scheme: Scheme, tabled: bool) -> int:
+        """Registers of weights that meet a tile of so many activation rows, from a table or
+        unpacked on the way.
+        """
+        sums = self.sums if rows == self.tile and self.fills(scheme, tabled) else 0
+        return max(1, (sums or self.beside_totals) // max(rows, scheme.values.held))
+
+    def fills(self, scheme: Scheme, tabled: bool) -> bool:
+        """Whether a whole tile's sums may take the registers that its float totals would have."""
+        return scheme.halves == 1 and (tabled or scheme.values.held == 1)
 
     @property
     def beside_totals(self) -> int:
@@ -73,18 +79,24 @@ class Int8Dot:
         return SCALED if scheme.has_minimum else factor_of(scheme, self.zero(scheme.values))
 
     def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
-        """What the integer product starts from, given that word; of a half where those have their
-        own scales.
+        """int32[rows] that the integer product starts from, given that word; of a half where those
+        have their own scales.
         """
-        return start_of(scheme, self.zero(scheme.values), word, half)
+        words = T.broadcast(word, self.rows)
+        words = in_order(words) if scheme.halves > 1 else words  # no scalar takes its own register
+        return start_of(scheme, self.zero(scheme.values), words, half, self.rows)
 
     def unpack(
-        self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: Expr
+        self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int
     ) -> Iterator[Expr]:
         """A group's eight registers of weights, from a row of the block on. Each is unpacked when
         it is asked for: all at once would not fit the registers beside the sums.
         """
         return scheme.values.registers(stored["weight"], block, g, 4 * row, 4 * self.rows)
+
+    def arranged(self, registers: Iterator[Expr], _rows: int) -> Iterator[Expr]:
+        """A group's registers as `groups` takes them beside so many activation rows."""
+        return registers
 
     def groups(
         self,
@@ -93,12 +105,12 @@ class Int8Dot:
         inputs: list[Activations],
         count: int,
     ) -> list[list[Expr]]:
-        """Of each of some rows of weights, of each activation row, int32[rows]: its correction +
-        the sum of its products with the next `count` registers.
+        """Of each of some rows of `arranged` weights, of each activation row, int32[rows]: its
+        correction + the sum of its products with the next `count` registers.
 
         Word by word: an activation that is loaded meets all weights, and every sum has its turn.
         """
-        sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
+        sums = [[x.correction for x in inputs] for _ in weights]
         words = [self.words(x) for x in inputs]
         for _ in range(count):
             for i, row, weight, word in _in_turn(weights, words):
@@ -177,6 +189,16 @@ class PMAddUbsW(Int8Dot):
 
     query_levels = 64  # 2 * 64 * 255 < 2**15
 
+    def fills(self, scheme: Scheme, tabled: bool) -> bool:
+        """Sums of 16 bits that don't hold a whole group's need others beside them."""
+        return super().fills(scheme, tabled) and (
+            not scheme.values.unsigned or self.summed(scheme.values) >= REGISTERS
+        )
+
+    def summed(self, values: Values) -> int:
+        """Products that 16 bits hold the sum of, two of each pair."""
+        return (SATURATED - 1) // (2 * values.largest * 127)
+
     def groups(
         self,
         values: Values,
@@ -187,8 +209,8 @@ class PMAddUbsW(Int8Dot):
         """Unsigned weights are summed in 16 bits as far as these hold them."""
         if not values.unsigned:
             return super().groups(values, weights, inputs, count)
-        summed = (SATURATED - 1) // (2 * values.largest * 127)
-        sums = [[T.broadcast(x.correction, self.rows) for x in inputs] for _ in weights]
+        summed = self.summed(values)
+        sums = [[x.correction for x in inputs] for _ in weights]
         words = [self.words(x) for x in inputs]
         for start in range(0, count, summed):
             few = self._sixteens(weights, words, min(summed, count - start))
@@ -283,9 +305,13 @@ class SmMlA(SDot):
     alone goes by sdot.
     """
 
-    def wide(self, rows: int, values: Values) -> int:
+    def wide(self, rows: int, scheme: Scheme, tabled: bool) -> int:
         """Two rows alone meet no more weights than four do: these are held as octets too."""
-        return super().wide(rows if rows == 1 else max(rows, 4), values)
+        return super().wide(rows if rows == 1 else max(rows, 4), scheme, tabled)
+
+    def fills(self, scheme: Scheme, tabled: bool) -> bool:
+        """Octets that are made on the way need registers too."""
+        return tabled and super().fills(scheme, tabled)
 
     def groups(
         self,
@@ -298,21 +324,18 @@ class SmMlA(SDot):
         if not pairs:
             return super().groups(values, weights, inputs, count)
         # of two weight rows each: [row 0 x first, row 0 x second, row 1 x first, ...]
-        starts = [
-            _joined(T.broadcast(a.correction, 4), T.broadcast(b.correction, 4), [0, 4, 0, 4])
-            for a, b in pairs
-        ]
+        starts = [_joined(a.correction, b.correction, [0, 4, 0, 4]) for a, b in pairs]
         sums = [[[start] * 2 for start in starts] for _ in weights]
-        for i in range(0, count, 2):
-            words = [_joined(a.word(i, 2), b.word(i, 2), [0, 1, 2, 3]) for a, b in pairs]
-            both = [T.Bind(T.reinterpret(word, dtype="int8x16")) for word in words]
-            for matrices, each in zip(sums, weights, strict=True):
-                octets = self.octets(next(each), next(each))
-                for at, x in enumerate(both):
-                    matrices[at] = [
-                        self.matrix(m, rows, x)
-                        for m, rows in zip(matrices[at], octets, strict=True)
-                    ]
+        for i in range(0, count, 4):
+            words = [self._by_octet(a.word(i, 4), b.word(i, 4)) for a, b in pairs]
+            for octet in range(2):
+                for matrices, each in zip(sums, weights, strict=True):
+                    octets = next(each), next(each)
+                    for at, both in enumerate(words):
+                        matrices[at] = [
+                            self.matrix(m, rows, both[octet])
+                            for m, rows in zip(matrices[at], octets, strict=True)
+                        ]
         return [[row for pair in matrices for row in self._by_row(*pair)] for matrices in sums]
 
     def _by_row(self, first: Expr, second: Expr) -> list[Expr]:
@@ -326,16 +349,30 @@ class SmMlA(SDot):
     def peak_step(self, total: Expr) -> Expr:
         return self.matrix(total, T.broadcast(T.int8(1), 16), self._splat(3))
 
+    def arranged(self, registers: Iterator[Expr], rows: int) -> Iterator[Expr]:
+        """As octets, beside several rows."""
+        if rows == 1:
+            yield from registers
+            return
+        for first in registers:
+            yield from self.octets(first, next(registers))
+
     def octets(self, low: Expr, high: Expr) -> list[Expr]:
         """Four rows' columns 0..3 and 4..7 as two rows' columns 0..7, twice."""
         low, high = (T.reinterpret(part, dtype="int32x4") for part in (low, high))
         return [
-            T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="int8x16"))
+            T.Bind(T.reinterpret(_joined(low, high, lanes), dtype="uint8x16"))
             for lanes in ([0, 4, 1, 5], [2, 6, 3, 7])
         ]
 
+    def _by_octet(self, first: Expr, second: Expr) -> list[Expr]:
+        """int32[4] of two rows as two rows of eight, twice."""
+        first, second = T.Bind(first), T.Bind(second)
+        return [_joined(first, second, lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
+
     def matrix(self, total: Expr, weights: Expr, x: Expr) -> Expr:
         """total int32[2 x 2] + the products of two rows of eight with two."""
+        weights, x = (T.reinterpret(each, dtype="int8x16") for each in (weights, x))
         return _intrinsic("llvm.aarch64.neon.smmla", "int32x4", total, weights, x)
 
 
@@ -363,10 +400,7 @@ class PairDot(Int8Dot):
                 pairs = [self._dot(half, word) for half in both]
                 sums[i][row] = [T.Bind(s + p) for s, p in zip(sums[i][row], pairs, strict=True)]
         return [
-            [
-                self._by_row(*s) + T.broadcast(x.correction, 4)
-                for s, x in zip(each, inputs, strict=True)
-            ]
+            [self._by_row(*s) + x.correction for s, x in zip(each, inputs, strict=True)]
             for each in sums
         ]
 
@@ -395,6 +429,36 @@ class PairDot(Int8Dot):
 
     def _by_row(self, low: Expr, high: Expr) -> Expr:
         return _joined(low, high, [0, 2, 4, 6]) + _joined(low, high, [1, 3, 5, 7])
+
+
+class RelaxedDot(PairDot):
+    """WebAssembly's relaxed vectors: four products of signed numbers and of seven bits without a
+    sign, added to 32 bits. Such weights are exact on every processor; others go in pairs.
+    """
+
+    def groups(
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
+    ) -> list[list[Expr]]:
+        if values.unsigned and values.largest < 128:
+            return Int8Dot.groups(self, values, weights, inputs, count)
+        return super().groups(values, weights, inputs, count)
+
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        return self._four(total, word, T.reinterpret(weight, dtype="int8x16"))
+
+    def products(self) -> int:
+        return 4 * self.rows
+
+    def peak_step(self, total: Expr) -> Expr:
+        return self._four(total, self._splat(3), T.broadcast(T.int8(1), 16))
+
+    def _four(self, total: Expr, signed: Expr, seven_bits: Expr) -> Expr:
+        name = "llvm.wasm.relaxed.dot.i8x16.i7x16.add.signed"
+        return _intrinsic(name, "int32x4", signed, seven_bits, total)
 
 
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:
@@ -427,9 +491,10 @@ DOTS = {
     for dot in (
         VpDpBusd("avx512vnni", rows=16, tile=8, sums=8, registers=32),
         VpDpBusd("avxvnni", rows=8, tile=4, sums=8, registers=16),
-        PMAddUbsW("avx2", rows=8, tile=4, sums=4, registers=16),
+        PMAddUbsW("avx2", rows=8, tile=4, sums=8, registers=16),
         SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
-        SmMlA("i8mm", rows=4, tile=4, sums=8, registers=32),
+        SmMlA("i8mm", rows=4, tile=8, sums=16, registers=32),
         PairDot("simd128", rows=4, tile=4, sums=4, registers=16),
+        RelaxedDot("relaxed-simd", rows=4, tile=4, sums=4, registers=16),
     )
 }

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.build import Dims
 from minicpm_mlc.ops.cpu import vector
-from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.cpu.traits import MOST_ROWS, CpuTraits
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
 from minicpm_mlc.ops.linear import Linear
 from minicpm_mlc.ops.tir import Buffer, Expr
 
-# x rows per register tile: 6 x 16 lanes fit the 16 registers of AVX2 and reach FMA peak on AVX-512
-TILE_ROWS = 6
 TILE_COLUMNS = 128  # columns unpacked at once: 8 KiB of float32 weights stay in L1
-CACHE_ROWS = 252  # x rows that visit an unpacked tile: 126 KiB stay in L2; a multiple of TILE_ROWS
+CACHE_ROWS = 252  # x rows that visit an unpacked tile: 126 KiB stay in L2; a multiple of tiles
 GEMV_ROWS = 4  # below this many rows, weights go straight from memory into the dot products
 
 
-def linear(operator: Linear, _: CpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
+def linear(operator: Linear, traits: CpuTraits, dims: Dims, x: Buffer, *rest: Buffer) -> None:
     """Raises CompileError for shapes that don't fit the layout."""
     if operator.k % GROUP:
         raise CompileError(
             f"a linear layer has {operator.k} inputs; the CPU kernels need a multiple of {GROUP}"
         )
     require_whole_residual(operator)
-    _Loops(operator, dims.m, x, rest).emit()
+    _Loops(operator, traits.linear_rows, dims.m, x, rest).emit()
 
 
 def require_whole_residual(operator: Linear) -> None:
@@ -49,9 +49,13 @@ def arguments_of(operator: Linear, rest: Sequence[Buffer]) -> tuple[Stored, Buff
 
 
 class _Loops:
-    """The loops of one call."""
+    """The loops of one call; a register tile has `most` x rows, a third of them, or one."""
 
-    def __init__(self, operator: Linear, m: Expr, x: Buffer, rest: Sequence[Buffer]) -> None:
+    def __init__(
+        self, operator: Linear, most: int, m: Expr, x: Buffer, rest: Sequence[Buffer]
+    ) -> None:
+        self.sizes = most, most // 3, 1
+        self.chains = 2 if most > MOST_ROWS else 1
         self.k, self.scheme, self.scale = operator.k, operator.scheme, operator.scale
         self.m, self.x = m, x
         self.stored, self.residual, self.out = arguments_of(operator, rest)
@@ -98,16 +102,18 @@ class _Loops:
         return scaled + vector.splat(total) * terms.minimum
 
     def half_sums(self, row: Expr, block: Expr, g: Expr) -> tuple[Expr, Expr]:
-        """Of 16 columns each: unpack, multiply, add; four sums hide the latency of the
+        """Of 16 columns each: unpack, multiply, add; `chains` sums of each hide the latency of the
         additions.
         """
-        sums: list[Expr] = [None] * 4
+        sums: list[Expr] = [None] * (2 * self.chains)
         for j in range(GROUP // 2):
             for half, number in enumerate(self.numbers(block, g, j)):
                 product = self.factor(row, g, half, j) * number
-                at = half * 2 + j % 2
-                sums[at] = T.Bind(product if sums[at] is None else sums[at] + product)
-        return sums[0] + sums[1], sums[2] + sums[3]
+                at = half * self.chains + j % self.chains
+                sums[at] = vector.in_order(product if sums[at] is None else sums[at] + product)
+        halves = sums[: self.chains], sums[self.chains :]
+        first, second = (reduce(add, half) for half in halves)
+        return first, second
 
     def factor(self, row: Expr, g: Expr, half: int, j: int) -> Expr:
         return vector.splat(self.x[row, g * GROUP + half * 16 + j])
@@ -122,10 +128,12 @@ class _Loops:
             self.unpack(tile, block, c)
             first = T.Bind(part * CACHE_ROWS)
             rows = T.Bind(T.min(self.m - first, CACHE_ROWS))
-            with T.serial(rows // TILE_ROWS) as t:
-                self.multiply(tile, first + t * TILE_ROWS, TILE_ROWS, block, c)
-            with T.serial(rows % TILE_ROWS) as t:
-                self.multiply(tile, first + rows - 1 - t, 1, block, c)
+            left = rows
+            for size in self.sizes:
+                start = T.Bind(first + rows - left)
+                with T.serial(left // size) as t:
+                    self.multiply(tile, start + t * size, size, block, c)
+                left = T.Bind(left % size)
 
     def unpack(self, tile: Buffer, block: Expr, c: Expr) -> None:
         """tile[j] = float32 weights of column c * columns + j."""

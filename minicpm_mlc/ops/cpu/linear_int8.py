@@ -4,7 +4,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.int8_dot import DOTS, Activations, Int8Dot
 from minicpm_mlc.ops.cpu.linear import arguments_of, require_whole_residual
 from minicpm_mlc.ops.cpu.traits import CpuTraits
+from minicpm_mlc.ops.cpu.weight_table import WeightTable
 from minicpm_mlc.ops.formats.weights import GROUP, LANES
 from minicpm_mlc.ops.formats.weights.base import Scheme, Stored, Terms
 from minicpm_mlc.ops.formats.weights.packing import blocks_of
@@ -29,7 +30,7 @@ CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x sta
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
 # Weight blocks of one task lie far apart: to one row, memory delivers 15 % more in two streams than
 # in one. Prefetching is worth 30 % for 8 and 16 rows, each of two streams a quarter as far ahead.
-MOST_STREAMS = 2
+FEW_TILES = 3  # of rows: these unpack weights as they go, as a table costs more than it spares
 
 
 BlockAt = Callable[
@@ -71,27 +72,28 @@ class Weights:
     stream: int
     block: Expr
     column: Expr
-    row: Expr
+    row: int
 
 
 @dataclass(frozen=True)
 class Totals:
     """A tile's float totals, a register of columns each: in registers, or in memory where the sums
-    of integers fill those. There each step leaves them in another place than the one before: LLVM
-    would hold what stays, and spill.
+    of integers fill those. There each step leaves them in another place than the one before, in
+    `turns`: LLVM would hold what stays, and spill.
     """
 
-    buffer: Buffer  # f32[count * width], or twice as many
+    buffer: Buffer  # f32[turns * count * width]
     count: int
     width: int
-    moving: bool
+    turns: int
 
     @staticmethod
-    def of(count: int, dot: Int8Dot) -> Totals:
-        """For so many registers of columns."""
-        moving = count > dot.beside_totals
-        buffer = T.alloc_buffer(((1 + moving) * count * dot.rows,), "float32", scope="global")
-        return Totals(buffer, count, dot.rows, moving)
+    def of(count: int, dot: Int8Dot, scheme: Scheme, tabled: bool) -> Totals:
+        """For so many registers of columns; unpacking may leave no registers either."""
+        moving = count > dot.beside_totals or (scheme.values.held > 1 and not tabled)
+        turns = 2 * scheme.halves if moving else 1
+        buffer = T.alloc_buffer((turns * count * dot.rows,), "float32", scope="global")
+        return Totals(buffer, count, dot.rows, turns)
 
     def load(self, i: int, step: Expr) -> Expr:
         """The i-th before a step."""
@@ -107,7 +109,7 @@ class Totals:
         self.store(vector.in_order(value) if in_order else value, i, step + 1)
 
     def _at(self, i: int, step: Expr) -> Expr:
-        turn = step % 2 * self.count if self.moving else 0
+        turn = step % self.turns * self.count
         return T.ramp((turn + i) * self.width, 1, self.width)
 
 
@@ -123,7 +125,7 @@ class Int8Loops:
     totals: Buffer
     m: Expr
     scale: float = 1.0
-    table: Buffer | None = None  # of a run's scales and minimums, where reading them is dear
+    table: WeightTable | None = None  # that tiles of many rows read
 
     def __init__(self, n: int, k: int, scheme: Scheme, dot: Int8Dot, traits: CpuTraits) -> None:
         self.streams, self.ahead = traits.streams, traits.ahead
@@ -185,18 +187,19 @@ class Int8Loops:
             count = rows // size % 2 if size < whole else rows // size
             start = T.Bind(first + rows // (2 * size) * (2 * size) if size < whole else first)
             tiles = partial(self.same_size, start, size, count, streams, block_at, c)
-            if size < whole or most < 2 * whole or not self.scheme.leveled:
+            if size < whole or most < 2 * whole or self.scheme.values.columns == 1:
                 tiles()
             else:
                 self.tabulated(tiles, count)
             size //= 2
 
     def tabulated(self, tiles: Callable[..., None], count: Expr) -> None:
-        """Several tiles read scales and minimums from a table, in L1, that is made of them once."""
-        shape = (MOST_STREAMS, CACHE_GROUPS, self.scheme.terms_count, LANES)
-        with T.If(count > 1):
+        """Many tiles of packed weights read a table that is made of them once; scales of two levels
+        make it pay from the second tile on.
+        """
+        with T.If(count > (1 if self.scheme.leveled else FEW_TILES)):
             with T.Then():
-                tiles(T.alloc_buffer(shape, "float32"))
+                tiles(WeightTable.allocate(self.dot, self.scheme, CACHE_GROUPS))
             with T.Else():
                 tiles()
 
@@ -208,35 +211,31 @@ class Int8Loops:
         streams: int,
         block_at: BlockAt,
         c: Expr,
-        table: Buffer | None = None,
+        table: WeightTable | None = None,
     ) -> None:
-        """`count` tiles of `size` rows."""
-        together = min(streams, max(1, self.wide(size) * self.dot.rows // LANES))
+        """`count` tiles of `size` rows. A table is one block's."""
+        self.table = table
+        fitting = max(1, self.wide(size) * self.dot.rows // LANES)
+        together = min(streams, fitting if table is None else 1)
         with T.serial(streams // together) as s:
             blocks = [block_at(s * together + i) for i in range(together)]
             if table is not None:
-                self.tabulate(table, [block for block, _ in blocks], c)
-            self.table = table
+                self.tabulate(table, blocks[0][0], c)
             with T.serial(count) as t:
                 self.tile(T.Bind(start + t * size), size, blocks, c)
-            self.table = None
+        self.table = None
 
-    def tabulate(self, table: Buffer, blocks: list[Expr], c: Expr) -> None:
-        """table[i, g] = the scales and minimums of the i-th block's groups of a run."""
-        start, lanes = T.Bind(c * CACHE_GROUPS), T.ramp(0, 1, LANES)
-        with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            for i, block in enumerate(blocks):
-                halves = [
-                    self.scheme.terms(self.stored, block, T.Bind(start + g), lanes, LANES, half)
-                    for half in range(self.scheme.halves)
-                ]
-                numbers = [n for terms in halves for n in (terms.scale, terms.minimum)]
-                for at, number in enumerate(n for n in numbers if n is not None):
-                    vector.store(table, number, i, g, at, 0)
+    def tabulate(self, table: WeightTable, block: Expr, c: Expr) -> None:
+        """The table is of a block's run of groups."""
+        start = T.Bind(c * CACHE_GROUPS)
+        with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as i:
+            g = T.Bind(start + i)
+            self.prefetch([block], g, 0, 1)
+            table.put(i, self.stored, block, g)
 
     def wide(self, rows: int) -> int:
         """Registers of weights that meet so many rows at once."""
-        return self.dot.wide(rows, self.scheme.values)
+        return self.dot.wide(rows, self.scheme, self.table is not None)
 
     def tile(self, first: Expr, rows: int, blocks: list[tuple[Expr, Expr]], c: Expr) -> None:
         """totals[first : first + rows] += x @ w^T over one run of column groups: in one go or,
@@ -255,8 +254,9 @@ class Int8Loops:
         """`tile` with these registers of weights; the last run applies the epilogue."""
         width = self.dot.rows
         places = [(first + r, w.column + w.row) for w in weights for r in range(rows)]
-        total = Totals.of(len(places), self.dot)
+        total = Totals.of(len(places), self.dot, self.scheme, self.table is not None)
         start, halves = T.Bind(c * CACHE_GROUPS), self.scheme.halves
+        read = list({w.stream: w.block for w in weights}.values())
         with T.If(c == 0):
             with T.Then():
                 for i in range(len(places)):
@@ -265,7 +265,8 @@ class Int8Loops:
                 for i, place in enumerate(places):
                     total.store(self.totals[self.total_at(*place)], i, 0)
         with T.serial(T.min(self.groups - start, CACHE_GROUPS)) as g:
-            self.prefetch(weights, T.Bind(start + g), go, goes)
+            if self.table is None:
+                self.prefetch(read, T.Bind(start + g), go, goes)
             self.group(total, weights, first, rows, T.Bind(start + g))
         with T.If(start + CACHE_GROUPS >= self.groups):
             with T.Then():
@@ -284,14 +285,14 @@ class Int8Loops:
         """Where a row's totals of a register of columns lie."""
         return row, self.lanes(column)
 
-    def prefetch(self, weights: list[Weights], g: Expr, go: int, goes: int) -> None:
-        """Ask for what the next runs of columns read of the weights' blocks, each go for a share of
+    def prefetch(self, blocks: list[Expr], g: Expr, go: int, goes: int) -> None:
+        """Ask for what the next runs of columns read of blocks of weights, each go for a share of
         the lines.
         """
-        stored, blocks = self.stored["weight"], {w.stream: w.block for w in weights}
+        stored = self.stored["weight"]
         lines = int(stored.shape[1]) // self.groups
         ahead = self.ahead // len(blocks) ** 2 // 64
-        for block in blocks.values():
+        for block in blocks:
             for i in range(go, lines, goes):
                 vector.prefetch(stored, block, g * lines + i + ahead, 0)
 
@@ -300,7 +301,7 @@ class Int8Loops:
         rows, x loaded once.
         """
         halves = self.scheme.halves
-        unpacked = [self.dot.unpack(self.scheme, self.stored, w.block, g, w.row) for w in weights]
+        unpacked = [self.unpacked(w, rows, g) for w in weights]
         for half in range(halves):
             inputs = [self.activations(first + r, g, half) for r in range(rows)]
             products = self.dot.groups(self.scheme.values, unpacked, inputs, REGISTERS // halves)
@@ -310,16 +311,19 @@ class Int8Loops:
                     value = self.added(first + r, g, terms, product)
                     total.add(value, i * rows + r, g * halves + half, self.scheme.leveled)
 
+    def unpacked(self, weights: Weights, rows: int, g: Expr) -> Iterator[Expr]:
+        """A group's registers of weights, as so many activation rows meet them."""
+        if self.table is not None:
+            return self.table.weights(g % CACHE_GROUPS, weights.row)
+        registers = self.dot.unpack(self.scheme, self.stored, weights.block, g, weights.row)
+        return map(vector.in_order, self.dot.arranged(registers, rows))
+
     def terms(self, weights: Weights, g: Expr, half: int) -> Terms:
-        """Of a register of weight rows; of a half of the columns where those have their own. From
-        the table, if there is one.
-        """
+        """Of a register of weight rows; of a half of the columns where those have their own."""
+        if self.table is not None:
+            return self.table.terms_of(g % CACHE_GROUPS, weights.row, half)
         lanes = self.lanes(weights.row)
-        if self.table is None:
-            return self.scheme.terms(self.stored, weights.block, g, lanes, self.dot.rows, half)
-        count = self.scheme.terms_count // self.scheme.halves
-        places = range(half * count, (half + 1) * count)
-        return Terms(*(self.table[weights.stream, g % CACHE_GROUPS, at, lanes] for at in places))
+        return self.scheme.terms(self.stored, weights.block, g, lanes, self.dot.rows, half)
 
     def added(self, row: Expr, g: Expr, terms: Terms, product: Expr) -> Expr:
         """x scale * (w scale * integer product + minimum * sum of integers)."""

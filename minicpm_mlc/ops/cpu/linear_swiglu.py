@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.ops.build import Dims
+from minicpm_mlc.ops.cpu import vector
 from minicpm_mlc.ops.cpu.linear_int8 import CACHE_ROWS, Int8Loops, dot_of
 from minicpm_mlc.ops.cpu.quantize_rows import quantize_group
 from minicpm_mlc.ops.cpu.swiglu import activated
@@ -79,7 +80,10 @@ class _Loops(Int8Loops):
                     most,
                 )
             with T.serial(rows) as row:
-                halves = [activated(self.totals, row, 2 * i * LANES, LANES) for i in range(HALVES)]
+                halves = [
+                    vector.in_order(activated(self.totals, row, 2 * i * LANES, LANES))
+                    for i in range(HALVES)
+                ]
                 quantize_group(halves, self.factor, out, self.first + row, task)
 
     def gate_or_up(self, i: Expr, block: Expr, half: Expr) -> tuple[Expr, Expr]:

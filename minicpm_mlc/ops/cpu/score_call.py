@@ -36,10 +36,13 @@ class ScoreCall:
         with T.parallel((self.n + task_rows - 1) // task_rows * self.kv_heads) as task:
             kv_head = T.Bind(task % self.kv_heads)
             start = T.Bind(task // self.kv_heads * task_rows)
-            rows = [
-                T.Bind(T.min(start + r, self.n - 1)) for r in range(task_rows)
-            ]  # the last one fills the task up
-            pages = self.most_pages(rows)
+
+            def row_at(i: Expr) -> Expr:
+                """The last row fills the task up."""
+                return T.Bind(T.min(start + i, self.n - 1))
+
+            rows = [row_at(i) for i in range(task_rows)]
+            pages = self.most_pages(task_rows, row_at)
             scorer = Scorer(self.lanes, self.scratch(1), 0)
             self.multiply(scorer, rows, kv_head, T.int64(0), pages)
             windows, coarse = scorer.load_limits(self.positions, rows)
@@ -109,11 +112,12 @@ class ScoreCall:
         windows = T.max((self.positions[row] + 1) // SEGMENT_SIZE - 1, 0)
         return T.Bind(T.Cast("int64", windows // SEGMENTS + 1))
 
-    def most_pages(self, rows: list[Expr]) -> Expr:
+    def most_pages(self, count: Expr, row_at: Callable[[Expr], Expr]) -> Expr:
+        """The largest `pages` of the rows row_at(0) .. row_at(count - 1)."""
         most = T.alloc_buffer((1,), "int64")
         T.buffer_store(most, T.int64(1), [0])
-        for row in rows:
-            T.buffer_store(most, T.max(most[0], self.pages(row)), [0])
+        with T.serial(count) as i:
+            T.buffer_store(most, T.max(most[0], self.pages(row_at(i))), [0])
         return T.Bind(most[0])
 
     def multiply(

@@ -62,12 +62,9 @@ class IntegerScoreCall(ScoreCall):
 
     def round_means(self) -> None:
         """Of the pages that any row sees, a page and KV head a task."""
-        most = T.alloc_buffer((1,), "int64")
-        T.buffer_store(most, T.int64(1), [0])
-        with T.serial(self.n) as row:
-            T.buffer_store(most, T.max(most[0], self.pages(row)), [0])
         head_dim, heads = int(self.q.shape[-1]), self.kv_heads
-        with T.parallel(T.Bind(most[0]) * heads) as task, T.serial(SEGMENTS) as s:
+        pages = self.most_pages(self.n, lambda row: row)
+        with T.parallel(pages * heads) as task, T.serial(SEGMENTS) as s:
             page, kv_head = T.Bind(task // heads), T.Bind(task % heads)
             place = T.Bind(T.Cast("int64", self.page_tables[0, page]))
 

@@ -73,6 +73,13 @@ class CpuTraits:
         """
         return self.accumulators * 5 // 4
 
+    @property
+    def linear_rows(self) -> int:
+        """Rows of 16 float32 sums that stay in registers beside what makes them, and hide its
+        latency.
+        """
+        return 12 if self.accumulators >= 8 else MOST_ROWS
+
     def attention_vectors(self, rows: int) -> int:
         """Accumulators of attention's tiles over so many rows: two vectors for each scalar that is
         loaded, where there are registers; else as many rows as fit, of few rows 4, which leave none

@@ -157,10 +157,15 @@ class HighBits(Values):
         return T.shift_right(loaded, _byte(4, width)) if second else loaded & _byte(15, width)
 
     def _above(self, loaded: Expr, place: int, width: int) -> Expr:
-        """High bits, at their places in a value."""
-        by = 4 - place * self.high
+        """High bits, at their places in a value. Pairs of bytes are shifted: of single ones LLVM
+        makes a mask for each place, which takes registers.
+        """
+        by, pairs = 4 - place * self.high, width // 2
         shift = T.shift_left if by >= 0 else T.shift_right
-        return shift(loaded, _byte(abs(by), width)) & _byte((1 << self.high) - 1 << 4, width)
+        words = T.reinterpret(loaded, dtype=f"uint16x{pairs}")
+        moved = shift(words, T.broadcast(T.uint16(abs(by)), pairs)) if by else words
+        bytes_ = T.reinterpret(moved, dtype=f"uint8x{width}")
+        return bytes_ & _byte((1 << self.high) - 1 << 4, width)
 
     def _number(
         self,
