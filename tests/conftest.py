@@ -53,6 +53,7 @@ LONGEST = (
     *("test_gpu_bundles", "test_linux_arm64", "test_op_grid", "test_engine_web", "test_engine_run"),
     *("test_gpu_smoke", "test_metal", "test_cuda", "test_compile", "test_kv_model", "test_model"),
     *("test_real_model", "test_android", "test_calibrate", "test_eagle", "test_bench_attention"),
+    *("test_engine_devices", "test_ops_linear_int8", "test_soak", "test_windows_run"),
 )
 PLACES = {name: place for place, name in enumerate(LONGEST)}
 

@@ -69,7 +69,7 @@ def test_another_answer_to_the_same_question_ends_the_soak() -> None:
 def operations(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> dict[str, object]:
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(checkpoint, tiny_config("MiniCPM5-1B"))
-    options = ["--attention", "dense", "--context", "256"]
+    options = ["--attention", "dense", "--context", "256", "--quant", "f32", "--kv", "f32"]
     return {one.name: one for one in kills.operations(checkpoint, demo_bundle, options)}
 
 
