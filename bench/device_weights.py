@@ -79,8 +79,8 @@ def _make_room(path: Path) -> None:
 class _Unread(LocalMachine):
     """This machine, which believes that a bundle's files hold what its manifest says."""
 
-    def read_bundle(self, path: str | Path) -> Bundle:
-        return read_bundle(path, verify="never")
+    def read_bundle(self, path: str | Path, device: str | None = None) -> Bundle:
+        return read_bundle(path, device=device, verify="never")
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 // Answers of an engine in Node.js, for engine_web.py: pieces on standard output, figures as JSON on standard error.
-// node engine_web.mjs PAGE MODULE BUNDLE LINKED PROMPT TOKENS
+// node engine_web.mjs PAGE MODULE BUNDLE LINKED PROMPT TOKENS THREADS
 import { readFileSync, writeSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-const [page, wasm, folder, linked, prompt, tokens] = process.argv.slice(2);
+const [page, wasm, folder, linked, prompt, tokens, threads] = process.argv.slice(2);
 const { Engine } = await import(pathToFileURL(`${page}/engine.js`));
-const { diskFiles } = await import(pathToFileURL(`${page}/disk.js`));
+const { diskFiles, startThread } = await import(pathToFileURL(`${page}/disk.js`));
 
-const engine = await Engine.of(await WebAssembly.compile(readFileSync(wasm)), diskFiles(folder));
+const engine = await Engine.of(readFileSync(wasm), diskFiles(folder), {
+  threads: Number(threads),
+  startThread,
+});
 engine.open("/bundle", { linked, context: 1024 });
 const messages = [{ role: "user", content: prompt }];
 for (const most of [8, Number(tokens)]) { // the first warms up what the engine was compiled to

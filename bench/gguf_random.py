@@ -138,7 +138,8 @@ def write_gguf(
         for n in weights.names()
     }
     partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(None, ARCHITECTURES.get(config.model_type, config.model_type))
+    arch = ARCHITECTURES.get(config.model_type) or str(config.model_type)
+    writer = gguf.GGUFWriter(None, arch)
     add_metadata(writer, config)
     factors = rope_factor_tensors(writer, config)
     for name, array in factors.items():

@@ -31,8 +31,9 @@ class Chat:
         master, slave = pty.openpty()
         command = [sys.executable, "-m", "minicpm_mlc", "chat", bundle, "--trust", "--no-stats"]
         env = {**os.environ, "XDG_STATE_HOME": state}
-        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-        self._process = subprocess.Popen(command, env=env, start_new_session=True, **streams)
+        self._process = subprocess.Popen(
+            command, env=env, start_new_session=True, stdin=slave, stdout=slave, stderr=slave
+        )
         os.close(slave)
         self._master = master
         self._shown = b""

@@ -15,7 +15,7 @@ import argparse
 import ctypes
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import llama_cpp
 import numpy as np
@@ -79,7 +79,8 @@ def quantise(
     matrix = (kind_of * (len(rows) + 1))(*rows)  # a last one without a name ends it
     if rows:
         options.imatrix = ctypes.cast(matrix, ctypes.POINTER(kind_of))
-    if llama_cpp.llama_model_quantize(bytes(source), bytes(out), ctypes.byref(options)):
+    asked: Any = ctypes.byref(options)
+    if llama_cpp.llama_model_quantize(bytes(source), bytes(out), asked):
         sys.exit(f"llama.cpp did not write {out}; the reason is printed above")
 
 

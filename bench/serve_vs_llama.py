@@ -26,6 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from serve import server
@@ -86,8 +87,8 @@ class Batched(LlamaCpp):
         super().__init__(path, load.requests * load.context, threads)
         self._tokens = self.api.llama_batch_init(self.batch, 0, 1)
 
-    def _params(self, context: int, threads: int) -> object:
-        params = super()._params(context, threads)
+    def _params(self, context: int, threads: int, kv: str) -> Any:
+        params = super()._params(context, threads, kv)
         params.n_seq_max = self._sequences
         return params
 
@@ -112,7 +113,8 @@ class Batched(LlamaCpp):
 
     def answer(self, prompts: Prompts, tokens: int) -> float:
         """Seconds for all answers."""
-        self.api.llama_memory_clear(self.memory, ctypes.c_bool(True))
+        memory = self.api.llama_get_memory(self.context)
+        self.api.llama_memory_clear(memory, ctypes.c_bool(True))
         start = time.perf_counter()
         last = []
         for sequence, prompt in enumerate(prompts):

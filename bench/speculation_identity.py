@@ -156,16 +156,19 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             number,
             rng.choice(list(HEADS)),
             rng.choice(list(OTHER)),
-            *rng.choices(list(GEARS), list(GEARS.values())),
+            rng.choices(list(GEARS), list(GEARS.values()))[0],
             rng.choice(DRAFTERS),
             rng.randint(1, LARGEST) if rng.random() < CHOSEN else None,
-            *(
-                (rng.randint(1, DEEPEST), rng.randint(1, WIDEST))
-                if rng.random() < CHOSEN
-                else (None, None)
-            ),
-            *rng.choices(list(SKILLS), [LONG.get(skill, 1.0) for skill in SKILLS]),
+            *drawn_shape(rng),
+            rng.choices(list(SKILLS), [LONG.get(skill, 1.0) for skill in SKILLS])[0],
         )
+
+
+def drawn_shape(rng: random.Random) -> tuple[int, int] | tuple[None, None]:
+    """The depth and width of a tree; None where they are not given."""
+    if rng.random() < CHOSEN:
+        return rng.randint(1, DEEPEST), rng.randint(1, WIDEST)
+    return None, None
 
 
 def prompt(engine: Engine, case: Case, seed: int) -> list[int]:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 CLASSES = {
     "android.os.Bundle": "public class Bundle {}",
+    "android.system.ErrnoException": "public class ErrnoException extends Exception {}",
+    "android.system.Os": """public class Os {
+  public static void setenv(String name, String value, boolean overwrite) throws ErrnoException {}
+}""",
     "android.view.View": """public class View {
   public interface OnClickListener { void onClick(View view); }
   public void setOnClickListener(OnClickListener listener) {}
@@ -37,6 +41,7 @@ CLASSES = {
   public void setContentView(int layout) {}
   public <T extends android.view.View> T findViewById(int id) { return null; }
   public void runOnUiThread(Runnable action) {}
+  public java.io.File getCacheDir() { return null; }
   public java.io.File getFilesDir() { return null; }
   public java.io.File getExternalFilesDir(String type) { return null; }
 }""",
@@ -47,6 +52,7 @@ CLASSES = {
   public JSONObject put(String name, Object value) { return this; }
   public JSONObject put(String name, int value) { return this; }
   public String getString(String name) { return null; }
+  public boolean isNull(String name) { return true; }
 }""",
     "org.json.JSONArray": """public class JSONArray {
   public JSONArray() {}

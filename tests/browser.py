@@ -40,9 +40,7 @@ def listening(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        for _ in range(1000):
-            if server.started:
-                break
+        while thread.is_alive() and not server.started:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
@@ -51,7 +49,7 @@ def listening(app: Any) -> Iterator[str]:
         thread.join()
 
 
-def until(page: Any, script: str, seconds: float = 10) -> None:
+def until(page: Any, script: str, seconds: float = 60) -> None:
     """Waits until a script gives true. Playwright's own way is an eval, which the page forbids."""
     for _ in range(int(seconds * 50)):
         if page.evaluate(script):

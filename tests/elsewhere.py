@@ -57,7 +57,7 @@ def elsewhere(system: str, machine: str, commands: list[list[str]], **env: str) 
 def _answer_as(system: str, machine: str) -> None:
     """From now on `platform`, `os` and `signal` answer as on that system."""
     if system == "Windows":
-        sys.modules.update(dict.fromkeys(NO_MODULES))
+        sys.modules.update(dict.fromkeys(NO_MODULES))  # pyright: ignore[reportCallIssue]
         pathlib.WindowsPath = pathlib.PosixPath  # type: ignore[misc]
         for name in set(NO_SIGNALS) & set(dir(signal)):
             delattr(signal, name)

@@ -66,7 +66,7 @@ void ReadSession(const std::string& data, const std::string& folder) {
   PagePool pool(4, 64);
   PrefixCache cache(&pool);
   Pools pools = {ReservedTensor({4, 2, 8}, {kDLFloat, 32, 1}), ReservedTensor({4, 16}, {kDLUInt, 8, 1})};
-  Saved saved = LoadSession(folder + "/state", "manifest", 200, pools, &pool);
+  Saved saved = LoadSession(folder + "/state", "manifest", 200, Memory("cpu"), pools, &pool);
   cache.Restore(saved.pages);
   Sequence sequence(&pool, 200, false);
   PrefixCache::Found found = cache.Find(saved.own);

@@ -1,21 +1,33 @@
 // Calls of native/web/page/engine.js for the tests, in the lines of engine_driver.cc.
-// node engine_web.mjs PAGE MODULE BUNDLE OPTIONS
+// node engine_web.mjs PAGE MODULE BUNDLE OPTIONS THREADS
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
-const [page, wasm, folder, given] = process.argv.slice(2);
+const [page, wasm, folder, given, threads] = process.argv.slice(2);
 const { Engine } = await import(pathToFileURL(`${page}/engine.js`));
-const { diskFiles } = await import(pathToFileURL(`${page}/disk.js`));
+const { diskFiles, startThread } = await import(pathToFileURL(`${page}/disk.js`));
 const { MemoryFile } = await import(pathToFileURL(`${page}/wasi.js`));
 
 const hex = (bytes) => Buffer.from(bytes).toString("hex") || "-";
 const text = (word) => (word === "-" ? "" : Buffer.from(word, "hex").toString());
 const say = (status, said, pieces = "") => console.log(`${status} ${hex(said)}${pieces}`);
 
+if (threads === "0") { // a browser that shares no memory
+  const Memory = WebAssembly.Memory;
+  WebAssembly.Memory = function (limits) {
+    if (limits.shared) throw new TypeError("Shared memory is not enabled");
+    return new Memory(limits);
+  };
+}
+
 let cancel = false;
 const files = diskFiles(folder);
-const engine = await Engine.of(await WebAssembly.compile(readFileSync(wasm)), files, { cancelled: () => cancel });
+const engine = await Engine.of(readFileSync(wasm), files, {
+  cancelled: () => cancel,
+  threads: Number(threads) || 1,
+  startThread,
+});
 
 function answer(verb, asked, options, most, cancels) {
   let pieces = "";

@@ -187,5 +187,7 @@ def use_fake_library(
 ) -> None:
     """Every bundle that is opened on this machine is a FakeLibrary's; `changes` of its manifest."""
     made = manifest(**changes)
-    patch.setattr(LocalMachine, "read_bundle", lambda machine, path: Bundle(Path(path), made))
+    patch.setattr(
+        LocalMachine, "read_bundle", lambda machine, path, device=None: Bundle(Path(path), made)
+    )
     patch.setattr(LocalMachine, "open_library", lambda *_: open_library())

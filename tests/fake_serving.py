@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ SIZES = {
 
 
 class Slow(FakeLibrary):
-    """Says hello for ever; waits for `go` before each call once `hold` is set."""
+    """Says hello for ever, 50 times a second, so that a busy machine's test comes while it does;
+    waits for `go` before each prefill once `hold` is set.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda history: token("▁hello"))
@@ -42,8 +45,12 @@ class Slow(FakeLibrary):
     def prefill(self, *arguments: Any, **options: Any) -> Any:
         if self.hold:
             self.asked.release()
-            self.go.acquire(timeout=10)
+            self.go.acquire(timeout=60)
         return super().prefill(*arguments, **options)
+
+    def decode(self, *arguments: Any, **options: Any) -> Any:
+        time.sleep(0.02)
+        return super().decode(*arguments, **options)
 
 
 def says(words: list[str]) -> Callable[[list[int]], int]:

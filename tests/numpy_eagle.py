@@ -37,8 +37,8 @@ def layer(
     positions: np.ndarray,
     sees: list[list[int]],
 ) -> np.ndarray:
-    """Next hidden states [n, H]. embedded, hidden [n, H]; sees: the rows that each row attends
-    to.
+    """Next hidden states [m, H] of the last m of n rows. embedded, hidden [n, H]; sees: the rows
+    that each of these m attends to.
     """
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
@@ -59,7 +59,8 @@ def layer(
         x = pair @ w["fc.weight"].T + w.get("fc.bias", 0)
         inputs = norm(x, "layers.0.input_layernorm")
     own = {key.removeprefix(f"{name}."): value for key, value in w.items() if key.startswith(name)}
-    x = x + config.residual_scale * attention(config, base, own, inputs, positions, sees)
+    attended = attention(config, base, own, inputs, positions, sees)
+    x = x[-len(sees) :] + config.residual_scale * attended
     m = norm(x, f"{name}.post_attention_layernorm")
     gate = m @ own["mlp.gate_proj.weight"].T
     gated = gate / (1 + np.exp(-gate)) * (m @ own["mlp.up_proj.weight"].T)
@@ -70,7 +71,7 @@ def attention(config, base, w, x, positions, sees) -> np.ndarray:
     def project(name: str, heads: int) -> np.ndarray:
         return (x @ w[f"self_attn.{name}_proj.weight"].T).reshape(len(x), heads, config.head_dim)
 
-    q = rotate(project("q", config.num_heads), positions, base)
+    q = rotate(project("q", config.num_heads), positions, base)[-len(sees) :]
     keys = rotate(project("k", config.num_kv_heads), positions, base)
     values, group = project("v", config.num_kv_heads), config.num_heads // config.num_kv_heads
     out = np.zeros_like(q)
@@ -79,7 +80,7 @@ def attention(config, base, w, x, positions, sees) -> np.ndarray:
             scores = keys[seen, head // group] @ q[row, head] / np.sqrt(config.head_dim)
             p = np.exp(scores - scores.max())
             out[row, head] = p / p.sum() @ values[seen, head // group]
-    return out.reshape(len(x), -1) @ w["self_attn.o_proj.weight"].T
+    return out.reshape(len(sees), -1) @ w["self_attn.o_proj.weight"].T
 
 
 def logits(

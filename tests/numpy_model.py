@@ -65,26 +65,40 @@ def attention(config, layer, x, positions, sparse_rows) -> np.ndarray:
     keys = rotate(project("k", config.num_kv_heads), positions, config)
     values = project("v", config.num_kv_heads)
     out = np.zeros_like(q)
+    means = [windows(keys[:, kv]) for kv in range(config.num_kv_heads)]
     for r in range(n):
         for kv in range(config.num_kv_heads):
             heads = slice(kv * group, (kv + 1) * group)
             seen = np.arange(r + 1)
             if sparse_rows[r]:
-                seen = seen[
-                    np.isin(seen // 64, select(q[r, heads], keys[: r + 1, kv], r, config.sparse))
-                ]
+                read = select(q[r, heads], means[kv], r, config.sparse)
+                seen = seen[np.isin(seen // 64, read)]
             scores = q[r, heads] @ keys[seen, kv].T / np.sqrt(d)
             p = np.exp(scores - scores.max(-1, keepdims=True))
             out[r, heads] = p / p.sum(-1, keepdims=True) @ values[seen, kv]
     return out.reshape(n, -1) @ layer["self_attn.o_proj.weight"].T
 
 
-def select(q: np.ndarray, keys: np.ndarray, position: int, sparse: SparseConfig) -> list[int]:
-    """The blocks that one row reads. q [group, d], keys [position + 1, d]."""
+Windows = tuple[list[np.ndarray], list[np.ndarray]]
+
+
+def windows(keys: np.ndarray) -> Windows:
+    """The mean keys of the fine windows, 32 tokens every 16, and of the coarse ones, 128 every 64.
+    keys [n, d].
+    """
+    fine = [keys[16 * j : 16 * j + 32].mean(0) for j in range(len(keys) // 16 - 1)]
+    coarse = [keys[64 * j : 64 * j + 128].mean(0) for j in range(len(keys) // 64 - 1)]
+    return fine, coarse
+
+
+def select(q: np.ndarray, means: Windows, position: int, sparse: SparseConfig) -> list[int]:
+    """The blocks that one row reads, of whose windows it sees the finished ones. q [group, d]."""
     scale, current = np.sqrt(q.shape[1]), position // 64
     local = sparse.window_size // sparse.block_size
-    fine = [keys[16 * j : 16 * j + 32].mean(0) for j in range((position + 1) // 16 - 1)]
-    coarse = [keys[64 * j : 64 * j + 128].mean(0) for j in range((position + 1) // 64 - 1)]
+    fine, coarse = (
+        found[: max(0, (position + 1) // step - 1)]
+        for found, step in zip(means, (16, 64), strict=True)
+    )
     blocks = np.zeros(current + 1)
     if coarse:
         normaliser = np.log(np.exp(q @ np.array(coarse).T / scale).sum(-1))

@@ -177,12 +177,12 @@ def server(bundle: Path, *options: str) -> Iterator[Address]:
             assert "http://" in line, line + _all_of(log)
             address = Address("http://" + line.split("http://")[1].split()[0])
             address.pid = process.pid
-            with urllib.request.urlopen(f"{address}/health", timeout=30) as reply:
+            with urllib.request.urlopen(f"{address}/health", timeout=120) as reply:
                 assert json.load(reply) == {"status": "ok"}
             yield address
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(120)
             process.stdout.close()
         said = _all_of(log)
         assert process.returncode == 0 and "Traceback" not in said, said

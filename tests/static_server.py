@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,13 +23,18 @@ def unpacked(bundle: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the paths that were asked for so far."""
+def serving(folder: Path, headers: Mapping[str, str] = {}) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and the paths that were asked for so far. `headers`: of every answer."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *arguments: Any) -> None:
             asked.append(self.path)
+
+        def end_headers(self) -> None:
+            for name, value in headers.items():
+                self.send_header(name, value)
+            super().end_headers()
 
     handler = functools.partial(Handler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -138,13 +138,13 @@ def test_what_a_draft_head_has_read_goes_with_the_pages(
     demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    extend = DraftModel.extend
+    grow = DraftModel.grow
 
-    def counted(self: DraftModel, root: int, features: np.ndarray) -> Any:
+    def counted(self: DraftModel, root: int, features: np.ndarray, *shape: Any) -> Any:
         read.append(len(features))
-        return extend(self, root, features)
+        return grow(self, root, features, *shape)
 
-    monkeypatch.setattr(DraftModel, "extend", counted)
+    monkeypatch.setattr(DraftModel, "grow", counted)
     with Engine(demo_bundle, context=1024, threads=1, attention="dense") as engine:
         engine.eos_token_ids = frozenset()
         prompt = [(31 * i) % 300 + 5 for i in range(1, 300)]

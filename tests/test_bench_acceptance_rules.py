@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import acceptance_rules as rules
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-rules = importlib.import_module("acceptance_rules")
 
 
 @pytest.fixture

@@ -4,15 +4,11 @@ shift the gear.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
+import speculation_identity as identity
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-identity = importlib.import_module("speculation_identity")
 CASES = list(identity.cases(2000, 0))
 
 

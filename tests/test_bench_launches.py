@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import launch_overhead as bench
 import pytest
 from gpu_cases import device_named
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-bench = importlib.import_module("launch_overhead")
 
 
 @pytest.mark.parametrize("device", ["vulkan", "opencl"])

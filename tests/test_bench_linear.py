@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
+import linear as bench
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-bench = importlib.import_module("linear")
 
 SMALL = [
     "linear.py",

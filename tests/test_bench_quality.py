@@ -4,14 +4,13 @@ about a variant is right.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import off_grid
 import pytest
+import quality
 from checkpoints import tiny_config
 from numpy_model import forward
 
@@ -19,9 +18,6 @@ from minicpm_mlc.bench.divergence import Comparison, TextQuality, log_probabilit
 from minicpm_mlc.compile.checkpoint import RandomCheckpoint
 
 pytest.importorskip("gguf")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-quality: Any = importlib.import_module("quality")
-off_grid: Any = importlib.import_module("off_grid")
 
 
 def test_off_the_grid_the_function_is_the_same():

@@ -11,8 +11,6 @@ from fake_library import manifest
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
 
 @pytest.mark.parametrize(
     "script, options, message",

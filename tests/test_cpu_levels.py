@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import cpu_levels
 import numpy as np
 import pytest
 
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.operator import POOL, Cost
 from minicpm_mlc.targets.cpu import CpuTarget
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-cpu_levels = importlib.import_module("cpu_levels")
 
 
 @pytest.mark.parametrize("kernel", ["w4", "swiglu w4", "float32 w4", "decode int8", "scores int8"])

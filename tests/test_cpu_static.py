@@ -4,16 +4,9 @@ its floor.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import cpu_static
+import machine_code
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-cpu_static, machine_code = (
-    importlib.import_module(name) for name in ("cpu_static", "machine_code")
-)
 
 X86 = """
 main:

@@ -139,7 +139,7 @@ def test_a_fat_binary_is_what_nvidias_tool_writes(arch: str, tmp_path: Path):
     for image in images:
         (tmp_path / str(image.sm)).write_bytes(image.data)
     subprocess.run(
-        [nvidia_tool("fatbinary"), "--create=all", "--compress=false", "-64", *arguments],
+        [str(nvidia_tool("fatbinary")), "--create=all", "--compress=false", "-64", *arguments],
         cwd=tmp_path,
         check=True,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cuda_stand_in as stand_in
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
@@ -20,8 +20,6 @@ from minicpm_mlc.runtime_py.device_rows import DeviceRows
 from minicpm_mlc.runtime_py.device_steps import LEAST_WIDTH, bucket, padded
 from minicpm_mlc.runtime_py.sampler import likeliest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-stand_in = importlib.import_module("cuda_stand_in")
 BENCH = Path(__file__).parents[1] / "bench"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins are Linux libraries")
@@ -177,6 +175,86 @@ print(json.dumps([rounds, few, read, sparse]))
     assert rounds[-1] == few[-1] == sparse[-1] == all_once
     assert read[0] == one | {"copies": 1, "waits": 2, "pinned": 1}
     assert read[1] == one | {"copies": 1}
+
+
+def test_a_draft_from_root_to_tree_is_one_launch(bundle: Path, drivers: dict[str, str]):
+    found = run(
+        bundle,
+        drivers,
+        """
+from minicpm_mlc.runtime_py.draft_model import DraftModel
+engine.prefill([5] * 10)
+head = DraftModel(engine.model.cache, engine.model.sequence)
+features = np.zeros((10, engine.model.features.shape[1]), np.float32)
+head.extend(7, features)
+def grow(rows, levels):
+    return asked(lambda: head.grow(7, features[:rows], levels, 4, 0.5))
+first = [grow(3, 5) for _ in range(3)]
+deeper = [grow(3, 6) for _ in range(2)]
+fewer = [grow(2, 6) for _ in range(3)]
+again = grow(3, 5)
+print(json.dumps([first, deeper, fewer, again]))
+""",
+    )
+    first, deeper, fewer, again = found
+    one = {"graph launches": 1, "waits": 1}
+    assert first[0]["launches"] > 50 and first[1]["recordings"] == 1 and first[2] == one
+    assert deeper[0]["recordings"] == 1, "more of the same levels need no other memory"
+    assert deeper[1] == one
+    assert fewer[0]["launches"] and fewer[1]["recordings"] == 1 and fewer[2] == one
+    assert again["recordings"] == 1, "the call of 2 rows may have moved what this one works with"
+
+
+def test_what_was_recorded_is_dropped_where_memory_runs_out(bundle: Path, drivers: dict[str, str]):
+    found = run(
+        bundle,
+        drivers,
+        """
+import ctypes
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+refused = ctypes.c_int.in_dll(ctypes.CDLL("libcudart.so.13"), "stand_in_refuses")
+clear = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
+for _ in range(2):
+    engine.prefill([5] * 3)
+steps = [asked(lambda: engine.greedy(5)) for _ in range(3)]
+def run_out():
+    clear()  # as if other engines held all that there is
+    refused.value = 6  # the arguments of a prompt are there
+    engine.prefill([5] * 3)
+asked(run_out)
+after = [asked(lambda: engine.greedy(5)) for _ in range(3)]
+print(json.dumps([steps, refused.value, after]))
+""",
+    )
+    steps, refused, after = found
+    one = {"graph launches": 1, "waits": 1}
+    assert steps[-1] == one and not refused
+    assert "graph launches" not in after[0] and after[0]["launches"] and after[-1] == one
+
+
+def test_a_recording_during_which_memory_runs_out_is_not_launched(
+    bundle: Path, drivers: dict[str, str]
+):
+    found = run(
+        bundle,
+        drivers,
+        """
+import ctypes
+from minicpm_mlc.runtime_py.ffi import tvm_ffi
+refused = ctypes.c_int.in_dll(ctypes.CDLL("libcudart.so.13"), "stand_in_refuses")
+engine.prefill([5] * 3)
+engine.greedy(5)
+tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+def step():
+    refused.value = 5  # the arguments are there, the first tensor of the step is not
+    engine.greedy(5)
+steps = [asked(step), *(asked(lambda: engine.greedy(5)) for _ in range(3))]
+print(json.dumps([steps, refused.value]))
+""",
+    )
+    (first, *_, last), refused = found
+    assert first["recordings"] == 1 and first["launches"] and "graph launches" not in first
+    assert last == {"graph launches": 1, "waits": 1} and not refused
 
 
 def test_what_a_token_is_drawn_from_comes_with_the_step(bundle: Path, drivers: dict[str, str]):

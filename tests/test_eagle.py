@@ -4,7 +4,8 @@ definition.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from minicpm_mlc.runtime_py.draft_model import DraftModel, Proposed
 from minicpm_mlc.runtime_py.gears import Gears
 from minicpm_mlc.runtime_py.library import LocalLibrary
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.speculative.expand import Guesses, expand
+from minicpm_mlc.runtime_py.speculative.grown import draft_of
 
 FRSPEC = [5, 300, 2, 17, *range(40, 90)]
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -55,6 +58,7 @@ class Case:
     weights: dict[str, np.ndarray]  # the base's
     draft: dict[str, np.ndarray]
     token_ids: np.ndarray
+    _features: dict[bool, np.ndarray] = field(default_factory=dict)
 
     @property
     def head(self) -> np.ndarray:
@@ -67,9 +71,19 @@ class Case:
     def embedded(self, ids: list[int]) -> np.ndarray:
         return self.weights["model.embed_tokens.weight"][ids] * self.base.scale_emb
 
-    def features(self, ids: list[int], sparse: bool = False) -> np.ndarray:
-        found = states(self.base, self.weights, ids, [sparse] * len(ids))
-        return numpy_eagle.features(self.config, self.base, self.weights, found)
+    @cached_property
+    def ids(self) -> list[int]:
+        """The prompt."""
+        return np.random.default_rng(0).integers(3, self.base.vocab_size, LENGTH + 1).tolist()
+
+    def features(self, length: int, sparse: bool = False) -> np.ndarray:
+        """Of the prompt's first tokens; no row depends on those after it."""
+        if sparse not in self._features:
+            found = states(self.base, self.weights, self.ids, [sparse] * len(self.ids))
+            self._features[sparse] = numpy_eagle.features(
+                self.config, self.base, self.weights, found
+            )
+        return self._features[sparse][:length].copy()
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         scale = 1.0 if self.config.kind == EAGLE3 else self.base.logit_scale
@@ -101,6 +115,7 @@ class Case:
     def rows(
         self, tokens: list[int], hidden: np.ndarray, positions: Any, sees: list[list[int]]
     ) -> np.ndarray:
+        """The head's last rows: as many as `sees` has."""
         embedded = self.embedded(tokens)
         return numpy_eagle.layer(
             self.config, self.base, self.draft, embedded, hidden, np.array(positions), sees
@@ -145,7 +160,7 @@ def library(case) -> LocalLibrary:
 
 @pytest.fixture(scope="module")
 def ids(case) -> list[int]:
-    return np.random.default_rng(0).integers(3, case.base.vocab_size, LENGTH + 1).tolist()
+    return case.ids
 
 
 def opened(
@@ -163,7 +178,7 @@ def opened(
 def test_every_call_returns_the_features_of_all_its_rows(case, library, ids, attention):
     if attention == "sparse" and not case.base.sparse:
         pytest.skip("compiled without sparse attention")
-    expected = case.features(ids, attention == "sparse")
+    expected = case.features(LENGTH + 1, attention == "sparse")
     model, _, features = opened(library, ids[:180], attention=attention)
     assert np.abs(np.concatenate(features) - expected[:180]).max() <= 1e-4
     model.decode(ids[180])
@@ -178,7 +193,7 @@ def test_every_call_returns_the_features_of_all_its_rows(case, library, ids, att
 
 
 def test_the_heads_rows_equal_the_definition_in_any_portions(case, library, ids):
-    hidden = numpy_eagle.entering(case.config, case.draft, case.features(ids[:-1]))
+    hidden = numpy_eagle.entering(case.config, case.draft, case.features(LENGTH))
     expected = case.rows(
         ids[1:], hidden, range(LENGTH), [list(range(row + 1)) for row in range(LENGTH)]
     )
@@ -200,16 +215,15 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
     _, draft, features = opened(library, ids[:base], window)
     root = draft.extend(ids[base], np.concatenate(features)).hidden[0]
 
-    entered = numpy_eagle.entering(case.config, case.draft, case.features(ids[:base]))
+    entered = numpy_eagle.entering(case.config, case.draft, case.features(base))
     tokens, positions = ids[1 : base + 1], list(range(base))
-    sees = [list(range(min(first, row), row + 1)) for row in range(base)]
-    known = [case.rows(tokens, entered, positions, sees)[-1]]
-    assert np.abs(root - known[0]).max() <= 1e-4
+    (known,) = case.rows(tokens, entered, positions, [list(range(first, base))])
+    assert np.abs(root - known).max() <= 1e-4
     # the tree's node 0 is the root, which extend has run; the others are stepped a depth at a time
     depths = [len(path) - 1 for path in tree.paths]
     order = sorted(range(1, 21), key=lambda node: (depths[node], node))
     number, states_of = {0: -1} | {node: i for i, node in enumerate(order)}, {0: root}
-    inputs, expected = entered, {0: known[0]}
+    inputs, expected = entered, {0: known}
     for depth in range(1, max(depths) + 1):
         nodes = [node for node in order if depths[node] == depth]
         parents = [tree.parents[node] for node in nodes]
@@ -219,14 +233,55 @@ def test_draft_trees_equal_the_definition(case, library, ids, window):
         )
         inputs = np.concatenate([inputs, [expected[p] for p in parents]])
         tokens, positions = tokens + chosen, positions + [base + depth - 1] * len(nodes)
-        sees += [
+        sees = [
             [*range(first, base), *(base + number[a] for a in tree.paths[node][1:])]
             for node in nodes
         ]
-        rows = case.rows(tokens, inputs, positions, sees)[-len(nodes) :]
+        rows = case.rows(tokens, inputs, positions, sees)
         expected |= dict(zip(nodes, rows, strict=True))
         states_of |= dict(zip(nodes, proposed.hidden, strict=True))
         case.check(proposed, rows)
+
+
+class Walk:
+    """A head that is asked a level at a time, as `expand` takes it."""
+
+    def __init__(self, draft: DraftModel, hidden: np.ndarray) -> None:
+        self.draft, self.hidden, self.first = draft, hidden, -1
+
+    def step(self, token_ids: list[int], rows: list[int]) -> Guesses:
+        parents = [self.first + row for row in rows]
+        proposed = self.draft.step(token_ids, self.hidden[rows], parents)
+        self.first = 0 if self.first < 0 else self.first + len(self.hidden)
+        self.hidden = proposed.hidden
+        return proposed.values, proposed.tokens
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_tree_is_grown_as_beam_search_grows_it(case, library, ids, window):
+    base = LENGTH - 10
+    _, draft, features = opened(library, ids[:base], window)
+    draft.extend(ids[base - 1], np.concatenate(features)[:-1])
+    deeper = 0
+    for rows, levels, width, floor in [
+        (1, 1, 4, 0.0),
+        (1, 5, 4, 0.0),
+        (3, 9, 4, 1e-6),
+        (1, 4, 16, 0.0),
+        (20, 9, 1, 0.0),
+        (2, 17, 4, 0.03),
+    ]:
+        read = np.concatenate(features)[-rows:]
+        proposed = draft.extend(ids[base], read)
+        after, walk = (proposed.values, proposed.tokens), Walk(draft, proposed.hidden)
+        expected = expand(ids[base], after, walk.step, levels, width, floor)
+        found = draft_of(ids[base], draft.grow(ids[base], read, levels, width, floor).tree, floor)
+        assert found.tree.token_ids == expected.tree.token_ids
+        assert found.tree.parents == expected.tree.parents
+        np.testing.assert_allclose(found.reach, expected.reach, 1e-5)
+        assert found.levels == expected.levels
+        deeper = max(deeper, found.levels)
+    assert deeper > 4
 
 
 def test_features_that_were_never_given_hide_what_is_before_them(case, library, ids):
@@ -236,16 +291,11 @@ def test_features_that_were_never_given_hide_what_is_before_them(case, library, 
     base = 150
     _, draft, features = opened(library, ids[:base])
     proposed = draft.extend(ids[base], np.concatenate(features)[140:])
-    read = case.features(ids[:base])
+    read = case.features(base)
     read[:140] = 0
     entered = numpy_eagle.entering(case.config, case.draft, read)
-    rows = case.rows(
-        ids[1 : base + 1],
-        entered,
-        range(base),
-        [list(range(min(row, 128), row + 1)) for row in range(base)],
-    )
-    case.check(proposed, rows[-1:])
+    rows = case.rows(ids[1 : base + 1], entered, range(base), [list(range(128, base))])
+    case.check(proposed, rows)
 
 
 def test_the_engine_without_python_drafts_the_same_trees(case, ids):
@@ -298,9 +348,8 @@ def test_a_quantised_head_over_a_quantised_llama_stays_near_the_definition(tmp_p
         head.token_ids,
     )
     entered = numpy_eagle.entering(head.config, w, features.astype(np.float64))
-    rows = case.rows(ids[1:], entered, range(50), [list(range(row + 1)) for row in range(50)])
-    expected = case.log_probabilities(rows[-1:])[0, proposed.tokens[0]]
+    rows = case.rows(ids[1:], entered, range(50), [list(range(50))])
+    every = case.log_probabilities(rows)[0]
+    expected = every[proposed.tokens[0]]
     assert nmse(proposed.values[0], expected) <= 2e-3
-    assert (
-        expected.min() > np.sort(case.log_probabilities(rows[-1:])[0])[-24]
-    )  # the best 16, give or take
+    assert expected.min() > np.sort(every)[-24]  # the best 16, give or take

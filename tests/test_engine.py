@@ -364,7 +364,7 @@ def test_rob_01_who_comes_while_a_step_computes_waits_for_it(build) -> None:
 
     def slow(token_ids: np.ndarray, *arguments: Any) -> Any:
         inside.set()
-        time.sleep(0.01)
+        time.sleep(0.05)  # for the others to come
         together.append(len(token_ids))
         return decode(token_ids, *arguments)
 

@@ -20,6 +20,7 @@ from mach_o import IOS, read_archive, read_mach_o
 from test_bundle import MANIFEST, TARGET
 from test_package import TRIPLES, contents
 
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST
 from minicpm_mlc.compile import compile_model
 from minicpm_mlc.compile.engine_build import EngineBuild, native_folder
 from minicpm_mlc.compile.engine_ios import anchors
@@ -130,6 +131,39 @@ def test_a_gradle_project_names_what_it_holds(
     ):
         assert f"@+id/{name}" in layout
     assert native_folder().joinpath("android/minicpm/proguard.pro").is_file()
+
+
+def test_a_gradle_project_has_both_libraries_of_a_gpus_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[EngineBuild] = []
+    (tmp_path / "program").write_bytes(b"program")
+
+    def program(build: EngineBuild) -> Path:
+        built.append(build)
+        return tmp_path / "program"
+
+    monkeypatch.setattr(EngineBuild, "program", program)
+    target = TARGET | {"triple": TRIPLES["android"], "features": []}
+    made = replace(MANIFEST, target=target)
+    with BundleWriter(tmp_path / "tiny") as bundle:
+        for name in ("model.so", "model.tar", "cpu-model.so", "cpu-model.tar"):
+            bundle.add_file(name, name.encode())
+        second = replace(made, library="cpu-model.so", files=bundle.entries)
+        bundle.add_file(CPU_MANIFEST, second.to_bytes())
+        bundle.finish(replace(made, target=target | {"device": "opencl"}))
+    package_bundle(tmp_path / "tiny", "android", tmp_path / "out.zip", engine=True)
+    files = contents(tmp_path / "out.zip")
+    root = "native/android/minicpm"
+    assert files[f"{root}/model.tar"] == b"model.tar"
+    assert files[f"{root}/cpu-model.tar"] == b"cpu-model.tar"
+    assert files[f"{root}/devices.cmake"] == b"set(MINICPM_DEVICES opencl)\n"
+    assert {"native/apis/CL/cl.h", "native/src/opencl/device.cc"} < files.keys()
+    model = built[0].model
+    assert model and (model.objects.name, model.prefix) == ("cpu-model.tar", "tiny_w4_")
+    manifest = ElementTree.fromstring(files[f"{root}/src/main/AndroidManifest.xml"])
+    (driver,) = manifest.iter("uses-native-library")
+    assert driver.attrib[ANDROID_NAME] == "libOpenCL.so"
 
 
 @pytest.mark.campaign

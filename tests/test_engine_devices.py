@@ -1,18 +1,15 @@
-"""native/engine on OpenCL and Vulkan devices: Python's tokens; another bundle where there is no
-device; and the check that a device computes right.
+"""native/engine on OpenCL and Vulkan devices: Python's tokens, saved sessions, and the check that a
+device computes right.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from engine_process import EngineProcess, Refused, built
+from engine_process import EngineProcess, built
 
 from minicpm_mlc import Engine
 from minicpm_mlc.bundle.kernel_cases import load_cases
@@ -45,43 +42,7 @@ def test_kernels_are_off_by_what_python_finds(demo_bundle: Path) -> None:
         assert nmse == pytest.approx(expected[name].nmse, rel=1e-3, abs=1e-15), name
 
 
-@pytest.fixture
-def elsewhere(demo_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle for a device that the engine was not built for."""
-    copy = Path(shutil.copytree(demo_bundle, tmp_path / "elsewhere"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["target"]["device"] = "vulkan"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return copy
-
-
-def test_another_bundle_answers_where_there_is_no_device(
-    demo_bundle: Path, elsewhere: Path
-) -> None:
-    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
-    with pytest.raises(Refused, match=r"for vulkan, .* without it; .*--device cpu"):
-        EngineProcess(elsewhere, context=64)
-    with EngineProcess(demo_bundle, context=64) as native:
-        expected = native.tokens([5, 6, 7], **asked)
-        assert native.info()["device"] == "cpu" and native.info()["fell_back"] is None
-    with EngineProcess(elsewhere, context=64, fallback=str(demo_bundle)) as native:
-        assert native.tokens([5, 6, 7], **asked) == expected
-        assert "for vulkan" in native.info()["fell_back"]
-    command = [built(), elsewhere, "--context=64", "--ids=5,6,7", "--max-tokens=6"]
-    command += ["--temperature=0", "--fallback", demo_bundle]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert done.stdout == ",".join(map(str, expected)) + "\n"
-    assert done.stderr.startswith("Warning: the bundle was compiled for vulkan")
-
-
-def test_a_damaged_bundle_has_no_fallback(demo_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="is not there"):
-        EngineProcess(tmp_path / "nothing", fallback=str(demo_bundle))
-
-
-def test_the_same_greedy_tokens_on_a_device(
-    device: str, demo_on: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_the_same_greedy_tokens_on_a_device(device: str, demo_on: Callable[..., Path]) -> None:
     bundle = demo_on(device, scheme="f32")
     with (
         Engine(demo_on("cpu", scheme="f32"), context=1024) as engine,
@@ -95,8 +56,33 @@ def test_the_same_greedy_tokens_on_a_device(
                 for token in found:
                     assert token == int(logits.argmax()), (length, found)
                     logits = steps.next(token)
-        with pytest.raises(Refused, match="saved states are for CPUs"):
-            native.save(tmp_path / "state")
+
+
+@pytest.mark.campaign
+def test_a_session_goes_on_on_a_device(
+    device: str, demo_on: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The engine's file in the engine and in Python, and Python's in the engine."""
+    bundle = demo_on(device, scheme="f32")
+    ids = list(range(10, 700))  # sparse, and the last page not full
+    asked = {"temperature": 0, "max_tokens": 5, "speculate": "off"}
+    with EngineProcess(bundle, DEVICES, context=1024) as native:
+        longer = [*ids, *native.tokens(ids, **asked), 77]
+        native.save(tmp_path / "state")
+        expected = native.tokens(longer, **asked)
+        cached = native.stats()["cached_tokens"]
+    with EngineProcess(bundle, DEVICES, context=1024, resume=str(tmp_path / "state")) as native:
+        assert native.tokens(longer, **asked) == expected
+        assert native.stats()["cached_tokens"] == cached
+    with Engine(bundle, context=1024, resume=tmp_path / "state") as engine:
+        with engine.steps(longer, speculate="off") as (steps, logits):
+            for token in expected:
+                assert token == int(logits.argmax())
+                logits = steps.next(token)
+        assert engine.stats.cached_tokens == cached
+        engine.save(tmp_path / "again")
+    with EngineProcess(bundle, DEVICES, context=1024, resume=str(tmp_path / "again")) as native:
+        assert native.tokens(longer, **asked) == expected
 
 
 def test_a_devices_kernels_pass(device: str, demo_on: Callable[..., Path]) -> None:

@@ -11,10 +11,10 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import mutations
 import numpy as np
 import pytest
 import tiny_tokenizers
@@ -24,9 +24,6 @@ from engine_sanitized import SANITIZED, sanitized_program
 from minicpm_mlc.bundle.kernel_cases import INDEX, Case, Expected, Tiled, to_bytes
 from minicpm_mlc.runtime_py.prefix_cache import Kept
 from minicpm_mlc.runtime_py.saved_state import MAGIC, TAIL, checksum, save_state
-
-sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
-import mutations
 
 PROGRAM = Path(__file__).with_name("engine_fuzz.cc")
 MUTATED = 3000 if SANITIZED else 120  # of each target

@@ -37,7 +37,7 @@ class Native:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        assert self._process.wait(10) == 0
+        assert self._process.wait(60) == 0
 
 
 def words(options: Speculation) -> str:

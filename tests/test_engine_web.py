@@ -22,6 +22,7 @@ from web_process import WebProcess
 
 from minicpm_mlc import Engine
 from minicpm_mlc.base.errors import BundleError
+from minicpm_mlc.bundle.manifest import Manifest
 from minicpm_mlc.compile.result import CompileResult
 from minicpm_mlc.ops.tir import Buffer, Dims, T, prim_func
 from minicpm_mlc.targets.float16_bits import widened_by_bits
@@ -131,6 +132,32 @@ def test_a_session_goes_on_in_another_process(
     (tmp_path / "state").write_bytes(state)
     with pytest.raises(Refused, match=r"without .resume"):
         WebProcess(web_bundle, context=CONTEXT, resume=str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_threads_and_memory_of_ones_own(web_bundle: Path, web: WebProcess, threads: int) -> None:
+    """The same numbers, in two workers or where a browser shares no memory."""
+    ids = list(range(10, 700))
+    expected = web.tokens(ids, temperature=0, max_tokens=9)
+    with WebProcess(web_bundle, threads=threads, context=CONTEXT) as other:
+        assert other.info()["threads"] == max(threads, 1)
+        assert other.tokens(ids, temperature=0, max_tokens=9) == expected
+
+
+@pytest.mark.campaign
+def test_relaxed_vectors_give_the_same_numbers(
+    web: WebProcess, compiled: Callable[..., Path]
+) -> None:
+    """Where weights have 7 bits their products are exact."""
+    bundle = compiled(DEMO, device="web", cpu="relaxed-simd", prefill_chunk=256)
+    assert Manifest.load(bundle).target["features"] == ["simd128", "relaxed-simd"]
+    with WebProcess(bundle, context=CONTEXT) as relaxed:
+        for messages in CONVERSATIONS:
+            options = {"max_tokens": 32, "temperature": 1, "seed": 3}
+            assert texts(relaxed.chat(messages, **options)) == texts(web.chat(messages, **options))
+        ids = list(range(10, 700))
+        asked = {"temperature": 0, "max_tokens": 9}
+        assert relaxed.tokens(ids, **asked) == web.tokens(ids, **asked)
 
 
 def test_misfits_are_refused(web_bundle: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import forecast as script
 import pytest
 from checkpoints import tiny_config, write_checkpoint
 from click.testing import CliRunner
@@ -184,9 +184,8 @@ def test_the_command_shows_the_error_of_what_was_measured(
     record = tmp_path / "record.json"
     rows = [decode | {"rows": 1, "value": 10.6, "limits": limits}]
     record.write_text(json.dumps([*rows, memory | {"rows": 0, "value": 4.6e9}]))
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
     monkeypatch.setattr(sys, "argv", ["forecast.py", "--replay", str(record)])
-    importlib.import_module("forecast").main()
+    script.main()
     done = capsys.readouterr().out
     line = next(line for line in done.splitlines() if line.startswith("MiniCPM4.1-8B  decode"))
     error = float(line.split()[-1].rstrip("%"))
@@ -196,26 +195,20 @@ def test_the_command_shows_the_error_of_what_was_measured(
     assert "largest error of memory: " in done
 
 
-def test_a_row_of_the_command_is_the_repeat_of_median_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
-    bench = importlib.import_module("forecast")
+def test_a_row_of_the_command_is_the_repeat_of_median_error() -> None:
     rows = [
-        bench.Measured("MiniCPM4.1-8B", what, 0, "dense", 1, value, EPYC)
+        script.Measured("MiniCPM4.1-8B", what, 0, "dense", 1, value, EPYC)
         for what in ("decode", "prefill")
         for value in (10.6, 40.0, 9.9)  # of one a neighbour took half
     ]
-    assert [row.value for row in bench.middle(rows)] == [10.6, 10.6]
+    assert [row.value for row in script.middle(rows)] == [10.6, 10.6]
 
 
 def test_limits_are_those_before_and_after_a_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
-    bench = importlib.import_module("forecast")
     found = [Limits(2, speed, 4 * speed, None) for speed in (1e9, 3e9, 3e9)]
     usual = Mock(limits=Mock(side_effect=found))
-    around = bench.Surroundings(usual)
+    around = script.Surroundings(usual)
     for _ in found:
         around.sample()
-    assert usual.sample.call_count == bench.SAMPLES * usual.forget.call_count == 9
+    assert usual.sample.call_count == script.SAMPLES * usual.forget.call_count == 9
     assert [around.around(repeat) for repeat in (0, 1)] == [Limits(2, 2e9, 8e9, None), found[1]]

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import driver
+import mutations
 import pytest
 
-FUZZ = Path(__file__).parent / "fuzz"
-sys.path.insert(0, str(FUZZ))
-import driver  # noqa: E402
-import mutations  # noqa: E402
+from minicpm_mlc.base.errors import CheckpointError
 
-from minicpm_mlc.base.errors import CheckpointError  # noqa: E402
+FUZZ = Path(__file__).parent / "fuzz"
 
 
 @pytest.mark.parametrize("name", driver.names())

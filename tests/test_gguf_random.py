@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from pathlib import Path
 
+import gguf_random
 import numpy as np
 import pytest
+import sides
+import vs_llama
 
 from minicpm_mlc.compile.config.presets import PRESETS
 
 gguf = pytest.importorskip("gguf", reason="the GGUF writer needs `pip install gguf`")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-gguf_random, sides, vs_llama = map(importlib.import_module, ("gguf_random", "sides", "vs_llama"))
 
 CONFIG = dataclasses.replace(
     PRESETS["MiniCPM4-0.5B"],

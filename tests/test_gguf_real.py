@@ -5,9 +5,7 @@ as they are: tokens, template and logits beside those of llama.cpp and transform
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mixed_text import mixed_text
+from perplexity import surprise
 from real_model import GGUF, downloaded_wheel
+from sides import llama_cpp_logits
 from tokenizers import Tokenizer, pre_tokenizers
 
 from minicpm_mlc import Engine
@@ -27,9 +27,6 @@ from minicpm_mlc.compile.checkpoint.gguf import open_gguf
 from minicpm_mlc.compile.checkpoint.gguf.container import GgufFile
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "bench"))
-surprise = importlib.import_module("perplexity").surprise
-llama_cpp_logits = importlib.import_module("sides").llama_cpp_logits
 
 TOKENS = 2048
 TEXTS = {"licence": ROOT / "LICENSE", "Python": ROOT / "minicpm_mlc" / "runtime_py" / "engine.py"}

@@ -4,7 +4,6 @@ known to work when a GPU is.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gpu_session as session
+import gpu_smoke as smoke
 import pytest
 from gpu_cases import needs_opencl
 
@@ -23,9 +24,6 @@ import minicpm_mlc.compile
 from minicpm_mlc.base.errors import BundleError
 
 BENCH = str(Path(__file__).parents[1] / "bench")
-sys.path.insert(0, BENCH)
-smoke = importlib.import_module("gpu_smoke")
-session = importlib.import_module("gpu_session")
 START, WAIT = subprocess.Popen, subprocess.Popen.wait
 
 

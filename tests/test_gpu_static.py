@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
+import branch_ways as ways
+import gpu_shapes as shapes
+import gpu_static as static
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-sass: Any = importlib.import_module("sass")
-simulator: Any = importlib.import_module("sm_simulator")
-static: Any = importlib.import_module("gpu_static")
-ways: Any = importlib.import_module("branch_ways")
-shapes: Any = importlib.import_module("gpu_shapes")
+import sass
+import sm_simulator as simulator
 
 # a load of 16 bytes (sets scoreboard 0), one of 4, an addition that waits for scoreboard 0, a loop
 STALL, SETS, WAITS, NO_BOARDS = 1 << 41, 0 << 46, 1 << 52, 7 << 46 | 7 << 49

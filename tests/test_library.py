@@ -17,7 +17,7 @@ from minicpm_mlc.runtime_py.allocator import KEPT_BYTES, KeptResults
 from minicpm_mlc.runtime_py.library import LocalLibrary, Pools
 from minicpm_mlc.runtime_py.machine import CORES
 from minicpm_mlc.runtime_py.mapped_files import MappedFiles
-from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory
+from minicpm_mlc.runtime_py.memory import ALIGNMENT, SMALL, DeviceMemory, HostMemory, reserve
 from minicpm_mlc.runtime_py.spent import Spent
 
 
@@ -39,6 +39,13 @@ def misaligned(array: np.ndarray) -> np.ndarray:
     copy = np.ndarray(array.shape, array.dtype, raw, start)
     copy[...] = array
     return copy
+
+
+def test_an_array_that_may_only_be_read_is_copied():
+    array = reserve((16,), np.dtype(np.int32))
+    array[:] = range(16)
+    array.flags.writeable = False
+    assert HostMemory().tensor(array).numpy().tolist() == list(range(16))
 
 
 def test_an_argument_that_needs_no_copy_leaves_its_place_free():
@@ -80,11 +87,11 @@ def test_what_a_failing_device_says_is_an_error_with_what_to_do(said: str, shown
         raise RuntimeError(said)
 
     memory, library = object.__new__(DeviceMemory), object.__new__(LocalLibrary)
-    memory.name = "GPU"
+    memory.name, memory._records = "GPU", False
     library.spent = Spent()
     library.memory, library.threads, library._params = memory, 1, None
     library._kept, library._busy, library._pool = KeptResults(), threading.Lock(), None
-    library._process, library._steps = os.getpid(), None
+    library._process, library._steps, library._number = os.getpid(), None, 0
     library._files = MappedFiles([])
     library.functions = {"decode": [fail], "commit": [lambda *_: 1 / 0]}
     with pytest.raises(DeviceError, match=f"^{shown}"):

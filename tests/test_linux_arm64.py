@@ -51,7 +51,7 @@ def run_arm64(*args: str, cpu: str = "max") -> subprocess.CompletedProcess[str]:
     command = [str(QEMU), "-cpu", cpu, "-L", str(ROOT), str(ROOT / "usr/bin/python3"), *args]
     environment = os.environ | {
         "PYTHONPATH": f"{REPOSITORY}:{ROOT / 'site'}",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": str(ROOT / "pycache"),
     }
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def engines(
         yield cpu, metal
 
 
-def greedy(engine: Engine, ids: list[int], **options: str) -> list[int]:
+def greedy(engine: Engine, ids: list[int], **options: Any) -> list[int]:
     """The tokens cached after a greedy answer."""
     engine.generate(ids, max_tokens=16, temperature=0, **options)
     return engine.cached_tokens

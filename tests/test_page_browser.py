@@ -18,6 +18,7 @@ from minicpm_mlc.serve.access import Access
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason=MISSING
 )
+QUICK = 80  # tokens of a conversation
 SAID = "# Sums\n\n**1.** `a + b`\n\n```py\nprint(1)\n```\n\n<b>no markup</b>"
 TIMINGS = {
     "cache_n": 40, "prompt_n": 10, "predicted_n": 9, "predicted_per_second": 30.0
@@ -32,14 +33,16 @@ BLOCKS = {
 
 
 class Paced(FakeLibrary):
-    """Says hello for 20 seconds, so that a busy machine's browser still meets it in the middle."""
+    """Says hello, a few times at the speed of a person's reading and then once in two seconds, so
+    that a busy machine's browser still meets it in the middle.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda history: token("▁hello"))
 
-    def decode(self, *arguments: Any, **options: Any) -> Any:
-        time.sleep(0.1)
-        return super().decode(*arguments, **options)
+    def decode(self, token_ids: Any, positions: Any, *arguments: Any, **options: Any) -> Any:
+        time.sleep(0.1 if positions[0] < QUICK else 2)
+        return super().decode(token_ids, positions, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def page(browser: Any, addresses: tuple[str, str]) -> Iterator[Any]:
     """The page of a new person; whatever the browser complains of fails the test."""
     context = browser.new_context(viewport=DESKTOP)
     found = context.new_page()
-    found.set_default_timeout(10_000)
+    found.set_default_timeout(60_000)
     complaints: list[str] = []
     found.on("pageerror", lambda error: complaints.append(str(error)))
     found.goto(addresses[0])
@@ -126,6 +129,15 @@ def test_escape_stops_and_another_answer_comes(page):
     assert "cut off" in page.locator(".stats").inner_text()
     assert "tokens/s" in page.locator("#speed").inner_text()
     assert page.locator("#cached").get_attribute("value") != "0"
+
+
+def test_an_answer_without_words_stays_and_can_be_tried_again(page):
+    answers(page, streams())
+    send(page)
+    until(page, "/9 tokens/.test(document.querySelector('.assistant .stats')?.innerText)")
+    answers(page, streams({"content": "Here."}))
+    page.click("text=Retry")
+    until(page, "document.querySelector('.assistant .body')?.innerText === 'Here.'")
 
 
 def test_what_was_said_is_there_after_a_reload(page):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ from minicpm_mlc.compile.model.registry import read_config_folder
 
 LICENCE = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+SAMPLINGS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.8, "top_p": 0.95, "seed": 3},
+]
 long = pytest.mark.campaign
 
 
@@ -107,7 +112,7 @@ def test_speculation_changes_no_token(small: Path, licence: list[int], attention
     with Engine(small, context=1024, attention=attention, draft=small) as engine:
         if engine.manifest.activations != "int8":
             pytest.skip("exact activations round in another order in trees")
-        for sampling in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 3}):
+        for sampling in SAMPLINGS:
             plain = engine.generate(ids, max_tokens=32, speculate="off", **sampling)
             for drafter in ("ngram", "draft"):
                 assert engine.generate(ids, max_tokens=32, speculate=drafter, **sampling) == plain

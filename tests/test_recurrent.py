@@ -28,7 +28,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeLibr
 
     def make(library: FakeLibrary, **options: str) -> Engine:
         bundle = Bundle(tmp_path, library.manifest)
-        monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path: bundle)
+        monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path, device=None: bundle)
         monkeypatch.setattr(LocalMachine, "open_library", lambda *_: library)
         return Engine(tmp_path, **options)
 
@@ -97,7 +97,7 @@ def test_a_draft_bundle_that_keeps_state_is_refused(build, fake, monkeypatch, tm
     library = FakeLibrary()
     bundles = iter([Bundle(tmp_path, library.manifest), Bundle(tmp_path, fake.manifest)])
     build(library)
-    monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path: next(bundles))
+    monkeypatch.setattr(LocalMachine, "read_bundle", lambda machine, path, *device: next(bundles))
     with pytest.raises(BundleError, match="--draft-model small: small keeps state per sequence"):
         Engine(tmp_path, draft="small")
 

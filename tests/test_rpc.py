@@ -50,7 +50,7 @@ def started(folder: Path) -> tuple[str, queue.Queue[str]]:
     said: queue.Queue[str] = queue.Queue()
     options = {"port": 0, "key": KEY, "folder": folder, "say": said.put}
     threading.Thread(target=run_server, kwargs=options, daemon=True).start()
-    return said.get(timeout=30).split()[2].rstrip(";"), said
+    return said.get(timeout=60).split()[2].rstrip(";"), said
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_wrong_key_gets_no_session(tmp_path):
     assert address.startswith("127.0.0.1:")
     with pytest.raises(EngineError, match=r"no connection to .* with this key"):
         RemoteMachine(address, "another")
-    assert said.get(timeout=5) == "a wrong key from 127.0.0.1"
+    assert said.get(timeout=60) == "a wrong key from 127.0.0.1"
     assert said.empty() and not list(tmp_path.iterdir())
 
 

@@ -72,7 +72,7 @@ class Doors:
 
     def connected(self, source: str = "127.0.0.1") -> socket.socket:
         place = self.listening.getsockname()
-        return socket.create_connection(place, timeout=8, source_address=(source, 0))
+        return socket.create_connection(place, timeout=60, source_address=(source, 0))
 
     def answer(self, hello: bytes) -> tuple[int, float]:
         """The code that a connection is answered with, and the seconds that took."""
@@ -99,7 +99,7 @@ def door() -> Iterator[Doors]:
         yield opened
 
 
-def soon(true: Callable[[], bool], seconds: float = 10) -> bool:
+def soon(true: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether something comes true within some seconds."""
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
@@ -115,22 +115,38 @@ def gone(connection: socket.socket) -> bool:
         return True
 
 
+def is_met(connection: socket.socket) -> bool:
+    """Whether the server still waits for what a connection says."""
+    connection.setblocking(False)
+    try:
+        connection.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers are met for longer than any test takes, on any machine."""
+    monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 600)
+
+
+@pytest.mark.usefixtures("patience")
 def test_rob_07_a_stranger_who_dribbles_a_key_keeps_nobody_waiting(tmp_path: Path) -> None:
     address, _ = started(tmp_path)
     host, port = address.split(":")
     with socket.create_connection((host, int(port))) as stranger:
         stranger.sendall(struct.pack("<ii", MAGIC, 1000) + b"x")
-        began = time.perf_counter()
         assert RemoteMachine(address, KEY).cores >= 1
-        assert time.perf_counter() - began < 8
+        assert is_met(stranger)
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("count", [6, 3 * server.AT_ONCE])
 def test_rob_07_many_silent_strangers_keep_nobody_waiting(door: Doors, count: int) -> None:
     with ExitStack() as strangers:
-        first, *_ = [strangers.enter_context(door.connected()) for _ in range(count)]
-        code, seconds = door.answer(HELLO)
-        assert code == MAGIC and seconds < 4
+        first, *_, last = [strangers.enter_context(door.connected()) for _ in range(count)]
+        assert door.answer(HELLO)[0] == MAGIC and is_met(last)
         assert soon(lambda: door.client.served == 1)
         if count > server.AT_ONCE:
             assert gone(first)  # the oldest of those that say nothing
@@ -144,7 +160,7 @@ def test_rob_07_a_handshake_has_one_time_limit(door: Doors, monkeypatch) -> None
             for byte in struct.pack("<ii", MAGIC, 1000) + bytes(1000):
                 stranger.sendall(bytes([byte]))
                 time.sleep(0.05)
-        assert time.perf_counter() - began < 3
+        assert time.perf_counter() - began < 25  # half of what the bytes take
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ nothing else.
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-runtime_slice = importlib.import_module("runtime_slice")
+import runtime_slice
 
 LOOKS = """
 import importlib.metadata, importlib.util, pathlib

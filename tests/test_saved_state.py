@@ -12,8 +12,12 @@ from fake_library import FIRST_WORD, PAGE, FakeLibrary, RecurrentLibrary, use_fa
 
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.runtime_py import engine as engine_module
+from minicpm_mlc.runtime_py.device_pool import DevicePool
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.generation import Ids
+from minicpm_mlc.runtime_py.kv_cache import PagePool
+from minicpm_mlc.runtime_py.prefix_cache import Kept
+from minicpm_mlc.runtime_py.saved_state import load_state, save_state
 
 PROMPT = [1, *range(30, 70)]
 
@@ -24,7 +28,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(manifest: str = "a" * 64, **options: Any) -> Engine:
         use_fake_library(monkeypatch)
-        monkeypatch.setattr(engine_module, "manifest_sha256", lambda path: manifest)
+        monkeypatch.setattr(engine_module, "manifest_sha256", lambda path, part: manifest)
         engine = Engine("", **options)
         engine.eos_token_ids = frozenset()
         return engine
@@ -42,6 +46,40 @@ def computed(engine: Engine) -> int:
     """Rows that its library has computed."""
     assert isinstance(engine.library, FakeLibrary)
     return sum(engine.library.calls)
+
+
+class MemoryOfArrays:
+    """What DevicePool asks of a device's memory, whose tensors are arrays here."""
+
+    def part(self, tensor: np.ndarray, first: int, count: int) -> np.ndarray:
+        return tensor[first : first + count]
+
+    def array(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.copy()
+
+    def write(self, tensor: np.ndarray, array: np.ndarray) -> None:
+        tensor[...] = array
+
+
+def test_pages_of_a_device_are_stored_as_an_arrays(tmp_path: Path) -> None:
+    pools = [np.random.default_rng(0).random((9, 3, 2), np.float32), np.arange(18).reshape(9, 2)]
+    kept = [Kept(-1, (1,) * PAGE, 5), Kept(0, (2,) * PAGE, 6), Kept(1, (3, 4), 2)]
+    memory: Any = MemoryOfArrays()
+
+    def saved(name: str, arrays: Any) -> bytes:
+        save_state(tmp_path / name, "manifest", kept, [1, 2], arrays)
+        return (tmp_path / name).read_bytes()
+
+    assert saved("device", [DevicePool(memory, pool) for pool in pools]) == saved("host", pools)
+    loaded = [np.zeros_like(pool) for pool in pools]
+    pages = PagePool(9, PAGE)
+    taken = [pages.take() for _ in range(3)]
+    pages.release(taken[1])  # what is loaded doesn't lie side by side
+    there, _ = load_state(
+        tmp_path / "host", "manifest", pages, [DevicePool(memory, pool) for pool in loaded]
+    )
+    for pool, copy in zip(pools, loaded, strict=True):
+        assert np.array_equal(copy[[each.page for each in there]], pool[[5, 6, 2]])
 
 
 def test_another_engine_goes_on_with_the_same_tokens(opened, tmp_path: Path) -> None:

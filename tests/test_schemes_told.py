@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from typing import Any
+import schemes
 
 from minicpm_mlc.base.choices import DEFAULT_SCHEME
 from minicpm_mlc.bench.speed_report import SpeedRow
@@ -14,7 +11,6 @@ from minicpm_mlc.inspect.describe import as_text, describe
 from minicpm_mlc.inspect.schemes import bits, recorded, scheme_rows
 from minicpm_mlc.ops.formats.weights import SCHEMES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 INTEGERS = [name for name, scheme in SCHEMES.items() if scheme.takes_int8]
 
 
@@ -59,7 +55,6 @@ def test_the_default_is_the_nearest_at_five_bits_that_is_as_quick_a_byte():
 
 
 def test_ratios_are_medians_of_those_within_the_rounds():
-    schemes: Any = importlib.import_module("schemes")
     rows = {
         "w4": [SpeedRow("decode", 0, 64, (100.0, 50.0, 80.0))],
         "w8": [SpeedRow("decode", 0, 64, (50.0, 30.0, 40.0))],
@@ -69,7 +64,6 @@ def test_ratios_are_medians_of_those_within_the_rounds():
 
 
 def test_a_record_takes_schemes_from_the_rows_of_a_comparison():
-    schemes: Any = importlib.import_module("schemes")
     texts = [{"divergence": 0.123456, "perplexity": 20.0}, {"divergence": 0.1, "perplexity": 7.0}]
     names = ("w4", "w4, calibrated", "w4, calibrated, KV int8", "llama.cpp Q4_0")
     found = schemes.of_quality([{"variant": name, "texts": texts} for name in names])

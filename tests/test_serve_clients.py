@@ -169,7 +169,7 @@ def test_log_likelihoods_are_those_of_the_engine(client, demo_bundle):
 def test_anthropic_messages(address):
     client = anthropic.Anthropic(base_url=address, api_key="none", max_retries=0)
     asked: dict[str, Any] = {"model": DEMO, "max_tokens": 400, "messages": SUM}
-    greedy = {"extra_body": {"temperature": 0}}
+    greedy: dict[str, Any] = {"extra_body": {"temperature": 0}}
     said = client.messages.create(**asked, **greedy)
     assert [block.type for block in said.content] == ["thinking", "text"]
     assert said.content[1].text == ANSWER and said.stop_reason == "end_turn"

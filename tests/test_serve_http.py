@@ -185,7 +185,7 @@ def test_a_page_is_told_before_it_asks(serve):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(12_000):
         if condition():
             return
         await asyncio.sleep(0.005)
@@ -216,7 +216,7 @@ def test_who_leaves_frees_the_place_in_the_middle_of_a_prompt(serve):
 
     async def leave() -> None:
         await until(lambda: library.asked.acquire(blocking=False))
-        asyncio.get_running_loop().call_later(0.05, library.go.release, 1)
+        asyncio.get_running_loop().call_later(0.5, library.go.release, 1)
 
     request(app, "POST", CHAT, body(messages=long), leaves=leave)
     assert len(library.calls) == 1  # of some 20 chunks
@@ -232,7 +232,7 @@ def test_a_full_queue_says_to_come_again(serve):
     async def crowd() -> list[Any]:
         first = [asyncio.create_task(asked(app, "POST", CHAT, body(max_tokens=2))) for _ in "ab"]
         await until(lambda: library.asked.acquire(blocking=False))
-        await asyncio.sleep(0.05)
+        await until(lambda: app._app.routes[0].endpoint.__self__._room.waiting == 1)
         late = [
             await asked(app, "POST", path, body(max_tokens=2))
             for path in (CHAT, "/v1/messages", "/api/chat")

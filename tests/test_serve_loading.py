@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def test_what_ends_takes_nobody_new(tmp_path, monkeypatch):
 class Visitor(threading.Thread):
     """Asks for the server's health until it is well, then for an answer, then ends the server."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, told: Callable[[], None]) -> None:
         super().__init__(daemon=True)
         self.port = port
+        self.told = told  # is called after each answer
         self.statuses: list[int] = []
         self.answer: Any = None
 
@@ -81,6 +83,7 @@ class Visitor(threading.Thread):
         try:
             while self.statuses[-1:] != [200]:
                 self.statuses.append(self._ask("GET", "/health")[0])
+                self.told()
                 time.sleep(0.01)
             body = json.dumps({"messages": SUM, "max_tokens": 2})
             self.answer = self._ask("POST", CHAT, body)
@@ -88,7 +91,7 @@ class Visitor(threading.Thread):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _ask(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request(method, path, body, {"content-type": "application/json"})
         reply = connection.getresponse()
         return reply.status, reply.read()
@@ -101,19 +104,18 @@ def test_who_asks_while_the_model_is_loaded_is_told(tmp_path: Path, monkeypatch)
     opened = opening._engine
 
     def slowly(*arguments: Any, **options: Any) -> Any:
-        asked.wait(10)
+        asked.wait(60)
         return opened(*arguments, **options)
 
     monkeypatch.setattr(opening, "_engine", slowly)
     monkeypatch.setattr(opening, "check_device", lambda engine: None)
     listener = bound("127.0.0.1", 0)
     monkeypatch.setattr(listening, "bound", lambda host, port: listener)
-    visitor = Visitor(listener.getsockname()[1])
+    visitor = Visitor(listener.getsockname()[1], asked.set)
     visitor.start()
-    threading.Timer(0.3, asked.set).start()
     said: list[str] = []
     serve(str(tmp_path), Serving(), said.append)
-    visitor.join(10)
+    visitor.join(60)
     assert visitor.statuses[0] == 503 and visitor.statuses[-1] == 200
     assert set(visitor.statuses) == {503, 200}
     assert visitor.answer[0] == 200 and len(said) == 1 and "http://127.0.0.1" in said[0]

@@ -33,7 +33,8 @@ def another(H: T.Buffer((T.int64(4),), "int64")):
 
 def ordered(*functions):
     names = [GlobalVar(f"shape_func{i}") for i in range(len(functions))]
-    return order_shape_functions(tvm.IRModule(dict(zip(names, functions, strict=True))))
+    module = tvm.IRModule(dict(zip(names, functions, strict=True)))
+    return order_shape_functions(module)  # pyright: ignore[reportCallIssue]
 
 
 def test_the_order_of_statements_and_of_functions_does_not_matter():

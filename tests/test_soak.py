@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import kills
 import pytest
+import soak
 from checkpoints import tiny_config, write_checkpoint
 
 from minicpm_mlc import Engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-soak = importlib.import_module("soak")
-kills = importlib.import_module("kills")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 

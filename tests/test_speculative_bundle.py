@@ -4,20 +4,16 @@ end, and logits after.
 
 from __future__ import annotations
 
-import importlib
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import speculation_identity as identity
 
 from minicpm_mlc import Engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-identity = importlib.import_module("speculation_identity")
 
 SKILLS = ("add, thinking", "recall, 256 tokens", "project questions")
 SAMPLINGS: list[dict[str, Any]] = [

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm_mlc.runtime_py.draft_model import Proposed
+from minicpm_mlc.runtime_py.draft_loop import REACH, TOKEN
+from minicpm_mlc.runtime_py.draft_model import Grown
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
 from minicpm_mlc.runtime_py.speculative.eagle import READ_TOKENS, EagleDrafter
 
@@ -69,7 +70,7 @@ class Head:
     def adopt(self, length: int) -> int:
         return 0
 
-    def extend(self, root: int, features: np.ndarray) -> Proposed:
+    def grow(self, root: int, features: np.ndarray, levels: int, width: int, floor: float) -> Grown:
         tokens, start = self.text.sequence.tokens, len(self.text) - len(features)
         self.read = features[:, 0].astype(int).tolist()
         if start and start - 1 not in self.rows:
@@ -79,9 +80,11 @@ class Head:
         self.rows |= {
             start + i: (tuple(row), follows[i]) for i, row in enumerate(features.tolist())
         }
-        return Proposed(
-            np.array([[7, 8]]), np.array([[-0.1, -3.0]], np.float32), np.zeros((1, 4), np.float32)
-        )
+        assert (levels, width) == (1, 2)
+        tree = np.zeros((1, 3, 2), np.int32)
+        tree[0, TOKEN] = 7, 8
+        tree[0, REACH] = np.array([-0.1, -3.0], np.float32).view(np.int32)
+        return Grown(tree, 0.001)
 
     def check(self, root: int) -> None:
         """Every row is made of the text as it is now, but for features that were never there."""

@@ -4,10 +4,9 @@ follows the record.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
+import acceptance
 import numpy as np
 import pytest
 
@@ -17,9 +16,6 @@ from minicpm_mlc.runtime_py.speculative.ngram import NgramDrafter
 from minicpm_mlc.runtime_py.speculative.policy import Round
 from minicpm_mlc.runtime_py.speculative.stats import SpeculationStats
 from minicpm_mlc.runtime_py.speculative.tree import Draft, Tree
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-acceptance = importlib.import_module("acceptance")
 
 
 def round_of(parents: list[int], path: list[int]) -> Round:

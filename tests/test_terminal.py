@@ -87,7 +87,7 @@ def on_terminal(arguments: list[str], answer: str, *lines: bytes, **env: str) ->
     os.close(slave)
     shown = b""
     waiting = list(lines)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if not select.select([master], [], [], 0.1)[0]:
             continue
@@ -101,7 +101,7 @@ def on_terminal(arguments: list[str], answer: str, *lines: bytes, **env: str) ->
         if waiting and shown.count(b"\x1b[?2004h") > len(lines) - len(waiting):  # a prompt
             os.write(master, waiting.pop(0))
     os.close(master)
-    return chat.wait(10), shown
+    return chat.wait(60), shown
 
 
 def test_case_08_on_a_terminal() -> None:
@@ -127,20 +127,24 @@ def test_nothing_typed_and_nothing_said_ends_a_chat(tmp_path: Path) -> None:
 
 
 SLOW = """
-import time
+import os, time
 class Slow(list):
     def __iter__(self):
         yield "answer", "Once "
-        time.sleep(0.7)
+        while not os.path.exists(os.environ["GO"]):
+            time.sleep(0.02)
         yield "answer", "upon"
 """
 
 
 class Conversation:
-    """A chat on a pseudo-terminal of a shell that knows jobs; its engine takes its time."""
+    """A chat on a pseudo-terminal of a shell that knows jobs, whose state lies in a folder; its
+    engine begins an answer, and waits for `go`.
+    """
 
-    def __init__(self, *command: str, **env: str) -> None:
-        given = environment("", **env)
+    def __init__(self, folder: Path, *command: str, **env: str) -> None:
+        self._go = folder / "go"
+        given = environment("", XDG_STATE_HOME=str(folder), GO=str(self._go), **env)
         given["CODE"] = SLOW + given["CODE"].replace("FakeEngine(events)", "FakeEngine(Slow())")
         self.master, slave = pty.openpty()
         self.shown = b""
@@ -157,7 +161,7 @@ class Conversation:
 
     def until(self, text: bytes, count: int = 1) -> None:
         """Waits for what is shown."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while self.shown.count(text) < count:
             assert time.monotonic() < deadline, self.shown
             if select.select([self.master], [], [], 0.1)[0]:
@@ -170,10 +174,14 @@ class Conversation:
         """Presses keys."""
         os.write(self.master, keys)
 
+    def go(self) -> None:
+        """Lets the answer end."""
+        self._go.touch()
+
     def close(self) -> int:
         """Ends it; its status."""
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         finally:
             self.process.kill()
             os.close(self.master)
@@ -183,13 +191,12 @@ PROMPT = b"\x1b[?2004h"
 
 
 def test_keys_pressed_during_an_answer_begin_the_next_prompt(tmp_path: Path) -> None:
-    chat = Conversation(
-        sys.executable, "-c", "import os; exec(os.environ['CODE'])", XDG_STATE_HOME=str(tmp_path)
-    )
+    chat = Conversation(tmp_path, sys.executable, "-c", "import os; exec(os.environ['CODE'])")
     chat.until(PROMPT)
     chat.type(b"Hi\r")
     chat.until(b"Once")
     chat.type(b"/mod\x7f\x7f\x7fquit")
+    chat.go()
     chat.until(PROMPT, 2)
     chat.until(b"/quit")
     assert b"/mod" not in chat.shown
@@ -198,7 +205,7 @@ def test_keys_pressed_during_an_answer_begin_the_next_prompt(tmp_path: Path) -> 
 
 
 def test_ctrl_z_pauses_a_chat_and_fg_goes_on(tmp_path: Path) -> None:
-    chat = Conversation("bash", "--norc", "-i", XDG_STATE_HOME=str(tmp_path), PS1="shell> ")
+    chat = Conversation(tmp_path, "bash", "--norc", "-i", PS1="shell> ")
     chat.until(b"shell>")
     chat.type(b'"$PYTHON" -c "$CODE"\r')
     chat.until(b"Ctrl-D leaves")
@@ -206,6 +213,7 @@ def test_ctrl_z_pauses_a_chat_and_fg_goes_on(tmp_path: Path) -> None:
     chat.until(b"Once")
     chat.type(b"\x1a")
     chat.until(b"Stopped")
+    chat.go()
     chat.type(b"fg\r")
     chat.until(b"upon")
     chat.type(b"/quit")

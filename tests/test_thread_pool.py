@@ -173,6 +173,14 @@ def threads_here() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def wait_for(true: Callable[[], bool]) -> None:
+    """Until something is true, on a slow machine too. Raises AssertionError where it never is."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_case_80_a_hundred_threads_that_called_leave_no_thread_and_no_work(engine: Engine) -> None:
     expected = answer(engine)
     before, answers = threads_here(), queue.SimpleQueue()
@@ -181,8 +189,7 @@ def test_case_80_a_hundred_threads_that_called_leave_no_thread_and_no_work(engin
         thread.start()
         thread.join()
     assert {answers.get() for _ in range(100)} == {expected}
-    time.sleep(0.2)  # the last one may still be ending after its join
-    assert threads_here() == before
+    wait_for(lambda: threads_here() == before)  # one may still be ending after its join
     spent = time.process_time()
     time.sleep(1)
     assert time.process_time() - spent < 0.05
@@ -247,7 +254,7 @@ TASK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_vo
 def launched(pool: ThreadPool, body: Callable[[int], int], threads: int, tasks: int) -> int:
     """What the pool's launch returns for a loop of `tasks`."""
     launch = ctypes.CFUNCTYPE(ctypes.c_int, TASK, ctypes.c_void_p, ctypes.c_int)
-    call = launch(pool.launch.value)
+    call = launch(pool.launch.value or 0)
     with pool.turn(threads):
         return call(TASK(lambda task, *_: body(task)), None, tasks)
 
@@ -257,9 +264,10 @@ def test_as_many_threads_compute_as_were_asked_for(bundle: Path, engine: Engine)
     for threads in (1, THREADS, 1):
         seen: set[int] = set()
 
-        def body(_: int, seen: set[int] = seen) -> int:
+        def body(_: int, seen: set[int] = seen, threads: int = threads) -> int:
             seen.add(threading.get_native_id())
-            time.sleep(0.01)  # lets the others come
+            time.sleep(0.01)  # lets others come, if there are too many
+            wait_for(lambda: len(seen) >= threads)
             return 0
 
         assert launched(pool, body, threads, 20) == 0
@@ -269,12 +277,13 @@ def test_as_many_threads_compute_as_were_asked_for(bundle: Path, engine: Engine)
 def test_a_failing_tasks_error_reaches_the_caller(bundle: Path, engine: Engine) -> None:
     library = tvm_ffi.libinfo.find_libtvm_ffi()
     ffi = ctypes.CDLL(library)
-    here = threading.get_native_id()
+    here, came = threading.get_native_id(), threading.Event()
 
     def body(_: int) -> int:
         if threading.get_native_id() == here:
-            time.sleep(0.01)
+            came.wait(60 if THREADS > 1 else 0)
             return 0
+        came.set()
         ffi.TVMFFIErrorSetRaisedFromCStr(b"ValueError", b"task failed")
         return -1
 

@@ -1,24 +1,20 @@
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shapes
+import sides
+import vs_llama
 
 from minicpm_mlc.bench.decode import Stopwatch
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bench.speed_report import SpeedRow
 from minicpm_mlc.compile.model.registry import read_config_folder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-vs_llama, sides, shapes = (
-    importlib.import_module(name) for name in ("vs_llama", "sides", "shapes")
-)
 
 COMPARISON = vs_llama.Comparison(
     "M",

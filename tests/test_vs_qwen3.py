@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
+import vs_qwen3
 
 from minicpm_mlc.bench.roofline import Limits
 from minicpm_mlc.bench.speed_report import SpeedRow
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-vs_qwen3 = importlib.import_module("vs_qwen3")
 
 
 def row(depth: int, speed: float) -> SpeedRow:

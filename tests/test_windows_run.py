@@ -174,12 +174,16 @@ def on_windows(folder: Path) -> list[list[bytes]]:
     return results((folder / "results.bin").read_bytes())
 
 
+def arrays_of(library: LocalLibrary, pools: Pools) -> list[np.ndarray]:
+    return [library.memory.array(tensor) for tensor in pools.tensors]
+
+
 def on_linux(library: LocalLibrary, pools: Pools, calls: list[Call]) -> list[list[bytes]]:
     found = []
     for call in calls:
         arrays = library.run(call.kind, call.rows, pools, call.sparse)
         found.append([array.tobytes() for array in arrays])
-    return [*found, [array.tobytes() for array in library.pool_arrays(pools)]]
+    return [*found, [array.tobytes() for array in arrays_of(library, pools)]]
 
 
 @pytest.mark.parametrize("attention", ["dense", pytest.param("auto", marks=pytest.mark.campaign)])
@@ -199,7 +203,7 @@ def test_a_windows_library_computes_what_linuxs_does(
     pools = library.new_pools(PAGES)
     tokens = np.random.default_rng(0).integers(5, library.vocab_size, 180).astype(np.int32)
     calls = conversation(tokens, attention == "auto")
-    file = CallsFile(library.pool_arrays(pools), library._arrays)
+    file = CallsFile(arrays_of(library, pools), library._arrays)
     file.write(tmp_path / "calls.bin", calls)
     expected = on_linux(library, pools, calls)
     seen = on_windows(tmp_path)

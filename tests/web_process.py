@@ -42,6 +42,6 @@ def _shared(build: EngineBuild, main: Path) -> Path:
 class WebProcess(EngineProcess):
     """An open engine in Node.js, with the calls of the native one."""
 
-    def __init__(self, bundle: Path, **options: Any) -> None:
+    def __init__(self, bundle: Path, threads: int = 1, **options: Any) -> None:
         given = {"linked": Manifest.load(bundle).symbol_prefix, **options}
-        self._start([NODE, DRIVER, PAGE, module(bundle), bundle, json.dumps(given)])
+        self._start([NODE, DRIVER, PAGE, module(bundle), bundle, json.dumps(given), str(threads)])

@@ -46,6 +46,8 @@ int cuLaunchKernelEx(const unsigned* config, void* function, void** arguments, v
 #else
 static size_t used;
 static Graph* recorded;
+static int last_error;
+int stand_in_refuses;  // which malloc from now on is refused, once; 0 for none
 
 int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   switch (attribute) {
@@ -66,7 +68,8 @@ int cudaEventRecord(void* event, void* stream) { return 0; }
 int cudaEventSynchronize(void* event) { return 0; }
 int cudaMalloc(void** place, size_t bytes) {
   stand_in_counts[2]++;
-  if (used + bytes > TOTAL) return OUT_OF_MEMORY;
+  int refused = stand_in_refuses && !--stand_in_refuses;
+  if (refused || used + bytes > TOTAL) return last_error = OUT_OF_MEMORY;
   char* memory = mmap(0, bytes + HEAD, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return OUT_OF_MEMORY;
@@ -99,7 +102,7 @@ const char* cudaGetErrorName(int error) { return "error"; }
 const char* cudaGetErrorString(int error) {
   return error == OUT_OF_MEMORY ? "out of memory" : "refused by the stand-in";
 }
-int cudaGetLastError(void) { return 0; }
+int cudaGetLastError(void) { int error = last_error; last_error = 0; return error; }
 int cudaPeekAtLastError(void) { return 0; }
 int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int kind, void* stream) {
   if (stand_in_capturing) recorded->copy[recorded->copies++] = (Copy){to, from, bytes};

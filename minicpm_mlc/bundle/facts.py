@@ -64,14 +64,15 @@ class Facts:
         wrong = _difference(bundle.manifest.compiled_part(), self.manifest)
         if wrong:
             place, seen, expected = wrong
+            own = bundle.path / (bundle.manifest.part + MANIFEST)
             raise BundleError(
-                f"{bundle.path / MANIFEST} is damaged at {place!r}: {seen!r:.60}, and "
+                f"{own} is damaged at {place!r}: {seen!r:.60}, and "
                 f"{bundle.manifest.library} was compiled for {expected!r:.60}; {REPAIR}"
             )
-        listed = bundle.manifest.files.get(KERNEL_CASES, {}).get("sha256")
-        if listed != self.cases:
+        cases = bundle.named(KERNEL_CASES)
+        if bundle.manifest.files.get(cases, {}).get("sha256") != self.cases:
             raise BundleError(
-                f"{bundle.path / KERNEL_CASES} is missing or not the one that "
+                f"{bundle.path / cases} is missing or not the one that "
                 f"{bundle.manifest.library} was compiled with; {REPAIR}"
             )
 

@@ -215,14 +215,16 @@ def from_bytes(data: bytes) -> list[Case]:
     return [_case(entry, arrays) for entry in index]
 
 
-def load_cases(folder: Path) -> list[Case]:
-    """The cases of a bundle. Raises BundleError if it has none."""
-    path = folder / KERNEL_CASES
+def load_cases(folder: Path, name: str = KERNEL_CASES) -> list[Case]:
+    """The cases of a bundle, in the file that it calls `name`. Raises BundleError if it has
+    none.
+    """
+    path = folder / name
     try:
         return from_bytes(path.read_bytes())
     except FileNotFoundError:
         raise BundleError(
-            f"{folder} has no {KERNEL_CASES}, it is older; compile it again: minicpm-mlc compile"
+            f"{folder} has no {name}, it is older; compile it again: minicpm-mlc compile"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} can't be read ({error}); {REPAIR}") from None

@@ -34,6 +34,10 @@ MAX_TREE_NODES = 64  # nodes of a token tree
 # those that a token is drawn from
 LIKELIEST, CANDIDATES = "likeliest", "candidates"
 READ_KERNEL = "read_peak"  # of every library: it only reads memory (ops/*/speed_limits.py)
+# A bundle for a GPU may hold a library for the processor too: a manifest of its own, and what the
+# names of that library's own files begin with. All other files serve both.
+CPU_PART = "cpu-"
+CPU_MANIFEST = CPU_PART + MANIFEST
 # what is read where a bundle holds it: a file of such a name that the manifest lacks is refused
 OPTIONAL_FILES = (
     "tokenizer.json",
@@ -88,9 +92,11 @@ class Manifest:
     abi: int = ABI
 
     @staticmethod
-    def load(folder: str | Path) -> Manifest:
-        """Read and validate a bundle's manifest without asking whether this machine can run it."""
-        return _parse(_read(Path(folder)), Path(folder))
+    def load(folder: str | Path, device: str | None = None) -> Manifest:
+        """Read and validate a bundle's manifest without asking whether this machine can run it.
+        `device`: that of the library for it, where the bundle holds two; None: the first one's.
+        """
+        return _load(Path(folder), device)[0]
 
     def compiled_part(self) -> dict[str, Any]:
         """What the library is compiled from: all but the files and where the checkpoint was found,
@@ -116,7 +122,12 @@ class Manifest:
     @property
     def symbol_prefix(self) -> str:
         """What the symbols of its static library begin with, by which an app finds them."""
-        return re.sub(r"\W", "_", f"{self.name}_{self.scheme}_")
+        return re.sub(r"\W", "_", f"{self.name}_{self.scheme}_{self.part}")
+
+    @property
+    def part(self) -> str:
+        """CPU_PART for the second library of a bundle, else empty."""
+        return CPU_PART if self.library.startswith(CPU_PART) else ""
 
     @property
     def recurrent(self) -> bool:
@@ -148,29 +159,40 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def named(self, name: str) -> str:
+        """What a file is called here: the library's own one, where the bundle holds two libraries,
+        or else the one of both.
+        """
+        own = self.manifest.part + name
+        return own if own in self.manifest.files else name
+
     def file(self, name: str) -> Path:
         """Where a file lies. Raises BundleError for one that the manifest doesn't list: nothing
         says what it should hold.
         """
+        name = self.named(name)
         if name not in self.manifest.files:
             raise BundleError(f"{self.path / MANIFEST} lists no {name}; {REPAIR}")
         return self.path / name
 
 
-def manifest_sha256(folder: str | Path) -> str:
-    """The SHA-256 of a bundle's manifest, which stands for the bundle. Raises BundleError."""
-    return hashlib.sha256(_read(Path(folder))).hexdigest()
+def manifest_sha256(folder: str | Path, part: str = "") -> str:
+    """The SHA-256 of a bundle's manifest, which stands for the bundle; with `part` of that of its
+    second library. Raises BundleError.
+    """
+    return hashlib.sha256(_read(Path(folder), part + MANIFEST)).hexdigest()
 
 
 def read_bundle(
     path: str | Path,
     *,
+    device: str | None = None,
     verify: Literal["auto", "always", "never"] = "auto",
     host: Host | None = None,
     tvm: str | None = None,
 ) -> Bundle:
-    """Open a bundle that this machine can run and may; raises BundleError with what to do
-    otherwise.
+    """Open a bundle that this machine can run and may, its library for `device` where it holds two;
+    raises BundleError with what to do otherwise.
 
     The SHA-256 of every file is checked at the first load and again when a file's size or time
     changed ("auto"), at every load ("always"), or never; that of the library, which is what runs,
@@ -179,8 +201,7 @@ def read_bundle(
     if verify not in ("auto", "always", "never"):
         raise ValueError(f'verify is {verify!r}; expected "auto", "always" or "never"')
     folder = Path(path)
-    data = _read(folder)
-    manifest = _parse(data, folder)
+    manifest, data = _load(folder, device)
     if why := mismatch(manifest.target, host or this_host()):
         options = compile_options(host or this_host(), manifest.target["device"])
         raise BundleError(f"{folder} can't run here: {why}; {COMPILE_AGAIN} {options}")
@@ -207,23 +228,46 @@ def check_files(bundle: Bundle, again: bool) -> None:
         _check_hashes(bundle, [bundle.manifest.library])
 
 
-def _read(folder: Path) -> bytes:
+def _load(folder: Path, device: str | None) -> tuple[Manifest, bytes]:
+    """The manifest of the library for a device, and the bytes of the bundle's, which has the hash
+    of every other file.
+    """
+    data = _read(folder)
+    manifest = _parse(data, folder)
+    first = manifest.target["device"]
+    if device in (None, first):
+        return manifest, data
+    if device != "cpu" or CPU_MANIFEST not in manifest.files:
+        both = " and cpu" if CPU_MANIFEST in manifest.files else ""
+        raise BundleError(
+            f"{folder} has no library for {device}, it is for {first}{both}; leave out --device, "
+            f"or {COMPILE_AGAIN} --with-cpu"
+        )
+    own = _read(folder, CPU_MANIFEST)
+    if hashlib.sha256(own).hexdigest() != manifest.files[CPU_MANIFEST]["sha256"]:
+        raise BundleError(
+            f"{folder / CPU_MANIFEST} is damaged: its SHA-256 isn't the manifest's; {REPAIR}"
+        )
+    return _parse(own, folder, CPU_MANIFEST), data
+
+
+def _read(folder: Path, name: str = MANIFEST) -> bytes:
     if not folder.is_dir():
         raise BundleError(no_bundle(folder))
     try:
-        return (folder / MANIFEST).read_bytes()
+        return (folder / name).read_bytes()
     except FileNotFoundError:
         raise BundleError(no_bundle(folder)) from None
     except OSError as error:
         why = error.strerror or error
-        raise BundleError(f"{folder / MANIFEST} can't be read ({why}); {REPAIR}") from None
+        raise BundleError(f"{folder / name} can't be read ({why}); {REPAIR}") from None
 
 
-def _parse(text: bytes, folder: Path) -> Manifest:
+def _parse(text: bytes, folder: Path, name: str = MANIFEST) -> Manifest:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / MANIFEST} is not JSON ({error}); {REPAIR}") from None
+        raise BundleError(f"{folder / name} is not JSON ({error}); {REPAIR}") from None
     seen = (data.get("format"), data.get("abi")) if isinstance(data, dict) else (None, None)
     if seen != (FORMAT, ABI):
         raise BundleError(
@@ -235,26 +279,26 @@ def _parse(text: bytes, folder: Path) -> Manifest:
         CHECK(data)
         check_together(data)
     except Damaged as damaged:
-        raise BundleError(f"{folder / MANIFEST} is damaged at {damaged}; {REPAIR}") from None
-    return Manifest(**_with_tables(folder, data))
+        raise BundleError(f"{folder / name} is damaged at {damaged}; {REPAIR}") from None
+    return Manifest(**_with_tables(folder / name, data))
 
 
-def _with_tables(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+def _with_tables(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     """The fields with their state tables read."""
-    table = _state_table(folder, "state", data["state"], data["model"]["num_layers"])
+    table = _state_table(path, "state", data["state"], data["model"]["num_layers"])
     draft = data["draft"]
     if draft is not None:
-        own = _state_table(folder, "draft: state", draft["state"], draft["layers"])
+        own = _state_table(path, "draft: state", draft["state"], draft["layers"])
         draft = draft | {"state": own}
     return data | {"state": table, "draft": draft}
 
 
-def _state_table(folder: Path, what: str, value: list[Any], num_layers: int) -> list[StateEntry]:
+def _state_table(path: Path, what: str, value: list[Any], num_layers: int) -> list[StateEntry]:
     try:
         return parse_table(value, num_layers)
     except ValueError as error:
         where = f"{what}: {error}"
-        raise BundleError(f"{folder / MANIFEST} is damaged at {where!r}; {REPAIR}") from None
+        raise BundleError(f"{path} is damaged at {where!r}; {REPAIR}") from None
 
 
 def _installed_tvm() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minicpm_mlc.cli.commands import Command, debugging, example
-from minicpm_mlc.cli.options import chat_options
+from minicpm_mlc.cli.options import chat_options, library_option
 from minicpm_mlc.cli.rpc import remote_machine, rpc_options
 from minicpm_mlc.cli.trust import trust_options
 
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     **example('minicpm-mlc chat ./MiniCPM4-0.5B-w4a-cpu --prompt "What is a page table?"'),
 )
 @click.argument("bundle", type=click.Path())
+@library_option
 @chat_options
 @rpc_options
 @trust_options
 def chat(
-    bundle: str, rpc: str | None, key: str | None, key_file: str | None, **options: Any
+    bundle: str,
+    rpc: str | None,
+    key: str | None,
+    key_file: str | None,
+    device: str | None,
+    **options: Any,
 ) -> None:
     """Chat with BUNDLE; /help lists the commands of the chat.
 
@@ -34,10 +40,12 @@ def chat(
     its thinking to standard error.
     """
     remote = remote_machine(rpc, key, key_file, bundle, options["draft_model"])
-    converse(bundle, remote, **options)
+    converse(bundle, remote, device, **options)
 
 
-def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
+def converse(
+    bundle: str, remote: RemoteMachine | None, device: str | None = None, **options: Any
+) -> None:
     """Opens `bundle`, and answers the question that the options or a pipe hold, or else talks."""
     from minicpm_mlc.runtime_py.chat.repl import (
         Look,
@@ -69,7 +77,7 @@ def converse(bundle: str, remote: RemoteMachine | None, **options: Any) -> None:
         "saved": conversation_of(load, go_on),
     }
     question = read_question(text_or_file(*asked, "--prompt"))
-    with Engine(bundle, remote=remote, **opened) as engine:
+    with Engine(bundle, remote=remote, device=device, **opened) as engine:
         check_device(engine)
         if question is None:
             talk(engine, **shared)

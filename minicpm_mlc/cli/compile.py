@@ -34,6 +34,11 @@ from minicpm_mlc.cli.options import KV, SCHEMES, device_option
     "android]",
 )
 @click.option(
+    "--with-cpu",
+    is_flag=True,
+    help="A second library, for the processor beside the GPU: apps run it where the GPU can't.",
+)
+@click.option(
     "--arch",
     help="For CUDA: all, or for example sm_87,sm_90. For Vulkan and OpenCL: dot8, where the device "
     "has the integer dot product.  [default: all]",

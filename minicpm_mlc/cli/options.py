@@ -40,6 +40,12 @@ def device_option(text: str) -> Any:
     return click.option("--device", default="cpu", help=text, shell_complete=complete)
 
 
+def library_option(command: Any) -> Any:
+    """Which of a bundle's two libraries."""
+    text = "cpu: the processor's library of a bundle that has a GPU's too."
+    return click.option("--device", type=click.Choice(["cpu"]), help=text)(command)
+
+
 def drafting_options(command: Any) -> Any:
     """The options of speculative decoding."""
     options = [

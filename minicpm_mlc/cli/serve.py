@@ -9,7 +9,7 @@ import click
 from minicpm_mlc.base import choices
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example
-from minicpm_mlc.cli.options import ATTENTION, PORT
+from minicpm_mlc.cli.options import ATTENTION, PORT, library_option
 from minicpm_mlc.cli.trust import trust_options
 
 
@@ -59,6 +59,7 @@ from minicpm_mlc.cli.trust import trust_options
     default=10.0,
     help="Seconds that requests have to end in at SIGTERM.",
 )
+@library_option
 @click.option("--context", type=int, help="Tokens of context.  [default: what memory holds]")
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option("--attention", type=ATTENTION, default="auto", help="Gear; auto shifts by length.")
@@ -84,6 +85,7 @@ def serve(
     context: int | None,
     threads: int | None,
     attention: str,
+    device: str | None,
     draft_model: str | None,
     ray: bool,
     replicas: str | None,
@@ -100,6 +102,7 @@ def serve(
     keys = given_keys(api_key, api_key_file)
     serving = Serving(keys=keys, origins=cors_origin, hosts=allowed_host, **options)
     opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
+    opened["device"] = device
     if ray:
         from minicpm_mlc.serve.ray_serve import run
 

@@ -8,6 +8,7 @@ import click
 
 from minicpm_mlc.base.streams import say
 from minicpm_mlc.cli.commands import Command, example
+from minicpm_mlc.cli.options import library_option
 from minicpm_mlc.cli.rpc import remote_machine, rpc_options
 from minicpm_mlc.cli.trust import trust_options
 
@@ -23,6 +24,7 @@ from minicpm_mlc.cli.trust import trust_options
     type=click.Path(),
     help="The --json report of another device, whose tokens this one must give.",
 )
+@library_option
 @click.option("--threads", type=int, help="Threads.  [default: the physical cores]")
 @click.option(
     "--files-only",

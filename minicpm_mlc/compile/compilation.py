@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlc.bundle.facts import TensorFact
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import CPU_PART, Manifest
 from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.config.model_config import ModelConfig
 from minicpm_mlc.compile.convert import Param, stored_tensors
@@ -15,6 +15,7 @@ from minicpm_mlc.compile.make_manifest import make_manifest, with_draft
 from minicpm_mlc.compile.model.registry import build_model
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.targets import Target
+from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Compilation:
 
     `draft`: a draft head, and how it is stored. `calibration` and `source`: what the manifest says
     of the text that rounding saw, and of where the checkpoint is from. `tuning`: what was measured
-    of the kernels' parameters, if anything.
+    of the kernels' parameters, if anything. `part`: CPU_PART for a bundle's second library.
     """
 
     config: ModelConfig
@@ -39,6 +40,16 @@ class Compilation:
     calibration: dict[str, Any] | None = None
     source: str | None = None
     tuning: Tuning | None = None
+    part: str = ""
+
+    def for_processor(self, target: CpuTarget, activations: str) -> Compilation:
+        """The same as the bundle's second library, for the processor beside the GPU."""
+        precision = replace(self.precision, activations=activations)
+        head = self.draft
+        draft = head and (head[0], replace(head[1], activations=activations))
+        tuning = Tuning.nearest(target)
+        changed = {"target": target, "precision": precision, "draft": draft, "tuning": tuning}
+        return replace(self, part=CPU_PART, **changed)
 
     @cached_property
     def params(self) -> list[Param]:
@@ -54,7 +65,8 @@ class Compilation:
     @cached_property
     def manifest(self) -> Manifest:
         """The bundle's manifest, but for its files and the names of the stored tensors."""
-        made = replace(self._manifest, source=self.source)
+        made = self._manifest
+        made = replace(made, source=self.source, library=self.part + made.library)
         return with_draft(made, *self.draft, self.params) if self.draft else made
 
     @property

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicpm_mlc.base.choices import BUDGET_SCHEME, DEFAULT_SCHEME
 from minicpm_mlc.base.errors import CompileError
 from minicpm_mlc.base.interrupts import interrupts_told
-from minicpm_mlc.base.progress import Progress, Steps, no_progress
-from minicpm_mlc.bundle.facts import Facts, TensorFact
-from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, to_bytes
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.bundle.params import DRAFT_IDS
 from minicpm_mlc.compile.calibrate.asked import TextWork
 from minicpm_mlc.compile.calibrate.layers import Calibration
@@ -26,21 +20,23 @@ from minicpm_mlc.compile.checkpoint import Checkpoint
 from minicpm_mlc.compile.companions import add_companions
 from minicpm_mlc.compile.compilation import Compilation
 from minicpm_mlc.compile.config.model_config import ModelConfig
-from minicpm_mlc.compile.convert import convert
+from minicpm_mlc.compile.convert import Param, convert
 from minicpm_mlc.compile.draft import DraftHead, open_draft
+from minicpm_mlc.compile.libraries import (
+    add_library,
+    add_second_library,
+    needed_bytes,
+    processor_beside,
+    second_note,
+)
 from minicpm_mlc.compile.limits import choose_prefill_chunk
 from minicpm_mlc.compile.result import CompileResult
 from minicpm_mlc.compile.source import Source, open_source
 from minicpm_mlc.compile.storage import draft_precision
-from minicpm_mlc.compile.surroundings import some_home, temporary_files_in
+from minicpm_mlc.compile.surroundings import some_home
 from minicpm_mlc.compile.writer import BundleWriter
 from minicpm_mlc.targets import Target, get_target
 from minicpm_mlc.targets.tuning import Tuning
-
-if TYPE_CHECKING:
-    from minicpm_mlc.compile.pipeline import Program  # imports TVM
-
-LIBRARY_BYTES = 16 << 20  # room for the library and the tokenizer
 
 
 def compile_model(
@@ -50,6 +46,7 @@ def compile_model(
     device: str = "cpu",
     cpu: str | None = None,
     gpu: str | None = None,  # beside an arm64 processor
+    with_cpu: bool = False,  # a second library, for the processor beside the GPU
     arch: str | None = None,  # of CUDA: all, or for example sm_87,sm_90
     scheme: str | None = None,  # None: w4a, w4k with `bits`, or what holds most quantised weights
     embedding_scheme: str | None = None,
@@ -90,7 +87,8 @@ def compile_model(
         target = get_target(device, cpu, gpu, arch)
         tuned = _tuning(tuning, target, say)
         usual = DEFAULT_SCHEME if bits is None else BUDGET_SCHEME
-        precision = opened.precision(scheme, embedding_scheme, activations, kv, target, usual)
+        asked = (scheme, embedding_scheme, activations, kv)
+        precision = opened.precision(*asked, target, usual)
         carried = opened.carries(precision)
         work = TextWork.asked(opened.files, config, calibrate, bits, carried)
         lost = opened.rounded(precision)
@@ -101,12 +99,18 @@ def compile_model(
         chunk = choose_prefill_chunk(config, longest, prefill_chunk)
         told = (work.said if work else opened.calibration, origin or opened.origin)
         compilation = Compilation(config, precision, target, longest, chunk, stored, *told, tuned)
+        second = None
+        if with_cpu:
+            host = processor_beside(target, device)
+            rounding = opened.precision(*asked, host, usual).activations
+            second = compilation.for_processor(host, rounding)
         name = "-".join([config.name, precision.linear.name, device, *([gpu] if gpu else [])])
         path = Path(out or name)
         if not dry_run:
-            _write(path, compilation, opened, head, work, overwrite, progress)
+            _write(path, compilation, second, opened, head, work, overwrite, progress)
         offer = None if carried or work else opened.offer(precision)
-        return CompileResult.of(path, not dry_run, compilation.manifest, opened.notes + lost, offer)
+        notes = [*opened.notes, *lost, *([second_note(compilation, second)] if second else [])]
+        return CompileResult.of(path, not dry_run, compilation.manifest, notes, offer)
 
 
 def _say_all(notes: list[str], say: Callable[[str], object]) -> None:
@@ -146,6 +150,7 @@ def _open_head(
 def _write(
     path: Path,
     compilation: Compilation,
+    second: Compilation | None,
     opened: Source,
     head: DraftHead | None,
     work: TextWork | None,
@@ -155,9 +160,9 @@ def _write(
     """Writes the bundle, or nothing. What calibration keeps beside it goes when it is there."""
     weights = opened.with_head(head)
     calibration = work and work.calibration(compilation, weights, path)
-    needed = compilation.manifest.memory["weights"] + LIBRARY_BYTES
+    needed = needed_bytes(compilation, second)
     with BundleWriter(path, need_bytes=needed, overwrite=overwrite) as bundle:
-        _fill(bundle, compilation, opened, weights, head, calibration, progress)
+        _fill(bundle, compilation, second, opened, weights, head, calibration, progress)
     if calibration:
         shutil.rmtree(calibration.folder)
 
@@ -165,6 +170,7 @@ def _write(
 def _fill(
     bundle: BundleWriter,
     compilation: Compilation,
+    second: Compilation | None,
     opened: Source,
     weights: Checkpoint,
     head: DraftHead | None,
@@ -174,33 +180,19 @@ def _fill(
     """Everything that is in a bundle. The library is built first: it tells whether it takes what is
     converted, and a machine that can't build it shows before all weights are read.
     """
-    program = compilation.program()
-    manifest = replace(compilation.manifest, params=[each.name for each in compilation.tensors])
-    _add_library(bundle, program, manifest, compilation.tensors, progress)
+    manifest = add_library(bundle, compilation, progress)
     rounded = calibration.run(progress) if calibration else {}
-    convert(compilation.params, weights, bundle, rounded=rounded, progress=progress)
+
+    def convert_all(params: Sequence[Param]) -> None:
+        convert(params, weights, bundle, rounded=rounded, progress=progress)
+
+    convert_all(compilation.params)
     add_companions(bundle, opened.files, manifest)
     if head:
         bundle.add_file(DRAFT_IDS, _npy(head.token_ids))
+    if second:
+        add_second_library(bundle, compilation, second, convert_all, progress)
     bundle.finish(manifest)
-
-
-def _add_library(
-    bundle: BundleWriter,
-    program: Program,
-    manifest: Manifest,
-    tensors: list[TensorFact],
-    progress: Progress,
-) -> None:
-    """The library, which tells its bundle from others, and the cases of its kernels."""
-    steps = Steps(progress, "library", program.steps)
-    cases = to_bytes(program.cases(steps))
-    facts = Facts.of(manifest, tensors, hashlib.sha256(cases).hexdigest())
-    with bundle.scratch() as scratch, temporary_files_in(scratch):
-        program.write(scratch, manifest.symbol_prefix, facts, steps)
-        for library in program.target.libraries:
-            bundle.add_file(library, scratch / library)
-    bundle.add_file(KERNEL_CASES, cases)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -264,8 +264,8 @@ class EngineBuild:
         """What spares the compiler reading TVM's headers for every source: a third of its time."""
         header = self._engine / "src" / "precompiled.h"
         seen = self._wheels["tvm_ffi"] / "include" / "tvm" / "ffi" / "function.h"
-        where = (str(header), str(seen), seen.stat().st_mtime_ns)  # it is refused for other files
-        parts = [*self._tvm_parts, header.read_bytes(), repr(where).encode()]
+        read = [(str(path), path.stat().st_mtime_ns) for path in (header, seen)]  # and no others
+        parts = [*self._tvm_parts, header.read_bytes(), repr(read).encode()]
         how = ("c++", "-std=c++17", *self._arguments(()), "-x", "c++-header", str(header), "-o")
         made = self._kept("precompiled.pch", parts, lambda out: zig(*how, str(out)))
         return "-include-pch", str(made)

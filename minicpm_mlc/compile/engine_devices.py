@@ -59,3 +59,13 @@ def link_headers(devices: Iterable[str], folder: Path) -> Path:
             if (found / name).is_dir():
                 (own / name).symlink_to(found / name)
     return own
+
+
+def api_headers(device: str) -> dict[str, Path]:
+    """Those that the device's runtime is built with, by their names in #include. Raises
+    CompileError.
+    """
+    folder = APIS[device].found()
+    parts = (folder / name for name in APIS[device].folders)
+    paths = (path for part in parts for path in sorted(part.rglob("*.h")))
+    return {path.relative_to(folder).as_posix(): path for path in paths}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST, Manifest
 from minicpm_mlc.compile.engine_android import android_files
 from minicpm_mlc.compile.engine_build import PROGRAM, EngineBuild
 from minicpm_mlc.compile.engine_devices import APIS
@@ -20,12 +20,14 @@ def engine_files(folder: Path, manifest: Manifest, platform: str) -> Files:
     the engine doesn't run.
     """
     device = manifest.target["device"]
-    if platform not in _FILES or device not in ("cpu", *(APIS if platform == "linux" else ())):
+    gpus = APIS if platform == "linux" or CPU_MANIFEST in manifest.files else ()
+    if platform not in _FILES or device not in ("cpu", *(gpus if platform in _WITH_GPU else ())):
         raise CompileError(
-            f"--engine: the engine runs CPU bundles on Linux, Android, iOS and in pages, on Linux "
-            f"also those for OpenCL and Vulkan, and {folder} is for {device} on "
-            f"{manifest.target['triple']}; compile one with --device cpu, --device linux-arm64, "
-            "--device web, --device android --gpu none or --device ios --gpu none"
+            f"--engine: the engine runs CPU bundles on Linux, Android, iOS and in pages, those for "
+            "OpenCL and Vulkan on Linux, and on Android if they also have a library for the "
+            f"processor; {folder} is for {device} on {manifest.target['triple']}; compile one with "
+            "--device cpu, --device linux-arm64, --device web, --device android --with-cpu, "
+            "--device android --gpu none or --device ios --gpu none"
         )
     return _FILES[platform](folder, manifest)
 
@@ -37,4 +39,5 @@ def _linux(folder: Path, manifest: Manifest) -> Files:
     return {PROGRAM: read(program, 0o755), **engine_sources("runtime", "engine", "src")}
 
 
+_WITH_GPU = ("linux", "android")
 _FILES = {"linux": _linux, "android": android_files, "ios": ios_files, "web": web_files}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minicpm_mlc.base.errors import CompileError
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import CPU_PART, Manifest
 from minicpm_mlc.compile.engine_build import StaticModel, native_folder, tvm_files
 from minicpm_mlc.compile.engine_system import zig_folder
 from minicpm_mlc.targets.link import is_static
@@ -48,7 +48,10 @@ def web_licences() -> Files:
 
 def static_model(folder: Path, manifest: Manifest) -> StaticModel:
     """The library that an app links. Raises CompileError for a bundle without one."""
-    library = next(filter(is_static, sorted(manifest.files)), None)
+    own = (
+        name for name in sorted(manifest.files) if name.startswith(CPU_PART) == bool(manifest.part)
+    )
+    library = next(filter(is_static, own), None)
     if library is None:
         raise CompileError(f"{folder} has no library that an app links; compile it again")
     return StaticModel(folder / library, manifest.symbol_prefix)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicpm_mlc.base.errors import CompileError
+from minicpm_mlc.targets.cpu import THREAD_POOL
 from minicpm_mlc.targets.link import PLATFORMS
 
 WEB = PLATFORMS["web"].zig
@@ -15,8 +16,15 @@ WEB_CALLS = (
     *("malloc", "free"),
     *(f"minicpm_{name}" for name in ("open", "close", "error", "info", "stats", "free")),
     *(f"minicpm_{name}" for name in ("tokenize", "prompt", "truncate", "save", "cancel")),
+    "minicpm_web_use_workers",
+    # of a worker that shares the memory: its stack, its own variables, and what it does
+    *("__stack_pointer", "__tls_size", "__wasm_init_tls", "minicpm_pool_work"),
 )
-_WEB_PROCESSOR = "-mcpu=generic+simd128+exception_handling"
+_WEB_PROCESSOR = "-mcpu=generic+simd128+exception_handling+atomics+bulk_memory"
+_WEB_MEMORY = (  # bytes that page/engine.js makes it of, and the most that it grows to
+    *("-Wl,--shared-memory", "-Wl,--import-memory"),
+    *("-Wl,--initial-memory=67108864", "-Wl,--max-memory=4294901760"),
+)
 # LLVM's, as zig brings them: how exceptions are thrown and caught in WebAssembly
 _EXCEPTIONS = (
     "libcxxabi/src/cxa_exception.cpp",
@@ -83,13 +91,13 @@ def _web(folder: Path) -> EngineSystem:
         link=(
             _WEB_PROCESSOR,
             *("-O2", "-s", "-Wl,--gc-sections", "-lwasi-emulated-getpid"),
-            *("-Wl,--max-memory=4294901760", "-Wl,-z,stack-size=4194304"),
+            *(*_WEB_MEMORY, "-Wl,-z,stack-size=4194304"),
         ),
         library=("-mexec-model=reactor", *(f"-Wl,--export={name}" for name in WEB_CALLS)),
         name="{}.wasm",
         headers=(folder / "include",),
         own=tuple(path for path in sorted((folder / "src").glob("*.cc")) if path.stem != "web"),
-        sources=tuple(zig / name for name in _EXCEPTIONS),
+        sources=(THREAD_POOL, *(zig / name for name in _EXCEPTIONS)),
         source_flags=(
             *(f"-I{zig / name}" for name in _EXCEPTION_HEADERS),
             "-D_LIBCPP_BUILDING_LIBRARY",

@@ -25,6 +25,7 @@ def web_files(folder: Path, manifest: Manifest) -> Files:
     app = {
         "bundle": folder.resolve().name,
         "linked": model.prefix,
+        "features": manifest.target["features"],
         "options": {"context": min(CONTEXT, manifest.max_context)},
     }
     index = (_SERVED / "index.html").read_text(encoding="utf-8").replace('"/page/', '"page/')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minicpm_mlc.bundle.manifest import Manifest
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST, CPU_PART, Manifest
 
 _PYTHON = """## With Python
 
@@ -50,7 +50,7 @@ browser. `page/app.json` says which bundle is opened, with which options of mini
 
 A page of your own takes `page/engine.js` and `page/wasi.js` in a worker, and `page/minicpm.wasm`:
 
-    const engine = await Engine.of(module, files);
+    const engine = await Engine.of(bytes, files);
     engine.open("/bundle", {{ linked: "{prefix}" }});
     engine.chat([{{ role: "user", content: "Hello" }}], {{}}, (kind, text) => show(text));
 """
@@ -92,6 +92,9 @@ _APP = """## In an MLC app
 app's own code reads them. The library's functions are minicpm-mlc's, not those of MLC's engine: the
 app links `{library}`{static} with TVM's runtime and drives it as described below.
 """
+_SECOND = """A second library is for the processor: the engine runs it where the GPU can't answer,
+Python with `--device cpu`.
+"""
 _STATIC = " (statically: {archives})"
 _ORDER = {
     "linux": (_PYTHON, _RUNTIME),
@@ -109,14 +112,15 @@ def readme(name: str, manifest: Manifest, platform: str, sha256: str, engine: bo
     `engine`: whether the engine is in it.
     """
     target = manifest.target
-    archives = [file for file in sorted(manifest.files) if file.endswith((".a", ".tar"))]
+    named = (file for file in sorted(manifest.files) if not file.startswith(CPU_PART))
+    archives = [file for file in named if file.endswith((".a", ".tar"))]
     others = [file for file in archives if file != manifest.library]
     static = _STATIC.format(archives=", ".join(others)) if others else ""
     head = f"""# {manifest.name} for {platform}
 
 Weights {manifest.scheme}, up to {manifest.max_context} tokens.
 Device {target["device"]}, {target["triple"]}, processor {target["cpu"]}.
-
+{_SECOND if CPU_MANIFEST in manifest.files else ""}
 - `{name}/`: the bundle, copied to the device as it is
 - `SHA256SUMS`: check the copy with `sha256sum -c SHA256SUMS`. It tells a damaged copy, not who made
   it

@@ -17,6 +17,7 @@ from minicpm_mlc.compile.writer import BundleFile, BundleWriter
 
 ALIGNMENT = 64  # one cache line and the widest vector: mapped weights are used in place
 SHARD_CAP = 32 << 20
+SHARD = "params_shard_"  # how the names of shards begin
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ShardWriter:
         if shard == len(self._files):
             if self._files:
                 self._files[-1].close()
-            self._files.append(self._bundle.create(f"params_shard_{shard}.bin", md5=True))
+            self._files.append(self._bundle.create(f"{SHARD}{shard}.bin", md5=True))
         return self._files[shard]
 
     def _tensor_cache(self) -> dict[str, Any]:

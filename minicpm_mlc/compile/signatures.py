@@ -9,9 +9,11 @@ from tvm.relax.frontend.nn import spec
 
 from minicpm_mlc.bundle.manifest import CANDIDATES, LIKELIEST
 from minicpm_mlc.bundle.state import Table, bytes_per
+from minicpm_mlc.compile.config.draft_config import DraftConfig
 from minicpm_mlc.compile.model.decoder import Decoder
 from minicpm_mlc.compile.model.eagle import Eagle, EagleCalls
 from minicpm_mlc.ops.build import has_kernel
+from minicpm_mlc.ops.formats.draft_tree import PARTS
 from minicpm_mlc.ops.formats.tree import MASK_WORDS
 from minicpm_mlc.ops.formats.weights import LANES
 from minicpm_mlc.ops.likeliest import Likeliest
@@ -71,16 +73,31 @@ def choosing_functions(model: Decoder) -> Functions:
 
 def draft_functions(model: Decoder, draft: Eagle) -> Functions:
     """Those of the draft head."""
-    calls = EagleCalls(model, draft)
+    calls, config = EagleCalls(model, draft), draft.config
     pools = pool_arguments(draft.state)
-    features = {"features": spec.Tensor(["n", draft.config.feature_width], "float32")}
-    hidden = {"hidden": spec.Tensor(["t", draft.config.hidden_size], "float32")}
+    features = {"features": spec.Tensor(["n", config.feature_width], "float32")}
     extend = ids("n", "token_ids") | features | ids("n", "positions slots") | ONE_TABLE
+    hidden = {"hidden": spec.Tensor(["t", config.hidden_size], "float32")}
     step = ids("t", "token_ids") | hidden | ids("t", "positions slots") | tree_arguments("t")
+    growing = {
+        "vocabulary": spec.Tensor([config.vocab_size], "int32"),
+        "tree": spec.Tensor(["s", len(PARTS), "t"], "int32"),
+    }
     return {
         "draft_extend": (calls.draft_extend, extend | ids("m", "logit_rows") | pools | PARAMS),
         "draft_step": (calls.draft_step, step | pools | PARAMS),
+        "draft_choose": (calls.draft_choose, guesses(config) | growing | NO_PARAMS),
+        "draft_level": (calls.draft_level, step | growing | pools | PARAMS),
     }
+
+
+def guesses(config: DraftConfig) -> Arguments:
+    """Arguments that are what a head gave after r rows, and where these are."""
+    likeliest = [spec.Tensor(["r", config.top_k], dtype) for dtype in ("int32", "float32")]
+    found = dict(zip(("ids", "values"), likeliest, strict=True))
+    hidden = {"hidden": spec.Tensor(["r", config.hidden_size], "float32")}
+    placed = {name: each for name, each in tree_arguments("r").items() if name != "page_table"}
+    return found | hidden | ids("r", "positions slots") | placed
 
 
 def ids(n: str, names: str) -> Arguments:

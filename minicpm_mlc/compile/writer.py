@@ -99,6 +99,7 @@ class BundleWriter:
         self._folder = partial_beside(self.path)
         self._holds: list[Hold] = []
         self._files: list[BundleFile] = []
+        self._part = ""
 
     def __enter__(self) -> BundleWriter:
         self._put_right()
@@ -150,8 +151,23 @@ class BundleWriter:
             with interrupts_wait():
                 shutil.rmtree(folder)
 
+    @contextmanager
+    def part(self, prefix: str) -> Iterator[None]:
+        """Within it, the names of new files begin with `prefix`."""
+        self._part = prefix
+        try:
+            yield
+        finally:
+            self._part = ""
+
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The lines of the files so far in a manifest."""
+        return {file.name: file.entry for file in self._files}
+
     def create(self, name: str, *, md5: bool = False) -> BundleFile:
         """A new file of the bundle, to be written and closed."""
+        name = self._part + name
         if (
             not is_plain_name(name)
             or name == MANIFEST
@@ -181,7 +197,7 @@ class BundleWriter:
         """
         if still_open := [file.name for file in self._files if not file.closed]:
             raise CompileError(f"{still_open[0]} was not written to its end")
-        whole = dataclasses.replace(manifest, files={file.name: file.entry for file in self._files})
+        whole = dataclasses.replace(manifest, files=self.entries)
         last = BundleFile(self._folder / MANIFEST)
         self._files.append(last)
         last.write(whole.to_bytes())

@@ -14,7 +14,7 @@ from minicpm_mlc.base.errors import CheckpointError, MiniCPMError
 from minicpm_mlc.base.text import human_bytes, plain_table, shown
 from minicpm_mlc.bundle.contexts import context_lengths
 from minicpm_mlc.bundle.host import mismatch, this_host
-from minicpm_mlc.bundle.manifest import MANIFEST, Bundle, Manifest, manifest_sha256
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST, MANIFEST, Bundle, Manifest, manifest_sha256
 from minicpm_mlc.bundle.params import bits_per_weight
 from minicpm_mlc.bundle.wrong_path import no_checkpoint
 from minicpm_mlc.hub import records
@@ -96,6 +96,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "calibrated": manifest.calibration or "no",
         "activations": manifest.activations,
         "target": manifest.target,
+        **_second_library(path, manifest),
         "tvm": manifest.tvm,
         "draft head": manifest.draft
         and {key: manifest.draft[key] for key in ("kind", "scheme", "vocab")},
@@ -105,6 +106,12 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "model": _facts(manifest.model),
         "memory": rows,
     }
+
+
+def _second_library(path: Path, manifest: Manifest) -> dict[str, Any]:
+    if CPU_MANIFEST not in manifest.files:
+        return {}
+    return {"second library": Manifest.load(path, "cpu").target}
 
 
 def mixed_with(mixed: dict[str, str]) -> dict[str, str]:

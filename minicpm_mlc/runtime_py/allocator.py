@@ -5,6 +5,7 @@ have a size for each number of rows. This bounds what it keeps.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Hashable, Iterable
@@ -18,6 +19,16 @@ KEPT_BYTES = 16 << 20  # of results of all sizes
 MOST_CALLS = 4096  # that are remembered
 _disturbed = [0]
 _seen: set[Hashable] = set()
+_numbers = itertools.count()
+# Held around each call on a GPU: what one gives back, another's recording must not use meanwhile.
+device_calls = threading.RLock()
+
+
+def new_number() -> int:
+    """What tells an object from all others of this process, those before it too: an id comes
+    again.
+    """
+    return next(_numbers)
 
 
 class KeptResults:

@@ -19,6 +19,7 @@ from minicpm_mlc.runtime_py.ffi import tvm_ffi
 
 LIBRARY = "libcudart.so.13"  # loaded with the CUDA runtime
 TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 RELAXED = 2  # cudaStreamCaptureMode: a malloc is no error; it isn't recorded
 ALIGNED = 64  # bytes
 
@@ -45,6 +46,10 @@ class CudaRuntime:
         self(name, ctypes.byref(handle), *arguments)
         return handle
 
+    def failed(self) -> int:
+        """The last call of this thread that failed since this was asked: its error, 0 for none."""
+        return self._library.cudaGetLastError()
+
     def attempted(self, name: str, *arguments: Any) -> None:
         """Calls a function whose failure doesn't matter any more."""
         getattr(self._library, name)(*arguments)
@@ -69,6 +74,14 @@ class CudaRuntime:
 def cuda_runtime() -> CudaRuntime:
     """The one of this process."""
     return CudaRuntime()
+
+
+def memory_ran_out() -> bool:
+    """Whether this thread was refused memory since this was asked, by whomever."""
+    try:
+        return cuda_runtime().failed() == OUT_OF_MEMORY
+    except OSError:  # where CUDA's library can't be had, nothing is recorded
+        return False
 
 
 class GraphStream:

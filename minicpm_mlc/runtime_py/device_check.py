@@ -13,7 +13,7 @@ from pathlib import Path
 from minicpm_mlc.base.errors import BundleError
 from minicpm_mlc.base.files import cache_file, remember
 from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, Case, load_cases
-from minicpm_mlc.bundle.manifest import Bundle
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST, Bundle
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.kernel_check import Checked
 from minicpm_mlc.runtime_py.protocols import Library
@@ -30,26 +30,29 @@ def check_device(engine: Engine) -> None:
     """
     library = engine.library
     bundle = Bundle(engine.path, engine.manifest)
-    if KERNEL_CASES not in bundle.manifest.files:
+    cases = bundle.named(KERNEL_CASES)
+    if cases not in bundle.manifest.files:
         return
     file = None
     with suppress(RuntimeError):  # no home: tried each time
-        file = cache_file("devices", _key(library, bundle))
+        file = cache_file("devices", _key(library, bundle, cases))
     if file and file.exists():
         return
-    for result in _checked(library, bundle.path):
+    instead = "; the processor's library answers: --device cpu"
+    for result in _checked(library, bundle.path, cases):
         if not result.passed:
             raise BundleError(
                 f"{library.device_name} computes {result.operator} wrong (NMSE "
                 f"{result.nmse:.1e}, limit {result.limit:.0e}), "
                 f"so no answer of it can be trusted; see: minicpm-mlc verify {bundle.path}"
+                f"{instead if CPU_MANIFEST in bundle.manifest.files else ''}"
             )
     with suppress(OSError):  # only a saving of time
         if file:
             remember(file, json.dumps({"device": library.device_identity}))
 
 
-def _key(library: Library, bundle: Bundle) -> bytes:
+def _key(library: Library, bundle: Bundle, cases: str) -> bytes:
     """What distinguishes a device, its driver and a library from others."""
     manifest = bundle.manifest
     files = manifest.files
@@ -57,15 +60,15 @@ def _key(library: Library, bundle: Bundle) -> bytes:
         library.device_identity,
         manifest.tvm,
         files[manifest.library]["sha256"],
-        files[KERNEL_CASES]["sha256"],
+        files[cases]["sha256"],
     ]
     return "\n".join(parts).encode()
 
 
-def _checked(library: Library, folder: Path) -> Iterator[Checked]:
+def _checked(library: Library, folder: Path, name: str) -> Iterator[Checked]:
     """Results of the smallest case of every operator, until the time is up."""
     start = time.perf_counter()
-    for case in smallest(load_cases(folder)):
+    for case in smallest(load_cases(folder, name)):
         if time.perf_counter() - start < BUDGET:
             yield library.check(case, timed=False)
 

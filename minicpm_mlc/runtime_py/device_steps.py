@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,34 @@ import numpy as np
 
 from minicpm_mlc.base.errors import DeviceError
 from minicpm_mlc.bundle.manifest import CANDIDATES, Manifest
-from minicpm_mlc.runtime_py.allocator import called, disturbances, disturbed, seen
+from minicpm_mlc.runtime_py.allocator import (
+    called,
+    device_calls,
+    disturbances,
+    disturbed,
+    new_number,
+    seen,
+)
 from minicpm_mlc.runtime_py.cuda_graph import Results, StepGraph, nbytes_of
 from minicpm_mlc.runtime_py.device_rows import DeviceRows
+from minicpm_mlc.runtime_py.draft_loop import DraftLoop, levels_of
 from minicpm_mlc.runtime_py.few_candidates import RowsCandidates
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.memory import DeviceMemory
-from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_EXTEND, DRAFT_STEP
+from minicpm_mlc.runtime_py.protocols import (
+    COMMIT,
+    DRAFT_CHOOSE,
+    DRAFT_EXTEND,
+    DRAFT_LEVEL,
+    DRAFT_STEP,
+    DRAFT_TREE,
+)
 
 LEAST_WIDTH = 16  # pages of the narrowest page table that is recorded
 FINENESS = 8  # widths between a power of two and the next one
 MOST_GRAPHS = 64  # that a thread keeps: sizes of trees, rows of commits, levels of drafts
 # the calls that are recorded, and which of their arguments is the page table
-TABLES = {"decode": 3, "verify": 4, COMMIT: 2, DRAFT_EXTEND: 4, DRAFT_STEP: 5}
+TABLES = {"decode": 3, "verify": 4, COMMIT: 2, DRAFT_EXTEND: 4, DRAFT_STEP: 5, DRAFT_TREE: 4}
 WITH_LOGITS = ("decode", "verify")
 Key = tuple[Any, ...]  # what tells a call from others: its function, pools and shapes
 Found = tuple[DeviceRows | None, list[np.ndarray]]  # logits, and what else a call gives
@@ -44,10 +59,9 @@ def bucket(pages: int) -> int:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A graph, the pools that it works on, and how often scratch memory had moved before it."""
+    """A graph, and how often scratch memory had moved before it."""
 
     graph: StepGraph
-    pools: Any
     disturbances: int
 
 
@@ -86,7 +100,10 @@ class DeviceSteps:
         choosing: tuple[Callable[..., Any], Callable[..., Any]],
         params: Any,
         manifest: Manifest,
+        drafts: DraftLoop | None,
     ) -> None:
+        self._number = new_number()
+        self._drafts = drafts
         self._memory, self._functions, self._params = memory, functions, params
         self._likeliest, self._candidates = choosing
         self._vocab = manifest.model["vocab_size"]
@@ -108,17 +125,32 @@ class DeviceSteps:
         """One call of `kind` with its arguments. Returns its logits, where it has some, and what
         else it gives; `returned` is called once all is launched.
         """
-        rows = list(rows)
+        rows = list(rows[:-1] if kind == DRAFT_TREE else rows)  # no level is looked at
         if self.why_plain is not None or self.watched:
             disturbed()
             return self._plain(kind, rows, pools, sparse, returned)
         table = TABLES[kind]
         rows[table] = padded(rows[table], min(self._widest, bucket(rows[table].shape[1])))
-        key = (id(self), id(pools), kind, sparse, *(row.shape for row in rows))
-        if graph := self._graph(key, kind, rows, pools, sparse):
+        if graph := self._graph(kind, rows, pools, sparse):
             return self._launched(kind, graph, rows, returned)
-        called(key)
+        for key in self._calls(kind, rows, pools, sparse):
+            called(key)
         return self._plain(kind, rows, pools, sparse, returned)
+
+    def _key(self, kind: str, rows: Sequence[np.ndarray], pools: Any, sparse: bool) -> Key:
+        return (self._number, pools.number, kind, sparse, *(row.shape for row in rows))
+
+    def _calls(
+        self, kind: str, rows: Sequence[np.ndarray], pools: Any, sparse: bool
+    ) -> Iterator[Key]:
+        """The compiled calls that are made: each has its memory at hand once it was made."""
+        if kind != DRAFT_TREE:
+            yield self._key(kind, rows, pools, sparse)
+            return
+        *extend, _, _, _, _, tree = rows
+        yield self._key(DRAFT_EXTEND, extend, pools, sparse)
+        last = DRAFT_LEVEL if levels_of(tree) > 1 else DRAFT_CHOOSE
+        yield self._key(last, [extend[TABLES[DRAFT_EXTEND]], tree[:1]], pools, sparse)
 
     def _plain(
         self,
@@ -158,11 +190,17 @@ class DeviceSteps:
 
     def _found(self, logits: Any, temperatures: np.ndarray) -> list[np.ndarray]:
         """The candidates among logits on the device, kernel by kernel."""
-        called((id(self), CANDIDATES, len(temperatures)))
-        (given,) = self._memory.arguments([temperatures])
-        return list(map(self._memory.array, self._memory.call(self._candidates, logits, given)))
+        with device_calls:
+            called((self._number, CANDIDATES, len(temperatures)))
+            (given,) = self._memory.arguments([temperatures])
+            found = self._memory.call(self._candidates, logits, given)
+            return list(map(self._memory.array, found))
 
     def _step(self, kind: str, pools: Any, sparse: bool, *arguments: Any) -> Results:
+        if kind == DRAFT_TREE:
+            assert self._drafts
+            self._drafts(arguments, pools.tensors, self._params)
+            return Results([arguments[-1]])
         function, call = self._functions[kind][sparse], self._memory.call
         if kind == COMMIT:  # it gives its slots back; to read them would wait for the device
             call(function, *arguments, pools.tensors)
@@ -175,22 +213,25 @@ class DeviceSteps:
         return Results([*call(self._likeliest, logits), *others], logits)
 
     def _graph(
-        self, key: Key, kind: str, rows: Sequence[np.ndarray], pools: Any, sparse: bool
+        self, kind: str, rows: Sequence[np.ndarray], pools: Any, sparse: bool
     ) -> StepGraph | None:
         """The recorded call of these shapes, recorded now if it was made before; None where a plain
         one has to come first, or CUDA won't.
         """
         own, now = self._recordings, disturbances()
+        key = self._key(kind, rows, pools, sparse)
         found = own.graphs.pop(key, None)
         if found is None or found.disturbances != now:
             own.graphs = {k: each for k, each in own.graphs.items() if each.disturbances == now}
-            if not seen(key):
+            if not all(map(seen, self._calls(kind, rows, pools, sparse))):
                 return None
             try:
                 found = self._recorded(kind, rows, pools, sparse)
             except (DeviceError, OSError) as error:
                 self.why_plain = f"CUDA records no step here: {error}"
                 return None
+            if disturbances() != now:
+                return None  # memory ran out meanwhile
         own.graphs[key] = found
         if len(own.graphs) > MOST_GRAPHS:
             del own.graphs[next(iter(own.graphs))]
@@ -201,7 +242,7 @@ class DeviceSteps:
     ) -> Recorded:
         arguments = self._memory.arguments(rows)
         graph = StepGraph(arguments, lambda *given: self._step(kind, pools, sparse, *given))
-        return Recorded(graph, pools, disturbances())
+        return Recorded(graph, disturbances())
 
     def _launched(
         self,
@@ -239,11 +280,12 @@ class DeviceSteps:
 
         def find(temperatures: np.ndarray) -> list[np.ndarray]:
             self._drawn[kind] = temperatures
-            drawing = self._drawing(graph, temperatures) if disturbances() == recorded else None
-            if drawing is None:
-                return self._found(graph.logits, temperatures)
-            drawing.launch([temperatures])
-            return drawing.results()
+            with device_calls:
+                drawing = self._drawing(graph, temperatures) if disturbances() == recorded else None
+                if drawing is None or disturbances() != recorded:
+                    return self._found(graph.logits, temperatures)
+                drawing.launch([temperatures])
+                return drawing.results()
 
         few = RowsCandidates(count, find)
         expected = self._drawn.pop(kind, None)
@@ -260,7 +302,7 @@ class DeviceSteps:
         """What finds candidates among a graph's logits in one launch; None where that has to be
         done plainly first, or CUDA won't.
         """
-        if graph.drawing is None and seen((id(self), CANDIDATES, len(temperatures))):
+        if graph.drawing is None and seen((self._number, CANDIDATES, len(temperatures))):
             given = self._memory.arguments([temperatures])
 
             def find(wanted: Any) -> Results:

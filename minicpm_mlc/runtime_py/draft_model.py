@@ -4,13 +4,16 @@ come out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 import numpy as np
 
+from minicpm_mlc.runtime_py.draft_loop import new_tree
 from minicpm_mlc.runtime_py.kv_cache import Sequence
 from minicpm_mlc.runtime_py.paged_cache import PagedCache
+from minicpm_mlc.runtime_py.speculative.tree import FREE_ROWS
 from minicpm_mlc.runtime_py.token_tree import mask_words, tree_shape
 
 
@@ -22,6 +25,15 @@ class Proposed(NamedTuple):
     tokens: np.ndarray  # int32 [n, k], of the base's vocabulary
     values: np.ndarray  # float32 [n, k], their log-probabilities
     hidden: np.ndarray
+
+
+class Grown(NamedTuple):
+    """A draft tree in the making int32 [s, 3, n] (draft_loop.py), its tokens of the base's
+    vocabulary, and the seconds that reading many rows took before it grew.
+    """
+
+    tree: np.ndarray
+    read_seconds: float = 0.0
 
 
 class DraftModel:
@@ -41,6 +53,9 @@ class DraftModel:
         self._sequence = sequence
         self._pools = cache.draft_pools
         self._chunk = cache.library.manifest.prefill_chunk
+        draft = cache.library.manifest.draft
+        assert draft
+        self._guesses: int = draft["top_k"]
         self._begin = 0  # the first cached row; it begins a page
         self._rows = 0  # the row after the last cached one
         self._first = 0  # the first row that is seen
@@ -87,6 +102,27 @@ class DraftModel:
 
         Returns what comes after the root, one row, and the hidden state to step from.
         """
+        return self._read(*self._placed(root, features))
+
+    def grow(self, root: int, features: np.ndarray, levels: int, width: int, floor: float) -> Grown:
+        """`extend`, and from there on the `width` likeliest nodes of each level, as far as the head
+        has guesses, for so many levels, or until none reaches the probability `floor` where that
+        can be seen. Raises ContextError where the context ends.
+        """
+        tokens, features, start = self._placed(root, features)
+        tree = new_tree(levels, min(width, self._guesses))
+        self._sequence.reserve(len(tree) - 1)
+        many, seconds = 0, 0.0
+        if len(tokens) >= FREE_ROWS:  # they are timed apart from the tree
+            many, began = len(tokens) - 1, time.perf_counter()
+            self._read(tokens[:many], features[:many], start)
+            seconds = time.perf_counter() - began
+        rows = self._rows_of(tokens[many:], features[many:], start + many)
+        base = np.array([len(self._sequence) - self._first], np.int32)
+        return Grown(self._library.draft_tree(*rows, base, tree, floor, self._pools), seconds)
+
+    def _placed(self, root: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """The rows to append: the tokens after them, their features, and the first one's place."""
         end = len(self._sequence)
         page = self._sequence.pool.page_size
         start = end - len(features)
@@ -107,9 +143,25 @@ class DraftModel:
         self._masks = []
         tokens = np.array([*self._sequence.tokens[start + 1 :], root], np.int32)
         self._note(start, end)
-        parts = [slice(at, at + self._chunk) for at in range(0, end - start, self._chunk)]
-        proposed = [self._extend(tokens[p], features[p], start + p.start) for p in parts]
-        return proposed[-1]
+        return tokens, features, start
+
+    def _read(self, tokens: np.ndarray, features: np.ndarray, start: int) -> Proposed:
+        """Appends rows; what comes after the last of them."""
+        parts = [slice(at, at + self._chunk) for at in range(0, len(tokens), self._chunk)]
+        return [self._extend(tokens[p], features[p], start + p.start) for p in parts][-1]
+
+    def _extend(self, tokens: np.ndarray, features: np.ndarray, start: int) -> Proposed:
+        """One chunk of them."""
+        last = np.array([len(tokens) - 1], np.int32)
+        rows = self._rows_of(tokens, features, start)
+        return self._proposed(*self._library.draft_extend(*rows, last, self._pools))
+
+    def _rows_of(
+        self, tokens: np.ndarray, features: np.ndarray, start: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows from `start` on as the head's functions take them."""
+        positions = np.arange(start, start + len(tokens), dtype=np.int32)
+        return tokens, features, positions, positions - self._first, self._table
 
     def _note(self, start: int, end: int) -> None:
         """The pages will hold the rows from one to another."""
@@ -140,16 +192,6 @@ class DraftModel:
 
     def _proposed(self, ids: np.ndarray, values: np.ndarray, hidden: np.ndarray) -> Proposed:
         return Proposed(self._library.draft_ids.take(ids), values, hidden)
-
-    def _extend(self, tokens: np.ndarray, features: np.ndarray, start: int) -> Proposed:
-        """One chunk of rows from `start` on; what its last row proposes."""
-        positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        last = np.array([len(tokens) - 1], np.int32)
-        slots = positions - self._first
-        out = self._library.draft_extend(
-            tokens, features, positions, slots, self._table, last, self._pools
-        )
-        return self._proposed(*out)
 
     @property
     def _table(self) -> np.ndarray:

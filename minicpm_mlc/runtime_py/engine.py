@@ -88,6 +88,7 @@ class Engine(Answering):
         trust: bool = False,
         parallel: int | None = None,
         resume: str | Path | None = None,
+        device: str | None = None,
     ) -> None:
         """Loads the bundle, a program that runs with this process's rights: one that was compiled
         on this machine, or that the caller trusts.
@@ -104,6 +105,8 @@ class Engine(Answering):
             parallel: most answers at once, with room for as many whole contexts as memory holds;
                 None: up to 8, which share the room of one.
             resume: a file of `save`, to go on from.
+            device: "cpu" takes the processor's library of a bundle that also has a GPU's; None: the
+                first one.
 
         Raises:
             BundleError: a bundle is damaged, not trusted or made for another machine, or the draft
@@ -114,7 +117,7 @@ class Engine(Answering):
         _require_threads(threads)
         _admit((bundle_path, draft), sha256, trust)
         self._machine: Machine = remote or LocalMachine()
-        bundle = self._machine.read_bundle(bundle_path)
+        bundle = self._machine.read_bundle(bundle_path, device)
         self.path = bundle.path
         self.manifest = manifest = bundle.manifest
         self.vocab_size: int = manifest.model["vocab_size"]
@@ -149,7 +152,7 @@ class Engine(Answering):
         )
         self._driver: Driver | None = Driver(self._scheduler, self._turns)
         if resume is not None:
-            slots.load(resume, manifest_sha256(self.path))
+            slots.load(resume, manifest_sha256(self.path, self.manifest.part))
 
     def __enter__(self) -> Engine:
         return self
@@ -241,7 +244,7 @@ class Engine(Answering):
         Raises EngineError where that can't be, and for a model that keeps state per sequence.
         """
         with self._turns.call():
-            self.scheduler.slots.save(path, manifest_sha256(self.path))
+            self.scheduler.slots.save(path, manifest_sha256(self.path, self.manifest.part))
 
     def shift(self, attention: str) -> None:
         """From now on runs in another gear, as `attention` of the constructor says. Raises

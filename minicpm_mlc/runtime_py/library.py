@@ -9,9 +9,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,14 @@ from minicpm_mlc.runtime_py.allocator import (
     KEPT_BYTES,
     KeptResults,
     called,
+    device_calls,
     disturbed,
     empty_allocator,
+    new_number,
 )
+from minicpm_mlc.runtime_py.device_pool import DevicePool
 from minicpm_mlc.runtime_py.device_steps import TABLES, DeviceSteps, Found
+from minicpm_mlc.runtime_py.draft_loop import DraftLoop, goes_on
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.kernel_check import Checked, check
 from minicpm_mlc.runtime_py.load_failure import load_failure
@@ -42,8 +46,14 @@ from minicpm_mlc.runtime_py.mapped_files import MappedFiles
 from minicpm_mlc.runtime_py.memory import DeviceMemory, Memory, open_memory
 from minicpm_mlc.runtime_py.out_of_memory import within_memory
 from minicpm_mlc.runtime_py.outputs import Decoded
-from minicpm_mlc.runtime_py.protocols import COMMIT, DRAFT_CALLS, KernelAccess, Library
-from minicpm_mlc.runtime_py.spent import Spent
+from minicpm_mlc.runtime_py.protocols import (
+    COMMIT,
+    DRAFT_CALLS,
+    DRAFT_TREE,
+    KernelAccess,
+    Library,
+)
+from minicpm_mlc.runtime_py.spent import Lap, Spent
 from minicpm_mlc.runtime_py.thread_pool import FEW_ROWS, forks_wait, pool_for
 from minicpm_mlc.runtime_py.tvm_files import load_global, tvm_library
 
@@ -57,6 +67,7 @@ class Pools:
 
     tensors: Any
     bytes: int
+    number: int = field(default_factory=new_number)
 
 
 class LocalLibrary(Library):
@@ -78,6 +89,7 @@ class LocalLibrary(Library):
         facts = _facts(library, self._vm)
         facts.check(bundle)
         self.threads = threads
+        self._number = new_number()
         self.spent = Spent()
         self._kept = KeptResults(KEPT.get(bundle.manifest.target["device"], KEPT_BYTES))
         weakref.finalize(self, empty_allocator).atexit = False
@@ -90,9 +102,8 @@ class LocalLibrary(Library):
         facts.check_tensors(bundle, self._arrays)
         self._params = tvm_ffi.convert([self.memory.tensor(array) for array in self._arrays])
         self.functions = _functions(self._vm, self.manifest)
+        self._drafts = self._loop(bundle) if self.manifest.draft else None
         self._steps = self._on_device(self.memory)
-        if self.manifest.draft:
-            self.draft_ids = load_draft_ids(bundle)
 
     @property
     def local(self) -> KernelAccess:
@@ -122,13 +133,12 @@ class LocalLibrary(Library):
         tensors = tvm_ffi.convert([self.memory.zeros(*shape) for shape in shapes])
         return Pools(tensors, sum(prod(shape) * dtype.itemsize for shape, dtype in shapes))
 
-    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
-        """The pools' memory. Raises EngineError for a device that has its own."""
-        if self._pool is None:
-            raise EngineError(
-                f"what {self.device_name} has computed can't be read; saved states are for CPUs"
-            )
-        return [self.memory.array(tensor) for tensor in pools.tensors]
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray | DevicePool]:
+        """The pools' memory."""
+        memory = self.memory
+        if isinstance(memory, DeviceMemory):
+            return [DevicePool(memory, tensor) for tensor in pools.tensors]
+        return [memory.array(tensor) for tensor in pools.tensors]
 
     def kernel(self, name: str) -> Callable[..., None]:
         """One kernel of the library, to be called alone on tensors of `memory`. Raises BundleError
@@ -173,8 +183,10 @@ class LocalLibrary(Library):
                 logits, others = self._stepped(self._steps, kind, rows, pools, sparse)
                 return others if logits is None else [np.asarray(logits), *others]
             if self._pool is None:
-                called((id(self), kind, sparse, *(row.shape for row in rows)))
+                called((self._number, kind, sparse, *(row.shape for row in rows)))
             lap = self.spent.mark()
+            if kind == DRAFT_TREE:
+                return [self._grown(rows, pools, lap)]
             arguments = self.memory.arguments(rows)
             function = self.functions[kind][sparse]
             if kind == COMMIT:
@@ -188,6 +200,17 @@ class LocalLibrary(Library):
             lap.read()
             self._kept.note(arrays)
             return arrays
+
+    def _grown(self, rows: Sequence[np.ndarray], pools: Pools, lap: Lap) -> np.ndarray:
+        """A draft tree on a CPU, where each level can be looked at."""
+        assert self._drafts
+        *rows, floor = rows
+        arguments = self.memory.arguments(rows)
+        tree = self.memory.array(arguments[-1])
+        likely = partial(goes_on, tree, floor=floor.item())
+        levels = self._drafts(arguments, pools.tensors, self._params, likely)
+        lap.returned()
+        return tree[: 1 + (levels - 1) * tree.shape[2]].copy()
 
     @property
     def steps_note(self) -> str | None:
@@ -220,6 +243,11 @@ class LocalLibrary(Library):
         self._kept.note(others if logits is None else [*others, logits])
         return logits, others
 
+    def _loop(self, bundle: Bundle) -> DraftLoop:
+        """How the bundle's head drafts."""
+        self.draft_ids = load_draft_ids(bundle)
+        return DraftLoop(self.memory, self.functions, self.draft_ids)
+
     def _on_device(self, memory: Memory) -> DeviceSteps | None:
         """What steps on a GPU; None for a CPU, and for a library without a function for it."""
         if not isinstance(memory, DeviceMemory):
@@ -228,7 +256,9 @@ class LocalLibrary(Library):
             choosing = self._vm[LIKELIEST], self._vm[CANDIDATES]
         except AttributeError:
             return None
-        return DeviceSteps(memory, self.functions, choosing, self._params, self.manifest)
+        return DeviceSteps(
+            memory, self.functions, choosing, self._params, self.manifest, self._drafts
+        )
 
     @contextmanager
     def _alone(self, rows: int = FEW_ROWS) -> Iterator[None]:
@@ -244,22 +274,25 @@ class LocalLibrary(Library):
                 "second Engine"
             )
         try:
-            with self._pool.turn(self.threads, rows) if self._pool else nullcontext():
+            with self._pool.turn(self.threads, rows) if self._pool else device_calls:
                 yield
         finally:
             self._busy.release()
 
 
 def _functions(vm: Any, manifest: Manifest) -> dict[str, list[Callable[..., Any]]]:
-    """The compiled functions by the names of CALLS, dense and, where there is one, sparse."""
+    """The compiled functions by name, dense and, where there is one, sparse. Raises BundleError
+    where the draft head's are not all there.
+    """
     gears = ("", "_sparse") if manifest.dense_len is not None else ("",)
     kinds = ("prefill", "decode") if manifest.recurrent else ("prefill", "decode", "verify")
     functions = {kind: [vm[kind + gear] for gear in gears] for kind in kinds}
     if not manifest.recurrent:  # such a model checks no trees
         functions[COMMIT] = [vm[COMMIT]]
-    if manifest.draft:
-        functions |= {kind: [vm[kind]] for kind in DRAFT_CALLS}
-    return functions
+    try:
+        return functions | {kind: [vm[kind]] for kind in DRAFT_CALLS if manifest.draft}
+    except AttributeError as error:
+        raise BundleError(f"the draft head's functions are not all there; {REPAIR}") from error
 
 
 def _load(library: Path) -> tuple[Any, Any]:

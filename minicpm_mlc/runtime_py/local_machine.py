@@ -28,9 +28,9 @@ class LocalMachine:
 
         return open_device(device).free
 
-    def read_bundle(self, path: str | Path) -> Bundle:
+    def read_bundle(self, path: str | Path, device: str | None = None) -> Bundle:
         """A bundle that can run here. Raises BundleError."""
-        return read_bundle(path)
+        return read_bundle(path, device=device)
 
     def open_library(self, bundle: Bundle, threads: int) -> Library:
         """The compiled functions of a bundle, in this process."""

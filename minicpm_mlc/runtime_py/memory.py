@@ -14,6 +14,8 @@ import numpy as np
 
 from minicpm_mlc.base.errors import BundleError, DeviceError, EngineError
 from minicpm_mlc.bundle.devices import DEVICE_RUNTIMES
+from minicpm_mlc.runtime_py.allocator import disturbed
+from minicpm_mlc.runtime_py.cuda_graph import memory_ran_out
 from minicpm_mlc.runtime_py.ffi import tvm_ffi
 from minicpm_mlc.runtime_py.machine import available_memory, cpu_name
 from minicpm_mlc.runtime_py.tvm_device import load_device_runtime
@@ -165,8 +167,10 @@ class HostMemory:
         return tvm_ffi.from_dlpack(reserve(shape, dtype))
 
     def tensor(self, array: np.ndarray) -> Any:
-        """An array as a tensor: the same memory where it is aligned, a copy elsewhere."""
-        if not _is_aligned(array):
+        """An array as a tensor: the same memory where it is aligned and may be written (DLPack
+        knows no other), a copy elsewhere.
+        """
+        if not (_is_aligned(array) and array.flags.writeable):
             aligned = reserve(array.shape, array.dtype)
             aligned[...] = array
             array = aligned
@@ -198,12 +202,14 @@ class DeviceMemory:
         self._type = device_type
         kinds = (name for name, each in DEVICE_RUNTIMES.items() if each.dlpack == device_type)
         self.kind = next(kinds)  # its name in bundle/devices.py
+        self._records = self.kind == "cuda"
         self._device = tvm_ffi.device(device_type, 0)
         self.name = str(_attribute(device_type, NAME))
         self.identity = f"{self.name} {_attribute(device_type, DRIVER)}"
         self._new = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         self._write = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._read = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        self._view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
 
     @property
     def free(self) -> int:
@@ -217,6 +223,9 @@ class DeviceMemory:
             return function(*arguments)
         except RuntimeError as error:
             raise DeviceError(f"{self.name}: {_explained(str(error))}") from error
+        finally:
+            if self._records and memory_ran_out():
+                disturbed()  # TVM's allocator has given back all that it kept, and tried again
 
     def start(self, vm: Any) -> None:
         """Tell the virtual machine where it works."""
@@ -232,10 +241,20 @@ class DeviceMemory:
 
     def tensor(self, array: np.ndarray) -> Any:
         """An array copied to the device. Raises DeviceError."""
-        array = np.ascontiguousarray(array)
         tensor = self.zeros(array.shape, array.dtype)
-        self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        self.write(tensor, array)
         return tensor
+
+    def write(self, tensor: Any, array: np.ndarray) -> None:
+        """Copies an array to a tensor of its shape. Raises DeviceError."""
+        array = np.ascontiguousarray(array)
+        self.call(self._write, tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+
+    def part(self, tensor: Any, first: int, count: int) -> Any:
+        """Rows of a tensor, in the same memory."""
+        rest = tuple(tensor.shape)[1:]
+        offset = first * prod(rest) * np.dtype(str(tensor.dtype)).itemsize
+        return self._view(tensor, tvm_ffi.Shape((count, *rest)), tensor.dtype, offset)
 
     def arguments(self, arrays: Iterable[np.ndarray]) -> list[Any]:
         """The arrays copied to the device. Raises DeviceError."""

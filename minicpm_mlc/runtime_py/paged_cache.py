@@ -33,7 +33,7 @@ class PagedCache:
         except EngineError:  # the head goes on without
             return
         for pool in pools:
-            pool[page] = pool[source]
+            pool[[page]] = pool[[source]]
         self.pages.drafted[page] = min(rows, self.pages.drafted[source])
 
     @cached_property

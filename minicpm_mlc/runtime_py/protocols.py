@@ -15,17 +15,24 @@ from minicpm_mlc.bundle.manifest import MAX_DECODE_SEQUENCES, Bundle, Manifest
 from minicpm_mlc.runtime_py.outputs import Decoded, Outputs
 
 if TYPE_CHECKING:
+    from minicpm_mlc.runtime_py.device_pool import DevicePool
     from minicpm_mlc.runtime_py.kernel_check import Checked
     from minicpm_mlc.runtime_py.library import Pools
     from minicpm_mlc.runtime_py.memory import Memory
     from minicpm_mlc.runtime_py.spent import Spent
 
 COMMIT = "commit"  # the one function that takes no weights and gives nothing back
-DRAFT_EXTEND, DRAFT_STEP = DRAFT_CALLS = (
+# in the library of a bundle with a draft head
+DRAFT_EXTEND, DRAFT_STEP, DRAFT_CHOOSE, DRAFT_LEVEL = DRAFT_CALLS = (
     "draft_extend",
     "draft_step",
-)  # in the library of a bundle with a draft head
-CALLS = ("prefill", "decode", "verify", COMMIT, *DRAFT_CALLS)  # the functions of a library
+    "draft_choose",
+    "draft_level",
+)
+DRAFT_TREE = "draft_tree"  # a draft from root to tree: `draft_extend`, then the last two by turns
+# what can be asked of a library
+CALLS = ("prefill", "decode", "verify", COMMIT, DRAFT_EXTEND, DRAFT_STEP, DRAFT_TREE)
+NO_ANCESTORS = np.zeros((1, 2), np.int32)
 
 
 class Machine(Protocol):
@@ -52,8 +59,10 @@ class Machine(Protocol):
         """
         ...
 
-    def read_bundle(self, path: str | Path) -> Bundle:
-        """A bundle of this machine's files that can run there. Raises BundleError."""
+    def read_bundle(self, path: str | Path, device: str | None = None) -> Bundle:
+        """A bundle of this machine's files that can run there; `device` is that of its library,
+        where it holds two. Raises BundleError.
+        """
         ...
 
     def open_library(self, bundle: Bundle, threads: int) -> Library:
@@ -77,7 +86,7 @@ class KernelAccess(KernelCalls, Protocol):
     """
 
     spent: Spent  # seconds of its calls
-    # by the names of CALLS, dense and, where there is one, sparse; they may be replaced
+    # the compiled ones by name, dense and, where there is one, sparse; they may be replaced
     functions: dict[str, list[Callable[..., Any]]]
 
     @property
@@ -127,9 +136,9 @@ class Library(Protocol):
     def new_draft_pools(self, num_pages: int) -> Pools:
         """The same for the draft head's layer."""
 
-    def pool_arrays(self, pools: Pools) -> list[np.ndarray]:
-        """The pools' memory, to be read and written, each [pages, ...]. Raises EngineError where
-        this process has no part in it.
+    def pool_arrays(self, pools: Pools) -> list[np.ndarray | DevicePool]:
+        """The pools' memory, each [pages, ...], whose pages are read and written by lists of their
+        numbers. Raises EngineError where this process has no part in it.
         """
         raise EngineError(
             f"what {self.device_name} has computed can't be read here; save it on that machine"
@@ -143,8 +152,8 @@ class Library(Protocol):
     def run(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool = False
     ) -> list[np.ndarray]:
-        """Call the function `kind` of CALLS with these arrays. Returns what it returns, as arrays;
-        of COMMIT nothing.
+        """One of CALLS with these arrays. Returns what the compiled function returns, as arrays; of
+        COMMIT nothing, of DRAFT_TREE the tree.
         """
 
     def prefill(
@@ -254,6 +263,30 @@ class Library(Protocol):
         rows = (token_ids, hidden, positions, slots, base, page_table[None, :], ancestors)
         ids, values, hidden = self.run(DRAFT_STEP, rows, pools)
         return ids, values, hidden
+
+    def draft_tree(
+        self,
+        token_ids: np.ndarray,
+        features: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        page_table: np.ndarray,
+        base: np.ndarray,
+        tree: np.ndarray,
+        floor: float,
+        pools: Pools,
+    ) -> np.ndarray:
+        """`draft_extend`, and from its last row on the likeliest nodes of each level, for as many
+        levels as `tree` int32 [s, 3, n] of zeros has room for (draft_loop.py); n at most the
+        head's guesses. The nodes' slots begin at base [1].
+
+        Returns the tree. It may end where no node of a level reaches the probability `floor`.
+        """
+        last = np.array([len(token_ids) - 1], np.int32)
+        rows = (token_ids, features, positions, slots, page_table[None, :], last)
+        root = (positions[-1:], slots[-1:], base, NO_ANCESTORS)
+        (grown,) = self.run(DRAFT_TREE, (*rows, *root, tree, np.array([floor])), pools)
+        return grown
 
     def _decoded(
         self, kind: str, rows: Sequence[np.ndarray], pools: Pools, sparse: bool

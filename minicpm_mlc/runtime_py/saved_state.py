@@ -23,9 +23,11 @@ import numpy as np
 
 from minicpm_mlc.base.errors import ContextError, EngineError
 from minicpm_mlc.base.files import as_object, parse_json, write_whole
+from minicpm_mlc.runtime_py.device_pool import DevicePool, page_bytes
 from minicpm_mlc.runtime_py.kv_cache import PagePool
 from minicpm_mlc.runtime_py.prefix_cache import Kept
 
+Pool = np.ndarray | DevicePool
 MAGIC = b"minicpm-mlc state 1\n"
 PART_BYTES = 2 << 20
 ROW = 512  # words of 64 bits that are summed up
@@ -53,7 +55,7 @@ def save_state(
     manifest: str,
     kept: Sequence[Kept],
     own: Sequence[int],
-    pools: list[np.ndarray],
+    pools: Sequence[Pool],
 ) -> None:
     """Writes pages and the tokens of the engine's own sequence; all or nothing. Raises
     EngineError.
@@ -81,7 +83,7 @@ def save_state(
 
 
 def load_state(
-    path: str | Path, manifest: str, pool: PagePool, pools: list[np.ndarray]
+    path: str | Path, manifest: str, pool: PagePool, pools: Sequence[Pool]
 ) -> tuple[list[Kept], list[int]]:
     """Reads a file's pages into new pages of `pool`, of one owner each; returns them, each behind
     its parent, and the tokens of the engine's own sequence.
@@ -109,21 +111,21 @@ def _texts(kept: Sequence[Kept], own: Sequence[int]) -> np.ndarray:
     return np.array([*heads[0], *heads[1], *tokens, *own], np.int32)
 
 
-def _gathered(pools: list[np.ndarray], pages: list[int]) -> Iterator[np.ndarray]:
+def _gathered(pools: Sequence[Pool], pages: list[int]) -> Iterator[np.ndarray]:
     """The pages of each pool, a part at a time, as bytes."""
     for pool, start, end in _parts(pools, len(pages)):
         yield pool[pages[start:end]].reshape(-1).view(np.uint8)
 
 
-def _parts(pools: list[np.ndarray], pages: int) -> Iterator[tuple[np.ndarray, int, int]]:
+def _parts(pools: Sequence[Pool], pages: int) -> Iterator[tuple[Pool, int, int]]:
     """Each pool, and the pages from one to another that are one part."""
     for pool in pools:
-        step = max(1, PART_BYTES // pool[0].nbytes)
+        step = max(1, PART_BYTES // page_bytes(pool))
         for start in range(0, pages, step):
             yield pool, start, min(pages, start + step)
 
 
-def _read_footer(file: FileIO, path: Path, manifest: str, pools: list[np.ndarray]) -> Footer:
+def _read_footer(file: FileIO, path: Path, manifest: str, pools: Sequence[Pool]) -> Footer:
     """The footer of a whole file of this bundle. Raises EngineError."""
     size = os.fstat(file.fileno()).st_size
     if size < len(MAGIC) + TAIL or file.read(len(MAGIC)) != MAGIC:
@@ -144,14 +146,14 @@ def _read_footer(file: FileIO, path: Path, manifest: str, pools: list[np.ndarray
             f"{path} was saved by the bundle with the SHA-256 {footer.manifest}, this one has "
             f"{manifest}; {ADVICE}"
         )
-    expected = 4 * footer.tokens + footer.pages * sum(pool[0].nbytes for pool in pools)
+    expected = 4 * footer.tokens + footer.pages * sum(map(page_bytes, pools))
     if size != len(MAGIC) + expected + length + TAIL:
         raise _damaged(path)
     return footer
 
 
 def _read_pages(
-    file: FileIO, path: Path, footer: Footer, pool: PagePool, pools: list[np.ndarray]
+    file: FileIO, path: Path, footer: Footer, pool: PagePool, pools: Sequence[Pool]
 ) -> tuple[list[Kept], list[int]]:
     texts = np.empty(footer.tokens, np.int32)
     taken = [pool.take() for _ in range(footer.pages)]
@@ -162,7 +164,7 @@ def _read_pages(
             for array, start, end in _parts(pools, footer.pages):
                 read = _filled(file, _place(array, taken[start:end]))
                 sums.append(threads.submit(checksum, read))
-                if read.base is None:  # the pages don't lie side by side
+                if read.base is None:  # the pages don't lie side by side, or in a device
                     array[taken[start:end]] = read
         if [each.result() for each in sums] != footer.sums:
             raise _damaged(path)
@@ -173,10 +175,10 @@ def _read_pages(
         raise
 
 
-def _place(array: np.ndarray, pages: list[int]) -> np.ndarray:
+def _place(array: Pool, pages: list[int]) -> np.ndarray:
     """Where pages of a pool are read to: a view of them, or new memory."""
     first, last = pages[0], pages[-1]
-    if pages == list(range(first, last + 1)):
+    if isinstance(array, np.ndarray) and pages == list(range(first, last + 1)):
         return array[first : last + 1]
     return np.empty((len(pages), *array.shape[1:]), array.dtype)
 

@@ -17,7 +17,7 @@ from minicpm_mlc.base.errors import BundleError, EngineError
 from minicpm_mlc.base.files import read_json_object
 from minicpm_mlc.base.progress import Progress, no_progress
 from minicpm_mlc.base.text import plain_table
-from minicpm_mlc.bundle.kernel_cases import load_cases
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, load_cases
 from minicpm_mlc.bundle.manifest import Bundle, Manifest
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.gears import Gears
@@ -116,17 +116,19 @@ def verify_bundle(
     threads: int | None = None,
     expect: str | Path | None = None,
     remote: Machine | None = None,
+    device: str | None = None,
     progress: Progress = no_progress,
 ) -> VerifyReport:
     """Run a bundle's kernel cases and a greedy generation of 16 tokens in each gear on the bundle's
     device.
 
     `expect` is the JSON report of the same model on another device, whose tokens this one must
-    give; `threads` None means the physical cores; `remote` is another machine, None this one.
+    give; `threads` None means the physical cores; `remote` is another machine, None this
+    one; `device` that of the library, where the bundle holds two.
     Raises BundleError for a bundle that doesn't load, or a kernel that doesn't run.
     """
     machine: Machine = remote or LocalMachine()
-    bundle = machine.read_bundle(path)
+    bundle = machine.read_bundle(path, device)
     expected = None if expect is None else _expected_tokens(Path(expect))
     library = machine.open_library(bundle, threads or machine.cores)
     return verify_library(library, bundle, expected, progress)
@@ -139,7 +141,7 @@ def verify_library(
     progress: Progress = no_progress,
 ) -> VerifyReport:
     """The same for a library that is open already."""
-    cases = load_cases(bundle.path)
+    cases = load_cases(bundle.path, bundle.named(KERNEL_CASES))
     checked = []
     for done, case in enumerate(cases, 1):
         checked.append(library.check(case))

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minicpm_mlc.base.text import human_bytes
-from minicpm_mlc.bundle.kernel_cases import load_cases
-from minicpm_mlc.bundle.manifest import Bundle, Manifest, check_files, manifest_sha256
+from minicpm_mlc.bundle.kernel_cases import KERNEL_CASES, load_cases
+from minicpm_mlc.bundle.manifest import CPU_MANIFEST, Bundle, Manifest, check_files, manifest_sha256
 from minicpm_mlc.bundle.params import load_draft_ids, load_params
 
 
@@ -40,9 +40,15 @@ def verify_files(path: str | Path) -> FilesReport:
     sha256 = manifest_sha256(path)
     bundle = Bundle(Path(path).absolute(), Manifest.load(path))
     check_files(bundle, again=True)
-    load_params(bundle)
-    load_cases(bundle.path)
-    if bundle.manifest.draft:
-        load_draft_ids(bundle)
+    _read(bundle)
+    if CPU_MANIFEST in bundle.manifest.files:
+        _read(Bundle(bundle.path, Manifest.load(path, "cpu")))
     sizes = [entry["bytes"] for entry in bundle.manifest.files.values()]
     return FilesReport(bundle.manifest.name, sha256, len(sizes), sum(sizes))
+
+
+def _read(bundle: Bundle) -> None:
+    load_params(bundle)
+    load_cases(bundle.path, bundle.named(KERNEL_CASES))
+    if bundle.manifest.draft:
+        load_draft_ids(bundle)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm_mlc.base.errors import EngineError
-from minicpm_mlc.bundle.manifest import manifest_sha256
+from minicpm_mlc.bundle.manifest import Manifest, manifest_sha256
 from minicpm_mlc.runtime_py.device_check import check_device
 from minicpm_mlc.runtime_py.engine import Engine
 from minicpm_mlc.runtime_py.scheduler.jobs import JobBackend
@@ -24,7 +24,11 @@ def open_model(
     """The model, and the places of its requests. All is closed with `opened`; with --state, what
     was computed is written before.
     """
-    state = None if serving.state is None else state_file(serving.state, bundle)
+    state = (
+        None
+        if serving.state is None
+        else state_file(serving.state, bundle, engine_options.get("device"))
+    )
     engine = opened.enter_context(
         _engine(bundle, state, parallel=serving.parallel, **engine_options)
     )
@@ -37,9 +41,9 @@ def open_model(
     return served, Room(backend, engine.parallel, serving.max_waiting)
 
 
-def state_file(folder: str | Path, bundle: str) -> Path:
-    """Where a bundle's computed prompts are kept, in a folder that is made for them. Raises
-    EngineError where it can't be made.
+def state_file(folder: str | Path, bundle: str, device: str | None = None) -> Path:
+    """Where the prompts that a bundle's library computed are kept, in a folder that is made for
+    them. Raises EngineError where it can't be made.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -47,7 +51,8 @@ def state_file(folder: str | Path, bundle: str) -> Path:
         raise EngineError(
             f"--state {folder}: the folder can't be made ({error.strerror}); name another"
         ) from None
-    return Path(folder) / f"{manifest_sha256(bundle)[:16]}.state"
+    digest = manifest_sha256(bundle, Manifest.load(bundle, device).part)
+    return Path(folder) / f"{digest[:16]}.state"
 
 
 def _engine(bundle: str, state: Path | None, **options: Any) -> Engine:

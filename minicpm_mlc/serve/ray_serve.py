@@ -172,7 +172,7 @@ def deploy(
     """
     if serving.state is not None:
         raise EngineError("--state can't be used with --ray: all replicas would write one file")
-    device = read_bundle(bundle).manifest.target["device"]
+    device = read_bundle(bundle, device=engine_options.get("device")).manifest.target["device"]
     # replicas work in folders of their own
     bundle = str(Path(bundle).absolute())
     draft = engine_options.get("draft") and str(Path(engine_options["draft"]).absolute())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BF16_DOT = "avx512bf16"  # the feature with dot products of bfloat16
 # features with int8 dot products, the fastest first
-INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "simd128")
+INT8_DOTS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "relaxed-simd", "simd128")
 # processors that LLVM takes, and names on a Mac, but doesn't list -> as it lists them
 LLVM_ALIASES = {"apple-m1": "apple-a14", "apple-m2": "apple-a15", "apple-m3": "apple-a16"}
 THREAD_POOL = Path(__file__).parent / "thread_pool" / "pool.c"

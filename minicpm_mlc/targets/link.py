@@ -126,7 +126,12 @@ PLATFORMS = {
     ),
     "ios": Platform("aarch64", "arm64-apple-ios16.0", "aarch64-ios.16.0", (), ("model.a",)),
     "web": Platform(
-        "wasm32", "wasm32-unknown-wasi", "wasm32-wasi", (), ("model.tar",), levels=("generic",)
+        "wasm32",
+        "wasm32-unknown-wasi",
+        "wasm32-wasi",
+        (),
+        ("model.tar",),
+        levels=("generic", "relaxed-simd"),
     ),
 }
 

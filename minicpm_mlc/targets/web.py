@@ -1,4 +1,4 @@
-"""The processor of a web page: WebAssembly with vectors of 128 bits, on one thread."""
+"""The processor of a web page: WebAssembly with vectors of 128 bits."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from minicpm_mlc.targets.cpu import CpuTarget
 from minicpm_mlc.targets.lowering import web_pipeline
 
 SIMD = "simd128"  # in every browser since 2023; LLVM's generic WebAssembly has it not
+SHARED = ("atomics", "bulk-memory")  # what a linker wants of objects in memory of several workers
+RELAXED = "relaxed-simd"  # of --cpu: with dot products of int8, which not every browser has
 
 
 @dataclass(frozen=True)
 class WebTarget(CpuTarget):
-    """WebAssembly. Its objects are linked with the engine (compile/engine_build.py), whose loops
-    run on the page's worker alone: there is no thread pool.
+    """WebAssembly. Its objects are linked with the engine (compile/engine_build.py), which brings
+    the thread pool.
     """
 
     @classmethod
     def of(cls, cpu: str, platform_name: str | None = "web") -> WebTarget:
-        """Of LLVM's processor of this name, such as generic. Raises CompileError for another
-        kind's.
+        """Of LLVM's processor of this name, such as generic, or with relaxed vectors. Raises
+        CompileError for another kind's.
         """
-        plain = CpuTarget.of(cpu, platform_name)
-        return cls(plain.platform, plain.cpu, (f"+{SIMD}",), (SIMD,))
+        plain = CpuTarget.of("generic" if cpu == RELAXED else cpu, platform_name)
+        features = (SIMD, RELAXED) if cpu == RELAXED else (SIMD,)
+        attributes = tuple(f"+{feature}" for feature in (*features, *SHARED))
+        return cls(plain.platform, plain.cpu, attributes, features)
 
     def tir_pipeline(self) -> str:
         """The passes that lower its kernels."""

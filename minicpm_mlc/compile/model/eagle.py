@@ -14,6 +14,7 @@ from minicpm_mlc.compile.model.layers import Batch, Pools, RMSNorm, vocabulary_t
 from minicpm_mlc.compile.model.parts import Part, Plan
 from minicpm_mlc.compile.parameters import Precision
 from minicpm_mlc.compile.state import attention_state, layer_pools
+from minicpm_mlc.ops.choose_nodes import ChooseNodes
 from minicpm_mlc.ops.top_k import TopK
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Eagle(Part):
 
 class EagleCalls:
     """The functions of a base with its head: `draft_extend` takes rows of the sequence,
-    `draft_step` nodes of a draft tree.
+    `draft_step` nodes of a draft tree. `draft_choose` and `draft_level` are how a tree grows
+    without its host.
     """
 
     def __init__(self, base: Decoder, draft: Eagle) -> None:
@@ -115,6 +117,47 @@ class EagleCalls:
         batch = self.base.batch(positions, slots, page_table, tree=(base, ancestors))
         x = self.draft(self.base.embedded(token_ids), hidden, self.own(pools), batch)
         return *self.proposed(x), x
+
+    def draft_choose(
+        self,
+        ids: Tensor,
+        values: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        base: Tensor,
+        ancestors: Tensor,
+        vocabulary: Tensor,
+        tree: Tensor,
+    ) -> Any:
+        """What the head gave after the nodes of one level goes into the `tree` i32[s, 3, n] in
+        place -> the next level: tokens i32[n], hidden states f32[n, hidden], positions, slots and
+        ancestors.
+        """
+        c = self.draft.config
+        operator = ChooseNodes(c.vocab_size, c.hidden_size, c.top_k)
+        level = ids, values, hidden, positions, slots, base, ancestors, vocabulary, tree
+        _, *chosen = self.base.plan.kernels(operator, *level)
+        return tuple(chosen)
+
+    def draft_level(
+        self,
+        token_ids: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        base: Tensor,
+        page_table: Tensor,
+        ancestors: Tensor,
+        vocabulary: Tensor,
+        tree: Tensor,
+        pools: list[Tensor],
+    ) -> Any:
+        """A level of n nodes -> the next one: `draft_step`, then `draft_choose`."""
+        nodes = token_ids, hidden, positions, slots
+        ids, values, after = self.draft_step(*nodes, base, page_table, ancestors, pools)
+        level = ids, values, after, positions, slots, base, ancestors
+        return self.draft_choose(*level, vocabulary, tree)
 
     def own(self, pools: list[Tensor]) -> Pools:
         """The pools of the head's one layer by name."""

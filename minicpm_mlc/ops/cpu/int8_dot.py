@@ -431,6 +431,36 @@ class PairDot(Int8Dot):
         return _joined(low, high, [0, 2, 4, 6]) + _joined(low, high, [1, 3, 5, 7])
 
 
+class RelaxedDot(PairDot):
+    """WebAssembly's relaxed vectors: four products of signed numbers and of seven bits without a
+    sign, added to 32 bits. Such weights are exact on every processor; others go in pairs.
+    """
+
+    def groups(
+        self,
+        values: Values,
+        weights: list[Iterator[Expr]],
+        inputs: list[Activations],
+        count: int,
+    ) -> list[list[Expr]]:
+        if values.unsigned and values.largest < 128:
+            return Int8Dot.groups(self, values, weights, inputs, count)
+        return super().groups(values, weights, inputs, count)
+
+    def step(self, values: Values, total: Expr, weight: Expr, word: Expr) -> Expr:
+        return self._four(total, word, T.reinterpret(weight, dtype="int8x16"))
+
+    def products(self) -> int:
+        return 4 * self.rows
+
+    def peak_step(self, total: Expr) -> Expr:
+        return self._four(total, self._splat(3), T.broadcast(T.int8(1), 16))
+
+    def _four(self, total: Expr, signed: Expr, seven_bits: Expr) -> Expr:
+        name = "llvm.wasm.relaxed.dot.i8x16.i7x16.add.signed"
+        return _intrinsic(name, "int32x4", signed, seven_bits, total)
+
+
 def _joined(a: Expr, b: Expr, lanes: list[int]) -> Expr:
     """Lanes of a, then of b, by their number."""
     return T.Bind(T.Shuffle([a, b], lanes))
@@ -465,5 +495,6 @@ DOTS = {
         SDot("dotprod", rows=4, tile=4, sums=8, registers=32),
         SmMlA("i8mm", rows=4, tile=8, sums=16, registers=32),
         PairDot("simd128", rows=4, tile=4, sums=4, registers=16),
+        RelaxedDot("relaxed-simd", rows=4, tile=4, sums=4, registers=16),
     )
 }

@@ -79,9 +79,9 @@ class RemoteMachine:
             raise _error_of(answer["error"])
         return answer, arrays
 
-    def read_bundle(self, path: str | Path) -> Bundle:
+    def read_bundle(self, path: str | Path, device: str | None = None) -> Bundle:
         """A bundle of this machine that can run there. Raises BundleError."""
-        return read_bundle(path, host=self.host, tvm=self.tvm)
+        return read_bundle(path, device=device, host=self.host, tvm=self.tvm)
 
     def free_memory(self, device: str) -> int:
         """Bytes of a device's memory there that a bundle can take. Raises BundleError when the
@@ -140,7 +140,8 @@ class RemoteLibrary(Library):
     """
 
     def __init__(self, machine: RemoteMachine, bundle: Bundle, threads: int) -> None:
-        manifest = np.frombuffer((bundle.path / MANIFEST).read_bytes(), np.uint8)
+        own = bundle.path / (bundle.manifest.part + MANIFEST)
+        manifest = np.frombuffer(own.read_bytes(), np.uint8)
         opened, _ = machine.call("open", [manifest], threads=threads)
         self.manifest = bundle.manifest
         self.vocab_size: int = bundle.manifest.model["vocab_size"]

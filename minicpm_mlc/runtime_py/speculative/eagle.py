@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import numpy as np
 
 from minicpm_mlc.runtime_py.cached_model import CachedModel
 from minicpm_mlc.runtime_py.draft_model import DraftModel
 from minicpm_mlc.runtime_py.kv_cache import common_prefix
-from minicpm_mlc.runtime_py.speculative.expand import Guesses, expand
+from minicpm_mlc.runtime_py.speculative.grown import draft_of
 from minicpm_mlc.runtime_py.speculative.tree import Draft
 from minicpm_mlc.runtime_py.token_tree import MAX_NODES
 
@@ -121,33 +118,9 @@ class EagleDrafter:
         if not self._rows or self._end != len(self._model) or not room:
             return None
         root = int(history[-1])
-        start = time.perf_counter()
         unread = self._unread()
-        proposed = self._head.extend(root, unread)
-        seconds = time.perf_counter() - start
+        levels = max(1, min(depth, 1 + room // top_k))
+        tree, seconds = self._head.grow(root, unread, levels, top_k, floor)
         self._read = self._end
         self._tokens[self._end :] = [root]
-        walk = _HeadWalk(self._head, proposed.hidden)
-        after = (proposed.values, proposed.tokens)
-        draft = expand(root, after, walk.step, min(depth, 1 + room // top_k), top_k, floor)
-        return replace(draft, read_tokens=len(unread), read_seconds=seconds)
-
-
-class _HeadWalk:
-    """The head's hidden states of one level, from which the next goes on."""
-
-    def __init__(self, head: DraftModel, hidden: np.ndarray) -> None:
-        self._head = head
-        self._hidden = hidden
-        self._first = -1  # number of the level's first node; the row that `extend` gave is no node
-
-    def step(self, token_ids: list[int], rows: list[int]) -> Guesses:
-        """What comes after each token of a level, `rows` the nodes of the level before that they
-        follow.
-        """
-        proposed = self._head.step(
-            token_ids, self._hidden.take(rows, 0), [self._first + row for row in rows]
-        )
-        self._first = 0 if self._first < 0 else self._first + len(self._hidden)
-        self._hidden = proposed.hidden
-        return proposed.values, proposed.tokens
+        return draft_of(root, tree, floor, len(unread), seconds)

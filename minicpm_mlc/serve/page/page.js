@@ -160,7 +160,8 @@ async function continueConversation() {
   } finally {
     if (running === abort) running = null;
     if (!running) busy(false);
-    if (!message.content && !message.thinking && messages.at(-1) === message) messages.pop();
+    const nothing = !message.content && !message.thinking && !message.stats; // stopped, or refused
+    if (nothing && messages.at(-1) === message) messages.pop();
     save();
     show();
   }

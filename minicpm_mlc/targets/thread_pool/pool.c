@@ -201,3 +201,8 @@ EXPORT int minicpm_pool_launch(Body body, void *data, int32_t tasks) {
   minicpm_pool_leave();
   return status;
 }
+
+#if defined(__wasm__)
+// What a page's worker calls, the first as 1. It doesn't return.
+EXPORT void minicpm_pool_work(uint32_t index) { work((void *)(uintptr_t)index); }
+#endif

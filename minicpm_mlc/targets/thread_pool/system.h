@@ -7,7 +7,35 @@
 
 typedef _Atomic uint32_t Number;
 
-#if defined(_WIN32)  // it has no fork
+#if defined(__wasm__)  // a page's workers share the memory; engine.js starts them
+
+#include <sched.h>
+#include <time.h>
+extern uint32_t minicpm_web_workers;  // that wait in minicpm_pool_work
+#define EXPORT __attribute__((visibility("default")))
+
+static uintptr_t this_thread(void) {
+  static _Thread_local char here;
+  return (uintptr_t)&here;
+}
+static void yield_core(void) { sched_yield(); }
+static void sleep_while(Number *number, uint32_t value) {
+  __builtin_wasm_memory_atomic_wait32((int *)number, (int)value, -1);
+}
+static void wake_sleepers(Number *number) { __builtin_wasm_memory_atomic_notify((int *)number, UINT32_MAX); }
+static uint64_t nanoseconds(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+typedef void *ThreadResult;
+static bool start_thread(ThreadResult (*body)(void *), uintptr_t argument) {
+  (void)body;
+  return argument <= minicpm_web_workers;
+}
+static void after_fork(void (*in_child)(void)) { (void)in_child; }
+
+#elif defined(_WIN32)  // it has no fork
 
 void *CreateThread(void *, uintptr_t stack, uint32_t (*)(void *), void *, uint32_t, uint32_t *);
 int CloseHandle(void *);

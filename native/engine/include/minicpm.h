@@ -52,8 +52,8 @@ MINICPM_API const char* minicpm_error(void);
  * options, a JSON object or NULL: "context" (tokens), "threads", "attention" ("auto", "dense", "sparse"),
  * "sha256" (of the only manifest that may run, or a list of them), "check" (false: the files' hashes were checked before), "linked" (the
  * prefix of a model's static library that is part of the app, which runs in place of the bundle's file), "resume" (a
- * file of minicpm_save), "fallback" (another bundle, opened in place of this one where its device isn't there, fails or
- * computes wrong; minicpm_info tells why).
+ * file of minicpm_save), "device" ("cpu": the processor's library of a bundle that has a GPU's too. Without it that one
+ * is opened where the GPU isn't there, fails or computes wrong; minicpm_info tells why).
  */
 MINICPM_API minicpm_status minicpm_open(uint32_t version, const char* bundle, const char* options,
                                         minicpm_engine** engine);
@@ -62,8 +62,8 @@ MINICPM_API void minicpm_close(minicpm_engine* engine);
 /* Bytes that a context of so many tokens takes, the weights included. */
 MINICPM_API minicpm_status minicpm_memory_need(const char* bundle, uint32_t context, uint64_t* bytes);
 
-/* JSON: the model's name, its context, vocabulary, threads, device, why it is the fallback of another bundle ("fell_back",
- * null if it isn't), and whether it can chat and switch thinking.
+/* JSON: the model's name, its context, vocabulary, threads, device, why that isn't the bundle's GPU ("fell_back", null
+ * if it is or there is none), and whether it can chat and switch thinking.
  * To be freed by minicpm_free, as all that is returned as char*. */
 MINICPM_API char* minicpm_info(const minicpm_engine* engine);
 

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
+#include "device_check.h"
+#include "device_memory.h"
 #include "files.h"
 #include "host.h"
-#include "device_memory.h"
 #include "text.h"
 
 namespace minicpm {
@@ -36,8 +37,22 @@ void CheckHash(const Bundle& bundle, const std::string& name) {
   }
 }
 
+// The manifest of the library for a device; `first` is the bundle's, which has the hash of every other file.
+Manifest ManifestFor(const std::string& device, const std::string& folder, const Manifest& first) {
+  if (device.empty() || device == first.device) return first;
+  if (device != "cpu" || !first.has_second()) {
+    Fail(MINICPM_REQUEST, folder, " has no library for ", device, ", it is for ", first.device,
+         first.has_second() ? " and cpu" : "", "; leave out \"device\", or compile it again: minicpm-mlc compile --with-cpu");
+  }
+  if (Sha256OfFile(folder + "/" + kCpuManifest) != first.files.at(kCpuManifest).sha256) {
+    Fail(MINICPM_BUNDLE, folder, "/", kCpuManifest, " is damaged: its SHA-256 isn't the manifest's; ", kRepair);
+  }
+  return Manifest::Load(folder, kCpuManifest);
+}
+
 void CheckFit(const Bundle& bundle) {
   CheckDevice(bundle.manifest.device);
+  RefuseWrongDevice(bundle);
   std::string why = Mismatch(bundle.manifest);
   if (!why.empty()) {
     Fail(MINICPM_BUNDLE, bundle.folder, " can't run here: ", why,
@@ -51,12 +66,14 @@ void CheckFit(const Bundle& bundle) {
 
 }  // namespace
 
-Bundle Bundle::Open(const std::string& folder, bool check, const std::vector<std::string>& sha256) {
-  Bundle bundle{folder, Manifest::Load(folder), ""};
-  if (!sha256.empty() && !std::count(sha256.begin(), sha256.end(), bundle.manifest.sha256)) {
-    Fail(MINICPM_BUNDLE, folder, " has a manifest with SHA-256 ", bundle.manifest.sha256, ", expected ", Joined(sha256, " or "),
+Bundle Bundle::Open(const std::string& folder, bool check, const std::vector<std::string>& sha256,
+                    const std::string& device) {
+  Manifest first = Manifest::Load(folder);
+  if (!sha256.empty() && !std::count(sha256.begin(), sha256.end(), first.sha256)) {
+    Fail(MINICPM_BUNDLE, folder, " has a manifest with SHA-256 ", first.sha256, ", expected ", Joined(sha256, " or "),
          "; give the bundle that this app was made for");
   }
+  Bundle bundle{folder, ManifestFor(device, folder, first), ""};
   CheckFit(bundle);
   CheckSizes(bundle);
   for (const auto& [name, entry] : bundle.manifest.files) {
@@ -65,13 +82,19 @@ Bundle Bundle::Open(const std::string& folder, bool check, const std::vector<std
   return bundle;
 }
 
+std::string Bundle::Named(const std::string& name) const {
+  std::string own = manifest.part() + name;
+  return manifest.files.count(own) ? own : name;
+}
+
 std::string Bundle::File(const std::string& name) const {
-  if (!manifest.files.count(name)) Fail(MINICPM_BUNDLE, folder, "/manifest.json lists no ", name, "; ", kRepair);
-  return folder + "/" + name;
+  std::string named = Named(name);
+  if (!manifest.files.count(named)) Fail(MINICPM_BUNDLE, folder, "/manifest.json lists no ", named, "; ", kRepair);
+  return folder + "/" + named;
 }
 
 std::optional<Json> Bundle::Object(const std::string& name) const {
-  if (!manifest.files.count(name)) return std::nullopt;
+  if (!manifest.files.count(Named(name))) return std::nullopt;
   std::string path = File(name);
   std::optional<std::string> text = ReadSmall(path);
   if (!text) Fail(MINICPM_BUNDLE, folder, " lacks ", name, "; ", kRepair);

@@ -29,16 +29,21 @@ void MakeFolders(const std::string& folder) {
 
 }  // namespace
 
-bool IsMarked(const std::string& kind, const std::string& key) {
+std::string FileOfMark(const std::string& kind, const std::string& key) {
   std::string folder = FolderOf(kind);
-  return !folder.empty() && SizeOfFile(folder + "/" + Sha256(key) + ".json").has_value();
+  return folder.empty() ? "" : folder + "/" + Sha256(key) + ".json";
+}
+
+std::optional<std::string> Marked(const std::string& kind, const std::string& key) {
+  std::string file = FileOfMark(kind, key);
+  return file.empty() ? std::nullopt : ReadSmall(file);
 }
 
 void Mark(const std::string& kind, const std::string& key, const std::string& text) {
   std::string folder = FolderOf(kind);
   if (folder.empty()) return;
   MakeFolders(folder);
-  std::string file = folder + "/" + Sha256(key) + ".json", partial = file + "." + std::to_string(getpid());
+  std::string file = FileOfMark(kind, key), partial = file + "." + std::to_string(getpid());
   FILE* opened = std::fopen(partial.c_str(), "wb");
   if (!opened) return;
   bool whole = std::fwrite(text.data(), 1, text.size(), opened) == text.size();

@@ -19,6 +19,16 @@ constexpr uint64_t kLargest = 4 << 20;                    // bytes of a case's a
 constexpr char kUnwritten = 0x77;  // of every byte of an output: finite as a float, and far from any answer
 constexpr size_t kGroup = 32, kWords = 10;  // int8 activations of a group, and the int32 words that hold it
 
+constexpr const char *kCases = "kernel-cases.npz", *kRight = "devices", *kWrong = "wrong-devices";
+
+// What distinguishes a device, its driver and a library from others.
+std::string KeyOf(const Bundle& bundle, const Memory& memory) {
+  const Manifest& manifest = bundle.manifest;
+  auto cases = manifest.files.find(bundle.Named(kCases));
+  return memory.identity() + "\n" + manifest.tvm + "\n" + manifest.files.at(manifest.library).sha256 + "\n" +
+         (cases == manifest.files.end() ? "" : cases->second.sha256);
+}
+
 DLDataType TypeOf(const std::string& kind) {
   uint8_t code = kind[0] == 'f' ? kDLFloat : kind[0] == 'i' ? kDLInt : kDLUInt;
   return {code, static_cast<uint8_t>(8 * (kind[1] - '0')), 1};
@@ -108,13 +118,18 @@ double Tried(const KernelCase& kernel_case, const Library& library) {
   return largest;
 }
 
+void RefuseWrongDevice(const Bundle& bundle) {
+  Memory memory(bundle.manifest.device);
+  if (memory.on_host()) return;
+  std::string key = KeyOf(bundle, memory);
+  std::optional<std::string> why = Marked(kWrong, key);
+  if (why) throw DeviceError(*why + "; to check it again, remove " + FileOfMark(kWrong, key));
+}
+
 void CheckKernels(const Bundle& bundle, const Library& library) {
-  const Manifest& manifest = bundle.manifest;
-  auto cases = manifest.files.find("kernel-cases.npz");
-  if (library.memory().on_host() || cases == manifest.files.end()) return;
-  std::string key = library.memory().identity() + "\n" + manifest.tvm + "\n" +
-                    manifest.files.at(manifest.library).sha256 + "\n" + cases->second.sha256;
-  if (IsMarked("devices", key)) return;
+  if (library.memory().on_host() || !bundle.manifest.files.count(bundle.Named(kCases))) return;
+  std::string key = KeyOf(bundle, library.memory());
+  if (Marked(kRight, key)) return;
   KernelCases all(bundle);
   Clock::time_point start = Clock::now();
   for (const KernelCase* each : all.Smallest(kLargest)) {
@@ -123,10 +138,11 @@ void CheckKernels(const Bundle& bundle, const Library& library) {
     if (nmse <= each->limit) continue;
     std::ostringstream text;
     text << library.memory().name() << " computes " << each->name << " wrong (NMSE " << nmse << ", limit " << each->limit
-         << "), so no answer of it can be trusted; compile the model for the processor: minicpm-mlc compile --device cpu";
+         << "), so no answer of it can be trusted; compile the model for the processor too: minicpm-mlc compile --with-cpu";
+    Mark(kWrong, key, text.str());
     throw DeviceError(text.str());
   }
-  Mark("devices", key, "{\"device\": " + Json::Quote(library.memory().identity()) + "}");
+  Mark(kRight, key, "{\"device\": " + Json::Quote(library.memory().identity()) + "}");
 }
 
 }  // namespace minicpm

@@ -8,6 +8,9 @@
 
 namespace minicpm {
 
+// Throws DeviceError where CheckKernels found this device wrong before.
+void RefuseWrongDevice(const Bundle& bundle);
+
 // Tries some kernels of the bundle, once per library, device and driver. Throws DeviceError for one that computes wrong or
 // doesn't run. Nothing to be tried of a processor.
 void CheckKernels(const Bundle& bundle, const Library& library);

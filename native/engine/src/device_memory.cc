@@ -4,6 +4,7 @@
 #include <tvm/ffi/string.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <optional>
 
@@ -34,7 +35,19 @@ std::string TextOf(const ffi::Any& value) {
   return text ? std::string(*text) : "";
 }
 
+// Calls body(first, count, place) for each run of consecutive pages; `place`: of the run's first among all.
+template <typename Body>
+void ForRuns(const std::vector<int32_t>& pages, Body body) {
+  for (size_t start = 0, end; start < pages.size(); start = end) {
+    end = start + 1;
+    while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
+    body(pages[start], static_cast<int64_t>(end - start), start);
+  }
+}
+
 }  // namespace
+
+uint64_t PageBytes(const Tensor& pool) { return ffi::GetDataSize(pool) / static_cast<uint64_t>(pool.shape()[0]); }
 
 void CheckDevice(const std::string& device) {
   if (device == "cpu") return;
@@ -55,6 +68,7 @@ Memory::Memory(const std::string& device) {
   new_ = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
   write_ = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyFromBytes");
   read_ = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyToBytes");
+  view_ = ffi::Function::GetGlobalRequired("runtime.TVMTensorCreateView");
 }
 
 // A device that doesn't tell has the host's memory, or a part of it.
@@ -96,6 +110,39 @@ Tensor Memory::Read(const Tensor& result) const {
   Tensor host = NewTensor({result.shape().begin(), result.shape().end()}, result.dtype());
   Guarded([&] { read_(result, host.data_ptr(), static_cast<int64_t>(ffi::GetDataSize(host))); });
   return host;
+}
+
+// Some pages of a device's pool, in the same memory.
+Tensor Memory::Part(const Tensor& pool, int32_t first, int64_t count) const {
+  std::vector<int64_t> shape(pool.shape().begin(), pool.shape().end());
+  shape[0] = count;
+  return view_(pool, ffi::Shape(shape), pool.dtype(), static_cast<uint64_t>(first) * PageBytes(pool)).cast<Tensor>();
+}
+
+void Memory::ReadPages(const Tensor& pool, const std::vector<int32_t>& pages, char* bytes) const {
+  uint64_t each = PageBytes(pool);
+  ForRuns(pages, [&](int32_t first, int64_t count, size_t place) {
+    uint64_t size = static_cast<uint64_t>(count) * each;
+    if (on_host()) {
+      std::memcpy(bytes + place * each, static_cast<char*>(pool.data_ptr()) + static_cast<uint64_t>(first) * each, size);
+    } else {
+      void* to = bytes + place * each;
+      Guarded([&] { read_(Part(pool, first, count), to, static_cast<int64_t>(size)); });
+    }
+  });
+}
+
+void Memory::WritePages(const Tensor& pool, const std::vector<int32_t>& pages, const char* bytes) const {
+  uint64_t each = PageBytes(pool);
+  ForRuns(pages, [&](int32_t first, int64_t count, size_t place) {
+    uint64_t size = static_cast<uint64_t>(count) * each;
+    if (on_host()) {
+      std::memcpy(static_cast<char*>(pool.data_ptr()) + static_cast<uint64_t>(first) * each, bytes + place * each, size);
+    } else {
+      void* from = const_cast<char*>(bytes) + place * each;
+      Guarded([&] { write_(Part(pool, first, count), from, static_cast<int64_t>(size)); });
+    }
+  });
 }
 
 void Memory::FailOf(const ffi::Error& error) const {

@@ -18,6 +18,8 @@ class DeviceError : public Error {
   explicit DeviceError(const std::string& text) : Error(MINICPM_FAILED, text) {}
 };
 
+uint64_t PageBytes(const Tensor& pool);
+
 // Throws DeviceError where bundles of this kind of device, as manifests name it, can't run.
 void CheckDevice(const std::string& device);
 
@@ -37,6 +39,9 @@ class Memory {
   Tensor New(const std::vector<int64_t>& shape, DLDataType dtype) const;
   Tensor Given(const Tensor& host) const;   // for compiled code
   Tensor Read(const Tensor& result) const;  // for this process
+  // Pages of a pool, [pages, ...], to this process's memory, one after the other, and from there.
+  void ReadPages(const Tensor& pool, const std::vector<int32_t>& pages, char* bytes) const;
+  void WritePages(const Tensor& pool, const std::vector<int32_t>& pages, const char* bytes) const;
 
   // Calls what uses the device; what its runtime throws becomes a DeviceError.
   template <typename Body>
@@ -51,10 +56,11 @@ class Memory {
 
  private:
   [[noreturn]] void FailOf(const tvm::ffi::Error& error) const;
+  Tensor Part(const Tensor& pool, int32_t first, int64_t count) const;
 
   int type_;  // DLPack's number
   std::string name_, identity_;
-  tvm::ffi::Function new_, write_, read_;
+  tvm::ffi::Function new_, write_, read_, view_;
 };
 
 }  // namespace minicpm

@@ -10,13 +10,15 @@
 namespace minicpm {
 namespace {
 
-const std::vector<std::string> kOpenOptions = {"context", "threads", "attention", "sha256", "check", "linked", "resume", "fallback"};
+const std::vector<std::string> kOpenOptions = {"context", "threads", "attention", "sha256", "check", "linked", "resume", "device"};
 const std::vector<std::string> kOptions = {"temperature",        "top_k",            "top_p",
                                            "min_p",              "repetition_penalty", "presence_penalty",
                                            "frequency_penalty",  "seed",             "stop",
                                            "max_tokens",         "think",            "max_think_tokens",
                                            "tokens",            "speculate",        "tree_size",
                                            "draft_depth",       "draft_top_k"};
+
+constexpr const char* kLinkedCpuPart = "cpu_";  // kCpuPart as a part of symbols
 
 bool Flag(const Json& options, const char* name, bool otherwise) {
   std::optional<Json> flag = options.Find(name);
@@ -46,10 +48,11 @@ std::vector<std::string> Texts(const std::optional<Json>& option) {
   return option->IsText() ? std::vector<std::string>{option->Text()} : option->Texts();
 }
 
-Bundle OpenBundle(const std::string& folder, const Json& options) {
-  CheckNames(options, kOpenOptions);
-  Bundle bundle = Bundle::Open(folder, Flag(options, "check", true), Texts(options.Find("sha256")));
-  if (bundle.manifest.device == "cpu") bundle.linked = TextOr(options, "linked", "");
+// Its library for this device, or the first one.
+Bundle OpenBundle(const std::string& folder, const Json& options, const std::string& device) {
+  Bundle bundle = Bundle::Open(folder, Flag(options, "check", true), Texts(options.Find("sha256")), device);
+  bundle.linked = TextOr(options, "linked", "");
+  if (!bundle.linked.empty() && !bundle.manifest.part().empty()) bundle.linked += kLinkedCpuPart;
   return bundle;
 }
 
@@ -68,19 +71,20 @@ void CheckNames(const Json& options, const std::vector<std::string>& names) {
 }
 
 std::unique_ptr<Engine> Engine::Open(const std::string& folder, const Json& options) {
-  std::optional<Json> fallback = options.Find("fallback");
+  CheckNames(options, kOpenOptions);
+  std::string device = TextOr(options, "device", "");
   try {
-    return std::unique_ptr<Engine>(new Engine(folder, options));
+    return std::unique_ptr<Engine>(new Engine(OpenBundle(folder, options, device), options));
   } catch (const DeviceError& error) {
-    if (!fallback) throw;
-    std::unique_ptr<Engine> engine(new Engine(fallback->Text(), options));
-    engine->fell_back_ = error.what();
+    if (!device.empty() || !Manifest::Load(folder).has_second()) throw;
+    std::unique_ptr<Engine> engine(new Engine(OpenBundle(folder, options, "cpu"), options));
+    std::string why = error.what();
+    engine->fell_back_ = why.substr(0, why.find("; "));  // without what would be done without that library
     return engine;
   }
 }
 
-Engine::Engine(const std::string& folder, const Json& options)
-    : bundle_(OpenBundle(folder, options)), threads_(Threads(options)) {
+Engine::Engine(Bundle bundle, const Json& options) : bundle_(std::move(bundle)), threads_(Threads(options)) {
   const Manifest& manifest = bundle_.manifest;
   int64_t context = ChooseContext(manifest, Count(options, "context", 1), Memory(manifest.device).Free());
   std::optional<Json> generation = bundle_.Object("generation_config.json");

@@ -21,7 +21,8 @@ class Engine {
   // A piece of an answer; whether no more are wanted.
   using OnPiece = std::function<bool(minicpm_piece kind, std::string_view bytes)>;
 
-  // `options` as in minicpm.h. Where the bundle's device isn't there, fails or computes wrong, that of "fallback" is opened.
+  // `options` as in minicpm.h. Where the bundle's device isn't there, fails or computes wrong, its library for the
+  // processor is opened, if it has one.
   static std::unique_ptr<Engine> Open(const std::string& folder, const Json& options);
 
   void Chat(const Json& messages, const Json& options, const OnPiece& on_piece);
@@ -36,7 +37,7 @@ class Engine {
   const Stats& stats() const { return stats_; }
 
  private:
-  Engine(const std::string& folder, const Json& options);
+  Engine(Bundle bundle, const Json& options);
   void ReadTokenizer();
   void ReadRules();
   const Tokenizer& tokenizer() const;  // fails where the bundle has none that this engine can read
@@ -44,7 +45,7 @@ class Engine {
   void Answer(std::vector<int32_t> ids, Reading reading, const Json& options, const OnPiece& on_piece);
 
   Bundle bundle_;
-  std::string fell_back_;  // why this is the fallback of another bundle; empty if it isn't
+  std::string fell_back_;  // why the processor answers in place of the bundle's device; empty if it doesn't
   int threads_;
   std::set<int32_t> end_tokens_;
   Sampling published_;

@@ -115,9 +115,10 @@ Json Library::CheckedFacts(const Bundle& bundle) const {
     std::string wrong = manifest_.json.At(key).Difference(inside.At(key));
     if (!wrong.empty()) Fail(MINICPM_BUNDLE, wrong, " is not what ", path_, " was compiled for; ", kRepair);
   }
-  auto listed = manifest_.files.find(kKernelCases);
+  std::string cases = bundle.Named(kKernelCases);
+  auto listed = manifest_.files.find(cases);
   if (listed == manifest_.files.end() || listed->second.sha256 != facts.At("cases").Text()) {
-    Fail(MINICPM_BUNDLE, bundle.folder, "/", kKernelCases, " is missing or not the one that ", path_,
+    Fail(MINICPM_BUNDLE, bundle.folder, "/", cases, " is missing or not the one that ", path_,
          " was compiled with; ", kRepair);
   }
   std::vector<Json> tensors = facts.At("tensors").List();

@@ -109,8 +109,10 @@ uint64_t BytesPerSequence(const std::vector<StateEntry>& table) {
 
 }  // namespace
 
-Manifest Manifest::Load(const std::string& folder) {
-  std::string place = folder + "/manifest.json";
+std::string Manifest::part() const { return library.rfind(kCpuPart, 0) == 0 ? kCpuPart : ""; }
+
+Manifest Manifest::Load(const std::string& folder, const std::string& name) {
+  std::string place = folder + "/" + name;
   std::optional<std::string> text = ReadSmall(place);
   CheckPlace(folder, text);
   Json json = Json::Parse(*text, place, MINICPM_BUNDLE, kRepair);

@@ -1,7 +1,6 @@
 #include "model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "session.h"
@@ -68,11 +67,12 @@ void Model::Copy(int32_t page, const std::vector<int32_t>& ids) {
 // What a draft head has of a page's first tokens.
 void Model::CopyDrafted(int32_t source, int32_t page, int32_t rows) {
   int32_t drafted = pool_.drafted[static_cast<size_t>(source)];
-  if (!drafted || !library_.memory().on_host()) return;  // from a device the head goes on without
+  if (!drafted) return;
+  const Memory& memory = library_.memory();
   for (const Tensor& tensor : DraftPools()) {
-    size_t bytes = tvm::ffi::GetDataSize(tensor) / static_cast<size_t>(pool_.size());
-    char* data = static_cast<char*>(tensor.data_ptr());
-    std::memmove(data + static_cast<size_t>(page) * bytes, data + static_cast<size_t>(source) * bytes, bytes);
+    std::string bytes(PageBytes(tensor), '\0');
+    memory.ReadPages(tensor, {source}, bytes.data());
+    memory.WritePages(tensor, {page}, bytes.data());
   }
   pool_.drafted[static_cast<size_t>(page)] = std::min(rows, drafted);
 }
@@ -187,8 +187,6 @@ void Model::Commit(const std::vector<int32_t>& path) {
 
 void Model::CheckSavable() const {
   if (recurrent()) Fail(MINICPM_REQUEST, "the model keeps state per sequence, which can't be saved");
-  if (library_.memory().on_host()) return;
-  Fail(MINICPM_REQUEST, "what ", library_.memory().name(), " has computed can't be read; saved states are for CPUs");
 }
 
 void Model::Save(const std::string& path) {
@@ -206,12 +204,12 @@ void Model::Save(const std::string& path) {
     int32_t page = sequence_.table()[static_cast<size_t>(full)];
     if (static_cast<int64_t>(before.size()) == full) pages.push_back({place, tokens, page});
   }
-  SaveSession(path, manifest_, {pages, sequence_.tokens()}, pools_);
+  SaveSession(path, manifest_, {pages, sequence_.tokens()}, library_.memory(), pools_);
 }
 
 void Model::Resume(const std::string& path) {
   CheckSavable();
-  Saved saved = LoadSession(path, manifest_, context(), pools_, &pool_);
+  Saved saved = LoadSession(path, manifest_, context(), library_.memory(), pools_, &pool_);
   cache_.Restore(saved.pages);
   Begin(saved.own);
 }

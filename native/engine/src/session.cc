@@ -49,25 +49,7 @@ std::array<uint8_t, 32> DigestOf(const std::string& text) {
   return digest.Bytes();
 }
 
-// A pool's memory: the bytes of a page, and where its first page lies.
-struct Pool {
-  char* Page(int32_t page) const { return data + static_cast<size_t>(page) * page_bytes; }
-
-  char* data;
-  size_t page_bytes;
-};
-
-std::vector<Pool> PoolsOf(const Pools& tensors) {
-  std::vector<Pool> pools;
-  for (const Tensor& tensor : tensors) {
-    size_t pages = static_cast<size_t>(tensor.shape()[0]);
-    size_t bytes = tvm::ffi::GetDataSize(tensor);
-    pools.push_back({static_cast<char*>(tensor.data_ptr()), bytes / pages});
-  }
-  return pools;
-}
-
-size_t PagesInPart(const Pool& pool) { return std::max<size_t>(1, kPartBytes / pool.page_bytes); }
+size_t PagesInPart(const Tensor& pool) { return std::max<size_t>(1, kPartBytes / PageBytes(pool)); }
 
 class PartialFile {
  public:
@@ -102,6 +84,12 @@ std::vector<int32_t> TextsOf(const Saved& saved) {
   for (const KeptPage& page : saved.pages) texts.insert(texts.end(), page.tokens.begin(), page.tokens.end());
   texts.insert(texts.end(), saved.own.begin(), saved.own.end());
   return texts;
+}
+
+std::vector<int32_t> PagesOf(const Saved& saved) {
+  std::vector<int32_t> pages;
+  for (const KeptPage& each : saved.pages) pages.push_back(each.page);
+  return pages;
 }
 
 struct Footer {
@@ -187,10 +175,10 @@ struct Stored {
 };
 
 Stored CheckedParts(const std::string& path, const MappedFile& file, const Footer& footer,
-                    const std::vector<Pool>& pools) {
+                    const Pools& pools) {
   size_t magic = std::strlen(kMagic);
   uint64_t length, expected = magic + uint64_t{footer.tokens} * sizeof(int32_t);
-  for (const Pool& pool : pools) expected += uint64_t{footer.pages} * pool.page_bytes;
+  for (const Tensor& pool : pools) expected += uint64_t{footer.pages} * PageBytes(pool);
   std::memcpy(&length, file.data() + file.size() - kTail, 8);
   if (expected + length + kTail != file.size()) FailDamaged(path);
   size_t sum = 0;
@@ -203,18 +191,32 @@ Stored CheckedParts(const std::string& path, const MappedFile& file, const Foote
   stored.texts.resize(footer.tokens);
   if (footer.tokens) std::memcpy(stored.texts.data(), at, footer.tokens * sizeof(int32_t));
   check(footer.tokens * sizeof(int32_t));
-  for (const Pool& pool : pools) {
+  for (const Tensor& pool : pools) {
     stored.first.push_back(at);
     for (size_t start = 0; start < footer.pages; start += PagesInPart(pool)) {
-      check(std::min(PagesInPart(pool), footer.pages - start) * pool.page_bytes);
+      check(std::min(PagesInPart(pool), footer.pages - start) * PageBytes(pool));
     }
   }
   return stored;
 }
 
+// Writes the pages that were chosen: `pages` of the pool, and `places` of each of the file among them, -1 for none. `first`:
+// where the file has the pool's pages.
+void LoadPages(const Memory& memory, const Tensor& pool, const std::vector<int32_t>& pages,
+               const std::vector<int32_t>& places, const char* first) {
+  for (size_t start = 0, end; start < places.size(); start = end) {
+    end = start + 1;
+    if (places[start] < 0) continue;
+    while (end < places.size() && places[end] >= 0) ++end;
+    auto from = pages.begin() + places[start];
+    memory.WritePages(pool, {from, from + static_cast<ptrdiff_t>(end - start)}, first + start * PageBytes(pool));
+  }
+}
+
 }  // namespace
 
-void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Pools& tensors) {
+void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Memory& memory,
+                 const Pools& pools) {
   PartialFile file(path);
   std::string sums;
   auto put = [&](const void* data, size_t size) {
@@ -224,19 +226,19 @@ void SaveSession(const std::string& path, const std::string& manifest, const Sav
   file.Write(kMagic, std::strlen(kMagic));
   std::vector<int32_t> texts = TextsOf(saved);
   put(texts.data(), texts.size() * sizeof(int32_t));
-  size_t pages = saved.pages.size();
+  std::vector<int32_t> pages = PagesOf(saved);
   std::string part;
-  for (const Pool& pool : PoolsOf(tensors)) {
-    for (size_t start = 0; start < pages; start += PagesInPart(pool)) {
-      part.clear();
-      for (size_t i = start; i < std::min(pages, start + PagesInPart(pool)); ++i) {
-        part.append(pool.Page(saved.pages[i].page), pool.page_bytes);
-      }
+  for (const Tensor& pool : pools) {
+    for (size_t start = 0; start < pages.size(); start += PagesInPart(pool)) {
+      size_t end = std::min(pages.size(), start + PagesInPart(pool));
+      part.resize((end - start) * PageBytes(pool));
+      auto first = pages.begin() + static_cast<ptrdiff_t>(start);
+      memory.ReadPages(pool, {first, first + static_cast<ptrdiff_t>(end - start)}, part.data());
       put(part.data(), part.size());
     }
   }
   std::ostringstream footer;
-  footer << "{\"manifest\": \"" << manifest << "\", \"pages\": " << pages << ", \"tokens\": " << texts.size()
+  footer << "{\"manifest\": \"" << manifest << "\", \"pages\": " << pages.size() << ", \"tokens\": " << texts.size()
          << ", \"own\": " << saved.own.size() << ", \"sums\": [" << sums << "]}";
   std::string said = footer.str();
   uint64_t length = said.size();
@@ -246,12 +248,11 @@ void SaveSession(const std::string& path, const std::string& manifest, const Sav
   file.Finish();
 }
 
-Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Pools& tensors,
-                  PagePool* pool) {
+Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Memory& memory,
+                  const Pools& pools, PagePool* pool) {
   if (!SizeOfFile(path)) Fail(MINICPM_REQUEST, path, " can't be read; ", kAdvice);
   MappedFile file(path);
   Footer footer = ReadFooter(path, file, manifest);
-  std::vector<Pool> pools = PoolsOf(tensors);
   Stored stored = CheckedParts(path, file, footer, pools);
   Saved saved = ReadTexts(path, footer, stored.texts, static_cast<size_t>(pool->page_size));
   if (static_cast<int64_t>(saved.own.size()) > context) {
@@ -266,12 +267,11 @@ Saved LoadSession(const std::string& path, const std::string& manifest, int64_t 
     KeptPage page = saved.pages[i];
     page.page = pool->Take();
     if (page.parent >= 0) page.parent = places[static_cast<size_t>(page.parent)];
-    for (size_t k = 0; k < pools.size(); ++k) {
-      std::memcpy(pools[k].Page(page.page), stored.first[k] + i * pools[k].page_bytes, pools[k].page_bytes);
-    }
     places[i] = static_cast<int32_t>(loaded.pages.size());
     loaded.pages.push_back(std::move(page));
   }
+  std::vector<int32_t> pages = PagesOf(loaded);
+  for (size_t k = 0; k < pools.size(); ++k) LoadPages(memory, pools[static_cast<int64_t>(k)], pages, places, stored.first[k]);
   return loaded;
 }
 

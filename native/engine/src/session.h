@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "device_memory.h"
 #include "library.h"
 #include "pages.h"
 #include "prefix_cache.h"
@@ -20,11 +21,12 @@ struct Saved {
 };
 
 // Writes pages of `pools`; all or nothing, and on the disk once it returns. `manifest`: the SHA-256 of the bundle's.
-void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Pools& pools);
+void SaveSession(const std::string& path, const std::string& manifest, const Saved& saved, const Memory& memory,
+                 const Pools& pools);
 
 // Reads a file's pages into new pages of `pool`, of one owner each: those of the sequence, and of the others as many as
 // there is room for. Fails for a file that is damaged, another bundle's, or whose sequence is longer than `context`.
-Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Pools& pools,
-                  PagePool* pool);
+Saved LoadSession(const std::string& path, const std::string& manifest, int64_t context, const Memory& memory,
+                  const Pools& pools, PagePool* pool);
 
 }  // namespace minicpm

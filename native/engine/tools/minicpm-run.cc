@@ -46,7 +46,7 @@ const Option kOpen[] = {
     {"threads", Takes::kWhole, "threads; the physical cores unless given"},
     {"attention", Takes::kText, "auto, dense or sparse"},
     {"sha256", Takes::kText, "run only a bundle whose manifest has this SHA-256"},
-    {"fallback", Takes::kText, "the bundle to run where this one's device isn't there, fails or computes wrong"},
+    {"device", Takes::kText, "cpu: the processor's library of a bundle that has a GPU's too"},
 };
 const Option kOwn[] = {
     {"prompt", Takes::kText, "answer this and leave; piped text goes before it"},
@@ -269,7 +269,7 @@ class Run {
     size_t at = info.find(start);
     if (at == std::string::npos) return;
     at += start.size();
-    std::cerr << "Warning: " << info.substr(at, info.find("\", \"", at) - at) << "; the fallback answers\n";
+    std::cerr << "Warning: " << info.substr(at, info.find("\", \"", at) - at) << "; the processor answers\n";
   }
 
   // What standard error has after an answer.

@@ -1,11 +1,23 @@
 // minicpm.h in JavaScript: an engine in the thread that makes it. native/engine/include/minicpm.h describes the calls,
 // their options and their results.
 
+import { load } from "./module.js";
 import { System } from "./wasi.js";
 
 const VERSION = 1; // MINICPM_VERSION
+const STACK = 1 << 20; // bytes of a thread's
 const OUT_OF_MEMORY = 4, FAILED = 6; // of minicpm_status
 const KINDS = ["thinking", "answer", "token"];
+
+/** A thread of a page: thread.js in a worker, once it is ready for work. */
+function startWorker(message) {
+  const worker = new Worker(new URL("thread.js", import.meta.url), { type: "module" });
+  worker.postMessage(message);
+  return new Promise((ready, fail) => {
+    worker.onmessage = () => ready(worker);
+    worker.onerror = (event) => fail(new Error(event.message || "a thread doesn't start"));
+  });
+}
 
 /** What the engine refuses or can't do; `status` is one of minicpm_status. */
 export class EngineError extends Error {
@@ -17,25 +29,41 @@ export class EngineError extends Error {
 
 export class Engine {
   #calls; // the module's functions
+  #memory;
   #system;
   #engine = 0; // the pointer to it
   #onPiece = null;
   #cancelled = null;
 
-  /** A module of minicpm.wasm over files, as wasi.js has them. `cancelled()` is asked before each step of a call; true
-   * ends it. */
-  static async of(module, files, { cancelled = () => false, print } = {}) {
+  /** The bytes of minicpm.wasm over files, as wasi.js has them. `cancelled()` is asked before each step of a call; true
+   * ends it. More than one of `threads` takes a page that is cross-origin isolated, or Node.js and disk.js's
+   * `startThread`. */
+  static async of(bytes, files, { cancelled = () => false, print, threads = 1, startThread = startWorker } = {}) {
     const engine = new Engine();
+    const { module, memory } = await load(bytes);
     engine.#cancelled = cancelled;
-    engine.#system = new System(files, { tick: () => engine.#tick(), print });
-    const { exports } = await WebAssembly.instantiate(module, {
+    engine.#system = new System(files, { tick: () => engine.#tick(), print, memory });
+    engine.#memory = memory;
+    const instance = await WebAssembly.instantiate(module, {
+      env: { memory },
       wasi_snapshot_preview1: engine.#system.imports(),
       minicpm: { piece: (kind, at, size) => engine.#piece(kind, at, size) },
     });
-    engine.#calls = exports;
-    engine.#system.memory = exports.memory;
-    exports._initialize();
+    engine.#calls = instance.exports;
+    engine.#calls._initialize();
+    await engine.#start(module, threads - 1, startThread);
     return engine;
+  }
+
+  /** Workers in the engine's memory, each with a stack and variables of its own. */
+  async #start(module, workers, startThread) {
+    const { malloc, __tls_size, minicpm_web_use_workers } = this.#calls;
+    const messages = Array.from({ length: workers }, (_, i) => {
+      const stack = ((malloc(STACK) >>> 0) + STACK) & ~15;
+      return { module, memory: this.#memory, index: i + 1, stack, variables: malloc(__tls_size.value) };
+    });
+    await Promise.all(messages.map((message) => startThread(message)));
+    minicpm_web_use_workers(workers);
   }
 
   /** Opens the bundle in a folder of the files. */
@@ -45,7 +73,7 @@ export class Engine {
       this.#checked(
         this.#with([folder, JSON.stringify(options)], (...texts) => this.#calls.minicpm_open(VERSION, ...texts, place)),
       );
-      this.#engine = new DataView(this.#calls.memory.buffer).getUint32(place >>> 0, true);
+      this.#engine = new DataView(this.#memory.buffer).getUint32(place >>> 0, true);
     } finally {
       this.#calls.free(place);
     }
@@ -102,7 +130,7 @@ export class Engine {
   }
 
   #piece(kind, at, size) {
-    const bytes = new Uint8Array(this.#calls.memory.buffer, at >>> 0, size).slice();
+    const bytes = new Uint8Array(this.#memory.buffer, at >>> 0, size).slice();
     const said = KINDS[kind] === "token" ? new DataView(bytes.buffer).getInt32(0, true) : new TextDecoder().decode(bytes);
     return this.#onPiece(KINDS[kind], said) ? 1 : 0;
   }
@@ -125,14 +153,14 @@ export class Engine {
     const bytes = new TextEncoder().encode(text);
     const place = this.#calls.malloc(bytes.length + 1);
     if (!place) throw new EngineError(OUT_OF_MEMORY, "the page is out of memory; open the bundle with a smaller context");
-    const memory = new Uint8Array(this.#calls.memory.buffer, place >>> 0, bytes.length + 1);
+    const memory = new Uint8Array(this.#memory.buffer, place >>> 0, bytes.length + 1);
     memory.set(bytes);
     memory[bytes.length] = 0;
     return place;
   }
 
   #text(at) {
-    const bytes = new Uint8Array(this.#calls.memory.buffer, at >>> 0);
+    const bytes = new Uint8Array(this.#memory.buffer, at >>> 0);
     return new TextDecoder().decode(bytes.slice(0, bytes.indexOf(0)));
   }
 

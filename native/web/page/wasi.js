@@ -43,8 +43,8 @@ export class System {
 
   /** `files`: path without a leading slash -> file. `tick` is called whenever the engine reads the clock, as it does
    * before and after each step. */
-  constructor(files, { tick = () => {}, print = console.error } = {}) {
-    Object.assign(this, { files, tick, print, memory: null });
+  constructor(files, { tick = () => {}, print = console.error, memory } = {}) {
+    Object.assign(this, { files, tick, print, memory });
   }
 
   get #view() {
@@ -56,7 +56,7 @@ export class System {
   }
 
   #path(at, size) {
-    const path = new TextDecoder().decode(this.#bytes(at, size));
+    const path = new TextDecoder().decode(this.#bytes(at, size).slice()); // of shared memory it decodes nothing
     return path.split("/").filter((part) => part && part !== ".").join("/");
   }
 

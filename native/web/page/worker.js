@@ -2,10 +2,12 @@
 // with messages, the last of which is {kind: "done"} or {kind: "error"}.
 
 import { Engine } from "./engine.js";
+import { checkFeatures } from "./features.js";
 import { loadBundle } from "./files.js";
 import { MemoryFile } from "./wasi.js";
 
 const SESSION = "session";
+const HALF = Math.max(1, navigator.hardwareConcurrency >> 1); // processors: mostly two are one core
 const OFTEN = 50; // milliseconds between two looks at the leash
 
 let engine = null;
@@ -41,12 +43,14 @@ async function fetched(name, read) {
 async function open() {
   say("loading the engine");
   const app = await fetched("app.json", "json");
-  const module = await WebAssembly.compile(await fetched("minicpm.wasm", "arrayBuffer"));
+  checkFeatures(app.features);
+  const bytes = await fetched("minicpm.wasm", "arrayBuffer");
   bundle = await loadBundle(new URL(`../${encodeURIComponent(app.bundle)}/`, import.meta.url), say);
   const files = new Map([...bundle.files].map(([name, file]) => [`bundle/${name}`, file]));
-  engine = await Engine.of(module, files, { cancelled });
+  const threads = self.crossOriginIsolated ? (app.options.threads ?? HALF) : 1; // else no worker shares its memory
+  engine = await Engine.of(bytes, files, { cancelled, threads });
   say(bundle.checked ? "opening the model" : "checking the model");
-  const options = { ...app.options, linked: app.linked, sha256: bundle.sha256, check: !bundle.checked };
+  const options = { ...app.options, threads, linked: app.linked, sha256: bundle.sha256, check: !bundle.checked };
   const session = await bundle.kept(SESSION);
   if (session) files.set(SESSION, new MemoryFile(session));
   try {

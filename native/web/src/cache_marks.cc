@@ -3,7 +3,9 @@
 
 namespace minicpm {
 
-bool IsMarked(const std::string&, const std::string&) { return false; }
+std::string FileOfMark(const std::string&, const std::string&) { return ""; }
+
+std::optional<std::string> Marked(const std::string&, const std::string&) { return std::nullopt; }
 
 void Mark(const std::string&, const std::string&, const std::string&) {}
 

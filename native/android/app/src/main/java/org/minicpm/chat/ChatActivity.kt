@@ -2,6 +2,7 @@ package org.minicpm.chat
 
 import android.app.Activity
 import android.os.Bundle
+import android.system.Os
 import android.widget.Button
 import android.widget.EditText
 import android.widget.ScrollView
@@ -53,8 +54,11 @@ class ChatActivity : Activity() {
             .put("linked", BuildConfig.LINKED)
             .put("sha256", BuildConfig.SHA256)
             .put("context", 4096)
+        Os.setenv("XDG_CACHE_HOME", cacheDir.path, true) // what is found out about a GPU, and its compiled kernels
         try {
             engine = resumed(folder, options) ?: Engine(folder.path, options.toString())
+            val info = JSONObject(engine!!.info())
+            if (!info.isNull("fell_back")) show("${info.getString("fell_back")}; the processor answers\n")
             runOnUiThread { send.isEnabled = true }
         } catch (error: Engine.EngineException) {
             show("${error.message}\n\nadb push ${BuildConfig.BUNDLE} ${folder.parent}/\n")
