@@ -80,11 +80,9 @@ class Int8Dot:
 
     def start(self, scheme: Scheme, word: Expr, half: int) -> Expr:
         """int32[rows] that the integer product starts from, given that word; of a half where those
-        have their own scales.
+        have their own scales. Scalar until it is there: vectors' ports are what products wait for.
         """
-        words = T.broadcast(word, self.rows)
-        words = in_order(words) if scheme.halves > 1 else words  # no scalar takes its own register
-        return start_of(scheme, self.zero(scheme.values), words, half, self.rows)
+        return T.broadcast(start_of(scheme, self.zero(scheme.values), word, half), self.rows)
 
     def unpack(
         self, scheme: Scheme, stored: Stored, block: Expr, g: Expr, row: int
@@ -190,10 +188,12 @@ class PMAddUbsW(Int8Dot):
     query_levels = 64  # 2 * 64 * 255 < 2**15
 
     def fills(self, scheme: Scheme, tabled: bool) -> bool:
-        """Sums of 16 bits that don't hold a whole group's need others beside them."""
-        return super().fills(scheme, tabled) and (
-            not scheme.values.unsigned or self.summed(scheme.values) >= REGISTERS
-        )
+        """Sums of 16 bits that don't hold a whole group's need others beside them, and so do
+        scales of two levels.
+        """
+        values = scheme.values
+        whole = not values.unsigned or self.summed(values) >= REGISTERS
+        return super().fills(scheme, tabled) and whole and (tabled or not scheme.leveled)
 
     def summed(self, values: Values) -> int:
         """Products that 16 bits hold the sum of, two of each pair."""

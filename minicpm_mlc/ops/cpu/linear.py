@@ -103,14 +103,15 @@ class _Loops:
 
     def half_sums(self, row: Expr, block: Expr, g: Expr) -> tuple[Expr, Expr]:
         """Of 16 columns each: unpack, multiply, add; `chains` sums of each hide the latency of the
-        additions.
+        additions. Where registers are few, one by one: LLVM would spill.
         """
         sums: list[Expr] = [None] * (2 * self.chains)
         for j in range(GROUP // 2):
             for half, number in enumerate(self.numbers(block, g, j)):
                 product = self.factor(row, g, half, j) * number
                 at = half * self.chains + j % self.chains
-                sums[at] = vector.in_order(product if sums[at] is None else sums[at] + product)
+                added = product if sums[at] is None else sums[at] + product
+                sums[at] = T.Bind(added) if self.chains > 1 else vector.in_order(added)
         halves = sums[: self.chains], sums[self.chains :]
         first, second = (reduce(add, half) for half in halves)
         return first, second

@@ -30,7 +30,7 @@ CACHE_GROUPS = 32  # column groups at a time: 16 packed rows and a tile of x sta
 CACHE_ROWS = 128  # x rows at a time: 160 KiB of CACHE_GROUPS stay in L2
 # Weight blocks of one task lie far apart: to one row, memory delivers 15 % more in two streams than
 # in one. Prefetching is worth 30 % for 8 and 16 rows, each of two streams a quarter as far ahead.
-FEW_TILES = 3  # of rows: these unpack weights as they go, as a table costs more than it spares
+FEW_TILES = 7  # of rows: these unpack weights as they go, as a table costs more than it spares
 
 
 BlockAt = Callable[
@@ -78,22 +78,21 @@ class Weights:
 @dataclass(frozen=True)
 class Totals:
     """A tile's float totals, a register of columns each: in registers, or in memory where the sums
-    of integers fill those. There each step leaves them in another place than the one before, in
-    `turns`: LLVM would hold what stays, and spill.
+    of integers fill those. There each step leaves them in another place than the one before: LLVM
+    would hold what stays, and spill.
     """
 
-    buffer: Buffer  # f32[turns * count * width]
+    buffer: Buffer  # f32[count * width], or twice as many
     count: int
     width: int
-    turns: int
+    moving: bool
 
     @staticmethod
-    def of(count: int, dot: Int8Dot, scheme: Scheme, tabled: bool) -> Totals:
-        """For so many registers of columns; unpacking may leave no registers either."""
-        moving = count > dot.beside_totals or (scheme.values.held > 1 and not tabled)
-        turns = 2 * scheme.halves if moving else 1
-        buffer = T.alloc_buffer((turns * count * dot.rows,), "float32", scope="global")
-        return Totals(buffer, count, dot.rows, turns)
+    def of(count: int, dot: Int8Dot) -> Totals:
+        """For so many registers of columns."""
+        moving = count > dot.beside_totals
+        buffer = T.alloc_buffer(((1 + moving) * count * dot.rows,), "float32", scope="global")
+        return Totals(buffer, count, dot.rows, moving)
 
     def load(self, i: int, step: Expr) -> Expr:
         """The i-th before a step."""
@@ -109,7 +108,7 @@ class Totals:
         self.store(vector.in_order(value) if in_order else value, i, step + 1)
 
     def _at(self, i: int, step: Expr) -> Expr:
-        turn = step % self.turns * self.count
+        turn = step % 2 * self.count if self.moving else 0
         return T.ramp((turn + i) * self.width, 1, self.width)
 
 
@@ -254,7 +253,7 @@ class Int8Loops:
         """`tile` with these registers of weights; the last run applies the epilogue."""
         width = self.dot.rows
         places = [(first + r, w.column + w.row) for w in weights for r in range(rows)]
-        total = Totals.of(len(places), self.dot, self.scheme, self.table is not None)
+        total = Totals.of(len(places), self.dot)
         start, halves = T.Bind(c * CACHE_GROUPS), self.scheme.halves
         read = list({w.stream: w.block for w in weights}.values())
         with T.If(c == 0):
@@ -316,7 +315,8 @@ class Int8Loops:
         if self.table is not None:
             return self.table.weights(g % CACHE_GROUPS, weights.row)
         registers = self.dot.unpack(self.scheme, self.stored, weights.block, g, weights.row)
-        return map(vector.in_order, self.dot.arranged(registers, rows))
+        arranged = self.dot.arranged(registers, rows)
+        return map(vector.in_order, arranged) if self.scheme.values.held > 1 else arranged
 
     def terms(self, weights: Weights, g: Expr, half: int) -> Terms:
         """Of a register of weight rows; of a half of the columns where those have their own."""
