@@ -122,15 +122,15 @@ def test_a_reload_goes_on(page: Any, opened: Open) -> None:
 
 
 @pytest.mark.campaign
-def test_an_isolated_page_computes_on_threads(folder: Path, tmp_path: Path) -> None:
+def test_an_isolated_page_computes_on_threads(opened: Open, folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     app = json.loads((copy / "page" / "app.json").read_text())
     app["options"]["threads"] = 2  # also where a machine has few processors
     (copy / "page" / "app.json").write_text(json.dumps(app))
     headers = {"Cross-Origin-Opener-Policy": "same-origin"}
     headers["Cross-Origin-Embedder-Policy"] = "require-corp"
-    with serving(copy, headers) as (address, asked), chromium() as browser:
-        page = browser.new_page(viewport=DESKTOP)
+    with serving(copy, headers) as (address, asked):
+        page = opened.page.context.browser.new_page(viewport=DESKTOP)
         page.goto(address)
         until(page, OPENED, 60)
         assert page.evaluate("crossOriginIsolated")

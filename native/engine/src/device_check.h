@@ -1,5 +1,6 @@
 // The quick form of `minicpm-mlc verify`: a device is tried once with a bundle's kernels before anything it says is
-// believed; as minicpm_mlc/runtime_py/device_check.py, which remembers it in the same files.
+// believed; as minicpm_mlc/runtime_py/device_check.py, which remembers it in the same files but ends early: here a second
+// library may answer at once.
 #pragma once
 
 #include "bundle.h"
