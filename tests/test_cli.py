@@ -173,7 +173,7 @@ def test_chat_answers_one_prompt(engine: FakeEngine) -> None:
     )
     assert (result.stdout, result.stderr, result.exit_code) == ("Hello\n", "hm\n", 0)
     given = {"bundle": "B", "context": 128, "threads": None, "attention": "auto", "draft": None}
-    assert engine.opened == given | {"remote": None}
+    assert engine.opened == given | {"remote": None, "device": None}
     assert engine.calls == [
         ([{"role": "user", "content": "Hi"}], {"temperature": 0.0, "stop": ["x"], "think": False})
     ]
@@ -274,6 +274,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "device": "cpu",
         "cpu": None,
         "gpu": None,
+        "with_cpu": False,
         "arch": None,
         "scheme": "w8",
         "embedding_scheme": None,
