@@ -152,7 +152,7 @@ CASES = (
     few_case("down, 16 rows", "linear_down", HIDDEN, WIDTH),
     few_case("head, w8, 16 rows", "linear_head", VOCAB, HIDDEN, size=1),
     *rows_cases(16),
-    attention_case("attention of 16 rows, 1K", "attend_tree", 16, None, rows=16),
+    attention_case("attention of 16 rows, 1K", "attend", 16, None, rows=16),
     staged_case("qkv, first columns, 512 rows", "norm_qkv", WHOLE, HIDDEN, kernel=4),
     few_case("qkv, others, 512 rows", "norm_qkv", QKV - WHOLE, HIDDEN, 6, CHUNK),
     staged_case("o, 512 rows", "linear_o", HIDDEN, HIDDEN),
@@ -243,7 +243,6 @@ def records() -> dict[str, Any]:
     """The operators by the names that CASES use."""
     from minicpm_mlc.ops.attend import AttendDecode, AttendPrefill
     from minicpm_mlc.ops.attend_blocks import AttendBlocks
-    from minicpm_mlc.ops.attend_tree import AttendTree
     from minicpm_mlc.ops.formats.kv import F16
     from minicpm_mlc.ops.formats.weights import SCHEMES
     from minicpm_mlc.ops.linear import Linear
@@ -273,7 +272,6 @@ def records() -> dict[str, Any]:
         "attend_prefill": AttendPrefill(*heads, F16),
         "quantize": QuantizeRows(HIDDEN, factor),
         "attend": AttendDecode(*heads, F16, sum_factor=factor),
-        "attend_tree": AttendTree(*heads, F16, sum_factor=factor),
         "attend_blocks": AttendBlocks(*heads, F16, 96, True, sum_factor=factor),
         "score_blocks": ScoreBlocks(*heads, True),
         "select_blocks": SelectBlocks(KV_HEADS, 64, 32, 1),
