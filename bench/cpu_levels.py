@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 from cpu_static import LEVELS, PEAKS, PRODUCTS, RECORDS, loops_of, most_stack
-from linear import measure
+from linear import PROCESSORS, measure
 
 from minicpm_mlc.base.text import markdown_table, plain_table
+from minicpm_mlc.bench.timing import compiled
 from minicpm_mlc.bundle.manifest import PAGE_SIZE
 from minicpm_mlc.ops.build import build
 from minicpm_mlc.ops.cpu.speed_limits import INT8_CHAINS, STEPS, int8_operations
@@ -32,11 +33,7 @@ from minicpm_mlc.ops.operator import POOL, Argument, Cost, Extent
 from minicpm_mlc.ops.quantize_rows import words_of
 from minicpm_mlc.targets.cpu import CpuTarget
 
-MEASURED = {
-    "avx2": "x86-64-v3",
-    "avxvnni": "alderlake",
-    "avx512vnni": "native",
-}  # as what their kernels are compiled here
+MEASURED = PROCESSORS | {"avx512vnni": "native"}  # as what their kernels are compiled here
 DEPTH = 8192  # tokens of attention and scores
 ROWS = 64
 SHAPE = 4096, 4096  # of a product whose time is measured
@@ -61,14 +58,6 @@ class Limits:
     def share(self, cost: Cost, seconds: float) -> float:
         """Of the limit that a call's products have."""
         return cost.operations / seconds / (self.int8 if cost.int8 else self.float32)
-
-
-def compiled(function: Any, target: CpuTarget) -> Callable[..., Any]:
-    """A PrimFunc as a function of tensors."""
-    import tvm
-
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())["main"]
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:

@@ -32,6 +32,10 @@ from minicpm_mlc.ops.formats.weights import SCHEMES
 from minicpm_mlc.ops.formats.weights.base import Scheme
 from minicpm_mlc.ops.operator import Operator
 
+PROCESSORS = {
+    "avx2": "x86-64-v3",
+    "avxvnni": "alderlake",
+}  # that a level's kernels are compiled for
 SHAPES = [
     "1x1024x1024",
     "1x4096x1024",
@@ -116,14 +120,13 @@ def native() -> Any:
 
 
 def build(operator: Operator, dot: str | None = None) -> Callable[..., None]:
-    """The operator's kernel for this machine; int8 products go by the feature `dot`."""
-    import tvm
-
+    """The operator's kernel for this machine, or for one that multiplies int8 by `dot`."""
+    from minicpm_mlc.bench.timing import compiled
     from minicpm_mlc.ops.build import build as kernel
+    from minicpm_mlc.targets.cpu import CpuTarget
 
-    function = kernel(operator, replace(native().traits, int8_dot=dot))
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, native().tvm_target())["main"]
+    target = CpuTarget.of(PROCESSORS.get(dot or "", "native"))
+    return compiled(kernel(operator, replace(target.traits, int8_dot=dot)), target)
 
 
 def random_tensor(shape: tuple[int, ...], dtype: str) -> Any:

@@ -15,9 +15,11 @@ from minicpm_mlc.targets.cpu import CpuTarget
 SHARE_ALL_CORES = -3  # TVM's affinity mode that lets the system move threads between the cores
 
 
-def compiled(kernel: Any) -> Callable[..., None]:
-    """A PrimFunc as a function of tensors."""
-    target = CpuTarget.of("native")
+def compiled(kernel: Any, target: CpuTarget | None = None) -> Callable[..., None]:
+    """A PrimFunc as a function of tensors, compiled as libraries are, for this machine unless a
+    target is given.
+    """
+    target = target or CpuTarget.of("native")
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     return tvm.compile(module, target.tvm_target(), tir_pipeline=target.tir_pipeline())["main"]
 
