@@ -101,8 +101,13 @@ def serve(
     check_libraries()
     keys = given_keys(api_key, api_key_file)
     serving = Serving(keys=keys, origins=cors_origin, hosts=allowed_host, **options)
-    opened = {"context": context, "threads": threads, "attention": attention, "draft": draft_model}
-    opened["device"] = device
+    opened = {
+        "context": context,
+        "threads": threads,
+        "attention": attention,
+        "device": device,
+        "draft": draft_model,
+    }
     if ray:
         from minicpm_mlc.serve.ray_serve import run
 

@@ -35,8 +35,8 @@ def reach_before(tree: np.ndarray, row: int) -> np.float32:
 @dataclass(frozen=True)
 class ChooseNodes(Operator):
     """Writes the n likeliest guesses after each of the r nodes of a level into the tree
-    (formats/draft_tree.py), and
-    chooses the n nodes with the likeliest paths, ties to the lower number: the next level.
+    (formats/draft_tree.py), and chooses the n nodes with the likeliest paths, ties to the lower
+    number: the next level.
 
     `guesses`: how many the head gives for a row, at least n. Its ids name the base's tokens in
     `vocabulary`. Of the chosen nodes come out their tokens, the hidden states float32 that proposed

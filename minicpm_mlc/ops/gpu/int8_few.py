@@ -44,11 +44,9 @@ class FewTiles:
         """One launch, for the blocks of W from `start` on. Neighbouring workgroups read the same
         ones.
         """
-        warps, down = self.warps, T.Bind((self.m + TOKENS - 1) // TOKENS)
-        across, steps = (
-            (self.matrix.blocks - start + BLOCKS - 1) // BLOCKS,
-            self.matrix.groups // STEP,
-        )
+        warps, steps = self.warps, self.matrix.groups // STEP
+        down = T.Bind((self.m + TOKENS - 1) // TOKENS)
+        across = (self.matrix.blocks - start + BLOCKS - 1) // BLOCKS
         with workgroups(down * across, 32 * warps) as (group, thread):
             warp, own = T.Bind(thread // 32), T.Bind(thread % 32)
             first, block = T.Bind(group % down * TOKENS), T.Bind(start + group // down * BLOCKS)
